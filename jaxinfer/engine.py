@@ -1,0 +1,140 @@
+"""The engine's loop: one thread, one step in flight.
+
+While the device computes step N the host plans and dispatches N + 1, then takes N's tokens. Pages may be freed while a
+step that writes to them is still in flight: steps run in dispatch order on donated KV, so whoever gets the pages next
+writes later. In `serve` the loop runs in a process of its own, in `LLM` and in tests in a thread; the code is the same.
+"""
+
+from __future__ import annotations
+
+import queue
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from jaxinfer.messages import (
+    Abort,
+    Died,
+    Drain,
+    Drained,
+    EngineInfo,
+    Rejected,
+    SequenceOutput,
+    Shutdown,
+    StepOutputs,
+    Submit,
+)
+from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.scheduling.plan import StepPlan, StepResult
+from jaxinfer.scheduling.scheduler import DuplicateRequest, Scheduler
+
+Post = Callable[[Any], None]
+
+
+class PendingStep(Protocol):
+    def result(self) -> StepResult: ...
+
+
+class StepRunner(Protocol):
+    """What the engine needs of a runner; tests bring a fake one."""
+
+    def dispatch(self, plan: StepPlan) -> PendingStep: ...
+
+    @property
+    def compilations(self) -> int: ...
+
+
+class Inbox(Protocol):
+    """A queue of messages: `queue.Queue`, or the process side's pipe reader."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any: ...
+
+
+class EngineLoop:
+    """Turns messages into steps. `info` is what the engine settled on; `check` turns on integrity checks every step."""
+
+    def __init__(self, scheduler: Scheduler, runner: StepRunner, info: EngineInfo, *, check: bool = False) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.info = info
+        self._check = check
+        self._in_flight: tuple[StepPlan, PendingStep] | None = None
+        self._draining = False
+        self._stopped = False
+
+    def step(self) -> StepOutputs | None:
+        """Plans and dispatches a step, then takes the results of the one before. None when there is nothing to say."""
+        plan = self.scheduler.schedule()
+        if self._check:
+            self.scheduler.check_integrity(plan)
+        pending = self.runner.dispatch(plan) if plan else None
+        done, self._in_flight = self._in_flight, (plan, pending) if pending is not None else None
+        outputs = self.scheduler.update(done[0], done[1].result()) if done is not None else None
+        if self._check:
+            self.scheduler.check_integrity()
+        if pending is None and done is None and self.scheduler.has_unfinished:
+            raise RuntimeError("the scheduler has unfinished requests but plans nothing for them")
+        return outputs
+
+    @property
+    def idle(self) -> bool:
+        return self._in_flight is None and not self.scheduler.has_unfinished
+
+    def run(self, inbox: Inbox, post: Post) -> None:
+        """Serves until `Shutdown`, or until a `Drain` is done. A failure is posted as `Died` and raised again."""
+        try:
+            while not self._stopped:
+                self._receive(inbox, post)
+                outputs = None if self.idle else self.step()
+                self._post_outputs(outputs, post)
+                if self.idle:
+                    self.scheduler.check_integrity()
+                    if self._draining:
+                        post(Drained())
+                        return
+        except BaseException as error:
+            post(Died(f"{type(error).__name__}: {error}", traceback.format_exc()))
+            raise
+
+    def _receive(self, inbox: Inbox, post: Post) -> None:
+        """Takes every waiting message; waits for one when there is nothing to compute."""
+        block = self.idle and not self._draining
+        while not self._stopped:
+            try:
+                message = inbox.get(block)
+            except queue.Empty:
+                return
+            self._handle(message, post)
+            block = False
+
+    def _handle(self, message: Any, post: Post) -> None:
+        if isinstance(message, Submit):
+            self._submit(message, post)
+        elif isinstance(message, Abort):
+            self.scheduler.abort(message.request_id, message.index)
+        elif isinstance(message, Drain):
+            self._draining = True
+        elif isinstance(message, Shutdown):
+            self._stopped = True
+        else:
+            raise TypeError(f"the engine does not know the message {message!r}")
+
+    def _submit(self, submit: Submit, post: Post) -> None:
+        if self._draining:
+            post(Rejected(submit.request_id, "draining", "the engine is draining and takes no new requests"))
+            return
+        try:
+            self.scheduler.add(submit)
+        except DuplicateRequest as error:
+            post(Rejected(submit.request_id, "duplicate", str(error)))
+        except InvalidRequest as error:
+            post(Rejected(submit.request_id, "invalid", str(error)))
+
+    def _post_outputs(self, outputs: StepOutputs | None, post: Post) -> None:
+        ended: list[SequenceOutput] = self.scheduler.take_ended()
+        if outputs is None and not ended:
+            return
+        stats = self.scheduler.refresh_stats()
+        stats.compilations_after_ready = self.runner.compilations
+        sequences = ended + (outputs.sequences if outputs is not None else [])
+        post(StepOutputs(sequences, outputs.prompts if outputs is not None else [], stats.copy()))

@@ -1,0 +1,297 @@
+"""The offline API: `LLM(model).generate(prompts)`, and `build_engine`, the composition root that loads a model."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxinfer.config import RuntimeConfig
+from jaxinfer.engine import EngineLoop
+from jaxinfer.messages import Abort, Died, EngineInfo, Progress, Rejected, Shutdown, StepOutputs, Submit
+from jaxinfer.model_path import resolve_model
+from jaxinfer.outputs import RequestOutput, RequestStream
+from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids, generation_defaults
+from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+
+
+class EngineDead(RuntimeError):
+    """The engine's thread failed; the message carries its reason."""
+
+
+def build_engine(
+    model: str | Path,
+    runtime: RuntimeConfig,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    check: bool = False,
+) -> EngineLoop:
+    """Loads a checkpoint folder and returns a warmed-up engine. Raises ConfigError or CheckpointError.
+
+    A composition root: the only place of the engine that reaches up to `checkpoints`.
+    """
+    from checkpoints.load import load_model
+
+    from jaxinfer.runtime.assemble import Model, assemble_engine, configure_jax
+    from jaxinfer.runtime.sharding import make_mesh
+
+    configure_jax(runtime)
+    mesh = make_mesh(runtime.tensor_parallel_size, runtime.device)
+
+    def on_load(done: int, total: int, detail: str) -> None:
+        if progress is not None:
+            progress(Progress("load", done, total, detail))
+
+    loaded = load_model(Path(model), dtype=runtime.dtype, mesh=mesh, progress=on_load)
+    described = Model(Path(model).name, loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
+    del loaded
+    return assemble_engine(described, mesh, runtime, progress, check=check)
+
+
+class LLM:
+    """A model ready to generate. Keyword names follow vLLM where the thing is the same.
+
+    model: converted checkpoint, Hugging Face folder or hub id in the local cache; None is the shipped demo.
+    generation_config: "auto" overlays the defaults with the model's own, "none" does not.
+    Other keywords are `RuntimeConfig`'s fields. Use as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        generation_config: str = "auto",
+        seed: int = 0,
+        **runtime: Any,
+    ) -> None:
+        if generation_config not in ("auto", "none"):
+            raise ValueError(f"generation_config is {generation_config!r}; it must be 'auto' or 'none'")
+        self.model_path = resolve_model(None if model is None else str(model))
+        self.runtime = RuntimeConfig(seed=seed, **runtime)
+        self._tokenizer = _tokenizer_or_none(self.model_path)
+        self._seeds = random.Random(seed)
+        self._ids = itertools.count()
+        self._lock = threading.Lock()
+        engine = build_engine(self.model_path, self.runtime)
+        self.info: EngineInfo = engine.info
+        self._defaults = _defaults(self.model_path) if generation_config == "auto" else {}
+        self._inbox: queue.Queue[Any] = queue.Queue()
+        self._outbox: queue.Queue[Any] = queue.Queue()
+        self._dead: str | None = None
+        self._thread = threading.Thread(
+            target=_run_quietly, args=(engine, self._inbox, self._outbox.put), name="jaxinfer-engine", daemon=True
+        )
+        self._thread.start()
+
+    # -- public -----------------------------------------------------------------------------------------------------
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises TokenizerError when the folder has none."""
+        if self._tokenizer is None:
+            raise TokenizerError(f"{self.model_path} has no tokenizer; give prompts as token ids")
+        return self._tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """vLLM's defaults, overlaid by the model's generation config."""
+        return SamplingParams(**self._defaults)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: Sequence[int] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Generates for one prompt or a list of them, in their order.
+
+        Prompts are strings, lists of token ids or {"prompt_token_ids": [...]} / {"prompt": "..."}. sampling_params: one
+        for all, or one each. use_tqdm: show a progress bar. Raises InvalidRequest before anything runs, EngineDead.
+        """
+        entries = _as_list(prompts)
+        params = self._params_for(entries, sampling_params)
+        if priority is not None and len(priority) != len(entries):
+            raise InvalidRequest(
+                "priority", len(priority), f"it must hold one value for each of {len(entries)} prompts"
+            )
+        streams = [self._stream(entry, p) for entry, p in zip(entries, params, strict=True)]
+        with self._lock:
+            self._submit_all(streams, priority or [0] * len(streams))
+            self._collect({s.result.request_id: s for s in streams}, show=use_tqdm)
+        return [stream.result for stream in streams]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Renders one conversation, or a list of them, with the model's chat template and generates the answers."""
+        single = bool(messages) and isinstance(messages[0], Mapping)
+        conversations: list[Any] = [messages] if single else list(messages)
+        tokenizer = self.get_tokenizer()
+        prompts = [tokenizer.encode_chat(c, add_generation_prompt=add_generation_prompt) for c in conversations]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def close(self) -> None:
+        """Stops the engine's thread. Idempotent."""
+        if self._thread.is_alive():
+            self._inbox.put(Shutdown())
+            self._thread.join()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def _params_for(
+        self, entries: Sequence[Prompt], given: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        if given is None:
+            given = self.get_default_sampling_params()
+        if isinstance(given, SamplingParams):
+            return [given] * len(entries)
+        if len(given) != len(entries):
+            raise InvalidRequest("sampling_params", len(given), f"there are {len(entries)} prompts")
+        return list(given)
+
+    def _stream(self, prompt: Prompt, params: SamplingParams) -> RequestStream:
+        text, ids = self._token_ids(prompt, params)
+        params.check_vocabulary(self.info.vocab_size)
+        room = self.info.max_model_len - len(ids)
+        if not ids:
+            raise InvalidRequest("prompt", prompt, "it must hold at least one token")
+        if room < 1:
+            raise InvalidRequest(
+                "prompt", f"{len(ids)} tokens", f"at most {self.info.max_model_len - 1} fit the context"
+            )
+        if params.max_tokens is not None and params.max_tokens > room:
+            params = params.with_changes(max_tokens=room, min_tokens=min(params.min_tokens, room))
+        if params.stop and self._tokenizer is None:
+            raise InvalidRequest("stop", params.stop, "stop strings need a tokenizer, and this model has none")
+        return RequestStream(str(next(self._ids)), text, ids, params, self._tokenizer)
+
+    def _token_ids(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, tuple[int, ...]]:
+        if isinstance(prompt, Mapping):
+            unknown = set(prompt) - {"prompt", "prompt_token_ids"}
+            if unknown or len(prompt) != 1:
+                raise InvalidRequest("prompt", sorted(prompt), "a mapping holds either prompt or prompt_token_ids")
+            prompt = next(iter(prompt.values()))
+        limit = params.truncate_prompt_tokens
+        if isinstance(prompt, str):
+            return prompt, tuple(self.get_tokenizer().encode(prompt, truncate_prompt_tokens=limit))
+        ids = as_token_ids("prompt_token_ids", prompt, self.info.vocab_size)
+        return None, ids if limit is None else ids[-limit:]
+
+    def _submit_all(self, streams: Sequence[RequestStream], priority: Sequence[int]) -> None:
+        self._check_alive()
+        for stream, level in zip(streams, priority, strict=True):
+            result, params = stream.result, stream.params
+            seed = self._seeds.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
+            ids = tuple(result.prompt_token_ids)
+            self._inbox.put(Submit(result.request_id, ids, params, seed, level, time.monotonic()))
+
+    def _collect(self, streams: dict[str, RequestStream], *, show: bool) -> None:
+        open_ids = set(streams)
+        try:
+            with _progress_bar(len(streams), show) as advance:
+                while open_ids:
+                    for request_id in self._take(streams):
+                        open_ids.discard(request_id)
+                        advance()
+        except BaseException:
+            for request_id in open_ids:
+                self._inbox.put(Abort(request_id))
+            raise
+
+    def _take(self, streams: dict[str, RequestStream]) -> list[str]:
+        """Waits for one message; returns the requests it finished. News of requests given up earlier is dropped."""
+        self._check_alive()
+        message = self._outbox.get()
+        if isinstance(message, Died):
+            self._dead = message.error
+            self._check_alive()
+        if isinstance(message, Rejected) and message.request_id in streams:
+            raise InvalidRequest("request", message.request_id, message.message)
+        finished: list[str] = []
+        if isinstance(message, StepOutputs):
+            for scored in message.prompts:
+                if scored.request_id in streams:
+                    streams[scored.request_id].push_prompt(scored)
+            for output in message.sequences:
+                stream = streams.get(output.request_id)
+                delta = stream.push(output) if stream is not None else None
+                if stream is None or delta is None:
+                    continue
+                if delta.stopped:
+                    self._inbox.put(Abort(output.request_id, output.index))
+                if stream.finished:
+                    finished.append(output.request_id)
+        return finished
+
+    def _check_alive(self) -> None:
+        if self._dead is not None:
+            raise EngineDead(f"the engine failed: {self._dead}")
+
+
+def _run_quietly(engine: EngineLoop, inbox: queue.Queue[Any], post: Callable[[Any], None]) -> None:
+    """The thread's body: the failure has been posted as `Died`, so the thread need not print it as well."""
+    try:
+        engine.run(inbox, post)
+    except Exception:
+        return
+
+
+def _as_list(prompts: Any) -> list[Any]:
+    single = isinstance(prompts, (str, Mapping)) or (bool(prompts) and isinstance(prompts[0], int))
+    return [prompts] if single else list(prompts)
+
+
+def _tokenizer_or_none(folder: Path) -> Tokenizer | None:
+    """A model without tokenizer files still serves token ids; broken files are an error."""
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        return None
+    return load_tokenizer(folder)
+
+
+def _defaults(folder: Path) -> dict[str, Any]:
+    from checkpoints.load import read_config
+
+    _, generation_config = read_config(folder)
+    return generation_defaults(generation_config)
+
+
+class _progress_bar:  # noqa: N801 (reads as the function it is used as)
+    """A rich progress bar, or nothing; enters to a function that advances it by one."""
+
+    def __init__(self, total: int, show: bool) -> None:
+        self._total, self._show = total, show
+        self._bar: Any = None
+
+    def __enter__(self) -> Callable[[], None]:
+        if not self._show:
+            return lambda: None
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"), TimeRemainingColumn()
+        )
+        self._bar.start()
+        task = self._bar.add_task("generating", total=self._total)
+        return lambda: self._bar.advance(task)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

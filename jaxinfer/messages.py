@@ -1,0 +1,160 @@
+"""What crosses the engine's door: small, picklable, standard library only.
+
+Towards the engine: `Submit`, `Abort`, `Drain`, `Shutdown`. From it: `Ready` once, one `StepOutputs` a step, `Rejected`
+for a request the engine cannot take, `Drained`, and `Died` as its last word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from jaxinfer.sampling_params import SamplingParams
+
+
+class Submit(NamedTuple):
+    """A validated request. `seed` is resolved (0 <= seed < 2**64); `arrival` is seconds of time.monotonic()."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    priority: int
+    arrival: float
+    cache_salt: str = ""
+
+
+class Abort(NamedTuple):
+    """Ends a request, or one of its sequences when `index` is given (its stop string was found on this side).
+
+    The engine answers with a `SequenceOutput` whose finish reason is "abort" for each sequence that was still alive;
+    aborting what has already finished or was never known does nothing.
+    """
+
+    request_id: str
+    index: int | None = None
+
+
+class Drain(NamedTuple):
+    """Finish what was accepted, take nothing new, then say `Drained`."""
+
+
+class Shutdown(NamedTuple):
+    """Stop after the current step; whatever is unfinished is dropped."""
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities (natural log, raw logits) at one position; `rank` is 1 for the most likely token.
+
+    `top` holds (token id, logprob) pairs, best first, as many as the request asked for.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+class SequenceOutput(NamedTuple):
+    """One sequence's news from one step. `token_id` is -1 when it finished without a new token (abort)."""
+
+    request_id: str
+    index: int
+    token_id: int
+    logprobs: TokenLogprobs | None
+    finish_reason: str | None  # "stop" | "length" | "abort"
+    stop_token: int | None  # the stop token id that ended it, None for end-of-sequence
+    cached_tokens: int
+
+
+class PromptScored(NamedTuple):
+    """Prompt log-probabilities of positions start+1 .. start+len(entries) (position 0 has none)."""
+
+    request_id: str
+    start: int
+    entries: tuple[TokenLogprobs, ...]
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """A snapshot after a step; counters run from start-up."""
+
+    running: int = 0
+    waiting: int = 0
+    total_pages: int = 0
+    free_pages: int = 0  # without content, or cached and evictable
+    cached_pages: int = 0  # evictable with content
+    steps: int = 0
+    scheduled_tokens: int = 0
+    padded_tokens: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    prefix_queries: int = 0  # tokens looked up
+    prefix_hits: int = 0  # tokens found
+    compilations_after_ready: int = 0
+
+    def copy(self) -> EngineStats:
+        return replace(self)
+
+
+@dataclass(slots=True)
+class StepOutputs:
+    """Everything the engine has to say after one step: one message, one wake-up of the listener."""
+
+    sequences: list[SequenceOutput] = field(default_factory=list)
+    prompts: list[PromptScored] = field(default_factory=list)
+    stats: EngineStats = field(default_factory=EngineStats)
+
+
+class Rejected(NamedTuple):
+    """The engine refused a submission. `kind` is "invalid", "duplicate" or "draining"."""
+
+    request_id: str
+    kind: str
+    message: str
+
+
+class EngineInfo(NamedTuple):
+    """What the engine settled on; sent with `Ready`. Plain data."""
+
+    model: str
+    architecture: str
+    vocab_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    page_size: int
+    num_pages: int
+    dtype: str
+    tensor_parallel_size: int
+    device: str
+    backends: dict[str, str]
+    eos_token_ids: tuple[int, ...]
+    notes: tuple[str, ...]
+    executables: tuple[tuple[str, float], ...]  # (bucket name, seconds to compile)
+    extra: dict[str, Any]
+
+
+class Progress(NamedTuple):
+    """Start-up news: `stage` is "load" or "warmup", `done` of `total` units."""
+
+    stage: str
+    done: int
+    total: int
+    detail: str
+
+
+class Ready(NamedTuple):
+    info: EngineInfo
+
+
+class Drained(NamedTuple):
+    pass
+
+
+class Died(NamedTuple):
+    """The engine failed; nothing follows. `error` is the one-line reason, `traceback` for the log."""
+
+    error: str
+    traceback: str

@@ -1,0 +1,89 @@
+"""Page tables of sequences: growth, prefix hits, publication of full pages, release."""
+
+from __future__ import annotations
+
+from jaxinfer.scheduling.page_pool import PagePool, PrefixNode
+from jaxinfer.scheduling.plan import PlanRow
+from jaxinfer.scheduling.request import Sequence
+
+
+class KVManager:
+    """Keeps sequences' page tables in a pool. Every kv slot a step may write is taken here, before dispatch."""
+
+    def __init__(self, pool: PagePool, *, enable_prefix_caching: bool = True) -> None:
+        self.pool = pool
+        self.page_size = pool.page_size
+        self.caching = enable_prefix_caching
+
+    def pages_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size)
+
+    def root(self, sequence: Sequence) -> PrefixNode:
+        return self.pool.prefixes.root((sequence.request.salt, sequence.regime))
+
+    def find_prefix(self, sequence: Sequence) -> tuple[list[int], PrefixNode]:
+        """The longest run of published pages that hold the sequence's first tokens, and the last one's node.
+
+        At least one token is always left to compute, since its hidden state is what sampling needs.
+        """
+        node = self.root(sequence)
+        pages: list[int] = []
+        # Prompt log-probabilities need every position's hidden state, so those requests compute everything.
+        if not self.caching or sequence.request.params.prompt_logprobs is not None:
+            return pages, node
+        size, ids, prefixes = self.page_size, sequence.token_ids, self.pool.prefixes
+        for i in range((sequence.num_tokens - 1) // size):
+            child = prefixes.find(node, ids[i * size : (i + 1) * size])
+            page = self.pool.lookup(child) if child is not None else None
+            if child is None or page is None:
+                break
+            pages.append(page)
+            node = child
+        return pages, node
+
+    def admit(self, sequence: Sequence, hit: list[int], node: PrefixNode) -> None:
+        """Gives a sequence without pages the pages of its prefix hit."""
+        for page in hit:
+            self.pool.retain(page)
+        sequence.pages = list(hit)
+        sequence.node = node
+        sequence.committed = len(hit)
+        sequence.num_computed = len(hit) * self.page_size
+
+    def shortfall(self, sequence: Sequence, num_tokens: int) -> int:
+        """How many more pages than available it takes to hold `num_tokens` tokens (0: `extend` will succeed)."""
+        return max(0, self.pages_for(num_tokens) - len(sequence.pages) - self.pool.available)
+
+    def extend(self, sequence: Sequence, num_tokens: int) -> list[int]:
+        """Takes the pages still missing for `num_tokens` tokens; returns the new ones."""
+        missing = self.pages_for(num_tokens) - len(sequence.pages)
+        if missing <= 0:
+            return []
+        pages = self.pool.allocate(missing)
+        sequence.pages += pages
+        return pages
+
+    def commit(self, sequence: Sequence, row: PlanRow) -> None:
+        """Publishes the pages that the row filled, once its step has run.
+
+        A page is published only if it is still the sequence's own: a preemption in between has given it away.
+        """
+        if not self.caching or row.residency != sequence.residency:
+            return
+        size, ids, prefixes = self.page_size, sequence.token_ids, self.pool.prefixes
+        node = sequence.node if sequence.node is not None else self.root(sequence)
+        for i in range(sequence.committed, (row.start + row.length) // size):
+            node = prefixes.child(node, ids[i * size : (i + 1) * size])
+            self.pool.publish(sequence.pages[i], node)
+            sequence.committed = i + 1
+        sequence.node = node
+
+    def release(self, sequence: Sequence) -> None:
+        """Gives all pages back. Safe with a step in flight that still writes to them: steps run in dispatch order on
+        donated KV, so whoever gets the pages next writes later."""
+        self.pool.release(reversed(sequence.pages))
+        sequence.pages = []
+        sequence.node = None
+        sequence.committed = 0
+        sequence.num_computed = 0
+        sequence.residency += 1

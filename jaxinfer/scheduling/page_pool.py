@@ -1,0 +1,190 @@
+"""The pool of KV pages: who owns which page, and which full pages can be found again by their content.
+
+A page is in exactly one of four states: the null page (page 0), free (no content), cached (content, no owner, may be
+evicted) or in use (one or more owners). Content is named by a `PrefixNode`: the page's own token ids plus the node of
+the page before it, down to a root that carries the salt. Nodes are interned, so one prefix is one object, and finding
+one compares token ids and never a digest: two different prefixes cannot be taken for each other.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from weakref import WeakValueDictionary
+
+NULL_PAGE = 0
+
+
+class PoolExhausted(RuntimeError):
+    """More pages were asked for than `available`; callers check first, so this is a bug in the caller."""
+
+
+class IntegrityError(AssertionError):
+    """The pool's books do not add up."""
+
+
+class PrefixNode:
+    """The content of one full page in its context. Interned by `PrefixTable`; identity is equality."""
+
+    __slots__ = ("__weakref__", "parent", "token_ids")
+
+    def __init__(self, parent: PrefixNode | None, token_ids: tuple[Hashable, ...]) -> None:
+        self.parent = parent
+        self.token_ids = token_ids
+
+
+class PrefixTable:
+    """Interns prefix nodes. Entries live as long as a page, a sequence or a child node refers to them."""
+
+    def __init__(self) -> None:
+        # The key holds the parent by id: safe because the value (the node) keeps its parent alive.
+        self._nodes: WeakValueDictionary[tuple[int, tuple[Hashable, ...]], PrefixNode] = WeakValueDictionary()
+
+    def root(self, salt: Hashable) -> PrefixNode:
+        """The empty prefix under a salt (tenant, adapter, model, RoPE regime)."""
+        return self._intern(None, (salt,))
+
+    def child(self, parent: PrefixNode, token_ids: Sequence[int]) -> PrefixNode:
+        return self._intern(parent, tuple(token_ids))
+
+    def find(self, parent: PrefixNode, token_ids: Sequence[int]) -> PrefixNode | None:
+        return self._nodes.get((id(parent), tuple(token_ids)))
+
+    def _intern(self, parent: PrefixNode | None, token_ids: tuple[Hashable, ...]) -> PrefixNode:
+        key = (id(parent), token_ids)
+        node = self._nodes.get(key)
+        if node is None:
+            node = self._nodes[key] = PrefixNode(parent, token_ids)
+        return node
+
+
+class PagePool:
+    """`num_pages` pages of `page_size` tokens, page 0 being the null page."""
+
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        if num_pages < 2:
+            raise ValueError(f"num_pages is {num_pages}; at least 2 are needed (page 0 is the null page)")
+        if page_size < 1:
+            raise ValueError(f"page_size is {page_size}; it must be positive")
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self.prefixes = PrefixTable()
+        self._free = list(range(num_pages - 1, NULL_PAGE, -1))  # a stack: low pages first, recently freed pages again
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently released first
+        self._owners = [0] * num_pages
+        self._content: list[PrefixNode | None] = [None] * num_pages
+        self._pages_of: dict[PrefixNode, list[int]] = {}
+
+    @property
+    def usable_pages(self) -> int:
+        return self.num_pages - 1
+
+    @property
+    def available(self) -> int:
+        """Pages that `allocate` can give out now."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_cached(self) -> int:
+        return len(self._cached)
+
+    def is_available(self, page: int) -> bool:
+        """Whether the page counts in `available` (nobody owns it)."""
+        return self._owners[page] == 0
+
+    def is_writable(self, page: int) -> bool:
+        """Whether its only owner may write to it: one owner and no content that others could find."""
+        return self._owners[page] == 1 and self._content[page] is None
+
+    def allocate(self, count: int) -> list[int]:
+        """Takes `count` pages with one owner each and no content, evicting the least recently used cached ones."""
+        if count > self.available:
+            raise PoolExhausted(f"{count} pages wanted, {self.available} available")
+        pages = []
+        for _ in range(count):
+            page = self._free.pop() if self._free else self._evict()
+            self._owners[page] = 1
+            pages.append(page)
+        return pages
+
+    def _evict(self) -> int:
+        page, _ = self._cached.popitem(last=False)
+        self._forget(page)
+        return page
+
+    def _forget(self, page: int) -> None:
+        node = self._content[page]
+        if node is None:
+            return
+        self._content[page] = None
+        pages = self._pages_of[node]
+        pages.remove(page)
+        if not pages:
+            del self._pages_of[node]
+
+    def retain(self, page: int) -> None:
+        """Adds an owner to a page that has content."""
+        if self._owners[page] == 0:
+            del self._cached[page]
+        self._owners[page] += 1
+
+    def release(self, pages: Iterable[int]) -> None:
+        """Removes one owner from each page. Give the pages in reverse, so that prefixes outlive their tails."""
+        for page in pages:
+            owners = self._owners[page]
+            if owners < 1 or page == NULL_PAGE:
+                raise IntegrityError(f"page {page} was released without an owner")
+            self._owners[page] = owners - 1
+            if owners == 1:
+                if self._content[page] is None:
+                    self._free.append(page)
+                else:
+                    self._cached[page] = None
+
+    def publish(self, page: int, node: PrefixNode) -> None:
+        """Names the content of a full page so that others can find it. Nobody writes to it from now on."""
+        if self._content[page] is None:
+            self._content[page] = node
+            self._pages_of.setdefault(node, []).append(page)
+
+    def lookup(self, node: PrefixNode) -> int | None:
+        """A page with this content, if there is one."""
+        pages = self._pages_of.get(node)
+        return pages[0] if pages else None
+
+    def clear_cache(self) -> int:
+        """Forgets all content that nobody owns; returns how many pages became free."""
+        count = len(self._cached)
+        while self._cached:
+            self._free.append(self._evict())
+        return count
+
+    def check_integrity(self, tables: Iterable[Sequence[int]], writes: Iterable[int] = ()) -> None:
+        """Raises IntegrityError unless the books add up.
+
+        tables: the page table of every live sequence. writes: every page that the step just planned will write.
+        """
+        owners = [0] * self.num_pages
+        for table in tables:
+            for page in table:
+                owners[page] += 1
+        if owners != self._owners:
+            wrong = [(p, owners[p], self._owners[p]) for p in range(self.num_pages) if owners[p] != self._owners[p]]
+            raise IntegrityError(f"owners do not add up; (page, tables, pool): {wrong[:8]}")
+        in_use = sum(1 for count in owners if count)
+        free, cached = set(self._free), set(self._cached)
+        if len(free) != len(self._free) or free & cached or in_use + len(free) + len(cached) != self.usable_pages:
+            raise IntegrityError(
+                f"free {len(self._free)} + cached {len(cached)} + in use {in_use} is not {self.usable_pages}"
+            )
+        if NULL_PAGE in free or NULL_PAGE in cached or owners[NULL_PAGE]:
+            raise IntegrityError("the null page was given out")
+        for page in free | cached:
+            if owners[page] or (self._content[page] is None) != (page in free):
+                raise IntegrityError(f"page {page} is unowned but has owners, or sits in the wrong list")
+        named = {page: node for node, pages in self._pages_of.items() for page in pages}
+        if named != {p: n for p, n in enumerate(self._content) if n is not None}:
+            raise IntegrityError("the content index and the pages disagree")
+        for page in writes:
+            if not self.is_writable(page):
+                raise IntegrityError(f"page {page} would be written but is shared or published, or nobody owns it")

@@ -1,0 +1,54 @@
+"""Random lives of a scheduler from a seed alone: the same rules as the state machine, without hypothesis."""
+
+from __future__ import annotations
+
+import random
+
+from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.scheduling.scheduler import SchedulerLimits
+from tests.jaxinfer.scheduling.simulator import VOCAB, World
+
+STREAMS = [tuple((i * k + k) % VOCAB for i in range(40)) for k in (1, 2, 5)]
+
+
+def run_episode(seed: int, *, actions: int = 40) -> World:
+    """Plays one random episode to its end; raises AssertionError when a book or a token is wrong."""
+    rng = random.Random(seed)
+    limits = SchedulerLimits(
+        max_num_seqs=rng.randint(1, 4),
+        max_num_batched_tokens=rng.randint(4, 16),
+        max_model_len=32,
+        eos_token_ids=(7,),
+        longrope_border=rng.choice([None, None, 9]),
+        priority_ageing_seconds=3.0,
+        enable_prefix_caching=rng.random() < 0.8,
+    )
+    world = World(limits, page_size=rng.choice([1, 2, 4]), num_pages=rng.randint(4, 20))
+    for _ in range(actions):
+        _act(world, rng)
+    world.finish()
+    return world
+
+
+def _act(world: World, rng: random.Random) -> None:
+    roll = rng.random()
+    if roll < 0.35:
+        max_tokens = rng.randint(1, 12)
+        try:
+            world.submit(
+                rng.choice(STREAMS)[: rng.randint(1, 20)],
+                max_tokens=max_tokens,
+                min_tokens=rng.randint(0, min(3, max_tokens)),
+                n=rng.choice([1, 1, 1, 2, 3]),
+                priority=rng.randint(-1, 1),
+                salt=rng.choice(["", "", "tenant"]),
+                seed=rng.randint(0, 3),
+                ignore_eos=rng.random() < 0.5,
+            )
+        except InvalidRequest as error:
+            assert error.field in ("max_tokens", "prompt")
+    elif roll < 0.42 and world.submitted:
+        world.abort(f"r{rng.randrange(len(world.submitted))}", rng.choice([None, None, 0, 1]))
+    else:
+        for _ in range(rng.randint(1, 5)):
+            world.step()

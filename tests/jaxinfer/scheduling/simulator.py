@@ -1,0 +1,225 @@
+"""A device made of Python lists: runs plans on symbolic KV pages, so that the host's bookkeeping can be checked.
+
+Every kv slot holds the whole prefix whose token it stands for. Reading a sequence through its page table must give back
+exactly its tokens, each under its own salt and regime; the "sampled" token is a function of what was read. A page that
+was given away, shared wrongly, or published too early therefore changes tokens, and the oracle notices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from jaxinfer.messages import SequenceOutput, Submit
+from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.scheduling.page_pool import PagePool
+from jaxinfer.scheduling.plan import PlanRow, StepPlan, StepResult
+from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
+
+VOCAB = 13
+
+
+def next_token(tokens: tuple[int, ...], seed: int, index: int, regime: int) -> int:
+    """The simulated model: any change of any token, of the seed or of the regime changes the answer."""
+    digest = hashlib.blake2b(repr((tokens, seed, index, regime)).encode(), digest_size=2).digest()
+    return int.from_bytes(digest, "big") % VOCAB
+
+
+@dataclass
+class _Slot:
+    """What the device remembers of a slot."""
+
+    pages: list[int]
+    last_token: int
+    num_computed: int
+    salt: str
+    regime: int
+    seed: int
+    index: int
+    prompt_len: int
+    counted: list[int]
+
+
+class SimulatedDevice:
+    """Runs plans in dispatch order. `salts` maps request ids to cache salts (the real device needs none)."""
+
+    def __init__(self, limits: SchedulerLimits, page_size: int, num_pages: int) -> None:
+        self.limits = limits
+        self.page_size = page_size
+        self.kv: list[list[Any]] = [[None] * page_size for _ in range(num_pages)]
+        self.slots: dict[int, _Slot] = {}
+        self.salts: dict[str, str] = {}
+
+    def run(self, plan: StepPlan) -> StepResult:
+        assert len({row.slot for row in plan.rows}) == len(plan.rows), "two rows share a slot"
+        assert sum(row.length for row in plan.rows) <= self.limits.max_num_batched_tokens, "over the token budget"
+        assert len(plan.rows) <= self.limits.max_num_seqs
+        for row in plan.rows:
+            self._place(row)
+        # All writes of a step come before all reads: rows of one step must not depend on each other.
+        prefixes = [self._write(row) for row in plan.rows]
+        tokens = [self._read_and_sample(row, prefix) for row, prefix in zip(plan.rows, prefixes, strict=True)]
+        total = sum(row.length for row in plan.rows)
+        return StepResult(
+            tokens,
+            [0.0] * len(tokens),
+            [1] * len(tokens),
+            [[t] * 20 for t in tokens],
+            [[0.0] * 20 for _ in tokens],
+            [0.0] * total,
+            [1] * total,
+            [[0] * 20] * total,
+            [[0.0] * 20] * total,
+        )
+
+    def _place(self, row: PlanRow) -> None:
+        admission = row.admission
+        if admission is not None:
+            assert row.start == admission.start
+            self.slots[row.slot] = _Slot(
+                list(admission.pages),
+                -1,
+                admission.start,
+                self.salts[row.request_id],
+                admission.regime,
+                admission.seed,
+                admission.index,
+                admission.prompt_len,
+                list(admission.history),
+            )
+        else:
+            self.slots[row.slot].pages += row.pages
+
+    def _write(self, row: PlanRow) -> tuple[int, ...]:
+        slot = self.slots[row.slot]
+        assert slot.num_computed == row.start, "the plan and the device disagree about what is computed"
+        ids = row.token_ids or (slot.last_token,)
+        assert len(ids) == row.length
+        assert all(token >= 0 for token in ids), "a token that nobody knows"
+        prefix = self._context(slot, row.start)
+        for i, token in enumerate(ids):
+            position = row.start + i
+            prefix = (*prefix, token)
+            page = slot.pages[position // self.page_size]
+            assert page != 0, "a real token was written to the null page"
+            self.kv[page][position % self.page_size] = (slot.salt, slot.regime, prefix)
+        slot.num_computed += row.length
+        slot.counted += ids
+        return prefix
+
+    def _context(self, slot: _Slot, length: int) -> tuple[int, ...]:
+        """Reads `length` tokens back through the page table, checking that each kv slot holds this very prefix."""
+        prefix: tuple[int, ...] = ()
+        for position in range(length):
+            entry = self.kv[slot.pages[position // self.page_size]][position % self.page_size]
+            assert entry is not None, "read a kv slot that nobody wrote"
+            salt, regime, stored = entry
+            assert (salt, regime) == (slot.salt, slot.regime), "read KV of another salt or regime"
+            assert stored[:-1] == prefix, "read KV of another prefix"
+            prefix = stored
+        return prefix
+
+    def _read_and_sample(self, row: PlanRow, prefix: tuple[int, ...]) -> int:
+        slot = self.slots[row.slot]
+        assert self._context(slot, row.start + row.length) == prefix, "another row of the step wrote here"
+        token = next_token(prefix, slot.seed, slot.index, slot.regime)
+        if row.samples:
+            slot.last_token = token
+        return token
+
+
+def expected_tokens(submit: Submit, index: int, limits: SchedulerLimits) -> tuple[list[int], str]:
+    """What a sequence generates when it runs alone, from first principles."""
+    params = submit.params
+    tokens, out = list(submit.prompt_token_ids), []
+    stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(limits.eos_token_ids))
+    limit = limits.max_model_len if params.max_tokens is None else len(tokens) + params.max_tokens
+    while True:
+        regime = int(limits.longrope_border is not None and len(tokens) > limits.longrope_border)
+        token = next_token(tuple(tokens), submit.seed, index, regime)
+        tokens.append(token)
+        out.append(token)
+        if token in stops and len(out) > params.min_tokens:
+            return out, "stop"
+        if len(tokens) >= limit:
+            return out, "length"
+
+
+class World:
+    """Scheduler, simulated device and oracle, with one step in flight."""
+
+    def __init__(self, limits: SchedulerLimits, *, page_size: int = 4, num_pages: int = 12) -> None:
+        self.limits = limits
+        self.scheduler = Scheduler(limits, PagePool(num_pages, page_size))
+        self.device = SimulatedDevice(limits, page_size, num_pages)
+        self.submitted: dict[str, Submit] = {}
+        self.tokens: dict[tuple[str, int], list[int]] = {}
+        self.ended: dict[tuple[str, int], str] = {}
+        self.in_flight: tuple[StepPlan, StepResult] | None = None
+        self.clock = 0.0
+
+    def submit(
+        self, prompt: tuple[int, ...], *, salt: str = "", priority: int = 0, seed: int = 0, **params: Any
+    ) -> str:
+        request_id = f"r{len(self.submitted)}"
+        self.clock += 1.0
+        submit = Submit(request_id, prompt, SamplingParams(**params), seed, priority, self.clock, salt)
+        self.device.salts[request_id] = salt
+        self.scheduler.add(submit)
+        self.submitted[request_id] = submit
+        return request_id
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        self.scheduler.abort(request_id, index)
+        self._take(self.scheduler.take_ended())
+        self.scheduler.check_integrity()
+
+    def step(self) -> StepPlan:
+        plan = self.scheduler.schedule()
+        self.scheduler.check_integrity(plan)
+        result = self.device.run(plan) if plan else None
+        done, self.in_flight = self.in_flight, (plan, result) if result is not None else None
+        if done is not None:
+            self._take(self.scheduler.update(*done).sequences)
+            self.scheduler.check_integrity()
+        return plan
+
+    def _take(self, outputs: list[SequenceOutput]) -> None:
+        for output in outputs:
+            key = (output.request_id, output.index)
+            assert key not in self.ended, "news of a sequence that had ended"
+            if output.token_id >= 0:
+                self.tokens.setdefault(key, []).append(output.token_id)
+            if output.finish_reason is not None:
+                self.ended[key] = output.finish_reason
+
+    @property
+    def idle(self) -> bool:
+        return self.in_flight is None and not self.scheduler.has_unfinished
+
+    def finish(self, max_steps: int = 5000) -> None:
+        """Runs until nothing is left; a scheduler that stops making progress fails here."""
+        for _ in range(max_steps):
+            if self.idle:
+                break
+            self.step()
+        assert self.idle, "requests were left behind"
+        self.check_outputs()
+        pool = self.scheduler.pool
+        assert pool.available == pool.usable_pages, "pages leaked"
+
+    def check_outputs(self) -> None:
+        """Every sequence that ended by itself has exactly the oracle's tokens; aborted ones a prefix of them."""
+        for request_id, submit in self.submitted.items():
+            for index in range(submit.params.n):
+                key = (request_id, index)
+                wanted, reason = expected_tokens(submit, index, self.limits)
+                got = self.tokens.get(key, [])
+                ended = self.ended.get(key)
+                if ended in ("stop", "length"):
+                    assert (got, ended) == (wanted, reason), f"{key}: {got} {ended}, alone it is {wanted} {reason}"
+                else:
+                    assert got == wanted[: len(got)], f"{key}: {got} is not a prefix of {wanted}"
+                if ended is None:
+                    assert not self.idle, f"{key} never ended"

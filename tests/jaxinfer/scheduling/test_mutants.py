@@ -1,0 +1,31 @@
+"""The suite can fail: every seeded fault is noticed within a few hundred random episodes, and none without a fault."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.jaxinfer.scheduling.episodes import run_episode
+from tests.mutants import MUTANTS
+
+EPISODES = 300
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MUTANTS[name](monkeypatch)
+    for seed in range(EPISODES):
+        try:
+            run_episode(seed)
+        except Exception:  # a fault may show as a wrong token, a broken book or a crash: each of them is noticed
+            return
+    pytest.fail(f"{name} survived {EPISODES} episodes")
+
+
+def test_no_fault_no_alarm() -> None:
+    preemptions = hits = 0
+    for seed in range(EPISODES):
+        world = run_episode(seed)
+        preemptions += world.scheduler.stats.preemptions
+        hits += world.scheduler.stats.prefix_hits
+    assert preemptions > 100, "the episodes hardly ever preempt, so they prove little"
+    assert hits > 1000, "the episodes hardly ever hit the prefix cache, so they prove little"

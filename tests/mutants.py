@@ -1,0 +1,209 @@
+"""Seeded faults in scheduler and page pool. Each is a small, plausible mistake; the suite must notice every one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from jaxinfer.scheduling import kv_manager, page_pool, scheduler
+from jaxinfer.scheduling.plan import PlanRow
+from jaxinfer.scheduling.request import Sequence
+
+KVManager, PagePool, Scheduler = kv_manager.KVManager, page_pool.PagePool, scheduler.Scheduler
+
+
+def leak_on_abort(patch: pytest.MonkeyPatch) -> None:
+    """Aborting forgets to give the pages back."""
+    abort = Scheduler.abort
+
+    def leaking(self: Any, request_id: str, index: int | None = None) -> None:
+        release, self.kv.release = self.kv.release, lambda sequence: None
+        abort(self, request_id, index)
+        self.kv.release = release
+
+    patch.setattr(Scheduler, "abort", leaking)
+
+
+def double_free(patch: pytest.MonkeyPatch) -> None:
+    """Giving pages back takes away another owner's share of the first one."""
+    release = KVManager.release
+
+    def twice(self: Any, sequence: Sequence) -> None:
+        pages = list(sequence.pages)
+        release(self, sequence)
+        if pages and self.pool._owners[pages[0]]:
+            self.pool.release(pages[:1])
+
+    patch.setattr(KVManager, "release", twice)
+
+
+def no_salt(patch: pytest.MonkeyPatch) -> None:
+    """The prefix chain starts from the regime alone, so tenants see each other's prefixes."""
+    patch.setattr(KVManager, "root", lambda self, s: self.pool.prefixes.root(("", s.regime)))
+
+
+def no_regime_in_salt(patch: pytest.MonkeyPatch) -> None:
+    """The prefix chain forgets RoPE's regime."""
+    patch.setattr(KVManager, "root", lambda self, s: self.pool.prefixes.root((s.request.salt, 0)))
+
+
+def stale_epoch(patch: pytest.MonkeyPatch) -> None:
+    """Finishing does not bump the epoch, so results in flight still count."""
+    finish = Scheduler._finish
+
+    def forgetful(self: Any, sequence: Sequence) -> None:
+        epoch = sequence.epoch
+        finish(self, sequence)
+        sequence.epoch = epoch
+
+    patch.setattr(Scheduler, "_finish", forgetful)
+
+
+def hit_covers_everything(patch: pytest.MonkeyPatch) -> None:
+    """A prefix hit may cover the last token too, so that it is recomputed into a shared page."""
+    find = KVManager.find_prefix
+
+    def greedy(self: Any, sequence: Sequence) -> Any:
+        sequence.num_tokens += 1
+        try:
+            pages, node = find(self, sequence)
+        finally:
+            sequence.num_tokens -= 1
+        return pages, node
+
+    def admit(self: Any, sequence: Sequence, hit: list[int], node: Any) -> None:
+        original(self, sequence, hit, node)
+        sequence.num_computed = min(sequence.num_computed, sequence.num_tokens - 1)
+
+    original = KVManager.admit
+    patch.setattr(KVManager, "find_prefix", greedy)
+    patch.setattr(KVManager, "admit", admit)
+
+
+def skipped_preempted_token(patch: pytest.MonkeyPatch) -> None:
+    """Preemption bumps the epoch, so the token in flight of a preempted sequence is skipped as stale."""
+    preempt = Scheduler._preempt
+
+    def bumping(self: Any, sequence: Sequence) -> None:
+        preempt(self, sequence)
+        sequence.epoch += 1
+
+    patch.setattr(Scheduler, "_preempt", bumping)
+
+
+def publish_after_giving_away(patch: pytest.MonkeyPatch) -> None:
+    """Results in flight publish pages although a preemption has given them away."""
+    commit = KVManager.commit
+
+    def careless(self: Any, sequence: Sequence, row: PlanRow) -> None:
+        commit(self, sequence, row._replace(residency=sequence.residency))
+
+    patch.setattr(KVManager, "commit", careless)
+
+
+def publish_half_full(patch: pytest.MonkeyPatch) -> None:
+    """The page being filled is published together with the full ones."""
+    commit = KVManager.commit
+
+    def early(self: Any, sequence: Sequence, row: PlanRow) -> None:
+        size = self.page_size
+        commit(self, sequence, row._replace(length=-(-(row.start + row.length) // size) * size - row.start))
+
+    patch.setattr(KVManager, "commit", early)
+
+
+def publish_before_it_ran(patch: pytest.MonkeyPatch) -> None:
+    """Pages are published when their step is planned, so a row of the same step can hit what is not written yet."""
+    make_row = Scheduler._row
+
+    def eager(self: Any, sequence: Sequence, length: int) -> PlanRow:
+        row = make_row(self, sequence, length)
+        if row.token_ids and row.start + row.length <= len(sequence.token_ids):
+            self.kv.commit(sequence, row)
+        return row
+
+    patch.setattr(Scheduler, "_row", eager)
+
+
+def one_page_short(patch: pytest.MonkeyPatch) -> None:
+    """The page for a token that opens a new page is not taken before dispatch."""
+    patch.setattr(KVManager, "pages_for", lambda self, n: max(1, -(-(n - 1) // self.page_size)))
+
+
+def no_reset_after_preemption(patch: pytest.MonkeyPatch) -> None:
+    """A sequence that enters a slot again is not announced to the device."""
+    leave = Scheduler._leave_slot
+
+    def silent(self: Any, sequence: Sequence) -> None:
+        leave(self, sequence)
+        sequence.needs_admission = False
+
+    patch.setattr(Scheduler, "_leave_slot", silent)
+
+
+def hit_without_owner(patch: pytest.MonkeyPatch) -> None:
+    """Prefix hits are used without becoming an owner."""
+    patch.setattr(PagePool, "retain", lambda self, page: None)
+
+
+def evicted_but_still_found(patch: pytest.MonkeyPatch) -> None:
+    """Eviction leaves the page in the content index."""
+
+    def forget(self: Any, page: int) -> None:
+        self._content[page] = None
+
+    patch.setattr(PagePool, "_forget", forget)
+
+
+def starts_without_its_token(patch: pytest.MonkeyPatch) -> None:
+    """A preempted sequence is admitted again while its newest token is still in flight."""
+    patch.setattr(Scheduler, "_may_start", lambda self, sequence: True)
+
+
+def slot_lost_on_preemption(patch: pytest.MonkeyPatch) -> None:
+    """Preemption forgets to give the slot back."""
+
+    def leave(self: Any, sequence: Sequence) -> None:
+        sequence.slot = -1
+        sequence.needs_admission = True
+
+    patch.setattr(Scheduler, "_leave_slot", leave)
+
+
+def one_token_too_many(patch: pytest.MonkeyPatch) -> None:
+    """The length limit is checked with > instead of >=, one token late."""
+    take = Scheduler._take_token
+
+    def late(self: Any, sequence: Sequence, i: int, result: Any) -> Any:
+        sequence.max_total += 1
+        output = take(self, sequence, i, result)
+        sequence.max_total -= 1
+        return output
+
+    patch.setattr(Scheduler, "_take_token", late)
+
+
+MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    f.__name__: f
+    for f in (
+        leak_on_abort,
+        double_free,
+        no_salt,
+        no_regime_in_salt,
+        stale_epoch,
+        hit_covers_everything,
+        skipped_preempted_token,
+        publish_after_giving_away,
+        publish_half_full,
+        publish_before_it_ran,
+        one_page_short,
+        no_reset_after_preemption,
+        hit_without_owner,
+        evicted_but_still_found,
+        starts_without_its_token,
+        slot_lost_on_preemption,
+        one_token_too_many,
+    )
+}
