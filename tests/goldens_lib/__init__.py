@@ -1,0 +1,1 @@
+"""What the goldens are made of: the configs, prompt lengths and deliberate mistakes of every case, as data."""
