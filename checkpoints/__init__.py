@@ -1,0 +1,26 @@
+"""Weights in and out: Hugging Face folders and converted checkpoints. Importing this package does not import jax."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from checkpoints.folder import CheckpointError, is_converted, read_config
+
+if TYPE_CHECKING:
+    from checkpoints.load import LoadedModel as LoadedModel
+    from checkpoints.load import load_model as load_model
+
+__all__ = ["CheckpointError", "LoadedModel", "is_converted", "load_model", "read_config"]
+
+_HOMES = {
+    "LoadedModel": "checkpoints.load",
+    "load_model": "checkpoints.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'checkpoints' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,194 @@
+"""Weights from disk into the devices: a plain Hugging Face folder is streamed, a converted checkpoint restored.
+
+Both end in the same arrays, bit for bit, each placed by its logical axes and by nothing else. Disk and host know one
+layout, that of one device. For a tensor-parallel degree that changes shapes (repeated KV heads, padded vocabulary or
+MLP width) a parameter passes through host memory, one at a time; all others of a converted checkpoint are read by
+Orbax straight into their sharding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from checkpoints.assemble import DTYPES, assemble, check_tied_head, expand
+from checkpoints.folder import is_converted
+from checkpoints.folder import read_config as read_config
+from checkpoints.reader import open_checkpoint
+from checkpoints.rules import plan_mapping
+from checkpoints.store import StoredParams
+from jaxinfer.config import ConfigError, ModelConfig
+from jaxinfer.models.axes import LogicalAxes, parameter_axes
+from jaxinfer.models.decoder import abstract_decoder
+from jaxinfer.models.shape import ModelShape
+from jaxinfer.runtime.sharding import TP_AXIS, make_mesh, named_sharding
+
+Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the parameter that has just arrived
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the decoder: its place in the NNX state, its shape in elements, its logical axes."""
+
+    key: tuple[Any, ...]  # str and int parts
+    shape: tuple[int, ...]
+    axes: LogicalAxes
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run: `nnx.merge(graphdef, params)` is the decoder.
+
+    config: as the folder describes it; `config.dtype` is what is stored. dtype: what `params` are in ("float32" or
+    "bfloat16"). params: pure dict of jax.Arrays in the sizes of `shape`. generation_config: the folder's
+    generation_config.json, {} without one.
+    """
+
+    config: ModelConfig
+    shape: ModelShape
+    dtype: str
+    graphdef: nnx.GraphDef
+    params: dict[str, Any]
+    generation_config: dict[str, Any]
+    folder: Path
+
+
+def decoder_parameters(
+    config: ModelConfig, shape: ModelShape, dtype: np.dtype
+) -> tuple[nnx.GraphDef, dict[str, Parameter], nnx.State]:
+    """The decoder's graphdef, its parameters by dotted path, and its abstract state. Makes no arrays."""
+    graphdef, state = abstract_decoder(config, shape, dtype)
+    parameters = {
+        ".".join(map(str, key)): Parameter(key, tuple(leaf.get_value().shape), parameter_axes(leaf))
+        for key, leaf in nnx.to_flat_state(state)
+    }
+    return graphdef, parameters, state
+
+
+def canonical_shapes(config: ModelConfig, dtype: np.dtype) -> dict[str, tuple[int, ...]]:
+    """{dotted path: shape} on one device: the layout that checkpoints are stored in."""
+    _, parameters, _ = decoder_parameters(config, ModelShape.of(config, 1), dtype)
+    return {path: parameter.shape for path, parameter in parameters.items()}
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Load a Hugging Face folder or a converted checkpoint.
+
+    dtype: of the parameters; "auto" takes the checkpoint's. mesh: one axis "tp"; None: JAX's first device.
+
+    Raises:
+        CheckpointError: the folder cannot be used (file, tensor, expected and found are named).
+        ConfigError: the mesh has no "tp" axis, the model cannot be split that way (valid degrees are listed), or dtype
+            is unknown.
+    """
+    folder = Path(folder)
+    config, generation_config = read_config(folder)
+    read = _restore if is_converted(folder) else _stream
+    return _load(read, folder, config, generation_config, dtype, mesh, progress)
+
+
+def load_unfinished(folder: Path, config: ModelConfig) -> LoadedModel:
+    """A converted checkpoint whose report is not written yet, in its own dtype on one device: for its verification."""
+    return _load(_restore, folder, config, {}, "auto", None, None)
+
+
+def _load(
+    read: Callable[[_Request], dict[str, jax.Array]],
+    folder: Path,
+    config: ModelConfig,
+    generation_config: dict[str, Any],
+    dtype: str,
+    mesh: Mesh | None,
+    progress: Progress | None,
+) -> LoadedModel:
+    chosen = config.dtype if dtype == "auto" else dtype
+    if chosen not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(DTYPES)}")
+    mesh = make_mesh(1) if mesh is None else mesh
+    if tuple(mesh.axis_names) != (TP_AXIS,):
+        raise ConfigError(f"mesh axes are {tuple(mesh.axis_names)}; expected one axis, {TP_AXIS!r}")
+    shape = ModelShape.of(config, mesh.shape[TP_AXIS])
+    graphdef, parameters, state = decoder_parameters(config, shape, DTYPES[chosen])
+    arrays = read(_Request(folder, config, shape, DTYPES[chosen], mesh, parameters, progress))
+    loaded = [(key, leaf.replace(arrays[".".join(map(str, key))])) for key, leaf in nnx.to_flat_state(state)]
+    params = nnx.to_pure_dict(nnx.from_flat_state(loaded))
+    return LoadedModel(config, shape, chosen, graphdef, params, generation_config, folder)
+
+
+class _Request:
+    """What is to be loaded, and how far it has come."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        shape: ModelShape,
+        dtype: np.dtype,
+        mesh: Mesh,
+        parameters: dict[str, Parameter],
+        progress: Progress | None,
+    ) -> None:
+        self.folder, self.config, self.shape, self.dtype = folder, config, shape, dtype
+        self.parameters = parameters
+        if shape.tp == 1:
+            self.canonical = {path: parameter.shape for path, parameter in parameters.items()}
+        else:
+            self.canonical = canonical_shapes(config, dtype)
+        self._mesh = mesh
+        self._progress = progress
+        self._total = sum(self._bytes(path) for path in parameters)
+        self._done = 0
+
+    def sharding(self, path: str) -> NamedSharding:
+        return named_sharding(self._mesh, self.parameters[path].axes)
+
+    def place(self, path: str, canonical: np.ndarray) -> jax.Array:
+        """Lay a parameter out for the mesh, move it there, and wait: so the host never holds two."""
+        target = self.parameters[path].shape
+        host = expand(path, canonical, target, self.shape)
+        array = jax.make_array_from_callback(target, self.sharding(path), lambda index: host[index])
+        return array.block_until_ready()
+
+    def report(self, *paths: str) -> None:
+        self._done += sum(self._bytes(path) for path in paths)
+        if self._progress is not None:
+            self._progress(self._done, self._total, paths[-1])
+
+    def _bytes(self, path: str) -> int:
+        return int(np.prod(self.canonical[path])) * self.dtype.itemsize
+
+
+def _stream(request: _Request) -> dict[str, jax.Array]:
+    arrays: dict[str, jax.Array] = {}
+    with open_checkpoint(request.folder) as source:
+        mapping = plan_mapping(request.config, source, request.canonical)
+        check_tied_head(mapping, source)
+        for path in request.parameters:
+            arrays[path] = request.place(path, assemble(mapping, source, path, request.dtype))
+            request.report(path)
+    return arrays
+
+
+def _restore(request: _Request) -> dict[str, jax.Array]:
+    stored = StoredParams(request.folder, request.canonical, DTYPES[request.config.dtype])
+    unchanged = [path for path in request.parameters if request.parameters[path].shape == request.canonical[path]]
+    arrays = stored.restore(
+        {path: request.sharding(path) for path in unchanged}, request.dtype, lambda group: request.report(*group)
+    )
+    for path in request.parameters.keys() - arrays.keys():
+        arrays[path] = request.place(path, stored.read(path, request.dtype))
+        request.report(path)
+    return arrays
