@@ -34,7 +34,7 @@ TEXT_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-CHAT_TEMPLATE_FOLDER = "chat_templates"
+CHAT_TEMPLATE_FOLDER = "additional_chat_templates"
 
 
 class CheckpointError(ValueError):

@@ -189,10 +189,7 @@ class ModelConfig:
         values = dict(data)
         try:
             values["layers"] = tuple(LayerConfig(**layer) for layer in data["layers"])
-            values["ropes"] = tuple(
-                RopeConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in rope.items()})
-                for rope in data["ropes"]
-            )
+            values["ropes"] = tuple(RopeConfig(**_with_tuples(rope)) for rope in data["ropes"])
             values["eos_token_ids"] = tuple(data.get("eos_token_ids", ()))
             return cls(**values)
         except (KeyError, TypeError) as error:
@@ -259,6 +256,10 @@ class RuntimeConfig:
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs "
                 f"{self.max_num_seqs}, so that every running request advances in every step",
             )
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def _is_int(value: object) -> bool:

@@ -38,6 +38,8 @@ class PendingStep(Protocol):
 class StepRunner(Protocol):
     """What the engine needs of a runner; tests bring a fake one."""
 
+    padded_tokens: int
+
     def dispatch(self, plan: StepPlan) -> PendingStep: ...
 
     @property
@@ -136,5 +138,6 @@ class EngineLoop:
             return
         stats = self.scheduler.refresh_stats()
         stats.compilations_after_ready = self.runner.compilations
+        stats.padded_tokens = self.runner.padded_tokens
         sequences = ended + (outputs.sequences if outputs is not None else [])
         post(StepOutputs(sequences, outputs.prompts if outputs is not None else [], stats.copy()))

@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jaxinfer.config import RuntimeConfig
 from jaxinfer.engine import EngineLoop
-from jaxinfer.messages import Abort, Died, EngineInfo, Progress, Rejected, Shutdown, StepOutputs, Submit
+from jaxinfer.messages import Abort, Died, EngineInfo, EngineStats, Progress, Rejected, Shutdown, StepOutputs, Submit
 from jaxinfer.model_path import resolve_model
 from jaxinfer.outputs import RequestOutput, RequestStream
 from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids, generation_defaults
@@ -73,8 +73,8 @@ class LLM:
     ) -> None:
         if generation_config not in ("auto", "none"):
             raise ValueError(f"generation_config is {generation_config!r}; it must be 'auto' or 'none'")
-        self.model_path = resolve_model(None if model is None else str(model))
         self.runtime = RuntimeConfig(seed=seed, **runtime)
+        self.model_path = resolve_model(None if model is None else str(model))
         self._tokenizer = _tokenizer_or_none(self.model_path)
         self._seeds = random.Random(seed)
         self._ids = itertools.count()
@@ -85,6 +85,7 @@ class LLM:
         self._inbox: queue.Queue[Any] = queue.Queue()
         self._outbox: queue.Queue[Any] = queue.Queue()
         self._dead: str | None = None
+        self._stats = EngineStats()
         self._thread = threading.Thread(
             target=_run_quietly, args=(engine, self._inbox, self._outbox.put), name="jaxinfer-engine", daemon=True
         )
@@ -142,6 +143,10 @@ class LLM:
         prompts = [tokenizer.encode_chat(c, add_generation_prompt=add_generation_prompt) for c in conversations]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
+    def stats(self) -> EngineStats:
+        """The engine's counters as of its last step."""
+        return self._stats
+
     def close(self) -> None:
         """Stops the engine's thread. Idempotent."""
         if self._thread.is_alive():
@@ -188,7 +193,7 @@ class LLM:
             unknown = set(prompt) - {"prompt", "prompt_token_ids"}
             if unknown or len(prompt) != 1:
                 raise InvalidRequest("prompt", sorted(prompt), "a mapping holds either prompt or prompt_token_ids")
-            prompt = next(iter(prompt.values()))
+            prompt = cast("str | Sequence[int]", next(iter(prompt.values())))
         limit = params.truncate_prompt_tokens
         if isinstance(prompt, str):
             return prompt, tuple(self.get_tokenizer().encode(prompt, truncate_prompt_tokens=limit))
@@ -227,6 +232,7 @@ class LLM:
             raise InvalidRequest("request", message.request_id, message.message)
         finished: list[str] = []
         if isinstance(message, StepOutputs):
+            self._stats = message.stats
             for scored in message.prompts:
                 if scored.request_id in streams:
                     streams[scored.request_id].push_prompt(scored)
@@ -267,7 +273,7 @@ def _tokenizer_or_none(folder: Path) -> Tokenizer | None:
 
 
 def _defaults(folder: Path) -> dict[str, Any]:
-    from checkpoints.load import read_config
+    from checkpoints.folder import read_config
 
     _, generation_config = read_config(folder)
     return generation_defaults(generation_config)

@@ -32,7 +32,7 @@ class Abort(NamedTuple):
     """
 
     request_id: str
-    index: int | None = None
+    index: int | None = None  # type: ignore[assignment]  # shadows tuple.index
 
 
 class Drain(NamedTuple):
@@ -59,7 +59,7 @@ class SequenceOutput(NamedTuple):
     """One sequence's news from one step. `token_id` is -1 when it finished without a new token (abort)."""
 
     request_id: str
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index
     token_id: int
     logprobs: TokenLogprobs | None
     finish_reason: str | None  # "stop" | "length" | "abort"

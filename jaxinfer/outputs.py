@@ -1,4 +1,4 @@
-"""From the engine's tokens to what a client reads: text deltas, stop strings, log-probabilities. Caller's side; no jax."""
+"""From the engine's tokens to what a client reads: text, stop strings, log-probabilities. The caller's side; no jax."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RequestOutput:
 class Delta(NamedTuple):
     """What one step added to one sequence. `stopped` asks the caller to abort it in the engine (stop string found)."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
@@ -72,13 +72,17 @@ class _SequenceText:
         if self.detokenizer is None:
             return "", None
         text = self.detokenizer.push(token_ids)
-        if last:
-            text += self.detokenizer.finish()
         if self.stops is None:
-            return text, None
+            return text + (self.detokenizer.finish() if last else ""), None
         shown, match = self.stops.push(text)
-        if last and match is None:
-            shown += self.stops.finish()
+        # What the detokenizer still holds (a run of byte tokens, such as a newline's) may complete a stop string too.
+        held = self.detokenizer.held
+        if match is None and (last or (held and self.stops.peek(held) is not None)):
+            rest, match = self.stops.push(self.detokenizer.finish())
+            shown += rest
+            if match is None:
+                shown += self.stops.finish()
+                match = self.stops.matched
         return shown, match
 
 
@@ -128,7 +132,9 @@ class RequestStream:
         # End-of-sequence and stop tokens are part of token_ids but never of the text.
         visible = () if output.finish_reason == "stop" else new_ids
         text, match = text_state.push(visible, last=output.finish_reason is not None)
-        reason, stop_reason, stopped = output.finish_reason, output.stop_token, False
+        reason = output.finish_reason
+        stop_reason: int | str | None = output.stop_token
+        stopped = False
         if match is not None:
             stopped = reason is None
             reason, stop_reason = "stop", match

@@ -1,4 +1,4 @@
-"""What a client may ask of sampling. Names and defaults are vLLM's where the thing is the same; standard library only."""
+"""What a client may ask of sampling. Names and defaults are vLLM's where the thing is the same. No jax."""
 
 from __future__ import annotations
 

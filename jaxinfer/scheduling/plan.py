@@ -1,4 +1,4 @@
-"""`StepPlan`: what one step computes, decided by the scheduler. Small, plain, picklable; the device side adds nothing."""
+"""`StepPlan`: what one step computes, decided by the scheduler. Small, plain and picklable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Admission(NamedTuple):
     regime: int
     params: SamplingParams
     seed: int
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index
     stop_ids: tuple[int, ...]
     history: tuple[int, ...]
 
@@ -34,7 +34,7 @@ class PlanRow(NamedTuple):
     """
 
     request_id: str
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index
     epoch: int
     residency: int
     slot: int
@@ -56,19 +56,21 @@ class StepPlan:
         return bool(self.rows)
 
 
-class StepResult(NamedTuple):
-    """What came back for the plan's rows, as plain lists in row order.
+class Scores(NamedTuple):
+    """Log-probabilities as lists with one entry per row or position; top_* hold MAX_LOGPROBS columns each."""
 
-    tokens[i] counts only where the row samples. The log-probability fields are None when no row asked for them;
-    top_* hold MAX_LOGPROBS columns. prompt_* are indexed by token position within the step.
+    logprobs: list[float]
+    ranks: list[int]
+    top_ids: list[list[int]]
+    top_logprobs: list[list[float]]
+
+
+class StepResult(NamedTuple):
+    """What came back for the plan's rows, as plain lists in row order; tokens[i] counts only where row i samples.
+
+    scores: of the sampled tokens, None when no row asked. prompt_scores: by token position within the step.
     """
 
     tokens: list[int]
-    logprobs: list[float] | None = None
-    ranks: list[int] | None = None
-    top_ids: list[list[int]] | None = None
-    top_logprobs: list[list[float]] | None = None
-    prompt_logprobs: list[float] | None = None
-    prompt_ranks: list[int] | None = None
-    prompt_top_ids: list[list[int]] | None = None
-    prompt_top_logprobs: list[list[float]] | None = None
+    scores: Scores | None = None
+    prompt_scores: Scores | None = None

@@ -14,7 +14,7 @@ from typing import Any
 from jaxinfer.messages import SequenceOutput, Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.plan import PlanRow, StepPlan, StepResult
+from jaxinfer.scheduling.plan import PlanRow, Scores, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
 
 VOCAB = 13
@@ -61,17 +61,7 @@ class SimulatedDevice:
         prefixes = [self._write(row) for row in plan.rows]
         tokens = [self._read_and_sample(row, prefix) for row, prefix in zip(plan.rows, prefixes, strict=True)]
         total = sum(row.length for row in plan.rows)
-        return StepResult(
-            tokens,
-            [0.0] * len(tokens),
-            [1] * len(tokens),
-            [[t] * 20 for t in tokens],
-            [[0.0] * 20 for _ in tokens],
-            [0.0] * total,
-            [1] * total,
-            [[0] * 20] * total,
-            [[0.0] * 20] * total,
-        )
+        return StepResult(tokens, _scores(len(tokens)), _scores(total))
 
     def _place(self, row: PlanRow) -> None:
         admission = row.admission
@@ -127,6 +117,10 @@ class SimulatedDevice:
         if row.samples:
             slot.last_token = token
         return token
+
+
+def _scores(count: int) -> Scores:
+    return Scores([0.0] * count, [1] * count, [[0] * 20] * count, [[0.0] * 20] * count)
 
 
 def expected_tokens(submit: Submit, index: int, limits: SchedulerLimits) -> tuple[list[int], str]:

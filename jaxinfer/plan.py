@@ -1,0 +1,99 @@
+"""`jaxinfer plan`: what a model needs on a device, and what fits, without loading its weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
+
+from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
+from jaxinfer.models.axes import parameter_axes
+from jaxinfer.models.decoder import abstract_decoder
+from jaxinfer.models.shape import ModelShape
+from jaxinfer.runtime.assemble import Model, make_layout, probe_step
+from jaxinfer.runtime.kv_cache import Sizes, device_budget, gib, resolve_sizes
+from jaxinfer.runtime.sharding import named_sharding
+from pallas_kernels.dispatch import DeviceTarget
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """All byte counts are per device. `temporaries`: the largest step's, from the compiled program itself."""
+
+    model: str
+    device: str
+    parameters: int
+    weight_bytes: int
+    slot_bytes: int
+    temporary_bytes: int
+    pool_bytes: int
+    kv_bytes_per_token: int
+    sizes: Sizes
+    bucket: str
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The report as (label, value), in reading order."""
+        sizes, total = self.sizes, self.weight_bytes + self.slot_bytes + self.temporary_bytes + self.pool_bytes
+        tokens = (sizes.num_pages - 1) * sizes.page_size
+        return [
+            ("model", f"{self.model}, {self.parameters / 1e6:,.1f} M parameters"),
+            ("device", self.device),
+            ("weights", gib(self.weight_bytes)),
+            ("slot state", f"{gib(self.slot_bytes)} for {sizes.max_num_seqs} sequences"),
+            ("temporaries", f"{gib(self.temporary_bytes)} in the largest step, {self.bucket}"),
+            ("KV per token", f"{self.kv_bytes_per_token:,} bytes"),
+            ("KV pool", f"{gib(self.pool_bytes)}: {sizes.num_pages:,} pages of {sizes.page_size} = {tokens:,} tokens"),
+            ("longest request", f"{sizes.max_model_len:,} tokens"),
+            ("full-length requests at once", f"{tokens // sizes.max_model_len:,}"),
+            ("total", gib(total)),
+        ]
+
+
+def abstract_model(name: str, config: ModelConfig, dtype: str, mesh: Mesh) -> Model:
+    """The model as shapes with shardings, no arrays."""
+    shape = ModelShape.of(config, mesh.size)
+    graphdef, state = abstract_decoder(config, shape, jax.numpy.dtype(dtype))
+
+    def struct(variable: object) -> jax.ShapeDtypeStruct:
+        value = variable.get_value()  # type: ignore[attr-defined]
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=named_sharding(mesh, parameter_axes(variable)))
+
+    from flax import nnx
+
+    flat = [(path, leaf.replace(struct(leaf))) for path, leaf in nnx.to_flat_state(state)]
+    return Model(name, config, shape, graphdef, nnx.to_pure_dict(nnx.from_flat_state(flat)), dtype)
+
+
+def make_plan(name: str, config: ModelConfig, runtime: RuntimeConfig, mesh: Mesh) -> PlanReport:
+    """Plans a model on a mesh. Raises ConfigError, with the arithmetic, for what cannot fit."""
+    device = mesh.devices.flat[0]
+    model = abstract_model(name, config, config.dtype if runtime.dtype == "auto" else runtime.dtype, mesh)
+    layout = make_layout(model, DeviceTarget.of(device), runtime.page_size)
+    weights = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(model.params))
+    probe = probe_step(model, mesh, runtime, layout)
+    budget = None
+    if runtime.num_pages is None:
+        extra = probe.temporaries + probe.slot_bytes
+        budget = device_budget(device, runtime, temporaries=extra, weights_to_come=weights)
+        if budget.num_bytes <= 0:
+            raise ConfigError(f"the model does not fit: {budget.reason}, with {gib(weights)} of weights")
+    sizes = resolve_sizes(config, runtime, layout, budget, device.platform)
+    return PlanReport(
+        model=name,
+        device=f"{mesh.size} x {device.device_kind}",
+        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params)),
+        weight_bytes=weights,
+        slot_bytes=probe.slot_bytes,
+        temporary_bytes=probe.temporaries,
+        pool_bytes=sizes.pool_bytes // mesh.size,
+        kv_bytes_per_token=sizes.kv_bytes_per_token // mesh.size,
+        sizes=sizes,
+        bucket=probe.bucket,
+    )
+
+
+def _local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    assert leaf.sharding is not None
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -1,0 +1,24 @@
+"""Text in and out: tokenizers, chat templates, incremental detokenization, stop strings.
+
+Everything here runs on the caller's side of the engine and imports neither jax nor any model code.
+"""
+
+from jaxinfer.text.detokenize import IncrementalDetokenizer
+from jaxinfer.text.errors import ChatMessageError, ChatTemplateError, StopStringError, TextError, TokenizerError
+from jaxinfer.text.loading import load_tokenizer
+from jaxinfer.text.stop import MAX_STOP_LENGTH, MAX_STOP_STRINGS, StopStrings
+from jaxinfer.text.tokenizer import Tokenizer
+
+__all__ = [
+    "MAX_STOP_LENGTH",
+    "MAX_STOP_STRINGS",
+    "ChatMessageError",
+    "ChatTemplateError",
+    "IncrementalDetokenizer",
+    "StopStringError",
+    "StopStrings",
+    "TextError",
+    "Tokenizer",
+    "TokenizerError",
+    "load_tokenizer",
+]

@@ -1,0 +1,26 @@
+"""Errors of the text layer. All are ValueErrors: they answer bad input, never a bug in the library."""
+
+from __future__ import annotations
+
+
+class TokenizerError(ValueError):
+    """A tokenizer folder cannot be used: a file is absent, corrupt, or asks for something unsupported.
+
+    The message names the folder or the file, and what was looked for or expected.
+    """
+
+
+class TextError(ValueError):
+    """An argument of encode, decode or detokenization is out of range. The message names field, value and range."""
+
+
+class ChatTemplateError(ValueError):
+    """A chat template is absent, does not compile, or refused the conversation."""
+
+
+class ChatMessageError(ChatTemplateError):
+    """A chat message or tool is malformed. The message names the field, as in ``messages[2].content[0].type``."""
+
+
+class StopStringError(ValueError):
+    """The list of stop strings is malformed. The message names the entry and the limit."""

@@ -1,0 +1,211 @@
+"""The tokenizer that the engine's callers hold: text to ids, ids to text, chats to either."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from jaxinfer.text.chat import ChatTemplates
+from jaxinfer.text.decoding import DecodePlan, clean_up
+from jaxinfer.text.errors import TextError
+
+
+class Tokenizer:
+    """A loaded tokenizer. Made by `load_tokenizer`; immutable; safe to use from several threads.
+
+    Ids and texts are those of transformers 5 for the same folder.
+
+    Attributes:
+        notes: sentences about where the loaded pipeline departs from the folder's files, because transformers does.
+        content_digest: sha256 (hex) of the tokenizer's files and of the class rules applied to them. Two folders with
+            equal digests give equal ids, texts and rendered chats.
+        decode_plan: for incremental detokenization.
+    """
+
+    def __init__(
+        self,
+        *,
+        backend: Backend,
+        plan: DecodePlan,
+        special_tokens: Mapping[str, str],
+        chat_templates: ChatTemplates,
+        content_digest: str,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self._backend = backend
+        self._special_tokens = dict(special_tokens)
+        self._chat = chat_templates
+        self.decode_plan = plan
+        self.content_digest = content_digest
+        self.notes = notes
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(index for index, token in added.items() if token.special)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included. The model's embedding may have more rows."""
+        size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        return size
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Named special tokens that are set: "bos_token" -> "<s>" and so on."""
+        return dict(self._special_tokens)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Id of the token that starts a text; None when the tokenizer names none."""
+        return self._named_id("bos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Id of the tokenizer's own end token. A model's stop ids come from its configs, and may be several."""
+        return self._named_id("eos_token")
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """Id of the padding token; None when the tokenizer names none."""
+        return self._named_id("pad_token")
+
+    def _named_id(self, name: str) -> int | None:
+        text = self._special_tokens.get(name)
+        index: int | None = None if text is None else self._backend.token_to_id(text)
+        return index
+
+    def is_special(self, index: int) -> bool:
+        """Whether `skip_special_tokens` drops this token."""
+        return index in self._special_ids
+
+    def token_to_piece(self, index: int) -> str:
+        """The token's spelling in the vocabulary ("▁the", "Ġthe", "<0x0A>"); "" for an id without a token.
+
+        Models often have more embedding rows than the tokenizer has tokens, so such an id is not an error.
+
+        Raises:
+            TextError: not an integer >= 0.
+        """
+        check_ids("token id", [index])
+        return self.decode_plan.piece(index) or ""
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, truncate_prompt_tokens: int | None = None
+    ) -> list[int]:
+        """Ids of a text prompt.
+
+        Special tokens (BOS, EOS) are added as the tokenizer's post-processor says, whatever the text starts with: a
+        text that spells BOS itself gets it twice, as in transformers. Use `encode_chat` for rendered chats.
+
+        Args:
+            text: any text without lone surrogates; special tokens spelled in it are recognised.
+            add_special_tokens: whether to add BOS/EOS.
+            truncate_prompt_tokens: keep only the last so many ids (what vLLM documents for this parameter); a BOS at
+                the front is dropped like any other id.
+
+        Raises:
+            TextError: text is not a string, holds a lone surrogate, or holds something that the vocabulary cannot
+                express; truncate_prompt_tokens is not an integer >= 1.
+        """
+        check_text("text", text)
+        _check_truncation(truncate_prompt_tokens)
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except Exception as error:  # the library raises bare exceptions, such as for a character without a token
+            raise TextError(f"text cannot be encoded by this tokenizer: {error}") from error
+        return ids if truncate_prompt_tokens is None else ids[-truncate_prompt_tokens:]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of ids, as transformers gives it. Ids without a token are dropped; broken UTF-8 becomes U+FFFD.
+
+        Raises:
+            TextError: an id is not an integer >= 0.
+        """
+        check_ids("ids", ids)
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return clean_up(text) if self.decode_plan.clean_up else text
+
+    @property
+    def chat_template(self) -> str | dict[str, str] | None:
+        """The folder's chat template: its source, or name -> source where it has several; None when it has none."""
+        return self._chat.source
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        **template_kwargs: Any,
+    ) -> str:
+        """Renders a conversation as transformers' apply_chat_template(tokenize=False) does.
+
+        Args:
+            messages: at least one {"role": str, "content": str or [{"type": "text", "text": str}, ...], ...}. Further
+                keys (`tool_calls`, `name`, `reasoning_content` ...) reach the template. A value of None counts as
+                absent; content may be absent beside `tool_calls` or a reasoning field.
+            add_generation_prompt: end with the opening of an assistant message.
+            tools: JSON schemas of callable functions.
+            template: Jinja source, or the name of one of the folder's templates; default: the folder's own
+                ("tool_use", where there is one and tools are given).
+            **template_kwargs: further variables of the template (`documents`, `enable_thinking`, ...). They win over
+                the special tokens, which are variables too.
+
+        Raises:
+            ChatMessageError: a malformed message, tool or variable; names the field.
+            ChatTemplateError: no template, a template that does not compile, or one that refuses the conversation.
+        """
+        return self._chat.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            template=template,
+            variables=template_kwargs,
+            special_tokens=self._special_tokens,
+        )
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        truncate_prompt_tokens: int | None = None,
+        **template_kwargs: Any,
+    ) -> list[int]:
+        """Ids of a rendered chat. The template writes all special tokens itself, so none are added.
+
+        Arguments and errors are those of `render_chat` and `encode`.
+        """
+        _check_truncation(truncate_prompt_tokens)
+        text = self.render_chat(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template, **template_kwargs
+        )
+        return self.encode(text, add_special_tokens=False, truncate_prompt_tokens=truncate_prompt_tokens)
+
+
+def check_text(name: str, text: object) -> None:
+    """Raises TextError unless `text` is a string that UTF-8 can carry."""
+    if not isinstance(text, str):
+        raise TextError(f"{name} must be a string, not {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TextError(
+            f"{name} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}; "
+            "text must be valid Unicode"
+        ) from error
+
+
+def check_ids(name: str, ids: Sequence[int]) -> None:
+    """Raises TextError unless every id is an integer in 0..2**32-1 (what the tokenizers library can hold)."""
+    for position, index in enumerate(ids):
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < 1 << 32:
+            raise TextError(f"{name}[{position}] must be an integer in 0..{(1 << 32) - 1}, got {index!r}")
+
+
+def _check_truncation(value: int | None) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise TextError(f"truncate_prompt_tokens must be an integer >= 1 or None, got {value!r}")

@@ -1,0 +1,91 @@
+"""The Tokenizer object beyond the recorded ids: arguments, ids of names, special tokens once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxinfer.text import TextError, load_tokenizer
+from tests.jaxinfer.text.golden_cases import GOLDENS, tokenizer
+
+CHAT = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", "\udc00", "ok\ud83d"])
+def test_lone_surrogates_are_refused_by_name(text: str) -> None:
+    loaded = tokenizer("byte_level")
+    position = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+    with pytest.raises(TextError, match=rf"surrogate U\+{ord(text[position]):04X} at character {position}"):
+        loaded.encode(text)
+
+
+def test_encode_wants_a_string() -> None:
+    with pytest.raises(TextError, match="text must be a string, not list"):
+        tokenizer("byte_level").encode(["a", "b"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, "3"])
+def test_truncation_is_checked(value: Any) -> None:
+    loaded = tokenizer("byte_level")
+    message = "truncate_prompt_tokens must be an integer >= 1 or None, got"
+    with pytest.raises(TextError, match=message):
+        loaded.encode("hello", truncate_prompt_tokens=value)
+    with pytest.raises(TextError, match=message):
+        loaded.encode_chat(CHAT, template="x", truncate_prompt_tokens=value)
+
+
+def test_truncation_keeps_the_last_ids() -> None:
+    loaded = tokenizer("llama_json")
+    ids = loaded.encode("the quick brown fox")
+    for count in range(1, len(ids) + 3):
+        assert loaded.encode("the quick brown fox", truncate_prompt_tokens=count) == ids[-count:]
+    chat = loaded.encode_chat(CHAT, template="{{ messages[0].content }} there")
+    assert loaded.encode_chat(CHAT, template="{{ messages[0].content }} there", truncate_prompt_tokens=2) == chat[-2:]
+
+
+def test_special_tokens_once_in_chats_and_as_spelled_in_prompts() -> None:
+    loaded = tokenizer("byte_level")
+    bos = loaded.bos_token_id
+    assert bos is not None
+    assert loaded.encode("hello").count(bos) == 1
+    assert loaded.encode("hello", add_special_tokens=False).count(bos) == 0
+    # As transformers does it: what is spelled counts, and the post-processor adds its own.
+    assert loaded.encode("<|begin|>hello").count(bos) == 2
+    template = "{{ bos_token }}{{ messages[0].content }}"
+    assert loaded.encode_chat(CHAT, template=template) == [bos, *loaded.encode("hi", add_special_tokens=False)]
+
+
+def test_pieces_and_special_ids() -> None:
+    loaded = tokenizer("llama_model")
+    assert [loaded.token_to_piece(index) for index in range(5)] == ["<unk>", "<s>", "</s>", "<|turn|>", "<0x00>"]
+    assert [loaded.is_special(index) for index in range(4)] == [True, True, True, False]
+    assert loaded.bos_token_id == 1
+    assert loaded.eos_token_id == 2
+    assert loaded.pad_token_id is None
+    assert loaded.special_tokens["eos_token"] == "</s>"
+    # Embeddings are often padded beyond the vocabulary.
+    assert loaded.token_to_piece(loaded.vocab_size) == ""
+    assert not loaded.is_special(loaded.vocab_size)
+    assert loaded.decode([loaded.vocab_size, 10**9]) == ""
+
+
+@pytest.mark.parametrize("bad", [-1, 1 << 32, 1.5, True, "1", None])
+def test_ids_are_checked(bad: Any) -> None:
+    loaded = tokenizer("byte_level")
+    with pytest.raises(TextError, match=r"ids\[1\] must be an integer in 0\.\.4294967295, got"):
+        loaded.decode([1, bad])
+    with pytest.raises(TextError, match="token id"):
+        loaded.token_to_piece(bad)
+
+
+def test_a_text_that_the_vocabulary_cannot_express(tmp_path: Path) -> None:
+    document = json.loads((GOLDENS / "vocabularies" / "word_level.json").read_text(encoding="utf-8"))
+    document["model"]["unk_token"] = "<nothing>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.encode("hello world")
+    with pytest.raises(TextError, match="cannot be encoded"):
+        loaded.encode("zyzzyva")
