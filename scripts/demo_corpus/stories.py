@@ -1,0 +1,109 @@
+"""Short stories: a cast, an opening, the beats of one plot, an ending."""
+
+from __future__ import annotations
+
+import random
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from demo_corpus.grammar import Bindings, expand
+
+_DATA = Path(__file__).parent / "data"
+_FORMS = {"she": ("she", "her", "her", "herself"), "he": ("he", "his", "him", "himself")}
+_PARAGRAPH_BREAK = 0.25  # share of beats that start a new line
+_SENTENCE_START = re.compile(r"(?:^|(?<=[.!?] ))[a-z]")  # not after a closing quote: "Go!" she said.
+
+
+@dataclass(frozen=True)
+class Character:
+    """A named character: name, what it is ("fox", "girl"), and the pronoun that picks its forms."""
+
+    name: str
+    kind: str
+    pronoun: str
+
+    def slots(self, prefix: str) -> dict[str, str]:
+        """Pronoun slots under the prefix: "" gives he/his/him, "f" gives fhe/fhis/fhim."""
+        he, his, him, himself = _FORMS[self.pronoun]
+        return {f"{prefix}he": he, f"{prefix}his": his, f"{prefix}him": him, f"{prefix}himself": himself}
+
+
+def sentence_case(text: str) -> str:
+    """The text with a capital at each start of a sentence: slots such as "the old miller" may stand there."""
+    return _SENTENCE_START.sub(lambda match: match.group().upper(), text)
+
+
+class StoryTeller:
+    """Makes stories from the grammar in `data/`. The same random state gives the same story."""
+
+    def __init__(self) -> None:
+        self._words: dict[str, Any] = tomllib.loads((_DATA / "words.toml").read_text(encoding="utf-8"))
+        self.plots: list[dict[str, Any]] = []
+        for path in sorted(_DATA.glob("plots_*.toml")):
+            self.plots.extend(tomllib.loads(path.read_text(encoding="utf-8"))["plot"])
+
+    def character(self, rng: random.Random, other_than: str = "") -> Character:
+        """A child or an animal whose name differs from `other_than`."""
+        while True:
+            pronoun = rng.choice(("she", "he"))
+            if rng.random() < 0.5:
+                kind, names = rng.choice(self._words["people"][pronoun]), self._words["heroes"][pronoun]
+            else:
+                kind, names = rng.choice(self._words["animals"]["kinds"]), self._words["animals"][pronoun]
+            name = rng.choice(names)
+            if name != other_than:
+                return Character(name, kind, pronoun)
+
+    def story(self, rng: random.Random) -> str:
+        """One story of about 150 words, paragraphs separated by a newline."""
+        plot = rng.choice(self.plots)
+        hero = self.character(rng)
+        bindings = self._bindings(rng, plot, hero)
+        shared = self._words["shared"]
+        parts = [expand(self._opening(rng, plot), bindings, rng)]
+        for index, beat in enumerate(plot["beat"]):
+            template = rng.choice(beat["variants"])
+            joins = beat.get("joins_day", False) or template.startswith("{hero} ")
+            if index == 0 and (beat.get("joins_day", False) or (joins and rng.random() < 0.7)):
+                template = rng.choice(shared["days"]) + template
+            parts.append(expand(template, bindings, rng))
+        if rng.random() < 0.7:
+            parts.append(expand(rng.choice(shared["endings"]), bindings, rng))
+        if rng.random() < 0.3:
+            parts.append(plot["moral"])
+        text = parts[0]
+        for part in parts[1:]:
+            text += ("\n" if rng.random() < _PARAGRAPH_BREAK else " ") + sentence_case(part)
+        return text
+
+    def short_story(self, rng: random.Random, hero: Character) -> str:
+        """Three or four sentences about a given hero: what a chat answers with."""
+        plot = rng.choice([plot for plot in self.plots if not plot.get("stranger", False)])
+        bindings = self._bindings(rng, plot, hero)
+        opening = "Once upon a time, there was {a:trait} {kind} named {hero}, and {his} best friend was {friend}."
+        day = rng.choice(("One day, ", "One {weather} {time}, "))
+        summary = plot["summary"]
+        lead = day + summary if summary.startswith("{hero}") else summary
+        return " ".join((expand(opening, bindings, rng), expand(lead, bindings, rng), plot["moral"]))
+
+    def _opening(self, rng: random.Random, plot: dict[str, Any]) -> str:
+        """An opening; where the friend is still a stranger, one that does not name the friend."""
+        openings: list[str] = self._words["shared"]["openings"]
+        if plot.get("stranger", False):
+            openings = [
+                "Once upon a time, there was {a:trait} {kind} named {hero}. {He} lived in {home}.",
+                "Once upon a time, in {home}, there lived {a:size} {kind} named {hero}.",
+                "Long ago, {a:trait} {kind} named {hero} lived in {home}.",
+            ]
+        return rng.choice(openings)
+
+    def _bindings(self, rng: random.Random, plot: dict[str, Any], hero: Character) -> Bindings:
+        friend = self.character(rng, other_than=hero.name)
+        pronoun = rng.choice(("she", "he"))
+        elder = Character(rng.choice(self._words["elders"][pronoun]), "elder", pronoun)
+        fixed = {"hero": hero.name, "kind": hero.kind, "friend": friend.name, "friendkind": friend.kind}
+        fixed |= {"elder": elder.name} | hero.slots("") | friend.slots("f") | elder.slots("e")
+        return Bindings(rng, fixed, {**self._words["slots"], **plot.get("slots", {})})

@@ -1,0 +1,1 @@
+"""Training of the demo model: tokenizer, network, optimizer steps, checkpoints, Hugging Face export."""

@@ -1,0 +1,134 @@
+"""The demo model's tokenizer: a sentencepiece BPE trained on the corpus, with byte fallback and chat markers."""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import io
+import itertools
+import string
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from demo_corpus import Document, documents
+
+UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
+END = "<|end|>"
+ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+CHAT_PIECES = [*ROLES.values(), END]
+# Jinja with the same text as `encode_document`; what follows <|assistant|> is the model's turn.
+CHAT_TEMPLATE = (
+    "{{- bos_token }}"
+    "{%- for message in messages %}"
+    "{%- if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{- raise_exception('role ' + message['role'] + ' is unknown: use system, user or assistant') }}"
+    "{%- endif %}"
+    "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
+)
+_TRAINING_DOCUMENTS = 6000
+
+
+def plain_texts(seed: int, count: int) -> Iterable[str]:
+    """The corpus line by line, without markers. A newline is never in a line, so it stays a byte piece as in Llama."""
+    for document in documents(seed, count):
+        contents = [document.text] if document.text else [message["content"] for message in document.messages]
+        yield from itertools.chain.from_iterable(content.split("\n") for content in contents)
+
+
+def train_tokenizer(path: Path, *, seed: int, vocab_size: int) -> None:
+    """Trains a BPE tokenizer on text made from the seed and writes `tokenizer.model` bytes to the path.
+
+    No dummy prefix, no normalization, no collapsing of blanks: decoding gives back exactly the text that was encoded.
+
+    Raises:
+        RuntimeError: from sentencepiece, when the corpus cannot fill `vocab_size` pieces.
+    """
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(plain_texts(seed, _TRAINING_DOCUMENTS)),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        split_digits=True,
+        character_coverage=1.0,
+        required_chars="".join(sorted(set(string.printable) - set(string.whitespace))),
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=3,
+        unk_piece=UNK,
+        bos_piece=BOS,
+        eos_piece=EOS,
+        pad_piece=PAD,
+        user_defined_symbols=CHAT_PIECES,
+        num_threads=1,
+        minloglevel=2,
+    )
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_bytes(model.getvalue())
+    temporary.replace(path)
+
+
+def load_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
+    """The tokenizer in the file."""
+    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStream:
+    """Documents behind each other.
+
+    Attributes:
+        ids: token ids (tokens,), uint16.
+        learned: (tokens,), bool: whether the network is to predict this token. What users and systems say is not
+            learned: it is drawn at random, and its gradient would be mostly noise.
+
+    Raises:
+        ValueError: the two differ in shape.
+    """
+
+    ids: np.ndarray
+    learned: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.ids.shape != self.learned.shape:
+            raise ValueError(f"learned has shape {self.learned.shape}: must be that of ids, {self.ids.shape}")
+
+
+def encode_document(
+    tokenizer: sentencepiece.SentencePieceProcessor, document: Document
+) -> tuple[list[int], list[bool]]:
+    """Token ids of one document (bos, the story or the rendered chat, eos), and which of them are learned."""
+    if document.text:
+        ids = [tokenizer.bos_id(), *tokenizer.encode(document.text), tokenizer.eos_id()]
+        return ids, [True] * len(ids)
+    ids, learned = [tokenizer.bos_id()], [True]
+    for message in document.messages:
+        turn = tokenizer.encode(f"{ROLES[message['role']]}{message['content']}{END}")
+        ids += turn
+        learned += [False] + [message["role"] == "assistant"] * (len(turn) - 1)
+    return [*ids, tokenizer.eos_id()], [*learned, True]
+
+
+def token_stream(tokenizer: sentencepiece.SentencePieceProcessor, seed: int, count: int) -> TokenStream:
+    """The tokens of `count` documents.
+
+    Raises:
+        ValueError: the vocabulary does not fit uint16.
+    """
+    if tokenizer.vocab_size() > 2**16:
+        raise ValueError(f"vocab_size {tokenizer.vocab_size()} is too large for the token ids: at most {2**16}")
+    ids, learned = array.array("H"), array.array("B")
+    for document in documents(seed, count):
+        document_ids, document_learned = encode_document(tokenizer, document)
+        ids.extend(document_ids)
+        learned.extend(document_learned)
+    return TokenStream(np.array(ids, np.uint16), np.array(learned, np.bool_))
