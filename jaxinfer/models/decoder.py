@@ -1,0 +1,113 @@
+"""The one decoder of all families: a Flax NNX module driven by `ModelConfig`.
+
+Shapes: T tokens (of any sequences, in any order), D model, N query heads, K' KV heads, H head_dim, R rows, V' padded
+vocabulary. Layers are unrolled: scanning over stacked weights makes XLA:CPU copy each layer's weights every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxinfer.config import ModelConfig, require
+from jaxinfer.models.axes import constrain
+from jaxinfer.models.layers.attention import Attend, Attention, KvLayer
+from jaxinfer.models.layers.embedding import VocabularyMatrix
+from jaxinfer.models.layers.linear import scale
+from jaxinfer.models.layers.mlp import Mlp
+from jaxinfer.models.layers.norm import RMSNorm
+from jaxinfer.models.layers.rope import Rotation, rotation_tables
+from jaxinfer.models.shape import ModelShape
+
+
+class DecoderLayer(nnx.Module):
+    """Attention, then MLP; each with a norm before it, after it, or both, and added to the residual stream."""
+
+    def __init__(
+        self, config: ModelConfig, shape: ModelShape, layer: int, dtype: jnp.dtype, rngs: nnx.Rngs | None
+    ) -> None:
+        self.pre_norm = config.pre_norm
+        self.post_norm = config.post_norm
+        self.residual_multiplier = config.residual_multiplier
+        self.attention = Attention(config, shape, layer, dtype, rngs)
+        self.mlp = Mlp(config, shape, dtype, rngs)
+        model = (config.hidden_size,)
+        if config.pre_norm:
+            self.attention_norm = RMSNorm(config, model, (None,), dtype)
+            self.mlp_norm = RMSNorm(config, model, (None,), dtype)
+        if config.post_norm:
+            self.attention_post_norm = RMSNorm(config, model, (None,), dtype)
+            self.mlp_post_norm = RMSNorm(config, model, (None,), dtype)
+
+    def __call__(
+        self, hidden: jax.Array, rotation: Rotation | None, kv_layer: KvLayer, attend: Attend
+    ) -> tuple[jax.Array, KvLayer]:
+        """hidden (T, D) -> (T, D) and the layer's KV."""
+        x = self.attention_norm(hidden) if self.pre_norm else hidden
+        x, kv_layer = self.attention(x, rotation, kv_layer, attend)
+        hidden = self._add(hidden, self.attention_post_norm(x) if self.post_norm else x)
+        x = self.mlp(self.mlp_norm(hidden) if self.pre_norm else hidden)
+        return self._add(hidden, self.mlp_post_norm(x) if self.post_norm else x), kv_layer
+
+    def _add(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
+        if self.residual_multiplier != 1.0:
+            x = scale(x, self.residual_multiplier)
+        return constrain(hidden + x, None, None)
+
+
+class Decoder(nnx.Module):
+    """Token ids to logits, in two halves so that logits are computed for the rows that need them only.
+
+    Parameters are zeros (norms: identity) unless `rngs` is given, which starts a model for training and therefore
+    wants an unpadded shape (tp = 1). To load weights use `abstract_decoder`, which allocates nothing.
+    """
+
+    def __init__(self, config: ModelConfig, shape: ModelShape, dtype: jnp.dtype, rngs: nnx.Rngs | None = None) -> None:
+        require(rngs is None or shape.tp == 1, f"random parameters are made for tp = 1 only, not for {shape.tp}")
+        self.config = config
+        self.embed = VocabularyMatrix(config, shape.vocab, dtype, rngs)
+        self.layers = nnx.List([DecoderLayer(config, shape, layer, dtype, rngs) for layer in range(config.num_layers)])
+        self.final_norm = RMSNorm(config, (config.hidden_size,), (None,), dtype)
+        self.lm_head = None if config.tie_word_embeddings else VocabularyMatrix(config, shape.vocab, dtype, rngs)
+
+    def hidden_states(
+        self,
+        token_ids: jax.Array,
+        positions: jax.Array,
+        rope_regime: jax.Array,
+        kv: Sequence[KvLayer],
+        attend: Attend,
+    ) -> tuple[jax.Array, list[KvLayer]]:
+        """Hidden states after the final norm, (T, D), and the KV of every layer with this step's tokens written.
+
+        token_ids, positions, rope_regime: (T,) int32; positions count from 0 in each sequence; rope_regime is 1 for
+        tokens of sequences beyond `config.longrope_border`. A token's result does not depend on the other tokens
+        except through `attend`, bit for bit, as long as T is at least 8 (XLA:CPU reduces smaller arrays differently).
+        """
+        rotations = rotation_tables(self.config.ropes, positions, rope_regime)
+        hidden = self.embed.embed(token_ids)
+        new_kv = []
+        for layer, layer_config, kv_layer in zip(self.layers, self.config.layers, kv, strict=True):
+            rotation = None if layer_config.rope is None else rotations[layer_config.rope]
+            hidden, kv_layer = layer(hidden, rotation, kv_layer, attend)
+            new_kv.append(kv_layer)
+        return self.final_norm(hidden), new_kv
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden (R, D) after the final norm -> (R, V') float32; entries of padded vocabulary are -inf."""
+        return (self.embed if self.lm_head is None else self.lm_head).logits(hidden)
+
+
+def abstract_decoder(config: ModelConfig, shape: ModelShape, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
+    """(graphdef, abstract state) of a decoder: shapes, dtypes and logical axes, but no arrays.
+
+    Leaves hold `jax.ShapeDtypeStruct`; `axes.parameter_axes(leaf)` gives the logical axes. The order of
+    `nnx.to_flat_state` and of the flattened leaves is fixed by the tree, so a step may take a tuple of leaves.
+    """
+    # Under a mesh NNX would read the logical axes as mesh axes; they are translated by `runtime.sharding` instead.
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        module = nnx.eval_shape(lambda: Decoder(config, shape, jnp.dtype(dtype)))
+        return nnx.split(module)

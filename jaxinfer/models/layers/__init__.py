@@ -1,0 +1,1 @@
+"""The parts of the decoder: products, norms, rotary positions, attention, MLP."""

@@ -1,0 +1,87 @@
+"""All products of activations with weights: one function, so that a quantized weight type has one place to go to.
+
+Weights are stored (outputs..., inputs...); a product contracts the last axes of both operands. It is accumulated and
+returned in float32 (XLA:CPU is several times slower when asked for bfloat16), with full float32 multiplication when
+the operands are float32, then rounded once to the activation's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxinfer.models.axes import LogicalAxes
+
+INITIAL_SCALE = 0.02  # standard deviation of fresh matrices, the usual `initializer_range`
+
+
+def parameter(value: jax.Array, axes: LogicalAxes) -> nnx.Param:
+    """A parameter that knows its logical axes. Never placed while it is made: the loader places it."""
+    return nnx.Param(value, out_sharding=axes, eager_sharding=False)
+
+
+def fresh(shape: tuple[int, ...], dtype: jnp.dtype, rngs: nnx.Rngs | None) -> jax.Array:
+    """A matrix to start training from, or zeros to be overwritten when `rngs` is None."""
+    if rngs is None:
+        return jnp.zeros(shape, dtype)
+    return (INITIAL_SCALE * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
+
+
+def product(x: jax.Array, weight: jax.Array, *, inputs: int = 1, merge: bool = True) -> jax.Array:
+    """x (T, *I) times weight (*O, *I), contracted over the `inputs` axes I -> (T, *O) float32.
+
+    `merge` makes both operands matrices first. XLA:CPU copies a weight of more axes transposed in every step, and its
+    rows then depend on T. It must be False where a split axis of the weight is not the first of O or of I, because
+    such axes cannot be merged without gathering the weight from all devices.
+    """
+    outputs, tokens = weight.shape[: weight.ndim - inputs], x.shape[0]
+    if merge:
+        weight = weight.reshape(math.prod(outputs), -1)
+        x, inputs = x.reshape(tokens, -1), 1
+    contract = (tuple(range(x.ndim - inputs, x.ndim)), tuple(range(weight.ndim - inputs, weight.ndim)))
+    precision = jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None
+    y = jax.lax.dot_general(x, weight, (contract, ((), ())), precision=precision, preferred_element_type=jnp.float32)
+    return y.reshape(tokens, *outputs)
+
+
+def linear(
+    x: jax.Array, weight: jax.Array, bias: jax.Array | None = None, *, inputs: int = 1, merge: bool = True
+) -> jax.Array:
+    """`product` plus bias (*O), the sum in float32, rounded to x's dtype: (T, *I) -> (T, *O)."""
+    y = product(x, weight, inputs=inputs, merge=merge)
+    if bias is not None:
+        y = y + bias.astype(jnp.float32)
+    return y.astype(x.dtype)
+
+
+def scale(x: jax.Array, multiplier: float) -> jax.Array:
+    """x * multiplier with the product in float32: a Python number would first be rounded to a bfloat16 x's dtype."""
+    return (x.astype(jnp.float32) * multiplier).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """Weight (*outputs, *inputs) and optionally bias (*outputs); `axes` are the weight's logical axes; `merge` as in
+    `product`."""
+
+    def __init__(
+        self,
+        outputs: tuple[int, ...],
+        inputs: tuple[int, ...],
+        axes: LogicalAxes,
+        dtype: jnp.dtype,
+        *,
+        bias: bool = False,
+        merge: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> None:
+        self.inputs = len(inputs)
+        self.merge = merge
+        self.weight = parameter(fresh(outputs + inputs, dtype, rngs), axes)
+        self.bias = parameter(jnp.zeros(outputs, dtype), axes[: len(outputs)]) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        bias = None if self.bias is None else self.bias.get_value()
+        return linear(x, self.weight.get_value(), bias, inputs=self.inputs, merge=self.merge)

@@ -1,0 +1,52 @@
+"""The gated MLP: down(activation(gate(x)) * up(x)). Shapes: T tokens, D model, F' padded width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxinfer.config import ModelConfig
+from jaxinfer.models.axes import constrain
+from jaxinfer.models.layers.linear import Linear
+from jaxinfer.models.shape import ModelShape
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x * normal cdf(x) through erf, not its tanh approximation."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
+    {"silu": jax.nn.silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
+)
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: ModelConfig, shape: ModelShape, dtype: jnp.dtype, rngs: nnx.Rngs | None) -> None:
+        self.activation = config.activation
+        width, model = (shape.mlp,), (config.hidden_size,)
+        self.gate_up = Linear(
+            (2, *width),
+            model,
+            (None, "mlp", None),
+            dtype,
+            bias=config.mlp_bias,
+            merge=shape.tp == 1,  # the width is split, and it is not the first axis
+            rngs=rngs,
+        )
+        self.down = Linear(model, width, (None, "mlp"), dtype, bias=config.mlp_bias, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(T, D) -> (T, D). The activation is computed in float32 and rounded before it meets `up`."""
+        gate_up = constrain(self.gate_up(x), None, None, "mlp")  # (T, 2, F')
+        gate, up = gate_up[:, 0], gate_up[:, 1]
+        gate = ACTIVATIONS[self.activation](gate.astype(jnp.float32)).astype(x.dtype)
+        return constrain(self.down(gate * up), None, None)

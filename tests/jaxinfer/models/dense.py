@@ -1,0 +1,218 @@
+"""A decoder without engine: Hugging Face tensors to its parameters, and plain causal attention instead of pages.
+
+Written against the documented parameter tree, on its own, so that it can disagree with the checkpoint loader.
+Shapes: T tokens, N query heads, K KV heads before and K' after repetition, G = N / K, H head_dim, D model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxinfer.config import ModelConfig
+from jaxinfer.models.decoder import abstract_decoder
+from jaxinfer.models.layers.attention import Attend
+from jaxinfer.models.shape import ModelShape
+
+Path = tuple[str | int, ...]
+MIN_TOKENS = 8  # below this XLA:CPU reduces rows in another order
+
+
+def hf_parameters(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict[Path, np.ndarray]:
+    """{parameter path: array} for one device; uses up every tensor and fails if one is missing or left over."""
+    left = dict(tensors)
+    heads, kv, head, width = config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size
+    group = heads // kv
+    out: dict[Path, np.ndarray] = {("embed", "weight"): left.pop("model.embed_tokens.weight")}
+    out["final_norm", "weight"] = left.pop("model.norm.weight")
+    if not config.tie_word_embeddings:
+        out["lm_head", "weight"] = left.pop("lm_head.weight")
+    for i in range(config.num_layers):
+        hf = f"model.layers.{i}."
+        for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
+            fused = left.pop(f"{hf}self_attn.qkv_proj.{kind}", None)
+            if fused is None:
+                fused = np.concatenate([left.pop(f"{hf}self_attn.{n}_proj.{kind}") for n in "qkv"])
+            q, k, v = np.split(fused, [heads * head, (heads + kv) * head])
+            tail = fused.shape[1:]
+            parts = (q.reshape(kv, group, head, *tail), k.reshape(kv, 1, head, *tail), v.reshape(kv, 1, head, *tail))
+            out["layers", i, "attention", "qkv", kind] = np.concatenate(parts, axis=1)
+        weight = left.pop(f"{hf}self_attn.o_proj.weight")
+        out["layers", i, "attention", "out", "weight"] = weight.reshape(-1, kv, group, head)
+        if config.attention_out_bias:
+            out["layers", i, "attention", "out", "bias"] = left.pop(f"{hf}self_attn.o_proj.bias")
+        if config.qk_norm != "none":
+            shapes = ((kv, group, head), (kv, head)) if config.qk_norm == "whole" else ((head,), (head,))
+            for name, norm_shape in zip(("q_norm", "k_norm"), shapes, strict=True):
+                norm = left.pop(f"{hf}self_attn.{name}.weight")
+                out["layers", i, "attention", name, "weight"] = norm.reshape(norm_shape)
+        for kind in ("weight", "bias") if config.mlp_bias else ("weight",):
+            fused = left.pop(f"{hf}mlp.gate_up_proj.{kind}", None)
+            if fused is None:
+                fused = np.concatenate([left.pop(f"{hf}mlp.{n}_proj.{kind}") for n in ("gate", "up")])
+            out["layers", i, "mlp", "gate_up", kind] = fused.reshape(2, width, *fused.shape[1:])
+            out["layers", i, "mlp", "down", kind] = left.pop(f"{hf}mlp.down_proj.{kind}")
+        for ours, theirs in _norm_names(config).items():
+            out["layers", i, ours, "weight"] = left.pop(f"{hf}{theirs}.weight")
+    assert not left, f"tensors that no parameter takes: {sorted(left)}"
+    return out
+
+
+def _norm_names(config: ModelConfig) -> dict[str, str]:
+    if not config.post_norm:
+        return {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    post = {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
+    if not config.pre_norm:
+        return post
+    return {"attention_norm": "input_layernorm", "mlp_norm": "pre_feedforward_layernorm"} | post
+
+
+def fit(path: Path, array: np.ndarray, config: ModelConfig, shape: ModelShape) -> np.ndarray:
+    """One parameter for one device -> for `shape.tp` devices: KV heads repeated, vocabulary and MLP width padded."""
+    kv, group, wanted = config.num_kv_heads, config.num_heads // config.num_kv_heads, shape.kv_heads
+    copies = wanted // kv
+
+    def spread(heads: np.ndarray, axis: int) -> np.ndarray:
+        """(..., K, G, ...) with K at `axis` -> (..., K', G', ...): the same N query heads, cut into smaller groups."""
+        before, after = heads.shape[:axis], heads.shape[axis + 2 :]
+        return heads.reshape(*before, wanted, group // copies, *after)
+
+    def padded(axis: int, size: int) -> np.ndarray:
+        widths = [(0, size - n if a == axis else 0) for a, n in enumerate(array.shape)]
+        return np.pad(array, widths)
+
+    match path:
+        case ("embed" | "lm_head", _):
+            return padded(0, shape.vocab)
+        case (_, _, "attention", "qkv", _):
+            keys_values = np.repeat(array[:, group:], copies, axis=0)
+            return np.concatenate((spread(array[:, :group], 0), keys_values), axis=1)
+        case (_, _, "attention", "out", "weight"):
+            return spread(array, 1)
+        case (_, _, "attention", "q_norm", _) if array.ndim == 3:
+            return spread(array, 0)
+        case (_, _, "attention", "k_norm", _) if array.ndim == 2:
+            return np.repeat(array, copies, axis=0)
+        case (_, _, "mlp", "gate_up", _):
+            return padded(1, shape.mlp)
+        case (_, _, "mlp", "down", "weight"):
+            return padded(1, shape.mlp)
+    return array
+
+
+class DenseModel:
+    """A decoder with its weights. `place` (variable, array) makes a parameter's array."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, np.ndarray],
+        *,
+        dtype: Any = jnp.float32,
+        tp: int = 1,
+        place: Any = lambda variable, array: jnp.asarray(array, variable.dtype),
+    ) -> None:
+        self.config = config
+        self.shape = ModelShape.of(config, tp)
+        self.graphdef, abstract = abstract_decoder(config, self.shape, dtype)
+        given = {path: fit(path, a, config, self.shape) for path, a in hf_parameters(config, tensors).items()}
+        wanted = dict(nnx.to_flat_state(abstract))
+        assert {p: v.shape for p, v in wanted.items()} == {p: a.shape for p, a in given.items()}
+        loaded = [(path, variable.replace(place(variable, given[path]))) for path, variable in wanted.items()]
+        self.params = nnx.to_pure_dict(nnx.from_flat_state(loaded))
+
+    def apply(self, params: Any, batch: Batch) -> jax.Array:
+        """-> (T, V') logits of every token; pure, for jit."""
+        decoder = nnx.merge(self.graphdef, params)
+        empty = [(jnp.zeros(0), jnp.zeros(0))] * self.config.num_layers
+        hidden, _ = decoder.hidden_states(
+            batch.token_ids, batch.positions, batch.regimes, empty, dense_attention(batch.sequences)
+        )
+        return decoder.logits(hidden)
+
+    def logits(self, prompts: Sequence[Sequence[int]], run: Any = None) -> list[np.ndarray]:
+        """(len(prompt), V) float32 logits of each prompt, all computed as one batch; `run` stands in for `apply`."""
+        batch = Batch.of(prompts, self.config.longrope_border)
+        logits = np.asarray((run or self.apply)(self.params, batch))[:, : self.config.vocab_size]
+        return np.split(logits[: sum(map(len, prompts))], np.cumsum([len(p) for p in prompts])[:-1])
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Batch:
+    """Whole sequences one after the other, each array (T,) int32; `sequences` numbers them, padding is number -1."""
+
+    token_ids: jax.Array
+    positions: jax.Array
+    regimes: jax.Array
+    sequences: jax.Array
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], border: int | None) -> Batch:
+        padding = -sum(map(len, prompts)) % MIN_TOKENS
+
+        def flat(rows: list[list[int]], pad: int) -> jax.Array:
+            return jnp.asarray(np.array([*itertools.chain(*rows), *[pad] * padding], np.int32))
+
+        return cls(
+            token_ids=flat([list(prompt) for prompt in prompts], 0),
+            positions=flat([list(range(len(prompt))) for prompt in prompts], 0),
+            regimes=flat([[int(border is not None and len(p) > border)] * len(p) for p in prompts], 0),
+            sequences=flat([[i] * len(prompt) for i, prompt in enumerate(prompts)], -1),
+        )
+
+
+def dense_attention(sequences: jax.Array) -> Attend:
+    """An `attend` that looks at all keys of the batch and masks those of other sequences and of the future."""
+
+    def attend(
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        kv_layer: Any,
+        *,
+        sliding_window: int | None,
+        soft_cap: float | None,
+        scale: float,
+    ) -> tuple[jax.Array, Any]:
+        return _attend(q, k, v, sequences, sliding_window, soft_cap, scale), kv_layer
+
+    return attend
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6))
+def _attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sequences: jax.Array,
+    sliding_window: int | None,
+    soft_cap: float | None,
+    scale: float,
+) -> jax.Array:
+    """In float32. q (T, N, H); k, v (T, K', H) -> (T, N, H)."""
+    group = q.shape[1] // k.shape[1]
+    q32, k32, v32 = (jnp.repeat(x.astype(jnp.float32), n, axis=1) for x, n in ((q, 1), (k, group), (v, group)))
+    scores = jnp.einsum("tnh,snh->nts", q32, k32, precision="highest") * scale
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    distance = jnp.arange(q.shape[0])[:, None] - jnp.arange(q.shape[0])[None, :]
+    seen = (distance >= 0) & (sequences[:, None] == sequences[None, :])
+    if sliding_window is not None:
+        seen &= distance < sliding_window
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("nts,snh->tnh", weights, v32, precision="highest").astype(q.dtype)
+
+
+def relative_error(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """max|ours - theirs| / max|theirs| over all positions of all prompts."""
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+    return difference / max(float(np.abs(b).max()) for b in theirs)

@@ -1,0 +1,198 @@
+"""The parameter tree is the documented one; hidden states do not depend on the rest of the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxinfer.config import ConfigError, LayerConfig, ModelConfig, RopeConfig
+from jaxinfer.models.axes import parameter_axes
+from jaxinfer.models.decoder import Decoder, abstract_decoder
+from jaxinfer.models.shape import ModelShape
+from jaxinfer.runtime.sharding import partition_spec
+
+Table = dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]
+
+
+def model(**changes: Any) -> ModelConfig:
+    """Odd sizes: 6 query heads on 3 KV heads, width 31, vocabulary 37."""
+    return dataclasses.replace(
+        ModelConfig(
+            architecture="LlamaForCausalLM", vocab_size=37, hidden_size=24, intermediate_size=31, num_layers=2,
+            num_heads=6, num_kv_heads=3, head_dim=8, max_position_embeddings=64,
+            layers=(LayerConfig(), LayerConfig(sliding_window=5, rope=None)), ropes=(RopeConfig("default", 1e4, 8),),
+            query_scale=0.3,
+        ),
+        **changes,
+    )  # fmt: skip
+
+
+def table(config: ModelConfig, tp: int, k: int, g: int, v: int, f: int) -> Table:
+    """The documented tree: K' = k, G' = g, V' = v, F' = f."""
+    d, h = config.hidden_size, config.head_dim
+    out: Table = {"embed.weight": ((v, d), ("vocab", None)), "final_norm.weight": ((d,), (None,))}
+    if not config.tie_word_embeddings:
+        out["lm_head.weight"] = ((v, d), ("vocab", None))
+    for i in range(config.num_layers):
+        layer: Table = {
+            "attention.qkv.weight": ((k, g + 2, h, d), ("kv_heads", None, None, None)),
+            "attention.out.weight": ((d, k, g, h), (None, "kv_heads", None, None)),
+            "mlp.gate_up.weight": ((2, f, d), (None, "mlp", None)),
+            "mlp.down.weight": ((d, f), (None, "mlp")),
+        }
+        if config.qkv_bias:
+            layer["attention.qkv.bias"] = ((k, g + 2, h), ("kv_heads", None, None))
+        if config.attention_out_bias:
+            layer["attention.out.bias"] = ((d,), (None,))
+        if config.mlp_bias:
+            layer |= {"mlp.gate_up.bias": ((2, f), (None, "mlp")), "mlp.down.bias": ((d,), (None,))}
+        if config.qk_norm == "head":
+            layer |= {f"attention.{n}_norm.weight": ((h,), (None,)) for n in "qk"}
+        if config.qk_norm == "whole":
+            layer["attention.q_norm.weight"] = ((k, g, h), ("kv_heads", None, None))
+            layer["attention.k_norm.weight"] = ((k, h), ("kv_heads", None))
+        norms = ["attention_norm", "mlp_norm"] * config.pre_norm
+        norms += ["attention_post_norm", "mlp_post_norm"] * config.post_norm
+        layer |= {f"{name}.weight": ((d,), (None,)) for name in norms}
+        out |= {f"layers.{i}.{name}": entry for name, entry in layer.items()}
+    return out
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "biases": {"qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
+    "qwen2": {"qkv_bias": True, "tie_word_embeddings": True},
+    "gemma3": {"qk_norm": "head", "post_norm": True, "norm_offset": 1.0, "tie_word_embeddings": True},
+    "olmo2": {"qk_norm": "whole", "pre_norm": False, "post_norm": True},
+}
+SHAPES = {1: (3, 2, 37, 31), 3: (3, 2, 39, 33), 6: (6, 1, 42, 36)}  # tp: K', G', V', F'
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameter_tree(variant: str, dtype: str) -> None:
+    config = model(**VARIANTS[variant])
+    for tp, sizes in SHAPES.items():
+        _, state = abstract_decoder(config, ModelShape.of(config, tp), jnp.dtype(dtype))
+        flat = nnx.to_flat_state(state)
+        found = {".".join(map(str, path)): (leaf.shape, parameter_axes(leaf)) for path, leaf in flat}
+        assert found == table(config, tp, *sizes)
+        for path, leaf in flat:
+            assert isinstance(leaf.get_value(), jax.ShapeDtypeStruct), f"{path} holds an array"
+            assert leaf.dtype == jnp.dtype(dtype)
+            spec = partition_spec(parameter_axes(leaf))
+            split = [size for size, axis in zip(leaf.shape, spec, strict=True) if axis == "tp"]
+            assert all(size % tp == 0 for size in split), f"{path} cannot be split {tp} ways"
+
+
+def test_tree_is_the_same_under_a_mesh() -> None:
+    """Logical axis names are not mesh axis names: building under a mesh must not look them up there."""
+    config = model()
+    args = (config, ModelShape.of(config, 1), jnp.dtype("float32"))
+    outside = abstract_decoder(*args)
+    mesh = jax.make_mesh((1,), ("tp",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        inside = abstract_decoder(*args)
+    assert jax.tree.structure(inside[1]) == jax.tree.structure(outside[1])
+    assert inside[0] == outside[0]
+
+
+def echo(q: jax.Array, k: jax.Array, v: jax.Array, kv_layer: Any, **_: Any) -> tuple[jax.Array, Any]:
+    """Attention of each token to itself alone, with all of q, k and v in the result."""
+    group = q.shape[1] // k.shape[1]
+    return (q + jnp.repeat(k * v, group, axis=1)).astype(q.dtype), kv_layer
+
+
+Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def runner(config: ModelConfig, dtype: str) -> Run:
+    """A jitted function (token ids, positions) -> (hidden, logits) of a decoder with random parameters."""
+    graphdef, abstract = abstract_decoder(config, ModelShape.of(config, 1), jnp.dtype(dtype))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype), abstract)
+
+    @jax.jit
+    def run(params: Any, ids: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        module = nnx.merge(graphdef, params)
+        hidden, _ = module.hidden_states(ids, positions, jnp.zeros_like(ids), [None] * config.num_layers, echo)
+        return hidden, module.logits(hidden)
+
+    return lambda ids, positions: jax.tree.map(np.asarray, run(params, jnp.asarray(ids), jnp.asarray(positions)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_token_does_not_see_the_size_of_its_batch(dtype: str) -> None:
+    """Bit for bit: the same tokens in batches of 8, 24 and 96, at other places, with other neighbours."""
+    config = model(
+        vocab_size=300, hidden_size=256, intermediate_size=688, num_heads=4, num_kv_heads=2, head_dim=64,
+        qk_norm="head", post_norm=True, num_layers=1, layers=(LayerConfig(),), ropes=(RopeConfig("default", 1e4, 64),),
+    )  # fmt: skip
+    run = runner(config, dtype)
+    rng = np.random.default_rng(0)
+    ids, positions = rng.integers(0, 300, 96).astype(np.int32), rng.integers(0, 64, 96).astype(np.int32)
+    hidden, logits = run(ids, positions)
+    assert np.isfinite(hidden.astype(np.float32)).all()
+    for size, begin in ((8, 3), (24, 70)):
+        part = slice(begin, begin + size)
+        some_hidden, some_logits = run(ids[part], positions[part])
+        np.testing.assert_array_equal(some_hidden, hidden[part])
+        np.testing.assert_array_equal(some_logits, logits[part])
+
+
+def traced(config: ModelConfig, attend: Any, kv: list[Any]) -> tuple[Any, Any]:
+    """The shapes of (hidden, new kv) for nine tokens; runs the Python of the decoder, compiles nothing."""
+    graphdef, abstract = abstract_decoder(config, ModelShape.of(config, 1), jnp.dtype("float32"))
+
+    def run(params: Any, ids: jax.Array, kv: list[Any]) -> tuple[Any, Any]:
+        return nnx.merge(graphdef, params).hidden_states(ids, ids, ids, kv, attend)
+
+    return jax.eval_shape(run, abstract, jax.ShapeDtypeStruct((9,), jnp.int32), kv)
+
+
+def test_attend_gets_each_layer_its_own_settings_and_kv() -> None:
+    calls = []
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, kv_layer: Any, **options: Any) -> tuple[jax.Array, Any]:
+        calls.append((q.shape, k.shape, v.shape, [page.shape for page in kv_layer], options))
+        return q, tuple(jnp.concatenate((page, page)) for page in kv_layer)
+
+    kv = [(jax.ShapeDtypeStruct((size,), jnp.float32), jax.ShapeDtypeStruct((size, 2), jnp.float32)) for size in (3, 5)]
+    hidden, new = traced(model(attention_softcap=7.0), attend, kv)
+    assert hidden.shape == (9, 24)
+    shapes = ((9, 6, 8), (9, 3, 8), (9, 3, 8))
+    common = {"soft_cap": 7.0, "scale": 0.3}
+    assert calls == [
+        (*shapes, [(3,), (3, 2)], {"sliding_window": None, **common}),
+        (*shapes, [(5,), (5, 2)], {"sliding_window": 5, **common}),
+    ]
+    assert [[page.shape for page in layer] for layer in new] == [[(6,), (6, 2)], [(10,), (10, 2)]]
+
+
+def test_kv_must_have_one_entry_per_layer() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        traced(model(), echo, [None])
+
+
+def test_random_parameters_are_for_one_device() -> None:
+    with pytest.raises(ConfigError, match="tp = 1"):
+        Decoder(model(), ModelShape.of(model(), 3), jnp.dtype("float32"), rngs=nnx.Rngs(0))
+
+
+def test_random_parameters_are_ready_for_training() -> None:
+    """Matrices are spread by 0.02, norms start as the identity, biases at zero."""
+    config = model(**VARIANTS["biases"], num_layers=1, layers=(LayerConfig(),), tie_word_embeddings=True)
+    build = jax.jit(lambda: nnx.state(Decoder(config, ModelShape.of(config, 1), jnp.dtype("float32"), nnx.Rngs(7))))
+    for path, leaf in nnx.to_flat_state(build()):
+        value = np.asarray(leaf.get_value())
+        if value.ndim == 1 or path[-1] == "bias":
+            assert (value == float("norm" in str(path[-2]))).all(), path
+        else:
+            assert 0.015 < value.std() < 0.025, path

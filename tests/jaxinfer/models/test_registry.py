@@ -1,0 +1,283 @@
+"""Published configs become the right `ModelConfig`; what is not understood is refused by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
+from jaxinfer.models.families import FAMILIES
+from jaxinfer.models.registry import model_config, supported_architectures
+from tests.jaxinfer.models import hub_configs
+from tests.jaxinfer.models.hub_configs import ALL, respelled
+
+# What each published config means, written from the models' reports and files, beyond the sizes that are copied.
+EXPECTED: dict[str, dict[str, Any]] = {
+    "Llama-3.1-8B": {"head_dim": 128, "eos_token_ids": (128001, 128008, 128009), "query_scale": 128**-0.5},
+    "Llama-2-7b": {"dtype": "bfloat16", "norm_eps": 1e-5, "num_kv_heads": 32, "tie_word_embeddings": False},
+    "SmolLM2-135M": {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "tie_word_embeddings": True},
+    "Mistral-7B-v0.1": {"num_kv_heads": 8, "intermediate_size": 14336, "qkv_bias": False},
+    "Qwen2.5-7B": {"qkv_bias": True, "attention_out_bias": False, "mlp_bias": False, "num_heads": 28},
+    "Qwen3-8B": {"qk_norm": "head", "qkv_bias": False, "head_dim": 128},
+    "gemma-2-2b": {
+        "attention_softcap": 50.0, "final_softcap": 30.0, "query_scale": 1 / 16, "activation": "gelu_tanh",
+        "embedding_multiplier": 48.0, "embedding_multiplier_rounded": True, "norm_offset": 1.0, "pre_norm": True,
+        "norm_scale_float32": True, "post_norm": True, "tie_word_embeddings": True, "dtype": "float32",
+    },
+    "gemma-3-1b": {
+        "attention_softcap": None, "final_softcap": None, "qk_norm": "head", "num_kv_heads": 1,
+        "embedding_multiplier": math.sqrt(1152), "eos_token_ids": (1, 106), "tie_word_embeddings": True,
+    },
+    "Phi-3-mini-128k": {"num_kv_heads": 32, "head_dim": 96, "query_scale": 96**-0.5, "longrope_border": 4096},
+    "Phi-4-mini": {"num_kv_heads": 8, "head_dim": 128, "tie_word_embeddings": True, "longrope_border": 4096},
+    "OLMo-2-7B": {
+        "pre_norm": False, "post_norm": True, "qk_norm": "whole", "norm_scale_float32": True, "norm_offset": 0.0,
+        "bos_token_id": None, "eos_token_ids": (100257,),
+    },
+    "granite-3.1-2b": {
+        "embedding_multiplier": 12.0, "embedding_multiplier_rounded": False, "residual_multiplier": 0.22,
+        "logits_divisor": 8.0, "query_scale": 1 / 64, "vocab_size": 49155,
+    },
+    "SmolLM3-3B": {"tie_word_embeddings": True, "bos_token_id": 128000, "eos_token_ids": (128012,)},
+}  # fmt: skip
+
+# (theta, kind, rotary_dim, attention_factor) of the first rope, windows of the first six layers.
+ROPES: dict[str, tuple[float, str, int, float]] = {
+    "Llama-3.1-8B": (500000.0, "llama3", 128, 1.0),
+    "Llama-2-7b": (10000.0, "default", 128, 1.0),
+    "SmolLM2-135M": (100000.0, "default", 64, 1.0),
+    "Mistral-7B-v0.1": (10000.0, "default", 128, 1.0),
+    "Qwen2.5-7B": (1000000.0, "default", 128, 1.0),
+    "Qwen3-8B": (1000000.0, "default", 128, 1.0),
+    "gemma-2-2b": (10000.0, "default", 256, 1.0),
+    "gemma-3-1b": (10000.0, "default", 256, 1.0),
+    "Phi-3-mini-128k": (10000.0, "longrope", 96, 1.1902380714238083),  # sqrt(1 + ln 32 / ln 4096)
+    "Phi-4-mini": (10000.0, "longrope", 96, 1.1902380714238083),
+    "OLMo-2-7B": (500000.0, "default", 128, 1.0),
+    "granite-3.1-2b": (5000000.0, "default", 64, 1.0),
+    "SmolLM3-3B": (5000000.0, "default", 128, 1.0),
+}
+WINDOWS: dict[str, list[int | None]] = {
+    "Mistral-7B-v0.1": [4096] * 6,
+    "gemma-2-2b": [4096, None] * 3,
+    "gemma-3-1b": [512] * 5 + [None],
+    "Phi-3-mini-128k": [262144] * 6,
+    "Phi-4-mini": [262144] * 6,
+}
+
+
+def changed(name: str, **changes: Any) -> dict[str, Any]:
+    return ALL[name] | changes
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_published_config(name: str) -> None:
+    config = model_config(ALL[name])
+    assert {key: getattr(config, key) for key in EXPECTED[name]} == EXPECTED[name]
+    for ours, theirs in (("hidden_size", "hidden_size"), ("num_layers", "num_hidden_layers")):
+        assert getattr(config, ours) == ALL[name][theirs]
+    rope = config.ropes[0]
+    assert (rope.theta, rope.kind, rope.rotary_dim) == ROPES[name][:3]
+    assert rope.attention_factor == pytest.approx(ROPES[name][3], rel=1e-15)
+    assert [layer.sliding_window for layer in config.layers[:6]] == WINDOWS.get(name, [None] * 6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_both_spellings_mean_the_same(name: str) -> None:
+    assert model_config(respelled(ALL[name])) == model_config(ALL[name])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_configs_survive_json(name: str) -> None:
+    config = model_config(ALL[name])
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_every_family_has_a_published_config() -> None:
+    assert {config["architectures"][0] for config in ALL.values()} == set(supported_architectures())
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.architecture)
+def test_an_empty_config_gets_the_family_defaults(family: Any) -> None:
+    """A config that names only its model_type is that of the family's first model, as in transformers."""
+    config = model_config({"model_type": family.model_type})
+    assert (config.architecture, config.vocab_size) == (family.architecture, family.defaults["vocab_size"])
+    assert config.tie_word_embeddings == family.model_type.startswith(("gemma", "smollm3"))
+    assert config.norm_eps == (1e-5 if family.model_type in ("phi3", "olmo2") else 1e-6)
+    thetas = {"gemma3_text": {1e4, 1e6}, "smollm3": {2e6}}
+    assert {rope.theta for rope in config.ropes} == thetas.get(family.model_type, {1e4})
+
+
+def test_gemma3_ropes_by_layer_type() -> None:
+    config = model_config(hub_configs.GEMMA_3_1B | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}})
+    local, full = config.ropes
+    assert (local.kind, local.theta, full.kind, full.theta, full.factor) == ("default", 1e4, "linear", 1e6, 8.0)
+    assert [layer.rope for layer in config.layers[:7]] == [0, 0, 0, 0, 0, 1, 0]
+
+
+def test_gemma3_equal_ropes_are_computed_once() -> None:
+    config = model_config(hub_configs.GEMMA_3_1B | {"rope_local_base_freq": 1000000})
+    assert len(config.ropes) == 1
+
+
+def test_smollm3_layers_without_rope() -> None:
+    config = model_config(hub_configs.SMOLLM3_3B)
+    assert [layer.rope for layer in config.layers[:8]] == [0, 0, 0, None, 0, 0, 0, None]
+    derived = dict(hub_configs.SMOLLM3_3B) | {"no_rope_layers": None, "no_rope_layer_interval": 2}
+    assert [layer.rope for layer in model_config(derived).layers[:4]] == [0, None, 0, None]
+    windowed = derived | {"use_sliding_window": True, "sliding_window": 64, "layer_types": None}
+    assert [layer.sliding_window for layer in model_config(windowed).layers[:4]] == [None, 64, None, 64]
+
+
+def test_qwen_windows() -> None:
+    windowed = changed("Qwen2.5-7B", use_sliding_window=True, sliding_window=512, max_window_layers=26)
+    assert [layer.sliding_window for layer in model_config(windowed).layers] == [None] * 26 + [512] * 2
+    listed = windowed | {"layer_types": ["sliding_attention"] + ["full_attention"] * 27}
+    assert [layer.sliding_window for layer in model_config(listed).layers] == [512] + [None] * 27
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        ({"type": "linear", "factor": 4.0}, {"kind": "linear", "factor": 4.0}),
+        ({"rope_type": "dynamic", "factor": 2.0}, {"kind": "dynamic", "original_max_position_embeddings": 4096}),
+        (
+            {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096},
+            {"kind": "yarn", "attention_factor": 0.1 * math.log(16.0) + 1.0, "beta_fast": 32.0, "truncate": True},
+        ),
+        (
+            {"type": "yarn", "original_max_position_embeddings": 1024},
+            {"factor": 4.0, "attention_factor": 0.1 * math.log(4.0) + 1.0},
+        ),
+        (
+            {"type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.8, "beta_slow": 2},
+            {"attention_factor": (0.1 * math.log(40) + 1) / (0.08 * math.log(40) + 1), "beta_slow": 2.0},
+        ),
+        ({"type": "yarn", "factor": 4.0, "attention_factor": 1.25}, {"attention_factor": 1.25}),
+        (
+            {"type": "su", "short_factor": [1] * 64, "long_factor": [2.0] * 64, "factor": 4.0},
+            {"kind": "longrope", "attention_factor": math.sqrt(1 + math.log(4) / math.log(4096))},
+        ),
+        ({}, {"kind": "default", "theta": 10000.0}),
+        ({"rope_type": "default", "factor": None}, {"kind": "default"}),
+    ],
+)
+def test_rope_settings(scaling: dict[str, Any], expected: dict[str, Any]) -> None:
+    (rope,) = model_config(changed("Llama-2-7b", rope_scaling=scaling)).ropes
+    assert {key: getattr(rope, key) for key in expected} == pytest.approx(expected)
+
+
+def test_borders_of_ropes_that_end() -> None:
+    dynamic = model_config(changed("Llama-2-7b", rope_scaling={"type": "dynamic", "factor": 2.0}))
+    assert (dynamic.dynamic_border, dynamic.longrope_border) == (4096, None)
+    longrope = model_config(hub_configs.PHI_4_MINI)
+    assert (longrope.dynamic_border, longrope.longrope_border) == (None, 4096)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({"eos_token_id": 2}, None, (2,)),
+        ({"eos_token_id": [2, 7]}, {"eos_token_id": [7, 9]}, (2, 7, 9)),
+        ({"eos_token_id": 2}, {"eos_token_id": 5}, (2, 5)),
+        ({"eos_token_id": None}, None, ()),
+        ({}, {"eos_token_id": 5}, (5,)),
+        ({}, None, (2,)),
+        ({}, {}, (2,)),
+        ({"eos_token_id": -1}, None, ()),
+    ],
+)
+def test_eos_tokens_of_both_files(config: dict[str, Any], generation: dict[str, Any] | None, expected: Any) -> None:
+    base = {key: value for key, value in hub_configs.LLAMA_2_7B.items() if key != "eos_token_id"}
+    assert model_config(base | config, generation).eos_token_ids == expected
+
+
+def test_default_tokens_outside_a_small_vocabulary_are_left_out() -> None:
+    config = model_config({"model_type": "phi3", "vocab_size": 1000})
+    assert (config.eos_token_ids, config.pad_token_id, config.bos_token_id) == ((), None, 1)
+
+
+UNSUPPORTED: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("Llama-2-7b", {"architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "LlamaForCausalLM"]),
+    ("gemma-3-1b", {"architectures": ["Gemma3ForConditionalGeneration"]}, ["Gemma3ForConditionalGeneration"]),
+    ("Llama-2-7b", {"architectures": None, "model_type": "mamba"}, ["model_type", "mamba"]),
+    ("Llama-2-7b", {"hidden_act": "relu2"}, ["hidden_act", "relu2", "silu"]),
+    ("gemma-2-2b", {"hidden_activation": "quick_gelu"}, ["hidden_activation", "quick_gelu", "gelu_pytorch_tanh"]),
+    ("Llama-2-7b", {"rope_scaling": {"type": "mrope"}}, ["rope_type", "mrope", "llama3"]),
+    ("Phi-3-mini-128k", {"rope_scaling": {"type": "linear", "factor": 2.0}}, ["linear", "Phi3ForCausalLM", "longrope"]),
+    ("Llama-2-7b", {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 8}}, ["beta_fast = 8", "linear"]),
+    ("Llama-2-7b", {"quantization_config": {"quant_method": "gptq"}}, ["quantization_config", "quantized"]),
+    ("Qwen3-8B", {"num_experts": 128}, ["num_experts", "mixture of experts"]),
+    ("Llama-2-7b", {"clip_qkv": 8.0}, ["clip_qkv", "8.0", "LlamaForCausalLM"]),
+    ("Llama-2-7b", {"sliding_window": 4096}, ["sliding_window", "4096"]),
+    ("Llama-2-7b", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
+    ("Llama-2-7b", {"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor", "0.5"]),
+    ("Llama-2-7b", {"torch_dtype": "float8_e4m3fn"}, ["torch_dtype", "float8_e4m3fn", "bfloat16"]),
+    ("gemma-3-1b", {"use_bidirectional_attention": True}, ["use_bidirectional_attention", "True"]),
+    ("gemma-3-1b", {"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping", "50.0"]),
+    ("Qwen2.5-7B", {"layer_types": ["full_attention"] * 27 + ["chunked_attention"]}, ["layer_types", "chunked"]),
+    ("Mistral-7B-v0.1", {"layer_types": ["full_attention"] * 32}, ["layer_types", "MistralForCausalLM"]),
+    ("gemma-2-2b", {"sliding_window_pattern": 3}, ["sliding_window_pattern", "3", "2"]),
+    ("Phi-4-mini", {"full_attn_mod": 2}, ["full_attn_mod", "2"]),
+    ("SmolLM2-135M", {"rope_interleaved": True}, ["rope_interleaved", "True"]),
+]
+
+MALFORMED: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("Llama-2-7b", {"hidden_size": "4096"}, ["hidden_size", "'4096'"]),
+    ("Llama-2-7b", {"num_hidden_layers": 0}, ["num_hidden_layers", "0"]),
+    ("Llama-2-7b", {"hidden_size": 4100}, ["hidden_size 4100", "num_attention_heads 32"]),
+    ("Llama-2-7b", {"num_key_value_heads": 5}, ["num_kv_heads", "5"]),
+    ("Llama-2-7b", {"rms_norm_eps": "small"}, ["rms_norm_eps", "small"]),
+    ("Llama-2-7b", {"attention_bias": 1}, ["attention_bias", "1"]),
+    ("granite-3.1-2b", {"residual_multiplier": float("nan")}, ["residual_multiplier", "nan"]),
+    ("Llama-2-7b", {"eos_token_id": "</s>"}, ["eos_token_id", "</s>"]),
+    ("Llama-2-7b", {"architectures": ["LlamaForCausalLM", "Other"]}, ["architectures", "Other"]),
+    ("Llama-2-7b", {"rope_scaling": [1]}, ["rope_scaling", "[1]"]),
+    ("Llama-2-7b", {"rope_scaling": {"type": "linear"}}, ["rope_scaling", "factor", "linear"]),
+    ("Llama-2-7b", {"rope_scaling": {"type": "linear", "factor": "2"}}, ["rope_scaling.factor", "'2'"]),
+    ("Llama-2-7b", {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 2e4}}, ["rope_theta", "20000.0"]),
+    (
+        "Llama-2-7b",
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
+        ["rope_scaling", "rope_parameters"],
+    ),
+    (
+        "Phi-3-mini-128k",
+        {"rope_scaling": {"type": "su", "short_factor": [1.0] * 47, "long_factor": [1.0] * 48}},
+        ["47", "48"],
+    ),
+    ("Phi-3-mini-128k", {"rope_scaling": {"type": "su", "short_factor": 1.0, "long_factor": 1.0}}, ["short_factor"]),
+    ("gemma-3-1b", {"rope_parameters": {"rope_type": "default"}}, ["rope_parameters", "full_attention"]),
+    ("gemma-2-2b", {"sliding_window": None}, ["sliding_window", "layer 0"]),
+    ("Qwen2.5-7B", {"layer_types": ["sliding_attention"] * 28}, ["layer 0", "use_sliding_window"]),
+    ("Qwen2.5-7B", {"layer_types": ["full_attention"] * 3}, ["layer_types", "28"]),
+    ("Qwen2.5-7B", {"use_sliding_window": True, "max_window_layers": "28"}, ["max_window_layers", "'28'"]),
+    ("SmolLM3-3B", {"no_rope_layers": [1, 0]}, ["no_rope_layers", "36"]),
+]
+
+
+def test_unsupported_models_are_refused_by_name() -> None:
+    for name, changes, words in UNSUPPORTED:
+        with pytest.raises(UnsupportedModelError) as error:
+            model_config(changed(name, **changes))
+        assert all(word in str(error.value) for word in words), (changes, str(error.value))
+
+
+def test_malformed_configs_are_refused_by_name() -> None:
+    for name, changes, words in MALFORMED:
+        with pytest.raises(ConfigError) as error:
+            model_config(changed(name, **changes))
+        assert all(word in str(error.value) for word in words), (changes, str(error.value))
+    with pytest.raises(ConfigError, match="list"):
+        model_config([])  # type: ignore[arg-type]
+
+
+def test_keys_that_are_off_or_harmless_are_passed_over() -> None:
+    noise = {
+        "clip_qkv": None, "use_mrope": False, "num_local_experts": 0, "unsloth_version": "2025.1", "_commit_hash": "ab",
+        "hidden_dropout": 0.1, "id2label": {"0": "A"}, "temperature": 0.6, "transformers.js_config": {"dtype": "q4"},
+        "layer_types": ["full_attention"] * 32, "partial_rotary_factor": 1.0,
+    }  # fmt: skip
+    assert model_config(hub_configs.LLAMA_2_7B | noise) == model_config(hub_configs.LLAMA_2_7B)
