@@ -1,0 +1,1 @@
+"""Namespace of the proto package `jaxinfer`; not the engine's package of that name."""

@@ -1,0 +1,1 @@
+"""The command line over this folder: `jaxinfer serve` and `jaxinfer generate`."""

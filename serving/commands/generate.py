@@ -1,0 +1,287 @@
+"""`jaxinfer generate`: text on standard output, from a server or from an engine of its own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import functools
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+from rich.console import Console
+
+from checkpoints.folder import CheckpointError
+from jaxinfer.config import ConfigError
+from jaxinfer.model_path import resolve_model
+from jaxinfer.text import TokenizerError
+from protos.jaxinfer.v1 import inference_pb2 as pb
+from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
+from serving import replies
+from serving.commands.console import StartUpView
+from serving.commands.options import (
+    CommandError,
+    Help,
+    add_model_options,
+    add_runtime_options,
+    runtime_config,
+    runtime_given,
+    sampling_defaults,
+    tokenizer_of,
+)
+from serving.commands.requests import add_prompt_options, add_sampling_options, as_json, make_requests
+from serving.engine_client import EngineClient
+from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
+from serving.server import ServerConfig, model_context
+from serving.status import BAD_INPUT, Refusal
+from serving.validation import prepare
+
+Source = Callable[[pb.GenerateRequest], AsyncIterator[pb.GenerateResponse]]
+
+_NO_LIMIT = 1 << 30  # waiting sequences: all of them are the user's own
+
+# The client's fault: exit code 2. Every other status is 1.
+_BAD_INPUT_CODES = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.OUT_OF_RANGE,
+)
+
+
+def make_parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"{program} generate",
+        usage="%(prog)s [OPTION ...] PROMPT [PROMPT ...]",
+        description="Generate text and stream it to standard output.",
+        formatter_class=Help,
+    )
+    add_prompt_options(parser)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--server", metavar="HOST:PORT", help="ask a running server")
+    where.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="or here: converted checkpoint, Hugging Face folder, or hub id in the local cache (default: the demo)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON line for each prompt instead of text")
+    parser.add_argument("--usage", action="store_true", help="tokens and speed on standard error")
+    parser.add_argument("--timeout", type=float, metavar="S", help="give up after so many seconds")
+    add_sampling_options(parser)
+    add_model_options(parser)
+    add_runtime_options(parser)
+    return parser
+
+
+def main(
+    argv: Sequence[str],
+    *,
+    hub_cache: Path,
+    program: str = "jaxinfer",
+    build: Callable[[str, argparse.Namespace], Build] | None = None,
+) -> int:
+    """Returns the exit code: 0, 2 for bad input, 1 for anything else, 130 after Ctrl-C. `build`: see serve."""
+    parser = make_parser(program)
+    arguments = parser.parse_args(argv)
+    try:
+        requests = make_requests(arguments)
+        with contextlib.suppress(BrokenPipeError):
+            asyncio.run(_generate(arguments, requests, hub_cache, build))
+            sys.stdout.flush()
+            return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to tell it
+        return 1
+    except CommandError as error:
+        return _fail(parser.prog, str(error), error.code)
+    except (CheckpointError, ConfigError, TokenizerError, *BAD_INPUT) as error:
+        return _fail(parser.prog, str(error), 2)
+    except Refusal as refusal:
+        return _fail(parser.prog, refusal.message, 2 if refusal.code in _BAD_INPUT_CODES else 1)
+    except grpc.aio.AioRpcError as error:
+        return _fail(parser.prog, _explain(error, arguments), 2 if error.code() in _BAD_INPUT_CODES else 1)
+    except TimeoutError:
+        return _fail(parser.prog, f"not finished within --timeout {arguments.timeout:g} s", 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(program: str, message: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _explain(error: grpc.aio.AioRpcError, arguments: argparse.Namespace) -> str:
+    details = error.details() or error.code().name
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"not finished within --timeout {arguments.timeout:g} s"
+    if error.code() == grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
+        return f"no server answers at {arguments.server} ({details})"
+    return details
+
+
+async def _generate(
+    arguments: argparse.Namespace,
+    requests: list[tuple[str, pb.GenerateRequest]],
+    hub_cache: Path,
+    build: Callable[[str, argparse.Namespace], Build] | None,
+) -> None:
+    source = _server(arguments) if arguments.server is not None else _local(arguments, hub_cache, build)
+    async with source as generate:
+        printer = Printer(requests, as_json=arguments.json, usage=arguments.usage)
+        tasks = [asyncio.create_task(_follow(i, request, generate, printer)) for i, (_, request) in enumerate(requests)]
+        try:
+            async with asyncio.timeout(arguments.timeout):
+                await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            printer.end()
+
+
+async def _follow(index: int, request: pb.GenerateRequest, generate: Source, printer: Printer) -> None:
+    async for event in generate(request):
+        printer.take(index, event)
+
+
+class Printer:
+    """Prints the sequences of all prompts one after the other; the first unfinished one as it comes."""
+
+    def __init__(self, requests: list[tuple[str, pb.GenerateRequest]], *, as_json: bool, usage: bool) -> None:
+        self._prompts = [prompt for prompt, _ in requests]
+        self._json, self._usage = as_json, usage
+        self._order = [(i, j) for i, (_, request) in enumerate(requests) for j in range(max(1, request.sampling.n))]
+        self._turn = 0
+        self._text: dict[tuple[int, int], str] = {}
+        self._done: set[tuple[int, int]] = set()
+        self._events: list[list[pb.GenerateResponse]] = [[] for _ in requests]
+        self._tokens = 0
+        self._prompt_tokens = 0
+        self._cached = 0
+        self._began = time.monotonic()
+        self._line_open = False
+
+    def take(self, prompt: int, event: pb.GenerateResponse) -> None:
+        if self._json:
+            self._events[prompt].append(event)
+        if event.HasField("finished"):
+            self._prompt_tokens += event.finished.usage.prompt_tokens
+            self._cached += event.finished.usage.cached_tokens
+            if self._json:
+                print(as_json(prompt, self._prompts[prompt], self._events[prompt]), flush=True)
+        elif event.HasField("delta"):
+            self._tokens += len(event.delta.token_ids)
+            key = (prompt, event.delta.index)
+            self._text[key] = self._text.get(key, "") + event.delta.text
+            if event.delta.finish_reason:
+                self._done.add(key)
+            if not self._json:
+                self._flush()
+
+    def _flush(self) -> None:
+        while self._turn < len(self._order):
+            key = self._order[self._turn]
+            text = self._text.pop(key, "")
+            if text or key in self._done:
+                if len(self._order) > 1 and not self._line_open:
+                    print(self._header(*key))
+                self._line_open = True
+                print(text, end="", flush=True)
+            if key not in self._done:
+                return
+            print(flush=True)
+            self._line_open = False
+            self._turn += 1
+
+    def _header(self, prompt: int, index: int) -> str:
+        several = sum(1 for i, _ in self._order if i == prompt) > 1
+        number = f"{prompt + 1}.{index + 1}" if several else str(prompt + 1)
+        shown = " ".join(self._prompts[prompt].split())
+        return f"[{number}] {shown if len(shown) <= 60 else shown[:57] + '...'}"
+
+    def end(self) -> None:
+        """Ends an unfinished line, and says what it took if that was asked for."""
+        if self._line_open:
+            print(flush=True)
+        if self._usage:
+            seconds = time.monotonic() - self._began
+            print(
+                f"prompt {self._prompt_tokens} tokens ({self._cached} cached), generated {self._tokens} tokens, "
+                f"{seconds:.2f} s, {self._tokens / seconds:.1f} tokens/s",
+                file=sys.stderr,
+            )
+
+
+@contextlib.asynccontextmanager
+async def _server(arguments: argparse.Namespace) -> AsyncIterator[Source]:
+    """A running server as the source. Options about how a model runs are the server's."""
+    given = sorted(runtime_given(arguments))
+    if arguments.skip_tokenizer_init:
+        given.append("skip_tokenizer_init")
+    if arguments.generation_config != "auto":
+        given.append("generation_config")
+    if given:
+        raise CommandError(f"--{given[0].replace('_', '-')} is an option of the server; it cannot go with --server")
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    async with grpc.aio.insecure_channel(arguments.server, options=options) as channel:
+        stub = pb_grpc.InferenceStub(channel)
+        yield lambda request: stub.Generate(request, timeout=arguments.timeout)
+
+
+@contextlib.asynccontextmanager
+async def _local(
+    arguments: argparse.Namespace, hub_cache: Path, build: Callable[[str, argparse.Namespace], Build] | None
+) -> AsyncIterator[Source]:
+    """An engine of its own as the source: the same process and the same checks as behind a server, but no network."""
+    folder = resolve_model(arguments.model, hub_cache)
+    runtime = runtime_config(arguments)
+    defaults = sampling_defaults(folder, arguments.generation_config)
+    tokenizer = tokenizer_of(folder, skip=arguments.skip_tokenizer_init)
+    make_engine = (
+        functools.partial(build_model_engine, str(folder), runtime) if build is None else build(str(folder), arguments)
+    )
+    link = EngineProcess.started(make_engine)
+    console = Console(stderr=True)
+    view = StartUpView(console)
+    view.start()
+    # Only a terminal gets progress here: in a script, standard error is for errors.
+    show = view.show if console.is_terminal else lambda _: None
+    client = await EngineClient.connect(link, _NO_LIMIT, show)
+    try:
+        waiters: list[asyncio.Future[Any]] = [client.ready, client.ended]
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        view.close()
+        if not client.ready.done():
+            end = client.ended.result()
+            if end.traceback:
+                print(end.traceback.rstrip(), file=sys.stderr)
+            raise CommandError(end.reason, 2 if end.code == EXIT_REFUSED else 1)
+        context = model_context(client.ready.result(), tokenizer, ServerConfig(sampling_defaults=defaults))
+
+        async def generate(request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
+            prepared = prepare(request, context)
+            stream = client.submit(prepared, tokenizer)
+            try:
+                yield replies.started(prepared.request_id, len(prepared.token_ids))
+                while (news := await stream.read()) is not None:
+                    for message in replies.news(news):
+                        yield message
+                yield replies.finished(stream)
+            finally:
+                client.close(stream)
+
+        try:
+            yield generate
+        except Refusal as refusal:
+            if refusal.code == grpc.StatusCode.INTERNAL and client.failing:
+                print((await client.ended).traceback.rstrip(), file=sys.stderr)
+            raise
+    finally:
+        view.close()
+        await client.disconnect()

@@ -1,0 +1,119 @@
+"""Command-line options that several commands share, and what they become."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoints.folder import read_config
+from jaxinfer.config import RuntimeConfig
+from jaxinfer.sampling_params import SamplingParams, generation_defaults
+from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
+
+_NONE = "none"
+
+
+class CommandError(Exception):
+    """Ends a command: one line for stderr and an exit code, 2 for bad input."""
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults where there are any to show."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, "", False, argparse.SUPPRESS) or not action.option_strings:
+            return action.help
+        return super()._get_help_string(action)
+
+
+# Names are RuntimeConfig's fields. What is not given is not in the namespace, so that the config's own defaults hold.
+def add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how the model runs")
+
+    def add(name: str, **settings: Any) -> None:
+        group.add_argument(name, default=argparse.SUPPRESS, **settings)
+
+    add("--dtype", choices=("auto", "float32", "bfloat16"), help="type of weights and KV; auto: the checkpoint's")
+    add("--device", choices=("cpu", "gpu", "tpu"), help="default: what JAX finds")
+    add("--max-model-len", type=int, metavar="N", help="longest prompt and output together, tokens")
+    add("--max-num-seqs", type=int, metavar="N", help="sequences in one step")
+    add("--max-num-batched-tokens", type=int, metavar="N", help="tokens in one step")
+    add("--page-size", type=int, metavar="N", help="tokens in one KV page (default: 64)")
+    add("--num-pages", type=int, metavar="N", help="size of the KV pool, instead of measuring memory")
+    add("--gpu-memory-utilization", type=float, metavar="X", help="share of an accelerator's memory (default: 0.9)")
+    add("--tensor-parallel-size", type=int, metavar="N", help="devices to split the model over (default: 1)")
+    add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="share KV of equal prefixes (on)")
+    add("--batch-invariant", action=argparse.BooleanOptionalAction, help="bytes do not depend on the batch (on)")
+    add("--priority-ageing-seconds", type=float, metavar="S", help="waiting time worth a level of priority (30)")
+    add("--attention-backend", metavar="NAME", help="insist on one backend; default: the best that can")
+    add("--compilation-cache-dir", metavar="DIR", help=f"where compiled programs are kept, or {_NONE}")
+
+
+RUNTIME_NAMES = (
+    "dtype",
+    "device",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "page_size",
+    "num_pages",
+    "gpu_memory_utilization",
+    "tensor_parallel_size",
+    "enable_prefix_caching",
+    "batch_invariant",
+    "priority_ageing_seconds",
+    "attention_backend",
+    "compilation_cache_dir",
+)
+
+
+def runtime_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The runtime options that the user set, by RuntimeConfig's names."""
+    given = {name: getattr(arguments, name) for name in RUNTIME_NAMES if hasattr(arguments, name)}
+    if given.get("compilation_cache_dir") == _NONE:
+        given["compilation_cache_dir"] = None
+    return given
+
+
+def runtime_config(arguments: argparse.Namespace) -> RuntimeConfig:
+    """Raises ConfigError naming the option that cannot be."""
+    return RuntimeConfig(**runtime_given(arguments))
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--generation-config",
+        choices=("auto", _NONE),
+        default="auto",
+        help="auto: the model's generation_config.json sets sampling defaults; none: it does not",
+    )
+    parser.add_argument(
+        "--skip-tokenizer-init", action="store_true", help="load no tokenizer; prompts are token ids then"
+    )
+
+
+def sampling_defaults(folder: Path, generation_config: str) -> dict[str, Any]:
+    """Sampling defaults of the model; also checks its config. Raises CheckpointError or InvalidRequest."""
+    _, found = read_config(folder)
+    defaults: Mapping[str, Any] = generation_defaults(found) if generation_config == "auto" else {}
+    SamplingParams(**{"max_tokens": None, **defaults})
+    return dict(defaults)
+
+
+def tokenizer_of(folder: Path, *, skip: bool) -> Tokenizer | None:
+    """Raises TokenizerError, with the way out."""
+    if skip:
+        return None
+    try:
+        return load_tokenizer(folder)
+    except TokenizerError as error:
+        raise TokenizerError(f"{error} (--skip-tokenizer-init serves token ids without one)") from error

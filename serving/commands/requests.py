@@ -1,0 +1,184 @@
+"""The sampling and prompt options of `generate`, and the requests they become."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jaxinfer.sampling_params import FIELD_NAMES
+from protos.jaxinfer.v1 import inference_pb2 as pb
+from serving.commands.options import CommandError
+from serving.replies import sampling_to_proto
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """One option for each field of SamplingParams; what is not given is left to the model's defaults."""
+    group = parser.add_argument_group("sampling")
+
+    def add(name: str, **settings: Any) -> None:
+        group.add_argument(name, default=argparse.SUPPRESS, **settings)
+
+    add("--max-tokens", type=int, metavar="N", help="default: the rest of the context")
+    add("--min-tokens", type=int, metavar="N", help="no end of sequence before that many")
+    add("--temperature", type=float, metavar="X", help="0 is greedy (default: 1, or the model's)")
+    add("--top-p", type=float, metavar="X")
+    add("--top-k", type=int, metavar="N", help="0 is off")
+    add("--min-p", type=float, metavar="X")
+    add("--repetition-penalty", type=float, metavar="X")
+    add("--presence-penalty", type=float, metavar="X")
+    add("--frequency-penalty", type=float, metavar="X")
+    add("--seed", type=_seed, metavar="N", help="repeats the same text (default: drawn)")
+    add("--n", type=int, metavar="N", help="sequences for each prompt")
+    add("--stop", action="append", metavar="TEXT", help="ends the text; may be given several times")
+    add("--stop-token-ids", type=_ids, metavar="ID,ID")
+    add("--include-stop-str-in-output", action="store_true")
+    add("--ignore-eos", action="store_true")
+    add("--logprobs", type=int, metavar="K", help="with --json: the K most likely tokens of each position")
+    add("--prompt-logprobs", type=int, metavar="K", help="with --json: the same for the prompt")
+    add("--logit-bias", type=_bias, action="append", metavar="ID=X", help="may be given several times")
+    add("--allowed-token-ids", type=_ids, metavar="ID,ID")
+    add("--bad-token-ids", type=_ids, metavar="ID,ID")
+    add("--skip-special-tokens", action=argparse.BooleanOptionalAction, help="leave them out of the text (on)")
+    add("--truncate-prompt-tokens", type=int, metavar="K", help="keep the last K tokens of the prompt")
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="- reads standard input")
+    group = parser.add_argument_group("prompts")
+    group.add_argument("--chat", action="store_true", help="a PROMPT is a user's message for the chat template")
+    group.add_argument("--system", metavar="TEXT", help="with --chat: the system's message")
+    group.add_argument("--template-variables", metavar="JSON", help="with --chat: an object for the template")
+    group.add_argument("--token-ids", action="store_true", help="a PROMPT is a list of token ids: 1,15,7")
+    group.add_argument(
+        "--add-special-tokens",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="let the tokenizer put its special tokens around a text (on)",
+    )
+    group.add_argument("--priority", type=int, default=0, metavar="N", help="lower is served first")
+    group.add_argument("--cache-salt", default="", metavar="TEXT", help="share cached prefixes with equal salts only")
+
+
+def make_requests(arguments: argparse.Namespace) -> list[tuple[str, pb.GenerateRequest]]:
+    """(prompt as given, request) for each prompt. Raises CommandError."""
+    _check_prompt_options(arguments)
+    message = pb.SamplingParams()
+    for name, value in sampling_given(arguments).items():
+        try:
+            message.MergeFrom(sampling_to_proto({name: value}))
+        except ValueError as error:  # a number that its field cannot hold
+            raise CommandError(f"--{name.replace('_', '-')} is {value}; it is out of range") from error
+    return [(prompt, _request(prompt, arguments, message)) for prompt in map(_read, arguments.prompts)]
+
+
+def sampling_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options that the user set, by SamplingParams' names."""
+    given = {name: getattr(arguments, name) for name in FIELD_NAMES if hasattr(arguments, name)}
+    if "logit_bias" in given:
+        given["logit_bias"] = dict(given["logit_bias"])
+    return given
+
+
+def _check_prompt_options(arguments: argparse.Namespace) -> None:
+    if arguments.chat and arguments.token_ids:
+        raise CommandError("--chat and --token-ids exclude each other")
+    for name in ("system", "template_variables"):
+        if getattr(arguments, name) is not None and not arguments.chat:
+            raise CommandError(f"--{name.replace('_', '-')} needs --chat")
+    if not arguments.json:
+        for name in ("logprobs", "prompt_logprobs"):
+            if hasattr(arguments, name):
+                raise CommandError(f"--{name.replace('_', '-')} needs --json, which shows them")
+
+
+def _request(prompt: str, arguments: argparse.Namespace, sampling: pb.SamplingParams) -> pb.GenerateRequest:
+    request = pb.GenerateRequest(
+        sampling=sampling, priority=arguments.priority, cache_salt=arguments.cache_salt, final_only=arguments.json
+    )
+    if arguments.add_special_tokens is not None:
+        request.add_special_tokens = arguments.add_special_tokens
+    if arguments.chat:
+        if arguments.system is not None:
+            request.chat.messages.add(role="system", content=arguments.system)
+        request.chat.messages.add(role="user", content=prompt)
+        request.chat.template_variables_json = arguments.template_variables or ""
+    elif arguments.token_ids:
+        try:
+            request.token_ids.ids.extend(_ids(prompt))
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise CommandError(f"PROMPT is {prompt!r}; with --token-ids it must be a list like 1,15,7") from error
+        request.token_ids.SetInParent()
+    else:
+        request.text = prompt
+    return request
+
+
+def _read(prompt: str) -> str:
+    """`-` is standard input, without the line end that a shell adds."""
+    if prompt != "-":
+        return prompt
+    return sys.stdin.read().removesuffix("\n")
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        ids = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of token ids like 1,15,7") from error
+    if any(not 0 <= token < 1 << 32 for token in ids):
+        raise argparse.ArgumentTypeError(f"{text!r} holds a number that is no token id")
+    return ids
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not -(2**63) <= value < 2**64:
+        raise argparse.ArgumentTypeError(f"{text} is not a 64-bit number")
+    return value % 2**64
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 15=-2.5") from error
+
+
+def as_json(index: int, prompt: str, events: Sequence[pb.GenerateResponse]) -> str:
+    """One line with everything a request gave; `index` counts the prompts of the command."""
+    result: dict[str, Any] = {"index": index, "prompt": prompt, "outputs": {}}
+    for event in events:
+        kind = event.WhichOneof("event")
+        if kind == "started":
+            result["request_id"] = event.started.request_id
+        elif kind == "prompt_logprobs":
+            result.setdefault("prompt_logprobs", [None]).extend(_logprobs(e) for e in event.prompt_logprobs.entries)
+        elif kind == "delta":
+            _add_delta(result["outputs"], event.delta)
+        elif kind == "finished":
+            usage = event.finished.usage
+            result["usage"] = {field.name: getattr(usage, field.name) for field in usage.DESCRIPTOR.fields}
+    result["outputs"] = [result["outputs"][index] for index in sorted(result["outputs"])]
+    return json.dumps(result, ensure_ascii=False)
+
+
+def _add_delta(outputs: dict[int, dict[str, Any]], delta: pb.GenerateResponse.Delta) -> None:
+    output = outputs.setdefault(delta.index, {"index": delta.index, "text": "", "token_ids": []})
+    output["text"] += delta.text
+    output["token_ids"] += list(delta.token_ids)
+    if delta.logprobs:
+        output.setdefault("logprobs", []).extend(_logprobs(entry) for entry in delta.logprobs)
+    if delta.finish_reason:
+        name = pb.FinishReason.Name(delta.finish_reason)
+        output["finish_reason"] = name.removeprefix("FINISH_REASON_").lower()
+        reason = delta.WhichOneof("stop_reason")
+        output["stop_reason"] = getattr(delta, reason) if reason is not None else None
+
+
+def _logprobs(entry: pb.TokenLogprobs) -> dict[str, Any]:
+    top = [{"token_id": other.token_id, "logprob": other.logprob} for other in entry.top]
+    return {"token_id": entry.token_id, "logprob": entry.logprob, "rank": entry.rank, "top": top}

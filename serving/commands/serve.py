@@ -1,0 +1,134 @@
+"""`jaxinfer serve`: arguments to a running server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from checkpoints.folder import CheckpointError
+from jaxinfer import __version__
+from jaxinfer.config import ConfigError
+from jaxinfer.model_path import resolve_model
+from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.text import TokenizerError
+from serving.commands.console import ServeConsole
+from serving.commands.options import (
+    Help,
+    add_model_options,
+    add_runtime_options,
+    runtime_config,
+    sampling_defaults,
+    tokenizer_of,
+)
+from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
+from serving.server import Server, ServerConfig, ServerError
+
+_DEFAULTS = ServerConfig()
+
+
+def make_parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"{program} serve",
+        usage="%(prog)s [OPTION ...] [MODEL]",
+        description="Serve a model over gRPC (protos/jaxinfer/v1).",
+        formatter_class=Help,
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="converted checkpoint, Hugging Face folder, or hub id in the local cache; default: the shipped demo",
+    )
+    parser.add_argument("--host", default=_DEFAULTS.host, help="address to listen on; there is no authentication")
+    parser.add_argument("--port", type=int, default=_DEFAULTS.port, help="0 takes a free one")
+    parser.add_argument("--served-model-name", metavar="NAME", help="name of the model towards clients")
+    add_model_options(parser)
+    parser.add_argument("--seed", type=int, help="makes the seeds of requests without one repeatable")
+    parser.add_argument(
+        "--max-waiting",
+        type=int,
+        metavar="N",
+        default=_DEFAULTS.max_waiting,
+        help="sequences that may wait for a place",
+    )
+    parser.add_argument(
+        "--grace-seconds", type=float, metavar="S", default=_DEFAULTS.grace_seconds, help="for running work on SIGTERM"
+    )
+    parser.add_argument(
+        "--stall-seconds",
+        type=float,
+        metavar="S",
+        default=_DEFAULTS.stall_seconds,
+        help="silence after which a busy engine counts as failed; 0: never",
+    )
+    add_runtime_options(parser)
+    return parser
+
+
+def main(
+    argv: Sequence[str],
+    *,
+    hub_cache: Path,
+    program: str = "jaxinfer",
+    build: Callable[[str, argparse.Namespace], Build] | None = None,
+) -> int:
+    """Serves until a signal; returns the exit code (see serving.server). `build`: another engine, for tests."""
+    parser = make_parser(program)
+    arguments = parser.parse_args(argv)
+    _check(parser, arguments)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    console = ServeConsole(program)
+    try:
+        folder = resolve_model(arguments.model, hub_cache)
+        runtime = runtime_config(arguments)
+        if build is None:
+            make_engine: Build = functools.partial(build_model_engine, str(folder), runtime)
+        else:
+            make_engine = build(str(folder), arguments)
+        is_hub_id = arguments.model is not None and not Path(arguments.model).expanduser().is_dir()
+        name = arguments.served_model_name or (arguments.model if is_hub_id else folder.resolve().name)
+        config = ServerConfig(
+            host=arguments.host,
+            port=arguments.port,
+            name=name,
+            max_waiting=arguments.max_waiting,
+            grace_seconds=arguments.grace_seconds,
+            stall_seconds=arguments.stall_seconds,
+            sampling_defaults=sampling_defaults(folder, arguments.generation_config),
+            seed=arguments.seed,
+        )
+        console.start(__version__, name, str(folder))
+        server = Server(
+            config,
+            functools.partial(EngineProcess.started, make_engine),
+            functools.partial(tokenizer_of, folder, skip=arguments.skip_tokenizer_init),
+            console,
+        )
+        return asyncio.run(server.run())
+    except (CheckpointError, ConfigError, InvalidRequest, TokenizerError) as error:
+        return _fail(console, parser.prog, str(error), EXIT_REFUSED)
+    except ServerError as error:
+        console.close()
+        if error.traceback:
+            print(error.traceback.rstrip(), file=sys.stderr)
+        return _fail(console, parser.prog, str(error), error.code)
+
+
+def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuses option values that no later check names as an option."""
+    if not 0 <= arguments.port <= 65_535:
+        parser.error(f"--port is {arguments.port}; it must be from 0 to 65535")
+    for name in ("max_waiting", "grace_seconds", "stall_seconds"):
+        if not getattr(arguments, name) >= 0:  # also refuses NaN
+            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 0 or more")
+
+
+def _fail(console: ServeConsole, program: str, message: str, code: int) -> int:
+    console.close()
+    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,290 @@
+"""The server's side of the engine's door, on the event loop: admission, delivery, and the engine's end.
+
+The loop wakes once for every batch of bytes from the engine, which is one `StepOutputs` a step. Nothing here waits for
+the engine: writes are buffered by the transport, and what may be buffered is bounded by admission.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from jaxinfer.messages import (
+    Abort,
+    Died,
+    Drain,
+    Drained,
+    EngineInfo,
+    EngineStats,
+    Progress,
+    Ready,
+    Rejected,
+    Shutdown,
+    StepOutputs,
+    Submit,
+)
+from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.text import Tokenizer
+from serving.engine_process import EXIT_CRASHED, EXIT_OK, describe_exit
+from serving.frames import Unpacker, pack
+from serving.status import DEFAULT_RETRY_MS, Refusal, duplicate, internal, invalid, overloaded, rejected, unavailable
+from serving.stream import GenerationStream
+from serving.validation import PreparedRequest
+
+_LOG = logging.getLogger("serving.engine")
+
+MIN_RETRY_MS, MAX_RETRY_MS = 100, 60_000
+_EXIT_WAIT = 5.0  # seconds for a process whose connection closed to tell its exit code
+
+
+class EngineLink(Protocol):
+    """A started engine: `EngineProcess`, or a thread in tests."""
+
+    sock: Any
+
+    async def wait(self, timeout: float) -> int | None: ...
+
+    def kill(self) -> None: ...
+
+
+class EngineEnd(Exception):
+    """How the engine ended: one sentence, exit code, the engine's traceback ("" where there is none)."""
+
+    def __init__(self, reason: str, code: int, traceback: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.code, self.traceback = reason, code, traceback
+
+
+class EngineClient(asyncio.Protocol):
+    """Talks to one engine. Made and used on one event loop.
+
+    ready: resolves to EngineInfo when the engine has loaded and warmed up. ended: resolves to an EngineEnd, always.
+    max_waiting: sequences accepted beyond max_num_seqs.
+    """
+
+    def __init__(self, link: EngineLink, max_waiting: int, on_progress: Callable[[Progress], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[EngineInfo] = loop.create_future()
+        self.ended: asyncio.Future[EngineEnd] = loop.create_future()
+        self.drained = asyncio.Event()
+        self.idle = asyncio.Event()  # no stream is open
+        self.idle.set()
+        self.stats = EngineStats()
+        self.draining = False
+        self.accepted = self.refused = 0
+        self.last_news = time.monotonic()
+        self._link = link
+        self._max_waiting = max_waiting
+        self._on_progress = on_progress
+        self._unpacker = Unpacker()
+        self._transport: asyncio.Transport | None = None
+        self._streams: dict[str, GenerationStream] = {}  # by the engine's id
+        self._by_request_id: dict[str, GenerationStream] = {}
+        self._open_sequences = 0
+        self._serial = itertools.count()
+        self._closings: deque[float] = deque(maxlen=32)  # when the last streams ended
+        self._death: Died | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def connect(cls, link: EngineLink, max_waiting: int, on_progress: Callable[[Progress], None]) -> EngineClient:
+        client = cls(link, max_waiting, on_progress)
+        await asyncio.get_running_loop().create_connection(lambda: client, sock=link.sock)
+        return client
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    def submit(self, prepared: PreparedRequest, tokenizer: Tokenizer | None) -> GenerationStream:
+        """Admits a request and sends it to the engine. Raises Refusal. The caller must `close` the stream."""
+        self._admit(prepared)
+        engine_id = f"{prepared.request_id}/{next(self._serial)}"
+        stream = GenerationStream(prepared, engine_id, tokenizer)
+        if not self._streams:
+            self.last_news = time.monotonic()
+        self._streams[engine_id] = stream
+        self._by_request_id[prepared.request_id] = stream
+        self._open_sequences += prepared.params.n
+        self.idle.clear()
+        self.accepted += 1
+        self._send(
+            Submit(
+                engine_id,
+                prepared.token_ids,
+                prepared.params,
+                prepared.seed,
+                prepared.priority,
+                time.monotonic(),
+                prepared.cache_salt,
+            )
+        )
+        return stream
+
+    def _admit(self, prepared: PreparedRequest) -> None:
+        if self.draining:
+            raise unavailable("the server is shutting down and takes no new requests")
+        if self.ended.done() or self._death is not None:
+            raise unavailable("the engine has ended")
+        if not self.ready.done():
+            raise unavailable("the model is still loading")
+        if prepared.request_id in self._by_request_id:
+            raise duplicate(prepared.request_id)
+        limit, n = self.ready.result().max_num_seqs + self._max_waiting, prepared.params.n
+        if n > limit:
+            raise invalid(InvalidRequest("n", n, f"this server holds at most {limit} sequences at a time"))
+        if self._open_sequences + n > limit:
+            held = f"the server holds {self._open_sequences} sequences and takes at most {limit}"
+            raise overloaded(held, self._retry_ms(n))
+
+    def _retry_ms(self, places: int) -> int:
+        """When `places` more sequences may have ended, judging by how fast the last ones did."""
+        guess = DEFAULT_RETRY_MS
+        if len(self._closings) > 1:
+            span = self._closings[-1] - self._closings[0]
+            guess = round(1000 * places * span / (len(self._closings) - 1))
+        return min(max(guess, MIN_RETRY_MS), MAX_RETRY_MS)
+
+    def close(self, stream: GenerationStream) -> None:
+        """The reader is done with the stream; what still runs of it is aborted. Idempotent."""
+        if self._streams.pop(stream.engine_id, None) is None:
+            return
+        del self._by_request_id[stream.prepared.request_id]
+        self._open_sequences -= stream.prepared.params.n
+        self._closings.append(time.monotonic())
+        if not stream.finished:
+            self._send(Abort(stream.engine_id))
+        if not self._streams:
+            self.idle.set()
+
+    def abort(self, request_id: str) -> bool:
+        """Asks the engine to end a request by the client's id; its stream then finishes. False when none is alive."""
+        stream = self._by_request_id.get(request_id)
+        if stream is None:
+            return False
+        self._send(Abort(stream.engine_id))
+        return True
+
+    @property
+    def open_requests(self) -> int:
+        return len(self._streams)
+
+    @property
+    def waiting_for_engine(self) -> bool:
+        """Some request is not finished, so the engine owes news."""
+        return any(not stream.finished for stream in self._streams.values())
+
+    @property
+    def failing(self) -> bool:
+        """The engine has said that it failed; `ended` resolves soon."""
+        return self._death is not None
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Takes no new requests; the engine finishes what it has and ends. `drained` is set when it has."""
+        if not self.draining:
+            self.draining = True
+            self._send(Drain())
+
+    def shutdown(self) -> None:
+        self.draining = True
+        self._send(Shutdown())
+
+    def fail_all(self, refusal: Refusal) -> None:
+        """Ends every open stream with a status."""
+        for stream in self._streams.values():
+            stream.fail(refusal)
+
+    def give_up(self, reason: str) -> None:
+        """Declares the engine failed, as if it had said so itself, and kills it."""
+        self._death = self._death or Died(reason, "")
+        self._link.kill()
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def disconnect(self) -> None:
+        """Kills the engine if it still runs and waits for its end, so that nothing outlives the event loop."""
+        self._link.kill()
+        if self._transport is not None:
+            self._transport.abort()
+        await asyncio.wait([self.ended], timeout=_EXIT_WAIT)
+
+    # -- asyncio.Protocol -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._unpacker.feed(data):
+            self._receive(message)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        task = asyncio.get_running_loop().create_task(self._end())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _end(self) -> None:
+        if self._death is not None:
+            # The reason is known: the streams need not wait for the process to be gone.
+            self.fail_all(internal(f"the engine failed: {self._death.error}"))
+        code = await self._link.wait(_EXIT_WAIT)
+        if self._death is not None:
+            end = EngineEnd(self._death.error, code or EXIT_CRASHED, self._death.traceback)
+        elif self.draining and code in (EXIT_OK, None):
+            end = EngineEnd("the engine was shut down", EXIT_OK)
+        else:
+            end = EngineEnd(describe_exit(code), code or EXIT_CRASHED)
+        self.fail_all(internal(f"the engine failed: {end.reason}"))
+        if not self.ended.done():
+            self.ended.set_result(end)
+
+    # -- messages -------------------------------------------------------------------------------------------------
+
+    def _send(self, message: Any) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(pack(message))
+
+    def _receive(self, message: Any) -> None:
+        self.last_news = time.monotonic()
+        if isinstance(message, StepOutputs):
+            self._deliver(message)
+        elif isinstance(message, Rejected):
+            stream = self._streams.get(message.request_id)
+            if stream is not None:
+                self.refused += 1
+                stream.fail(rejected(message))
+        elif isinstance(message, Progress):
+            self._on_progress(message)
+        elif isinstance(message, Ready):
+            self.ready.set_result(message.info)
+        elif isinstance(message, Drained):
+            self.drained.set()
+        elif isinstance(message, Died):
+            self._death = message
+        else:
+            raise TypeError(f"the engine sent {message!r}, which is not one of its messages")
+
+    def _deliver(self, step: StepOutputs) -> None:
+        self.stats = step.stats
+        for scored in step.prompts:
+            stream = self._streams.get(scored.request_id)
+            if stream is not None:
+                stream.push_prompt(scored)
+        for output in step.sequences:
+            stream = self._streams.get(output.request_id)
+            if stream is None:
+                continue  # given up on this side, the Abort is on its way
+            try:
+                stopped = stream.push(output)
+            except Exception as error:  # one request's text must not take the others down
+                _LOG.exception("request %s: cannot turn the engine's tokens into text", stream.prepared.request_id)
+                stream.fail(internal(f"cannot turn the engine's tokens into text: {error}"))
+                self._send(Abort(stream.engine_id))
+                continue
+            if stopped:
+                self._send(Abort(stream.engine_id, output.index))

@@ -1,0 +1,147 @@
+"""The engine's process: how it is started, what runs in it, and how it ends.
+
+The two processes watch each other. The server sees the socket close; the engine sees its parent's death on a pipe that
+only the parent holds open, and exits even from the middle of a compilation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from jaxinfer.config import ConfigError, RuntimeConfig
+from jaxinfer.messages import Died, EngineInfo, Progress, Ready
+from serving.frames import SocketInbox, SocketPost
+
+EXIT_OK = 0
+EXIT_CRASHED = 1
+EXIT_REFUSED = 2  # the model or the configuration cannot be served; nothing is wrong with the program
+EXIT_ORPHANED = 3
+
+# Both concern the server, which drains; a terminal sends Ctrl-C to the engine's process as well.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Engine(Protocol):
+    """What runs in the process: `jaxinfer.engine.EngineLoop`, or a test's stand-in."""
+
+    info: EngineInfo
+
+    def run(self, inbox: Any, post: Callable[[Any], None]) -> None: ...
+
+
+Build = Callable[[Callable[[Progress], None]], Engine]
+
+
+class EngineRefused(Exception):
+    """The model or configuration cannot be served. One sentence; the server prints it without a traceback."""
+
+
+def build_model_engine(model: str, runtime: RuntimeConfig, progress: Callable[[Progress], None]) -> Engine:
+    """Loads the checkpoint folder `model`. Runs in the engine's process only: it imports jax."""
+    from checkpoints.folder import CheckpointError
+    from jaxinfer.llm import build_engine
+
+    try:
+        return build_engine(model, runtime, progress)
+    except (CheckpointError, ConfigError, NotImplementedError) as error:
+        raise EngineRefused(str(error)) from error
+
+
+def run_engine(sock: socket.socket, build: Build) -> int:
+    """Builds the engine and runs it until it is told to stop; returns the exit code. A failure is told as `Died`."""
+    post = SocketPost(sock)
+    try:
+        try:
+            engine = build(post)
+        except EngineRefused as error:
+            post(Died(str(error), ""))
+            return EXIT_REFUSED
+        except Exception as error:
+            post(Died(f"{type(error).__name__}: {error}", traceback.format_exc()))
+            return EXIT_CRASHED
+        post(Ready(engine.info))
+        engine.run(SocketInbox(sock), post)
+    except ConnectionError:
+        return EXIT_ORPHANED  # nobody is left to be told anything
+    except Exception:
+        return EXIT_CRASHED  # the engine has posted `Died` before raising
+    return EXIT_OK
+
+
+def _process_main(sock: socket.socket, build: Build) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    threading.Thread(target=_exit_with_parent, name="parent-watch", daemon=True).start()
+    sys.exit(run_engine(sock, build))
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(EXIT_ORPHANED)
+
+
+class EngineProcess:
+    """The server's handle. The process is spawned, not forked: it starts clean of the server's threads."""
+
+    def __init__(self, build: Build) -> None:
+        self.sock, self._child_sock = socket.socketpair()
+        context = multiprocessing.get_context("spawn")
+        self._process = context.Process(target=_process_main, args=(self._child_sock, build), name="jaxinfer-engine")
+
+    @classmethod
+    def started(cls, build: Build) -> EngineProcess:
+        process = cls(build)
+        process.start()
+        return process
+
+    def start(self) -> None:
+        # Blocked signals stay blocked in the child until it ignores them, so that an early Ctrl-C cannot kill it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            self._child_sock.close()  # else the end of the process would not close the connection
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    async def wait(self, timeout: float) -> int | None:
+        """The exit code (negative: the signal that killed it), or None after `timeout` seconds."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while self._process.exitcode is None and loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """Ends the process at once if it still runs."""
+        if self._process.pid is not None and self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+
+
+def describe_exit(code: int | None) -> str:
+    if code is None:
+        return "the engine process closed its connection"
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"the engine process was killed by {name}"
+    return f"the engine process ended with code {code}"

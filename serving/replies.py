@@ -1,0 +1,162 @@
+"""From the engine's words to messages on the wire."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from jaxinfer import __version__
+from jaxinfer.messages import EngineStats, TokenLogprobs
+from jaxinfer.sampling_params import (
+    MAX_LOGPROBS,
+    MAX_N,
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TOKEN_LIST,
+    SamplingParams,
+)
+from protos.jaxinfer.v1 import inference_pb2 as pb
+from serving.stream import GenerationStream, News, Piece
+from serving.validation import ModelContext, chat_template_names
+
+# Pieces of a long catch-up after a slow read: with 20 log-probabilities a token such a message has about 100 kB, far
+# below the 4 MiB that clients take by default.
+MAX_TOKENS_PER_MESSAGE = 256
+MAX_CHARACTERS_PER_MESSAGE = 1 << 16
+
+_REASONS = {
+    None: pb.FINISH_REASON_UNSPECIFIED,
+    "stop": pb.FINISH_REASON_STOP,
+    "length": pb.FINISH_REASON_LENGTH,
+    "abort": pb.FINISH_REASON_ABORT,
+}
+
+
+def started(request_id: str, prompt_tokens: int) -> pb.GenerateResponse:
+    return pb.GenerateResponse(started=pb.GenerateResponse.Started(request_id=request_id, prompt_tokens=prompt_tokens))
+
+
+def finished(stream: GenerationStream) -> pb.GenerateResponse:
+    prompt, completion, cached = stream.usage
+    usage = pb.Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
+    return pb.GenerateResponse(finished=pb.GenerateResponse.Finished(usage=usage))
+
+
+def news(batch: News) -> Iterator[pb.GenerateResponse]:
+    """The messages for what a stream's reader took at once."""
+    entries = batch.prompt_logprobs
+    for i in range(0, len(entries), MAX_TOKENS_PER_MESSAGE):
+        part = [_logprobs(entry) for entry in entries[i : i + MAX_TOKENS_PER_MESSAGE]]
+        yield pb.GenerateResponse(
+            prompt_logprobs=pb.GenerateResponse.PromptLogprobs(start=batch.prompt_start + i, entries=part)
+        )
+    for piece in batch.pieces:
+        yield from _deltas(piece)
+
+
+def _deltas(piece: Piece) -> Iterator[pb.GenerateResponse]:
+    text = "".join(piece.text)
+    parts = max(1, -(-len(piece.token_ids) // MAX_TOKENS_PER_MESSAGE), -(-len(text) // MAX_CHARACTERS_PER_MESSAGE))
+    for i in range(parts):
+        tokens = slice(i * MAX_TOKENS_PER_MESSAGE, (i + 1) * MAX_TOKENS_PER_MESSAGE)
+        delta = pb.GenerateResponse.Delta(
+            index=piece.index,
+            text=text[i * MAX_CHARACTERS_PER_MESSAGE : (i + 1) * MAX_CHARACTERS_PER_MESSAGE],
+            token_ids=piece.token_ids[tokens],
+            logprobs=[_logprobs(entry) for entry in piece.logprobs[tokens]],
+        )
+        if i == parts - 1:
+            delta.finish_reason = _REASONS[piece.finish_reason]
+            if isinstance(piece.stop_reason, str):
+                delta.stop_string = piece.stop_reason
+            elif piece.stop_reason is not None:
+                delta.stop_token_id = piece.stop_reason
+        yield pb.GenerateResponse(delta=delta)
+
+
+def _logprobs(entry: TokenLogprobs) -> pb.TokenLogprobs:
+    top = [pb.TokenLogprobs.Alternative(token_id=token, logprob=value) for token, value in entry.top]
+    return pb.TokenLogprobs(token_id=entry.token_id, logprob=entry.logprob, rank=entry.rank, top=top)
+
+
+def sampling_to_proto(values: Mapping[str, object]) -> pb.SamplingParams:
+    """Sampling fields by name as a message; None and empty lists stay unset."""
+    message = pb.SamplingParams()
+    for name, value in values.items():
+        if value is None:
+            continue
+        if name == "allowed_token_ids":
+            message.allowed_token_ids.CopyFrom(pb.TokenIds(ids=list(value)))  # type: ignore[call-overload]
+        elif isinstance(value, Mapping):
+            getattr(message, name).update(value)
+        elif isinstance(value, (list, tuple)):
+            getattr(message, name).extend(value)
+        else:
+            setattr(message, name, value)
+    return message
+
+
+def model_info(context: ModelContext, max_waiting: int, max_message_bytes: int) -> pb.GetModelInfoResponse:
+    info = context.info
+    defaults = SamplingParams(**{"max_tokens": None, **context.defaults})
+    limits = pb.GetModelInfoResponse.Limits(
+        max_model_len=info.max_model_len,
+        max_num_seqs=info.max_num_seqs,
+        max_num_batched_tokens=info.max_num_batched_tokens,
+        max_waiting=max_waiting,
+        kv_tokens=context.kv_tokens,
+        max_n=MAX_N,
+        max_logprobs=MAX_LOGPROBS,
+        max_stop_strings=MAX_STOP_STRINGS,
+        max_stop_length=MAX_STOP_LENGTH,
+        max_stop_token_ids=MAX_STOP_TOKEN_IDS // 2,
+        max_token_list=MAX_TOKEN_LIST,
+        max_message_bytes=max_message_bytes,
+    )
+    executables = [
+        pb.GetModelInfoResponse.Executable(name=name, compile_seconds=seconds) for name, seconds in info.executables
+    ]
+    return pb.GetModelInfoResponse(
+        model=context.name,
+        architecture=info.architecture,
+        vocab_size=info.vocab_size,
+        limits=limits,
+        dtype=info.dtype,
+        tensor_parallel_size=info.tensor_parallel_size,
+        device=info.device,
+        backends=info.backends,
+        page_size=info.page_size,
+        num_pages=info.num_pages,
+        eos_token_ids=info.eos_token_ids,
+        supported_parameters=supported_parameters(context),
+        default_sampling=sampling_to_proto(
+            {field.name: getattr(defaults, field.name) for field in dataclasses.fields(defaults)}
+        ),
+        has_tokenizer=context.tokenizer is not None,
+        chat_templates=chat_template_names(context.tokenizer),
+        notes=info.notes,
+        executables=executables,
+        server_version=__version__,
+    )
+
+
+def supported_parameters(context: ModelContext) -> list[str]:
+    """Sampling fields that take effect; without a tokenizer those about text are refused."""
+    needs_text = ("stop", "include_stop_str_in_output", "skip_special_tokens")
+    names = [field.name for field in pb.SamplingParams.DESCRIPTOR.fields]
+    return [name for name in names if context.tokenizer is not None or name not in needs_text]
+
+
+def stats(
+    engine: EngineStats, *, open_requests: int, accepted: int, refused: int, uptime: float, draining: bool
+) -> pb.GetStatsResponse:
+    """Every field of EngineStats under its own name, and the server's own counters."""
+    return pb.GetStatsResponse(
+        **dataclasses.asdict(engine),
+        open_requests=open_requests,
+        accepted_requests=accepted,
+        refused_requests=refused,
+        uptime_seconds=uptime,
+        draining=draining,
+    )

@@ -1,0 +1,292 @@
+"""The server's composition root and life: bind, load, serve, drain, exit code.
+
+loading    port bound, health NOT_SERVING, calls get UNAVAILABLE
+serving    health SERVING
+draining   after SIGTERM or SIGINT: health NOT_SERVING, new work gets UNAVAILABLE, running work has `grace_seconds`
+ended      exit code 0 after a drain, 1 when the engine failed, 2 when the model cannot be served
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from jaxinfer.messages import EngineInfo, Progress
+from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.text import Tokenizer, TokenizerError
+from protos.jaxinfer.v1 import inference_pb2 as pb
+from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
+from serving.engine_client import EngineClient, EngineEnd, EngineLink
+from serving.engine_process import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED
+from serving.guard import Guard
+from serving.servicer import InferenceServicer
+from serving.status import unavailable
+from serving.validation import ModelContext, sampling_params
+
+_LOG = logging.getLogger("serving")
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+_CLOSE_SECONDS = 2.0  # for statuses to reach their clients, and for the engine to leave by itself
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class ServerError(Exception):
+    """The server cannot start: one sentence, the exit code, and the engine's traceback where a bug is the reason."""
+
+    def __init__(self, message: str, code: int = EXIT_CRASHED, traceback: str = "") -> None:
+        super().__init__(message)
+        self.code, self.traceback = code, traceback
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How to serve; how to run the model is `RuntimeConfig`'s.
+
+    max_waiting: sequences accepted beyond those that can run. grace_seconds: what running work gets after SIGTERM.
+    stall_seconds: an engine that owes news and gives none for so long counts as failed; 0 never.
+    sampling_defaults: what the model's generation config sets, by SamplingParams' names. seed: starts the sequence of
+    seeds that requests without one get; None draws each from the system.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    name: str | None = None
+    max_waiting: int = 1024
+    grace_seconds: float = 30.0
+    stall_seconds: float = 300.0
+    max_message_bytes: int = 16 << 20
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+
+
+class Observer(Protocol):
+    """Is told what an operator wants to see."""
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def ready(self, info: EngineInfo, name: str, address: str, seconds: float) -> None: ...
+
+    def draining(self, open_requests: int, grace_seconds: float) -> None: ...
+
+    def ended(self, end: EngineEnd) -> None: ...
+
+
+class Server:
+    """One gRPC server over one engine. `run` is its whole life; tests use `start`, `wait_ready`, `drain` and `stop`.
+
+    start_engine: returns a started engine. load_tokenizer: runs in a thread while the engine loads; None is a model
+    without a tokenizer.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        start_engine: Callable[[], EngineLink],
+        load_tokenizer: Callable[[], Tokenizer | None],
+        observer: Observer,
+    ) -> None:
+        self.config = config
+        self.address = ""
+        self._start_engine = start_engine
+        self._load_tokenizer = load_tokenizer
+        self._observer = observer
+        self._link: EngineLink | None = None
+        self._stop_requests: asyncio.Queue[None] = asyncio.Queue()
+        self._watch: asyncio.Task[None] | None = None
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serves until a signal or the engine's end; returns the exit code. Raises ServerError when it cannot start."""
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._stop_requests.put_nowait, None)
+        try:
+            await self.start()
+            if not await self._unless_stopped(self.wait_ready()):
+                return EXIT_OK
+            if not await self._unless_stopped(asyncio.shield(self.client.ended)):
+                await self.drain()
+                if not self._failed:
+                    return EXIT_OK
+            self._observer.ended(self.client.ended.result())
+            return EXIT_CRASHED
+        finally:
+            await self.stop()
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    async def _unless_stopped(self, work: Any) -> bool:
+        """Waits for `work`; False when a signal came first, and then the work is cancelled. Raises what it raises."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._stop_requests.get())
+        try:
+            await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+                return True
+            return False
+        finally:
+            for waiter in (task, stop):
+                waiter.cancel()
+
+    async def start(self) -> None:
+        """Binds the port, starts the engine and answers calls with UNAVAILABLE until it is ready."""
+        config = self.config
+        _check_free(config.host, config.port)
+        options = [
+            ("grpc.so_reuseport", 0),  # else a second server would take the port too, and half of the connections
+            ("grpc.max_receive_message_length", config.max_message_bytes),
+            ("grpc.keepalive_time_ms", 60_000),  # finds clients that vanished without a word
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+        self._server = grpc.aio.server(interceptors=[Guard(SERVICE)], options=options)
+        host = _bracketed(config.host)
+        self.address = f"{host}:{self._server.add_insecure_port(f'{host}:{config.port}')}"
+        self._started = time.monotonic()
+        link = self._start_engine()
+        try:
+            self.client = await EngineClient.connect(link, config.max_waiting, self._observer.progress)
+            await self._add_services()
+            await self._server.start()
+        except BaseException:
+            link.kill()
+            raise
+        self._link = link
+
+    async def _add_services(self) -> None:
+        self.servicer = InferenceServicer(self.client, self.config.max_waiting, self.config.max_message_bytes)
+        self._health = health.aio.HealthServicer()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        pb_grpc.add_InferenceServicer_to_server(self.servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    async def wait_ready(self) -> EngineInfo:
+        """Waits for engine and tokenizer, then serves. Raises ServerError when either cannot be had."""
+        ready, ended = self.client.ready, self.client.ended
+        loading = asyncio.create_task(asyncio.to_thread(self._load_tokenizer))
+        try:
+            # Whichever fails is told at once; loading a large model takes minutes.
+            await _first(ready, ended, loading)
+            tokenizer = await loading if loading.done() else None
+            await _first(ready, ended)
+            if not ready.done():
+                end = ended.result()
+                raise ServerError(end.reason, EXIT_REFUSED if end.code == EXIT_REFUSED else EXIT_CRASHED, end.traceback)
+            info = ready.result()
+            tokenizer = tokenizer or await loading
+            if tokenizer is not None:
+                info = info._replace(notes=(*info.notes, *tokenizer.notes))
+            context = model_context(info, tokenizer, self.config)
+            sampling_params(pb.SamplingParams(), context)
+        except InvalidRequest as error:
+            raise ServerError(f"the model's generation_config.json: {error}", EXIT_REFUSED) from error
+        except TokenizerError as error:
+            raise ServerError(str(error), EXIT_REFUSED) from error
+        finally:
+            loading.cancel()
+        self.servicer.model = context
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._watch = asyncio.create_task(self._watch_engine())
+        self._observer.ready(info, context.name, self.address, time.monotonic() - self._started)
+        return info
+
+    async def drain(self) -> None:
+        """Lets running work finish for `grace_seconds` (a second signal ends it at once), then aborts it."""
+        config, client = self.config, self.client
+        await self._health.enter_graceful_shutdown()
+        client.drain()
+        self._observer.draining(client.open_requests, config.grace_seconds)
+        waiting = asyncio.wait_for(client.idle.wait(), config.grace_seconds)
+        try:
+            in_time = await self._unless_stopped(waiting)
+        except TimeoutError:
+            in_time = False
+        if in_time:  # the engine, too, has finished; or it has failed, and then the exit code must say so
+            drained = asyncio.ensure_future(client.drained.wait())
+            await _first(drained, client.ended, timeout=_CLOSE_SECONDS)
+            drained.cancel()
+        else:
+            client.fail_all(unavailable("the server is shutting down and its grace period is over"))
+
+    async def stop(self) -> None:
+        """Ends the server and the engine at once, whatever they are doing. Idempotent."""
+        if self._link is None:
+            return
+        link, self._link = self._link, None
+        if self._watch is not None:
+            self._watch.cancel()
+        try:
+            self.client.shutdown()
+            self.client.fail_all(unavailable("the server is shutting down"))
+            await self._health.enter_graceful_shutdown()
+            await self._server.stop(_CLOSE_SECONDS)  # returns as soon as the last call is over
+            if self.client.ready.done():  # an engine that is still loading does not listen yet
+                await link.wait(_CLOSE_SECONDS)
+        finally:
+            await self.client.disconnect()
+            self.servicer.close()
+
+    # -- help -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _failed(self) -> bool:
+        return self.client.ended.done() and self.client.ended.result().code != EXIT_OK
+
+    async def _set_health(self, status: Any) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+    async def _watch_engine(self) -> None:
+        """Finds an engine that hangs: one that owes news and says nothing."""
+        limit = self.config.stall_seconds
+        while limit:
+            await asyncio.sleep(min(1.0, limit / 4))
+            silent = time.monotonic() - self.client.last_news
+            if self.client.waiting_for_engine and silent > limit:
+                _LOG.error("the engine has been silent for %.0f s", silent)
+                self.client.give_up(f"it said nothing for {limit:g} s while requests were running")
+                return
+
+
+async def _first(*waiters: asyncio.Future[Any], timeout: float | None = None) -> None:
+    """Waits until one of them is done; cancels none."""
+    await asyncio.wait(waiters, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+
+
+def model_context(info: EngineInfo, tokenizer: Tokenizer | None, config: ServerConfig) -> ModelContext:
+    """What requests to this engine are checked against."""
+    source = random.SystemRandom() if config.seed is None else random.Random(config.seed)
+    return ModelContext(
+        info, config.name or info.model, tokenizer, config.sampling_defaults, lambda: source.getrandbits(64)
+    )
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises ServerError when the port is taken; gRPC's own answer goes to the log of its C++ core."""
+    if port == 0:
+        return
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(found[0], socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(found[4])
+    except OSError as error:
+        raise ServerError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

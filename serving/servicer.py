@@ -1,0 +1,169 @@
+"""The gRPC service `jaxinfer.v1.Inference`: one short method for each call, the work is elsewhere."""
+
+# ruff: noqa: N802 (the methods have the names of the .proto)
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from jaxinfer.sampling_params import InvalidRequest, as_token_ids
+from protos.jaxinfer.v1 import inference_pb2 as pb
+from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
+from serving import replies
+from serving.engine_client import EngineClient
+from serving.status import BAD_INPUT, Refusal, invalid, overloaded, unavailable
+from serving.stream import GenerationStream
+from serving.validation import ModelContext, encode_prompt, prepare, refuse_unknown_fields
+
+# Requests up to this size are tokenized on the event loop: it takes less than handing them to another thread.
+_INLINE_BYTES = 4096
+_TOKENIZER_THREADS = 2
+_MAX_QUEUED_MESSAGES = 8  # of the largest size, waiting for a tokenizer thread
+
+Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
+
+
+class InferenceServicer(pb_grpc.InferenceServicer):
+    """Serves calls once `model` is set. `close` ends its threads."""
+
+    def __init__(self, client: EngineClient, max_waiting: int, max_message_bytes: int) -> None:
+        self.model: ModelContext | None = None
+        self._client = client
+        self._max_waiting = max_waiting
+        self._max_message_bytes = max_message_bytes
+        self._started = time.monotonic()
+        self._queued_bytes = 0
+        self._pool = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # -- generation -----------------------------------------------------------------------------------------------
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        """Written with `context.write` rather than as a generator: a cancellation then always lands in this body, and
+        the sequences are aborted before the call is over."""
+        try:
+            prepared = await self._off_loop(request, lambda model: prepare(request, model))
+            stream = self._client.submit(prepared, self._ready().tokenizer)
+        except (Refusal, *BAD_INPUT) as error:
+            self._client.refused += 1
+            await _refuse(context, error)
+        try:
+            await self._send_all(stream, context)
+        except Refusal as refusal:
+            await _refuse(context, refusal)
+        finally:
+            self._client.close(stream)
+
+    async def _send_all(self, stream: GenerationStream, context: Context) -> None:
+        prepared = stream.prepared
+        await context.write(replies.started(prepared.request_id, len(prepared.token_ids)))
+        while (batch := await stream.read()) is not None:
+            for message in replies.news(batch):
+                await context.write(message)  # waits while the client's flow-control window is full
+        await context.write(replies.finished(stream))
+
+    async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
+        return await self._answer(request, context, self._abort)
+
+    def _abort(self, request: pb.AbortRequest) -> pb.AbortResponse:
+        if not request.request_id:
+            raise InvalidRequest("request_id", "", "it must name a request")
+        return pb.AbortResponse(found=self._client.abort(request.request_id))
+
+    # -- text -----------------------------------------------------------------------------------------------------
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        try:
+            return await self._off_loop(request, lambda model: _tokenize(request, model))
+        except (Refusal, *BAD_INPUT) as error:
+            await _refuse(context, error)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
+        try:
+            return await self._off_loop(request, lambda model: _detokenize(request, model))
+        except (Refusal, *BAD_INPUT) as error:
+            await _refuse(context, error)
+
+    # -- information ----------------------------------------------------------------------------------------------
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
+        return await self._answer(
+            request, context, lambda _: replies.model_info(self._ready(), self._max_waiting, self._max_message_bytes)
+        )
+
+    async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:
+        return await self._answer(request, context, lambda _: self._stats())
+
+    def _stats(self) -> pb.GetStatsResponse:
+        client = self._client
+        return replies.stats(
+            client.stats,
+            open_requests=client.open_requests,
+            accepted=client.accepted,
+            refused=client.refused,
+            uptime=time.monotonic() - self._started,
+            draining=client.draining,
+        )
+
+    # -- help -----------------------------------------------------------------------------------------------------
+
+    def _ready(self) -> ModelContext:
+        if self.model is None:
+            raise unavailable("the model is still loading")
+        return self.model
+
+    async def _off_loop(self, request: Message, work: Callable[[ModelContext], T]) -> T:
+        """Runs tokenizer work; in a thread when the request is long, so that other streams go on meanwhile."""
+        model = self._ready()
+        size = request.ByteSize()
+        if size <= _INLINE_BYTES:
+            return work(model)
+        limit = _MAX_QUEUED_MESSAGES * self._max_message_bytes
+        if self._queued_bytes + size > limit:
+            raise overloaded(f"the tokenizer has {self._queued_bytes} bytes of text to do and takes at most {limit}")
+        self._queued_bytes += size
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work, model)
+        finally:
+            self._queued_bytes -= size
+
+    async def _answer(self, request: Any, context: Context, work: Callable[[Any], T]) -> T:
+        try:
+            refuse_unknown_fields(request)
+            return work(request)
+        except (Refusal, *BAD_INPUT) as error:
+            await _refuse(context, error)
+
+
+def _tokenize(request: pb.TokenizeRequest, model: ModelContext) -> pb.TokenizeResponse:
+    refuse_unknown_fields(request)
+    kind = request.WhichOneof("prompt")
+    if kind is None:
+        raise InvalidRequest("prompt", None, "one of text and chat must be set")
+    if request.HasField("add_special_tokens") and kind != "text":
+        raise InvalidRequest("add_special_tokens", request.add_special_tokens, "it applies to a text prompt only")
+    return pb.TokenizeResponse(token_ids=encode_prompt(request, model))
+
+
+def _detokenize(request: pb.DetokenizeRequest, model: ModelContext) -> pb.DetokenizeResponse:
+    refuse_unknown_fields(request)
+    if model.tokenizer is None:
+        raise InvalidRequest("token_ids", list(request.token_ids[:8]), "this server runs without a tokenizer")
+    ids = as_token_ids("token_ids", request.token_ids, model.info.vocab_size)
+    skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+    return pb.DetokenizeResponse(text=model.tokenizer.decode(ids, skip_special_tokens=skip))
+
+
+async def _refuse(context: Context, error: Exception) -> NoReturn:
+    refusal = error if isinstance(error, Refusal) else invalid(error)
+    await context.abort(refusal.code, refusal.message, refusal.metadata)

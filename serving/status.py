@@ -1,0 +1,63 @@
+"""Which gRPC status answers which fault. One exception, `Refusal`, carries it to the servicer."""
+
+from __future__ import annotations
+
+import grpc
+
+from jaxinfer.messages import Rejected
+from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.text import ChatTemplateError, StopStringError, TextError
+
+# What bad input raises on its way from the request to the engine.
+BAD_INPUT = (InvalidRequest, TextError, StopStringError, ChatTemplateError)
+
+# Defined by gRPC (proposal A6): clients with a retry policy obey it, others can read it. Milliseconds.
+RETRY_METADATA = "grpc-retry-pushback-ms"
+DEFAULT_RETRY_MS = 1000  # where there is nothing to judge by
+
+_REJECTED = {
+    "invalid": grpc.StatusCode.INVALID_ARGUMENT,
+    "duplicate": grpc.StatusCode.ALREADY_EXISTS,
+    "draining": grpc.StatusCode.UNAVAILABLE,
+}
+
+
+class Refusal(Exception):
+    """The answer to a call that ends without OK: status code, one sentence, trailing metadata."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.code, self.message, self.metadata = code, message, metadata
+
+
+def invalid(error: Exception) -> Refusal:
+    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+
+def unavailable(message: str) -> Refusal:
+    return Refusal(grpc.StatusCode.UNAVAILABLE, message)
+
+
+def internal(message: str) -> Refusal:
+    return Refusal(grpc.StatusCode.INTERNAL, message)
+
+
+def duplicate(request_id: str) -> Refusal:
+    return Refusal(
+        grpc.StatusCode.ALREADY_EXISTS,
+        f"request_id is {request_id!r}; it must differ from those of the requests that are alive",
+    )
+
+
+def overloaded(message: str, retry_ms: int = DEFAULT_RETRY_MS) -> Refusal:
+    """A queue is full; `retry_ms` is when a place is expected to be free."""
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"{message}; try again in {retry_ms} ms",
+        ((RETRY_METADATA, str(retry_ms)),),
+    )
+
+
+def rejected(message: Rejected) -> Refusal:
+    """The engine's refusal as a status."""
+    return Refusal(_REJECTED.get(message.kind, grpc.StatusCode.INTERNAL), message.message)

@@ -1,0 +1,121 @@
+"""One request on the server's side of the engine's door: takes the engine's news at once, hands them to a reader.
+
+The engine is never slowed by a slow reader, and memory stays bounded by the request's own result: what the reader has
+not taken yet is merged, per sequence, into one pending piece. Stop strings are found when the token arrives, not when
+it is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from jaxinfer.messages import PromptScored, SequenceOutput, TokenLogprobs
+from jaxinfer.outputs import Delta, RequestStream
+from jaxinfer.text import Tokenizer
+from serving.status import Refusal
+from serving.validation import PreparedRequest
+
+
+@dataclass(slots=True)
+class Piece:
+    """Consecutive deltas of one sequence, merged."""
+
+    index: int
+    text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def add(self, delta: Delta) -> None:
+        if delta.text:
+            self.text.append(delta.text)
+        self.token_ids.extend(delta.token_ids)
+        self.logprobs.extend(delta.logprobs)
+        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+
+
+@dataclass(slots=True)
+class News:
+    """What a reader gets at once. `prompt_start` is the position of the first of `prompt_logprobs`."""
+
+    prompt_start: int
+    prompt_logprobs: list[TokenLogprobs]
+    pieces: list[Piece]
+
+
+class GenerationStream:
+    """Follows one request. `engine_id` is its name towards the engine, unique over the server's life, so that news of
+    a request that was given up never reach a later one with the same client-chosen id."""
+
+    def __init__(self, prepared: PreparedRequest, engine_id: str, tokenizer: Tokenizer | None) -> None:
+        self.prepared = prepared
+        self.engine_id = engine_id
+        self._request = RequestStream(
+            prepared.request_id, prepared.text, prepared.token_ids, prepared.params, tokenizer
+        )
+        self._pieces: dict[int, Piece] = {}
+        self._prompt_sent = 1  # position 0 has no log-probability
+        self._refusal: Refusal | None = None
+        self._wake = asyncio.Event()
+
+    # -- the engine's side ----------------------------------------------------------------------------------------
+
+    def push(self, output: SequenceOutput) -> bool:
+        """Takes one output. True when the engine must abort this sequence, because a stop string was found."""
+        delta = self._request.push(output)
+        if delta is None:
+            return False
+        self._pieces.setdefault(delta.index, Piece(delta.index)).add(delta)
+        if not self.prepared.final_only or self._request.finished:
+            self._wake.set()
+        return delta.stopped
+
+    def push_prompt(self, scored: PromptScored) -> None:
+        self._request.push_prompt(scored)
+        if not self.prepared.final_only:
+            self._wake.set()
+
+    def fail(self, refusal: Refusal) -> None:
+        """Ends the stream with a status, after what is pending. A finished stream stays finished."""
+        if not self.finished and self._refusal is None:
+            self._refusal = refusal
+            self._wake.set()
+
+    @property
+    def finished(self) -> bool:
+        """Every sequence has its finish reason."""
+        return self._request.finished
+
+    # -- the reader's side ----------------------------------------------------------------------------------------
+
+    async def read(self) -> News | None:
+        """Waits for news and takes all of them; None once everything was read. Raises the `Refusal` of `fail`."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            news = self._take()
+            if self.finished or self._refusal is not None:
+                self._wake.set()  # the end is never waited for twice
+            if news is not None:
+                return news
+            if self._refusal is not None:
+                raise self._refusal
+            if self.finished:
+                return None
+
+    def _take(self) -> News | None:
+        entries = self._request.result.prompt_logprobs or []
+        start = self._prompt_sent
+        scored = [entry for entry in entries[start:] if entry is not None]
+        self._prompt_sent = start + len(scored)
+        pieces, self._pieces = list(self._pieces.values()), {}
+        return News(start, scored, pieces) if scored or pieces else None
+
+    @property
+    def usage(self) -> tuple[int, int, int]:
+        """Tokens: prompt, completion of all sequences, prompt tokens taken from the prefix cache."""
+        result = self._request.result
+        completion = sum(len(sequence.token_ids) for sequence in result.outputs)
+        return len(result.prompt_token_ids), completion, result.num_cached_tokens

@@ -1,0 +1,274 @@
+"""Every way to ask for what cannot be served, over a real channel: the status names field, value and allowed range."""
+
+from __future__ import annotations
+
+import math
+
+import grpc
+import pytest
+
+from jaxinfer.messages import Submit
+from jaxinfer.sampling_params import FIELD_NAMES
+from protos.jaxinfer.v1 import inference_pb2 as pb
+from serving.status import RETRY_METADATA
+from tests.fakes import VOCAB_SIZE, FakeOptions
+from tests.serving.harness import collect, greedy, run, serving, status
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+
+
+def sampling(**fields):
+    return pb.GenerateRequest(text="ab", sampling=pb.SamplingParams(**fields))
+
+
+def chat(*messages, **fields):
+    return pb.GenerateRequest(chat=pb.Chat(messages=messages, **fields), sampling=pb.SamplingParams(max_tokens=1))
+
+
+USER = pb.ChatMessage(role="user", content="u")
+
+# name -> (request, parts of the message)
+CASES = {
+    "context": (sampling(max_tokens=94), ["max_tokens is 94", "at most 93", "context of 96"]),
+    "prompt too long": (pb.GenerateRequest(text="a" * 95), ["96 tokens", "at most 95"]),
+    "empty prompt": (pb.GenerateRequest(text="", add_special_tokens=False), ["prompt is ''", "at least one token"]),
+    "empty token prompt": (pb.GenerateRequest(token_ids=pb.TokenIds()), ["prompt is ''", "at least one token"]),
+    "no prompt": (pb.GenerateRequest(), ["prompt", "text, token_ids and chat"]),
+    "token id": (
+        pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1, VOCAB_SIZE])),
+        [f"token_ids is {VOCAB_SIZE}", f"0 to {VOCAB_SIZE - 1}"],
+    ),
+    "n 0": (sampling(n=0), ["n is 0", "from 1 to 64"]),
+    "n 65": (sampling(n=65), ["n is 65", "from 1 to 64"]),
+    "n over capacity": (sampling(n=7), ["n is 7", "at most 6 sequences"]),
+    "top_p": (sampling(top_p=1.5), ["top_p is 1.5", "at most 1"]),
+    "top_p 0": (sampling(top_p=0.0), ["top_p is 0.0", "above 0"]),
+    "temperature": (sampling(temperature=math.nan), ["temperature is nan", "from 0 to 100"]),
+    "negative temperature": (sampling(temperature=-1.0), ["temperature is -1.0", "from 0 to 100"]),
+    "top_k": (sampling(top_k=-2), ["top_k is -2", "-1"]),
+    "min_p": (sampling(min_p=math.inf), ["min_p is inf", "from 0 to 1"]),
+    "repetition_penalty": (sampling(repetition_penalty=0.0), ["repetition_penalty is 0.0", "above 0"]),
+    "presence_penalty": (sampling(presence_penalty=2.5), ["presence_penalty is 2.5", "from -2 to 2"]),
+    "frequency_penalty": (sampling(frequency_penalty=-2.5), ["frequency_penalty is -2.5", "from -2 to 2"]),
+    "max_tokens 0": (sampling(max_tokens=0), ["max_tokens is 0", "positive"]),
+    "min_tokens": (sampling(min_tokens=-1), ["min_tokens is -1", "0 or more"]),
+    "min over max": (sampling(min_tokens=5, max_tokens=4), ["min_tokens is 5", "max_tokens 4"]),
+    "min over context": (sampling(min_tokens=94), ["min_tokens is 94", "at most 93"]),
+    "logprobs": (sampling(logprobs=21), ["logprobs is 21", "from 0 to 20"]),
+    "prompt_logprobs": (sampling(prompt_logprobs=-1), ["prompt_logprobs is -1", "from 0 to 20"]),
+    "stop empty": (sampling(stop=[""]), ["stop is ''", "1 to 1024 characters"]),
+    "stop many": (sampling(stop=["x"] * 17), ["stop is", "at most 16"]),
+    "stop_token_ids": (sampling(stop_token_ids=[VOCAB_SIZE]), [f"stop_token_ids is {VOCAB_SIZE}"]),
+    "stop_token_ids many": (sampling(stop_token_ids=range(65)), ["stop_token_ids", "at most 64"]),
+    "logit_bias key": (sampling(logit_bias={VOCAB_SIZE: 1.0}), [f"logit_bias is {VOCAB_SIZE}", "0 to 259"]),
+    "logit_bias value": (sampling(logit_bias={1: 101.0}), ["logit_bias is 101.0", "-100 to 100"]),
+    "allowed none": (sampling(allowed_token_ids=pb.TokenIds()), ["allowed_token_ids is ()", "at least one"]),
+    "allowed id": (sampling(allowed_token_ids=pb.TokenIds(ids=[VOCAB_SIZE])), ["allowed_token_ids is 260"]),
+    "allowed all banned": (
+        sampling(allowed_token_ids=pb.TokenIds(ids=[5]), bad_token_ids=[5]),
+        ["bad_token_ids is (5,)", "allowed_token_ids"],
+    ),
+    "bad id": (sampling(bad_token_ids=[VOCAB_SIZE]), ["bad_token_ids is 260"]),
+    "too long a list": (sampling(bad_token_ids=[1] * 1025), ["1025", "at most 1024"]),
+    "truncate": (sampling(truncate_prompt_tokens=0), ["truncate_prompt_tokens is 0", "positive"]),
+    "request id long": (pb.GenerateRequest(text="a", request_id="x" * 129), ["request_id", "1 to 128 printable"]),
+    "request id control": (pb.GenerateRequest(text="a", request_id="a\n"), ["request_id is 'a\\n'", "printable"]),
+    "salt": (pb.GenerateRequest(text="a", cache_salt="x" * 257), ["cache_salt", "at most 256"]),
+    "special tokens elsewhere": (
+        pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1]), add_special_tokens=True),
+        ["add_special_tokens is True", "text prompt only"],
+    ),
+    "no messages": (chat(), ["messages", "at least one"]),
+    "no role": (chat(pb.ChatMessage(content="x")), ["messages[0].role", "''"]),
+    "no content": (chat(USER, pb.ChatMessage(role="user")), ["messages[1].content"]),
+    "extra not json": (chat(pb.ChatMessage(role="user", content="x", extra_json="{")), ["messages[0].extra_json"]),
+    "extra role": (
+        chat(pb.ChatMessage(role="user", content="x", extra_json='{"role": "system"}')),
+        ["messages[0].extra_json is 'role'", "of its own"],
+    ),
+    "tools not an object": (chat(USER, tools_json=["[]"]), ["tools_json[0] is '[]'", "JSON object"]),
+    "tools nested": (chat(USER, tools_json=["[" * 100_000]), ["tools_json[0]", "nested"]),
+    "variables": (chat(USER, template_variables_json="3"), ["template_variables_json is '3'", "JSON object"]),
+    "variables nan": (chat(USER, template_variables_json='{"a": NaN}'), ["template_variables_json is 'NaN'"]),
+    "variables digits": (chat(USER, template_variables_json='{"a": ' + "1" * 5000 + "}"), ["variables_json", "digits"]),
+    "reserved variable": (chat(USER, template_variables_json='{"template": "x"}'), ["'template'", "may set"]),
+    "template": (chat(USER, template="{{ 1 }}"), ["template is '{{ 1 }}'", "['default']"]),
+}
+
+
+def test_every_sampling_field_has_a_case():
+    tried = {field.name for request, _ in CASES.values() for field, _ in request.sampling.ListFields()}
+    # Booleans have no bad value; every 64-bit number is a seed.
+    assert set(FIELD_NAMES) - tried == {"include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "seed"}
+
+
+def test_refused_by_name():
+    async def test():
+        async with serving(FakeOptions(max_model_len=96), max_waiting=2) as s:
+            for name, (request, parts) in CASES.items():
+                error = await status(s.stub.Generate(request))
+                assert error.code() == INVALID, (name, error.code(), error.details())
+                assert all(part in error.details() for part in parts), (name, error.details())
+            assert s.received(Submit) == []
+            stats = await s.stub.GetStats(pb.GetStatsRequest())
+            assert (stats.accepted_requests, stats.refused_requests) == (0, len(CASES))
+            assert (await collect(s.stub.Generate(greedy(max_tokens=93)))).usage.completion_tokens == 93  # the border
+
+    run(test())
+
+
+def test_unknown_fields_are_refused_at_any_depth():
+    """What a newer client asks must not be dropped in silence. Field 99, a string, as it looks on the wire."""
+    unknown = bytes([0x9A, 0x06, 0x01, 0x41])
+    base = pb.GenerateRequest(text="a")
+    nested = pb.GenerateRequest.FromString(
+        base.SerializeToString() + pb.GenerateRequest(sampling=pb.SamplingParams(n=1)).SerializeToString()
+    )
+    nested.sampling.MergeFromString(unknown)
+    deep = chat(USER)
+    deep.chat.messages[0].MergeFromString(unknown)
+    top = pb.GenerateRequest.FromString(base.SerializeToString() + unknown)
+
+    async def test():
+        async with serving() as s:
+            for request, message in ((top, "GenerateRequest"), (nested, "SamplingParams"), (deep, "ChatMessage")):
+                error = await status(s.stub.Generate(request))
+                assert error.code() == INVALID
+                assert f"field is 99; this server knows no such field of jaxinfer.v1.{message}" in error.details()
+            for method, kind in (
+                (s.stub.GetStats, pb.GetStatsRequest),
+                (s.stub.GetModelInfo, pb.GetModelInfoRequest),
+                (s.stub.Abort, pb.AbortRequest),
+                (s.stub.Tokenize, pb.TokenizeRequest),
+                (s.stub.Detokenize, pb.DetokenizeRequest),
+            ):
+                error = await status(method(kind.FromString(unknown)))
+                assert (error.code(), "field is 99" in error.details()) == (INVALID, True), kind
+
+    run(test())
+
+
+def test_bytes_that_are_no_message(caplog):
+    """The client's mistake, and no traceback in the server's log."""
+    not_utf8 = b"\x12\x02\xff\xfe"
+
+    async def test():
+        async with serving() as s:
+            for name in ("Generate", "Tokenize"):
+                make = s.channel.unary_stream if name == "Generate" else s.channel.unary_unary
+                error = await status(make(f"/jaxinfer.v1.Inference/{name}")(not_utf8))
+                assert error.code() == INVALID
+                assert "no valid message" in error.details()
+                assert f"jaxinfer.v1.{name}Request" in error.details()
+
+    run(test())
+    assert caplog.records == []
+
+
+def test_a_fault_that_nobody_foresaw_is_internal_and_logged(caplog, monkeypatch):
+    async def test():
+        async with serving() as s:
+            monkeypatch.setattr(s.server.servicer, "_stats", lambda: 1 / 0)
+            error = await status(s.stub.GetStats(pb.GetStatsRequest()))
+            assert error.code() == grpc.StatusCode.INTERNAL
+            assert error.details() == "ZeroDivisionError: division by zero"
+
+    run(test())
+    assert "nobody foresaw" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_the_tokenizers_queue_is_bounded():
+    async def test():
+        async with serving(max_message_bytes=100_000) as s:
+            s.server.servicer._queued_bytes = 8 * 100_000 - 10_000
+            error = await status(s.stub.Tokenize(pb.TokenizeRequest(text="x" * 20_000)))
+            assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert RETRY_METADATA in dict(error.trailing_metadata())
+            await s.stub.Tokenize(pb.TokenizeRequest(text="x" * 9_000))
+            assert s.server.servicer._queued_bytes == 8 * 100_000 - 10_000
+
+    run(test())
+
+
+def test_without_a_tokenizer_only_tokens_are_taken():
+    tokens = pb.TokenIds(ids=[1, 2])
+
+    async def test():
+        async with serving(with_tokenizer=False) as s:
+            for request, part in (
+                (pb.GenerateRequest(text="a"), "prompt is 'text'"),
+                (pb.GenerateRequest(chat=pb.Chat(messages=[USER])), "prompt is 'chat'"),
+                (pb.GenerateRequest(token_ids=tokens, sampling=pb.SamplingParams(stop=["x"])), "stop is ('x',)"),
+                (
+                    pb.GenerateRequest(token_ids=tokens, sampling=pb.SamplingParams(skip_special_tokens=True)),
+                    "skip_special_tokens is True",
+                ),
+            ):
+                error = await status(s.stub.Generate(request))
+                assert error.code() == INVALID
+                assert part in error.details()
+                assert "without a tokenizer" in error.details()
+            assert "without a tokenizer" in (await status(s.stub.Tokenize(pb.TokenizeRequest(text="a")))).details()
+            error = await status(s.stub.Detokenize(pb.DetokenizeRequest(token_ids=[1])))
+            assert "without a tokenizer" in error.details()
+            request = pb.GenerateRequest(token_ids=tokens, sampling=pb.SamplingParams(max_tokens=3, temperature=0))
+            result = await collect(s.stub.Generate(request))
+            assert (result.token_ids(), result.text()) == (list(b"abc"), "")
+            info = await s.stub.GetModelInfo(pb.GetModelInfoRequest())
+            assert not info.has_tokenizer
+            assert "stop" not in info.supported_parameters
+
+    run(test())
+
+
+def test_a_request_that_can_never_fit_the_pool_is_refused_at_once():
+    async def test():
+        async with serving(FakeOptions(num_pages=3, page_size=16)) as s:  # 32 tokens
+            error = await status(s.stub.Generate(greedy(text="a" * 9, max_tokens=24)))
+            assert error.code() == INVALID
+            assert "do not fit the pool of 32 tokens" in error.details()
+            ids = pb.TokenIds(ids=[1] * 40)  # too long by itself, with the default max_tokens
+            error = await status(s.stub.Generate(pb.GenerateRequest(token_ids=ids)))
+            assert (error.code(), "do not fit the pool" in error.details()) == (INVALID, True)
+            await collect(s.stub.Generate(greedy(text="a" * 9, max_tokens=23)))  # the border
+
+    run(test())
+
+
+def test_other_model():
+    async def test():
+        async with serving(name="mine") as s:
+            request = greedy()
+            request.model = "other"
+            error = await status(s.stub.Generate(request))
+            assert error.code() == grpc.StatusCode.NOT_FOUND
+            assert "model is 'other'" in error.details()
+            assert "'mine'" in error.details()
+            request.model = "mine"
+            assert (await collect(s.stub.Generate(request))).text() == "abcdefgh"
+
+    run(test())
+
+
+def test_oversized_message():
+    async def test():
+        async with serving(max_message_bytes=10_000) as s:
+            error = await status(s.stub.Tokenize(pb.TokenizeRequest(text="x" * 20_000)))
+            assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "10000" in error.details()
+
+    run(test())
+
+
+@pytest.mark.parametrize("bad", [{"temperature": "hot"}, {"top_p": 3.0}])
+def test_bad_defaults_of_the_model_stop_the_start(bad):
+    from serving.server import ServerError
+
+    async def test():
+        with pytest.raises(ServerError, match=r"generation_config.json: .*" + next(iter(bad))) as raised:
+            async with serving(sampling_defaults=bad):
+                pass
+        assert raised.value.code == 2
+
+    run(test())
