@@ -1,0 +1,104 @@
+"""Log-probabilities of chosen tokens, their ranks, and the likeliest alternatives, always of the raw logits.
+
+Shapes: S rows, T positions of a step, B positions in a block, V vocabulary entries (padding included), D model width.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinfer.runtime.logits import mask_vocabulary
+from jaxinfer.runtime.thresholds import integer_sum, pairwise_sum
+
+MAX_LOGPROBS = 20
+"""How many of the likeliest tokens are reported."""
+
+_MIN_BLOCK = 8  # fewer rows would let XLA:CPU compute the head's product differently, so that its bits depended on T
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenScores:
+    """Scores of one token in each of R rows.
+
+    Attributes:
+        logprobs: (R,) float32, log-softmax of the raw logits at the token.
+        ranks: (R,) int32, 1 + the number of tokens with a strictly larger logit.
+        top_ids: (R, MAX_LOGPROBS) int32, likeliest first, lower ids first among equals.
+        top_logprobs: (R, MAX_LOGPROBS) float32, of ``top_ids``; -inf beyond the vocabulary.
+    """
+
+    logprobs: jax.Array
+    ranks: jax.Array
+    top_ids: jax.Array
+    top_logprobs: jax.Array
+
+    @classmethod
+    def nothing(cls, rows: int) -> "TokenScores":
+        """What rows that asked for no scores get: zeros."""
+        return cls(
+            logprobs=jnp.zeros((rows,), jnp.float32),
+            ranks=jnp.zeros((rows,), jnp.int32),
+            top_ids=jnp.zeros((rows, MAX_LOGPROBS), jnp.int32),
+            top_logprobs=jnp.zeros((rows, MAX_LOGPROBS), jnp.float32),
+        )
+
+
+def score_tokens(logits: jax.Array, tokens: jax.Array, vocab_size: int, with_top: jax.Array) -> TokenScores:
+    """Scores ``tokens`` (S,) under raw ``logits`` (S, V) float32; only padding of the vocabulary is masked.
+
+    ``with_top``: scalar bool; when False the top lists are zeros. The sum of the softmax is taken in an order that
+    depends on V alone, so a row's bits do not depend on the other rows.
+    """
+    logits = mask_vocabulary(logits, vocab_size)
+    best = jnp.max(logits, axis=1)
+    log_total = jnp.log(pairwise_sum(jnp.exp(logits - best[:, None])))
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)  # (S, 1)
+    ranks = integer_sum(logits > chosen) + 1
+
+    def top(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values, ids = lax.top_k(logits, MAX_LOGPROBS)
+        return ids, values - best[:, None] - log_total[:, None]
+
+    nothing = TokenScores.nothing(logits.shape[0])
+    top_ids, top_logprobs = lax.cond(with_top, top, lambda _: (nothing.top_ids, nothing.top_logprobs), logits)
+    return TokenScores(chosen[:, 0] - best - log_total, ranks, top_ids, top_logprobs)
+
+
+def score_prompt(
+    hidden: jax.Array,
+    head: Callable[[jax.Array], jax.Array],
+    targets: jax.Array,
+    wanted: jax.Array,
+    *,
+    vocab_size: int,
+    block: int = 256,
+) -> TokenScores:
+    """Scores each position's next token without ever holding the logits of more than ``block`` positions.
+
+    Args:
+        hidden: (T, D), the decoder's output.
+        head: (B, D) -> (B, V) float32 logits.
+        targets: (T,) int32, the token that follows each position.
+        wanted: () bool; when False nothing is computed and zeros come back.
+        vocab_size: entries of V that are real.
+        block: the largest B.
+
+    Returns:
+        TokenScores with T rows.
+    """
+    length = hidden.shape[0]
+    size = min(block, max(length, _MIN_BLOCK))
+    count = -(-length // size)
+
+    def score(hidden: jax.Array) -> TokenScores:
+        padding = count * size - length
+        blocks = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(count, size, -1)
+        wants = jnp.pad(targets, (0, padding)).reshape(count, size)
+        scores = lax.map(lambda b: score_tokens(head(b[0]), b[1], vocab_size, jnp.array(True)), (blocks, wants))
+        return jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:length], scores)
+
+    return lax.cond(wanted, score, lambda _: TokenScores.nothing(length), hidden)

@@ -1,0 +1,228 @@
+"""Chooses each row's next token on the device, inside the step, with fixed shapes.
+
+Shapes: S rows, V vocabulary entries (padding included). A row goes through these stages:
+
+1. penalties, logit bias, allowed and bad ids, the ban on stop ids before min_tokens (``logits.py``);
+2. temperature 0 takes the largest logit, the lowest id among equals;
+3. otherwise temperature, then min-p, top-k over what is left, top-p over the renormalised rest (``thresholds.py``);
+   ties at a cut all stay, and the likeliest token always does;
+4. one random number a row picks among the survivors: inverse distribution function over token ids.
+
+Beyond the logits, no row's result depends on the others by a single bit: sums are integers or have a written-out order,
+everything else is done entry by entry. Stages that no row asks for are skipped by ``lax.cond``.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinfer.runtime import logits as adjust
+from jaxinfer.runtime.logprobs import MAX_LOGPROBS, TokenScores, score_prompt, score_tokens
+from jaxinfer.runtime.thresholds import BLOCK, Cuts, first_of, fixed_point_scale, keys_of, multiply_high, weights
+from jaxinfer.runtime.token_tables import MAX_BIAS, MAX_STOP_IDS, TokenTables, admit, count_inputs
+
+__all__ = [
+    "MAX_BIAS",
+    "MAX_LOGPROBS",
+    "MAX_STOP_IDS",
+    "Sampled",
+    "SamplingParamsRows",
+    "TokenScores",
+    "TokenTables",
+    "admit",
+    "count_inputs",
+    "sample",
+    "score_prompt",
+]
+
+_DRAW = 0  # the purpose in a random key: drawing a token
+_SMALLEST_EXPONENT = -87.0  # e^-87 is the last whole power above float32's denormals, which devices treat differently
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SamplingParamsRows:
+    """What each row asks for; arrays of shape (S,). Padding rows hold the neutral values.
+
+    Attributes:
+        temperature: float32 >= 0; 0 is greedy (neutral).
+        top_k: int32; off at <= 0 (neutral).
+        top_p: float32 in (0, 1]; 1 is off (neutral).
+        min_p: float32 in [0, 1], relative to the largest probability; 0 is off (neutral).
+        repetition_penalty: float32 > 0; 1 is neutral.
+        presence_penalty: float32; 0 is neutral.
+        frequency_penalty: float32; 0 is neutral.
+        seed_low: uint32, lower half of the 64-bit seed.
+        seed_high: uint32, upper half.
+        sequence_index: int32, which of the request's n sequences this is.
+        min_tokens: int32; 0 is neutral.
+        num_logprobs: int32; -1 none (neutral), 0 the chosen token's only, up to MAX_LOGPROBS.
+        has_penalties: bool, whether any of the three penalties is not neutral.
+        has_bias: bool, whether the slot's bias list or ``allow_only`` is in use.
+    """
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    repetition_penalty: jax.Array
+    presence_penalty: jax.Array
+    frequency_penalty: jax.Array
+    seed_low: jax.Array
+    seed_high: jax.Array
+    sequence_index: jax.Array
+    min_tokens: jax.Array
+    num_logprobs: jax.Array
+    has_penalties: jax.Array
+    has_bias: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """The chosen tokens, (S,) int32, and their scores, which mean something in rows with num_logprobs >= 0 only."""
+
+    tokens: jax.Array
+    scores: TokenScores
+
+
+def sample(
+    logits: jax.Array,
+    params: SamplingParamsRows,
+    tables: TokenTables,
+    slots: jax.Array,
+    position: jax.Array,
+    output_len: jax.Array,
+    vocab_size: int,
+) -> Sampled:
+    """Chooses the next token of every row.
+
+    Args:
+        logits: (S, V) float32, as the model gives them; replicated when there are several devices. NaN never wins, and
+            a row of nothing but NaN yields token 0.
+        params: (S,) each.
+        tables: state by slot, with this step's inputs already counted.
+        slots: (S,) int32, each row's slot; padding rows name the trash row.
+        position: (S,) int32, tokens in the sequence before the new one; part of the random key.
+        output_len: (S,) int32, how many of those are outputs.
+        vocab_size: entries of V that are real; the rest is never chosen.
+
+    A row whose bans leave no token at all yields token 0: callers refuse such requests.
+    """
+    if logits.ndim != 2 or logits.dtype != jnp.float32:
+        raise TypeError(
+            f"logits: got {logits.dtype}{logits.shape}, allowed is float32 of two dimensions (rows, vocabulary)"
+        )
+    if not 0 < vocab_size <= logits.shape[1]:
+        raise ValueError(f"vocab_size: got {vocab_size}, allowed is 1 to {logits.shape[1]}, the width of the logits")
+    adjusted = adjusted_logits(logits, params, tables, slots, output_len, vocab_size)
+    best = jnp.max(adjusted, axis=1)
+    greedy = first_of(adjusted, best)
+    random = params.temperature > 0
+
+    def draw(adjusted: jax.Array) -> jax.Array:
+        drawn = pick(*survivors(adjusted, best, params), random_bits(params, position))
+        return jnp.where(random & (best > -jnp.inf), drawn, greedy)
+
+    tokens = lax.cond(jnp.any(random), draw, lambda _: greedy, adjusted)
+    scores = lax.cond(
+        jnp.any(params.num_logprobs >= 0),
+        lambda logits: score_tokens(logits, tokens, vocab_size, jnp.any(params.num_logprobs > 0)),
+        lambda logits: TokenScores.nothing(logits.shape[0]),
+        logits,
+    )
+    return Sampled(tokens, scores)
+
+
+def adjusted_logits(
+    logits: jax.Array,
+    params: SamplingParamsRows,
+    tables: TokenTables,
+    slots: jax.Array,
+    output_len: jax.Array,
+    vocab_size: int,
+) -> jax.Array:
+    """Stage 1: (S, V) logits without NaN and +inf, with -inf for every token that must not be chosen."""
+    min_tokens = output_len < params.min_tokens
+
+    def penalize(logits: jax.Array) -> jax.Array:
+        penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+        return adjust.penalize(logits, tables, slots, *penalties, params.has_penalties)
+
+    def change(logits: jax.Array) -> jax.Array:
+        logits = lax.cond(jnp.any(params.has_penalties), penalize, lambda x: x, logits)
+        logits = lax.cond(
+            jnp.any(params.has_bias), lambda x: adjust.bias(x, tables, slots, params.has_bias), lambda x: x, logits
+        )
+        logits = lax.cond(
+            jnp.any(min_tokens), lambda x: adjust.ban_stops(x, tables, slots, min_tokens), lambda x: x, logits
+        )
+        return adjust.make_orderable(logits)  # a penalty may overflow
+
+    asked = jnp.any(params.has_penalties | params.has_bias | min_tokens)
+    changed = lax.cond(asked, change, lambda x: x, adjust.make_orderable(logits))
+    return adjust.mask_vocabulary(changed, vocab_size)
+
+
+def survivors(
+    adjusted: jax.Array, best: jax.Array, params: SamplingParamsRows
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Stage 3: (S, V) logits and their maxima (S,) -> what ``weights`` takes: odds (S, V), scale (S,) and cut (S,).
+
+    Rows at temperature 0 come out as if at temperature 1 without any cut but min-p.
+    """
+    random = params.temperature > 0
+    temperature = jnp.where(random, params.temperature, 1.0)
+    # Subtracting first: a tiny temperature could otherwise overflow. A row of bans alone has no finite maximum.
+    top = jnp.where(best > -jnp.inf, best, 0.0)
+    exponent = (adjusted - top[:, None]) / temperature[:, None]
+    odds = jnp.where(exponent < _SMALLEST_EXPONENT, 0.0, jnp.exp(exponent))  # 1 for the likeliest token
+    # Every later pass must see the same bits, not its own recomputation.
+    odds = lax.optimization_barrier(odds)
+
+    cut_k = random & (params.top_k > 0) & (params.top_k < adjusted.shape[1])
+    cut_p = random & (params.top_p < 1.0)
+    cuts = Cuts(odds, jnp.any(cut_k | cut_p))
+    cut = keys_of(jnp.clip(params.min_p, 0.0, 1.0))
+    cut = lax.cond(jnp.any(cut_k), lambda cut: jnp.maximum(cut, cuts.top_k(params.top_k, cut_k)), lambda cut: cut, cut)
+    scale = fixed_point_scale(odds, cut)
+    cut = lax.cond(jnp.any(cut_p), lambda cut: cuts.top_p(params.top_p, scale, cut, cut_p), lambda cut: cut, cut)
+    return odds, scale, cut
+
+
+def random_bits(params: SamplingParamsRows, position: jax.Array) -> jax.Array:
+    """(S,) uint32 from (seed, sequence index, position, purpose) and nothing else.
+
+    ``jax.random.key`` would drop the seed's upper half, so both halves are folded into a constant key.
+    """
+    words = jnp.stack(
+        [
+            params.seed_low.astype(jnp.uint32),
+            params.seed_high.astype(jnp.uint32),
+            params.sequence_index.astype(jnp.uint32),
+            position.astype(jnp.uint32),
+            jnp.full(position.shape, _DRAW, jnp.uint32),
+        ]
+    )  # (5, S)
+    keys = jnp.broadcast_to(jax.random.key(0, impl="threefry2x32"), position.shape)
+    fold = jax.vmap(jax.random.fold_in)
+    keys, _ = lax.scan(lambda keys, word: (fold(keys, word), None), keys, words)
+    return jax.random.key_data(keys)[:, 0]  # a folded key is the cipher's output, as random as bits drawn from it
+
+
+def pick(odds: jax.Array, scale: jax.Array, cut: jax.Array, bits: jax.Array) -> jax.Array:
+    """Stage 4: the first token at which the running sum of weights, in id order, exceeds bits / 2^32 of the total.
+
+    All integers: the drawn number is below the total by construction, so the sum always exceeds it somewhere, and where
+    it first does the token has a positive weight. Two levels, blocks and then one block, save a running sum over V.
+    """
+    blocks = weights(odds, scale, cut).reshape(odds.shape[0], -1, BLOCK)  # (S, N, BLOCK)
+    upto = jnp.cumsum(jnp.sum(blocks, axis=2, dtype=jnp.int32), axis=1)  # (S, N)
+    drawn = multiply_high(bits, upto[:, -1].astype(jnp.uint32)).astype(jnp.int32)
+    block = jnp.sum(upto <= drawn[:, None], axis=1, dtype=jnp.int32)
+    before = jnp.where(block > 0, jnp.take_along_axis(upto, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1, mode="clip")[:, 0]  # (S, BLOCK)
+    entry = jnp.sum(jnp.cumsum(inside, axis=1) <= (drawn - before)[:, None], axis=1, dtype=jnp.int32)
+    return block * BLOCK + entry
