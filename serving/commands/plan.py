@@ -1,0 +1,58 @@
+"""`jaxinfer plan`: what a model needs on this machine, from its config alone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from checkpoints.folder import CheckpointError, read_config
+from jaxinfer.config import ConfigError
+from jaxinfer.model_path import resolve_model
+from serving.commands.options import Help, add_runtime_options, runtime_config
+
+
+def make_parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"{program} plan",
+        usage="%(prog)s [OPTION ...] [MODEL]",
+        description="Print the memory that a model needs and what fits beside it. Loads no weights; compiles one step.",
+        formatter_class=Help,
+    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint folder or hub id; default: the demo")
+    add_runtime_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> int:
+    """Prints the plan; exit code 2 when something cannot fit or cannot be read."""
+    parser = make_parser(program)
+    arguments = parser.parse_args(argv)
+    try:
+        folder = resolve_model(arguments.model, hub_cache)
+        runtime = runtime_config(arguments)
+        config, _ = read_config(folder)
+
+        from jaxinfer.plan import make_plan
+        from jaxinfer.runtime.assemble import configure_jax
+        from jaxinfer.runtime.sharding import make_mesh
+
+        configure_jax(runtime)
+        report = make_plan(
+            folder.resolve().name, config, runtime, make_mesh(runtime.tensor_parallel_size, runtime.device)
+        )
+    except (CheckpointError, ConfigError, NotImplementedError) as error:
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for label, value in report.rows():
+        table.add_row(f"[dim]{label}[/dim]", value)
+    console = Console(highlight=False)
+    console.print(table)
+    for note in report.sizes.notes:
+        console.print(f"[dim]·[/dim] {note}")
+    return 0
