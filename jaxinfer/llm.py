@@ -38,7 +38,6 @@ def build_engine(
     A composition root: the only place of the engine that reaches up to `checkpoints`.
     """
     from checkpoints.load import load_model
-
     from jaxinfer.runtime.assemble import Model, assemble_engine, configure_jax
     from jaxinfer.runtime.sharding import make_mesh
 

@@ -84,6 +84,14 @@ class Scheduler:
         stop_ids = set(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids.update(limits.eos_token_ids)
+        if params.min_tokens and params.allowed_token_ids is not None:
+            left = set(params.allowed_token_ids) - stop_ids - set(params.bad_token_ids)
+            if not left:
+                raise InvalidRequest(
+                    "allowed_token_ids",
+                    params.allowed_token_ids,
+                    f"all of them end the text, so min_tokens {params.min_tokens} cannot be reached",
+                )
         order = submit.arrival + submit.priority * limits.priority_ageing_seconds
         request = Request(submit, (order, self._arrivals), frozenset(stop_ids), max_total)
         self._arrivals += 1

@@ -39,10 +39,16 @@ def test_what_a_conversion_contains(tmp_path: Path) -> None:
     convert(source, tmp_path / "out")
     files = {path.relative_to(tmp_path / "out").parts[0] for path in (tmp_path / "out").rglob("*")}
     assert files == {
-        "chat_template.jinja", "additional_chat_templates", "config.json", "conversion_report.json", "generation_config.json",
+        "chat_template.jinja", "additional_chat_templates", "config.json", "conversion_report.json",
+        "generation_config.json",
         "jaxinfer_config.json", "params", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
-    for name in ("tokenizer.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "generation_config.json"):
+    for name in (
+        "tokenizer.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+        "generation_config.json",
+    ):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["hf", "out"]
     assert load_tokenizer(tmp_path / "out").content_digest == load_tokenizer(source).content_digest

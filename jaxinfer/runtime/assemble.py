@@ -1,0 +1,175 @@
+"""Puts a loaded model, a scheduler and a runner together into an `EngineLoop`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
+from jaxinfer.engine import EngineLoop
+from jaxinfer.messages import EngineInfo, Progress
+from jaxinfer.models.shape import ModelShape
+from jaxinfer.runtime.kv_cache import Sizes, device_budget, resolve_sizes
+from jaxinfer.runtime.runner import Runner
+from jaxinfer.runtime.step import StepSpec
+from jaxinfer.scheduling.page_pool import PagePool
+from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
+from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.paged_attention.layout import KVLayout, kv_layout
+
+OnProgress = Callable[[Progress], None]
+PROBE_PAGES = 8
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the engine needs of a loaded (or abstract) model. `params` is the pure dict of the Decoder's arrays."""
+
+    name: str
+    config: ModelConfig
+    shape: ModelShape
+    graphdef: Any
+    params: Any
+    dtype: str
+
+
+def configure_jax(runtime: RuntimeConfig) -> None:
+    """Process-wide JAX settings: virtual CPU devices for tensor parallelism without accelerators, and the persistent
+    compilation cache, which keeps every entry, however quick.
+
+    Device counts are fixed once JAX has started; then `make_mesh` says how many there are.
+    """
+    if runtime.tensor_parallel_size > max(1, getattr(jax.config, "jax_num_cpu_devices", 1)):
+        try:
+            jax.config.update("jax_num_cpu_devices", runtime.tensor_parallel_size)
+        except RuntimeError:  # JAX runs already, in whoever imported us: its devices are what there is
+            logging.getLogger(__name__).info("JAX has started; its device count stays as it is")
+    if runtime.compilation_cache_dir is None:
+        return
+    folder = Path(runtime.compilation_cache_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def make_layout(model: Model, target: DeviceTarget, page_size: int) -> KVLayout:
+    return kv_layout(target, model.dtype, model.shape.kv_heads, model.config.head_dim, page_size)
+
+
+def make_runner(model: Model, mesh: Mesh, runtime: RuntimeConfig, sizes: Sizes, layout: KVLayout) -> Runner:
+    leaves, treedef = jax.tree.flatten(model.params)
+    spec = StepSpec(
+        config=model.config,
+        graphdef=model.graphdef,
+        treedef=treedef,
+        mesh=mesh,
+        target=DeviceTarget.of(mesh.devices.flat[0]),
+        page_size=sizes.page_size,
+        attention_backend=runtime.attention_backend,
+    )
+    return Runner(spec, leaves, sizes, layout, model.shape.vocab, batch_invariant=runtime.batch_invariant)
+
+
+@dataclass(frozen=True)
+class StepProbe:
+    """What the largest step needs on one device beside weights and pool, in bytes, asked of the compiled program."""
+
+    bucket: str
+    temporaries: int
+    slot_bytes: int
+
+
+def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayout) -> StepProbe:
+    """Compiles the largest step with a tiny pool: its temporaries do not depend on the pool's size.
+
+    The model may be abstract. Raises ConfigError where the backend gives no memory analysis.
+    """
+    device = mesh.devices.flat[0]
+    length = runtime.max_model_len or model.config.max_position_embeddings
+    # A pool that holds one sequence gives the page tables their real width.
+    whole = replace(runtime, num_pages=-(-length // runtime.page_size) + 1)
+    runner = make_runner(
+        model, mesh, runtime, resolve_sizes(model.config, whole, layout, None, device.platform), layout
+    )
+    bucket = runner.ladder[-1]
+    memory = runner.lower_step(bucket, num_pages=PROBE_PAGES).compile().memory_analysis()
+    if memory is None:
+        raise ConfigError(f"{device.device_kind} gives no memory analysis; set num_pages to size the KV pool by hand")
+    fresh_outputs = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    slots = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(runner.abstract_slots()))
+    return StepProbe(bucket.name, int(memory.temp_size_in_bytes + fresh_outputs), slots)
+
+
+def choose_sizes(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayout) -> Sizes:
+    """Sizes for this device, weights loaded. Accelerators subtract the largest step's needs; a CPU keeps 60 % free."""
+    device = mesh.devices.flat[0]
+    budget = None
+    if runtime.num_pages is None:
+        extra = 0
+        if device.platform != "cpu":
+            probe = probe_step(model, mesh, runtime, layout)
+            extra = probe.temporaries + probe.slot_bytes
+        budget = device_budget(device, runtime, temporaries=extra)
+    return resolve_sizes(model.config, runtime, layout, budget, device.platform)
+
+
+def assemble_engine(
+    model: Model, mesh: Mesh, runtime: RuntimeConfig, progress: OnProgress | None = None, *, check: bool = False
+) -> EngineLoop:
+    """Sizes the pool, compiles every bucket and returns a loop that is ready to run.
+
+    check: verify the scheduler's books after every step (tests). Raises ConfigError when something cannot fit.
+    """
+    target = DeviceTarget.of(mesh.devices.flat[0])
+    layout = make_layout(model, target, runtime.page_size)
+    sizes = choose_sizes(model, mesh, runtime, layout)
+    runner = make_runner(model, mesh, runtime, sizes, layout)
+    runner.warm_up(_warm_up_progress(progress))
+    config = model.config
+    limits = SchedulerLimits(
+        max_num_seqs=sizes.max_num_seqs,
+        max_num_batched_tokens=sizes.max_num_batched_tokens,
+        max_model_len=sizes.max_model_len,
+        eos_token_ids=config.eos_token_ids,
+        longrope_border=config.longrope_border,
+        priority_ageing_seconds=runtime.priority_ageing_seconds,
+        enable_prefix_caching=runtime.enable_prefix_caching,
+    )
+    scheduler = Scheduler(limits, PagePool(sizes.num_pages, sizes.page_size))
+    return EngineLoop(scheduler, runner, engine_info(model, mesh, sizes, runner), check=check)
+
+
+def _warm_up_progress(progress: OnProgress | None) -> Callable[[int, int, str], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total, detail: progress(Progress("warmup", done, total, detail))
+
+
+def engine_info(model: Model, mesh: Mesh, sizes: Sizes, runner: Runner) -> EngineInfo:
+    device = mesh.devices.flat[0]
+    return EngineInfo(
+        model=model.name,
+        architecture=model.config.architecture,
+        vocab_size=model.config.vocab_size,
+        max_model_len=sizes.max_model_len,
+        max_num_seqs=sizes.max_num_seqs,
+        max_num_batched_tokens=sizes.max_num_batched_tokens,
+        page_size=sizes.page_size,
+        num_pages=sizes.num_pages,
+        dtype=model.dtype,
+        tensor_parallel_size=mesh.size,
+        device=f"{mesh.size} x {device.device_kind}",
+        backends={"paged_attention": runner.attention_backends()},
+        eos_token_ids=model.config.eos_token_ids,
+        notes=sizes.notes,
+        executables=tuple(runner.compile_seconds),
+        extra={"weight_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))},
+    )

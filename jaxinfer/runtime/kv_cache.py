@@ -1,0 +1,175 @@
+"""How large the KV pool is, from what a device has left, with the arithmetic spelled out; and the pool's arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
+from jaxinfer.runtime.sharding import TP_AXIS
+from pallas_kernels.paged_attention.layout import KVLayout
+
+GIB = 1 << 30
+CPU_SHARE = 0.4  # of the memory that is free once the weights are loaded
+CPU_LIMIT = 4 * GIB
+
+_DEFAULT_ROWS = {"cpu": 64}
+# On a CPU products are compute-bound from about 128 rows on, so a larger step only makes decode rows wait longer, and
+# each bucket less makes a cold start 1.5 s shorter.
+_DEFAULT_TOKENS = {"cpu": 256}
+_ACCELERATOR_ROWS = 256
+_ACCELERATOR_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes one device may spend on its part of the pool, and the sentence that says where the number comes from."""
+
+    num_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The engine's resolved sizes. kv_bytes_per_token is over all layers and devices; notes say what was chosen."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    page_size: int
+    num_pages: int
+    kv_bytes_per_token: int
+    pool_bytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def max_pages_per_sequence(self) -> int:
+        return -(-self.max_model_len // self.page_size)
+
+
+def free_host_bytes() -> int:
+    """Memory this process may still take: the machine's, or its cgroup's (v2) when that is less."""
+    free = _meminfo_available()
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            used = int((group / "memory.current").read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            free = min(free, int(limit) - used + int(stat.get("inactive_file", 0)))
+    except FileNotFoundError:
+        return free  # no cgroup v2 here: the machine's own number stands
+    return max(free, 0)
+
+
+def _meminfo_available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * 1024
+    raise ConfigError("/proc/meminfo has no MemAvailable line; set num_pages to size the KV pool by hand")
+
+
+def device_budget(device: Any, runtime: RuntimeConfig, *, temporaries: int, weights_to_come: int = 0) -> Budget:
+    """What the pool may take on one device. `temporaries`: the largest step's; `weights_to_come`: not loaded yet."""
+    if device.platform == "cpu":
+        free = free_host_bytes() - weights_to_come
+        share = min(int(CPU_SHARE * max(free, 0)) // runtime.tensor_parallel_size, CPU_LIMIT)
+        return Budget(share, f"{CPU_SHARE:.0%} of {gib(free)} free host memory, at most {gib(CPU_LIMIT)}")
+    stats = device.memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        raise ConfigError(f"{device.device_kind} does not report its memory; set num_pages to size the KV pool by hand")
+    limit, used = stats["bytes_limit"], stats["bytes_in_use"] + weights_to_come
+    left = int(limit * runtime.gpu_memory_utilization) - used - temporaries
+    return Budget(
+        left,
+        f"{gib(limit)} x {runtime.gpu_memory_utilization:g} - {gib(used)} in use - {gib(temporaries)} temporaries",
+    )
+
+
+def resolve_sizes(
+    config: ModelConfig, runtime: RuntimeConfig, layout: KVLayout, budget: Budget | None, platform: str
+) -> Sizes:
+    """Chooses what the runtime config leaves open. `budget` None needs `runtime.num_pages`.
+
+    Raises ConfigError, with the arithmetic, when what was asked for cannot fit.
+    """
+    notes: list[str] = []
+    rows = runtime.max_num_seqs or min(
+        _DEFAULT_ROWS.get(platform, _ACCELERATOR_ROWS), runtime.max_num_batched_tokens or 1024
+    )
+    tokens = runtime.max_num_batched_tokens or max(_DEFAULT_TOKENS.get(platform, _ACCELERATOR_TOKENS), rows)
+    page = runtime.page_size
+    page_bytes = layout.bytes_per_page * config.num_layers
+    length = _wanted_length(config, runtime)
+    per_sequence = -(-length // page)
+    if runtime.num_pages is not None:
+        pages, source = runtime.num_pages, f"num_pages = {runtime.num_pages}"
+    else:
+        assert budget is not None
+        fitting = budget.num_bytes * runtime.tensor_parallel_size // page_bytes
+        pages = int(min(fitting, rows * per_sequence + 1))
+        source = f"{budget.reason} = {gib(budget.num_bytes)}; a page of {page} tokens takes {page_bytes:,} bytes"
+    if pages < 2:
+        raise ConfigError(f"the KV pool does not fit: {source}, so {max(pages, 0)} pages; at least 2 are needed")
+    holds = (pages - 1) * page
+    if holds < length:
+        if runtime.max_model_len is not None:
+            raise ConfigError(
+                f"max_model_len is {length}, but the KV pool holds {holds} tokens ({source}); lower max_model_len"
+            )
+        notes.append(f"max_model_len = {holds}: the pool holds fewer tokens than the model's context of {length}")
+        length = holds
+    elif runtime.max_model_len is None:
+        notes.append(f"max_model_len = {length}: the model's context")
+    return Sizes(
+        max_model_len=length,
+        max_num_seqs=rows,
+        max_num_batched_tokens=tokens,
+        page_size=page,
+        num_pages=pages,
+        kv_bytes_per_token=page_bytes // page,
+        pool_bytes=pages * page_bytes,
+        notes=(*notes, f"KV pool: {pages} pages of {page} tokens, {gib(pages * page_bytes)} ({source})"),
+    )
+
+
+def _wanted_length(config: ModelConfig, runtime: RuntimeConfig) -> int:
+    trained = config.max_position_embeddings
+    border = config.dynamic_border
+    if border is not None:
+        trained = min(trained, border)
+    wanted = trained if runtime.max_model_len is None else runtime.max_model_len
+    if wanted > trained:
+        why = "; dynamic RoPE is served inside the trained length only" if border is not None else ""
+        raise ConfigError(
+            f"max_model_len is {wanted}; the model's max_position_embeddings allows at most {trained}{why}"
+        )
+    return wanted
+
+
+def make_pool(layout: KVLayout, num_layers: int, num_pages: int, mesh: Mesh) -> list[tuple[jax.Array, jax.Array]]:
+    """Zeroed K and V pages per layer, sharded on heads."""
+    sharding = kv_sharding(layout, mesh)
+    return [layout.zeros(num_pages, sharding) for _ in range(num_layers)]
+
+
+def abstract_pool(
+    layout: KVLayout, num_layers: int, num_pages: int, mesh: Mesh
+) -> list[tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
+    """The same, as shapes for lowering without memory."""
+    struct = layout.struct(num_pages, kv_sharding(layout, mesh))
+    return [(struct, struct)] * num_layers
+
+
+def kv_sharding(layout: KVLayout, mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, layout.partition_spec(TP_AXIS))
+
+
+def gib(num_bytes: float) -> str:
+    """A byte count for people: MiB below one GiB."""
+    return f"{num_bytes / GIB:.2f} GiB" if abs(num_bytes) >= GIB else f"{num_bytes / (1 << 20):.1f} MiB"

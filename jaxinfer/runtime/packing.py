@@ -1,0 +1,184 @@
+"""From `StepPlan` to the arrays of a bucket: pure numpy.
+
+The packer mirrors what changes rarely (sampling parameters, page tables) by slot, so that a steady decode step gathers
+a few rows instead of touching every request. Every array it returns is fresh and is never written again: device_put
+aliases aligned numpy memory on CPU and reads it late on GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jaxinfer.runtime.buckets import Bucket
+from jaxinfer.runtime.inputs import AdmitInputs, StepInputs
+from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS, SamplingParamsRows
+from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.scheduling.plan import Admission, StepPlan
+
+_PARAM_DTYPES: dict[str, type] = {
+    "temperature": np.float32,
+    "top_k": np.int32,
+    "top_p": np.float32,
+    "min_p": np.float32,
+    "repetition_penalty": np.float32,
+    "presence_penalty": np.float32,
+    "frequency_penalty": np.float32,
+    "seed_low": np.uint32,
+    "seed_high": np.uint32,
+    "sequence_index": np.int32,
+    "min_tokens": np.int32,
+    "num_logprobs": np.int32,
+    "has_penalties": np.bool_,
+    "has_bias": np.bool_,
+}
+_NEUTRAL = {"top_p": 1.0, "repetition_penalty": 1.0, "num_logprobs": -1}
+
+
+class Packer:
+    """Packs plans for `max_num_seqs` slots and tables of `max_pages` pages. One per runner; not thread-safe."""
+
+    def __init__(self, max_num_seqs: int, max_pages: int, vocab_size: int, admit_tokens: int) -> None:
+        self.spare_slot = max_num_seqs
+        self.vocab_size = vocab_size
+        self.admit_tokens = admit_tokens
+        slots = max_num_seqs + 1
+        self._params: dict[str, Any] = {
+            n: np.full(slots, _NEUTRAL.get(n, 0), dtype) for n, dtype in _PARAM_DTYPES.items()
+        }
+        self._prompt_lens = np.zeros(slots, np.int32)
+        self._regimes = np.zeros(slots, np.int32)
+        self._page_tables = np.zeros((slots, max_pages), np.int32)
+        self._page_counts = [0] * slots
+
+    def pack(self, plan: StepPlan, bucket: Bucket) -> StepInputs:
+        """The plan in the bucket's shapes. The plan must fit: `plan.num_tokens <= bucket.tokens`."""
+        num_rows, num_tokens = bucket.rows, bucket.tokens
+        slots = np.full(num_rows, self.spare_slot, np.int32)
+        query_lens = np.zeros(num_rows, np.int32)
+        start_at = np.full(num_rows, -1, np.int32)
+        samples = np.zeros(num_rows, np.bool_)
+        ids: list[int] = []
+        scored: list[tuple[int, tuple[int, ...]]] = []
+        for i, row in enumerate(plan.rows):
+            if row.admission is not None:
+                self._admit(row.slot, row.admission)
+                start_at[i] = row.admission.start
+            elif row.pages:
+                self._append_pages(row.slot, row.pages)
+            if row.targets:
+                scored.append((len(ids), row.targets))
+            ids += row.token_ids or (-1,)
+        count = len(plan.rows)
+        slots[:count] = [row.slot for row in plan.rows]
+        query_lens[:count] = [row.length for row in plan.rows]
+        samples[:count] = [row.samples for row in plan.rows]
+        token_ids = np.zeros(num_tokens, np.int32)
+        token_ids[: len(ids)] = ids
+        targets = np.zeros(num_tokens, np.int32)
+        for offset, values in scored:
+            targets[offset : offset + len(values)] = values
+        return StepInputs(
+            token_ids=token_ids,
+            targets=targets,
+            score_prompt=np.bool_(bool(scored)),
+            slots=slots,
+            query_lens=query_lens,
+            start_at=start_at,
+            samples=samples,
+            prompt_lens=self._prompt_lens[slots],
+            regimes=self._regimes[slots],
+            page_tables=self._page_tables[slots],
+            params=SamplingParamsRows(**{name: values[slots] for name, values in self._params.items()}),
+        )
+
+    def _admit(self, slot: int, admission: Admission) -> None:
+        params = admission.params
+        values = {
+            "temperature": params.temperature,
+            "top_k": max(params.top_k, 0),
+            "top_p": params.top_p,
+            "min_p": params.min_p,
+            "repetition_penalty": params.repetition_penalty,
+            "presence_penalty": params.presence_penalty,
+            "frequency_penalty": params.frequency_penalty,
+            "seed_low": admission.seed & 0xFFFFFFFF,
+            "seed_high": admission.seed >> 32,
+            "sequence_index": admission.index,
+            "min_tokens": params.min_tokens,
+            "num_logprobs": -1 if params.logprobs is None else params.logprobs,
+            "has_penalties": params.has_penalties,
+            "has_bias": params.has_bias,
+        }
+        for name, value in values.items():
+            self._params[name][slot] = min(value, 2**31 - 1) if name in ("top_k", "min_tokens") else value
+        self._prompt_lens[slot] = admission.prompt_len
+        self._regimes[slot] = admission.regime
+        self._page_tables[slot] = 0
+        self._page_counts[slot] = 0
+        self._append_pages(slot, admission.pages)
+
+    def _append_pages(self, slot: int, pages: tuple[int, ...]) -> None:
+        count = self._page_counts[slot]
+        self._page_tables[slot, count : count + len(pages)] = pages
+        self._page_counts[slot] = count + len(pages)
+
+    def wants_logprobs(self, slot: int) -> bool:
+        """Whether the slot's current request asked for log-probabilities."""
+        return bool(self._params["num_logprobs"][slot] >= 0)
+
+    def pack_admissions(self, plan: StepPlan) -> list[AdmitInputs]:
+        """Calls of the admission executable that must run before the plan's step, usually none."""
+        calls: list[AdmitInputs] = []
+        for row in plan.rows:
+            if row.admission is not None and needs_tables(row.admission.params):
+                calls += self._admit_calls(row.slot, row.admission)
+        return calls
+
+    def _admit_calls(self, slot: int, admission: Admission) -> list[AdmitInputs]:
+        bias_ids, bias_values = bias_table(admission.params, self.vocab_size)
+        stop_ids = np.full(MAX_STOP_IDS, self.vocab_size, np.int32)
+        stop_ids[: len(admission.stop_ids)] = admission.stop_ids
+        calls = []
+        width = self.admit_tokens
+        for offset in range(0, max(1, len(admission.history)), width):
+            chunk = admission.history[offset : offset + width]
+            token_ids = np.zeros(width, np.int32)
+            token_ids[: len(chunk)] = chunk
+            calls.append(
+                AdmitInputs(
+                    slot=np.int32(slot),
+                    token_ids=token_ids,
+                    count=np.int32(len(chunk)),
+                    offset=np.int32(offset),
+                    prompt_len=np.int32(admission.prompt_len),
+                    clear=np.bool_(offset == 0),
+                    bias_ids=bias_ids,
+                    bias_values=bias_values,
+                    allow_only=np.bool_(admission.params.allowed_token_ids is not None),
+                    stop_ids=stop_ids,
+                )
+            )
+        return calls
+
+
+def needs_tables(params: SamplingParams) -> bool:
+    """Whether sampling reads the per-slot tables, so that an admission must fill them."""
+    return params.has_penalties or params.has_bias or params.min_tokens > 0
+
+
+def bias_table(params: SamplingParams, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, values), each (MAX_BIAS,), unused entries naming `vocab_size`. Banned tokens carry -inf.
+
+    With allowed ids the table lists exactly those, with their bias; a listed token that is also banned stays banned.
+    """
+    table: dict[int, float] = dict(params.logit_bias)
+    if params.allowed_token_ids is not None:
+        table = {token: params.logit_bias.get(token, 0.0) for token in params.allowed_token_ids}
+    table.update(dict.fromkeys(params.bad_token_ids, -np.inf))
+    ids = np.full(MAX_BIAS, vocab_size, np.int32)
+    values = np.zeros(MAX_BIAS, np.float32)
+    ids[: len(table)] = list(table)
+    values[: len(table)] = list(table.values())
+    return ids, values

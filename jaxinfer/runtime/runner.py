@@ -1,0 +1,236 @@
+"""Runs plans: owns the weights, the KV pool, the slot state and one executable per bucket."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinfer.runtime.buckets import Bucket, make_ladder, pick_bucket
+from jaxinfer.runtime.compile_counter import CompileCounter
+from jaxinfer.runtime.inputs import AdmitInputs, SlotState, StepInputs, StepOutput
+from jaxinfer.runtime.kv_cache import Sizes, abstract_pool, make_pool
+from jaxinfer.runtime.packing import Packer
+from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS, TokenScores
+from jaxinfer.runtime.sharding import replicated
+from jaxinfer.runtime.step import StepSpec, admit_step, step
+from jaxinfer.scheduling.plan import Scores, StepPlan, StepResult
+from pallas_kernels.dispatch import select
+from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
+from pallas_kernels.paged_attention.layout import KVLayout
+
+COMPILE_THREADS = 2  # tracing holds the GIL; XLA's own threads use the other cores
+ADMIT_TOKENS = 512  # history tokens per admission call
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A dispatched step whose results are on their way to the host."""
+
+    plan: StepPlan
+    output: StepOutput
+    wants_logprobs: bool
+    wants_prompt: bool
+
+    def result(self) -> StepResult:
+        """Waits for the step and returns its results for the plan's rows."""
+        count, sampled = len(self.plan.rows), self.output.sampled
+        return StepResult(
+            np.asarray(sampled.tokens)[:count].tolist(),
+            _fetch(sampled.scores, count) if self.wants_logprobs else None,
+            _fetch(self.output.prompt, self.plan.num_tokens) if self.wants_prompt else None,
+        )
+
+
+def _fetch(scores: TokenScores, count: int) -> Scores:
+    """The first `count` entries on the host."""
+    lists = (scores.logprobs, scores.ranks, scores.top_ids, scores.top_logprobs)
+    return Scores(*(np.asarray(array)[:count].tolist() for array in lists))
+
+
+class Runner:
+    """Dispatches steps. `warm_up` compiles every bucket; after it nothing is compiled, and `compilations` proves it.
+
+    Buffers that a step consumes (pool and slot state) are donated and replaced by its results, so steps run in the
+    order of their dispatch.
+    """
+
+    def __init__(
+        self,
+        spec: StepSpec,
+        leaves: Sequence[jax.Array],
+        sizes: Sizes,
+        layout: KVLayout,
+        vocab: int,
+        *,
+        batch_invariant: bool,
+    ) -> None:
+        self.spec = spec
+        self.sizes = sizes
+        self.layout = layout
+        self.ladder = make_ladder(
+            sizes.max_num_batched_tokens,
+            sizes.max_num_seqs,
+            platform=spec.target.platform,
+            batch_invariant=batch_invariant,
+        )
+        self.compile_seconds: list[tuple[str, float]] = []
+        self.padded_tokens = 0  # computed for nothing, since buckets are coarser than plans
+        self._vocab = vocab
+        self._leaves = tuple(leaves)
+        self._replicated = replicated(spec.mesh)
+        self._packer = Packer(sizes.max_num_seqs, sizes.max_pages_per_sequence, vocab, ADMIT_TOKENS)
+        self._steps: dict[Bucket, Callable[..., Any]] = {}
+        self._admit: Callable[..., Any] | None = None
+        self._counter: CompileCounter | None = None
+        # Virtual CPU devices share a thread pool as small as the core count: two steps with collectives in flight
+        # starve each other and the process aborts after 40 s. One at a time cannot.
+        self._blocks = spec.target.platform == "cpu" and spec.mesh.size > 1
+        self._kv: list[tuple[jax.Array, jax.Array]] = []
+        self._slots: SlotState | None = None
+
+    # -- compiling --------------------------------------------------------------------------------------------------
+
+    def lower_step(self, bucket: Bucket, num_pages: int | None = None) -> jax.stages.Lowered:
+        """Lowers the step for a bucket from shapes alone (a smaller pool may stand in: temporaries do not grow)."""
+        sizes, here = self.sizes, self._replicated
+        kv = abstract_pool(self.layout, self.spec.config.num_layers, num_pages or sizes.num_pages, self.spec.mesh)
+        slots = self.abstract_slots()
+        inputs = _abstract(self._packer.pack(StepPlan([]), bucket), here)
+        leaves = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in self._leaves)
+        shardings = (here, jax.tree.map(lambda s: s.sharding, kv), here)
+        function = partial(step, self.spec)
+        with jax.set_mesh(self.spec.mesh):
+            jitted = jax.jit(function, donate_argnums=(1, 2), out_shardings=shardings)
+            return jitted.lower(leaves, kv, slots, inputs)
+
+    def _lower_admit(self) -> jax.stages.Lowered:
+        inputs = _abstract(_empty_admission(self._vocab), self._replicated)
+        with jax.set_mesh(self.spec.mesh):
+            jitted = jax.jit(admit_step, donate_argnums=(0,), out_shardings=self._replicated)
+            return jitted.lower(self.abstract_slots(), inputs)
+
+    def abstract_slots(self) -> SlotState:
+        """The slot state as shapes."""
+        shapes = jax.eval_shape(partial(SlotState.zeros, self.sizes.max_num_seqs, self._vocab))
+        return _abstract(shapes, self._replicated)
+
+    def warm_up(self, progress: Callable[[int, int, str], None] | None = None) -> None:
+        """Compiles the ladder and the admission, makes the pool, runs every executable once, then starts counting.
+
+        progress(done, total, detail) is called after each executable.
+        """
+        jobs: dict[str, Callable[[], jax.stages.Lowered]] = {b.name: partial(self.lower_step, b) for b in self.ladder}
+        jobs["admit"] = self._lower_admit
+        compiled: dict[str, Callable[..., Any]] = {}
+
+        def build(name: str) -> tuple[str, Callable[..., Any], float]:
+            begin = time.perf_counter()
+            executable = jobs[name]().compile()
+            return name, executable, time.perf_counter() - begin
+
+        with ThreadPoolExecutor(COMPILE_THREADS) as pool:
+            for future in as_completed([pool.submit(build, name) for name in jobs]):
+                name, executable, seconds = future.result()
+                compiled[name] = executable
+                self.compile_seconds.append((name, seconds))
+                if progress is not None:
+                    progress(len(compiled), len(jobs), f"{name} {seconds:.1f} s")
+        self.compile_seconds.sort(key=lambda item: list(jobs).index(item[0]))
+        self._steps = {bucket: compiled[bucket.name] for bucket in self.ladder}
+        self._admit = compiled["admit"]
+        self._make_state()
+        for bucket in self.ladder:  # the first call of an executable does one-time work
+            jax.block_until_ready(self._run(bucket, self._packer.pack(StepPlan([]), bucket)))
+        self._counter = CompileCounter()
+
+    def _make_state(self) -> None:
+        with jax.set_mesh(self.spec.mesh):
+            self._kv = make_pool(self.layout, self.spec.config.num_layers, self.sizes.num_pages, self.spec.mesh)
+            make = jax.jit(
+                partial(SlotState.zeros, self.sizes.max_num_seqs, self._vocab), out_shardings=self._replicated
+            )
+            self._slots = make()
+
+    def attention_backends(self) -> str:
+        """Names of the attention backends that the layers use, for people. Raises Unsupported as the step would."""
+        config, tp, bucket = self.spec.config, self.spec.mesh.size, self.ladder[-1]
+        names = set()
+        for layer in config.layers:
+            case = PagedAttentionCase(
+                num_tokens=bucket.tokens,
+                num_rows=bucket.rows,
+                num_query_heads=config.num_heads // tp,
+                num_kv_heads=self.layout.num_kv_heads // tp,
+                head_dim=config.head_dim,
+                page_size=self.layout.page_size,
+                pages_per_row=self.sizes.max_pages_per_sequence,
+                query_dtype=self.layout.dtype,
+                kv_dtype=self.layout.dtype,
+                sliding_window=layer.sliding_window,
+                soft_cap=config.attention_softcap,
+            )
+            names.add(select(OP, self.spec.target, case, self.spec.attention_backend).name)
+        return ", ".join(sorted(names))
+
+    @property
+    def compilations(self) -> int:
+        """Backend compilations since warm-up, anywhere in this process. Anything above 0 is a bug."""
+        return 0 if self._counter is None else self._counter.count
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def dispatch(self, plan: StepPlan) -> Pending:
+        """Starts a step and its copies to the host; does not wait. Raises ValueError outside the ladder."""
+        bucket = pick_bucket(self.ladder, plan.num_tokens)
+        self.padded_tokens += bucket.tokens - plan.num_tokens
+        for inputs in self._packer.pack_admissions(plan):
+            assert self._admit is not None
+            self._slots = self._admit(self._slots, self._put(inputs))
+        output = self._run(bucket, self._packer.pack(plan, bucket))
+        wants_logprobs = any(row.samples and self._packer.wants_logprobs(row.slot) for row in plan.rows)
+        wants_prompt = any(row.targets for row in plan.rows)
+        if self._blocks:
+            jax.block_until_ready(output)
+        else:
+            output.sampled.tokens.copy_to_host_async()
+        return Pending(plan, output, wants_logprobs, wants_prompt)
+
+    def _put(self, inputs: Any) -> Any:
+        return jax.device_put(inputs, self._replicated)
+
+    def _run(self, bucket: Bucket, inputs: StepInputs) -> StepOutput:
+        output, self._kv, self._slots = self._steps[bucket](self._leaves, self._kv, self._slots, self._put(inputs))
+        return output
+
+    def close(self) -> None:
+        """Stops counting and lets go of device memory."""
+        if self._counter is not None:
+            self._counter.close()
+        self._kv, self._slots, self._leaves, self._steps = [], None, (), {}
+
+
+def _abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=sharding), tree)
+
+
+def _empty_admission(vocab: int) -> AdmitInputs:
+    return AdmitInputs(
+        slot=np.int32(0),
+        token_ids=np.zeros(ADMIT_TOKENS, np.int32),
+        count=np.int32(0),
+        offset=np.int32(0),
+        prompt_len=np.int32(0),
+        clear=np.bool_(False),
+        bias_ids=np.full(MAX_BIAS, vocab, np.int32),
+        bias_values=np.zeros(MAX_BIAS, np.float32),
+        allow_only=np.bool_(False),
+        stop_ids=np.full(MAX_STOP_IDS, vocab, np.int32),
+    )

@@ -1,0 +1,200 @@
+"""The paged attention op: its contract, its checks, and the choice of a backend.
+
+Legend: T tokens, S rows, N query heads, K kv heads, G = N // K, H head_dim, P pages, MP page-table width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from pallas_kernels.dispatch import Backend, DeviceTarget, Op, select
+from pallas_kernels.paged_attention import layout
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RaggedBatch:
+    """Which tokens of a step belong to which row, and where their K and V live. All int32.
+
+    Row s owns query tokens query_start_loc[s] .. query_start_loc[s + 1] - 1, which may be none. Its query j sits at
+    position seq_lens[s] - query_len[s] + j of its sequence. Tokens from query_start_loc[-1] on are padding.
+
+    Attributes:
+        query_start_loc: (S + 1,) non-decreasing, starting at 0.
+        seq_lens: (S,) tokens of each row's sequence, this step's included. Ignored where a row has no query token.
+        page_tables: (S, MP) the pages of each row in order; entries beyond a row's length are never used.
+        slot_mapping: (T,) kv slot of each token, page * page_size + offset; padding has slots of the null page 0.
+    """
+
+    query_start_loc: jax.Array
+    seq_lens: jax.Array
+    page_tables: jax.Array
+    slot_mapping: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PagedAttentionCase:
+    """What a backend is told before it is chosen; every size is a device's own share, after sharding over heads."""
+
+    num_tokens: int
+    num_rows: int
+    num_query_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    pages_per_row: int
+    query_dtype: np.dtype
+    kv_dtype: np.dtype
+    sliding_window: int | None
+    soft_cap: float | None
+
+
+def _xla_supports(target: DeviceTarget, case: PagedAttentionCase) -> str | None:
+    """Plain XLA serves every case on every device."""
+    del target, case
+    return None
+
+
+OP: Op[PagedAttentionCase] = Op(
+    name="paged_attention",
+    backends=(Backend("xla", _xla_supports, "pallas_kernels.paged_attention.xla:paged_attention"),),
+)
+
+
+def paged_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    batch: RaggedBatch,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    target: DeviceTarget,
+    backend: str | None = None,
+    mesh: Mesh | None = None,
+    head_axis: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Writes this step's K and V into their pages, then attends causally over each row's sequence.
+
+    Query head n reads kv head n // G. The pages are written at `batch.slot_mapping` first, so that a token sees itself
+    and the tokens before it in this step; donate them and they are updated in place. What the null page, pages past a
+    row's length and slots past it hold has no influence, NaN included.
+
+    Args:
+        q: (T, N, H) float32 or bfloat16.
+        k, v: (T, K, H), rounded to the pages' type.
+        k_pages, v_pages: (P, K, page_size, H), as `layout.kv_layout(target, ...)` describes.
+        batch: the ragged batch.
+        scale: multiplies q . k.
+        sliding_window: a query at position p sees p - sliding_window + 1 .. p only.
+        soft_cap: scores become soft_cap * tanh(score / soft_cap), after `scale`.
+        target: the device being compiled for.
+        backend: a backend's name; None takes the first that can serve.
+        mesh, head_axis: if given and the mesh has more than one device, the op runs once on every device, with the
+            device's share of the heads.
+
+    Returns:
+        out (T, N, H) in q's dtype, exactly zero for padding; and the two page arrays.
+
+    Raises:
+        ValueError: shapes or options that do not fit together, or an unknown backend or mesh axis.
+        dispatch.Unsupported: the backend cannot serve this case on this target.
+    """
+    if (mesh is None) != (head_axis is None):
+        raise ValueError(f"mesh and head_axis go together; head_axis is {head_axis!r}, mesh is {mesh}")
+    if mesh is not None and head_axis not in mesh.shape:
+        raise ValueError(f"head_axis is {head_axis!r}; the mesh has axes {', '.join(map(repr, mesh.shape))}")
+    shards = 1 if mesh is None or head_axis is None else mesh.shape[head_axis]
+    case = _checked_case(q, k, v, k_pages, v_pages, batch, sliding_window, soft_cap, shards)
+    if not math.isfinite(scale):
+        raise ValueError(f"scale is {scale}; it must be finite")
+    run = functools.partial(
+        select(OP, target, case, backend).load(),
+        scale=float(scale),
+        sliding_window=sliding_window,
+        soft_cap=None if soft_cap is None else float(soft_cap),
+        target=target,
+    )
+    if mesh is not None and mesh.size > 1:
+        heads, pages = PartitionSpec(None, head_axis, None), layout.page_partition_spec(head_axis)
+        # No output is replicated over the head axis, so there is nothing for check_vma to prove, and the loops of a
+        # backend start from constants, which it would refuse to carry.
+        run = jax.shard_map(
+            run,
+            mesh=mesh,
+            in_specs=(heads, heads, heads, pages, pages, PartitionSpec()),
+            out_specs=(heads, pages, pages),
+            check_vma=False,
+        )
+    return run(q, k, v, k_pages, v_pages, batch)
+
+
+def _checked_case(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    batch: RaggedBatch,
+    sliding_window: int | None,
+    soft_cap: float | None,
+    shards: int,
+) -> PagedAttentionCase:
+    """Checks shapes, dtypes and options, and describes one shard of the work."""
+    for name, array, rank in (("q", q, 3), ("k", k, 3), ("k_pages", k_pages, 4)):
+        if array.ndim != rank:
+            raise ValueError(f"{name} has shape {array.shape}; it needs {rank} axes")
+    num_tokens, num_heads, head_dim = q.shape
+    num_pages, num_kv_heads, page_size, _ = k_pages.shape
+    num_rows, pages_per_row = batch.seq_lens.shape[0], batch.page_tables.shape[-1]
+    for name, array, shape in (
+        ("k", k, (num_tokens, num_kv_heads, head_dim)),
+        ("v", v, (num_tokens, num_kv_heads, head_dim)),
+        ("k_pages", k_pages, (num_pages, num_kv_heads, page_size, head_dim)),
+        ("v_pages", v_pages, (num_pages, num_kv_heads, page_size, head_dim)),
+        ("batch.query_start_loc", batch.query_start_loc, (num_rows + 1,)),
+        ("batch.seq_lens", batch.seq_lens, (num_rows,)),
+        ("batch.page_tables", batch.page_tables, (num_rows, pages_per_row)),
+        ("batch.slot_mapping", batch.slot_mapping, (num_tokens,)),
+    ):
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}; beside the other arguments it must be {shape}")
+    if min(num_tokens, num_rows, pages_per_row, num_kv_heads, head_dim) < 1:
+        raise ValueError(
+            f"q {q.shape}, k_pages {k_pages.shape}, page_tables {batch.page_tables.shape}: no axis may be 0"
+        )
+    if num_heads % num_kv_heads:
+        raise ValueError(f"q has {num_heads} heads; it must be a multiple of the {num_kv_heads} kv heads of k_pages")
+    if num_kv_heads % shards:
+        raise ValueError(f"k_pages has {num_kv_heads} kv heads; the head axis of the mesh, {shards}, must divide them")
+    for field in dataclasses.fields(batch):
+        if getattr(batch, field.name).dtype != np.int32:
+            raise ValueError(f"batch.{field.name} is {getattr(batch, field.name).dtype}; it must be int32")
+    if k_pages.dtype != v_pages.dtype:
+        raise ValueError(f"k_pages is {k_pages.dtype} and v_pages {v_pages.dtype}; they must be the same")
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window is {sliding_window}; it must be at least 1, or None")
+    if soft_cap is not None and not (math.isfinite(soft_cap) and soft_cap > 0):
+        raise ValueError(f"soft_cap is {soft_cap}; it must be finite and above 0, or None")
+    return PagedAttentionCase(
+        num_tokens=num_tokens,
+        num_rows=num_rows,
+        num_query_heads=num_heads // shards,
+        num_kv_heads=num_kv_heads // shards,
+        head_dim=head_dim,
+        page_size=page_size,
+        pages_per_row=pages_per_row,
+        query_dtype=np.dtype(q.dtype),
+        kv_dtype=layout.value_dtype(k_pages.dtype),
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+    )

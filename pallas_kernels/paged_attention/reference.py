@@ -1,0 +1,69 @@
+"""The oracle of paged attention: numpy, one query at a time, nothing clever. Far too slow to serve with.
+
+Arithmetic is in float64, so that the oracle's own rounding takes no share of a backend's tolerance.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.paged_attention import layout
+from pallas_kernels.paged_attention.api import RaggedBatch
+
+
+def paged_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    batch: RaggedBatch,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `api.paged_attention` must compute, on concrete arrays.
+
+    Returns:
+        out (T, N, H) float32; k_pages and v_pages (P, K, page_size, H) in their storage dtype, as numpy arrays.
+    """
+    starts, lengths, tables, slots = (
+        np.asarray(a) for a in (batch.query_start_loc, batch.seq_lens, batch.page_tables, batch.slot_mapping)
+    )
+    new_k_pages, new_v_pages = _written(k_pages, k, slots), _written(v_pages, v, slots)
+    k_values, v_values = _values(new_k_pages), _values(new_v_pages)
+    queries = np.asarray(q).astype(np.float64)
+    out = np.zeros(queries.shape, np.float32)
+    _, num_heads, _ = queries.shape
+    _, num_kv_heads, page_size, _ = k_pages.shape
+    for row, length in enumerate(lengths):
+        begin, end = starts[row], starts[row + 1]
+        for token in range(begin, end):
+            position = length - (end - begin) + (token - begin)
+            first = 0 if sliding_window is None else max(0, position - sliding_window + 1)
+            keys = np.arange(first, position + 1)
+            pages, offsets = tables[row, keys // page_size], keys % page_size
+            for head in range(num_heads):
+                kv_head = head // (num_heads // num_kv_heads)
+                scores = k_values[pages, kv_head, offsets] @ queries[token, head] * scale
+                if soft_cap is not None:
+                    scores = soft_cap * np.tanh(scores / soft_cap)
+                weights = np.exp(scores - scores.max())
+                out[token, head] = weights @ v_values[pages, kv_head, offsets] / weights.sum()
+    return out, new_k_pages, new_v_pages
+
+
+def _written(pages: jax.Array, new: jax.Array, slots: np.ndarray) -> np.ndarray:
+    """The pages (P, K, page_size, H) after token t's `new` (T, K, H) has gone to kv slot slots[t]."""
+    written = np.array(pages)
+    stored = np.asarray(layout.to_storage(jnp.asarray(new), pages.dtype))
+    for token, slot in enumerate(slots):
+        written[slot // written.shape[2], :, slot % written.shape[2]] = stored[token]
+    return written
+
+
+def _values(pages: np.ndarray) -> np.ndarray:
+    return np.asarray(layout.to_float32(jnp.asarray(pages))).astype(np.float64)

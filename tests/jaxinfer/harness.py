@@ -1,0 +1,115 @@
+"""Drives a real engine step by step, without threads, and keeps what it said."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from checkpoints.load import load_model
+from jaxinfer.config import RuntimeConfig
+from jaxinfer.engine import EngineLoop
+from jaxinfer.messages import PromptScored, StepOutputs, Submit, TokenLogprobs
+from jaxinfer.runtime.assemble import Model, assemble_engine
+from jaxinfer.runtime.sharding import make_mesh
+from jaxinfer.sampling_params import SamplingParams
+from tests.golden_recipe import GoldenCase, write_checkpoint
+
+PAGE = 16
+GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+
+
+@dataclass
+class Heard:
+    """What one sequence produced."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    cached_tokens: int = 0
+
+
+class Harness:
+    """An engine and the requests put to it. `run` steps until it is idle."""
+
+    def __init__(self, loop: EngineLoop) -> None:
+        self.loop = loop
+        self.heard: dict[tuple[str, int], Heard] = {}
+        self.prompts: dict[str, list[PromptScored]] = {}
+        self.steps = 0
+        self._count = 0
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams = GREEDY,
+        *,
+        seed: int = 0,
+        priority: int = 0,
+        salt: str = "",
+        request_id: str | None = None,
+    ) -> str:
+        self._count += 1
+        name = request_id or f"r{self._count}"
+        self.loop.scheduler.add(Submit(name, tuple(prompt), params, seed, priority, float(self._count), salt))
+        return name
+
+    def step(self) -> None:
+        self.steps += 1
+        self._listen(self.loop.step())
+
+    def run(self, max_steps: int = 20_000) -> None:
+        for _ in range(max_steps):
+            if self.loop.idle:
+                return
+            self.step()
+        raise AssertionError(f"not idle after {max_steps} steps")
+
+    def _listen(self, outputs: StepOutputs | None) -> None:
+        ended = self.loop.scheduler.take_ended()
+        for output in ended + (outputs.sequences if outputs is not None else []):
+            heard = self.heard.setdefault((output.request_id, output.index), Heard())
+            if output.token_id >= 0:
+                heard.tokens.append(output.token_id)
+            if output.logprobs is not None:
+                heard.logprobs.append(output.logprobs)
+            heard.finish_reason = output.finish_reason
+            heard.cached_tokens = output.cached_tokens
+        for scored in outputs.prompts if outputs is not None else ():
+            self.prompts.setdefault(scored.request_id, []).append(scored)
+
+    def generate(self, prompt: Sequence[int], params: SamplingParams = GREEDY, **options: Any) -> Heard:
+        """One request, alone, to its end."""
+        name = self.submit(prompt, params, **options)
+        self.run()
+        return self.heard[name, 0]
+
+    def chunk_by(self, tokens: int) -> None:
+        """Changes the token budget; the compiled ladder stays."""
+        scheduler = self.loop.scheduler
+        scheduler.limits = replace(scheduler.limits, max_num_batched_tokens=tokens)
+
+    def forget_prefixes(self) -> None:
+        self.loop.scheduler.pool.clear_cache()
+
+
+def build(case: GoldenCase, *, check: bool = True, dtype: str = "float32", **runtime: Any) -> Harness:
+    """An engine for a golden case, loaded from a folder that looks like a Hugging Face download."""
+    settings: dict[str, Any] = {
+        "dtype": dtype,
+        "page_size": PAGE,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 8,
+        "num_pages": 64,
+        "max_model_len": min(192, case.config.get("max_position_embeddings", 192)),
+        "compilation_cache_dir": None,
+    }
+    config = RuntimeConfig(**{**settings, **runtime})
+    mesh = make_mesh(config.tensor_parallel_size)
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(case, Path(folder))
+        loaded = load_model(Path(folder), dtype=config.dtype, mesh=mesh)
+    model = Model(case.name, loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
+    return Harness(assemble_engine(model, mesh, config, check=check))

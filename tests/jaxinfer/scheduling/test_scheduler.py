@@ -1,0 +1,134 @@
+"""Single properties of the scheduler that random lives would show only by accident."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.scheduling.page_pool import IntegrityError, PagePool, PoolExhausted
+from jaxinfer.scheduling.scheduler import DuplicateRequest, SchedulerLimits
+from tests.jaxinfer.scheduling.simulator import World
+
+
+def world(**changes: Any) -> World:
+    sizes = {name: changes.pop(name) for name in ("page_size", "num_pages") if name in changes}
+    limits = {"max_num_seqs": 2, "max_num_batched_tokens": 8, "max_model_len": 64, "eos_token_ids": (7,), **changes}
+    return World(SchedulerLimits(**limits), **sizes)
+
+
+def order_of_first_tokens(w: World) -> list[str]:
+    """Requests by the step in which their first token came."""
+    seen: list[str] = []
+    for _ in range(500):
+        w.step()
+        seen += [name for name, _ in w.tokens if name not in seen]
+        if w.idle:
+            break
+    w.check_outputs()
+    return seen
+
+
+def test_first_come_first_served_within_a_priority() -> None:
+    w = world(max_num_seqs=1)
+    for _ in range(4):
+        w.submit((1, 2, 3), max_tokens=3, ignore_eos=True)
+    assert order_of_first_tokens(w) == ["r0", "r1", "r2", "r3"]
+
+
+def test_better_priority_overtakes_and_ageing_ends_it() -> None:
+    """One level is worth `ageing` seconds: who has waited longer than that goes before a newcomer of the next level."""
+    w = world(max_num_seqs=1, priority_ageing_seconds=2.5)  # the simulated clock ticks one second a submission
+    w.submit((1, 2, 3), max_tokens=3, ignore_eos=True, priority=1)  # t=1, order 3.5
+    w.submit((1, 2, 3), max_tokens=3, ignore_eos=True)  # t=2, order 2
+    w.submit((1, 2, 3), max_tokens=3, ignore_eos=True)  # t=3, order 3
+    w.submit((1, 2, 3), max_tokens=3, ignore_eos=True)  # t=4, order 4: the first one has waited long enough
+    assert order_of_first_tokens(w) == ["r1", "r2", "r0", "r3"]
+
+
+def test_nothing_starves_under_a_flood_of_better_requests() -> None:
+    w = world(max_num_seqs=1, priority_ageing_seconds=5.0)
+    w.submit((1, 2), max_tokens=2, ignore_eos=True, priority=2)
+    for _ in range(40):
+        w.submit((1, 2), max_tokens=2, ignore_eos=True, priority=0)
+        w.step()
+        if ("r0", 0) in w.ended:
+            break
+        w.step()
+    w.finish()
+    firsts = list(dict.fromkeys(name for name, _ in w.tokens))
+    assert firsts.index("r0") <= 11  # 2 levels x 5 s, one arrival a second
+
+
+def test_decode_rows_are_not_held_up_by_a_long_prompt() -> None:
+    w = world(max_num_seqs=2, max_num_batched_tokens=4, num_pages=40)
+    w.submit((1, 2), max_tokens=20, ignore_eos=True)
+    w.step()
+    w.submit(tuple(range(12)) * 3, max_tokens=2, ignore_eos=True)
+    for _ in range(10):
+        plan = w.step()
+        assert any(row.request_id == "r0" for row in plan.rows), "the running request missed a step"
+    w.finish()
+
+
+def test_longest_prefix_is_found_and_counted() -> None:
+    w = world(num_pages=40)
+    w.submit(tuple(range(10)), max_tokens=1, ignore_eos=True)
+    w.finish()
+    w.submit((*range(10), 11, 12), max_tokens=1, ignore_eos=True)
+    w.finish()
+    assert w.scheduler.stats.prefix_hits == 8  # two full pages of 4
+
+
+def test_duplicate_ids_are_refused_while_alive() -> None:
+    w = world()
+    w.submit((1,), max_tokens=1)
+    with pytest.raises(DuplicateRequest, match="'r0' is in use"):
+        w.scheduler.add(w.submitted["r0"])
+    w.finish()
+    w.scheduler.add(w.submitted["r0"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ((1, 2), {"max_tokens": 63}, "max_tokens is 63; with a prompt of 2 tokens at most 62 fit the context of 64"),
+        ((1,) * 64, {"max_tokens": 1}, "at most 63 fit the context"),
+        ((1,) * 40, {"max_tokens": 20}, "prompt and output need 15 pages of 4 tokens, the pool has 11"),
+        ((), {"max_tokens": 1}, "it must hold at least one token"),
+        ((1,), {"max_tokens": 4, "min_tokens": 2, "allowed_token_ids": (7,)}, "all of them end the text"),
+    ],
+)
+def test_what_can_never_be_served_is_refused_at_once(prompt: tuple[int, ...], params: Any, message: str) -> None:
+    w = world()
+    with pytest.raises(InvalidRequest, match=message):
+        w.submit(prompt, **params)
+    assert not w.scheduler.has_unfinished
+    w.scheduler.check_integrity()
+
+
+def test_pool_refuses_misuse() -> None:
+    pool = PagePool(4, 8)
+    pages = pool.allocate(3)
+    with pytest.raises(PoolExhausted, match="1 pages wanted, 0 available"):
+        pool.allocate(1)
+    pool.release(reversed(pages))
+    with pytest.raises(IntegrityError, match="released without an owner"):
+        pool.release([pages[0]])
+    with pytest.raises(ValueError, match="num_pages is 1"):
+        PagePool(1, 8)
+
+
+def test_equal_hashes_of_different_tokens_do_not_collide() -> None:
+    """Content is compared by its token ids. These two pages have equal hashes: hash(-1) == hash(-2)."""
+    pool = PagePool(8, 2)
+    root = pool.prefixes.root("")
+    assert hash((-1, 5)) == hash((-2, 5))
+    (page,) = pool.allocate(1)
+    pool.publish(page, pool.prefixes.child(root, (-1, 5)))
+    assert pool.prefixes.find(root, (-2, 5)) is None
+    node = pool.prefixes.find(root, (-1, 5))
+    assert node is not None
+    assert pool.lookup(node) == page
+    assert pool.prefixes.find(pool.prefixes.root("other salt"), (-1, 5)) is None

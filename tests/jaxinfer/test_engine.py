@@ -1,0 +1,185 @@
+"""The engine's behaviour on a real model: sampling fields, n, stops, limits, aborts, the loop and its counter."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinfer.engine import EngineLoop
+from jaxinfer.messages import Abort, Died, Drain, Drained, Rejected, StepOutputs, Submit
+from jaxinfer.sampling_params import InvalidRequest, SamplingParams
+from jaxinfer.scheduling.plan import StepPlan
+from tests.golden_recipe import load_case
+from tests.jaxinfer.harness import PAGE, Harness, build
+
+
+@pytest.fixture(scope="module")
+def engine() -> Harness:
+    return build(load_case("llama"), max_num_seqs=8, max_num_batched_tokens=16, num_pages=128)
+
+
+PROMPT = list(load_case("llama").prompts[1])
+
+
+def sampled(**changes: Any) -> SamplingParams:
+    return SamplingParams(**{"temperature": 1.0, "max_tokens": 16, "ignore_eos": True, **changes})
+
+
+def test_n_sequences_differ_and_share_the_prompt(engine: Harness) -> None:
+    engine.forget_prefixes()
+    name = engine.submit(PROMPT, sampled(n=4), seed=3)
+    engine.run()
+    texts = {tuple(engine.heard[name, i].tokens) for i in range(4)}
+    assert len(texts) == 4
+    shared = (len(PROMPT) - 1) // PAGE * PAGE
+    assert [engine.heard[name, i].cached_tokens for i in range(4)] == [0, shared, shared, shared]
+
+
+def test_sequence_of_n_equals_itself_alone(engine: Harness) -> None:
+    """Sequence 0 of a request with n = 3 is the request with n = 1."""
+    name = engine.submit(PROMPT, sampled(n=3), seed=9)
+    engine.run()
+    assert engine.heard[name, 0].tokens == engine.generate(PROMPT, sampled(), seed=9).tokens
+
+
+def test_seeds(engine: Harness) -> None:
+    texts = [tuple(engine.generate(PROMPT, sampled(), seed=seed).tokens) for seed in (1, 2**32 + 1, 2**63, 1)]
+    assert texts[0] == texts[3]
+    assert len(set(texts)) == 3
+
+
+def test_penalties_with_a_step_in_flight_equal_the_synchronous_run(engine: Harness) -> None:
+    params = sampled(repetition_penalty=1.3, frequency_penalty=0.7, presence_penalty=0.4, max_tokens=40)
+    pipelined = engine.generate(PROMPT, params, seed=4).tokens
+    name = engine.submit(PROMPT, params, seed=4)
+    for sequence in engine.loop.scheduler._requests[name].sequences:
+        sequence.sync = True
+    steps = engine.steps
+    engine.run()
+    assert engine.steps - steps > 60, "a synchronous row takes every other step"
+    assert engine.heard[name, 0].tokens == pipelined
+    assert pipelined != engine.generate(PROMPT, sampled(max_tokens=40), seed=4).tokens
+
+
+def test_penalties_count_tokens_of_a_prefix_hit(engine: Harness) -> None:
+    params = sampled(temperature=0, repetition_penalty=1.8, presence_penalty=1.5, max_tokens=24)
+    engine.forget_prefixes()
+    cold = engine.generate(PROMPT, params)
+    warm = engine.generate(PROMPT, params)
+    assert (cold.cached_tokens, warm.cached_tokens) == (0, (len(PROMPT) - 1) // PAGE * PAGE)
+    assert warm.tokens == cold.tokens
+    assert cold.tokens != engine.generate(PROMPT, sampled(temperature=0, max_tokens=24)).tokens
+
+
+def test_bias_allowed_and_bad_tokens(engine: Harness) -> None:
+    greedy = engine.generate(PROMPT, sampled(temperature=0)).tokens
+    bad = engine.generate(PROMPT, sampled(temperature=0, bad_token_ids=tuple(greedy[:2]))).tokens
+    assert not set(greedy[:2]) & set(bad)
+    allowed = engine.generate(PROMPT, sampled(allowed_token_ids=(3, 5, 8)), seed=1).tokens
+    assert set(allowed) <= {3, 5, 8}
+    assert len(set(allowed)) > 1
+    assert set(engine.generate(PROMPT, sampled(logit_bias={17: 100.0}), seed=1).tokens) == {17}
+    # The slot's next request must not inherit any of it.
+    assert engine.generate(PROMPT, sampled(temperature=0)).tokens == greedy
+
+
+def test_stop_tokens_and_min_tokens(engine: Harness) -> None:
+    greedy = engine.generate(PROMPT, sampled(temperature=0)).tokens
+    stop = greedy[4]
+    first = greedy.index(stop)
+    heard = engine.generate(PROMPT, sampled(temperature=0, stop_token_ids=(stop,)))
+    assert (heard.tokens, heard.finish_reason) == (greedy[: first + 1], "stop")
+    later = engine.generate(PROMPT, sampled(temperature=0, stop_token_ids=(stop,), min_tokens=10))
+    assert stop not in later.tokens[:10]
+    assert len(later.tokens) > 10
+
+
+def test_logprobs_of_the_greedy_token_lead_the_list(engine: Harness) -> None:
+    heard = engine.generate(PROMPT, sampled(temperature=0, logprobs=3))
+    for token, entry in zip(heard.tokens, heard.logprobs, strict=True):
+        assert (entry.token_id, entry.rank, entry.top[0][0]) == (token, 1, token)
+        assert len(entry.top) == 3
+        assert entry.top[0][1] == entry.logprob >= entry.top[1][1] >= entry.top[2][1]
+
+
+def test_requests_that_can_never_be_served(engine: Harness) -> None:
+    limit = engine.loop.info.max_model_len
+    with pytest.raises(InvalidRequest, match="max_tokens is 9999"):
+        engine.submit(PROMPT, sampled(max_tokens=9999))
+    with pytest.raises(InvalidRequest, match=f"at most {limit - 1} fit"):
+        engine.submit([1] * limit, sampled(max_tokens=1))
+    with pytest.raises(InvalidRequest, match="at least one token"):
+        engine.submit([], sampled())
+
+
+def test_abort_gives_pages_back_within_one_step(engine: Harness) -> None:
+    pool = engine.loop.scheduler.pool
+    name = engine.submit(PROMPT, sampled(max_tokens=100))
+    for _ in range(8):
+        engine.step()
+    assert pool.available < pool.usable_pages
+    engine.loop.scheduler.abort(name)
+    engine.step()
+    assert pool.available == pool.usable_pages
+    engine.run()
+    assert engine.heard[name, 0].finish_reason == "abort"
+
+
+def run_loop(loop: EngineLoop, messages: list[Any]) -> list[Any]:
+    inbox: queue.Queue[Any] = queue.Queue()
+    posted: list[Any] = []
+    for message in messages:
+        inbox.put(message)
+    thread = threading.Thread(target=loop.run, args=(inbox, posted.append))
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    loop._draining = False
+    return posted
+
+
+def submit(name: str, **changes: Any) -> Submit:
+    return Submit(name, tuple(PROMPT), sampled(**changes), 0, 0, 0.0)
+
+
+def test_loop_drains_and_refuses_what_comes_after(engine: Harness) -> None:
+    posted = run_loop(engine.loop, [submit("a"), submit("a"), Drain(), submit("b")])
+    assert [m.kind for m in posted if isinstance(m, Rejected)] == ["duplicate", "draining"]
+    assert isinstance(posted[-1], Drained)
+    outputs = [o for m in posted if isinstance(m, StepOutputs) for o in m.sequences]
+    assert len([o for o in outputs if o.token_id >= 0]) == 16
+    assert outputs[-1].finish_reason == "length"
+
+
+def test_loop_reports_aborts_of_waiting_requests(engine: Harness) -> None:
+    posted = run_loop(engine.loop, [submit("a"), Abort("a"), Abort("never seen"), Drain()])
+    outputs = [o for m in posted if isinstance(m, StepOutputs) for o in m.sequences]
+    assert [(o.request_id, o.finish_reason) for o in outputs] == [("a", "abort")]
+
+
+def test_loop_dies_loudly(engine: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(plan: StepPlan) -> Any:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(engine.loop.runner, "dispatch", broken)
+    posted: list[Any] = []
+    inbox: queue.Queue[Any] = queue.Queue()
+    inbox.put(submit("c"))
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        engine.loop.run(inbox, posted.append)
+    assert isinstance(posted[-1], Died)
+    assert posted[-1].error == "RuntimeError: the device is gone"
+    engine.loop.scheduler.abort("c")
+    engine.loop.scheduler.take_ended()
+
+
+def test_counter_sees_one_eager_call(engine: Harness) -> None:
+    """The whole module has compiled nothing since warm-up; one eager call on a new shape is seen."""
+    assert engine.loop.runner.compilations == 0
+    jnp.negative(np.ones((3, 1, 4, 1, 5), np.float32)).block_until_ready()
+    assert engine.loop.runner.compilations == 1

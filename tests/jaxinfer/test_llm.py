@@ -1,0 +1,137 @@
+"""The offline API, as users of vLLM expect it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jaxinfer import LLM, SamplingParams
+from jaxinfer.config import ConfigError
+from jaxinfer.llm import EngineDead
+from jaxinfer.sampling_params import InvalidRequest
+from tests.golden_recipe import load_case, write_checkpoint
+
+TOKENIZER = Path(__file__).parent.parent / "goldens_text" / "vocabularies" / "sp_bpe.model"
+SETTINGS = {"page_size": 16, "max_num_seqs": 4, "max_num_batched_tokens": 16, "num_pages": 64, "dtype": "float32"}
+CASE = load_case("llama")
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    folder = write_checkpoint(CASE, tmp_path_factory.mktemp("model"))
+    (folder / "generation_config.json").write_text('{"temperature": 0.25, "top_k": 7, "max_new_tokens": 5}')
+    with LLM(folder, compilation_cache_dir=None, max_model_len=160, **SETTINGS) as model:
+        yield model
+
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=1)
+
+
+def test_prompt_forms(llm: LLM) -> None:
+    ids = list(CASE.prompts[0])
+    single = llm.generate(ids, GREEDY)
+    assert len(single) == 1
+    assert single[0].prompt_token_ids == ids
+    assert single[0].outputs[0].token_ids == list(CASE.greedy[0][:12])
+    assert single[0].outputs[0].finish_reason == "length"
+    assert len(single[0].outputs[0].logprobs or []) == 12
+    many = llm.generate([ids, {"prompt_token_ids": list(CASE.prompts[1])}], [GREEDY, GREEDY])
+    assert [o.outputs[0].token_ids for o in many] == [list(g[:12]) for g in CASE.greedy[:2]]
+    assert all(o.finished for o in many)
+
+
+def test_defaults_come_from_the_generation_config(llm: LLM) -> None:
+    assert llm.get_default_sampling_params() == SamplingParams(temperature=0.25, top_k=7, max_tokens=5)
+    assert len(llm.generate([[1, 2, 3]])[0].outputs[0].token_ids) <= 5
+
+
+def test_seeded_runs_repeat(llm: LLM) -> None:
+    params = SamplingParams(seed=11, n=3, max_tokens=10, ignore_eos=True)
+    first, second = (llm.generate([[4, 5, 6]], params)[0] for _ in range(2))
+    assert [o.token_ids for o in first.outputs] == [o.token_ids for o in second.outputs]
+    assert len({tuple(o.token_ids) for o in first.outputs}) == 3
+
+
+def test_output_ends_at_the_context(llm: LLM) -> None:
+    output = llm.generate([[3] * 150], SamplingParams(temperature=0, max_tokens=1000, ignore_eos=True))[0].outputs[0]
+    assert (len(output.token_ids), output.finish_reason) == (10, "length")
+
+
+def test_prompt_logprobs(llm: LLM) -> None:
+    output = llm.generate([[1, 2, 3, 4]], GREEDY.with_changes(prompt_logprobs=2))[0]
+    assert output.prompt_logprobs is not None
+    assert output.prompt_logprobs[0] is None
+    assert [e.token_id for e in output.prompt_logprobs[1:] if e is not None] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ([], GREEDY, "prompt"),
+        ([[1, 10_000]], GREEDY, "prompt_token_ids is 10000; token ids are integers from 0 to"),
+        ([[1] * 160], GREEDY, "at most 159 fit the context"),
+        ([{"text": "hello"}], GREEDY, "a mapping holds either prompt or prompt_token_ids"),
+        ([[1]], SamplingParams(stop=["x"]), "stop strings need a tokenizer"),
+        ([[1]], SamplingParams(bad_token_ids=(10_000,)), "bad_token_ids is 10000"),
+        ([[1], [2]], [GREEDY], "there are 2 prompts"),
+    ],
+)
+def test_bad_input_names_the_field(llm: LLM, prompt: list[object], params: object, message: str) -> None:
+    if prompt == []:
+        assert llm.generate(prompt, params) == []  # type: ignore[arg-type]
+        return
+    with pytest.raises(InvalidRequest, match=message):
+        llm.generate(prompt, params)  # type: ignore[arg-type]
+
+
+def test_text_needs_a_tokenizer(llm: LLM) -> None:
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        llm.generate(["hello"], GREEDY)
+
+
+def test_engine_failure_is_raised_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxinfer.runtime.runner import Runner
+
+    folder = write_checkpoint(CASE, tmp_path / "model")
+    with LLM(folder, compilation_cache_dir=None, **{**SETTINGS, "max_num_batched_tokens": 8}) as broken:
+        monkeypatch.setattr(Runner, "dispatch", lambda self, plan: 1 // 0)
+        for _ in range(2):
+            with pytest.raises(EngineDead, match="ZeroDivisionError"):
+                broken.generate([[1]], GREEDY)
+
+
+def test_text_and_stop_strings(tmp_path: Path) -> None:
+    """A random model speaks gibberish, so the stop string is cut from what it says without one."""
+    folder = write_checkpoint(CASE, tmp_path / "model")
+    shutil.copy(TOKENIZER, folder / "tokenizer.model")
+    with LLM(folder, compilation_cache_dir=None, **{**SETTINGS, "max_num_batched_tokens": 8}) as model:
+        params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+        prompt = list(CASE.prompts[1])
+        whole = model.generate(prompt, params)[0].outputs[0]
+        assert whole.text.strip()
+        middle = len(whole.text) // 2
+        stop = whole.text[middle : middle + 3]
+        cut = model.generate(prompt, params.with_changes(stop=(stop,)))[0].outputs[0]
+        assert (cut.text, cut.finish_reason, cut.stop_reason) == (whole.text[: whole.text.index(stop)], "stop", stop)
+        assert len(cut.token_ids) < 24
+        kept = model.generate(prompt, params.with_changes(stop=(stop,), include_stop_str_in_output=True))[0].outputs[0]
+        assert kept.text == cut.text + stop
+
+
+def test_unknown_models_and_settings() -> None:
+    with pytest.raises(ConfigError, match="hf download org/absent"):
+        LLM("org/absent")
+    with pytest.raises(ConfigError, match="MODEL is 'no such folder'"):
+        LLM("no such folder")
+    with pytest.raises(TypeError, match="unknown_setting"):
+        LLM(unknown_setting=1)
+
+
+def test_importing_jaxinfer_does_not_import_jax() -> None:
+    script = "import sys, jaxinfer; jaxinfer.SamplingParams(); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0

@@ -1,0 +1,125 @@
+"""What every backend of paged attention must do. A backend's test subclasses `PagedAttentionContract`."""
+
+from __future__ import annotations
+
+import abc
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.paged_attention import paged_attention, reference
+from tests.pallas_kernels.paged_attention import cases
+from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
+
+# Relative to a token's largest output. float32: many times the 1e-7 of a rounding, for sums of hundreds. bfloat16: the
+# output is rounded to 8 bits (4e-3), and a backend may round probabilities to bfloat16 as well.
+TOLERANCE = {np.dtype(jnp.float32): 1e-5, np.dtype(jnp.bfloat16): 1e-2}
+
+SHAPES = (
+    Shape(),
+    Shape(dtype=jnp.bfloat16, page_size=64, pages_per_row=4, group=4),
+    Shape(tokens=40, rows=6, page_size=128, pages_per_row=3, kv_heads=3, group=3, head_dim=16, soft_cap=3.0),
+    Shape(tokens=40, rows=5, page_size=64, pages_per_row=4, kv_heads=1, group=8, head_dim=128, sliding_window=50),
+    Shape(dtype=jnp.bfloat16, rows=4, page_size=1, pages_per_row=90, group=1, head_dim=80, sliding_window=16),
+    Shape(tokens=24, rows=3, pages_per_row=9, group=3, head_dim=80, sliding_window=1, soft_cap=20.0),
+    Shape(tokens=8, rows=1, page_size=5, pages_per_row=30, kv_heads=1, group=1, head_dim=16),
+)
+
+
+class PagedAttentionContract(abc.ABC):
+    """Compares a backend with the oracle. Override `target` and `backend`, and `call` if it needs more than that."""
+
+    seeds = range(3)
+
+    @property
+    @abc.abstractmethod
+    def target(self) -> DeviceTarget:
+        """The device that `call` compiles for."""
+
+    @property
+    @abc.abstractmethod
+    def backend(self) -> str:
+        """The backend's name."""
+
+    def call(self, inputs: Inputs, shape: Shape) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Runs the op on one step's inputs; compiles once per shape. Donates the pages."""
+        return _compiled(shape, self.target, self.backend)(*inputs.args)
+
+    def check(self, inputs: Inputs, shape: Shape) -> None:
+        """Runs the backend and the oracle on the same inputs; raises AssertionError where they differ."""
+        want, want_k, want_v = reference.paged_attention(
+            *inputs.args,
+            scale=scale_of(shape),
+            sliding_window=shape.sliding_window,
+            soft_cap=shape.soft_cap,
+        )
+        page_shape, storage = inputs.k_pages.shape, inputs.k_pages.dtype
+        out, k_pages, v_pages = self.call(inputs, shape)
+        chex.assert_shape(out, inputs.q.shape)
+        chex.assert_type(out, inputs.q.dtype)
+        chex.assert_shape([k_pages, v_pages], page_shape)
+        chex.assert_type([k_pages, v_pages], storage)
+        out = np.asarray(out).astype(np.float32)
+        real = int(inputs.batch.query_start_loc[-1])
+        chex.assert_tree_all_finite(out)
+        np.testing.assert_array_equal(out[real:], 0.0, err_msg="padding")
+        error = np.abs(out - want).max(axis=(1, 2))[:real]
+        size = np.abs(want).max(axis=(1, 2))[:real]
+        worst = int((error / size).argmax()) if real else 0
+        assert not real or error[worst] <= TOLERANCE[np.dtype(shape.dtype)] * size[worst], (
+            f"token {worst}: error {error[worst] / size[worst]:.2e}; rows (query, length) {inputs.rows}"
+        )
+        # Padding tokens share slots of the null page, in no order. Everywhere else bits are compared, as NaN != NaN.
+        unwritten = np.setdiff1d(np.arange(shape.page_size), np.asarray(inputs.batch.slot_mapping)[real:])
+        for name, got, expected in (("k_pages", k_pages, want_k), ("v_pages", v_pages, want_v)):
+            got, expected = _bits(got), _bits(expected)
+            np.testing.assert_array_equal(got[1:], expected[1:], err_msg=name)
+            np.testing.assert_array_equal(got[0][:, unwritten], expected[0][:, unwritten], err_msg=f"{name}, null page")
+
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_matches_the_oracle(self, shape: Shape) -> None:
+        for number, recipe in enumerate(cases.RECIPES):
+            for seed in self.seeds:
+                rng = np.random.default_rng((number, seed))
+                self.check(cases.build(shape, self.target, recipe(shape, rng), rng), shape)
+
+    def test_pages_shared_between_rows(self) -> None:
+        shape, rng = SHAPES[0], np.random.default_rng(7)
+        rows = [(1, 60), (20, 70), (1, 49), (5, 53)]  # all write behind their first three pages
+        self.check(cases.build(shape, self.target, rows, rng, shared_prefix_pages=3), shape)
+
+    @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
+    def test_huge_logits(self, shape: Shape) -> None:
+        """Scores of about 1e8: one key takes all, or, under a soft cap, half the keys share."""
+        for seed in self.seeds:
+            rng = np.random.default_rng(seed)
+            rows = cases.ragged_mix(shape, rng)
+            self.check(cases.build(shape, self.target, rows, rng, query_scale=1e8), shape)
+
+
+def scale_of(shape: Shape) -> float:
+    """The usual 1 / sqrt(head_dim), times 3 so that some keys stand out."""
+    return 3.0 * shape.head_dim**-0.5
+
+
+@functools.lru_cache
+def _compiled(shape: Shape, target: DeviceTarget, backend: str) -> jax.stages.Wrapped:
+    op = functools.partial(
+        paged_attention,
+        scale=scale_of(shape),
+        sliding_window=shape.sliding_window,
+        soft_cap=shape.soft_cap,
+        target=target,
+        backend=backend,
+    )
+    return jax.jit(op, donate_argnums=(3, 4))
+
+
+def _bits(pages: jax.Array | np.ndarray) -> np.ndarray:
+    array = np.asarray(pages)
+    return array.view(np.uint16 if array.itemsize == 2 else np.uint32)

@@ -1,0 +1,92 @@
+"""Page shapes, storage types, sizes and shardings."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.paged_attention import kv_layout, layout
+
+CPU = DeviceTarget("cpu", "cpu")
+GPU = DeviceTarget("gpu", "NVIDIA H200", (9, 0))
+TPU = DeviceTarget("tpu", "TPU v5 lite")
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "storage", "bytes_per_page"),
+    [
+        (CPU, jnp.float32, np.float32, 2 * 4 * 64 * 80 * 4),
+        (CPU, jnp.bfloat16, np.uint16, 2 * 4 * 64 * 80 * 2),
+        (GPU, jnp.bfloat16, jnp.bfloat16, 2 * 4 * 64 * 80 * 2),
+        (TPU, jnp.bfloat16, jnp.bfloat16, 2 * 4 * 64 * 128 * 2),  # 80 lanes fill 128
+    ],
+)
+def test_layout_per_device(target, dtype, storage, bytes_per_page):
+    kv = kv_layout(target, dtype, num_kv_heads=4, head_dim=80, page_size=64)
+    assert kv.shape(7) == (7, 4, 64, 80)
+    assert kv.shape(7)[kv.head_axis] == 4
+    assert kv.dtype == dtype
+    assert kv.storage_dtype == storage
+    assert layout.value_dtype(kv.storage_dtype) == dtype
+    assert kv.bytes_per_page == bytes_per_page
+
+
+def test_tpu_pads_short_pages_to_its_tiles():
+    assert kv_layout(TPU, jnp.float32, 1, 128, 1).bytes_per_page == 2 * 8 * 128 * 4
+    assert kv_layout(TPU, jnp.bfloat16, 1, 128, 8).bytes_per_page == 2 * 16 * 128 * 2
+
+
+def test_bytes_per_page_is_what_the_arrays_take():
+    kv = kv_layout(CPU, jnp.bfloat16, 3, 16, 5)
+    assert sum(array.nbytes for array in kv.zeros(11)) == 11 * kv.bytes_per_page
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_zeros_are_zero_and_sharded_over_the_heads(dtype):
+    mesh = jax.make_mesh((4,), ("tp",), axis_types=(AxisType.Auto,))
+    kv = kv_layout(CPU, dtype, 8, 16, 4)
+    sharding = NamedSharding(mesh, kv.partition_spec("tp"))
+    k_pages, v_pages = kv.zeros(6, sharding)
+    chex.assert_trees_all_equal_shapes_and_dtypes(k_pages, kv.struct(6), v_pages)
+    assert kv.struct(6, sharding).sharding == sharding
+    for pages in (k_pages, v_pages):
+        assert pages.sharding.spec == PartitionSpec(None, "tp", None, None)
+        assert {shard.data.shape for shard in pages.addressable_shards} == {(6, 2, 4, 16)}
+        np.testing.assert_array_equal(np.asarray(layout.to_float32(pages)), 0.0)
+
+
+@pytest.mark.parametrize("target", [CPU, GPU])
+def test_storage_keeps_every_bfloat16_and_its_bits(target):
+    kv = kv_layout(target, jnp.bfloat16, 1, 1, 1)
+    bits = np.arange(2**16, dtype=np.uint16)
+    values = jax.lax.bitcast_convert_type(jnp.asarray(bits), jnp.bfloat16)
+    stored = layout.to_storage(values, kv.storage_dtype)
+    assert stored.dtype == kv.storage_dtype
+    widened = np.asarray(layout.to_float32(stored)).view(np.uint32)
+    ordinary = ~np.isnan(np.asarray(values.astype(jnp.float32)))
+    np.testing.assert_array_equal(widened[ordinary], bits[ordinary].astype(np.uint32) << 16)
+    np.testing.assert_array_equal(np.isnan(widened.view(np.float32)), ~ordinary)
+
+
+def test_float32_values_are_rounded_to_nearest_even():
+    values = jnp.asarray([1.0 + 2**-8, 1.0 + 3 * 2**-8, -1.0 - 2**-8], jnp.float32)  # halfway between bfloat16s
+    stored = layout.to_storage(values, np.uint16)
+    np.testing.assert_array_equal(np.asarray(layout.to_float32(stored)), [1.0, 1.015625, -1.0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.int8, jnp.uint16, jnp.float64])
+def test_other_dtypes_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"kv dtype is {np.dtype(dtype).name}; allowed: float32, bfloat16"):
+        kv_layout(CPU, dtype, 1, 16, 16)
+
+
+@pytest.mark.parametrize("name", ["num_kv_heads", "head_dim", "page_size"])
+def test_sizes_below_one_are_refused(name):
+    sizes = {"num_kv_heads": 1, "head_dim": 16, "page_size": 16, name: 0}
+    with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
+        kv_layout(CPU, jnp.float32, **sizes)
