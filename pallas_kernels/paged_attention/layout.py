@@ -19,9 +19,9 @@ from jax.sharding import PartitionSpec, Sharding
 
 from pallas_kernels.dispatch import DeviceTarget
 
-# TPU memory is tiled: the last axis in lanes of 128, the one before in groups of 32 bytes (8 float32, 16 bfloat16).
+# A row-major array on TPU is tiled: the last axis by 128, the one before by 8, or by less where the axis is shorter.
 _TPU_LANES = 128
-_TPU_SUBLANE_BYTES = 32
+_TPU_ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,8 @@ class KVLayout:
         dtype: what the values mean, float32 or bfloat16.
         storage_dtype: the arrays' dtype; uint16 means the bits of bfloat16.
         num_kv_heads, head_dim, page_size: K, H and tokens per page.
-        bytes_per_page: device bytes of one page of K and one of V in one layer, padding included, over all KV heads.
-            The head axis is never padded, so with the heads sharded n ways a device holds exactly 1/n of it.
+        bytes_per_page: device bytes of one page of K and one of V in one layer, over all KV heads, with the padding
+            of a row-major array. The head axis is never padded: with the heads sharded n ways a device holds 1/n of it.
     """
 
     dtype: np.dtype
@@ -90,7 +90,8 @@ def kv_layout(
     storage = np.dtype(np.uint16) if target.platform == "cpu" and dtype.itemsize == 2 else dtype
     rows, lanes = page_size, head_dim
     if target.platform == "tpu":
-        rows = _round_up(page_size, _TPU_SUBLANE_BYTES // dtype.itemsize)
+        shortest = 4 // dtype.itemsize  # narrow types are packed into 32 bits along this axis
+        rows = _round_up(page_size, min(_TPU_ROWS, max(shortest, 1 << (page_size - 1).bit_length())))
         lanes = _round_up(head_dim, _TPU_LANES)
     return KVLayout(
         dtype=dtype,

@@ -122,5 +122,15 @@ def test_preempted_for_lack_of_pages(engine: Harness, prompt: list[int], alone: 
     assert fingerprint(engine.heard[name, 0]) == alone
 
 
+def test_whole_prompt_in_one_step_equals_transformers(engine: Harness) -> None:
+    case = load_case("llama")
+    if engine.loop.info.model != case.name:
+        pytest.skip("one family is enough: the parity of all others runs in chunks")
+    engine.chunk_by(64)
+    engine.forget_prefixes()
+    params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+    assert tuple(engine.generate(case.prompts[1], params).tokens) == case.greedy[1]
+
+
 def test_nothing_was_compiled(engine: Harness) -> None:
     assert engine.loop.runner.compilations == 0

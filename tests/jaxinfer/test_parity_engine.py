@@ -72,10 +72,3 @@ def test_tensor_parallel_gives_the_same_tokens(tp: int) -> None:
 def test_tensor_parallel_2_of_other_families(name: str) -> None:
     assert 2 in load_case(name).extra["tensor_parallel"]
     check_case(name, build(load_case(name), tensor_parallel_size=2))
-
-
-def test_whole_prompts_in_one_step_and_alone() -> None:
-    case = load_case("llama")
-    engine = build(case, max_num_batched_tokens=128)
-    for prompt, wanted in zip(case.prompts, case.greedy, strict=True):
-        assert tuple(engine.generate(prompt, greedy(len(wanted))).tokens) == wanted

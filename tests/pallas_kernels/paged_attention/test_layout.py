@@ -36,9 +36,21 @@ def test_layout_per_device(target, dtype, storage, bytes_per_page):
     assert kv.bytes_per_page == bytes_per_page
 
 
-def test_tpu_pads_short_pages_to_its_tiles():
-    assert kv_layout(TPU, jnp.float32, 1, 128, 1).bytes_per_page == 2 * 8 * 128 * 4
-    assert kv_layout(TPU, jnp.bfloat16, 1, 128, 8).bytes_per_page == 2 * 16 * 128 * 2
+@pytest.mark.parametrize(
+    ("dtype", "page_size", "rows"),
+    [
+        (jnp.float32, 1, 1),
+        (jnp.float32, 4, 4),
+        (jnp.float32, 5, 8),
+        (jnp.bfloat16, 1, 2),
+        (jnp.bfloat16, 8, 8),
+        (jnp.bfloat16, 12, 16),
+    ],
+)
+def test_tpu_pads_pages_to_its_tiles(dtype, page_size, rows):
+    """The sizes are those that ahead-of-time compilation for a TPU v5e gives row-major arrays."""
+    kv = kv_layout(TPU, dtype, 3, 128, page_size)
+    assert kv.bytes_per_page == 2 * 3 * rows * 128 * np.dtype(dtype).itemsize
 
 
 def test_bytes_per_page_is_what_the_arrays_take():

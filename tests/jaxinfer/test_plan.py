@@ -1,0 +1,64 @@
+"""`plan` against the engine it plans for, and its refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from checkpoints.load import load_model
+from jaxinfer.config import ConfigError, RuntimeConfig
+from jaxinfer.model_path import demo_path
+from jaxinfer.plan import make_plan
+from jaxinfer.runtime.assemble import Model, choose_sizes, make_layout
+from jaxinfer.runtime.sharding import make_mesh
+from pallas_kernels.dispatch import DeviceTarget
+from serving.commands import plan as command
+
+NOWHERE = Path("/nonexistent")
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Model:
+    model = load_model(demo_path(), mesh=make_mesh(1))
+    return Model("demo", model.config, model.shape, model.graphdef, model.params, model.dtype)
+
+
+def test_plan_is_what_the_engine_takes(loaded: Model) -> None:
+    mesh, runtime = make_mesh(1), RuntimeConfig(max_num_seqs=8, max_num_batched_tokens=16, max_model_len=256)
+    report = make_plan("demo", loaded.config, runtime, mesh)
+    leaves = jax.tree.leaves(loaded.params)
+    assert report.weight_bytes == sum(leaf.nbytes for leaf in leaves)
+    assert report.parameters == sum(leaf.size for leaf in leaves)
+    layout = make_layout(loaded, DeviceTarget.of(mesh.devices.flat[0]), runtime.page_size)
+    sizes = choose_sizes(loaded, mesh, runtime, layout)
+    assert (report.sizes.num_pages, report.sizes.max_model_len) == (sizes.num_pages, 256)
+    pool = sum(array.nbytes for array in layout.zeros(sizes.num_pages)) * loaded.config.num_layers
+    assert report.pool_bytes == pool
+    assert report.temporary_bytes > 0
+
+
+def test_tensor_parallel_halves_weights_and_pool(loaded: Model) -> None:
+    runtime = {"max_num_seqs": 8, "max_num_batched_tokens": 8, "num_pages": 20, "max_model_len": 256}
+    one = make_plan("demo", loaded.config, RuntimeConfig(**runtime), make_mesh(1))
+    two = make_plan("demo", loaded.config, RuntimeConfig(tensor_parallel_size=2, **runtime), make_mesh(2))
+    assert two.pool_bytes * 2 == one.pool_bytes
+    assert 0.5 <= two.weight_bytes / one.weight_bytes < 0.51  # norms are on both
+
+
+def test_refusals(loaded: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size is 3; .* must be one of \[1, 2, 4\]"):
+        make_plan("demo", loaded.config, RuntimeConfig(tensor_parallel_size=3), make_mesh(3))
+    assert command.main(["--num-pages", "3", "--max-model-len", "512"], hub_cache=NOWHERE) == 2
+    error = capsys.readouterr().err
+    assert "max_model_len is 512, but the KV pool holds 128 tokens (num_pages = 3)" in error
+    assert error.count("\n") == 1
+
+
+def test_command_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--max-num-seqs", "8", "--max-num-batched-tokens", "8", "--compilation-cache-dir", "none"]
+    assert command.main(arguments, hub_cache=NOWHERE) == 0
+    printed = capsys.readouterr().out
+    for label in ("weights", "temporaries", "KV per token", "KV pool", "longest request", "total"):
+        assert label in printed

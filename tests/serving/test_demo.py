@@ -1,0 +1,132 @@
+"""The shipped demo behind a real server process and a real channel: the same tokens as offline, and clean ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from jaxinfer import LLM, SamplingParams
+from jaxinfer.model_path import demo_path
+from protos.jaxinfer.v1 import inference_pb2 as pb
+from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
+
+ROOT = Path(__file__).resolve().parents[2]
+# Small, so that it compiles quickly; the same for both sides, so that both run the same programs.
+SMALL = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 512, "num_pages": 64}
+PROMPT = "Once upon a time"
+
+
+class Process:
+    def __init__(self) -> None:
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+        command = [sys.executable, "-m", "jaxinfer", "serve", "--port", "0", "--compilation-cache-dir", "none", *flags]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.lines: list[str] = []
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if "generate --server" in line:
+                break
+        else:
+            raise AssertionError("".join(self.lines))
+        self.address = next(word for word in line.split() if word.startswith("localhost:"))
+        self.stub: Any = pb_grpc.InferenceStub(grpc.insecure_channel(self.address))
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Process]:
+    process = Process()
+    yield process
+    if process.process.poll() is None:
+        process.process.kill()
+        process.process.wait()
+
+
+def request(**sampling: Any) -> pb.GenerateRequest:
+    return pb.GenerateRequest(text=PROMPT, sampling=pb.SamplingParams(**sampling))
+
+
+def collect(server: Process, message: pb.GenerateRequest) -> tuple[str, list[int], pb.Usage]:
+    text, ids, usage = "", [], pb.Usage()
+    for reply in server.stub.Generate(message, timeout=60):
+        text += reply.delta.text
+        ids += reply.delta.token_ids
+        if reply.HasField("finished"):
+            usage = reply.finished.usage
+    return text, ids, usage
+
+
+def idle(server: Process, seconds: float = 10) -> bool:
+    """Whether nothing runs and every page is back, within a moment."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        stats = server.stub.GetStats(pb.GetStatsRequest())
+        if not stats.running and not stats.waiting and stats.free_pages == stats.total_pages:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.timeout(240)
+def test_streams_what_the_offline_engine_generates(server: Process) -> None:
+    settings = {"temperature": 0.8, "top_p": 0.9, "seed": 7, "max_tokens": 40, "repetition_penalty": 1.1}
+    text, ids, usage = collect(server, request(**settings))
+    with LLM(demo_path(), compilation_cache_dir=None, **SMALL) as llm:
+        offline = llm.generate([PROMPT], SamplingParams(**settings))[0]
+    assert text == offline.outputs[0].text
+    assert ids == offline.outputs[0].token_ids
+    assert (usage.prompt_tokens, usage.completion_tokens) == (len(offline.prompt_token_ids), len(ids))
+    assert text.strip()
+
+
+def test_cancel_and_deadline_give_the_pages_back(server: Process) -> None:
+    call = server.stub.Generate(request(max_tokens=400, ignore_eos=True))
+    next(iter(call))
+    call.cancel()
+    assert idle(server)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(server.stub.Generate(request(max_tokens=490, n=4, ignore_eos=True), timeout=0.15))
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert idle(server)
+
+
+def test_bad_requests_are_refused_by_name(server: Process) -> None:
+    for sampling, words in [
+        ({"max_tokens": 5000}, "max_tokens is 5000"),
+        ({"top_p": 1.5}, "top_p is 1.5; it must be above 0 and at most 1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"n": 0}, "n is 0"),
+    ]:
+        with pytest.raises(grpc.RpcError) as caught:
+            list(server.stub.Generate(request(**sampling), timeout=30))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert words in (caught.value.details() or "")
+
+
+def test_says_what_it_is_and_has_compiled_nothing(server: Process) -> None:
+    info = server.stub.GetModelInfo(pb.GetModelInfoRequest())
+    assert dict(info.backends) == {"paged_attention": "xla"}
+    assert server.stub.GetStats(pb.GetStatsRequest()).compilations_after_ready == 0
+
+
+def test_drains_on_sigterm(server: Process) -> None:
+    """Last: running work ends properly, then the process exits with 0."""
+    call = server.stub.Generate(request(max_tokens=300, ignore_eos=True))
+    replies = iter(call)
+    next(replies)
+    server.process.send_signal(signal.SIGTERM)
+    rest = list(replies)
+    assert rest[-1].finished.usage.completion_tokens == 300
+    assert server.process.wait(30) == 0
