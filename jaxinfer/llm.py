@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import queue
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +16,7 @@ from typing import Any, cast
 from jaxinfer.config import RuntimeConfig
 from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import Abort, Died, EngineInfo, EngineStats, Progress, Rejected, Shutdown, StepOutputs, Submit
-from jaxinfer.model_path import resolve_model
+from jaxinfer.model_path import hub_cache_from, resolve_model
 from jaxinfer.outputs import RequestOutput, RequestStream
 from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids, generation_defaults
 from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
@@ -73,7 +75,7 @@ class LLM:
         if generation_config not in ("auto", "none"):
             raise ValueError(f"generation_config is {generation_config!r}; it must be 'auto' or 'none'")
         self.runtime = RuntimeConfig(seed=seed, **runtime)
-        self.model_path = resolve_model(None if model is None else str(model))
+        self.model_path = resolve_model(None if model is None else str(model), hub_cache_from(os.environ))
         self._tokenizer = _tokenizer_or_none(self.model_path)
         self._seeds = random.Random(seed)
         self._ids = itertools.count()
@@ -89,6 +91,8 @@ class LLM:
             target=_run_quietly, args=(engine, self._inbox, self._outbox.put), name="jaxinfer-engine", daemon=True
         )
         self._thread.start()
+        # Also when nobody calls close: a thread that still computes while the interpreter goes down would crash it.
+        self._stop = weakref.finalize(self, _stop_engine, self._inbox, self._thread)
 
     # -- public -----------------------------------------------------------------------------------------------------
 
@@ -148,9 +152,7 @@ class LLM:
 
     def close(self) -> None:
         """Stops the engine's thread. Idempotent."""
-        if self._thread.is_alive():
-            self._inbox.put(Shutdown())
-            self._thread.join()
+        self._stop()
 
     def __enter__(self) -> LLM:
         return self
@@ -249,6 +251,8 @@ class LLM:
     def _check_alive(self) -> None:
         if self._dead is not None:
             raise EngineDead(f"the engine failed: {self._dead}")
+        if not self._stop.alive:
+            raise EngineDead("this LLM was closed")
 
 
 def _run_quietly(engine: EngineLoop, inbox: queue.Queue[Any], post: Callable[[Any], None]) -> None:
@@ -257,6 +261,12 @@ def _run_quietly(engine: EngineLoop, inbox: queue.Queue[Any], post: Callable[[An
         engine.run(inbox, post)
     except Exception:
         return
+
+
+def _stop_engine(inbox: queue.Queue[Any], thread: threading.Thread) -> None:
+    if thread.is_alive():
+        inbox.put(Shutdown())
+        thread.join()
 
 
 def _as_list(prompts: Any) -> list[Any]:

@@ -103,6 +103,15 @@ def test_engine_failure_is_raised_and_stays(tmp_path: Path, monkeypatch: pytest.
         for _ in range(2):
             with pytest.raises(EngineDead, match="ZeroDivisionError"):
                 broken.generate([[1]], GREEDY)
+    broken.close()
+
+
+def test_closed_model_says_so(tmp_path: Path) -> None:
+    folder = write_checkpoint(CASE, tmp_path / "model")
+    model = LLM(folder, compilation_cache_dir=None, **{**SETTINGS, "max_num_batched_tokens": 8})
+    model.close()
+    with pytest.raises(EngineDead, match="was closed"):
+        model.generate([[1]], GREEDY)
 
 
 def test_text_and_stop_strings(tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ class Model:
             return out, pages
         out = q
         for layer in range(self.layers):
-            query, key = rotated(out * 0.7 + q * 0.6, positions), rotated(k * (layer + 1), positions)
+            query = rotated(jnp.tanh(out * 0.7 + q * 0.6) * 1.5, positions)
+            key = rotated(k * (layer + 1), positions)
             attended, *pages[layer] = attend(query, key, v, *pages[layer], batch)
             out = jnp.tanh(attended) * 1.5 + out
         return out, pages
@@ -175,7 +176,8 @@ def check(model: Model) -> None:
     "model",
     [
         Model(group=4, head_dim=64, page_size=64),
-        Model(group=1, head_dim=64, page_size=16, dtype=jnp.bfloat16, sliding_window=50, layers=2),
+        Model(group=1, head_dim=64, page_size=16, dtype=jnp.bfloat16, sliding_window=50),
+        Model(group=1, head_dim=16, page_size=16, layers=2),
         Model(group=3, head_dim=128, page_size=128, kv_heads=1, soft_cap=20.0),
         Model(group=8, head_dim=256, page_size=16, dtype=jnp.bfloat16, kv_heads=1),
     ],
