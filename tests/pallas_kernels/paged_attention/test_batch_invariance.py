@@ -66,7 +66,7 @@ class Model:
             return out, pages
         out = q
         for layer in range(self.layers):
-            query = rotated(jnp.tanh(out * 0.7 + q * 0.6) * 1.5, positions)
+            query = jnp.tanh(q) * 1.5 if layer == 0 else rotated(out * 0.7 + q * 0.6, positions)
             key = rotated(k * (layer + 1), positions)
             attended, *pages[layer] = attend(query, key, v, *pages[layer], batch)
             out = jnp.tanh(attended) * 1.5 + out
