@@ -94,7 +94,12 @@ def test_stats_follow_the_work():
     async def test():
         async with serving(FakeOptions(step_seconds=0.01, max_num_seqs=2)) as s:
             calls = [asyncio.create_task(collect(s.stub.Generate(greedy(max_tokens=30)))) for _ in range(3)]
-            await until(lambda: s.server.client.stats.running == 2, "two run")
+
+            def two_run_and_one_waits() -> bool:
+                stats = s.server.client.stats
+                return (stats.running, stats.waiting) == (2, 1)
+
+            await until(two_run_and_one_waits, "two run and one waits")
             stats = await s.stub.GetStats(pb.GetStatsRequest())
             assert (stats.running, stats.waiting, stats.open_requests, stats.accepted_requests) == (2, 1, 3, 3)
             await asyncio.gather(*calls)
