@@ -7,6 +7,7 @@ only the parent holds open, and exits even from the middle of a compilation.
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -69,6 +70,9 @@ def run_engine(sock: socket.socket, build: Build) -> int:
         except Exception as error:
             post(Died(f"{type(error).__name__}: {error}", traceback.format_exc()))
             return EXIT_CRASHED
+        # What start-up made lives as long as the process: keep it out of the garbage collections of a running engine.
+        gc.collect()
+        gc.freeze()
         post(Ready(engine.info))
         engine.run(SocketInbox(sock), post)
     except ConnectionError:
