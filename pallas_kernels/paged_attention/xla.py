@@ -17,8 +17,9 @@ in any bucket. What that takes, each point found by measuring XLA:CPU:
 * A product's row has the same bits for any number of rows from 4 up, but not for 1: M is padded to a multiple of 4.
 * `sum` over an axis is ordered by the size of the whole array; `_tree_sum` spells the order out.
 * `exp` is contracted into multiply-adds differently when a short odd axis is unrolled: L and M are multiples of 4.
-* What a caller computed before (say, rotary embedding) must not be fused into the passes, each in its own way: both
-  read the queries from one array, and a loop's operand is an array in memory.
+* Elementwise code of the caller (say, rotary embedding) may round differently, even from one token to the next, where
+  XLA fuses it with the indexing in here. It cannot: operands of a loop and results of a branch are arrays in memory.
+  (`lax.optimization_barrier` holds in JAX 0.11 and not in 0.10.)
 """
 
 from __future__ import annotations
@@ -119,20 +120,24 @@ def paged_attention(
     pages_per_block = _pages_per_block(page_size)
     tables = jnp.pad(batch.page_tables, ((0, 0), (0, -batch.page_tables.shape[1] % pages_per_block)))
     keys = _Keys(k_pages, v_pages, tables, pages_per_block, sliding_window, soft_cap)
-    queries = (q.astype(jnp.float32) * scale).reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    # A tile may start at the last token: the padding lets it read and write past the end.
-    queries = jnp.pad(queries, ((0, tiling.tile), (0, 0), (0, 0), (0, 0)))
+    queries = q.reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
 
     singles, rank = _single_token_work(batch, min(tiling.rows, batch.seq_lens.shape[0]))
-    from_singles = _compute(queries, keys, singles, size=singles.row.shape[0])
-    from_tiles = _compute(queries, keys, _tiled_work(batch, num_tokens, tiling.tile), size=queries.shape[0])
+    tiles = _tiled_work(batch, num_tokens, tiling.tile)
+    from_singles = _compute(queries, scale, keys, singles, size=singles.row.shape[0])
+    # The last tile may begin at the last token, and writes a whole tile.
+    from_tiles = _compute(queries, scale, keys, tiles, size=num_tokens + tiling.tile)
 
-    token = jnp.arange(num_tokens)
-    row = _row_of(batch.query_start_loc[1:], token)
-    is_single = (jnp.diff(batch.query_start_loc) == 1)[row]
-    out = jnp.where(is_single[:, None, None, None], from_singles[rank[row]], from_tiles[:num_tokens])
-    out = jnp.where((token < batch.query_start_loc[-1])[:, None, None, None], out, 0.0)
-    return out.reshape(q.shape).astype(q.dtype), k_pages, v_pages
+    def in_token_order() -> jax.Array:
+        token = jnp.arange(num_tokens)
+        row = _row_of(batch.query_start_loc[1:], token)
+        is_single = (jnp.diff(batch.query_start_loc) == 1)[row]
+        out = jnp.where(is_single[:, None, None, None], from_singles[rank[row]], from_tiles[:num_tokens])
+        out = jnp.where((token < batch.query_start_loc[-1])[:, None, None, None], out, 0.0)
+        return out.reshape(q.shape).astype(q.dtype)
+
+    out = lax.cond(batch.query_start_loc[-1] > 0, in_token_order, lambda: jnp.zeros_like(q))
+    return out, k_pages, v_pages
 
 
 def _write(pages: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
@@ -190,9 +195,9 @@ def _tiled_work(batch: RaggedBatch, num_tokens: int, tile: int) -> _Work:
     )
 
 
-def _compute(queries: jax.Array, keys: _Keys, work: _Work, size: int) -> jax.Array:
-    """Attention of every tile in the list: queries (T + tile, K, G, H) -> (size, K, G, H), laid out by `work.place`."""
-    _, num_kv_heads, per_kv_head, head_dim = queries.shape
+def _compute(queries: jax.Array, scale: float, keys: _Keys, work: _Work, size: int) -> jax.Array:
+    """Attention of every tile in the list: queries (T, K, G, H) -> float32 (size, K, G, H), placed by `work.place`."""
+    num_tokens, num_kv_heads, per_kv_head, head_dim = queries.shape
     group, tile = work.group, work.tile
     used = tile * per_kv_head
     padding = -used % _ROW_MULTIPLE
@@ -209,7 +214,8 @@ def _compute(queries: jax.Array, keys: _Keys, work: _Work, size: int) -> jax.Arr
         def of(per_tile: jax.Array) -> jax.Array:
             return lax.dynamic_slice_in_dim(per_tile, index * group, group)
 
-        q = queries.at[of(work.token)[:, None] + offset].get(mode="promise_in_bounds")  # (group, tile, K, G, H)
+        token = jnp.minimum(of(work.token)[:, None] + offset, num_tokens - 1)
+        q = queries.at[token].get(mode="promise_in_bounds").astype(jnp.float32) * scale  # (group, tile, K, G, H)
         q = q.transpose(0, 2, 1, 3, 4).reshape(group, num_kv_heads, used, head_dim)
         q = jnp.pad(q, ((0, 0), (0, 0), (0, padding), (0, 0)))
         positions = jnp.where(offset < of(work.length)[:, None], of(work.position)[:, None] + offset, -1)
