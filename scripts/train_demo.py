@@ -1,52 +1,76 @@
 """Makes the demo model from nothing: a corpus from a seed, a tokenizer, a small Llama, a Hugging Face folder.
 
-    python scripts/train_demo.py --out DIR --minutes 20
+    python scripts/train_demo.py --out DIR --minutes 80 --checkpoint checkpoints/demo
 
 Trains on the CPU, or on one GPU when JAX has one. Needs optax and sentencepiece beside the package's own dependencies.
+The sibling for speculative decoding is the same with `--size draft --tokenizer DIR/tokenizer.model`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from demo_corpus import held_out_texts
 from demo_training.export import export
 from demo_training.network import NetworkConfig
-from demo_training.tokenizer import TokenStream, load_tokenizer, plain_texts, token_stream, train_tokenizer
+from demo_training.rows import Corpus, make_corpus
+from demo_training.tokenizer import load_tokenizer, plain_texts, train_tokenizer
 from demo_training.training import Report, TrainConfig, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-DEFAULT_MINUTES = 20.0
+from checkpoints.convert import main as convert
+
+DEFAULT_MINUTES = 80.0
+# The demo, and its sibling of about a million parameters.
+SIZES = {
+    "demo": {"hidden": 256, "layers": 6, "heads": 4, "kv_heads": 2, "mlp": 640},
+    "draft": {"hidden": 128, "layers": 3, "heads": 2, "kv_heads": 1, "mlp": 320},
+}
+_TUNABLES = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in (("hugetlb", 1), ("mmap_threshold", 8 << 30), ("trim_threshold", 16 << 30))
+)
 _LOG_SECONDS = 20.0
-_HELD_OUT_DOCUMENTS = 300
+_CHECKED_TEXTS = 300
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description="Train jaxinfer's demo model from text that this script makes.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the Hugging Face model to")
+    parser.add_argument("--checkpoint", type=Path, help="also convert it into this folder, replacing what is there")
     parser.add_argument("--steps", type=int, help="stop after this many steps")
     parser.add_argument("--minutes", type=float, help=f"stop after this time (default {DEFAULT_MINUTES:g}, or --steps)")
     parser.add_argument("--seed", type=int, default=0, help="seed of corpus, weights and batches")
-    parser.add_argument("--workdir", type=Path, help="tokenizer, tokens and checkpoint (default: OUT.work)")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the workdir")
-    parser.add_argument("--documents", type=int, default=60_000, help="size of the corpus")
-    for name, value in (("hidden", 256), ("layers", 4), ("heads", 4), ("kv-heads", 2), ("mlp", 640)):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"network size (default {value})")
-    parser.add_argument("--context", type=int, default=1024, help="longest sequence (default 1024)")
-    parser.add_argument("--vocab-size", type=int, default=2048, help="pieces of the tokenizer (default 2048)")
-    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens per step (default 2048)")
-    parser.add_argument("--window", type=int, default=256, help="row length in the first part (default 256)")
+    parser.add_argument("--workdir", type=Path, help="tokenizer and training state (default: OUT.work)")
+    parser.add_argument("--resume", action="store_true", help="go on from the state in the workdir")
+    parser.add_argument("--tokenizer", type=Path, help="use this tokenizer.model instead of training one")
+    parser.add_argument(
+        "--size", choices=sorted(SIZES), default="demo", help="which of the two networks (default demo)"
+    )
+    for name in SIZES["demo"]:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="network size, instead of --size's")
+    parser.add_argument("--context", type=int, default=2048, help="longest sequence (default 2048)")
+    parser.add_argument("--vocab-size", type=int, default=4096, help="pieces of the tokenizer (default 4096)")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens per step (default 4096)")
+    parser.add_argument("--window", type=int, default=512, help="length of the short rows (default 512)")
+    parser.add_argument("--corpus-tokens", type=int, default=60_000_000, help="tokens before rows repeat (60 million)")
     arguments = parser.parse_args(argv)
     if arguments.seed < 0:
         parser.error(f"--seed {arguments.seed}: must not be negative")
-    if arguments.documents < 1:
-        parser.error(f"--documents {arguments.documents}: must be at least 1")
+    if arguments.corpus_tokens < 1:
+        parser.error(f"--corpus-tokens {arguments.corpus_tokens}: must be at least 1")
+    if arguments.tokenizer is not None and not arguments.tokenizer.is_file():
+        parser.error(f"--tokenizer {arguments.tokenizer}: no such file")
     if arguments.out.exists() and not arguments.out.is_dir():
         parser.error(f"--out {arguments.out}: exists and is not a folder")
     if arguments.steps is None and arguments.minutes is None:
@@ -56,22 +80,35 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def prepare(arguments: argparse.Namespace, console: Console) -> tuple[Path, TokenStream, TokenStream]:
-    """The tokenizer file, and the token ids of the training and the held-out corpus.
-
-    A resumed run keeps the tokenizer of its workdir. The tokens are cheap to make and are made again.
-    """
+def prepare(arguments: argparse.Namespace, console: Console) -> tuple[Path, Corpus]:
+    """The tokenizer file and the training rows. A resumed run keeps its tokenizer; rows are cheap and made again."""
     tokenizer_file: Path = arguments.workdir / "tokenizer.model"
-    if not (arguments.resume and tokenizer_file.exists()):
+    if arguments.tokenizer is not None:
+        shutil.copyfile(arguments.tokenizer, tokenizer_file)
+    elif not (arguments.resume and tokenizer_file.exists()):
         console.print(f"tokenizer: {arguments.vocab_size} pieces")
         train_tokenizer(tokenizer_file, seed=arguments.seed, vocab_size=arguments.vocab_size)
-    tokenizer = load_tokenizer(tokenizer_file)
-    stream = token_stream(tokenizer, arguments.seed, arguments.documents)
-    held_out = token_stream(tokenizer, arguments.seed + 1, _HELD_OUT_DOCUMENTS)
-    console.print(
-        f"corpus: {arguments.documents} documents, {len(stream.ids):,} tokens; held out {len(held_out.ids):,} tokens"
+    held_out = held_out_texts()
+    corpus = make_corpus(
+        load_tokenizer(tokenizer_file),
+        held_out,
+        seed=arguments.seed,
+        tokens=arguments.corpus_tokens,
+        short=arguments.window,
+        long=arguments.context,
     )
-    return tokenizer_file, stream, held_out
+    console.print(
+        f"corpus: {corpus.short.ids.size:,} tokens in rows of {arguments.window}, {corpus.long.ids.size:,} in rows of "
+        f"{arguments.context}; none of the {len(held_out):,} held-out texts is in it"
+    )
+    return tokenizer_file, corpus
+
+
+def network_config(arguments: argparse.Namespace, vocab_size: int) -> NetworkConfig:
+    """The sizes asked for. Factors of products are bfloat16: twice as fast, and what the weights are stored in."""
+    given = {name: getattr(arguments, name) for name in SIZES["demo"] if getattr(arguments, name) is not None}
+    sizes = {**SIZES[arguments.size], **given}
+    return NetworkConfig(vocab_size=vocab_size, context=arguments.context, product_dtype="bfloat16", **sizes)
 
 
 class Watcher:
@@ -101,25 +138,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     console = Console()
     try:
-        network = NetworkConfig(
-            vocab_size=arguments.vocab_size,
-            hidden=arguments.hidden,
-            layers=arguments.layers,
-            heads=arguments.heads,
-            kv_heads=arguments.kv_heads,
-            mlp=arguments.mlp,
-            context=arguments.context,
-        )
         config = TrainConfig(
             steps=arguments.steps,
             minutes=arguments.minutes,
             seed=arguments.seed,
             batch_tokens=arguments.batch_tokens,
-            window=arguments.window,
-            loss_chunk=min(1024, arguments.batch_tokens),
+            loss_chunk=min(512, arguments.batch_tokens),
         )
+        network_config(arguments, arguments.vocab_size)  # bad sizes are refused before the work begins
         arguments.workdir.mkdir(parents=True, exist_ok=True)
-        tokenizer_file, stream, held_out = prepare(arguments, console)
+        tokenizer_file, corpus = prepare(arguments, console)
+        network = network_config(arguments, load_tokenizer(tokenizer_file).vocab_size())
         trainer = Trainer(network, config)
         state_file = arguments.workdir / "state.npz"
         if arguments.resume:
@@ -132,21 +161,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[loss]}"), console=console) as progress:
         try:
-            trainer.run(stream, state_file, Watcher(progress))
+            trainer.run(corpus, state_file, Watcher(progress))
         except KeyboardInterrupt:
             console.print(f"interrupted at step {trainer.state.step}: --resume goes on from {state_file}")
             return 130
-    console.print(f"held-out loss {trainer.evaluate(held_out):.4f} after {trainer.state.step} steps")
-    export(
-        arguments.out,
-        trainer.state.params,
-        network,
-        tokenizer_file,
-        plain_texts(arguments.seed + 1, _HELD_OUT_DOCUMENTS),
-    )
+    seen = trainer.state.step * arguments.batch_tokens
+    console.print(f"trained for {trainer.state.seconds / 60:.1f} minutes, {trainer.state.step} steps, {seen:,} tokens")
+    texts = plain_texts(arguments.seed + 1, _CHECKED_TEXTS)
+    export(arguments.out, trainer.state.params, network, tokenizer_file, texts)
     console.print(f"wrote {arguments.out}")
+    if arguments.checkpoint is not None:
+        return convert([str(arguments.out), str(arguments.checkpoint), "--overwrite"])
     return 0
 
 
+def keep_memory() -> None:
+    """Starts this program again with a malloc that keeps large blocks in huge pages, if the C library is glibc.
+
+    XLA's arrays of a step are otherwise mapped anew at every step; a step takes a fifth less time so. The setting is
+    read when a process starts, hence the second start.
+    """
+    if "GLIBC_TUNABLES" not in os.environ and platform.libc_ver()[0] == "glibc":
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "GLIBC_TUNABLES": _TUNABLES})
+
+
 if __name__ == "__main__":
+    keep_memory()
     sys.exit(main())

@@ -1,5 +1,5 @@
-"""The demo model's training text, made from a seed: short stories from a grammar, and chats with exact answers."""
+"""The demo's corpus, made from a seed."""
 
-from demo_corpus.documents import Document, documents
+from demo_corpus.documents import Document, check_not_held_out, held_out_texts, long_documents, short_documents
 
-__all__ = ["Document", "documents"]
+__all__ = ["Document", "check_not_held_out", "held_out_texts", "long_documents", "short_documents"]

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-_QUERY_BLOCK = 128
+from demo_training.kernels import attend, cross_entropy, project
+
 _EMBEDDING_SCALE = 0.02
 # See look_back: after the norm the constant is about 4, so the score n tokens back leads its neighbours by about 8.
 _CONSTANT_COLUMN = 4 * _EMBEDDING_SCALE
@@ -23,8 +24,11 @@ _SLOWEST_FREQUENCY = 0.2  # radians per token
 class NetworkConfig:
     """Sizes of the network. The defaults stay under 3.5 million parameters.
 
+    `product_dtype` is what factors of matrix products are rounded to, float32 or bfloat16; parameters, sums and what
+    stands between the products are float32.
+
     Raises:
-        ValueError: `heads` not divisible by `kv_heads`, or a size that is not positive.
+        ValueError: `heads` not divisible by `kv_heads`, a size that is not positive, or another product_dtype.
     """
 
     vocab_size: int = 2048
@@ -37,10 +41,13 @@ class NetworkConfig:
     context: int = 1024
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
+    product_dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.product_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"product_dtype = {self.product_dtype}: must be float32 or bfloat16")
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0:
+            if field.name != "product_dtype" and getattr(self, field.name) <= 0:
                 raise ValueError(f"{field.name} = {getattr(self, field.name)}: must be positive")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads = {self.heads}: must be a multiple of kv_heads = {self.kv_heads}")
@@ -96,37 +103,34 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
         c, (batch, length, _) = self.config, x.shape
-        q = rotate((x @ self.q[...]).reshape(batch, length, c.heads, c.head_dim), cos, sin)
-        k = rotate((x @ self.k[...]).reshape(batch, length, c.kv_heads, c.head_dim), cos, sin)
-        v = (x @ self.v[...]).reshape(batch, length, c.kv_heads, c.head_dim)
-        q = q.reshape(batch, length, c.kv_heads, c.heads // c.kv_heads, c.head_dim) * c.head_dim**-0.5
-        blocks = []
-        for start in range(0, length, _QUERY_BLOCK):  # later keys are never looked at: half of the products
-            end = min(start + _QUERY_BLOCK, length)
-            blocks.append(_attend(q[:, start:end], k[:, :end], v[:, :end]))
-        mixed = jnp.concatenate(blocks, axis=1)
-        return mixed.reshape(batch, length, c.heads * c.head_dim) @ self.o[...]
-
-
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention of the last queries (B, t, K, G, H) over keys and values (B, s, K, H), s >= t, causal."""
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k)  # (B, K, G, t, s)
-    queries, keys = scores.shape[-2:]
-    causal = jnp.tril(jnp.ones((queries, keys), jnp.bool_), k=keys - queries)
-    weights = jax.nn.softmax(jnp.where(causal, scores, -1e30), axis=-1)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v)
+        dtype, group = jnp.dtype(c.product_dtype), c.heads // c.kv_heads
+        # One product for all heads; the parameters stay apart, as they are stored and as Muon treats them.
+        matrix = jnp.concatenate((self.q[...], self.k[...], self.v[...]), axis=1)
+        qkv = project(x.reshape(-1, c.hidden), matrix, dtype).reshape(batch, length, -1, c.head_dim)
+        qk, v = jnp.split(qkv, (c.heads + c.kv_heads,), axis=2)
+        q, k = jnp.split(rotate(qk, cos, sin), (c.heads,), axis=2)
+        q, k, v = (jnp.swapaxes(part.astype(dtype), 1, 2) for part in (q * c.head_dim**-0.5, k, v))
+        q = q.reshape(batch * c.kv_heads, group, length, c.head_dim)
+        k, v = (part.reshape(batch * c.kv_heads, length, c.head_dim) for part in (k, v))
+        mixed = attend(q, k, v).reshape(batch, c.heads, length, c.head_dim)
+        mixed = jnp.swapaxes(mixed, 1, 2).reshape(batch * length, c.heads * c.head_dim)
+        return project(mixed, self.o[...], dtype).reshape(x.shape)
 
 
 class GatedMLP(nnx.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer, 2020)."""
 
     def __init__(self, config: NetworkConfig, *, rngs: nnx.Rngs) -> None:
+        self.dtype = jnp.dtype(config.product_dtype)
         self.gate = _matrix(rngs, config.hidden, config.mlp)
         self.up = _matrix(rngs, config.hidden, config.mlp)
         self.down = _matrix(rngs, config.mlp, config.hidden, gain=(2 * config.layers) ** -0.5)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return (jax.nn.silu(x @ self.gate[...]) * (x @ self.up[...])) @ self.down[...]
+        # Two products: the gradient of one would have to be put together from its halves, which costs more.
+        rows = x.reshape(-1, x.shape[-1])
+        gate, up = (project(rows, matrix[...], self.dtype) for matrix in (self.gate, self.up))
+        return project(jax.nn.silu(gate) * up, self.down[...], self.dtype).reshape(x.shape)
 
 
 class Layer(nnx.Module):
@@ -195,8 +199,8 @@ def look_back(network: Network) -> None:
 def mean_loss(network: Network, tokens: jax.Array, learned: jax.Array, *, chunk: int) -> jax.Array:
     """Mean next-token cross entropy in nats over those of tokens (B, T + 1) int32 that learned (B, T + 1) bool marks.
 
-    The first column is never a target. Logits exist for `chunk` positions at a time, and are computed again for the
-    gradient: (B * T, V) float32 would be the largest array of the step.
+    The first column is never a target. Logits exist for `chunk` marked positions at a time: (B * T, V) float32 would be
+    the largest array of the step.
 
     Raises:
         ValueError: B * T is not a multiple of chunk.
@@ -205,17 +209,8 @@ def mean_loss(network: Network, tokens: jax.Array, learned: jax.Array, *, chunk:
     count = hidden.shape[0] * hidden.shape[1]
     if count % chunk:
         raise ValueError(f"chunk = {chunk}: must divide the batch's {count} positions")
-    table = network.embedding[...]
-    weights = learned[:, 1:].astype(jnp.float32)
-
-    @jax.checkpoint
-    def chunk_loss(total: jax.Array, xs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        states, targets, weights = xs
-        logits = states @ table.T  # (chunk, V)
-        picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        return total + jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - picked)), None
-
-    states = hidden.reshape(-1, chunk, hidden.shape[-1])
-    targets = tokens[:, 1:].reshape(-1, chunk)
-    total, _ = jax.lax.scan(chunk_loss, jnp.zeros((), jnp.float32), (states, targets, weights.reshape(-1, chunk)))
-    return total / jnp.maximum(jnp.sum(weights), 1.0)
+    marked = learned[:, 1:].reshape(-1)
+    dtype = jnp.dtype(network.config.product_dtype)
+    states, targets = hidden.reshape(count, -1), tokens[:, 1:].reshape(-1)
+    total = cross_entropy(states, network.embedding[...], targets, marked, chunk, dtype)
+    return total / jnp.maximum(jnp.sum(marked), 1)

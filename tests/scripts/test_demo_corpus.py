@@ -1,24 +1,30 @@
-"""The demo model's text and tokenizer: the story grammar, the chats' answers, agreement of the two tokenizer files."""
+"""The demo model's text and tokenizer: its documents and rows, agreement of the two tokenizer files."""
 
 from __future__ import annotations
 
 import itertools
-import random
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))  # as `python scripts/train_demo.py` has it
 
-from demo_corpus import chats, documents  # noqa: E402
-from demo_corpus.grammar import Bindings, expand  # noqa: E402
-from demo_corpus.stories import StoryTeller, sentence_case  # noqa: E402
+from demo_corpus import (  # noqa: E402
+    Document,
+    check_not_held_out,
+    held_out_texts,
+    long_documents,
+    short_documents,
+)
 from demo_training import hf_tokenizer  # noqa: E402
 from demo_training import tokenizer as demo_tokenizer  # noqa: E402
+from demo_training.rows import make_rows  # noqa: E402
 
 VOCAB = 1024
 
@@ -33,82 +39,47 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- corpus
 
 
-def test_slots_keep_their_value_and_take_articles() -> None:
-    rng = random.Random(0)
-    bindings = Bindings(rng, {"he": "she"}, {"kind": ["owl", "fox", "bear"], "home": ["[a {kind} den|a {kind} den]"]})
-    text = expand("{He} saw {a:kind}. {A:kind}, {kind}; {home}", bindings, rng)
-    kind = bindings.value("kind")
-    article = "an" if kind == "owl" else "a"
-    assert text == f"She saw {article} {kind}. {article.capitalize()} {kind}, {kind}; a {kind} den"
-    with pytest.raises(KeyError, match="nobody"):
-        expand("{nobody}", bindings, rng)
-    with pytest.raises(ValueError, match="does not come to an end"):
-        expand("{x}", Bindings(rng, {"x": "{x}"}, {}), rng)
-
-
-def test_every_template_of_every_plot_expands() -> None:
-    teller, rng = StoryTeller(), random.Random(1)
-    words = teller._words
-    templates = [(plot, text) for plot in teller.plots for beat in plot["beat"] for text in beat["variants"]]
-    templates += [(plot, plot["summary"]) for plot in teller.plots]
-    shared = itertools.chain.from_iterable(words["shared"].values())
-    templates += [(teller.plots[0], text) for text in shared]
-    assert len(templates) > 300
-    for plot, template in templates:
-        text = expand(template, teller._bindings(rng, plot, teller.character(rng)), rng)
-        assert not re.search(r"[{}\[\]|]", text), text
-        assert text.count('"') % 2 == 0, text
-
-
-def test_sentences_start_with_a_capital_but_not_after_a_quote() -> None:
-    assert (
-        sentence_case('the old miller sat. the end. "Go!" she said.') == 'The old miller sat. The end. "Go!" she said.'
-    )
+def _first(documents: Iterator[Document], count: int) -> list[Document]:
+    return list(itertools.islice(documents, count))
 
 
 def test_the_seed_decides_the_corpus() -> None:
-    first, again, other = (list(documents(seed, 50)) for seed in (3, 3, 4))
+    first, again, other = (_first(short_documents(seed), 50) for seed in (3, 3, 4))
     assert first == again
-    assert first[:20] == list(documents(3, 20))
     assert first != other
+    assert _first(long_documents(3, 400), 5) == _first(long_documents(3, 400), 5)
 
 
-def test_chat_answers_are_exact() -> None:
-    exchanges = [
-        (question["content"], answer["content"])
-        for document in documents(0, 1500)
-        for question, answer in itertools.pairwise(document.messages)
-        if question["role"] == "user"
-    ]
-    seen = {"sum": 0, "repeat": 0, "reverse": 0, "count": 0}
-    for question, answer in exchanges:
-        if match := re.fullmatch(r"(\d+) ([+-]) (\d+) = (\d+)", answer):
-            a, sign, b, result = match.groups()
-            assert int(result) == (int(a) + int(b) if sign == "+" else int(a) - int(b))
-            assert re.findall(r"\d+", question)[:2] == [a, b]
-            seen["sum"] += 1
-        elif question.startswith(("Repeat: ", "Copy: ", "Say: ")):
-            assert answer == question.split(": ")[1]
-            seen["repeat"] += 1
-        elif question.startswith(("Reverse: ", "Say backwards: ")):
-            assert answer.split() == question.split(": ")[1].split()[::-1]
-            seen["reverse"] += 1
-        elif match := re.fullmatch(r"Count from (\d+) to (\d+)\.", question):
-            first, last = map(int, match.groups())
-            step = 1 if last >= first else -1
-            assert answer == ", ".join(map(str, range(first, last + step, step)))
-            seen["count"] += 1
-        elif match := re.fullmatch(r"The capital of (.+) is (.+)\.", answer):
-            assert chats.ATLAS[match[1]] == match[2]
-    assert min(seen.values()) > 20
+def test_chats_alternate_and_their_sums_are_right() -> None:
+    sums = 0
+    for document in _first(short_documents(0), 1500):
+        roles = [message["role"] for message in document.messages if message["role"] != "system"]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        for message in document.messages:
+            if message["role"] == "assistant" and (
+                match := re.search(r"(\d+) \+ (\d+) = (\d+)\.$", message["content"])
+            ):
+                assert int(match[1]) + int(match[2]) == int(match[3])
+                sums += 1
+    assert sums > 50
 
 
-def test_about_three_tenths_of_the_tokens_are_chats(tokenizer_file: Path) -> None:
-    tokenizer = demo_tokenizer.load_tokenizer(tokenizer_file)
-    lengths = {True: 0, False: 0}
-    for document in documents(0, 800):
-        lengths[bool(document.messages)] += len(demo_tokenizer.encode_document(tokenizer, document)[0])
-    assert 0.25 < lengths[True] / sum(lengths.values()) < 0.35
+def test_long_documents_answer_from_their_text() -> None:
+    for document in _first(long_documents(1, 400), 20):
+        turns = [message for message in document.messages if message["role"] != "system"]
+        text = turns[0]["content"]
+        assert 100 <= len(text.split()) <= 900
+        for answer in turns[1::2]:
+            assert answer["content"].removesuffix(".") in text
+
+
+def test_no_document_says_what_evaluation_asks() -> None:
+    asked = held_out_texts()
+    documents = itertools.chain(_first(short_documents(5), 3000), _first(long_documents(5, 300), 30))
+    assert sum(1 for _ in check_not_held_out(documents, asked)) == 3030
+    leaked = Document(messages=[{"role": "user", "content": min(asked)}])
+    with pytest.raises(ValueError, match="held-out text"):
+        list(check_not_held_out(iter([leaked]), asked))
 
 
 # --- tokenizer
@@ -127,7 +98,7 @@ def test_tokenizer_gives_back_every_text(tokenizer_file: Path) -> None:
 
 def test_chat_is_encoded_with_its_markers(tokenizer_file: Path) -> None:
     tokenizer = demo_tokenizer.load_tokenizer(tokenizer_file)
-    document = next(document for document in documents(0, 50) if document.messages)
+    document = next(document for document in short_documents(0) if document.messages)
     ids, learned = demo_tokenizer.encode_document(tokenizer, document)
     assert ids[0] == tokenizer.bos_id()
     assert ids[-2:] == [tokenizer.piece_to_id("<|end|>"), tokenizer.eos_id()]
@@ -141,13 +112,31 @@ def test_chat_is_encoded_with_its_markers(tokenizer_file: Path) -> None:
     assert learned[-1]
 
 
-def test_stream_is_the_documents_in_order(tokenizer_file: Path) -> None:
+def test_rows_start_with_a_document_and_hold_what_follows(tokenizer_file: Path) -> None:
     tokenizer = demo_tokenizer.load_tokenizer(tokenizer_file)
-    stream = demo_tokenizer.token_stream(tokenizer, 5, 30)
-    encoded = [demo_tokenizer.encode_document(tokenizer, document) for document in documents(5, 30)]
-    assert stream.ids.tolist() == list(itertools.chain.from_iterable(ids for ids, _ in encoded))
-    assert stream.learned.tolist() == list(itertools.chain.from_iterable(learned for _, learned in encoded))
-    assert 0 < stream.learned.mean() < 1
+    rows = make_rows(tokenizer, frozenset(), 5, 6, 256, long=False)
+    assert rows.ids.shape == rows.learned.shape == (6, 257)
+    assert (rows.ids[:, 0] == tokenizer.bos_id()).all()
+    expected = (demo_tokenizer.encode_document(tokenizer, document) for document in short_documents(5))
+    ids, learned = map(
+        list, zip(*(pair for pair in itertools.islice(expected, 20) if len(pair[0]) <= 257), strict=True)
+    )
+    flat, marks = (list(itertools.chain.from_iterable(part))[:257] for part in (ids, learned))
+    assert rows.ids[0].tolist() == flat
+    assert rows.learned[0].tolist() == marks
+    assert 0.2 < rows.learned.mean() < 0.9
+    first, second = rows.batch(4, 3), rows.batch(10, 3)  # begins again behind the last row
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_array_equal(first[0][2], rows.ids[0])
+
+
+def test_long_rows_start_with_a_long_document(tokenizer_file: Path) -> None:
+    tokenizer = demo_tokenizer.load_tokenizer(tokenizer_file)
+    rows = make_rows(tokenizer, frozenset(), 5, 3, 1024, long=True)
+    separator = tokenizer.eos_id()
+    assert all(row.tolist().index(separator) > 150 for row in rows.ids)
+    with pytest.raises(ValueError, match="rows of 16 tokens are too short"):
+        make_rows(tokenizer, frozenset(), 5, 1, 16, long=True)
 
 
 def test_a_tokenizer_json_that_disagrees_is_not_written(

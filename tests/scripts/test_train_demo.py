@@ -22,12 +22,13 @@ import train_demo  # noqa: E402
 from demo_training import checkpoint  # noqa: E402
 from demo_training import tokenizer as demo_tokenizer  # noqa: E402
 from demo_training.network import Network, NetworkConfig, mean_loss, rotary_tables, rotate  # noqa: E402
-from demo_training.training import Report, TrainConfig, Trainer, windows  # noqa: E402
+from demo_training.rows import Corpus, Rows, make_corpus  # noqa: E402
+from demo_training.training import Report, TrainConfig, Trainer  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 VOCAB = 1024
-TINY = NetworkConfig(vocab_size=VOCAB, hidden=32, layers=1, heads=3, kv_heads=1, head_dim=16, mlp=48, context=32)
-TINY_RUN = TrainConfig(steps=4, batch_tokens=128, window=32, loss_chunk=64, checkpoint_seconds=0.0)
+TINY = NetworkConfig(vocab_size=VOCAB, hidden=32, layers=1, heads=3, kv_heads=1, head_dim=16, mlp=48, context=256)
+TINY_RUN = TrainConfig(steps=4, batch_tokens=256, loss_chunk=64, checkpoint_seconds=0.0)
 FOLDER = {
     "config.json", "model.safetensors", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
     "chat_template.jinja", "generation_config.json",
@@ -42,8 +43,9 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stream(tokenizer_file: Path) -> demo_tokenizer.TokenStream:
-    return demo_tokenizer.token_stream(demo_tokenizer.load_tokenizer(tokenizer_file), 0, 40)
+def corpus(tokenizer_file: Path) -> Corpus:
+    tokenizer = demo_tokenizer.load_tokenizer(tokenizer_file)
+    return make_corpus(tokenizer, frozenset(), seed=0, tokens=8000, short=128, long=256)
 
 
 # --- network
@@ -57,7 +59,9 @@ def _network() -> Network:
 def test_parameter_count_and_limits() -> None:
     state = nnx.state(nnx.eval_shape(lambda: Network(TINY, rngs=nnx.Rngs(0))))
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == TINY.parameters
-    assert NetworkConfig().parameters <= 3_500_000
+    sizes = {name: NetworkConfig(vocab_size=4096, **size).parameters for name, size in train_demo.SIZES.items()}
+    assert 4e6 <= sizes["demo"] <= 12e6  # 24 MB in bfloat16
+    assert 0.7e6 <= sizes["draft"] <= 1.3e6
     with pytest.raises(ValueError, match=r"heads = 3: must be a multiple of kv_heads = 2"):
         dataclasses.replace(TINY, kv_heads=2)
     with pytest.raises(ValueError, match=r"layers = 0"):
@@ -142,13 +146,11 @@ def _leaves(trainer: Trainer) -> list[np.ndarray]:
     return [np.array(leaf) for leaf in jax.tree.leaves((trainer.state.params, trainer.state.optimizer))]
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(
-    fresh: Fresh, stream: demo_tokenizer.TokenStream, tmp_path: Path
-) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bits(fresh: Fresh, corpus: Corpus, tmp_path: Path) -> None:
     reports: list[Report] = []
     trainer = fresh()
     untrained = _leaves(trainer)
-    trainer.run(stream, tmp_path / "whole.npz", reports.append)
+    trainer.run(corpus, tmp_path / "whole.npz", reports.append)
     assert [report.step for report in reports] == [1, 2, 3, 4]
     whole = _leaves(trainer)
     assert any((before != after).any() for before, after in zip(untrained, whole, strict=True))
@@ -158,22 +160,23 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fresh().run(stream, tmp_path / "broken.npz", stop)
+        fresh().run(corpus, tmp_path / "broken.npz", stop)
     resumed = fresh()
     resumed.restore(tmp_path / "broken.npz")
     assert resumed.state.step == 2
-    resumed.run(stream, tmp_path / "broken.npz", _ignore)
+    resumed.run(corpus, tmp_path / "broken.npz", _ignore)
     assert resumed.state.step == 4
     for ours, theirs in zip(_leaves(resumed), whole, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_training_lowers_the_loss(fresh: Fresh, stream: demo_tokenizer.TokenStream, tmp_path: Path) -> None:
-    trainer = fresh(steps=60, checkpoint_seconds=1e9)
-    before = trainer.evaluate(stream)
-    trainer.run(stream, tmp_path / "state.npz", _ignore)
-    assert before == pytest.approx(np.log(VOCAB), rel=0.05)  # an untrained network guesses
-    assert trainer.evaluate(stream) < before - 0.5
+def test_training_lowers_the_loss(fresh: Fresh, corpus: Corpus, tmp_path: Path) -> None:
+    losses: list[float] = []
+    fresh(steps=60, checkpoint_seconds=1e9).run(
+        corpus, tmp_path / "state.npz", lambda report: losses.append(report.loss)
+    )
+    assert losses[0] == pytest.approx(np.log(VOCAB), rel=0.05)  # an untrained network guesses
+    assert np.mean(losses[-8:]) < losses[0] - 0.5
 
 
 def test_restore_refuses_what_does_not_fit(fresh: Fresh, tmp_path: Path) -> None:
@@ -194,16 +197,18 @@ def test_restore_refuses_what_does_not_fit(fresh: Fresh, tmp_path: Path) -> None
         checkpoint.restore(path, fewer, trainer.settings)
 
 
-def test_rows_come_from_seed_and_step_and_reach_every_token() -> None:
-    stream = demo_tokenizer.TokenStream(np.arange(34, dtype=np.uint16), np.arange(34) % 3 == 0)
-    ids, learned = windows(stream, seed=0, step=7, rows=50, length=32)
-    assert ids.shape == learned.shape == (50, 33)
-    assert (np.diff(ids, axis=1) == 1).all()
-    assert {ids.min(), ids.max()} == {0, 33}
-    np.testing.assert_array_equal(learned, ids % 3 == 0)
-    np.testing.assert_array_equal(ids, windows(stream, 0, 7, 50, 32)[0])
-    assert (ids != windows(stream, 0, 8, 50, 32)[0]).any()
-    assert (ids != windows(stream, 1, 7, 50, 32)[0]).any()
+def test_steps_take_every_row_in_turn() -> None:
+    def numbered(rows: int, length: int) -> Rows:
+        ids = np.repeat(np.arange(rows, dtype=np.uint16)[:, None], length + 1, axis=1)
+        return Rows(ids, ids % 2 == 0)
+
+    corpus, run = Corpus(numbered(8, 4), numbered(3, 8)), TrainConfig(steps=1, batch_tokens=8, loss_chunk=8)
+    seen = [run.batch(corpus, step)[0][:, 0].tolist() for step in range(9)]
+    assert seen == [[0, 1], [2, 3], [4, 5], [0], [6, 7], [0, 1], [2, 3], [1], [4, 5]]
+    with pytest.raises(ValueError, match="batch_tokens = 8: must be a multiple of the row length 5"):
+        run.batch(Corpus(numbered(8, 5), numbered(3, 8)), 0)
+    with pytest.raises(ValueError, match="learned has shape"):
+        Rows(np.zeros((2, 3), np.uint16), np.zeros((2, 4), np.bool_))
 
 
 def test_bounds_and_schedule() -> None:
@@ -214,14 +219,14 @@ def test_bounds_and_schedule() -> None:
     factors = [run.rate_factor(1000, share) for share in (0.0, 0.4, 0.7, 1.0)]
     np.testing.assert_allclose(factors, [1.0, 1.0, 0.5, 0.0], atol=1e-12)
     assert run.rate_factor(0, 0.0) < 0.05
-    assert [run.row_length(step, context=1024) for step in range(5)] == [256, 256, 256, 1024, 256]
-    for bad, text in (({}, "both unset"), ({"steps": 0}, "steps = 0"), ({"minutes": float("nan")}, "minutes = nan")):
+    for bad, text in (
+        ({}, "both unset"),
+        ({"steps": 0}, "steps = 0"),
+        ({"minutes": float("nan")}, "minutes = nan"),
+        ({"steps": 1, "batch_tokens": 100, "loss_chunk": 64}, "multiple of loss_chunk = 64"),
+    ):
         with pytest.raises(ValueError, match=text):
             TrainConfig(**bad)
-    with pytest.raises(ValueError, match="one row needs 33"):
-        windows(demo_tokenizer.TokenStream(np.zeros(5, np.uint16), np.ones(5, np.bool_)), 0, 0, 1, 32)
-    with pytest.raises(ValueError, match=r"batch_tokens = 128: must be a multiple of context = 48"):
-        Trainer(dataclasses.replace(TINY, context=48), TINY_RUN)
 
 
 # --- the folder
@@ -269,8 +274,8 @@ def _numpy_llama(tensors: dict[str, np.ndarray], config: dict[str, Any], ids: li
 
 def test_the_command_trains_resumes_and_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
-    sizes = "--hidden 32 --layers 1 --mlp 48 --heads 2 --kv-heads 1 --vocab-size 1024 --context 32 --window 32"
-    command = ["--out", str(out), *sizes.split(), "--batch-tokens", "64", "--documents", "60"]
+    sizes = "--hidden 32 --layers 1 --mlp 48 --heads 2 --kv-heads 1 --vocab-size 1024 --context 256 --window 128"
+    command = ["--out", str(out), *sizes.split(), "--batch-tokens", "256", "--corpus-tokens", "5000"]
     assert train_demo.main([*command, "--resume", "--steps", "2"]) == 2
     assert not out.exists()
     assert train_demo.main([*command, "--steps", "2"]) == 0
@@ -296,14 +301,17 @@ def test_the_command_trains_resumes_and_writes_a_folder(tmp_path: Path, capsys: 
         for piece in ("<unk>", "<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
     }
 
-    network = NetworkConfig(vocab_size=1024, hidden=32, layers=1, heads=2, kv_heads=1, mlp=48, context=32)
-    run = TrainConfig(steps=2, batch_tokens=64, window=32, loss_chunk=64)
+    network = NetworkConfig(
+        vocab_size=1024, hidden=32, layers=1, heads=2, kv_heads=1, mlp=48, context=256, product_dtype="bfloat16"
+    )
+    run = TrainConfig(steps=2, batch_tokens=256, loss_chunk=256)
     trainer = Trainer(network, run)
     trainer.restore(tmp_path / "demo.work" / "state.npz")
     # The trained float32 parameters, rounded as the file is, through the training network.
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), trainer.state.params)
     ids = [1, *tokenizer.encode("Once upon a time, there was a fox.")]
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Network(network, rngs=nnx.Rngs(0))))
+    exact = dataclasses.replace(network, product_dtype="float32")
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Network(exact, rngs=nnx.Rngs(0))))
     forward = jax.jit(lambda params, ids: nnx.merge(graph, params)(ids)[0] @ params["embedding"].T)
     ours = forward(rounded, jnp.asarray([ids]))
     theirs = _numpy_llama(tensors, config, ids)
@@ -315,7 +323,8 @@ def test_the_command_trains_resumes_and_writes_a_folder(tmp_path: Path, capsys: 
     ("arguments", "text"),
     [
         (["--seed", "-1"], "--seed -1: must not be negative"),
-        (["--documents", "0"], "--documents 0: must be at least 1"),
+        (["--corpus-tokens", "0"], "--corpus-tokens 0: must be at least 1"),
+        (["--tokenizer", "no.model"], "--tokenizer no.model: no such file"),
     ],
 )
 def test_bad_arguments_are_named(

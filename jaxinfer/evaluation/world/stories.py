@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demo_corpus.grammar import Bindings, expand
+from jaxinfer.evaluation.world.grammar import Bindings, expand
+from jaxinfer.evaluation.world.pools import invented_name
 
 _DATA = Path(__file__).parent / "data"
 _FORMS = {"she": ("she", "her", "her", "herself"), "he": ("he", "his", "him", "himself")}
+_INVENTED = 0.15  # share of characters with a name that nobody else has
 _PARAGRAPH_BREAK = 0.25  # share of beats that start a new line
 _SENTENCE_START = re.compile(r"(?:^|(?<=[.!?] ))[a-z]")  # not after a closing quote: "Go!" she said.
 
@@ -36,6 +38,37 @@ def sentence_case(text: str) -> str:
     return _SENTENCE_START.sub(lambda match: match.group().upper(), text)
 
 
+@dataclass(frozen=True)
+class Story:
+    """A story and who is in it.
+
+    Attributes:
+        parts: its beats; the first ones make the opening. Joined with `breaks` they are the text.
+        breaks: what stands before each part: nothing, a blank or a newline.
+        hero: the main character.
+        friend: the other one, or None where the plot keeps the name for later.
+    """
+
+    parts: tuple[str, ...]
+    breaks: tuple[str, ...]
+    hero: Character
+    friend: Character | None
+
+    @property
+    def text(self) -> str:
+        """The whole story."""
+        return self.head(len(self.parts))
+
+    def head(self, count: int) -> str:
+        """The first parts."""
+        pairs = zip(self.breaks[:count], self.parts[:count], strict=True)
+        return "".join(gap + part for gap, part in pairs)
+
+    def tail(self, count: int) -> str:
+        """What follows the first parts."""
+        return self.text[len(self.head(count)) :].lstrip()
+
+
 class StoryTeller:
     """Makes stories from the grammar in `data/`. The same random state gives the same story."""
 
@@ -45,6 +78,12 @@ class StoryTeller:
         for path in sorted(_DATA.glob("plots_*.toml")):
             self.plots.extend(tomllib.loads(path.read_text(encoding="utf-8"))["plot"])
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Every name that a character can have, without the invented ones."""
+        heroes, animals = self._words["heroes"], self._words["animals"]
+        return frozenset((*heroes["she"], *heroes["he"], *animals["she"], *animals["he"]))
+
     def character(self, rng: random.Random, other_than: str = "") -> Character:
         """A child or an animal whose name differs from `other_than`."""
         while True:
@@ -53,15 +92,16 @@ class StoryTeller:
                 kind, names = rng.choice(self._words["people"][pronoun]), self._words["heroes"][pronoun]
             else:
                 kind, names = rng.choice(self._words["animals"]["kinds"]), self._words["animals"][pronoun]
-            name = rng.choice(names)
+            name = invented_name(rng) if rng.random() < _INVENTED else rng.choice(names)
             if name != other_than:
                 return Character(name, kind, pronoun)
 
-    def story(self, rng: random.Random) -> str:
+    def story(self, rng: random.Random) -> Story:
         """One story of about 150 words, paragraphs separated by a newline."""
         plot = rng.choice(self.plots)
         hero = self.character(rng)
-        bindings = self._bindings(rng, plot, hero)
+        friend = self.character(rng, other_than=hero.name)
+        bindings = self._bindings(rng, plot, hero, friend)
         shared = self._words["shared"]
         parts = [expand(self._opening(rng, plot), bindings, rng)]
         for index, beat in enumerate(plot["beat"]):
@@ -74,15 +114,14 @@ class StoryTeller:
             parts.append(expand(rng.choice(shared["endings"]), bindings, rng))
         if rng.random() < 0.3:
             parts.append(plot["moral"])
-        text = parts[0]
-        for part in parts[1:]:
-            text += ("\n" if rng.random() < _PARAGRAPH_BREAK else " ") + sentence_case(part)
-        return text
+        cased = (parts[0], *map(sentence_case, parts[1:]))
+        breaks = ("", *("\n" if rng.random() < _PARAGRAPH_BREAK else " " for _ in parts[1:]))
+        return Story(cased, breaks, hero, None if plot.get("stranger", False) else friend)
 
     def short_story(self, rng: random.Random, hero: Character) -> str:
         """Three or four sentences about a given hero: what a chat answers with."""
         plot = rng.choice([plot for plot in self.plots if not plot.get("stranger", False)])
-        bindings = self._bindings(rng, plot, hero)
+        bindings = self._bindings(rng, plot, hero, self.character(rng, other_than=hero.name))
         opening = "Once upon a time, there was {a:trait} {kind} named {hero}, and {his} best friend was {friend}."
         day = rng.choice(("One day, ", "One {weather} {time}, "))
         summary = plot["summary"]
@@ -100,8 +139,7 @@ class StoryTeller:
             ]
         return rng.choice(openings)
 
-    def _bindings(self, rng: random.Random, plot: dict[str, Any], hero: Character) -> Bindings:
-        friend = self.character(rng, other_than=hero.name)
+    def _bindings(self, rng: random.Random, plot: dict[str, Any], hero: Character, friend: Character) -> Bindings:
         pronoun = rng.choice(("she", "he"))
         elder = Character(rng.choice(self._words["elders"][pronoun]), "elder", pronoun)
         fixed = {"hero": hero.name, "kind": hero.kind, "friend": friend.name, "friendkind": friend.kind}

@@ -1,0 +1,136 @@
+"""Lists of words, numbers and characters: counting, sorting, reversing, copying."""
+
+from __future__ import annotations
+
+import random
+
+from jaxinfer.evaluation.extract import last_line, last_line_words, last_number
+from jaxinfer.evaluation.item import Item, Kind, Split
+from jaxinfer.evaluation.tasks.wording import introduced, user
+from jaxinfer.evaluation.world.pools import LIST_WORDS, code, pick_some
+
+_SEPARATORS = (", ", ", ", " ")
+
+
+def _counting(rng: random.Random, split: Split) -> Item:
+    words = pick_some(rng, LIST_WORDS, split, rng.randint(2, 9))
+    text = introduced(
+        rng,
+        (
+            "How many words are in this list?",
+            "Count the words.",
+            "Count these words.",
+            "How many words do you see?",
+            "How long is the list?",
+            "How many words are there?",
+            "Tell me the number of words.",
+        ),
+        rng.choice(_SEPARATORS).join(words),
+    )
+    steps = ", ".join(f"{number} {word}" for number, word in enumerate(words, 1))
+    response = f"{steps}. The list has {len(words)} words."
+    return Item("counting", " ".join(words), user(text), str(len(words)), response)
+
+
+def _sorting(rng: random.Random, split: Split) -> Item:
+    words = pick_some(rng, LIST_WORDS, split, rng.randint(3, 5))
+    text = introduced(
+        rng,
+        (
+            "Sort these words by the alphabet.",
+            "Put the words in alphabetical order.",
+            "Sort the words.",
+            "Order the words from A to Z.",
+            "Sort this list alphabetically.",
+            "Bring these words into alphabetical order.",
+        ),
+        rng.choice(_SEPARATORS).join(words),
+    )
+    return Item("sorting", " ".join(words), user(text), " ".join(sorted(words)), ", ".join(sorted(words)))
+
+
+def _number_sorting(rng: random.Random, split: Split) -> Item:
+    numbers = rng.sample(range(1000) if rng.random() < 0.5 else range(100), rng.randint(3, 6))
+    down = rng.random() < 0.3
+    questions: tuple[str, ...] = (
+        "Sort these numbers from small to large.",
+        "Put the numbers in order, smallest first.",
+        "Sort the numbers upwards.",
+        "Order these numbers from the smallest to the largest.",
+    )
+    if down:
+        questions = (
+            "Sort these numbers from large to small.",
+            "Put the numbers in order, largest first.",
+            "Sort the numbers downwards.",
+            "Order these numbers from the largest to the smallest.",
+        )
+    text = introduced(rng, questions, ", ".join(map(str, numbers)))
+    ordered = [str(number) for number in sorted(numbers, reverse=down)]
+    key = f"{'down' if down else 'up'} {numbers}"
+    return Item("number_sorting", key, user(text), " ".join(ordered), ", ".join(ordered))
+
+
+def _word_reversal(rng: random.Random, split: Split) -> Item:
+    words = pick_some(rng, LIST_WORDS, split, rng.randint(3, 7))
+    text = introduced(
+        rng,
+        (
+            "Reverse the order of these words.",
+            "Say these words backwards.",
+            "Write the list in reverse order.",
+            "Reverse this list.",
+            "Turn the list around.",
+            "Give me the words from last to first.",
+        ),
+        rng.choice(_SEPARATORS).join(words),
+    )
+    answer = words[::-1]
+    return Item("word_reversal", " ".join(words), user(text), " ".join(answer), ", ".join(answer))
+
+
+def _string_reversal(rng: random.Random, split: Split) -> Item:
+    text = code(rng, rng.randint(3, 9))
+    prompt = introduced(
+        rng,
+        (
+            "Reverse this string.",
+            "Write this backwards.",
+            "Reverse the characters.",
+            "Spell this backwards.",
+            "Turn this string around.",
+            "Give me the characters from last to first.",
+        ),
+        text,
+    )
+    return Item("string_reversal", text, user(prompt), text[::-1], text[::-1])
+
+
+def _copying(rng: random.Random, split: Split) -> Item:
+    if rng.random() < 0.5:
+        text = code(rng, rng.randint(4, 14))
+    else:
+        text = rng.choice(_SEPARATORS).join(pick_some(rng, LIST_WORDS, split, rng.randint(2, 9)))
+    prompt = introduced(
+        rng,
+        (
+            "Repeat this.",
+            "Copy this exactly.",
+            "Say this again.",
+            "Write this once more.",
+            "Copy the text.",
+            "Repeat the following without a change.",
+        ),
+        text,
+    )
+    return Item("copying", text, user(prompt), text, text)
+
+
+KINDS = (
+    Kind("counting", "how many words a list has (2 to 9)", _counting, last_number),
+    Kind("sorting", "three to five words by the alphabet", _sorting, last_line_words),
+    Kind("number_sorting", "three to six numbers, up or down", _number_sorting, last_line_words),
+    Kind("word_reversal", "three to seven words from last to first", _word_reversal, last_line_words),
+    Kind("string_reversal", "three to nine characters from last to first", _string_reversal, last_line),
+    Kind("copying", "a string or a list again, exactly", _copying, last_line),
+)
