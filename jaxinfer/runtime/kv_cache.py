@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
 from jaxinfer.runtime.sharding import TP_AXIS
-from pallas_kernels.paged_attention.layout import KVLayout
+from pallas_kernels.paged_attention.layout import KVLayout, Pages
 
 GIB = 1 << 30
 CPU_SHARE = 0.4  # of the memory that is free once the weights are loaded
@@ -152,22 +151,16 @@ def _wanted_length(config: ModelConfig, runtime: RuntimeConfig) -> int:
     return wanted
 
 
-def make_pool(layout: KVLayout, num_layers: int, num_pages: int, mesh: Mesh) -> list[tuple[jax.Array, jax.Array]]:
+def make_pool(layout: KVLayout, num_layers: int, num_pages: int, mesh: Mesh) -> list[tuple[Pages, Pages]]:
     """Zeroed K and V pages per layer, sharded on heads."""
-    sharding = kv_sharding(layout, mesh)
-    return [layout.zeros(num_pages, sharding) for _ in range(num_layers)]
+    shardings = layout.shardings(mesh, TP_AXIS)
+    return [layout.zeros(num_pages, shardings) for _ in range(num_layers)]
 
 
-def abstract_pool(
-    layout: KVLayout, num_layers: int, num_pages: int, mesh: Mesh
-) -> list[tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
+def abstract_pool(layout: KVLayout, num_layers: int, num_pages: int, mesh: Mesh) -> list[tuple[Any, Any]]:
     """The same, as shapes for lowering without memory."""
-    struct = layout.struct(num_pages, kv_sharding(layout, mesh))
+    struct = layout.struct(num_pages, layout.shardings(mesh, TP_AXIS))
     return [(struct, struct)] * num_layers
-
-
-def kv_sharding(layout: KVLayout, mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, layout.partition_spec(TP_AXIS))
 
 
 def gib(num_bytes: float) -> str:

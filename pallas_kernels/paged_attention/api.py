@@ -53,6 +53,7 @@ class PagedAttentionCase:
     kv_dtype: np.dtype
     sliding_window: int | None
     soft_cap: float | None
+    sinks: bool = False
 
 
 def _xla_supports(target: DeviceTarget, case: PagedAttentionCase) -> str | None:
@@ -71,18 +72,19 @@ def paged_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: layout.Pages,
+    v_pages: layout.Pages,
     batch: RaggedBatch,
     *,
     scale: float,
     sliding_window: int | None = None,
     soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
     target: DeviceTarget,
     backend: str | None = None,
     mesh: Mesh | None = None,
     head_axis: str | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, layout.Pages, layout.Pages]:
     """Writes this step's K and V into their pages, then attends causally over each row's sequence.
 
     Query head n reads kv head n // G. The pages are written at `batch.slot_mapping` first, so that a token sees itself
@@ -92,11 +94,14 @@ def paged_attention(
     Args:
         q: (T, N, H) float32 or bfloat16.
         k, v: (T, K, H), rounded to the pages' type.
-        k_pages, v_pages: (P, K, page_size, H), as `layout.kv_layout(target, ...)` describes.
+        k_pages, v_pages: (P, K, page_size, H), as `layout.kv_layout(target, ...)` describes: float32, bfloat16, or
+            `layout.QuantizedPages` of int8 or float8_e4m3fn.
         batch: the ragged batch.
         scale: multiplies q . k.
         sliding_window: a query at position p sees p - sliding_window + 1 .. p only.
         soft_cap: scores become soft_cap * tanh(score / soft_cap), after `scale`.
+        sinks: (N,) a score for each query head that takes its share of the softmax and adds nothing to the output
+            (attention sinks as gpt-oss learns them); neither scaled nor capped.
         target: the device being compiled for.
         backend: a backend's name; None takes the first that can serve.
         mesh, head_axis: if given and the mesh has more than one device, the op runs once on every device, with the
@@ -114,7 +119,7 @@ def paged_attention(
     if mesh is not None and head_axis not in mesh.shape:
         raise ValueError(f"head_axis is {head_axis!r}; the mesh has axes {', '.join(map(repr, mesh.shape))}")
     shards = 1 if mesh is None or head_axis is None else mesh.shape[head_axis]
-    case = _checked_case(q, k, v, k_pages, v_pages, batch, sliding_window, soft_cap, shards)
+    case = _checked_case(q, k, v, k_pages, v_pages, batch, sliding_window, soft_cap, sinks, shards)
     if not math.isfinite(scale):
         raise ValueError(f"scale is {scale}; it must be finite")
     run = functools.partial(
@@ -125,28 +130,30 @@ def paged_attention(
         target=target,
     )
     if mesh is not None and mesh.size > 1:
-        heads, pages = PartitionSpec(None, head_axis, None), layout.page_partition_spec(head_axis)
+        heads = PartitionSpec(None, head_axis, None)
+        pages = layout.page_partition_spec(head_axis, quantized=isinstance(k_pages, layout.QuantizedPages))
         # No output is replicated over the head axis, so there is nothing for check_vma to prove, and the loops of a
         # backend start from constants, which it would refuse to carry.
         run = jax.shard_map(
             run,
             mesh=mesh,
-            in_specs=(heads, heads, heads, pages, pages, PartitionSpec()),
+            in_specs=(heads, heads, heads, pages, pages, PartitionSpec(), PartitionSpec(head_axis)),
             out_specs=(heads, pages, pages),
             check_vma=False,
         )
-    return run(q, k, v, k_pages, v_pages, batch)
+    return run(q, k, v, k_pages, v_pages, batch, sinks)
 
 
 def _checked_case(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: layout.Pages,
+    v_pages: layout.Pages,
     batch: RaggedBatch,
     sliding_window: int | None,
     soft_cap: float | None,
+    sinks: jax.Array | None,
     shards: int,
 ) -> PagedAttentionCase:
     """Checks shapes, dtypes and options, and describes one shard of the work."""
@@ -185,6 +192,12 @@ def _checked_case(
         raise ValueError(f"sliding_window is {sliding_window}; it must be at least 1, or None")
     if soft_cap is not None and not (math.isfinite(soft_cap) and soft_cap > 0):
         raise ValueError(f"soft_cap is {soft_cap}; it must be finite and above 0, or None")
+    if sinks is not None and sinks.shape != (num_heads,):
+        raise ValueError(
+            f"sinks has shape {sinks.shape}; it must hold one score for each of the {num_heads} query heads"
+        )
+    if type(k_pages) is not type(v_pages) and layout.QuantizedPages in (type(k_pages), type(v_pages)):
+        raise ValueError("k_pages and v_pages must both be quantized, or neither")
     return PagedAttentionCase(
         num_tokens=num_tokens,
         num_rows=num_rows,
@@ -197,4 +210,5 @@ def _checked_case(
         kv_dtype=layout.value_dtype(k_pages.dtype),
         sliding_window=sliding_window,
         soft_cap=soft_cap,
+        sinks=sinks is not None,
     )

@@ -5,6 +5,8 @@ Arithmetic is in float64, so that the oracle's own rounding takes no share of a 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,23 +14,27 @@ import numpy as np
 from pallas_kernels.paged_attention import layout
 from pallas_kernels.paged_attention.api import RaggedBatch
 
+NumpyPages = np.ndarray | layout.QuantizedPages  # the latter with numpy arrays inside
+
 
 def paged_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: layout.Pages,
+    v_pages: layout.Pages,
     batch: RaggedBatch,
     *,
     scale: float,
     sliding_window: int | None = None,
     soft_cap: float | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    sinks: jax.Array | None = None,
+) -> tuple[np.ndarray, NumpyPages, NumpyPages]:
     """What `api.paged_attention` must compute, on concrete arrays.
 
     Returns:
-        out (T, N, H) float32; k_pages and v_pages (P, K, page_size, H) in their storage dtype, as numpy arrays.
+        out (T, N, H) float32; k_pages and v_pages (P, K, page_size, H) in their storage dtype, as numpy arrays or
+        `QuantizedPages` of them.
     """
     starts, lengths, tables, slots = (
         np.asarray(a) for a in (batch.query_start_loc, batch.seq_lens, batch.page_tables, batch.slot_mapping)
@@ -51,19 +57,31 @@ def paged_attention(
                 scores = k_values[pages, kv_head, offsets] @ queries[token, head] * scale
                 if soft_cap is not None:
                     scores = soft_cap * np.tanh(scores / soft_cap)
-                weights = np.exp(scores - scores.max())
-                out[token, head] = weights @ v_values[pages, kv_head, offsets] / weights.sum()
+                sink = -np.inf if sinks is None else float(sinks[head])
+                highest = max(scores.max(), sink)
+                weights = np.exp(scores - highest)
+                total = weights.sum() + np.exp(sink - highest)
+                out[token, head] = weights @ v_values[pages, kv_head, offsets] / total
     return out, new_k_pages, new_v_pages
 
 
-def _written(pages: jax.Array, new: jax.Array, slots: np.ndarray) -> np.ndarray:
+def _written(pages: layout.Pages, new: jax.Array, slots: np.ndarray) -> NumpyPages:
     """The pages (P, K, page_size, H) after token t's `new` (T, K, H) has gone to kv slot slots[t]."""
-    written = np.array(pages)
-    stored = np.asarray(layout.to_storage(jnp.asarray(new), pages.dtype))
+    if isinstance(pages, layout.QuantizedPages):
+        values, scales = layout.quantize(jnp.asarray(new), pages.dtype)
+        parts: Any = (_put(pages.values, values, slots), _put(pages.scales, scales, slots))
+        return layout.QuantizedPages(*parts)
+    return _put(pages, layout.to_storage(jnp.asarray(new), pages.dtype), slots)
+
+
+def _put(array: jax.Array, new: jax.Array, slots: np.ndarray) -> np.ndarray:
+    written, stored = np.array(array), np.asarray(new)
     for token, slot in enumerate(slots):
         written[slot // written.shape[2], :, slot % written.shape[2]] = stored[token]
     return written
 
 
-def _values(pages: np.ndarray) -> np.ndarray:
+def _values(pages: NumpyPages) -> np.ndarray:
+    if isinstance(pages, layout.QuantizedPages):
+        return np.asarray(pages.values).astype(np.float64) * np.asarray(pages.scales).astype(np.float64)[..., None]
     return np.asarray(layout.to_float32(jnp.asarray(pages))).astype(np.float64)

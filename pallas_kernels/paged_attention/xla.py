@@ -84,12 +84,13 @@ class _Work(NamedTuple):
 class _Keys(NamedTuple):
     """Everything about the key side that stays the same for a whole step."""
 
-    k_pages: jax.Array  # (P, K, page_size, H)
-    v_pages: jax.Array
+    k_pages: layout.Pages  # (P, K, page_size, H)
+    v_pages: layout.Pages
     tables: jax.Array  # (S, MP), MP a multiple of `pages_per_block`
     pages_per_block: int
     sliding_window: int | None
     soft_cap: float | None
+    sinks: jax.Array | None  # (K, G)
 
     @property
     def block(self) -> int:
@@ -101,25 +102,27 @@ def paged_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    k_pages: layout.Pages,
+    v_pages: layout.Pages,
     batch: RaggedBatch,
+    sinks: jax.Array | None,
     *,
     scale: float,
     sliding_window: int | None,
     soft_cap: float | None,
     target: DeviceTarget,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, layout.Pages, layout.Pages]:
     """See `api.paged_attention`. Jitted so that a model's equal layers are traced and lowered once."""
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads, page_size = k_pages.shape[1:3]
     tiling = _CPU_TILING if target.platform == "cpu" else _ACCELERATOR_TILING
-    k_pages = _write(k_pages, k, batch.slot_mapping)
-    v_pages = _write(v_pages, v, batch.slot_mapping)
+    k_pages = layout.write(k_pages, k, batch.slot_mapping)
+    v_pages = layout.write(v_pages, v, batch.slot_mapping)
 
     pages_per_block = _pages_per_block(page_size)
     tables = jnp.pad(batch.page_tables, ((0, 0), (0, -batch.page_tables.shape[1] % pages_per_block)))
-    keys = _Keys(k_pages, v_pages, tables, pages_per_block, sliding_window, soft_cap)
+    sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(num_kv_heads, -1)
+    keys = _Keys(k_pages, v_pages, tables, pages_per_block, sliding_window, soft_cap, sinks)
     queries = q.reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
 
     singles, rank = _single_token_work(batch, min(tiling.rows, batch.seq_lens.shape[0]))
@@ -138,12 +141,6 @@ def paged_attention(
 
     out = lax.cond(batch.query_start_loc[-1] > 0, in_token_order, lambda: jnp.zeros_like(q))
     return out, k_pages, v_pages
-
-
-def _write(pages: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-    """Puts `new` (T, K, H) at the kv slots (T,) of `pages` (P, K, page_size, H)."""
-    page_size = pages.shape[2]
-    return pages.at[slots // page_size, :, slots % page_size].set(layout.to_storage(new, pages.dtype), mode="drop")
 
 
 def _single_token_work(batch: RaggedBatch, group: int) -> tuple[_Work, jax.Array]:
@@ -266,19 +263,36 @@ def _attend(q: jax.Array, positions: jax.Array, keys: _Keys, view: _View) -> jax
         keep = jnp.exp(highest - new_highest)
         return new_highest, total * keep + _tree_sum(probs), acc * keep + _product(probs, v, contract=2)
 
-    column = (*q.shape[:3], 1)
-    start = (jnp.full(column, _LOWEST, jnp.float32), jnp.zeros(column, jnp.float32), jnp.zeros_like(q))
-    _, total, acc = lax.fori_loop(view.begin, view.end, fold, start)
+    _, total, acc = lax.fori_loop(view.begin, view.end, fold, (*_before_keys(q.shape, keys.sinks), jnp.zeros_like(q)))
     return acc / jnp.where(total > 0, total, 1.0)
 
 
-def _block(pages: jax.Array, ids: jax.Array) -> jax.Array:
+def _before_keys(shape: tuple[int, ...], sinks: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """The highest score and the sum of weights before any key, (B, K, M, 1) each: none, or the sink's own."""
+    column = (*shape[:3], 1)
+    if sinks is None:
+        return jnp.full(column, _LOWEST, jnp.float32), jnp.zeros(column, jnp.float32)
+    # A tile's query vectors are token-major: the sinks of its heads repeat. Padding vectors get some head's.
+    repeated = jnp.tile(sinks, (1, -(-shape[2] // sinks.shape[1])))[:, : shape[2]]
+    highest = jnp.broadcast_to(jnp.maximum(repeated, _LOWEST)[None, :, :, None], column)
+    return highest, jnp.broadcast_to((repeated > -jnp.inf).astype(jnp.float32)[None, :, :, None], column)
+
+
+def _block(pages: layout.Pages, ids: jax.Array) -> jax.Array:
     """Copies pages `ids` (B, n) of (P, K, page_size, H), side by side, as float32: (B, K, n * page_size, H)."""
-    _, num_kv_heads, page_size, head_dim = pages.shape
-    numbers = lax.GatherDimensionNumbers(offset_dims=(1, 3, 4), collapsed_slice_dims=(0,), start_index_map=(0,))
-    window = (1, num_kv_heads, page_size, head_dim)
-    block = lax.gather(pages, ids[..., None], numbers, window, mode="promise_in_bounds")  # (B, K, n, page_size, H)
-    return layout.to_float32(block.reshape(ids.shape[0], num_kv_heads, ids.shape[1] * page_size, head_dim))
+    if isinstance(pages, layout.QuantizedPages):
+        return layout.to_float32(_side_by_side(pages.values, ids), _side_by_side(pages.scales, ids))
+    return layout.to_float32(_side_by_side(pages, ids))
+
+
+def _side_by_side(pages: jax.Array, ids: jax.Array) -> jax.Array:
+    """Pages `ids` (B, n) of (P, K, page_size, ...): (B, K, n * page_size, ...)."""
+    _, num_kv_heads, page_size, *rest = pages.shape
+    offsets = (1, *range(3, 4 + len(rest)))
+    numbers = lax.GatherDimensionNumbers(offset_dims=offsets, collapsed_slice_dims=(0,), start_index_map=(0,))
+    window = (1, num_kv_heads, page_size, *rest)
+    block = lax.gather(pages, ids[..., None], numbers, window, mode="promise_in_bounds")  # (B, K, n, page_size, ...)
+    return block.reshape(ids.shape[0], num_kv_heads, ids.shape[1] * page_size, *rest)
 
 
 def _product(a: jax.Array, b: jax.Array, contract: int) -> jax.Array:

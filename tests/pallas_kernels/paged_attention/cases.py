@@ -22,9 +22,13 @@ Rows = list[tuple[int, int]]  # (query tokens of this step, tokens of the sequen
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One compiled shape: T tokens, S rows, MP pages a row, K kv heads with G query heads each, head_dim H."""
+    """One compiled shape: T tokens, S rows, MP pages a row, K kv heads with G query heads each, head_dim H.
+
+    `kv_dtype` is the pages' type, None for the queries'.
+    """
 
     dtype: Any = jnp.float32
+    kv_dtype: Any = None
     tokens: int = 64
     rows: int = 8
     pages_per_row: int = 12
@@ -34,6 +38,7 @@ class Shape:
     page_size: int = 16
     sliding_window: int | None = None
     soft_cap: float | None = None
+    sinks: bool = False
 
     @property
     def num_pages(self) -> int:
@@ -45,9 +50,11 @@ class Shape:
         return self.pages_per_row * self.page_size
 
     def __str__(self) -> str:
-        text = f"{np.dtype(self.dtype).name}-page{self.page_size}-H{self.head_dim}-K{self.kv_heads}-G{self.group}"
+        kv = "" if self.kv_dtype is None else f"-kv_{np.dtype(self.kv_dtype).name}"
+        text = f"{np.dtype(self.dtype).name}{kv}-page{self.page_size}-H{self.head_dim}-K{self.kv_heads}-G{self.group}"
         window = "" if self.sliding_window is None else f"-window{self.sliding_window}"
-        return text + window + ("" if self.soft_cap is None else f"-cap{self.soft_cap:g}")
+        cap = "" if self.soft_cap is None else f"-cap{self.soft_cap:g}"
+        return text + window + cap + ("-sinks" if self.sinks else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +64,10 @@ class Inputs:
     q: jnp.ndarray
     k: jnp.ndarray
     v: jnp.ndarray
-    k_pages: jnp.ndarray
-    v_pages: jnp.ndarray
+    k_pages: layout.Pages
+    v_pages: layout.Pages
     batch: RaggedBatch
+    sinks: jnp.ndarray | None
     rows: Rows
 
     @property
@@ -135,7 +143,7 @@ def build(
     shared_prefix_pages: int = 0,
 ) -> Inputs:
     """Arrays for `rows`. With `shared_prefix_pages` n, every row reads its first n pages from the first row's."""
-    kv = kv_layout(target, shape.dtype, shape.kv_heads, shape.head_dim, shape.page_size)
+    kv = kv_layout(target, shape.kv_dtype or shape.dtype, shape.kv_heads, shape.head_dim, shape.page_size)
     tables = 1 + rng.permutation(shape.num_pages - 1)[: shape.rows * shape.pages_per_row]
     tables = tables.reshape(shape.rows, shape.pages_per_row).astype(np.int32)
     tables[:, :shared_prefix_pages] = tables[0, :shared_prefix_pages]
@@ -150,7 +158,7 @@ def build(
         pages = tables[row, positions // shape.page_size]
         slots[starts[row] : starts[row + 1]] = pages * shape.page_size + positions % shape.page_size
 
-    def pool() -> jnp.ndarray:
+    def pool() -> layout.Pages:
         return _pages(shape, kv, tables, lengths - counts, rng)
 
     def tokens(heads: int, scale: float = 1.0) -> jnp.ndarray:
@@ -170,18 +178,33 @@ def build(
             page_tables=jnp.asarray(tables),
             slot_mapping=jnp.asarray(slots),
         ),
+        sinks=_sinks(shape, rng),
         rows=rows,
     )
 
 
+def _sinks(shape: Shape, rng: np.random.Generator) -> jnp.ndarray | None:
+    """Scores among those of the keys, above them, and of no weight at all."""
+    if not shape.sinks:
+        return None
+    sinks = rng.standard_normal(shape.kv_heads * shape.group).astype(np.float32) * 4
+    sinks[0], sinks[-1] = 30.0, -np.inf
+    return jnp.asarray(sinks)
+
+
 def _pages(
     shape: Shape, kv: KVLayout, tables: np.ndarray, computed: np.ndarray, rng: np.random.Generator
-) -> jnp.ndarray:
+) -> layout.Pages:
     """Pages in which exactly the tokens computed before this step hold numbers."""
     values = rng.standard_normal(kv.shape(shape.num_pages)).astype(np.float32)
     known = np.zeros((shape.num_pages, shape.page_size), bool)
     for row, length in enumerate(computed):
         positions = np.arange(length)
         known[tables[row, positions // shape.page_size], positions % shape.page_size] = True
-    values[~known[:, None, :].repeat(shape.kv_heads, axis=1)] = np.nan
+    unknown = ~known[:, None, :].repeat(shape.kv_heads, axis=1)
+    if kv.quantized:
+        # int8 has no NaN: the scales carry it.
+        stored, scales = layout.quantize(jnp.asarray(values), kv.storage_dtype)
+        return layout.QuantizedPages(stored, jnp.where(unknown, jnp.nan, scales))
+    values[unknown] = np.nan
     return layout.to_storage(jnp.asarray(values), kv.storage_dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -28,6 +29,12 @@ SHAPES = (
     Shape(dtype=jnp.bfloat16, rows=4, page_size=1, pages_per_row=90, group=1, head_dim=80, sliding_window=16),
     Shape(tokens=24, rows=3, pages_per_row=9, group=3, head_dim=80, sliding_window=1, soft_cap=20.0),
     Shape(tokens=8, rows=1, page_size=5, pages_per_row=30, kv_heads=1, group=1, head_dim=16),
+    Shape(tokens=40, rows=6, page_size=32, pages_per_row=4, group=3, sliding_window=40, sinks=True),
+    Shape(dtype=jnp.bfloat16, rows=6, page_size=32, pages_per_row=4, group=4, head_dim=128, sinks=True),
+    Shape(kv_dtype=jnp.int8, tokens=40, rows=6, page_size=32, pages_per_row=4, group=2),
+    Shape(dtype=jnp.bfloat16, kv_dtype=jnp.int8, rows=5, page_size=64, pages_per_row=3, group=4, head_dim=128),
+    Shape(dtype=jnp.bfloat16, kv_dtype=jnp.float8_e4m3fn, rows=5, page_size=16, pages_per_row=9, group=4, head_dim=96),
+    Shape(dtype=jnp.bfloat16, rows=4, tokens=40, page_size=32, pages_per_row=4, kv_heads=1, group=2, head_dim=256),
 )
 
 
@@ -48,7 +55,7 @@ class PagedAttentionContract(abc.ABC):
 
     def call(self, inputs: Inputs, shape: Shape) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Runs the op on one step's inputs; compiles once per shape. Donates the pages."""
-        return _compiled(shape, self.target, self.backend)(*inputs.args)
+        return _compiled(shape, self.target, self.backend)(*inputs.args, inputs.sinks)
 
     def check(self, inputs: Inputs, shape: Shape) -> None:
         """Runs the backend and the oracle on the same inputs; raises AssertionError where they differ."""
@@ -57,13 +64,15 @@ class PagedAttentionContract(abc.ABC):
             scale=scale_of(shape),
             sliding_window=shape.sliding_window,
             soft_cap=shape.soft_cap,
+            sinks=inputs.sinks,
         )
         page_shape, storage = inputs.k_pages.shape, inputs.k_pages.dtype
         out, k_pages, v_pages = self.call(inputs, shape)
         chex.assert_shape(out, inputs.q.shape)
         chex.assert_type(out, inputs.q.dtype)
-        chex.assert_shape([k_pages, v_pages], page_shape)
-        chex.assert_type([k_pages, v_pages], storage)
+        for pages in (k_pages, v_pages):
+            assert pages.shape == page_shape
+            assert pages.dtype == storage
         out = np.asarray(out).astype(np.float32)
         real = int(inputs.batch.query_start_loc[-1])
         chex.assert_tree_all_finite(out)
@@ -77,9 +86,11 @@ class PagedAttentionContract(abc.ABC):
         # Padding tokens share slots of the null page, in no order. Everywhere else bits are compared, as NaN != NaN.
         unwritten = np.setdiff1d(np.arange(shape.page_size), np.asarray(inputs.batch.slot_mapping)[real:])
         for name, got, expected in (("k_pages", k_pages, want_k), ("v_pages", v_pages, want_v)):
-            got, expected = _bits(got), _bits(expected)
-            np.testing.assert_array_equal(got[1:], expected[1:], err_msg=name)
-            np.testing.assert_array_equal(got[0][:, unwritten], expected[0][:, unwritten], err_msg=f"{name}, null page")
+            for part, wanted in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+                part, wanted = _bits(part), _bits(wanted)
+                np.testing.assert_array_equal(part[1:], wanted[1:], err_msg=name)
+                part, wanted = part[0][:, unwritten], wanted[0][:, unwritten]
+                np.testing.assert_array_equal(part, wanted, err_msg=f"{name}, null page")
 
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_matches_the_oracle(self, shape: Shape) -> None:
@@ -109,7 +120,10 @@ def scale_of(shape: Shape) -> float:
 
 @functools.lru_cache
 def _compiled(shape: Shape, target: DeviceTarget, backend: str) -> jax.stages.Wrapped:
-    op = functools.partial(
+    def op(*arguments: Any) -> Any:
+        return attend(*arguments[:-1], sinks=arguments[-1])
+
+    attend = functools.partial(
         paged_attention,
         scale=scale_of(shape),
         sliding_window=shape.sliding_window,
@@ -122,4 +136,4 @@ def _compiled(shape: Shape, target: DeviceTarget, backend: str) -> jax.stages.Wr
 
 def _bits(pages: jax.Array | np.ndarray) -> np.ndarray:
     array = np.asarray(pages)
-    return array.view(np.uint16 if array.itemsize == 2 else np.uint32)
+    return array.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[array.itemsize])

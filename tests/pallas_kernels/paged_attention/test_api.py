@@ -90,7 +90,7 @@ def test_tensor_parallel_gives_the_bits_of_one_device(mesh_shape, dtype):
 
     mesh = mesh_of(*mesh_shape)
     heads = NamedSharding(mesh, PartitionSpec(None, "tp", None))
-    pages = NamedSharding(mesh, page_partition_spec("tp"))
+    pages = NamedSharding(mesh, page_partition_spec("tp", quantized=False))
     everywhere = NamedSharding(mesh, PartitionSpec())
     args = jax.device_put(inputs.args, (heads, heads, heads, pages, pages, everywhere))
     run = jax.jit(functools.partial(op, mesh=mesh, head_axis="tp"), donate_argnums=(3, 4))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import kv_layout, layout
@@ -62,7 +62,7 @@ def test_bytes_per_page_is_what_the_arrays_take():
 def test_zeros_are_zero_and_sharded_over_the_heads(dtype):
     mesh = jax.make_mesh((4,), ("tp",), axis_types=(AxisType.Auto,))
     kv = kv_layout(CPU, dtype, 8, 16, 4)
-    sharding = NamedSharding(mesh, kv.partition_spec("tp"))
+    sharding = kv.shardings(mesh, "tp")
     k_pages, v_pages = kv.zeros(6, sharding)
     chex.assert_trees_all_equal_shapes_and_dtypes(k_pages, kv.struct(6), v_pages)
     assert kv.struct(6, sharding).sharding == sharding
@@ -85,15 +85,45 @@ def test_storage_keeps_every_bfloat16_and_its_bits(target):
     np.testing.assert_array_equal(np.isnan(widened.view(np.float32)), ~ordinary)
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e4m3fn])
+def test_quantized_pages_have_a_scale_for_each_token_and_head(dtype):
+    mesh = jax.make_mesh((2,), ("tp",), axis_types=(AxisType.Auto,))
+    kv = kv_layout(GPU, dtype, 4, 16, 8)
+    shardings = kv.shardings(mesh, "tp")
+    pages, _ = kv.zeros(5, shardings)
+    chex.assert_trees_all_equal_shapes_and_dtypes(pages, kv.struct(5, shardings))
+    assert (pages.values.dtype, pages.scales.shape, pages.scales.dtype) == (dtype, (5, 4, 8), jnp.float32)
+    assert {shard.data.shape for shard in pages.scales.addressable_shards} == {(5, 2, 8)}
+    assert kv.bytes_per_page == 2 * 4 * 8 * (16 + 4)
+    assert kv_layout(TPU, dtype, 4, 16, 8).bytes_per_page == 2 * (4 * 8 * 128 + 4 * 128 * 4)
+
+    rng = np.random.default_rng(0)
+    slots = jnp.asarray([9, 17, 3])
+    new = rng.standard_normal((3, 4, 16)).astype(np.float32) * np.float32([1e-3, 1, 1e3])[:, None, None]
+    new[1, 2] = 0.0
+    written = layout.write(pages, jnp.asarray(new), slots)
+    back = np.asarray(layout.to_float32(written.values, written.scales))
+    for token, slot in enumerate((9, 17, 3)):
+        largest = np.abs(new[token]).max(axis=-1, keepdims=True)
+        # int8: half of a 127th of the largest. float8_e4m3fn: 3 bits behind the point, half of one of them.
+        limit = largest / 254 if dtype == jnp.int8 else np.abs(new[token]) / 16 + largest / 448 / 512
+        assert (np.abs(back[slot // 8, :, slot % 8] - new[token]) <= limit * 1.0001).all()
+    untouched = np.ones((5, 8), bool)
+    untouched[[1, 2, 0], [1, 1, 3]] = False
+    assert not back.transpose(0, 2, 1, 3)[untouched].any()
+
+
 def test_float32_values_are_rounded_to_nearest_even():
     values = jnp.asarray([1.0 + 2**-8, 1.0 + 3 * 2**-8, -1.0 - 2**-8], jnp.float32)  # halfway between bfloat16s
     stored = layout.to_storage(values, np.uint16)
     np.testing.assert_array_equal(np.asarray(layout.to_float32(stored)), [1.0, 1.015625, -1.0])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.int8, jnp.uint16, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.uint8, jnp.uint16, jnp.float64])
 def test_other_dtypes_are_refused(dtype):
-    with pytest.raises(ValueError, match=f"kv dtype is {np.dtype(dtype).name}; allowed: float32, bfloat16"):
+    with pytest.raises(
+        ValueError, match=f"kv dtype is {np.dtype(dtype).name}; allowed: float32, bfloat16, int8, float8_e4m3fn"
+    ):
         kv_layout(CPU, dtype, 1, 16, 16)
 
 
