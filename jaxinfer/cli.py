@@ -42,11 +42,18 @@ def _plan(argv: Sequence[str]) -> int:
     return main(argv, hub_cache=hub_cache_from(os.environ), program=_program())
 
 
+def _eval(argv: Sequence[str]) -> int:
+    from serving.commands.evaluate import main
+
+    return main(argv, hub_cache=hub_cache_from(os.environ), program=_program())
+
+
 COMMANDS = {
     "serve": Command("serve a model over gRPC", _serve),
     "generate": Command("generate text, from a server or from a model run here", _generate),
     "convert": Command("convert a Hugging Face folder into a checkpoint that loads faster", _convert),
     "plan": Command("say what a model needs on this machine, without loading it", _plan),
+    "eval": Command("measure how good a model's answers are, or compare two", _eval),
 }
 
 

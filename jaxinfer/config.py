@@ -204,16 +204,18 @@ class RuntimeConfig:
     """How a model runs. None means "let the engine choose" and it says what it chose. Names are vLLM's where equal.
 
     max_model_len: longest prompt + output in tokens. max_num_seqs: rows of a step. max_num_batched_tokens: tokens of a
-    step. num_pages: size of the KV pool, instead of measuring memory. gpu_memory_utilization: share of an accelerator's
-    memory to use. batch_invariant: a request's bytes do not depend on who shares the batch (small steps are padded to
-    8 tokens). attention_backend: a backend by name, which must be able to serve this device. device: "cpu", "gpu" or
-    "tpu"; None takes JAX's default.
+    step. max_logprobs: the most alternatives that a request may ask for at a position, -1 for the whole vocabulary;
+    every step makes room for that many. num_pages: size of the KV pool, instead of measuring memory.
+    gpu_memory_utilization: share of an accelerator's memory to use. batch_invariant: a request's bytes do not depend
+    on who shares the batch (small steps are padded to 8 tokens). attention_backend: a backend by name, which must be
+    able to serve this device. device: "cpu", "gpu" or "tpu"; None takes JAX's default.
     """
 
     dtype: Dtype = "auto"
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    max_logprobs: int = 20
     page_size: int = 64
     num_pages: int | None = None
     tensor_parallel_size: int = 1
@@ -235,6 +237,10 @@ class RuntimeConfig:
         for name in ("page_size", "tensor_parallel_size"):
             value = getattr(self, name)
             require(_is_int(value) and value > 0, f"{name} is {value!r}; it must be a positive integer")
+        require(
+            _is_int(self.max_logprobs) and (self.max_logprobs > 0 or self.max_logprobs == -1),
+            f"max_logprobs is {self.max_logprobs!r}; it must be a positive integer, or -1 for the whole vocabulary",
+        )
         require(
             self.dtype in ("auto", "float32", "bfloat16"),
             f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16",

@@ -113,11 +113,13 @@ class LLM:
         *,
         priority: Sequence[int] | None = None,
         use_tqdm: bool = False,
+        on_finish: Callable[[RequestOutput], None] | None = None,
     ) -> list[RequestOutput]:
         """Generates for one prompt or a list of them, in their order.
 
         Prompts are strings, lists of token ids or {"prompt_token_ids": [...]} / {"prompt": "..."}. sampling_params: one
-        for all, or one each. use_tqdm: show a progress bar. Raises InvalidRequest before anything runs, EngineDead.
+        for all, or one each. use_tqdm: show a progress bar. on_finish: called with each result as soon as it is there.
+        Raises InvalidRequest before anything runs, EngineDead.
         """
         entries = _as_list(prompts)
         params = self._params_for(entries, sampling_params)
@@ -128,7 +130,7 @@ class LLM:
         streams = [self._stream(entry, p) for entry, p in zip(entries, params, strict=True)]
         with self._lock:
             self._submit_all(streams, priority or [0] * len(streams))
-            self._collect({s.result.request_id: s for s in streams}, show=use_tqdm)
+            self._collect({s.result.request_id: s for s in streams}, use_tqdm, on_finish)
         return [stream.result for stream in streams]
 
     def chat(
@@ -176,6 +178,7 @@ class LLM:
     def _stream(self, prompt: Prompt, params: SamplingParams) -> RequestStream:
         text, ids = self._token_ids(prompt, params)
         params.check_vocabulary(self.info.vocab_size)
+        params = params.resolve_logprobs(self.info.vocab_size, self.info.max_logprobs)
         room = self.info.max_model_len - len(ids)
         if not ids:
             raise InvalidRequest("prompt", prompt, "it must hold at least one token")
@@ -209,7 +212,9 @@ class LLM:
             ids = tuple(result.prompt_token_ids)
             self._inbox.put(Submit(result.request_id, ids, params, seed, level, time.monotonic()))
 
-    def _collect(self, streams: dict[str, RequestStream], *, show: bool) -> None:
+    def _collect(
+        self, streams: dict[str, RequestStream], show: bool, on_finish: Callable[[RequestOutput], None] | None
+    ) -> None:
         open_ids = set(streams)
         try:
             with _progress_bar(len(streams), show) as advance:
@@ -217,6 +222,8 @@ class LLM:
                     for request_id in self._take(streams):
                         open_ids.discard(request_id)
                         advance()
+                        if on_finish is not None:
+                            on_finish(streams[request_id].result)
         except BaseException:
             for request_id in open_ids:
                 self._inbox.put(Abort(request_id))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.sampling_params import MAX_LOGPROBS, SamplingParams
 
 
 class Submit(NamedTuple):
@@ -134,6 +134,7 @@ class EngineInfo(NamedTuple):
     notes: tuple[str, ...]
     executables: tuple[tuple[str, float], ...]  # (bucket name, seconds to compile)
     extra: dict[str, Any]
+    max_logprobs: int = MAX_LOGPROBS  # alternatives that a request may ask for at a position
 
 
 class Progress(NamedTuple):

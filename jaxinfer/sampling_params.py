@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-MAX_LOGPROBS = 20  # alternatives per position
+MAX_LOGPROBS = 20  # alternatives per position, unless RuntimeConfig.max_logprobs says otherwise
 MAX_TOKEN_LIST = 1024  # entries in logit_bias + allowed_token_ids + bad_token_ids
 MAX_STOP_TOKEN_IDS = 128  # stop ids and end-of-sequence ids together
 MAX_STOP_STRINGS = 16
@@ -42,8 +42,9 @@ class SamplingParams:
 
     temperature 0 is greedy. `top_k` 0 or -1, `top_p` 1 and `min_p` 0 are off. Penalties follow vLLM: repetition over
     prompt and output, frequency and presence over output only. `seed` None lets the engine draw one. `logprobs` k
-    returns the chosen token's log-probability and the k most likely (0: only the chosen one); they are the log-softmax
-    of the raw logits. `max_tokens` None means up to the context length.
+    returns the chosen token's log-probability and the k most likely (0: only the chosen one, -1: the whole vocabulary,
+    where the engine's `max_logprobs` allows it); they are the log-softmax of the raw logits. `max_tokens` None means up
+    to the context length.
     """
 
     n: int = 1
@@ -98,7 +99,7 @@ class SamplingParams:
         _integer("min_tokens", self.min_tokens, 0, None, "it must be an integer of 0 or more")
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _integer(name, getattr(self, name), 0, MAX_LOGPROBS, f"it must be from 0 to {MAX_LOGPROBS}")
+                _integer(name, getattr(self, name), -1, None, "it must be an integer of 0 or more, or -1 for all")
         if self.truncate_prompt_tokens is not None:
             _integer("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, None, "it must be a positive integer")
 
@@ -141,6 +142,22 @@ class SamplingParams:
                     raise InvalidRequest(name, token, f"token ids are from 0 to {vocab_size - 1}")
         if len(set(self.bad_token_ids)) >= vocab_size:
             raise InvalidRequest("bad_token_ids", len(self.bad_token_ids), "it bans the whole vocabulary")
+
+    def resolve_logprobs(self, vocab_size: int, max_logprobs: int) -> SamplingParams:
+        """These parameters with -1 replaced by the whole vocabulary.
+
+        Raises `InvalidRequest` when `logprobs` or `prompt_logprobs` asks for more than `max_logprobs` alternatives.
+        """
+        changes: dict[str, Any] = {}
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            wanted = vocab_size if count == -1 else count
+            if wanted is not None and wanted > max_logprobs:
+                allowed = f"it must be from 0 to {max_logprobs} (the engine's max_logprobs)"
+                raise InvalidRequest(name, count, allowed)
+            if wanted != count:
+                changes[name] = wanted
+        return replace(self, **changes) if changes else self
 
     @property
     def has_penalties(self) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from jaxinfer import __version__
 from jaxinfer.messages import EngineStats, TokenLogprobs
 from jaxinfer.sampling_params import (
-    MAX_LOGPROBS,
     MAX_N,
     MAX_STOP_LENGTH,
     MAX_STOP_STRINGS,
@@ -23,6 +22,8 @@ from serving.validation import ModelContext, chat_template_names
 # Pieces of a long catch-up after a slow read: with 20 log-probabilities a token such a message has about 100 kB, far
 # below the 4 MiB that clients take by default.
 MAX_TOKENS_PER_MESSAGE = 256
+# About 1 MB, where the engine gives more than 20. A single position of 250,000 alternatives is already 4 MB.
+MAX_ALTERNATIVES_PER_MESSAGE = 1 << 16
 MAX_CHARACTERS_PER_MESSAGE = 1 << 16
 
 _REASONS = {
@@ -46,8 +47,9 @@ def finished(stream: GenerationStream) -> pb.GenerateResponse:
 def news(batch: News) -> Iterator[pb.GenerateResponse]:
     """The messages for what a stream's reader took at once."""
     entries = batch.prompt_logprobs
-    for i in range(0, len(entries), MAX_TOKENS_PER_MESSAGE):
-        part = [_logprobs(entry) for entry in entries[i : i + MAX_TOKENS_PER_MESSAGE]]
+    size = _tokens_per_message(entries)
+    for i in range(0, len(entries), size):
+        part = [_logprobs(entry) for entry in entries[i : i + size]]
         yield pb.GenerateResponse(
             prompt_logprobs=pb.GenerateResponse.PromptLogprobs(start=batch.prompt_start + i, entries=part)
         )
@@ -57,9 +59,10 @@ def news(batch: News) -> Iterator[pb.GenerateResponse]:
 
 def _deltas(piece: Piece) -> Iterator[pb.GenerateResponse]:
     text = "".join(piece.text)
-    parts = max(1, -(-len(piece.token_ids) // MAX_TOKENS_PER_MESSAGE), -(-len(text) // MAX_CHARACTERS_PER_MESSAGE))
+    size = _tokens_per_message(piece.logprobs)
+    parts = max(1, -(-len(piece.token_ids) // size), -(-len(text) // MAX_CHARACTERS_PER_MESSAGE))
     for i in range(parts):
-        tokens = slice(i * MAX_TOKENS_PER_MESSAGE, (i + 1) * MAX_TOKENS_PER_MESSAGE)
+        tokens = slice(i * size, (i + 1) * size)
         delta = pb.GenerateResponse.Delta(
             index=piece.index,
             text=text[i * MAX_CHARACTERS_PER_MESSAGE : (i + 1) * MAX_CHARACTERS_PER_MESSAGE],
@@ -73,6 +76,11 @@ def _deltas(piece: Piece) -> Iterator[pb.GenerateResponse]:
             elif piece.stop_reason is not None:
                 delta.stop_token_id = piece.stop_reason
         yield pb.GenerateResponse(delta=delta)
+
+
+def _tokens_per_message(entries: Sequence[TokenLogprobs]) -> int:
+    widest = max((len(entry.top) for entry in entries), default=0)
+    return max(1, min(MAX_TOKENS_PER_MESSAGE, MAX_ALTERNATIVES_PER_MESSAGE // max(1, widest)))
 
 
 def _logprobs(entry: TokenLogprobs) -> pb.TokenLogprobs:
@@ -107,7 +115,7 @@ def model_info(context: ModelContext, max_waiting: int, max_message_bytes: int) 
         max_waiting=max_waiting,
         kv_tokens=context.kv_tokens,
         max_n=MAX_N,
-        max_logprobs=MAX_LOGPROBS,
+        max_logprobs=info.max_logprobs,
         max_stop_strings=MAX_STOP_STRINGS,
         max_stop_length=MAX_STOP_LENGTH,
         max_stop_token_ids=MAX_STOP_TOKEN_IDS // 2,

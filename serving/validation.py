@@ -115,7 +115,7 @@ def sampling_params(message: pb.SamplingParams, context: ModelContext) -> Sampli
         values["max_tokens"] = None  # the model's default must not contradict what the client asked for
     params = SamplingParams(**{**values, **given})
     params.check_vocabulary(context.info.vocab_size)
-    return params
+    return params.resolve_logprobs(context.info.vocab_size, context.info.max_logprobs)
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -24,7 +24,13 @@ ROOTS = {"jaxinfer/llm.py": {"checkpoints"}, "jaxinfer/cli.py": {"checkpoints", 
 # The host side: none of these files, nor anything of ours that they import, imports jax.
 NO_JAX = ("jaxinfer/scheduling", "jaxinfer/text", "jaxinfer/config.py", "jaxinfer/messages.py", "jaxinfer/outputs.py")
 # Parts of the server that run beside the engine's process and must start quickly.
-NO_JAX += ("jaxinfer/sampling_params.py", "jaxinfer/model_path.py", "jaxinfer/models/shape.py", "protos")
+NO_JAX += (
+    "jaxinfer/sampling_params.py",
+    "jaxinfer/model_path.py",
+    "jaxinfer/models/shape.py",
+    "protos",
+    "jaxinfer/evaluation",
+)
 
 
 def sources(*rooms: str) -> list[Path]:

@@ -19,6 +19,7 @@ from jaxinfer.models.shape import ModelShape
 from jaxinfer.runtime.kv_cache import Sizes, device_budget, resolve_sizes
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.runtime.step import StepSpec
+from jaxinfer.sampling_params import MAX_LOGPROBS
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
 from pallas_kernels.dispatch import DeviceTarget
@@ -74,8 +75,21 @@ def make_runner(model: Model, mesh: Mesh, runtime: RuntimeConfig, sizes: Sizes, 
         target=DeviceTarget.of(mesh.devices.flat[0]),
         page_size=sizes.page_size,
         attention_backend=runtime.attention_backend,
+        max_logprobs=resolve_max_logprobs(runtime, model.config),
     )
     return Runner(spec, leaves, sizes, layout, model.shape.vocab, batch_invariant=runtime.batch_invariant)
+
+
+def resolve_max_logprobs(runtime: RuntimeConfig, config: ModelConfig) -> int:
+    """Alternatives that every step makes room for. Raises ConfigError when the vocabulary has fewer tokens."""
+    if runtime.max_logprobs == -1:
+        return config.vocab_size
+    most = max(config.vocab_size, MAX_LOGPROBS)
+    if runtime.max_logprobs > most:
+        raise ConfigError(
+            f"max_logprobs is {runtime.max_logprobs}; it must be at most {most} (the vocabulary), or -1 for all of it"
+        )
+    return runtime.max_logprobs
 
 
 @dataclass(frozen=True)
@@ -172,4 +186,5 @@ def engine_info(model: Model, mesh: Mesh, sizes: Sizes, runner: Runner) -> Engin
         notes=sizes.notes,
         executables=tuple(runner.compile_seconds),
         extra={"weight_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))},
+        max_logprobs=runner.spec.max_logprobs,
     )

@@ -1,6 +1,7 @@
 """Log-probabilities of chosen tokens, their ranks, and the likeliest alternatives, always of the raw logits.
 
-Shapes: S rows, T positions of a step, B positions in a block, V vocabulary entries (padding included), D model width.
+Shapes: S rows, T positions of a step, B positions in a block, V vocabulary entries (padding included), D model width,
+K alternatives reported (static; the engine's max_logprobs).
 """
 
 import dataclasses
@@ -12,9 +13,7 @@ from jax import lax
 
 from jaxinfer.runtime.logits import mask_vocabulary
 from jaxinfer.runtime.thresholds import integer_sum, pairwise_sum
-
-MAX_LOGPROBS = 20
-"""How many of the likeliest tokens are reported."""
+from jaxinfer.sampling_params import MAX_LOGPROBS
 
 _MIN_BLOCK = 8  # fewer rows would let XLA:CPU compute the head's product differently, so that its bits depended on T
 
@@ -27,8 +26,8 @@ class TokenScores:
     Attributes:
         logprobs: (R,) float32, log-softmax of the raw logits at the token.
         ranks: (R,) int32, 1 + the number of tokens with a strictly larger logit.
-        top_ids: (R, MAX_LOGPROBS) int32, likeliest first, lower ids first among equals.
-        top_logprobs: (R, MAX_LOGPROBS) float32, of ``top_ids``; -inf beyond the vocabulary.
+        top_ids: (R, K) int32, likeliest first, lower ids first among equals.
+        top_logprobs: (R, K) float32, of ``top_ids``; -inf beyond the vocabulary.
     """
 
     logprobs: jax.Array
@@ -37,17 +36,23 @@ class TokenScores:
     top_logprobs: jax.Array
 
     @classmethod
-    def nothing(cls, rows: int) -> "TokenScores":
+    def nothing(cls, rows: int, alternatives: int) -> "TokenScores":
         """What rows that asked for no scores get: zeros."""
         return cls(
             logprobs=jnp.zeros((rows,), jnp.float32),
             ranks=jnp.zeros((rows,), jnp.int32),
-            top_ids=jnp.zeros((rows, MAX_LOGPROBS), jnp.int32),
-            top_logprobs=jnp.zeros((rows, MAX_LOGPROBS), jnp.float32),
+            top_ids=jnp.zeros((rows, alternatives), jnp.int32),
+            top_logprobs=jnp.zeros((rows, alternatives), jnp.float32),
         )
 
 
-def score_tokens(logits: jax.Array, tokens: jax.Array, vocab_size: int, with_top: jax.Array) -> TokenScores:
+def score_tokens(
+    logits: jax.Array,
+    tokens: jax.Array,
+    vocab_size: int,
+    with_top: jax.Array,
+    alternatives: int = MAX_LOGPROBS,
+) -> TokenScores:
     """Scores ``tokens`` (S,) under raw ``logits`` (S, V) float32; only padding of the vocabulary is masked.
 
     ``with_top``: scalar bool; when False the top lists are zeros. The sum of the softmax is taken in an order that
@@ -60,10 +65,10 @@ def score_tokens(logits: jax.Array, tokens: jax.Array, vocab_size: int, with_top
     ranks = integer_sum(logits > chosen) + 1
 
     def top(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values, ids = lax.top_k(logits, MAX_LOGPROBS)
+        values, ids = lax.top_k(logits, alternatives)
         return ids, values - best[:, None] - log_total[:, None]
 
-    nothing = TokenScores.nothing(logits.shape[0])
+    nothing = TokenScores.nothing(logits.shape[0], alternatives)
     top_ids, top_logprobs = lax.cond(with_top, top, lambda _: (nothing.top_ids, nothing.top_logprobs), logits)
     return TokenScores(chosen[:, 0] - best - log_total, ranks, top_ids, top_logprobs)
 
@@ -76,6 +81,7 @@ def score_prompt(
     *,
     vocab_size: int,
     block: int = 256,
+    alternatives: int = MAX_LOGPROBS,
 ) -> TokenScores:
     """Scores each position's next token without ever holding the logits of more than ``block`` positions.
 
@@ -86,6 +92,7 @@ def score_prompt(
         wanted: () bool; when False nothing is computed and zeros come back.
         vocab_size: entries of V that are real.
         block: the largest B.
+        alternatives: K.
 
     Returns:
         TokenScores with T rows.
@@ -98,7 +105,9 @@ def score_prompt(
         padding = count * size - length
         blocks = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(count, size, -1)
         wants = jnp.pad(targets, (0, padding)).reshape(count, size)
-        scores = lax.map(lambda b: score_tokens(head(b[0]), b[1], vocab_size, jnp.array(True)), (blocks, wants))
+        scores = lax.map(
+            lambda b: score_tokens(head(b[0]), b[1], vocab_size, jnp.array(True), alternatives), (blocks, wants)
+        )
         return jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:length], scores)
 
-    return lax.cond(wanted, score, lambda _: TokenScores.nothing(length), hidden)
+    return lax.cond(wanted, score, lambda _: TokenScores.nothing(length, alternatives), hidden)

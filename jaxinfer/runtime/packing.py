@@ -48,6 +48,7 @@ class Packer:
             n: np.full(slots, _NEUTRAL.get(n, 0), dtype) for n, dtype in _PARAM_DTYPES.items()
         }
         self._prompt_lens = np.zeros(slots, np.int32)
+        self._prompt_logprobs = np.full(slots, -1, np.int32)
         self._regimes = np.zeros(slots, np.int32)
         self._page_tables = np.zeros((slots, max_pages), np.int32)
         self._page_counts = [0] * slots
@@ -114,6 +115,7 @@ class Packer:
         for name, value in values.items():
             self._params[name][slot] = min(value, 2**31 - 1) if name in ("top_k", "min_tokens") else value
         self._prompt_lens[slot] = admission.prompt_len
+        self._prompt_logprobs[slot] = -1 if params.prompt_logprobs is None else params.prompt_logprobs
         self._regimes[slot] = admission.regime
         self._page_tables[slot] = 0
         self._page_counts[slot] = 0
@@ -124,9 +126,12 @@ class Packer:
         self._page_tables[slot, count : count + len(pages)] = pages
         self._page_counts[slot] = count + len(pages)
 
-    def wants_logprobs(self, slot: int) -> bool:
-        """Whether the slot's current request asked for log-probabilities."""
-        return bool(self._params["num_logprobs"][slot] >= 0)
+    def most_logprobs(self, plan: StepPlan) -> tuple[int, int]:
+        """The most alternatives that the plan's sampled tokens and its prompt positions want; -1 where none do."""
+        wanted = self._params["num_logprobs"]
+        sampled = max((int(wanted[row.slot]) for row in plan.rows if row.samples), default=-1)
+        prompt = max((int(self._prompt_logprobs[row.slot]) for row in plan.rows if row.targets), default=-1)
+        return sampled, prompt
 
     def pack_admissions(self, plan: StepPlan) -> list[AdmitInputs]:
         """Calls of the admission executable that must run before the plan's step, usually none."""

@@ -20,7 +20,7 @@ from jaxinfer.runtime.kv_cache import Sizes, abstract_pool, make_pool
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS, TokenScores
 from jaxinfer.runtime.sharding import replicated
-from jaxinfer.runtime.step import StepSpec, admit_step, step
+from jaxinfer.runtime.step import KVCache, StepSpec, admit_step, step
 from jaxinfer.scheduling.plan import Scores, StepPlan, StepResult
 from pallas_kernels.dispatch import select
 from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
@@ -36,23 +36,29 @@ class Pending:
 
     plan: StepPlan
     output: StepOutput
-    wants_logprobs: bool
-    wants_prompt: bool
+    logprobs: int  # alternatives that a sampling row asked for; -1: no row wants scores
+    prompt_logprobs: int  # the same for prompts
 
     def result(self) -> StepResult:
         """Waits for the step and returns its results for the plan's rows."""
         count, sampled = len(self.plan.rows), self.output.sampled
         return StepResult(
             np.asarray(sampled.tokens)[:count].tolist(),
-            _fetch(sampled.scores, count) if self.wants_logprobs else None,
-            _fetch(self.output.prompt, self.plan.num_tokens) if self.wants_prompt else None,
+            _fetch(sampled.scores, count, self.logprobs) if self.logprobs >= 0 else None,
+            _fetch(self.output.prompt, self.plan.num_tokens, self.prompt_logprobs)
+            if self.prompt_logprobs >= 0
+            else None,
         )
 
 
-def _fetch(scores: TokenScores, count: int) -> Scores:
-    """The first `count` entries on the host."""
-    lists = (scores.logprobs, scores.ranks, scores.top_ids, scores.top_logprobs)
-    return Scores(*(np.asarray(array)[:count].tolist() for array in lists))
+def _fetch(scores: TokenScores, count: int, alternatives: int) -> Scores:
+    """The first `count` entries on the host, with as many alternatives as somebody asked for."""
+    logprobs, ranks = (np.asarray(array)[:count].tolist() for array in (scores.logprobs, scores.ranks))
+    if not alternatives:  # the tables stay on the device
+        return Scores(logprobs, ranks, [[]] * count, [[]] * count)
+    tables = (scores.top_ids, scores.top_logprobs)
+    top_ids, top_logprobs = (np.asarray(array)[:count, :alternatives].tolist() for array in tables)
+    return Scores(logprobs, ranks, top_ids, top_logprobs)
 
 
 class Runner:
@@ -93,7 +99,7 @@ class Runner:
         # Virtual CPU devices share a thread pool as small as the core count: two steps with collectives in flight
         # starve each other and the process aborts after 40 s. One at a time cannot.
         self._blocks = spec.target.platform == "cpu" and spec.mesh.size > 1
-        self._kv: list[tuple[jax.Array, jax.Array]] = []
+        self._kv: KVCache = []
         self._slots: SlotState | None = None
 
     # -- compiling --------------------------------------------------------------------------------------------------
@@ -195,13 +201,12 @@ class Runner:
             assert self._admit is not None
             self._slots = self._admit(self._slots, self._put(inputs))
         output = self._run(bucket, self._packer.pack(plan, bucket))
-        wants_logprobs = any(row.samples and self._packer.wants_logprobs(row.slot) for row in plan.rows)
-        wants_prompt = any(row.targets for row in plan.rows)
+        logprobs, prompt_logprobs = self._packer.most_logprobs(plan)
         if self._blocks:
             jax.block_until_ready(output)
         else:
             output.sampled.tokens.copy_to_host_async()
-        return Pending(plan, output, wants_logprobs, wants_prompt)
+        return Pending(plan, output, logprobs, prompt_logprobs)
 
     def _put(self, inputs: Any) -> Any:
         return jax.device_put(inputs, self._replicated)

@@ -58,7 +58,7 @@ class SamplingParamsRows:
         seed_high: uint32, upper half.
         sequence_index: int32, which of the request's n sequences this is.
         min_tokens: int32; 0 is neutral.
-        num_logprobs: int32; -1 none (neutral), 0 the chosen token's only, up to MAX_LOGPROBS.
+        num_logprobs: int32; -1 none (neutral), 0 the chosen token's only, up to the engine's max_logprobs.
         has_penalties: bool, whether any of the three penalties is not neutral.
         has_bias: bool, whether the slot's bias list or ``allow_only`` is in use.
     """
@@ -96,6 +96,7 @@ def sample(
     position: jax.Array,
     output_len: jax.Array,
     vocab_size: int,
+    max_logprobs: int = MAX_LOGPROBS,
 ) -> Sampled:
     """Chooses the next token of every row.
 
@@ -108,6 +109,7 @@ def sample(
         position: (S,) int32, tokens in the sequence before the new one; part of the random key.
         output_len: (S,) int32, how many of those are outputs.
         vocab_size: entries of V that are real; the rest is never chosen.
+        max_logprobs: alternatives that the scores have room for.
 
     A row whose bans leave no token at all yields token 0: callers refuse such requests.
     """
@@ -129,8 +131,8 @@ def sample(
     tokens = lax.cond(jnp.any(random), draw, lambda _: greedy, adjusted)
     scores = lax.cond(
         jnp.any(params.num_logprobs >= 0),
-        lambda logits: score_tokens(logits, tokens, vocab_size, jnp.any(params.num_logprobs > 0)),
-        lambda logits: TokenScores.nothing(logits.shape[0]),
+        lambda logits: score_tokens(logits, tokens, vocab_size, jnp.any(params.num_logprobs > 0), max_logprobs),
+        lambda logits: TokenScores.nothing(logits.shape[0], max_logprobs),
         logits,
     )
     return Sampled(tokens, scores)

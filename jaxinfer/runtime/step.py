@@ -18,12 +18,13 @@ from jax.sharding import Mesh
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.axes import constrain
 from jaxinfer.runtime.inputs import AdmitInputs, SlotState, StepInputs, StepOutput
-from jaxinfer.runtime.sampling import admit, count_inputs, sample, score_prompt
+from jaxinfer.runtime.sampling import MAX_LOGPROBS, admit, count_inputs, sample, score_prompt
 from jaxinfer.runtime.sharding import TP_AXIS
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import RaggedBatch, paged_attention
+from pallas_kernels.paged_attention.layout import Pages
 
-KVCache = list[tuple[jax.Array, jax.Array]]  # per layer: K pages and V pages, shapes from layout.py
+KVCache = list[tuple[Pages, Pages]]  # per layer: K pages and V pages, shapes from layout.py
 PROMPT_BLOCK = 256  # positions whose logits exist at once when a prompt is scored
 
 
@@ -38,14 +39,15 @@ class StepSpec:
     target: DeviceTarget
     page_size: int
     attention_backend: str | None = None
+    max_logprobs: int = MAX_LOGPROBS
 
-    def attention(self, batch: RaggedBatch) -> Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
+    def attention(self, batch: RaggedBatch) -> Callable[..., tuple[jax.Array, tuple[Pages, Pages]]]:
         """The `attend` that the Decoder calls in every layer."""
         mesh = self.mesh if self.mesh.size > 1 else None
 
         def attend(
-            q: jax.Array, k: jax.Array, v: jax.Array, kv_layer: tuple[jax.Array, jax.Array], **options: Any
-        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            q: jax.Array, k: jax.Array, v: jax.Array, kv_layer: tuple[Pages, Pages], **options: Any
+        ) -> tuple[jax.Array, tuple[Pages, Pages]]:
             out, k_pages, v_pages = paged_attention(
                 q,
                 k,
@@ -125,6 +127,7 @@ def step(
         position=batch.seq_lens,
         output_len=batch.seq_lens - inputs.prompt_lens,
         vocab_size=spec.config.vocab_size,
+        max_logprobs=spec.max_logprobs,
     )
     prompt = score_prompt(
         hidden,
@@ -133,6 +136,7 @@ def step(
         inputs.score_prompt,
         vocab_size=spec.config.vocab_size,
         block=PROMPT_BLOCK,
+        alternatives=spec.max_logprobs,
     )
     writers = jnp.where(inputs.query_lens > 0, inputs.slots, slots.last_token.shape[0] - 1)
     kept = jnp.where(inputs.samples, sampled.tokens, slots.last_token[inputs.slots])

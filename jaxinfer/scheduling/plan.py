@@ -57,7 +57,8 @@ class StepPlan:
 
 
 class Scores(NamedTuple):
-    """Log-probabilities as lists with one entry per row or position; top_* hold MAX_LOGPROBS columns each."""
+    """Log-probabilities as lists with one entry per row or position; top_* hold as many columns as a row
+    of the step asked for."""
 
     logprobs: list[float]
     ranks: list[int]

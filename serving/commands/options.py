@@ -47,6 +47,7 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     add("--max-model-len", type=int, metavar="N", help="longest prompt and output together, tokens")
     add("--max-num-seqs", type=int, metavar="N", help="sequences in one step")
     add("--max-num-batched-tokens", type=int, metavar="N", help="tokens in one step")
+    add("--max-logprobs", type=int, metavar="N", help="most logprobs of a request, -1 the vocabulary (default: 20)")
     add("--page-size", type=int, metavar="N", help="tokens in one KV page (default: 64)")
     add("--num-pages", type=int, metavar="N", help="size of the KV pool, instead of measuring memory")
     add("--gpu-memory-utilization", type=float, metavar="X", help="share of an accelerator's memory (default: 0.9)")
@@ -64,6 +65,7 @@ RUNTIME_NAMES = (
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",
+    "max_logprobs",
     "page_size",
     "num_pages",
     "gpu_memory_utilization",

@@ -13,6 +13,7 @@ import pytest
 from jaxinfer import LLM, SamplingParams
 from jaxinfer.config import ConfigError
 from jaxinfer.llm import EngineDead
+from jaxinfer.outputs import RequestOutput
 from jaxinfer.sampling_params import InvalidRequest
 from tests.golden_recipe import load_case, write_checkpoint
 
@@ -48,6 +49,14 @@ def test_prompt_forms(llm: LLM) -> None:
 def test_defaults_come_from_the_generation_config(llm: LLM) -> None:
     assert llm.get_default_sampling_params() == SamplingParams(temperature=0.25, top_k=7, max_tokens=5)
     assert len(llm.generate([[1, 2, 3]])[0].outputs[0].token_ids) <= 5
+
+
+def test_results_are_told_as_they_finish(llm: LLM) -> None:
+    params = [GREEDY.with_changes(max_tokens=count) for count in (12, 2, 6)]
+    told: list[RequestOutput] = []
+    results = llm.generate([[1, 2], [3, 4], [5, 6]], params, on_finish=told.append)
+    assert [id(output) for output in told] == [id(results[i]) for i in (1, 2, 0)]
+    assert all(output.finished for output in told)
 
 
 def test_seeded_runs_repeat(llm: LLM) -> None:

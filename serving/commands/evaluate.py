@@ -1,0 +1,352 @@
+"""`jaxinfer eval`: how good a model's answers are, and whether two settings of a model differ."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import functools
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+from rich.console import Console
+
+from checkpoints.folder import CheckpointError
+from jaxinfer import __version__
+from jaxinfer.config import ConfigError, RuntimeConfig
+from jaxinfer.evaluation import compare
+from jaxinfer.evaluation.item import Kind, held_out_items
+from jaxinfer.evaluation.items import ItemsError, Task, read_items
+from jaxinfer.evaluation.run import TaskResult, TextResult, report, run_tasks, run_texts
+from jaxinfer.evaluation.source import Source
+from jaxinfer.llm import EngineDead
+from jaxinfer.model_path import resolve_model
+from jaxinfer.text import TokenizerError, load_tokenizer
+from serving.commands.evaluation_plot import require_matplotlib, write_plot
+from serving.commands.evaluation_sources import LocalSource, ServerSource
+from serving.commands.evaluation_spec import DEMO, ModelSpec, parse_spec
+from serving.commands.evaluation_view import EvaluationProgress, print_comparison, print_report
+from serving.commands.options import CommandError, Help, add_runtime_options, runtime_given
+from serving.status import BAD_INPUT
+
+Kinds = Callable[[], Mapping[str, Kind]]
+Stories = Callable[[int, int], list[str]]
+Local = Callable[[str, Path, RuntimeConfig], contextlib.AbstractContextManager[Source]]
+
+_BAD_INPUT_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE)
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "tokenizers")
+
+
+def shipped_kinds() -> Mapping[str, Kind]:
+    from jaxinfer.evaluation.tasks import KINDS
+
+    return KINDS
+
+
+def shipped_stories(count: int, seed: int) -> list[str]:
+    from jaxinfer.evaluation.world import held_out_stories
+
+    return held_out_stories(count, seed)
+
+
+def make_parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"{program} eval",
+        usage="%(prog)s [OPTION ...] [MODEL]",
+        description="Measure how good a model's answers are: accuracy on tasks with known answers, recall by depth, "
+        "valid JSON and perplexity on stories that no model was trained on.",
+        formatter_class=Help,
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="converted checkpoint, Hugging Face folder, or hub id in the local cache; default: the shipped demo",
+    )
+    parser.add_argument("--server", metavar="HOST:PORT", help="ask a running server instead")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two models, or two settings of one, as MODEL or MODEL@FIELD=VALUE,FIELD=VALUE with RuntimeConfig's "
+        "fields: --compare demo demo@dtype=float32. Differences with intervals, KL divergence and agreement",
+    )
+    what = parser.add_argument_group("what is asked")
+    what.add_argument("--tasks", metavar="A,B", help="kinds of tasks (default: all of them)")
+    what.add_argument("--limit", type=int, default=1000, metavar="N", help="held-out items of each kind")
+    what.add_argument(
+        "--items", type=Path, metavar="FILE", help="items of your own, JSON lines; then no other tasks unless --tasks"
+    )
+    what.add_argument("--texts", type=int, default=100, metavar="N", help="held-out stories for perplexity; 0: none")
+    what.add_argument(
+        "--positions", type=int, default=2000, metavar="N", help="with --compare: positions whose distributions count"
+    )
+    what.add_argument("--seed", type=int, default=0, metavar="N", help="draws other items and resamples")
+    what.add_argument("--concurrency", type=int, default=64, metavar="N", help="with --server: requests in flight")
+    out = parser.add_argument_group("where it goes, beside the tables on standard output")
+    out.add_argument(
+        "--json", type=Path, metavar="FILE", help="everything, under tasks: kind -> accuracy, n, low, high"
+    )
+    out.add_argument("--plot", type=Path, metavar="FILE.png", help="a picture; needs the extra jaxinfer[eval]")
+    out.add_argument("--answers", type=Path, metavar="FILE", help="each item with its response, JSON lines")
+    add_runtime_options(parser)
+    return parser
+
+
+def main(
+    argv: Sequence[str],
+    *,
+    hub_cache: Path,
+    program: str = "jaxinfer",
+    kinds: Kinds = shipped_kinds,
+    stories: Stories = shipped_stories,
+    local: Local = LocalSource,
+) -> int:
+    """Returns the exit code: 0, 2 for bad input, 1 for anything else.
+
+    kinds, stories, local: what is asked, and what makes an engine of (name, folder, settings); others for tests.
+    """
+    parser = make_parser(program)
+    arguments = parser.parse_args(argv)
+    console = Console(highlight=False)
+    try:
+        _check(arguments)
+        tasks = _tasks(arguments, kinds)
+        texts = stories(arguments.texts, arguments.seed) if arguments.texts else []
+        if arguments.compare:
+            record = _compare(arguments, tasks, texts, hub_cache, local)
+            show = print_comparison
+        else:
+            record = _evaluate(arguments, tasks, texts, hub_cache, local)
+            show = print_report
+        show(console, record)
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if arguments.plot is not None:
+            write_plot(record, arguments.plot)
+        return 0
+    except CommandError as error:
+        return _fail(parser.prog, str(error), error.code)
+    except (CheckpointError, ConfigError, NotImplementedError, TokenizerError) as error:
+        return _fail(parser.prog, str(error), 2)
+    except (ItemsError, compare.TokenizersDifferError) as error:
+        return _fail(parser.prog, str(error), 2)
+    except BAD_INPUT as error:
+        return _fail(parser.prog, str(error), 2)
+    except grpc.aio.AioRpcError as error:
+        return _fail(parser.prog, _explain(error, arguments.server), 2 if error.code() in _BAD_INPUT_CODES else 1)
+    except (EngineDead, OSError) as error:
+        return _fail(parser.prog, str(error), 1)
+
+
+def _fail(program: str, message: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _explain(error: grpc.aio.AioRpcError, address: str) -> str:
+    details = error.details() or error.code().name
+    if error.code() == grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
+        return f"no server answers at {address} ({details})"
+    return details
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses what can be refused before anything long runs."""
+    for name, least in (("limit", 1), ("texts", 0), ("positions", 1), ("concurrency", 1)):
+        value = getattr(arguments, name)
+        if value < least:
+            raise CommandError(f"--{name} is {value}; it must be {least} or more")
+    others = [name for name in ("model", "server", "plot", "answers") if getattr(arguments, name) is not None]
+    if arguments.compare and others:
+        shown = others[0].upper() if others[0] == "model" else f"--{others[0]}"
+        raise CommandError(f"{shown} cannot go with --compare, which names its two models itself")
+    if arguments.server is not None:
+        if arguments.model is not None:
+            raise CommandError("MODEL cannot go with --server, which has its own")
+        given = sorted(runtime_given(arguments))
+        if given:
+            raise CommandError(f"--{given[0].replace('_', '-')} is an option of the server; it cannot go with --server")
+    for name in ("json", "plot", "answers"):
+        path = getattr(arguments, name)
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise CommandError(f"--{name} is {str(path)!r}; it must be a file in a folder that exists")
+    if arguments.plot is not None:
+        require_matplotlib()
+
+
+def _tasks(arguments: argparse.Namespace, kinds: Kinds) -> dict[str, Task]:
+    """What is to be answered: kinds drawn with the seed, and the user's own items."""
+    own = read_items(arguments.items) if arguments.items is not None else {}
+    if arguments.tasks is None and own:
+        return own
+    known = kinds()
+    names = list(known) if arguments.tasks is None else [name.strip() for name in arguments.tasks.split(",")]
+    for name in names:
+        if name not in known:
+            raise CommandError(f"--tasks names {name!r}; tasks are {', '.join(known)}")
+        if name in own:
+            raise CommandError(f"--items has items of kind {name!r}, which --tasks names too; give them another kind")
+    try:
+        drawn = {
+            name: Task(known[name], held_out_items(known[name], arguments.limit, arguments.seed)) for name in names
+        }
+    except ValueError as error:
+        raise CommandError(f"--limit is {arguments.limit}; {error}") from error
+    return {**drawn, **own}
+
+
+# -- one model ------------------------------------------------------------------------------------------------------
+
+
+def _evaluate(
+    arguments: argparse.Namespace, tasks: Mapping[str, Task], texts: Sequence[str], hub_cache: Path, local: Local
+) -> dict[str, Any]:
+    with EvaluationProgress(Console(stderr=True)) as progress, _source(arguments, hub_cache, local, progress) as source:
+        results = run_tasks(source, tasks, progress)
+        scored = run_texts(source, texts, progress) if texts else None
+        record = {**_provenance(arguments), **report(source, results, scored)}
+    if arguments.answers is not None:
+        _write_answers(arguments.answers, results)
+    return record
+
+
+@contextlib.contextmanager
+def _source(
+    arguments: argparse.Namespace, hub_cache: Path, local: Local, progress: EvaluationProgress
+) -> Iterator[Source]:
+    if arguments.server is not None:
+        progress.waiting("asking the server")
+        yield ServerSource(arguments.server, arguments.concurrency)
+        return
+    folder = resolve_model(arguments.model, hub_cache)
+    runtime = RuntimeConfig(**runtime_given(arguments))
+    load_tokenizer(folder)  # a model without one is refused before its weights are read
+    progress.waiting("loading and compiling")
+    with local(arguments.model or DEMO, folder, runtime) as source:
+        yield source
+
+
+def _provenance(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is needed to run the same again."""
+    versions = {"jaxinfer": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions,
+        "asked": {
+            "limit": arguments.limit,
+            "texts": arguments.texts,
+            "seed": arguments.seed,
+            "items": None if arguments.items is None else str(arguments.items),
+        },
+    }
+
+
+def _write_answers(path: Path, results: Mapping[str, TaskResult]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for name, result in results.items():
+            for answer in result.answers:
+                line = {
+                    "kind": name,
+                    "messages": [dict(message) for message in answer.item.messages],
+                    "answer": answer.item.answer,
+                    "response": answer.response,
+                    "found": answer.found,
+                    "right": answer.right,
+                    "finish_reason": answer.finish_reason,
+                    "depth": answer.item.depth,
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+# -- two models -----------------------------------------------------------------------------------------------------
+
+
+def _compare(
+    arguments: argparse.Namespace, tasks: Mapping[str, Task], texts: Sequence[str], hub_cache: Path, local: Local
+) -> dict[str, Any]:
+    common = runtime_given(arguments)
+    specs = [parse_spec(spec, common, hub_cache) for spec in arguments.compare]
+    first, second = (load_tokenizer(spec.folder) for spec in specs)
+    compare.check_tokenizers(first.encode, second.encode, specs[0].vocab_size, specs[1].vocab_size, texts[:20])
+    alternatives = min(spec.alternatives for spec in specs)
+    _prepare_devices(specs)
+    found = []
+    with EvaluationProgress(Console(stderr=True)) as progress:
+        for letter, spec in zip("AB", specs, strict=True):
+            progress.waiting(f"{letter}: loading and compiling")
+            prefixed = functools.partial(_with_prefix, progress, letter)
+            with local(spec.name, spec.folder, spec.runtime) as source:
+                found.append(_one_side(source, spec, tasks, texts, arguments.positions, alternatives, prefixed))
+    return {**_provenance(arguments), **_comparison(arguments.seed, tasks, specs, alternatives, *found)}
+
+
+def _with_prefix(progress: EvaluationProgress, letter: str, what: str, done: int, total: int) -> None:
+    progress(f"{letter}: {what}", done, total)
+
+
+def _prepare_devices(specs: Sequence[ModelSpec]) -> None:
+    """Virtual CPU devices are counted once, when JAX starts: enough for the larger of the two."""
+    from jaxinfer.runtime.assemble import configure_jax
+
+    configure_jax(max((spec.runtime for spec in specs), key=lambda runtime: runtime.tensor_parallel_size))
+
+
+class _Side:
+    """What one side of a comparison gave."""
+
+    def __init__(
+        self,
+        record: dict[str, Any],
+        results: dict[str, TaskResult],
+        distributions: list[compare.Distributions],
+    ) -> None:
+        self.record, self.results, self.distributions = record, results, distributions
+
+
+def _one_side(
+    source: Source,
+    spec: ModelSpec,
+    tasks: Mapping[str, Task],
+    texts: Sequence[str],
+    positions: int,
+    alternatives: int,
+    progress: Callable[[str, int, int], None],
+) -> _Side:
+    results = run_tasks(source, tasks, progress)
+    scored: TextResult | None = run_texts(source, texts, progress) if texts else None
+    distributions = compare.collect_distributions(source, texts, positions, alternatives, progress)
+    return _Side({"spec": spec.spec, **report(source, results, scored)}, results, distributions)
+
+
+def _comparison(
+    seed: int,
+    tasks: Mapping[str, Task],
+    specs: Sequence[ModelSpec],
+    alternatives: int,
+    a: _Side,
+    b: _Side,
+) -> dict[str, Any]:
+    differences = compare.compare_tasks(a.results, b.results, seed=seed)
+    overall = compare.compare_all(a.results, b.results, seed=seed)
+    rows = {name: compare.difference_report(found) for name, found in differences.items()}
+    for name, row in rows.items():
+        row["skipped"] = len(tasks[name].items) - row["n"] - row["dropped"]
+    divergence = compare.divergence(a.distributions, b.distributions, specs[0].vocab_size, alternatives)
+    return {
+        "tasks": rows,
+        "overall": compare.difference_report(overall) if overall is not None else None,
+        "divergence": compare.divergence_report(divergence),
+        "a": a.record,
+        "b": b.record,
+    }

@@ -1,0 +1,251 @@
+"""Where `jaxinfer eval` gets its answers: an engine in this process, or a running server."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+
+from jaxinfer.config import RuntimeConfig
+from jaxinfer.evaluation.source import (
+    PLAIN_STOPS,
+    Distributions,
+    Message,
+    OnDone,
+    Reply,
+    Scored,
+    SourceInfo,
+    plain_prompt,
+)
+from jaxinfer.llm import LLM
+from jaxinfer.messages import EngineInfo, TokenLogprobs
+from jaxinfer.outputs import RequestOutput
+from jaxinfer.sampling_params import SamplingParams
+from protos.jaxinfer.v1 import inference_pb2 as pb
+from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
+from serving.commands.options import CommandError
+
+Stub = Any  # pb_grpc.InferenceStub on an asynchronous channel
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+class LocalSource:
+    """An engine in this process. Use as a context manager, or call `close`: engines do not share a device well."""
+
+    def __init__(self, name: str, folder: Path, runtime: RuntimeConfig) -> None:
+        settings = {field.name: getattr(runtime, field.name) for field in dataclasses.fields(runtime)}
+        self._llm = LLM(folder, generation_config="none", **settings)
+        self._tokenizer = self._llm.get_tokenizer()
+        info = self._llm.info
+        self.info = SourceInfo(
+            model=name,
+            where="offline",
+            vocab_size=info.vocab_size,
+            max_model_len=info.max_model_len,
+            max_logprobs=info.max_logprobs,
+            chat=self._tokenizer.chat_template is not None,
+            settings=_engine_settings(info, enable_prefix_caching=runtime.enable_prefix_caching),
+        )
+
+    def __enter__(self) -> LocalSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._llm.close()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._tokenizer.encode(text) for text in texts]
+
+    def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
+        if not self.info.chat:
+            return self.encode([plain_prompt(chat) for chat in chats])
+        return [self._tokenizer.encode_chat(chat) for chat in chats]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids)
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], on_done: OnDone) -> list[Reply]:
+        stops = () if self.info.chat else PLAIN_STOPS
+        params = [SamplingParams(temperature=0.0, max_tokens=limit, stop=stops) for limit in max_tokens]
+        return [
+            Reply(output.outputs[0].text, str(output.outputs[0].finish_reason))
+            for output in self._run(prompts, params, on_done)
+        ]
+
+    def score(self, prompts: Sequence[Sequence[int]], on_done: OnDone) -> list[Scored]:
+        params = [SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)] * len(prompts)
+        return [_scored(output.prompt_logprobs or []) for output in self._run(prompts, params, on_done)]
+
+    def distributions(self, prompts: Sequence[Sequence[int]], alternatives: int) -> Iterator[Distributions]:
+        params = [SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=alternatives)]
+        for prompt in prompts:  # one at a time: whole distributions of many texts would not fit the host's memory
+            (output,) = self._run([prompt], params, lambda: None)
+            entries = [entry for entry in output.prompt_logprobs or [] if entry is not None]
+            yield Distributions(
+                np.array([[token for token, _ in entry.top] for entry in entries], np.int32),
+                np.array([[value for _, value in entry.top] for entry in entries], np.float32),
+            )
+
+    def _run(
+        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], on_done: OnDone
+    ) -> list[RequestOutput]:
+        if not prompts:
+            return []
+        return self._llm.generate([list(prompt) for prompt in prompts], params, on_finish=lambda _: on_done())
+
+
+def _scored(entries: Sequence[TokenLogprobs | None]) -> Scored:
+    known = [entry for entry in entries if entry is not None]
+    return Scored(np.array([e.logprob for e in known], np.float64), np.array([e.rank for e in known], np.int64))
+
+
+def _engine_settings(info: EngineInfo, **more: Any) -> dict[str, Any]:
+    return {
+        "architecture": info.architecture,
+        "dtype": info.dtype,
+        "tensor_parallel_size": info.tensor_parallel_size,
+        "device": info.device,
+        "backends": dict(info.backends),
+        "max_model_len": info.max_model_len,
+        "max_num_seqs": info.max_num_seqs,
+        "max_num_batched_tokens": info.max_num_batched_tokens,
+        "page_size": info.page_size,
+        **more,
+    }
+
+
+class ServerSource:
+    """A running server. Every call opens a channel of its own and keeps at most `concurrency` requests in flight."""
+
+    def __init__(self, address: str, concurrency: int) -> None:
+        self._address, self._concurrency = address, concurrency
+        (info,) = self._each([None], lambda stub, _: stub.GetModelInfo(pb.GetModelInfoRequest()))
+        if not info.has_tokenizer:
+            raise CommandError(f"the server at {address} runs without a tokenizer; tasks are text, so it needs one")
+        self.info = SourceInfo(
+            model=info.model,
+            where=address,
+            vocab_size=info.vocab_size,
+            max_model_len=info.limits.max_model_len,
+            max_logprobs=info.limits.max_logprobs,
+            chat=bool(info.chat_templates),
+            settings={
+                "architecture": info.architecture,
+                "dtype": info.dtype,
+                "tensor_parallel_size": info.tensor_parallel_size,
+                "device": info.device,
+                "backends": dict(info.backends),
+                "max_model_len": info.limits.max_model_len,
+                "max_num_seqs": info.limits.max_num_seqs,
+                "max_num_batched_tokens": info.limits.max_num_batched_tokens,
+                "page_size": info.page_size,
+                "server_version": info.server_version,
+                "concurrency": concurrency,
+            },
+        )
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenize([pb.TokenizeRequest(text=text) for text in texts])
+
+    def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
+        if not self.info.chat:
+            return self.encode([plain_prompt(chat) for chat in chats])
+        requests = []
+        for chat in chats:
+            messages = [pb.ChatMessage(role=message["role"], content=message["content"]) for message in chat]
+            requests.append(pb.TokenizeRequest(chat=pb.Chat(messages=messages)))
+        return self._tokenize(requests)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        request = pb.DetokenizeRequest(token_ids=ids)
+        return str(self._each([request], lambda stub, r: stub.Detokenize(r))[0].text)
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], on_done: OnDone) -> list[Reply]:
+        stops = () if self.info.chat else PLAIN_STOPS
+        requests = [_request(ids, limit, stop=stops) for ids, limit in zip(prompts, max_tokens, strict=True)]
+
+        async def ask(stub: Stub, request: pb.GenerateRequest) -> Reply:
+            text, reason = "", pb.FINISH_REASON_UNSPECIFIED
+            async for event in stub.Generate(request):
+                if event.HasField("delta"):
+                    text += event.delta.text
+                    reason = event.delta.finish_reason or reason
+            return Reply(text, pb.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower())
+
+        return self._each(requests, ask, on_done)
+
+    def score(self, prompts: Sequence[Sequence[int]], on_done: OnDone) -> list[Scored]:
+        async def ask(stub: Stub, request: pb.GenerateRequest) -> Scored:
+            entries = await _prompt_entries(stub, request)
+            return Scored(np.array([e.logprob for e in entries], np.float64), np.array([e.rank for e in entries]))
+
+        return self._each([_request(ids, 1, prompt_logprobs=0) for ids in prompts], ask, on_done)
+
+    def distributions(self, prompts: Sequence[Sequence[int]], alternatives: int) -> Iterator[Distributions]:
+        async def ask(stub: Stub, request: pb.GenerateRequest) -> Distributions:
+            entries = await _prompt_entries(stub, request)
+            return Distributions(
+                np.array([[other.token_id for other in entry.top] for entry in entries], np.int32),
+                np.array([[other.logprob for other in entry.top] for entry in entries], np.float32),
+            )
+
+        for prompt in prompts:
+            yield from self._each([_request(prompt, 1, prompt_logprobs=alternatives)], ask)
+
+    def _tokenize(self, requests: Sequence[pb.TokenizeRequest]) -> list[list[int]]:
+        return [list(reply.token_ids) for reply in self._each(requests, lambda stub, r: stub.Tokenize(r))]
+
+    def _each(
+        self,
+        inputs: Sequence[_In],
+        ask: Callable[[Stub, _In], Awaitable[_Out]],
+        on_done: OnDone = lambda: None,
+    ) -> list[_Out]:
+        return asyncio.run(self._ask_all(inputs, ask, on_done))
+
+    async def _ask_all(
+        self, inputs: Sequence[_In], ask: Callable[[Stub, _In], Awaitable[_Out]], on_done: OnDone
+    ) -> list[_Out]:
+        """The answers in the order of the inputs. The first failure ends the others."""
+        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        places = asyncio.Semaphore(self._concurrency)
+        async with grpc.aio.insecure_channel(self._address, options=options) as channel:
+            stub: Stub = pb_grpc.InferenceStub(channel)
+
+            async def one(value: _In) -> _Out:
+                async with places:
+                    answer = await ask(stub, value)
+                on_done()
+                return answer
+
+            tasks = [asyncio.create_task(one(value)) for value in inputs]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _request(ids: Sequence[int], max_tokens: int, **sampling: Any) -> pb.GenerateRequest:
+    """Greedy, whatever defaults the server took from the model's generation config."""
+    neutral: dict[str, Any] = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    params = pb.SamplingParams(temperature=0.0, max_tokens=max_tokens, **neutral, **sampling)
+    return pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), sampling=params, final_only=True)
+
+
+async def _prompt_entries(stub: Stub, request: pb.GenerateRequest) -> list[pb.TokenLogprobs]:
+    entries: list[pb.TokenLogprobs] = []
+    async for event in stub.Generate(request):
+        if event.HasField("prompt_logprobs"):
+            entries += event.prompt_logprobs.entries
+    return entries
