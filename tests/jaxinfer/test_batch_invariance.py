@@ -35,7 +35,11 @@ def fingerprint(heard: Heard) -> tuple[list[int], bytes]:
     return heard.tokens, struct.pack(f"{len(values)}f", *values)
 
 
-@pytest.fixture(scope="module", params=[("llama", "float32"), ("gemma3", "bfloat16")], ids=lambda p: "-".join(p))
+@pytest.fixture(
+    scope="module",
+    params=[("llama", "float32"), ("llama", "bfloat16"), ("gemma3", "bfloat16")],
+    ids=lambda p: "-".join(p),
+)
 def engine(request: pytest.FixtureRequest) -> Harness:
     name, dtype = request.param
     return build(load_case(name), dtype=dtype, max_num_seqs=32, max_num_batched_tokens=64, num_pages=400, check=False)

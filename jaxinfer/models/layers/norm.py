@@ -23,22 +23,27 @@ def rms_norm(x: jax.Array, weight: jax.Array, *, eps: float, offset: float, scal
     which rounds twice (Llama and the rest). The two agree in float32.
     """
     wide = x.astype(jnp.float32)
-    mean = _sum(jnp.square(wide), weight.ndim, ordered=x.dtype == jnp.float32) / weight.size
+    mean = _sum(jnp.square(wide), weight.ndim) / weight.size
     normed = wide * jax.lax.rsqrt(mean + eps)
     if scale_float32:
         return (normed * (weight.astype(jnp.float32) + offset)).astype(x.dtype)
     return normed.astype(x.dtype) * (weight + offset if offset else weight)
 
 
-def _sum(x: jax.Array, axes: int, *, ordered: bool) -> jax.Array:
+def _sum(x: jax.Array, axes: int) -> jax.Array:
     """The sum over the last `axes` axes, which are kept with size 1.
 
-    `ordered` fixes the order of the additions. A plain reduction has none: XLA:CPU takes another one for float32
-    arrays below some thousand elements, and a token's result would depend on how many others share its step. (Of
-    bfloat16 activations the conversion is fused into one and the same loop at every size.)
+    On CPU the order of the additions is spelled out. A plain reduction has none: XLA:CPU takes another one for arrays
+    below some thousand elements, and a token's result would depend on how many others share its step.
     """
-    if not ordered:
-        return jnp.sum(x, axis=tuple(range(-axes, 0)), keepdims=True)
+    return jax.lax.platform_dependent(
+        x,
+        cpu=lambda x: _ordered(x, axes),
+        default=lambda x: jnp.sum(x, axis=tuple(range(-axes, 0)), keepdims=True),
+    )
+
+
+def _ordered(x: jax.Array, axes: int) -> jax.Array:
     total = x
     for _ in range(axes):
         total = _ordered_sum(total)
