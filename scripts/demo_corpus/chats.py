@@ -48,9 +48,9 @@ SMALL_TALK = [
 ]  # fmt: skip
 # How often a kind is drawn. Those that need more practice stand higher, long ones lower.
 _WEIGHTS = {
-    "addition": 2.0, "subtraction": 1.8, "multiplication": 1.8, "counting": 0.8, "sorting": 1.6, "number_sorting": 1.5,
-    "word_reversal": 1.2, "string_reversal": 1.2, "copying": 1.0, "dates": 1.3, "units": 1.2, "table": 1.3, "json": 1.3,
-    "logic": 1.5, "reading": 0.4, "continuation": 0.3, "chinese": 1.3,
+    "addition": 1.6, "subtraction": 1.8, "multiplication": 1.8, "counting": 1.0, "sorting": 1.3, "number_sorting": 1.6,
+    "word_reversal": 1.4, "string_reversal": 0.9, "copying": 1.3, "dates": 1.5, "units": 1.2, "table": 2.2, "json": 2.0,
+    "logic": 2.0, "reading": 0.5, "continuation": 0.3, "chinese": 0.7,
 }  # fmt: skip
 _NEAR_WORDS = 150  # words of a recall conversation that fits among short chats
 

@@ -120,6 +120,10 @@ def export(
         "bos_token_id": tokenizer.bos_id(),
         "eos_token_id": [tokenizer.eos_id(), tokenizer.piece_to_id(END)],
         "pad_token_id": tokenizer.pad_id(),
+        # Most of what the demo is asked has one right answer; a little chance keeps its stories from being one story.
+        "do_sample": True,
+        "temperature": 0.2,
+        "top_p": 0.9,
     }
     _write_json(folder, "generation_config.json", generation)
     _write_json(folder, "config.json", hf_config(config, tokenizer))

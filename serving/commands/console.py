@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -93,12 +95,15 @@ def _amount(value: int) -> str:
 class ServeConsole:
     """The observer of `serve`. `client_line` makes the command to paste out of an address."""
 
+    _chats = False
+
     def __init__(self, program: str, stream: TextIO | None = None) -> None:
         self._program = program
         self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
         self._view = StartUpView(self._console)
 
     def start(self, version: str, model: str, folder: str) -> None:
+        self._chats = _has_chat_template(Path(folder))
         self._console.print(f"[bold]jaxinfer {version}[/bold]  {escape(model)}  [dim]{escape(folder)}[/dim]")
         self._view.start()
 
@@ -118,7 +123,8 @@ class ServeConsole:
         self._console.print(f"\n    {escape(self.client_line(address))}\n")
 
     def client_line(self, address: str) -> str:
-        return f'{self._program} generate --server {reachable(address)} --max-tokens 24 "Once upon a time"'
+        what = '--chat "What is 347 + 586?"' if self._chats else '--max-tokens 24 "Once upon a time"'
+        return f"{self._program} generate --server {reachable(address)} {what}"
 
     def draining(self, open_requests: int, grace_seconds: float) -> None:
         self._view.close()
@@ -146,6 +152,13 @@ def _summary(info: EngineInfo) -> Iterator[tuple[str, str]]:
     width = max((len(name) for name, _ in info.executables), default=0)
     for i, (name, seconds) in enumerate(info.executables):
         yield "" if i else "executables", f"{name:<{width}}  {seconds:6.2f} s to compile"
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer's files bring a chat template; the tokenizer itself is loaded elsewhere, later."""
+    settings = folder / "tokenizer_config.json"
+    named = settings.exists() and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
+    return named or (folder / "chat_template.jinja").exists()
 
 
 def reachable(address: str) -> str:

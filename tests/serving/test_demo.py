@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -66,6 +67,14 @@ def collect(server: Process, message: pb.GenerateRequest) -> tuple[str, list[int
         if reply.HasField("finished"):
             usage = reply.finished.usage
     return text, ids, usage
+
+
+def test_the_client_line_to_paste_prints_a_right_answer(server: Process) -> None:
+    line = shlex.split(server.lines[-1])
+    command = [sys.executable, "-m", "jaxinfer", *line[line.index("generate") :]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.rstrip().endswith("347 + 586 = 933.")
 
 
 def idle(server: Process, seconds: float = 10) -> bool:

@@ -47,7 +47,7 @@ _THING_COLUMNS: Columns = {
 
 
 def _table(rng: random.Random, split: Split) -> Item:
-    rows = rng.randint(2, 6)
+    rows = rng.randint(2, 5)
     if rng.random() < 0.5:
         corner, heads, columns = "name", people(rng, split, rows), _PERSON_COLUMNS
     else:
@@ -149,19 +149,21 @@ _ORDERS = (
 def _logic(rng: random.Random, split: Split) -> Item:
     names = people(rng, split, rng.choice((3, 3, 4)))
     more, less, most, least = rng.choice(_ORDERS)
+    pairs = list(itertools.pairwise(names))
+    rng.shuffle(pairs)
     facts = [
         f"{high} is {more} than {low}." if rng.random() < 0.6 else f"{low} is {less} than {high}."
-        for high, low in itertools.pairwise(names)
+        for high, low in pairs
     ]
-    rng.shuffle(facts)
     word, answer = (most, names[0]) if rng.random() < 0.5 else (least, names[-1])
     questions = (
         f"Who is the {word}?", f"Who is {word}?", f"Which one is the {word}?", f"Tell me who is the {word}.",
         f"Name the {word} one.", f"Do you know who is the {word}?",
     )  # fmt: skip
     text = f"{' '.join(facts)} {wrapped(rng, questions)}"
-    working = f"From {most} to {least}: {', '.join(names)}."
-    return Item("logic", f"{' '.join(facts)} {word}", user(text), answer, f"{working} The {word} is {answer}.")
+    ordered = ", ".join(f"{high} > {low}" for high, low in pairs)
+    response = f"{ordered}. From {most} to {least}: {', '.join(names)}. The {word} is {answer}."
+    return Item("logic", f"{' '.join(facts)} {word}", user(text), answer, response)
 
 
 KINDS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import tomllib
 from collections.abc import Sequence
 from functools import cache
@@ -10,13 +11,14 @@ from pathlib import Path
 
 from jaxinfer.evaluation.item import Split, is_held_out
 
-_LISTS = tomllib.loads((Path(__file__).parent / "data" / "pools.toml").read_text(encoding="utf-8"))
+_DATA = Path(__file__).parent / "data"
+_LISTS = tomllib.loads((_DATA / "pools.toml").read_text(encoding="utf-8"))
 FIRST_NAMES, SURNAMES, CITIES, OBJECTS, COLORS, JOBS, FOODS, LIST_WORDS = (
     tuple(_LISTS[name].split())
     for name in ("first_names", "surnames", "cities", "objects", "colors", "jobs", "foods", "list_words")
 )
-_CONSONANTS = ["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z"]
-_VOWELS = ["a", "e", "i", "o", "u"]
+_ONSETS, _VOWELS, _CODAS = (_LISTS[name].split(" ") for name in ("onsets", "vowels", "codas"))  # two codas are empty
+_STRANGERS = 0.3  # share of fillers that stand on no list
 
 
 @cache
@@ -25,10 +27,40 @@ def split_pool(pool: tuple[str, ...], split: Split) -> tuple[str, ...]:
     return tuple(word for word in pool if is_held_out(f"filler {word}") == (split == "held_out"))
 
 
+@cache
+def world_words() -> tuple[str, ...]:
+    """Every word of the stories that training may use as a filler."""
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted(_DATA.glob("plots_*.toml")))
+    words = sorted(set(re.findall(r"\b[a-z]{3,}\b", re.sub(r"\{[^}]*\}", "", text))))
+    return split_pool(tuple(words), "train")
+
+
 def pick(rng: random.Random, pool: tuple[str, ...], split: Split) -> str:
-    """One word. Training sees its own part only; evaluation takes every other word from the part training never saw."""
-    held_out = split_pool(pool, "held_out") if split == "held_out" and rng.random() < 0.5 else ()
-    return rng.choice(held_out or split_pool(pool, "train"))
+    """One word for a place in a template: from the list, or now and then one that stands on no list.
+
+    Training sees its own part of the list only; evaluation takes every other word from the part training never saw.
+    The strangers are there so that a model learns to copy whatever stands in a place, and not the words of a list.
+    """
+    if split == "held_out" and rng.random() < 0.5 and (held_out := split_pool(pool, "held_out")):
+        return rng.choice(held_out)
+    known = split_pool(pool, "train")
+    if rng.random() >= _STRANGERS:
+        return rng.choice(known)
+    while (word := _stranger(rng, pool, known)) in split_pool(pool, "held_out"):
+        pass
+    return word
+
+
+def _stranger(rng: random.Random, pool: tuple[str, ...], known: tuple[str, ...]) -> str:
+    if pool[0][0].islower() and rng.random() < 0.5:
+        return rng.choice(world_words())
+    return spliced(rng, known) if rng.random() < 0.5 else invented(rng, capital=pool[0][0].isupper())
+
+
+def spliced(rng: random.Random, words: tuple[str, ...]) -> str:
+    """The front of one word and the back of another one."""
+    front, back = rng.choice(words), rng.choice(words)
+    return front[: rng.randint(2, max(2, len(front) - 1))] + back[-rng.randint(2, max(2, len(back) - 1)) :]
 
 
 def pick_some(rng: random.Random, pool: tuple[str, ...], split: Split, count: int) -> list[str]:
@@ -39,15 +71,16 @@ def pick_some(rng: random.Random, pool: tuple[str, ...], split: Split, count: in
     return list(words)
 
 
-def invented_name(rng: random.Random) -> str:
-    """A name that nobody has, from two or three syllables: there are hundreds of thousands."""
-    syllables = [rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(rng.choice((2, 2, 3)))]
-    return ("".join(syllables) + rng.choice(("", "n", "r", "s", "l"))).capitalize()
+def invented(rng: random.Random, *, capital: bool) -> str:
+    """A word that means nothing, from one to three syllables: there are millions."""
+    syllables = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.choice((1, 2, 2, 3)))]
+    word = "".join(syllables) + rng.choice(_CODAS)
+    return word.capitalize() if capital else word
 
 
 def person(rng: random.Random, split: Split) -> str:
-    """A first name, one in five invented."""
-    return invented_name(rng) if rng.random() < 0.2 else pick(rng, FIRST_NAMES, split)
+    """A first name."""
+    return pick(rng, FIRST_NAMES, split)
 
 
 def people(rng: random.Random, split: Split, count: int) -> list[str]:

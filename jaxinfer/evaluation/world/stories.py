@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxinfer.evaluation.world.grammar import Bindings, expand
-from jaxinfer.evaluation.world.pools import invented_name
+from jaxinfer.evaluation.world.pools import invented
 
 _DATA = Path(__file__).parent / "data"
 _FORMS = {"she": ("she", "her", "her", "herself"), "he": ("he", "his", "him", "himself")}
@@ -92,7 +92,7 @@ class StoryTeller:
                 kind, names = rng.choice(self._words["people"][pronoun]), self._words["heroes"][pronoun]
             else:
                 kind, names = rng.choice(self._words["animals"]["kinds"]), self._words["animals"][pronoun]
-            name = invented_name(rng) if rng.random() < _INVENTED else rng.choice(names)
+            name = invented(rng, capital=True) if rng.random() < _INVENTED else rng.choice(names)
             if name != other_than:
                 return Character(name, kind, pronoun)
 

@@ -143,7 +143,7 @@ def test_a_token_does_not_see_the_size_of_its_batch(dtype: str) -> None:
     ids, positions = rng.integers(0, 300, 96).astype(np.int32), rng.integers(0, 64, 96).astype(np.int32)
     hidden, logits = run(ids, positions)
     assert np.isfinite(hidden.astype(np.float32)).all()
-    for size, begin in ((24, 70), *((size, begin) for size in (8, 16) for begin in range(3, 80, size))):
+    for size, begin in ((24, 70), *((n, begin) for n in (8, 16) for begin in range(3, 80, n))):
         part = slice(begin, begin + size)
         some_hidden, some_logits = run(ids[part], positions[part])
         np.testing.assert_array_equal(some_hidden, hidden[part])
