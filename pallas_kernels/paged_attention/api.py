@@ -62,9 +62,24 @@ def _xla_supports(target: DeviceTarget, case: PagedAttentionCase) -> str | None:
     return None
 
 
+def _mosaic_tpu_supports(target: DeviceTarget, case: PagedAttentionCase) -> str | None:
+    """The TPU kernel reads whole tiles: 128 lanes of head_dim, and rows of a page that fill 32 bits eight times."""
+    if target.platform != "tpu":
+        return "it runs on TPU only"
+    if case.head_dim % 128:
+        return f"head_dim is {case.head_dim}; it must be a multiple of 128"
+    rows = 32 // case.kv_dtype.itemsize
+    if case.page_size % rows:
+        return f"page_size is {case.page_size}; with {case.kv_dtype.name} pages it must be a multiple of {rows}"
+    return None
+
+
 OP: Op[PagedAttentionCase] = Op(
     name="paged_attention",
-    backends=(Backend("xla", _xla_supports, "pallas_kernels.paged_attention.xla:paged_attention"),),
+    backends=(
+        Backend("mosaic_tpu", _mosaic_tpu_supports, "pallas_kernels.paged_attention.mosaic_tpu:paged_attention"),
+        Backend("xla", _xla_supports, "pallas_kernels.paged_attention.xla:paged_attention"),
+    ),
 )
 
 

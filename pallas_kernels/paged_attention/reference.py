@@ -83,5 +83,6 @@ def _put(array: jax.Array, new: jax.Array, slots: np.ndarray) -> np.ndarray:
 
 def _values(pages: NumpyPages) -> np.ndarray:
     if isinstance(pages, layout.QuantizedPages):
-        return np.asarray(pages.values).astype(np.float64) * np.asarray(pages.scales).astype(np.float64)[..., None]
+        with np.errstate(invalid="ignore"):  # what must not be read may hold NaN
+            return np.asarray(pages.values).astype(np.float64) * np.asarray(pages.scales).astype(np.float64)[..., None]
     return np.asarray(layout.to_float32(jnp.asarray(pages))).astype(np.float64)

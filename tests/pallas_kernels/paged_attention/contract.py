@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
+import re
 from typing import Any
 
 import chex
@@ -12,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.dispatch import DeviceTarget, Unsupported, select
 from pallas_kernels.paged_attention import paged_attention, reference
+from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
 
@@ -34,6 +37,8 @@ SHAPES = (
     Shape(kv_dtype=jnp.int8, tokens=40, rows=6, page_size=32, pages_per_row=4, group=2),
     Shape(dtype=jnp.bfloat16, kv_dtype=jnp.int8, rows=5, page_size=64, pages_per_row=3, group=4, head_dim=128),
     Shape(dtype=jnp.bfloat16, kv_dtype=jnp.float8_e4m3fn, rows=5, page_size=16, pages_per_row=9, group=4, head_dim=96),
+    Shape(dtype=jnp.bfloat16, kv_dtype=jnp.float8_e4m3fn, rows=5, page_size=32, pages_per_row=5, group=2, head_dim=128),
+    Shape(tokens=40, rows=6, page_size=16, pages_per_row=9, group=3, head_dim=128, sinks=True, soft_cap=20.0),
     Shape(dtype=jnp.bfloat16, rows=4, tokens=40, page_size=32, pages_per_row=4, kv_heads=1, group=2, head_dim=256),
 )
 
@@ -56,6 +61,11 @@ class PagedAttentionContract(abc.ABC):
     def call(self, inputs: Inputs, shape: Shape) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Runs the op on one step's inputs; compiles once per shape. Donates the pages."""
         return _compiled(shape, self.target, self.backend)(*inputs.args, inputs.sinks)
+
+    def refusal(self, shape: Shape) -> str | None:
+        """Why the backend does not serve a shape, if it does not."""
+        named = {backend.name: backend for backend in OP.backends}
+        return named[self.backend].supports(self.target, case_of(shape))
 
     def check(self, inputs: Inputs, shape: Shape) -> None:
         """Runs the backend and the oracle on the same inputs; raises AssertionError where they differ."""
@@ -94,23 +104,47 @@ class PagedAttentionContract(abc.ABC):
 
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_matches_the_oracle(self, shape: Shape) -> None:
+        """Or says by name why it does not serve the shape."""
+        if (reason := self.refusal(shape)) is not None:
+            with pytest.raises(Unsupported, match=re.escape(reason)):
+                select(OP, self.target, case_of(shape), self.backend)
+            return
         for number, recipe in enumerate(cases.RECIPES):
             for seed in self.seeds:
                 rng = np.random.default_rng((number, seed))
                 self.check(cases.build(shape, self.target, recipe(shape, rng), rng), shape)
 
     def test_pages_shared_between_rows(self) -> None:
-        shape, rng = SHAPES[0], np.random.default_rng(7)
+        shape, rng = dataclasses.replace(SHAPES[0], head_dim=128), np.random.default_rng(7)
         rows = [(1, 60), (20, 70), (1, 49), (5, 53)]  # all write behind their first three pages
         self.check(cases.build(shape, self.target, rows, rng, shared_prefix_pages=3), shape)
 
     @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
     def test_huge_logits(self, shape: Shape) -> None:
         """Scores of about 1e8: one key takes all, or, under a soft cap, half the keys share."""
+        shape = dataclasses.replace(shape, head_dim=128)
         for seed in self.seeds:
             rng = np.random.default_rng(seed)
             rows = cases.ragged_mix(shape, rng)
             self.check(cases.build(shape, self.target, rows, rng, query_scale=1e8), shape)
+
+
+def case_of(shape: Shape) -> PagedAttentionCase:
+    """What dispatch is told of a shape."""
+    return PagedAttentionCase(
+        num_tokens=shape.tokens,
+        num_rows=shape.rows,
+        num_query_heads=shape.kv_heads * shape.group,
+        num_kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        page_size=shape.page_size,
+        pages_per_row=shape.pages_per_row,
+        query_dtype=np.dtype(shape.dtype),
+        kv_dtype=np.dtype(shape.kv_dtype or shape.dtype),
+        sliding_window=shape.sliding_window,
+        soft_cap=shape.soft_cap,
+        sinks=shape.sinks,
+    )
 
 
 def scale_of(shape: Shape) -> float:

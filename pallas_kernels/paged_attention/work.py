@@ -1,0 +1,85 @@
+"""How a step's query tokens are cut into work for a kernel: rows that decode, and tiles of tokens of the other rows.
+
+Legend: T tokens, S rows, W pieces of work. All lists are made on the device, as a step's rows are not known before.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.paged_attention.api import RaggedBatch
+
+
+class Singles(NamedTuple):
+    """Rows with one query token, longest first, so that those that run side by side end together.
+
+    Attributes:
+        total: () how many there are.
+        row: (S,) the rows, then the others in any order.
+        rank: (S,) each row's place in that list.
+    """
+
+    total: jax.Array
+    row: jax.Array
+    rank: jax.Array
+
+
+class Tiles(NamedTuple):
+    """Pieces of rows with two query tokens or more; a piece is what a row has in one aligned tile of the token axis.
+
+    Attributes:
+        total: () how many there are; entries behind them repeat the last one.
+        row: (W,) whose tokens.
+        tile: (W,) which tile of the token axis; not falling, so that a tile's pieces follow each other.
+        begin, end: (W,) the tokens inside the tile, begin <= t < end.
+        base: (W,) position in the sequence of the tile's first token, as if it were the row's; may be negative.
+    """
+
+    total: jax.Array
+    row: jax.Array
+    tile: jax.Array
+    begin: jax.Array
+    end: jax.Array
+    base: jax.Array
+
+
+def single_rows(batch: RaggedBatch) -> Singles:
+    """The rows of the step that have one query token."""
+    is_single = jnp.diff(batch.query_start_loc) == 1
+    order = jnp.argsort(jnp.where(is_single, -batch.seq_lens, 1)).astype(jnp.int32)
+    return Singles(jnp.sum(is_single, dtype=jnp.int32), order, jnp.argsort(order).astype(jnp.int32))
+
+
+def aligned_tiles(batch: RaggedBatch, num_tokens: int, tile: int) -> Tiles:
+    """The pieces of the other rows.
+
+    There are at most T / tile tiles, and each row adds one piece more than the tile borders inside it.
+    """
+    starts, ends = batch.query_start_loc[:-1], batch.query_start_loc[1:]
+    lengths = ends - starts
+    first, last = starts // tile, (ends - 1) // tile
+    pieces = jnp.where(lengths > 1, last - first + 1, 0)
+    cumulative = jnp.cumsum(pieces)
+    count = cumulative[-1].astype(jnp.int32)
+    most = -(-num_tokens // tile) + min(lengths.shape[0], num_tokens // 2)
+    index = jnp.minimum(jnp.arange(max(most, 1), dtype=jnp.int32), jnp.maximum(count - 1, 0))
+    row = row_of(cumulative, index)
+    place = first[row] + index - (cumulative - pieces)[row]
+    token = place * tile
+    return Tiles(
+        total=count,
+        row=row,
+        tile=jnp.where(count > 0, place, 0),
+        begin=jnp.maximum(starts[row] - token, 0),
+        end=jnp.minimum(ends[row] - token, tile),
+        base=batch.seq_lens[row] - lengths[row] + token - starts[row],
+    )
+
+
+def row_of(ends: jax.Array, index: jax.Array) -> jax.Array:
+    """Which row each index falls into when row r covers ends[r-1] .. ends[r]-1; the last row for what lies beyond."""
+    row = jnp.searchsorted(ends, index, side="right", method="compare_all")
+    return jnp.minimum(row, ends.shape[0] - 1).astype(jnp.int32)

@@ -1,0 +1,79 @@
+"""The TPU kernel in Pallas' TPU interpreter: the contract, with both ways of running its copies, and no data race."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.paged_attention import mosaic_tpu
+from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
+from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract, scale_of
+
+
+class TpuContract(PagedAttentionContract):
+    """`mode`: "eager" runs a copy when it starts and finds reads that do not wait as races; "on_wait" runs it when it
+    is waited for, so that such a read finds NaN."""
+
+    target = DeviceTarget("tpu", "TPU v5 lite")
+    backend = "mosaic_tpu"
+    seeds = range(2)
+    mode: str
+
+    def call(self, inputs: Inputs, shape: Shape) -> tuple[Any, Any, Any]:
+        out = _interpreted(shape, self.target, self.mode)(*inputs.args, inputs.sinks)
+        jax.block_until_ready(out)
+        races = interpret_pallas_call.races  # a private name: nothing public tells
+        assert races is None or not races.races_found
+        pltpu.reset_tpu_interpret_mode_state()
+        return out
+
+
+class TestEagerCopies(TpuContract):
+    mode = "eager"
+
+
+class TestCopiesOnWait(TpuContract):
+    mode = "on_wait"
+    seeds = range(2, 3)
+
+
+@functools.lru_cache
+def _interpreted(shape: Shape, target: DeviceTarget, mode: str) -> Any:
+    run = functools.partial(
+        mosaic_tpu.paged_attention,
+        scale=scale_of(shape),
+        sliding_window=shape.sliding_window,
+        soft_cap=shape.soft_cap,
+        target=target,
+        interpret=pltpu.InterpretParams(detect_races=True, dma_execution_mode=mode),
+    )
+    return jax.jit(run)
+
+
+def test_a_race_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel without its waits: the detector must fire, or the tests above prove nothing."""
+    real = pltpu.make_async_copy
+
+    class Unwaited:
+        def __init__(self, *args: Any) -> None:
+            self._copy = real(*args)
+
+        def start(self) -> None:
+            self._copy.start()
+
+        def wait(self) -> None:
+            """Forgets to."""
+
+    monkeypatch.setattr(mosaic_tpu.pltpu, "make_async_copy", Unwaited)
+    _interpreted.cache_clear()
+    contract = TestEagerCopies()
+    with pytest.raises(AssertionError):
+        contract.test_pages_shared_between_rows()
+    pltpu.reset_tpu_interpret_mode_state()
+    _interpreted.cache_clear()
