@@ -1,0 +1,136 @@
+"""Meshes of devices that are not here, for ahead-of-time compilation, and what a compiled program says of itself.
+
+TPU topologies need the `libtpu` package, GPU ones JAX's CUDA plugin; neither needs a device.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from jaxinfer.config import ConfigError
+from jaxinfer.runtime.sharding import TP_AXIS
+
+# Public figures of one device: bytes of memory. libtpu refuses programs that do not fit by itself; the GPU compiler
+# does not.
+_HOPPER_MEMORY = 141_000_000_000
+# An H200 as XLA's GPU compiler wants it described; from public specifications, not read off a device.
+_HOPPER = f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000 l2_cache_size: 62914560 clock_rate_ghz: 1.98
+  device_memory_size: {_HOPPER_MEMORY}
+  cuda_compute_capability {{ major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 }}
+runtime_version {{ major: 13 }}
+device_description_str: "NVIDIA H200"
+"""
+_NAME = re.compile(r"(hopper):(\d+)|(v[2-6][a-z]?|tpu7x):(\d+(?:x\d+){1,2})")
+_COLLECTIVE = re.compile(
+    r"= (?P<shape>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\("
+)
+_ARRAY = re.compile(r"(pred|[suf]\d+|bf16|f8e\w+)\[([\d,]*)\]")
+_BITS = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Devices to compile for: a mesh over all of them, and one device's memory in bytes where it is known."""
+
+    name: str
+    mesh: Mesh
+    memory: int | None
+
+
+def topology_mesh(name: str) -> Topology:
+    """The topology `v5e:2x4`, `v6e:2x2`, `v5p:2x2x1`, `tpu7x:2x2x1`, `hopper:4`, ... as one tensor-parallel axis.
+
+    Raises:
+        ConfigError: a name of another form, one that the compiler does not know, or its package is missing.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError(f"topology is {name!r}; expected a TPU slice such as v5e:2x4 or v5p:2x2x1, or hopper:N")
+    try:
+        if match[1]:
+            description = topologies.get_topology_desc(
+                "", platform="cuda", target_config=_HOPPER, topology=f"1x1x{match[2]}"
+            )
+        else:
+            # The smallest slice that the compiler describes is a whole host; one chip needs its bounds spelled out.
+            single = {"chips_per_host_bounds": (1, 1, 1)} if set(match[4].split("x")) == {"1"} else {}
+            description = topologies.get_topology_desc(name, platform="tpu", **single)
+    except Exception as error:  # the plugins raise types of their own
+        raise ConfigError(f"topology {name!r} cannot be described here: {error}") from error
+    devices: np.ndarray = np.array(description.devices)
+    mesh = Mesh(devices.reshape(devices.size), (TP_AXIS,), axis_types=(AxisType.Auto,))
+    return Topology(name, mesh, _HOPPER_MEMORY if match[1] else None)
+
+
+@dataclass(frozen=True)
+class ProgramReport:
+    """One device's share of a compiled program. Byte counts; None where the compiler does not say.
+
+    Attributes:
+        arguments, outputs, temporaries, donated: memory; `donated` is the part of the outputs that reuses arguments.
+        flops, bytes_accessed: the compiler's own estimate, which knows of a Pallas kernel only what it was told.
+        collectives: kind -> (how many, bytes of their results).
+    """
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    donated: int
+    flops: float | None
+    bytes_accessed: float | None
+    collectives: dict[str, tuple[int, int]]
+
+    @property
+    def peak(self) -> int:
+        """What must be in memory at once."""
+        return self.arguments + self.outputs - self.donated + self.temporaries
+
+
+def report(compiled: Any) -> ProgramReport:
+    """Reads a `jax.stages.Compiled`."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    cost = cost[0] if isinstance(cost, list) else cost
+    return ProgramReport(
+        arguments=int(memory.argument_size_in_bytes),
+        outputs=int(memory.output_size_in_bytes),
+        temporaries=int(memory.temp_size_in_bytes),
+        donated=int(memory.alias_size_in_bytes),
+        flops=cost.get("flops"),
+        bytes_accessed=cost.get("bytes accessed"),
+        collectives=collectives(compiled.as_text()),
+    )
+
+
+def collectives(program: str) -> dict[str, tuple[int, int]]:
+    """Counts the collectives in the text of an optimised program, and the bytes of their results."""
+    found: dict[str, tuple[int, int]] = {}
+    for match in _COLLECTIVE.finditer(program):
+        sizes = [_bytes(kind, shape) for kind, shape in _ARRAY.findall(match["shape"])]
+        # An asynchronous start gives its operands and its results as one tuple: the results are the larger part.
+        size = max(sizes, default=0) if f"{match['kind']}-start(" in match[0] else sum(sizes)
+        count, total = found.get(match["kind"], (0, 0))
+        found[match["kind"]] = (count + 1, total + size)
+    return found
+
+
+def _bytes(kind: str, shape: str) -> int:
+    bits = 8 if kind == "pred" or kind.startswith("f8") else int(_BITS.findall(kind)[0])
+    return math.prod(int(size) for size in shape.split(",") if size) * bits // 8

@@ -1,0 +1,182 @@
+"""Compiles a model's steps for devices that are not here, and prints what they need: memory, work, collectives.
+
+    python scripts/compile_for.py --topology v5e:2x4 --model llama3-8b --max-num-seqs 64
+    python scripts/compile_for.py --topology hopper:4 --model path/to/checkpoint --buckets all
+
+TPU topologies need the libtpu package that fits the installed jax, GPU ones the CUDA plugin (jax-cuda13-plugin and
+jax-cuda13-pjrt suffice) and a CUDA toolkit. Nothing is loaded and nothing runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Read by libtpu when it is loaded: there is no metadata server and no TPU here, and another process may compile too.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from rich.console import Console
+from rich.table import Table
+
+from checkpoints.folder import CheckpointError, read_config
+from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
+from jaxinfer.models.registry import model_config
+from jaxinfer.plan import abstract_model
+from jaxinfer.runtime.assemble import make_layout, make_runner
+from jaxinfer.runtime.kv_cache import gib, resolve_sizes
+from jaxinfer.runtime.topology import ProgramReport, Topology, report, topology_mesh
+from pallas_kernels.dispatch import DeviceTarget, Unsupported
+
+# Published sizes (config.json of each), by the name that --model takes.
+_LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "torch_dtype": "bfloat16",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama3-8b": _LLAMA | {
+        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192,
+    },
+    "llama3-70b": _LLAMA | {
+        "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 8192,
+    },
+    "llama3.2-1b": _LLAMA | {
+        "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+    },
+    "small-128": _LLAMA | {  # a few layers with the head size of the large ones: compiles in seconds
+        "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096,
+    },
+}  # fmt: skip
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Compile a model's steps for devices that are not here.")
+    parser.add_argument("--topology", required=True, help="v5e:2x4, v6e:2x2, v5p:2x2x1, tpu7x:2x2x1, hopper:4, ...")
+    parser.add_argument("--model", default="llama3-8b", help=f"{', '.join(SHAPES)}, or a checkpoint folder")
+    parser.add_argument("--layers", type=int, help="only so many of the model's layers")
+    parser.add_argument("--buckets", choices=("ends", "all"), default="ends", help="smallest and largest, or all")
+    parser.add_argument("--dtype", default="bfloat16", help="of the weights (default bfloat16)")
+    parser.add_argument("--kv-tokens", type=int, default=65536, help="tokens that the KV pool holds (default 65536)")
+    parser.add_argument("--page-size", type=int, default=64)
+    parser.add_argument("--max-model-len", type=int, default=8192)
+    parser.add_argument("--max-num-seqs", type=int, default=64)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=1024)
+    parser.add_argument("--attention-backend", help="a backend by name, instead of the first that can serve")
+    return parser
+
+
+def describe(name: str, layers: int | None) -> ModelConfig:
+    """The config of a shape name or of a checkpoint folder. Raises ConfigError, CheckpointError."""
+    if name in SHAPES:
+        raw = SHAPES[name] | ({"num_hidden_layers": layers} if layers is not None else {})
+        return model_config({"architectures": ["LlamaForCausalLM"], **raw})
+    if not Path(name).is_dir():
+        raise ConfigError(f"model is {name!r}; it must be a checkpoint folder or one of {', '.join(SHAPES)}")
+    if layers is not None:
+        raise ConfigError("layers goes with a shape name only")
+    return read_config(Path(name))[0]
+
+
+def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Console) -> bool:
+    """Compiles and prints; returns whether all steps fit."""
+    config = describe(arguments.model, arguments.layers)
+    mesh = topology.mesh
+    device = mesh.devices.flat[0]
+    target = DeviceTarget.of(device)
+    model = abstract_model(arguments.model, config, arguments.dtype, mesh)
+    layout = make_layout(model, target, arguments.page_size)
+    runtime = RuntimeConfig(
+        dtype=arguments.dtype,
+        tensor_parallel_size=mesh.size,
+        page_size=arguments.page_size,
+        num_pages=1 + -(-arguments.kv_tokens // arguments.page_size),
+        max_model_len=min(arguments.max_model_len, config.max_position_embeddings),
+        max_num_seqs=arguments.max_num_seqs,
+        max_num_batched_tokens=arguments.max_num_batched_tokens,
+        attention_backend=arguments.attention_backend,
+    )
+    sizes = resolve_sizes(config, runtime, layout, None, device.platform)
+    runner = make_runner(model, mesh, runtime, sizes, layout)
+    console.print(
+        f"[bold]{arguments.model}[/bold] for {mesh.size} x {device.device_kind}, {arguments.dtype}, "
+        f"KV pool of {sizes.num_pages - 1:,} pages of {sizes.page_size}, "
+        f"attention: {runner.attention_backends()}"
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("step", "compiled in", "arguments", "temporaries", "peak", "fits", "donated", "GFLOP", "GB moved"):
+        table.add_column(heading, justify="left" if heading == "step" else "right")
+    table.add_column("collectives")
+    pool = sum(x.size * x.dtype.itemsize for x in _leaves(layout.struct(sizes.num_pages))) * 2 * config.num_layers
+    fits = True
+    ladder = runner.ladder if arguments.buckets == "all" else (runner.ladder[0], runner.ladder[-1])
+    for bucket in ladder:
+        begin = time.monotonic()
+        try:
+            compiled = runner.lower_step(bucket).compile()
+        except Exception as error:  # the compilers raise types of their own; running out of memory is an answer
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            fits = False
+            table.add_row(bucket.name, f"{time.monotonic() - begin:.1f} s", *["-"] * 3, "[red]no[/red]", *["-"] * 3, "")
+            continue
+        program = report(compiled)
+        fit = topology.memory is None or program.peak <= topology.memory
+        fits &= fit
+        table.add_row(
+            bucket.name, f"{time.monotonic() - begin:.1f} s", *_cells(program, fit, pool // mesh.size), _moved(program)
+        )
+    console.print(table)
+    return fits
+
+
+def _leaves(tree: Any) -> list[Any]:
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def _cells(program: ProgramReport, fit: bool, pool: int) -> list[str]:
+    def estimate(value: float | None) -> str:
+        return "-" if not value else f"{value / 1e9:,.1f}"
+
+    donated = f"{program.donated / pool:.0%} of the pool"
+    return [
+        gib(program.arguments), gib(program.temporaries), gib(program.peak), "yes" if fit else "[red]no[/red]", donated,
+        estimate(program.flops), estimate(program.bytes_accessed),
+    ]  # fmt: skip
+
+
+def _moved(program: ProgramReport) -> str:
+    parts = [f"{count} {kind} ({gib(size)})" for kind, (count, size) in sorted(program.collectives.items())]
+    return ", ".join(parts) or "none"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0 if everything compiled and fits, 1 if a step does not fit, 2 for bad input."""
+    arguments = make_parser().parse_args(argv)
+    console = Console(highlight=False, width=200)
+    try:
+        topology = topology_mesh(arguments.topology)
+        return 0 if compile_steps(arguments, topology, console) else 1
+    except (CheckpointError, ConfigError, NotImplementedError, Unsupported, ValueError) as error:
+        print(f"compile_for: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

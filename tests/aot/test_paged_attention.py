@@ -1,0 +1,67 @@
+"""The attention kernels through the real compilers, which find what no interpreter does: tiling, memory, types."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxinfer.runtime.topology import report, topology_mesh
+from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.paged_attention import RaggedBatch, kv_layout, paged_attention
+from tests.pallas_kernels.paged_attention.cases import Shape
+
+TPUS = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
+BASE: dict[str, Any] = {"tokens": 256, "rows": 32, "pages_per_row": 32, "kv_heads": 8, "group": 4, "head_dim": 128}
+SHAPES = (
+    Shape(dtype=jnp.bfloat16, page_size=16, **BASE),
+    Shape(dtype=jnp.bfloat16, page_size=64, sinks=True, sliding_window=1000, soft_cap=30.0, **BASE),
+    Shape(dtype=jnp.bfloat16, kv_dtype=jnp.int8, page_size=32, **BASE),
+    Shape(dtype=jnp.bfloat16, kv_dtype=jnp.float8_e4m3fn, page_size=64, **BASE),
+    Shape(dtype=jnp.float32, page_size=16, **{**BASE, "group": 1}),
+    Shape(dtype=jnp.bfloat16, page_size=128, **{**BASE, "head_dim": 256, "kv_heads": 4, "group": 2}),
+)
+
+
+def compiled(topology: str, shape: Shape) -> jax.stages.Compiled:
+    """The op for all devices of a topology, heads shared among them, pages donated."""
+    mesh = topology_mesh(topology).mesh
+    target = DeviceTarget.of(mesh.devices.flat[0])
+    kv = kv_layout(target, shape.kv_dtype or shape.dtype, shape.kv_heads, shape.head_dim, shape.page_size)
+    pages = kv.struct(shape.num_pages, kv.shardings(mesh, "tp"))
+
+    def struct(size: tuple[int, ...], dtype: Any, *spec: str | None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(size, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+    num_heads = shape.kv_heads * shape.group
+    integers = ((shape.rows + 1,), (shape.rows,), (shape.rows, shape.pages_per_row), (shape.tokens,))
+    batch = RaggedBatch(*(struct(size, jnp.int32) for size in integers))
+    sinks = struct((num_heads,), jnp.float32, "tp") if shape.sinks else None
+    options = {"scale": 0.1, "sliding_window": shape.sliding_window, "soft_cap": shape.soft_cap, "target": target}
+    attend = functools.partial(paged_attention, backend="mosaic_tpu", mesh=mesh, head_axis="tp", **options)
+
+    def op(*arguments: Any) -> Any:
+        return attend(*arguments[:-1], sinks=arguments[-1])
+
+    new = struct((shape.tokens, shape.kv_heads, shape.head_dim), shape.dtype, None, "tp", None)
+    q = struct((shape.tokens, num_heads, shape.head_dim), shape.dtype, None, "tp", None)
+    with jax.set_mesh(mesh):
+        return jax.jit(op, donate_argnums=(3, 4)).lower(q, new, new, pages, pages, batch, sinks).compile()
+
+
+@pytest.mark.parametrize("topology", TPUS)
+def test_compiles_for_every_tpu(topology: str) -> None:
+    for shape in SHAPES[:2] if topology != "v5e:2x2" else SHAPES:
+        program = report(compiled(topology, shape))
+        # the pages are updated in place, and no copy of them is made
+        layout = kv_layout(DeviceTarget("tpu", ""), shape.kv_dtype or shape.dtype, shape.kv_heads, shape.head_dim, 1)
+        pool = shape.num_pages * shape.page_size * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
+        devices = topology_mesh(topology).mesh.size
+        assert program.donated >= 2 * pool // devices
+        if shape.kv_dtype is None:
+            assert program.temporaries < pool // devices
+        assert program.collectives == {}

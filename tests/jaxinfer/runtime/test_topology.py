@@ -1,0 +1,40 @@
+"""Devices that are not here, and reading a compiled program."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxinfer.config import ConfigError
+from jaxinfer.runtime.topology import collectives, report, topology_mesh
+
+PROGRAM = """
+  %all-reduce.1 = bf16[64,128]{1,0:T(8,128)(2,1)} all-reduce(%x), channel_id=1
+  %ag = (f32[8,16]{1,0}, f32[8,64]{1,0}) all-gather-start(%y), dimensions={1}
+  %done = f32[8,64]{1,0} all-gather-done(%ag)
+  %pair = (s8[4], pred[2,3]) all-reduce(%a, %b), to_apply=%add
+  %no = f32[100]{0} add(%all-reduce.1, %c)
+"""
+
+
+def test_collectives_are_counted_with_the_bytes_of_their_results() -> None:
+    assert collectives(PROGRAM) == {"all-reduce": (2, 64 * 128 * 2 + 4 + 6), "all-gather": (1, 8 * 64 * 4)}
+    assert collectives("") == {}
+
+
+def test_a_program_on_this_cpu_is_reported() -> None:
+    def double(x: jax.Array, pool: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return x @ x, pool.at[0].set(1.0)
+
+    x, pool = jax.ShapeDtypeStruct((32, 32), jnp.float32), jax.ShapeDtypeStruct((1000,), jnp.float32)
+    found = report(jax.jit(double, donate_argnums=(1,)).lower(x, pool).compile())
+    assert (found.arguments, found.donated) == (32 * 32 * 4 + 4000, 4000)
+    assert found.peak >= found.arguments + 32 * 32 * 4
+    assert found.collectives == {}
+
+
+@pytest.mark.parametrize("name", ["", "v5e", "v5litepod-4", "h100:2", "hopper:x", "v5e:4"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"topology is .*; expected a TPU slice such as v5e:2x4"):
+        topology_mesh(name)
