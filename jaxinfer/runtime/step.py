@@ -117,10 +117,14 @@ def step(
         slots.tables, inputs.slots, tokens.ids, tokens.rows, tokens.positions, inputs.prompt_lens, tokens.valid
     )
     last = jnp.maximum(batch.query_start_loc[1:] - 1, 0)  # (S,) each row's last token
-    # Sampling searches whole rows inside lax.cond, so every device gets all of them first.
-    logits = constrain(decoder.logits(hidden[last]), None, None)
+
+    def whole_logits(hidden: jax.Array) -> jax.Array:
+        """Every device gets whole rows: sampling searches them inside lax.cond, and scoring sums them piece by piece,
+        each piece of a sharded row being a collective of its own."""
+        return constrain(decoder.logits(hidden), None, None)
+
     sampled = sample(
-        logits,
+        whole_logits(hidden[last]),
         inputs.params,
         tables,
         inputs.slots,
@@ -131,7 +135,7 @@ def step(
     )
     prompt = score_prompt(
         hidden,
-        decoder.logits,
+        whole_logits,
         inputs.targets,
         inputs.score_prompt,
         vocab_size=spec.config.vocab_size,
