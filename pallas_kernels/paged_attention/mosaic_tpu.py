@@ -60,6 +60,7 @@ class _Plan:
     soft_cap: float | None
     sinks: bool
     factor: Any  # dtype of the products' factors
+    count_copies: bool
 
     @property
     def keys(self) -> int:
@@ -80,8 +81,15 @@ def paged_attention(
     soft_cap: float | None,
     target: DeviceTarget,
     interpret: Any = False,
-) -> tuple[jax.Array, layout.Pages, layout.Pages]:
-    """See `api.paged_attention`. `interpret`: a `pltpu.InterpretParams` runs the kernel on the CPU."""
+    count_copies: bool = False,
+) -> Any:
+    """See `api.paged_attention`.
+
+    Args:
+        interpret: a `pltpu.InterpretParams` runs the kernel on the CPU.
+        count_copies: for debugging: a fourth result, () int32, says how many pages (of K or of V, with its scales) both
+            launches copied.
+    """
     del target
     k_pages = layout.write(k_pages, k, batch.slot_mapping)
     v_pages = layout.write(v_pages, v, batch.slot_mapping)
@@ -104,13 +112,14 @@ def paged_attention(
         soft_cap=soft_cap,
         sinks=sinks is not None,
         factor=factor,
+        count_copies=count_copies,
     )
     heads = q.reshape(num_tokens, num_kv_heads, group, head_dim).astype(factor)
     head_sinks = jnp.full((num_kv_heads, group), -jnp.inf) if sinks is None else sinks.reshape(num_kv_heads, group)
 
     singles = work.single_rows(batch)
     token = batch.query_start_loc[singles.row]
-    from_singles = _launch(
+    from_singles, single_copies = _launch(
         plan,
         (singles.total, singles.row, jnp.zeros_like(token), jnp.zeros_like(token), jnp.ones_like(token)),
         batch.seq_lens[singles.row] - 1,
@@ -119,13 +128,14 @@ def paged_attention(
         _pad_axis(head_sinks, 1, plan.group),
         (k_pages, v_pages),
         interpret,
-    )[:, :, :group]
+    )
+    from_singles = from_singles[:, :, :group]
 
     size = max(sublanes, _round_up(min(_TILE_ROWS // group, num_tokens), sublanes))
     tiled = dataclasses.replace(plan, tile=size, rows=size * group, group=group)
     pieces = work.aligned_tiles(batch, num_tokens, size)
     by_head = _pad_axis(heads.transpose(1, 2, 0, 3), 2, _round_up(num_tokens, size))  # (K, G, T, H)
-    from_tiles = _launch(
+    from_tiles, tile_copies = _launch(
         tiled,
         (pieces.total, pieces.row, pieces.tile, pieces.begin, pieces.end),
         pieces.base,
@@ -134,7 +144,8 @@ def paged_attention(
         jnp.repeat(head_sinks, size, axis=1),
         (k_pages, v_pages),
         interpret,
-    ).transpose(2, 0, 1, 3)[:num_tokens]
+    )
+    from_tiles = from_tiles.transpose(2, 0, 1, 3)[:num_tokens]
 
     place = jnp.arange(num_tokens)
     row = work.row_of(batch.query_start_loc[1:], place)
@@ -142,7 +153,8 @@ def paged_attention(
     # Places that no piece of work wrote hold anything: they are left out, not multiplied.
     out = jnp.where(is_single, from_singles[singles.rank[row]], from_tiles)
     out = jnp.where((place < batch.query_start_loc[-1])[:, None, None, None], out, 0.0)
-    return out.reshape(q.shape).astype(q.dtype), k_pages, v_pages
+    results = out.reshape(q.shape).astype(q.dtype), k_pages, v_pages
+    return (*results, single_copies + tile_copies) if count_copies else results
 
 
 def _launch(
@@ -154,8 +166,8 @@ def _launch(
     sinks: jax.Array,
     pages: tuple[layout.Pages, layout.Pages],
     interpret: Any,
-) -> jax.Array:
-    """Runs the kernel over a list of work; the outputs, float32, lie as the queries do.
+) -> tuple[jax.Array, jax.Array]:
+    """Runs the kernel over a list of work; the outputs, float32, lie as the queries do. Second: pages copied, ().
 
     Args:
         pieces: count (), then row, tile, begin, end (W,) as `work.Tiles` has them.
@@ -181,14 +193,14 @@ def _launch(
             sources.append(array)
             buffers.append(pltpu.VMEM((2, plan.pages_per_block, *array.shape[1:]), array.dtype))
     state = (num_kv_heads, plan.rows, _LANES)
-    return pl.pallas_call(
+    out, copies = pl.pallas_call(
         functools.partial(_kernel, plan=plan, num_sources=len(sources)),
-        out_shape=jax.ShapeDtypeStruct(q.shape, jnp.float32),
+        out_shape=(jax.ShapeDtypeStruct(q.shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=7,
             grid=(row.shape[0],),
             in_specs=[block, pl.BlockSpec(memory_space=pltpu.VMEM), *[hbm] * len(sources)],
-            out_specs=block,
+            out_specs=(block, pl.BlockSpec(memory_space=pltpu.SMEM)),
             scratch_shapes=[
                 pltpu.SMEM((1,), jnp.int32),
                 pltpu.VMEM(state, jnp.float32),
@@ -212,6 +224,7 @@ def _launch(
         jnp.broadcast_to(sinks.astype(jnp.float32)[..., None], state),
         *sources,
     )
+    return out, copies[0] // (2 if plan.quantized else 1)  # a page and its scales are one
 
 
 def _inside(index: jax.Array, count: Any) -> jax.Array:
@@ -235,7 +248,7 @@ def _kernel(
 ) -> None:
     """One piece of work: a program of the grid."""
     sources, refs = refs[:num_sources], refs[num_sources:]
-    out_ref, slot_ref, highest_ref, total_ref, acc_ref, scores_ref, *rest = refs
+    out_ref, copies_ref, slot_ref, highest_ref, total_ref, acc_ref, scores_ref, *rest = refs
     buffers, semaphores = rest[:-1], rest[-1]
     index = pl.program_id(0)
 
@@ -258,7 +271,16 @@ def _kernel(
         lax.fori_loop(lowest, highest, one, None)
 
     def start(piece: jax.Array, block: jax.Array, slot: jax.Array) -> None:
-        each_copy(piece, block, slot, lambda copy: copy.start())
+        each_copy(piece, block, slot, begin_copy)
+
+    def begin_copy(copy: Any) -> None:
+        copy.start()
+        if plan.count_copies:
+            copies_ref[0] += 1
+
+    @pl.when(index == 0)
+    def _() -> None:
+        copies_ref[0] = 0
 
     @pl.when(index < count[0])
     def _() -> None:

@@ -6,12 +6,14 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import mosaic_tpu
+from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
 from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract, scale_of
 
@@ -77,3 +79,29 @@ def test_a_race_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
         contract.test_pages_shared_between_rows()
     pltpu.reset_tpu_interpret_mode_state()
     _interpreted.cache_clear()
+
+
+@pytest.mark.parametrize("page_size", [16, 64, 256])
+def test_decoding_copies_each_page_once(page_size: int) -> None:
+    """8 rows of 4,096 tokens: what the math needs, and not one page more. All kv heads of a page are one copy."""
+    shape = Shape(tokens=8, rows=8, pages_per_row=4096 // page_size, page_size=page_size, kv_heads=1, head_dim=128)
+    inputs = cases.build(shape, TpuContract.target, [(1, 4096)] * 8, np.random.default_rng(0))
+    run = functools.partial(
+        mosaic_tpu.paged_attention, scale=0.1, sliding_window=None, soft_cap=None, target=TpuContract.target,
+        interpret=pltpu.InterpretParams(), count_copies=True,
+    )  # fmt: skip
+    *_, copies = jax.jit(run)(*inputs.args, None)
+    assert int(copies) == 2 * 8 * 4096 // page_size
+
+
+def test_windows_and_chunks_copy_what_they_see() -> None:
+    shape = Shape(tokens=64, rows=3, pages_per_row=64, page_size=16, kv_heads=1, head_dim=128, sliding_window=100)
+    inputs = cases.build(shape, TpuContract.target, [(1, 1000), (0, 500), (40, 1024)], np.random.default_rng(0))
+    run = functools.partial(
+        mosaic_tpu.paged_attention, scale=0.1, sliding_window=100, soft_cap=None, target=TpuContract.target,
+        interpret=pltpu.InterpretParams(), count_copies=True,
+    )  # fmt: skip
+    *_, copies = jax.jit(run)(*inputs.args, None)
+    decoding = 999 // 16 - 900 // 16 + 1
+    chunk = 1023 // 16 - (1024 - 40 - 99) // 16 + 1
+    assert int(copies) == 2 * (decoding + chunk)
