@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -197,18 +197,21 @@ class ModelConfig:
 
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+KvCacheDtype = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
     """How a model runs. None means "let the engine choose" and it says what it chose. Names are vLLM's where equal.
 
-    max_model_len: longest prompt + output in tokens. max_num_seqs: rows of a step. max_num_batched_tokens: tokens of a
-    step. max_logprobs: the most alternatives that a request may ask for at a position, -1 for the whole vocabulary;
-    every step makes room for that many. num_pages: size of the KV pool, instead of measuring memory.
-    gpu_memory_utilization: share of an accelerator's memory to use. batch_invariant: a request's bytes do not depend
-    on who shares the batch (small steps are padded to 8 tokens). attention_backend: a backend by name, which must be
-    able to serve this device. device: "cpu", "gpu" or "tpu"; None takes JAX's default.
+    max_model_len: longest prompt + output in tokens. max_num_seqs: rows of a step. max_num_batched_tokens: tokens of
+    a step. max_logprobs: the most alternatives that a request may ask for at a position, -1 for the whole vocabulary;
+    every step makes room for that many. kv_cache_dtype: what keys and values are kept in; auto is the model's dtype;
+    int8 and fp8 (e4m3) have a scale for each token and head, found when it is written. num_pages: size of the KV
+    pool, instead of measuring memory. gpu_memory_utilization: share of an accelerator's memory to use.
+    batch_invariant: a request's bytes do not depend on who shares the batch (small steps are padded to 8 tokens).
+    attention_backend: a backend by name, which must be able to serve this device. device: "cpu", "gpu" or "tpu"; None
+    takes JAX's default.
     """
 
     dtype: Dtype = "auto"
@@ -216,6 +219,7 @@ class RuntimeConfig:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_logprobs: int = 20
+    kv_cache_dtype: KvCacheDtype = "auto"
     page_size: int = 64
     num_pages: int | None = None
     tensor_parallel_size: int = 1
@@ -244,6 +248,10 @@ class RuntimeConfig:
         require(
             self.dtype in ("auto", "float32", "bfloat16"),
             f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16",
+        )
+        require(
+            self.kv_cache_dtype in get_args(KvCacheDtype),
+            f"kv_cache_dtype is {self.kv_cache_dtype!r}; it must be one of {', '.join(get_args(KvCacheDtype))}",
         )
         require(
             0 < self.gpu_memory_utilization <= 1,

@@ -70,7 +70,7 @@ def make_plan(name: str, config: ModelConfig, runtime: RuntimeConfig, mesh: Mesh
     """Plans a model on a mesh. Raises ConfigError, with the arithmetic, for what cannot fit."""
     device = mesh.devices.flat[0]
     model = abstract_model(name, config, config.dtype if runtime.dtype == "auto" else runtime.dtype, mesh)
-    layout = make_layout(model, DeviceTarget.of(device), runtime.page_size)
+    layout = make_layout(model, DeviceTarget.of(device), runtime)
     weights = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(model.params))
     probe = probe_step(model, mesh, runtime, layout)
     budget = None

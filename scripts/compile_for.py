@@ -72,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--buckets", choices=("ends", "all"), default="ends", help="smallest and largest, or all")
     parser.add_argument("--dtype", default="bfloat16", help="of the weights (default bfloat16)")
     parser.add_argument("--kv-tokens", type=int, default=65536, help="tokens that the KV pool holds (default 65536)")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="auto, float32, bfloat16, int8 or fp8")
     parser.add_argument("--page-size", type=int, default=64)
     parser.add_argument("--max-model-len", type=int, default=8192)
     parser.add_argument("--max-num-seqs", type=int, default=64)
@@ -97,9 +98,7 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
     config = describe(arguments.model, arguments.layers)
     mesh = topology.mesh
     device = mesh.devices.flat[0]
-    target = DeviceTarget.of(device)
     model = abstract_model(arguments.model, config, arguments.dtype, mesh)
-    layout = make_layout(model, target, arguments.page_size)
     runtime = RuntimeConfig(
         dtype=arguments.dtype,
         tensor_parallel_size=mesh.size,
@@ -109,7 +108,9 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
         max_num_seqs=arguments.max_num_seqs,
         max_num_batched_tokens=arguments.max_num_batched_tokens,
         attention_backend=arguments.attention_backend,
+        kv_cache_dtype=arguments.kv_cache_dtype,
     )
+    layout = make_layout(model, DeviceTarget.of(device), runtime)
     sizes = resolve_sizes(config, runtime, layout, None, device.platform)
     runner = make_runner(model, mesh, runtime, sizes, layout)
     console.print(

@@ -125,6 +125,7 @@ def test_runtime_options_are_the_configs_fields():
         "--max-num-seqs": "4",
         "--max-num-batched-tokens": "16",
         "--max-logprobs": "30",
+        "--kv-cache-dtype": "int8",
         "--page-size": "8",
         "--num-pages": "9",
         "--gpu-memory-utilization": "0.5",

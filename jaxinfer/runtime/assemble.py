@@ -61,8 +61,10 @@ def configure_jax(runtime: RuntimeConfig) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def make_layout(model: Model, target: DeviceTarget, page_size: int) -> KVLayout:
-    return kv_layout(target, model.dtype, model.shape.kv_heads, model.config.head_dim, page_size)
+def make_layout(model: Model, target: DeviceTarget, runtime: RuntimeConfig) -> KVLayout:
+    """How this model's keys and values lie in the device's memory."""
+    dtype = {"auto": model.dtype, "fp8": "float8_e4m3fn"}.get(runtime.kv_cache_dtype, runtime.kv_cache_dtype)
+    return kv_layout(target, dtype, model.shape.kv_heads, model.config.head_dim, runtime.page_size)
 
 
 def make_runner(model: Model, mesh: Mesh, runtime: RuntimeConfig, sizes: Sizes, layout: KVLayout) -> Runner:
@@ -143,7 +145,7 @@ def assemble_engine(
     check: verify the scheduler's books after every step (tests). Raises ConfigError when something cannot fit.
     """
     target = DeviceTarget.of(mesh.devices.flat[0])
-    layout = make_layout(model, target, runtime.page_size)
+    layout = make_layout(model, target, runtime)
     sizes = choose_sizes(model, mesh, runtime, layout)
     runner = make_runner(model, mesh, runtime, sizes, layout)
     runner.warm_up(_warm_up_progress(progress))

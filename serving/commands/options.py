@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from checkpoints.folder import read_config
-from jaxinfer.config import RuntimeConfig
+from jaxinfer.config import KvCacheDtype, RuntimeConfig
 from jaxinfer.sampling_params import SamplingParams, generation_defaults
 from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
 
@@ -42,12 +42,17 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     def add(name: str, **settings: Any) -> None:
         group.add_argument(name, default=argparse.SUPPRESS, **settings)
 
-    add("--dtype", choices=("auto", "float32", "bfloat16"), help="type of weights and KV; auto: the checkpoint's")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), help="type of weights; auto: the checkpoint's")
     add("--device", choices=("cpu", "gpu", "tpu"), help="default: what JAX finds")
     add("--max-model-len", type=int, metavar="N", help="longest prompt and output together, tokens")
     add("--max-num-seqs", type=int, metavar="N", help="sequences in one step")
     add("--max-num-batched-tokens", type=int, metavar="N", help="tokens in one step")
     add("--max-logprobs", type=int, metavar="N", help="most logprobs of a request, -1 the vocabulary (default: 20)")
+    add(
+        "--kv-cache-dtype",
+        choices=get_args(KvCacheDtype),
+        help="type of keys and values; int8 and fp8 halve their memory (default: the model's)",
+    )
     add("--page-size", type=int, metavar="N", help="tokens in one KV page (default: 64)")
     add("--num-pages", type=int, metavar="N", help="size of the KV pool, instead of measuring memory")
     add("--gpu-memory-utilization", type=float, metavar="X", help="share of an accelerator's memory (default: 0.9)")
@@ -66,6 +71,7 @@ RUNTIME_NAMES = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "max_logprobs",
+    "kv_cache_dtype",
     "page_size",
     "num_pages",
     "gpu_memory_utilization",

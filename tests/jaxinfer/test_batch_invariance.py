@@ -35,14 +35,14 @@ def fingerprint(heard: Heard) -> tuple[list[int], bytes]:
     return heard.tokens, struct.pack(f"{len(values)}f", *values)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[("llama", "float32"), ("llama", "bfloat16"), ("gemma3", "bfloat16")],
-    ids=lambda p: "-".join(p),
-)
+CASES = [("llama", "float32", "auto"), ("llama", "bfloat16", "int8"), ("gemma3", "bfloat16", "auto")]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def engine(request: pytest.FixtureRequest) -> Harness:
-    name, dtype = request.param
-    return build(load_case(name), dtype=dtype, max_num_seqs=32, max_num_batched_tokens=64, num_pages=400, check=False)
+    name, dtype, kv_cache_dtype = request.param
+    sizes = {"max_num_seqs": 32, "max_num_batched_tokens": 64, "num_pages": 400}
+    return build(load_case(name), dtype=dtype, kv_cache_dtype=kv_cache_dtype, check=False, **sizes)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_preempted_for_lack_of_pages(engine: Harness, prompt: list[int], alone: 
 
 def test_whole_prompt_in_one_step_equals_transformers(engine: Harness) -> None:
     case = load_case("llama")
-    if engine.loop.info.model != case.name:
+    if (engine.loop.info.model, engine.loop.info.dtype) != (case.name, "float32"):
         pytest.skip("one family is enough: the parity of all others runs in chunks")
     engine.chunk_by(64)
     engine.forget_prefixes()

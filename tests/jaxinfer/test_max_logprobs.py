@@ -117,7 +117,7 @@ def make(folder: Path, **settings: Any) -> Runner:
     runtime, mesh = RuntimeConfig(**{**SETTINGS, **settings}), make_mesh(1)
     loaded = load_model(folder, dtype=runtime.dtype, mesh=mesh)
     model = Model("m", loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
-    layout = make_layout(model, DeviceTarget.of(mesh.devices.flat[0]), runtime.page_size)
+    layout = make_layout(model, DeviceTarget.of(mesh.devices.flat[0]), runtime)
     return make_runner(model, mesh, runtime, choose_sizes(model, mesh, runtime, layout), layout)
 
 

@@ -31,7 +31,7 @@ def test_plan_is_what_the_engine_takes(loaded: Model) -> None:
     leaves = jax.tree.leaves(loaded.params)
     assert report.weight_bytes == sum(leaf.nbytes for leaf in leaves)
     assert report.parameters == sum(leaf.size for leaf in leaves)
-    layout = make_layout(loaded, DeviceTarget.of(mesh.devices.flat[0]), runtime.page_size)
+    layout = make_layout(loaded, DeviceTarget.of(mesh.devices.flat[0]), runtime)
     sizes = choose_sizes(loaded, mesh, runtime, layout)
     assert (report.sizes.num_pages, report.sizes.max_model_len) == (sizes.num_pages, 256)
     pool = sum(array.nbytes for array in layout.zeros(sizes.num_pages)) * loaded.config.num_layers
