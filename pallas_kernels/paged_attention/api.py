@@ -74,10 +74,32 @@ def _mosaic_tpu_supports(target: DeviceTarget, case: PagedAttentionCase) -> str 
     return None
 
 
+def _mosaic_gpu_supports(target: DeviceTarget, case: PagedAttentionCase) -> str | None:
+    """The Hopper kernel multiplies bfloat16 by whole tiles, and copies whole pages or slices of 64 tokens."""
+    quantized = case.kv_dtype in layout.QUANTIZED_DTYPES
+    sizes = (32, 64, 128, 256) if quantized else (16, 32, 64, 128, 256)
+    if target.platform != "gpu":
+        return "it runs on NVIDIA GPUs only"
+    if target.compute_capability is None or target.compute_capability[0] != 9:  # later ones have no wgmma either
+        return f"compute capability is {target.compute_capability}; it must be (9, 0), Hopper"
+    if case.query_dtype != np.dtype("bfloat16"):
+        return f"queries are {case.query_dtype.name}; they must be bfloat16"
+    if case.kv_dtype == np.float32:
+        return "pages are float32; they must be bfloat16, int8 or float8_e4m3fn"
+    if case.head_dim not in (64, 80, 96, 128, 256):
+        return f"head_dim is {case.head_dim}; it must be 64, 80, 96, 128 or 256"
+    if case.page_size not in sizes:
+        return f"page_size is {case.page_size}; with {case.kv_dtype.name} pages it must be one of {sizes}"
+    if case.num_query_heads // case.num_kv_heads > 64:
+        return f"{case.num_query_heads} query heads share {case.num_kv_heads} kv heads; at most 64 may share one"
+    return None
+
+
 OP: Op[PagedAttentionCase] = Op(
     name="paged_attention",
     backends=(
         Backend("mosaic_tpu", _mosaic_tpu_supports, "pallas_kernels.paged_attention.mosaic_tpu:paged_attention"),
+        Backend("mosaic_gpu", _mosaic_gpu_supports, "pallas_kernels.paged_attention.mosaic_gpu:paged_attention"),
         Backend("xla", _xla_supports, "pallas_kernels.paged_attention.xla:paged_attention"),
     ),
 )

@@ -48,9 +48,9 @@ SMALL_TALK = [
 ]  # fmt: skip
 # How often a kind is drawn. Those that need more practice stand higher, long ones lower.
 _WEIGHTS = {
-    "addition": 1.6, "subtraction": 1.8, "multiplication": 1.8, "counting": 1.0, "sorting": 1.3, "number_sorting": 1.6,
-    "word_reversal": 1.4, "string_reversal": 0.9, "copying": 1.3, "dates": 1.5, "units": 1.2, "table": 2.2, "json": 2.0,
-    "logic": 2.0, "reading": 0.5, "continuation": 0.3, "chinese": 0.7,
+    "addition": 1.2, "subtraction": 1.2, "multiplication": 1.2, "counting": 2.0, "sorting": 1.6, "number_sorting": 2.0,
+    "word_reversal": 2.4, "string_reversal": 0.6, "copying": 2.0, "dates": 1.0, "units": 1.0, "table": 3.0, "json": 3.6,
+    "logic": 1.8, "reading": 0.4, "continuation": 0.2, "chinese": 0.5,
 }  # fmt: skip
 _NEAR_WORDS = 150  # words of a recall conversation that fits among short chats
 

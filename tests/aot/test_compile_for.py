@@ -36,7 +36,10 @@ def test_what_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:
             ["--topology", "v5e:2x2", "--model", "nowhere"],
             "model is 'nowhere'; it must be a checkpoint folder or one of",
         ),
-        (["--topology", "v5e:2x2", "--model", "small-128", "--attention-backend", "nope"], "known: mosaic_tpu, xla"),
+        (
+            ["--topology", "v5e:2x2", "--model", "small-128", "--attention-backend", "nope"],
+            "known: mosaic_tpu, mosaic_gpu, xla",
+        ),
     ],
 )
 def test_bad_input_is_named(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ SHAPES = (
 )
 
 
-def compiled(topology: str, shape: Shape) -> jax.stages.Compiled:
+def compiled(topology: str, shape: Shape, backend: str = "mosaic_tpu") -> jax.stages.Compiled:
     """The op for all devices of a topology, heads shared among them, pages donated."""
     mesh = topology_mesh(topology).mesh
     target = DeviceTarget.of(mesh.devices.flat[0])
@@ -42,7 +42,7 @@ def compiled(topology: str, shape: Shape) -> jax.stages.Compiled:
     batch = RaggedBatch(*(struct(size, jnp.int32) for size in integers))
     sinks = struct((num_heads,), jnp.float32, "tp") if shape.sinks else None
     options = {"scale": 0.1, "sliding_window": shape.sliding_window, "soft_cap": shape.soft_cap, "target": target}
-    attend = functools.partial(paged_attention, backend="mosaic_tpu", mesh=mesh, head_axis="tp", **options)
+    attend = functools.partial(paged_attention, backend=backend, mesh=mesh, head_axis="tp", **options)
 
     def op(*arguments: Any) -> Any:
         return attend(*arguments[:-1], sinks=arguments[-1])

@@ -18,13 +18,25 @@ FIRST_NAMES, SURNAMES, CITIES, OBJECTS, COLORS, JOBS, FOODS, LIST_WORDS = (
     for name in ("first_names", "surnames", "cities", "objects", "colors", "jobs", "foods", "list_words")
 )
 _ONSETS, _VOWELS, _CODAS = (_LISTS[name].split(" ") for name in ("onsets", "vowels", "codas"))  # two codas are empty
-_STRANGERS = 0.3  # share of fillers that stand on no list
+_STRANGERS = 0.5  # share of training's fillers that stand on no list
 
 
 @cache
 def split_pool(pool: tuple[str, ...], split: Split) -> tuple[str, ...]:
-    """The part of a list that a split owns: a word's hash decides."""
-    return tuple(word for word in pool if is_held_out(f"filler {word}") == (split == "held_out"))
+    """The part of a list that a split owns: a word's hash decides.
+
+    A word that training may not use as a filler, but that its stories use, is in neither part: it is not unseen.
+    """
+    if split == "train":
+        return tuple(word for word in pool if not is_held_out(f"filler {word}"))
+    return tuple(word for word in pool if is_held_out(f"filler {word}") and word not in _story_vocabulary())
+
+
+@cache
+def _story_vocabulary() -> frozenset[str]:
+    """Every word, names included, that the stories can use."""
+    files = (*_DATA.glob("plots_*.toml"), _DATA / "words.toml")
+    return frozenset(re.findall(r"\w+", " ".join(path.read_text(encoding="utf-8") for path in files)))
 
 
 @cache
@@ -36,23 +48,23 @@ def world_words() -> tuple[str, ...]:
 
 
 def pick(rng: random.Random, pool: tuple[str, ...], split: Split) -> str:
-    """One word for a place in a template: from the list, or now and then one that stands on no list.
+    """One word for a place in a template.
 
-    Training sees its own part of the list only; evaluation takes every other word from the part training never saw.
-    The strangers are there so that a model learns to copy whatever stands in a place, and not the words of a list.
+    Evaluation takes every other word from the part of the list that training never sees. Training has the other part,
+    and strangers that stand on no list, so that a model learns to copy whatever stands in a place.
     """
-    if split == "held_out" and rng.random() < 0.5 and (held_out := split_pool(pool, "held_out")):
-        return rng.choice(held_out)
-    known = split_pool(pool, "train")
+    known, held_out = split_pool(pool, "train"), split_pool(pool, "held_out")
+    if split == "held_out":
+        return rng.choice(held_out if held_out and rng.random() < 0.5 else known)
     if rng.random() >= _STRANGERS:
         return rng.choice(known)
-    while (word := _stranger(rng, pool, known)) in split_pool(pool, "held_out"):
+    while (word := _stranger(rng, pool, known)) in held_out:
         pass
     return word
 
 
 def _stranger(rng: random.Random, pool: tuple[str, ...], known: tuple[str, ...]) -> str:
-    if pool[0][0].islower() and rng.random() < 0.5:
+    if pool[0][0].islower() and rng.random() < 0.7:
         return rng.choice(world_words())
     return spliced(rng, known) if rng.random() < 0.5 else invented(rng, capital=pool[0][0].isupper())
 

@@ -12,7 +12,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention import mosaic_tpu
+from pallas_kernels.paged_attention import mosaic_tpu, mosaic_tpu_kernel
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
 from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract, scale_of
@@ -72,7 +72,7 @@ def test_a_race_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
         def wait(self) -> None:
             """Forgets to."""
 
-    monkeypatch.setattr(mosaic_tpu.pltpu, "make_async_copy", Unwaited)
+    monkeypatch.setattr(mosaic_tpu_kernel.pltpu, "make_async_copy", Unwaited)
     _interpreted.cache_clear()
     contract = TestEagerCopies()
     with pytest.raises(AssertionError):
