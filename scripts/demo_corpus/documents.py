@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ def long_documents(seed: int, most_words: int) -> Iterator[Document]:
         yield Document(messages=chats.far_recall(rng, most_words), learn_all=rng.random() < 0.5)
 
 
+@functools.cache
 def held_out_texts() -> frozenset[str]:
     """What evaluation asks: the last message of every held-out item and every held-out story."""
     items = (item for kind in KINDS.values() for item in held_out_items(kind, HELD_OUT_ITEMS))

@@ -162,7 +162,7 @@ def test_sigterm_drains_and_exits_with_0(model):
         "KV pool      16,000 tokens in 1,000 pages of 16",
         "backends     paged_attention: fake",
         "executables  T8 S8     0.25 s to compile",
-        f'    jaxinfer generate --server localhost:{port} --max-tokens 24 "Once upon a time"',
+        f'    jaxinfer generate --server localhost:{port} --chat "What is 347 + 586?"',
         "stopping: waiting up to 30 s for 1 running request; a second signal ends them",
     ):
         assert expected in s.output

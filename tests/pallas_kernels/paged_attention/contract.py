@@ -47,6 +47,7 @@ class PagedAttentionContract(abc.ABC):
     """Compares a backend with the oracle. Override `target` and `backend`, and `call` if it needs more than that."""
 
     seeds = range(3)
+    recipes = cases.RECIPES
 
     @property
     @abc.abstractmethod
@@ -109,7 +110,7 @@ class PagedAttentionContract(abc.ABC):
             with pytest.raises(Unsupported, match=re.escape(reason)):
                 select(OP, self.target, case_of(shape), self.backend)
             return
-        for number, recipe in enumerate(cases.RECIPES):
+        for number, recipe in enumerate(self.recipes):
             for seed in self.seeds:
                 rng = np.random.default_rng((number, seed))
                 self.check(cases.build(shape, self.target, recipe(shape, rng), rng), shape)

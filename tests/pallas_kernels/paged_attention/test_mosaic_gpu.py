@@ -17,6 +17,7 @@ from pallas_kernels.paged_attention import mosaic_gpu
 from pallas_kernels.paged_attention.api import OP
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
+from tests.pallas_kernels.paged_attention.contract import SHAPES as CONTRACT_SHAPES
 from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract, case_of, scale_of
 
 interpreted = pytest.mark.skipif(
@@ -44,6 +45,7 @@ class TestMosaicGpu(PagedAttentionContract):
     target = HOPPER
     backend = "mosaic_gpu"
     seeds = range(1)
+    recipes = (cases.ragged_mix, cases.page_borders, cases.idle)  # a second or two each: the rest is marked slow
 
     def call(self, inputs: Inputs, shape: Shape) -> tuple[Any, Any, Any]:
         out = _interpreted(shape)(*inputs.args, inputs.sinks)
@@ -54,9 +56,19 @@ class TestMosaicGpu(PagedAttentionContract):
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_what_the_contract_leaves_out(self, shape: Shape) -> None:
         assert self.refusal(shape) is None
-        for number, recipe in enumerate((cases.ragged_mix, cases.single_tokens, cases.page_borders)):
+        for number, recipe in enumerate((cases.ragged_mix, cases.single_tokens)):
             rng = np.random.default_rng((number, 5))
             self.check(cases.build(shape, self.target, recipe(shape, rng), rng), shape)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("shape", (*CONTRACT_SHAPES, *SHAPES), ids=str)
+    def test_matches_the_oracle_at_length(self, shape: Shape) -> None:
+        if self.refusal(shape) is not None:
+            pytest.skip("not served: the short test checks how that is said")
+        for number, recipe in enumerate(cases.RECIPES):
+            for seed in range(3):
+                rng = np.random.default_rng((number, seed, 1))
+                self.check(cases.build(shape, self.target, recipe(shape, rng), rng), shape)
 
     def test_pages_shared_between_rows(self) -> None:
         """The contract's own is in float32."""
