@@ -61,7 +61,7 @@ class TestMosaicGpu(PagedAttentionContract):
             self.check(cases.build(shape, self.target, recipe(shape, rng), rng), shape)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("shape", (*CONTRACT_SHAPES, *SHAPES), ids=str)
+    @pytest.mark.parametrize("shape", [*CONTRACT_SHAPES, *SHAPES], ids=str)
     def test_matches_the_oracle_at_length(self, shape: Shape) -> None:
         if self.refusal(shape) is not None:
             pytest.skip("not served: the short test checks how that is said")
