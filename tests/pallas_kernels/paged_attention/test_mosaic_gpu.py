@@ -53,6 +53,7 @@ class TestMosaicGpu(PagedAttentionContract):
         assert not _races().races_found
         return out
 
+    @pytest.mark.slow  # CI runs it in a step of its own
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_what_the_contract_leaves_out(self, shape: Shape) -> None:
         assert self.refusal(shape) is None

@@ -40,6 +40,7 @@ class TestEagerCopies(TpuContract):
     mode = "eager"
 
 
+@pytest.mark.slow  # CI runs it in a step of its own
 class TestCopiesOnWait(TpuContract):
     mode = "on_wait"
     seeds = range(2, 3)
