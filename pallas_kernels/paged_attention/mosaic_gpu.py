@@ -94,11 +94,8 @@ def paged_attention(
     place = jnp.arange(num_tokens, dtype=jnp.int32)
     row = work.row_of(batch.query_start_loc[1:], place)
     in_row = place - batch.query_start_loc[row]
-    is_single = (jnp.diff(batch.query_start_loc) == 1)[row][:, None, None, None]
-    # What no piece of work wrote holds anything: it is left out, not multiplied.
     of_tiles = from_tiles[tiles.first[row] + in_row // tile, in_row % tile]
-    out = jnp.where(is_single, from_singles[singles.rank[row]], of_tiles)
-    out = jnp.where((place < batch.query_start_loc[-1])[:, None, None, None], out, 0.0)
+    out = work.in_token_order(batch, from_singles, singles.rank, of_tiles)
     return out.reshape(q.shape).astype(q.dtype), k_pages, v_pages
 
 

@@ -23,6 +23,7 @@ the 128 lanes, and copies the whole pool where it does not, which is why the ker
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -38,6 +39,9 @@ _BLOCK_KEYS = 256  # keys of a block: two buffers each of K and V stay within a 
 _TILE_ROWS = 256  # query vectors of a tile per kv head, about
 
 
+@functools.partial(
+    jax.jit, static_argnames=("scale", "sliding_window", "soft_cap", "target", "interpret", "count_copies")
+)
 def paged_attention(
     q: jax.Array,
     k: jax.Array,
@@ -54,7 +58,7 @@ def paged_attention(
     interpret: Any = False,
     count_copies: bool = False,
 ) -> Any:
-    """See `api.paged_attention`.
+    """See `api.paged_attention`. Jitted so that a model's equal layers are traced and lowered once.
 
     Args:
         interpret: a `pltpu.InterpretParams` runs the kernel on the CPU.
@@ -90,12 +94,7 @@ def paged_attention(
     pages = (k_pages, v_pages)
     from_singles, rank, single_copies = _decode(plan, batch, heads, head_sinks, tables, pages, interpret)
     from_tiles, tile_copies = _prefill(plan, batch, heads, head_sinks, tables, pages, interpret)
-    place = jnp.arange(num_tokens)
-    row = work.row_of(batch.query_start_loc[1:], place)
-    is_single = (jnp.diff(batch.query_start_loc) == 1)[row][:, None, None, None]
-    # Places that no piece of work wrote hold anything: they are left out, not multiplied.
-    out = jnp.where(is_single, from_singles[rank[row]], from_tiles)
-    out = jnp.where((place < batch.query_start_loc[-1])[:, None, None, None], out, 0.0)
+    out = work.in_token_order(batch, from_singles, rank, from_tiles)
     results = out.reshape(q.shape).astype(q.dtype), k_pages, v_pages
     return (*results, single_copies + tile_copies) if count_copies else results
 

@@ -79,6 +79,22 @@ def aligned_tiles(batch: RaggedBatch, num_tokens: int, tile: int) -> Tiles:
     )
 
 
+def in_token_order(batch: RaggedBatch, from_singles: jax.Array, rank: jax.Array, from_tiles: jax.Array) -> jax.Array:
+    """Outputs of all tokens (T, ...): of rows with one token from (S, ...) by rank, else from (T, ...); padding is 0.
+
+    Places that no piece of work wrote hold anything: they are left out, not multiplied.
+    """
+    place = jnp.arange(from_tiles.shape[0], dtype=jnp.int32)
+    row = row_of(batch.query_start_loc[1:], place)
+
+    def column(chosen: jax.Array) -> jax.Array:
+        return chosen.reshape(-1, *(1,) * (from_tiles.ndim - 1))
+
+    is_single = (jnp.diff(batch.query_start_loc) == 1)[row]
+    out = jnp.where(column(is_single), from_singles[rank[row]], from_tiles)
+    return jnp.where(column(place < batch.query_start_loc[-1]), out, 0.0)
+
+
 def row_of(ends: jax.Array, index: jax.Array) -> jax.Array:
     """Which row each index falls into when row r covers ends[r-1] .. ends[r]-1; the last row for what lies beyond."""
     row = jnp.searchsorted(ends, index, side="right", method="compare_all")

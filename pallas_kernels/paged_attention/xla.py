@@ -36,6 +36,7 @@ from jax import lax
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import layout
 from pallas_kernels.paged_attention.api import RaggedBatch
+from pallas_kernels.paged_attention.work import in_token_order, row_of, single_rows
 
 # Keys per block: few enough for the copies of K and V to stay in the cache, enough to outweigh the cost of a turn.
 _BLOCK = 64
@@ -131,38 +132,31 @@ def paged_attention(
     # The last tile may begin at the last token, and writes a whole tile.
     from_tiles = _compute(queries, scale, keys, tiles, size=num_tokens + tiling.tile)
 
-    def in_token_order() -> jax.Array:
-        token = jnp.arange(num_tokens)
-        row = _row_of(batch.query_start_loc[1:], token)
-        is_single = (jnp.diff(batch.query_start_loc) == 1)[row]
-        out = jnp.where(is_single[:, None, None, None], from_singles[rank[row]], from_tiles[:num_tokens])
-        out = jnp.where((token < batch.query_start_loc[-1])[:, None, None, None], out, 0.0)
+    def outputs() -> jax.Array:
+        out = in_token_order(batch, from_singles, rank, from_tiles[:num_tokens])
         return out.reshape(q.shape).astype(q.dtype)
 
-    out = lax.cond(batch.query_start_loc[-1] > 0, in_token_order, lambda: jnp.zeros_like(q))
+    out = lax.cond(batch.query_start_loc[-1] > 0, outputs, lambda: jnp.zeros_like(q))
     return out, k_pages, v_pages
 
 
 def _single_token_work(batch: RaggedBatch, group: int) -> tuple[_Work, jax.Array]:
     """Rows with one query token, longest first so that a turn's rows end together; and each row's place in the list."""
     num_rows = batch.seq_lens.shape[0]
-    is_single = jnp.diff(batch.query_start_loc) == 1
-    order = jnp.argsort(jnp.where(is_single, -batch.seq_lens, 1))
-    rank = jnp.argsort(order)
-    count = jnp.sum(is_single)
-    row = jnp.pad(order, (0, -num_rows % group))
+    singles = single_rows(batch)
+    row = jnp.pad(singles.row, (0, -num_rows % group))
     place = jnp.arange(row.shape[0])
     work = _Work(
-        turns=_ceil_div(count, group),
+        turns=_ceil_div(singles.total, group),
         row=row,
         token=batch.query_start_loc[row],
         position=batch.seq_lens[row] - 1,
-        length=(place < count).astype(jnp.int32),
+        length=(place < singles.total).astype(jnp.int32),
         place=place,
         group=group,
         tile=1,
     )
-    return work, rank
+    return work, singles.rank
 
 
 def _tiled_work(batch: RaggedBatch, num_tokens: int, tile: int) -> _Work:
@@ -177,7 +171,7 @@ def _tiled_work(batch: RaggedBatch, num_tokens: int, tile: int) -> _Work:
     # Each such row has one tile that is not full, and at least two tokens.
     most = num_tokens // tile + min(query_lens.shape[0], num_tokens // 2)
     index = jnp.arange(max(most, 1))
-    row = _row_of(ends, index)
+    row = row_of(ends, index)
     first = (index - (ends - tiles)[row]) * tile
     token = jnp.minimum(batch.query_start_loc[row] + first, num_tokens)
     return _Work(
@@ -315,12 +309,6 @@ def _pages_per_block(page_size: int) -> int:
     """Pages per block: at least `_BLOCK` keys, and a multiple of 8 of them."""
     multiple = 8 // math.gcd(8, page_size)
     return _ceil_div(_ceil_div(_BLOCK, page_size), multiple) * multiple
-
-
-def _row_of(ends: jax.Array, index: jax.Array) -> jax.Array:
-    """Which row each index falls into when row r covers ends[r-1] .. ends[r]-1; the last row for what lies beyond."""
-    row = jnp.searchsorted(ends, index, side="right", method="compare_all")
-    return jnp.minimum(row, ends.shape[0] - 1)
 
 
 def _ceil_div(a: Number, b: int) -> Number:

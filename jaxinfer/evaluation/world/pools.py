@@ -97,10 +97,7 @@ def person(rng: random.Random, split: Split) -> str:
 
 def people(rng: random.Random, split: Split, count: int) -> list[str]:
     """Different first names."""
-    names: dict[str, None] = {}
-    while len(names) < count:
-        names[person(rng, split)] = None
-    return list(names)
+    return pick_some(rng, FIRST_NAMES, split, count)
 
 
 def code(rng: random.Random, length: int, alphabet: Sequence[str] = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789") -> str:

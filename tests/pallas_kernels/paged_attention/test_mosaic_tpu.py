@@ -74,12 +74,18 @@ def test_a_race_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
             """Forgets to."""
 
     monkeypatch.setattr(mosaic_tpu_kernel.pltpu, "make_async_copy", Unwaited)
-    _interpreted.cache_clear()
+    _forget_traces()
     contract = TestEagerCopies()
     with pytest.raises(AssertionError):
         contract.test_pages_shared_between_rows()
     pltpu.reset_tpu_interpret_mode_state()
+    _forget_traces()
+
+
+def _forget_traces() -> None:
+    """The op is jitted: a traced kernel would be used again."""
     _interpreted.cache_clear()
+    mosaic_tpu.paged_attention.clear_cache()
 
 
 @pytest.mark.parametrize("page_size", [16, 64, 256])
