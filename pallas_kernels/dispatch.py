@@ -54,11 +54,13 @@ class Backend(Generic[Case]):
         supports: (target, case) -> None if it can serve the case, else the reason why not. Runs before the
             implementation is imported, so it must not need it.
         path: "package.module:function", imported by `load` and not before.
+        by_name_only: never picked unless it is named, because what it needs may not be installed.
     """
 
     name: str
     supports: Callable[[DeviceTarget, Case], str | None]
     path: str
+    by_name_only: bool = False
 
     def load(self) -> Callable[..., Any]:
         """Imports the implementation and returns its function."""
@@ -77,6 +79,8 @@ class Op(Generic[Case]):
 def select(op: Op[Case], target: DeviceTarget, case: Case, backend: str | None = None) -> Backend[Case]:
     """Picks the backend that runs `case` on `target`: the one named, else the first in order that can. Imports nothing.
 
+    Backends that are `by_name_only` are left out of that order.
+
     Raises:
         ValueError: no backend of that name; the message lists the known ones.
         Unsupported: the named backend cannot serve the case, or no backend can; the message holds every reason.
@@ -91,7 +95,7 @@ def select(op: Op[Case], target: DeviceTarget, case: Case, backend: str | None =
         return named[backend]
     reasons = []
     for candidate in op.backends:
-        reason = candidate.supports(target, case)
+        reason = "only by name" if candidate.by_name_only else candidate.supports(target, case)
         if reason is None:
             return candidate
         reasons.append(f"{candidate.name}: {reason}")

@@ -17,13 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Read by libtpu when it is loaded: there is no metadata server and no TPU here, and another process may compile too.
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: the compilers are asked for, no device is
 
+from model_shapes import SHAPES
 from rich.console import Console
 from rich.table import Table
 
@@ -33,35 +29,8 @@ from jaxinfer.models.registry import model_config
 from jaxinfer.plan import abstract_model
 from jaxinfer.runtime.assemble import make_layout, make_runner
 from jaxinfer.runtime.kv_cache import gib, resolve_sizes
-from jaxinfer.runtime.topology import ProgramReport, Topology, report, topology_mesh
+from jaxinfer.runtime.topology import LIBTPU_ENVIRONMENT, ProgramReport, Topology, report, topology_mesh
 from pallas_kernels.dispatch import DeviceTarget, Unsupported
-
-# Published sizes (config.json of each), by the name that --model takes.
-_LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "torch_dtype": "bfloat16",
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama3-8b": _LLAMA | {
-        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192,
-    },
-    "llama3-70b": _LLAMA | {
-        "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-        "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 8192,
-    },
-    "llama3.2-1b": _LLAMA | {
-        "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131072,
-        "tie_word_embeddings": True,
-    },
-    "small-128": _LLAMA | {  # a few layers with the head size of the large ones: compiles in seconds
-        "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 2,
-        "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096,
-    },
-}  # fmt: skip
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -85,7 +54,7 @@ def describe(name: str, layers: int | None) -> ModelConfig:
     """The config of a shape name or of a checkpoint folder. Raises ConfigError, CheckpointError."""
     if name in SHAPES:
         raw = SHAPES[name] | ({"num_hidden_layers": layers} if layers is not None else {})
-        return model_config({"architectures": ["LlamaForCausalLM"], **raw})
+        return model_config(raw)
     if not Path(name).is_dir():
         raise ConfigError(f"model is {name!r}; it must be a checkpoint folder or one of {', '.join(SHAPES)}")
     if layers is not None:
@@ -121,11 +90,14 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("step", "compiled in", "arguments", "temporaries", "peak", "fits", "donated", "GFLOP", "GB moved"):
         table.add_column(heading, justify="left" if heading == "step" else "right")
+    on_chip = device.platform == "tpu"
+    if on_chip:
+        table.add_column("VMEM of kernels")
     table.add_column("collectives")
     pool = sum(x.size * x.dtype.itemsize for x in _leaves(layout.struct(sizes.num_pages))) * 2 * config.num_layers
     fits = True
     ladder = runner.ladder if arguments.buckets == "all" else (runner.ladder[0], runner.ladder[-1])
-    for bucket in ladder:
+    for bucket in dict.fromkeys(ladder):
         begin = time.monotonic()
         try:
             compiled = runner.lower_step(bucket).compile()
@@ -133,14 +105,14 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             fits = False
-            table.add_row(bucket.name, f"{time.monotonic() - begin:.1f} s", *["-"] * 3, "[red]no[/red]", *["-"] * 3, "")
+            table.add_row(bucket.name, f"{time.monotonic() - begin:.1f} s", *["-"] * 3, "[red]no[/red]", *["-"] * 3)
             continue
         program = report(compiled)
         fit = topology.memory is None or program.peak <= topology.memory
         fits &= fit
-        table.add_row(
-            bucket.name, f"{time.monotonic() - begin:.1f} s", *_cells(program, fit, pool // mesh.size), _moved(program)
-        )
+        seconds = f"{time.monotonic() - begin:.1f} s"
+        kernels = [_kernels(program)] if on_chip else []
+        table.add_row(bucket.name, seconds, *_cells(program, fit, pool // mesh.size), *kernels, _moved(program))
     console.print(table)
     return fits
 
@@ -162,6 +134,10 @@ def _cells(program: ProgramReport, fit: bool, pool: int) -> list[str]:
     ]  # fmt: skip
 
 
+def _kernels(program: ProgramReport) -> str:
+    return ", ".join(f"{name} {gib(size)}" for name, size in sorted(program.kernels.items())) or "none"
+
+
 def _moved(program: ProgramReport) -> str:
     parts = [f"{count} {kind} ({gib(size)})" for kind, (count, size) in sorted(program.collectives.items())]
     return ", ".join(parts) or "none"
@@ -171,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 if everything compiled and fits, 1 if a step does not fit, 2 for bad input."""
     arguments = make_parser().parse_args(argv)
     console = Console(highlight=False, width=200)
+    for name, value in LIBTPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         topology = topology_mesh(arguments.topology)
         return 0 if compile_steps(arguments, topology, console) else 1

@@ -17,6 +17,14 @@ from jax.sharding import AxisType, Mesh
 from jaxinfer.config import ConfigError
 from jaxinfer.runtime.sharding import TP_AXIS
 
+# What libtpu must find in the environment when it is loaded where there is no TPU: no metadata server to ask, any slice
+# to begin with, and other processes that may load it too.
+LIBTPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 # Public figures of one device: bytes of memory. libtpu refuses programs that do not fit by itself; the GPU compiler
 # does not.
 _HOPPER_MEMORY = 141_000_000_000
@@ -44,6 +52,11 @@ _COLLECTIVE = re.compile(
 )
 _ARRAY = re.compile(r"(pred|[suf]\d+|bf16|f8e\w+)\[([\d,]*)\]")
 _BITS = re.compile(r"\d+")
+# A Pallas kernel in a TPU program, and the on-chip memory (space 1) that it takes.
+_TPU_KERNEL = re.compile(
+    r"%(?P<name>[\w-]+?)(?:\.\d+)? = .*custom_call_target=\"tpu_custom_call\".*"
+    r"\"used_scoped_memory_configs\":\[\{\"memory_space\":\"1\",\"offset\":\"\d+\",\"size\":\"(?P<size>\d+)\""
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,7 @@ class ProgramReport:
         arguments, outputs, temporaries, donated: memory; `donated` is the part of the outputs that reuses arguments.
         flops, bytes_accessed: the compiler's own estimate, which knows of a Pallas kernel only what it was told.
         collectives: kind -> (how many, bytes of their results).
+        kernels: name of a Pallas kernel -> bytes of on-chip memory (VMEM) that it takes at most. TPU programs only.
     """
 
     arguments: int
@@ -97,6 +111,7 @@ class ProgramReport:
     flops: float | None
     bytes_accessed: float | None
     collectives: dict[str, tuple[int, int]]
+    kernels: dict[str, int]
 
     @property
     def peak(self) -> int:
@@ -108,6 +123,7 @@ def report(compiled: Any) -> ProgramReport:
     """Reads a `jax.stages.Compiled`."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     cost = cost[0] if isinstance(cost, list) else cost
+    text = compiled.as_text()
     return ProgramReport(
         arguments=int(memory.argument_size_in_bytes),
         outputs=int(memory.output_size_in_bytes),
@@ -115,7 +131,8 @@ def report(compiled: Any) -> ProgramReport:
         donated=int(memory.alias_size_in_bytes),
         flops=cost.get("flops"),
         bytes_accessed=cost.get("bytes accessed"),
-        collectives=collectives(compiled.as_text()),
+        collectives=collectives(text),
+        kernels=kernels(text),
     )
 
 
@@ -128,6 +145,14 @@ def collectives(program: str) -> dict[str, tuple[int, int]]:
         size = max(sizes, default=0) if f"{match['kind']}-start(" in match[0] else sum(sizes)
         count, total = found.get(match["kind"], (0, 0))
         found[match["kind"]] = (count + 1, total + size)
+    return found
+
+
+def kernels(program: str) -> dict[str, int]:
+    """Reads the Pallas kernels and the on-chip memory that each takes off the text of an optimised TPU program."""
+    found: dict[str, int] = {}
+    for match in _TPU_KERNEL.finditer(program):
+        found[match["name"]] = max(found.get(match["name"], 0), int(match["size"]))
     return found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import math
 
 import jax
@@ -15,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from pallas_kernels.dispatch import Backend, DeviceTarget, Op, select
 from pallas_kernels.paged_attention import layout
+from pallas_kernels.paged_attention.lanes import over_rows_of_lanes
 
 
 @jax.tree_util.register_dataclass
@@ -63,11 +65,9 @@ def _xla_supports(target: DeviceTarget, case: PagedAttentionCase) -> str | None:
 
 
 def _mosaic_tpu_supports(target: DeviceTarget, case: PagedAttentionCase) -> str | None:
-    """The TPU kernel reads whole tiles: 128 lanes of head_dim, and rows of a page that fill 32 bits eight times."""
+    """The TPU kernel reads whole tiles: 128 lanes, which pages there have, and rows that fill 32 bits eight times."""
     if target.platform != "tpu":
         return "it runs on TPU only"
-    if case.head_dim % 128:
-        return f"head_dim is {case.head_dim}; it must be a multiple of 128"
     rows = 32 // case.kv_dtype.itemsize
     if case.page_size % rows:
         return f"page_size is {case.page_size}; with {case.kv_dtype.name} pages it must be a multiple of {rows}"
@@ -95,11 +95,35 @@ def _mosaic_gpu_supports(target: DeviceTarget, case: PagedAttentionCase) -> str 
     return None
 
 
+def _triton_gpu_supports(target: DeviceTarget, case: PagedAttentionCase) -> str | None:
+    """The Triton kernel runs on Ampere and what came after it, and keeps the sums of a whole head in registers."""
+    if target.platform != "gpu":
+        return "it runs on NVIDIA GPUs only"
+    if target.compute_capability is None or target.compute_capability < (8, 0):
+        return f"compute capability is {target.compute_capability}; it must be at least (8, 0), Ampere"
+    if case.head_dim > 256:
+        return f"head_dim is {case.head_dim}; it must be at most 256"
+    if not _is_installed("jax_triton"):
+        return "jax-triton is not installed: pip install jaxinfer[triton]"
+    return None
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a package could be imported; does not import it."""
+    return importlib.util.find_spec(package) is not None
+
+
 OP: Op[PagedAttentionCase] = Op(
     name="paged_attention",
     backends=(
         Backend("mosaic_tpu", _mosaic_tpu_supports, "pallas_kernels.paged_attention.mosaic_tpu:paged_attention"),
         Backend("mosaic_gpu", _mosaic_gpu_supports, "pallas_kernels.paged_attention.mosaic_gpu:paged_attention"),
+        Backend(
+            "triton_gpu",
+            _triton_gpu_supports,
+            "pallas_kernels.paged_attention.triton_gpu:paged_attention",
+            by_name_only=True,
+        ),
         Backend("xla", _xla_supports, "pallas_kernels.paged_attention.xla:paged_attention"),
     ),
 )
@@ -131,8 +155,8 @@ def paged_attention(
     Args:
         q: (T, N, H) float32 or bfloat16.
         k, v: (T, K, H), rounded to the pages' type.
-        k_pages, v_pages: (P, K, page_size, H), as `layout.kv_layout(target, ...)` describes: float32, bfloat16, or
-            `layout.QuantizedPages` of int8 or float8_e4m3fn.
+        k_pages, v_pages: (P, K, page_size, H), or on TPU fewer and wider rows, as `layout.kv_layout(target, ...)`
+            describes: float32, bfloat16, or `layout.QuantizedPages` of int8 or float8_e4m3fn.
         batch: the ragged batch.
         scale: multiplies q . k.
         sliding_window: a query at position p sees p - sliding_window + 1 .. p only.
@@ -156,11 +180,11 @@ def paged_attention(
     if mesh is not None and head_axis not in mesh.shape:
         raise ValueError(f"head_axis is {head_axis!r}; the mesh has axes {', '.join(map(repr, mesh.shape))}")
     shards = 1 if mesh is None or head_axis is None else mesh.shape[head_axis]
-    case = _checked_case(q, k, v, k_pages, v_pages, batch, sliding_window, soft_cap, sinks, shards)
+    case = _checked_case(q, k, v, k_pages, v_pages, batch, sliding_window, soft_cap, sinks, target, shards)
     if not math.isfinite(scale):
         raise ValueError(f"scale is {scale}; it must be finite")
     run = functools.partial(
-        select(OP, target, case, backend).load(),
+        over_rows_of_lanes(select(OP, target, case, backend).load()),
         scale=float(scale),
         sliding_window=sliding_window,
         soft_cap=None if soft_cap is None else float(soft_cap),
@@ -191,6 +215,7 @@ def _checked_case(
     sliding_window: int | None,
     soft_cap: float | None,
     sinks: jax.Array | None,
+    target: DeviceTarget,
     shards: int,
 ) -> PagedAttentionCase:
     """Checks shapes, dtypes and options, and describes one shard of the work."""
@@ -198,13 +223,23 @@ def _checked_case(
         if array.ndim != rank:
             raise ValueError(f"{name} has shape {array.shape}; it needs {rank} axes")
     num_tokens, num_heads, head_dim = q.shape
-    num_pages, num_kv_heads, page_size, _ = k_pages.shape
+    num_kv_heads = k.shape[1]
+    num_pages, _, page_size, _ = k_pages.shape
     num_rows, pages_per_row = batch.seq_lens.shape[0], batch.page_tables.shape[-1]
+    if min(num_tokens, num_rows, pages_per_row, num_kv_heads, head_dim, *k_pages.shape) < 1:
+        raise ValueError(
+            f"q {q.shape}, k {k.shape}, k_pages {k_pages.shape}, page_tables {batch.page_tables.shape}: "
+            "no axis may be 0"
+        )
+    if num_kv_heads % shards:
+        raise ValueError(f"k has {num_kv_heads} kv heads; the head axis of the mesh, {shards}, must divide them")
+    dtype = layout.value_dtype(k_pages.dtype)
+    page_shape = layout.kv_layout(target, dtype, num_kv_heads, head_dim, page_size, shards).shape(num_pages)
     for name, array, shape in (
         ("k", k, (num_tokens, num_kv_heads, head_dim)),
         ("v", v, (num_tokens, num_kv_heads, head_dim)),
-        ("k_pages", k_pages, (num_pages, num_kv_heads, page_size, head_dim)),
-        ("v_pages", v_pages, (num_pages, num_kv_heads, page_size, head_dim)),
+        ("k_pages", k_pages, page_shape),
+        ("v_pages", v_pages, page_shape),
         ("batch.query_start_loc", batch.query_start_loc, (num_rows + 1,)),
         ("batch.seq_lens", batch.seq_lens, (num_rows,)),
         ("batch.page_tables", batch.page_tables, (num_rows, pages_per_row)),
@@ -212,14 +247,8 @@ def _checked_case(
     ):
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}; beside the other arguments it must be {shape}")
-    if min(num_tokens, num_rows, pages_per_row, num_kv_heads, head_dim) < 1:
-        raise ValueError(
-            f"q {q.shape}, k_pages {k_pages.shape}, page_tables {batch.page_tables.shape}: no axis may be 0"
-        )
     if num_heads % num_kv_heads:
-        raise ValueError(f"q has {num_heads} heads; it must be a multiple of the {num_kv_heads} kv heads of k_pages")
-    if num_kv_heads % shards:
-        raise ValueError(f"k_pages has {num_kv_heads} kv heads; the head axis of the mesh, {shards}, must divide them")
+        raise ValueError(f"q has {num_heads} heads; it must be a multiple of the {num_kv_heads} kv heads of k")
     for field in dataclasses.fields(batch):
         if getattr(batch, field.name).dtype != np.int32:
             raise ValueError(f"batch.{field.name} is {getattr(batch, field.name).dtype}; it must be int32")
@@ -244,7 +273,7 @@ def _checked_case(
         page_size=page_size,
         pages_per_row=pages_per_row,
         query_dtype=np.dtype(q.dtype),
-        kv_dtype=layout.value_dtype(k_pages.dtype),
+        kv_dtype=dtype,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
         sinks=sinks is not None,

@@ -1,10 +1,19 @@
 """How K and V lie in memory: page shapes, storage type, sharded axis, bytes. No other module knows these.
 
-Legend: P pages, K kv heads, H head_dim.
+Legend: P pages, K kv heads, H head_dim, C kv heads side by side in a row, L lanes of a row.
 
 One layer's cache is two arrays, one for K and one for V, each `(P, K, page_size, H)`: head-major inside a page, so that
 the tokens of one head are contiguous (a matrix product over a page reads one block) and the head axis can be sharded.
 Page 0 is the null page: padding is written there and its contents mean nothing.
+
+A TPU stores rows of 128 lanes and fills them where head_dim is smaller. Arrays are `(P, K // C, page_size, L)` there:
+heads of 64 lie in pairs, heads of 32 in fours, if a device's share of the heads allows it; any other head has zeros
+behind it. The first halves memory and traffic against the second for the same arithmetic, as the matrix unit is 128
+wide; the second costs what the compiler's own padding costs, but the scatter of new keys and values then happens in
+place: into a last axis of 64, 80 or 96 libtpu's compiler copies the whole pool at every step, on every generation.
+Quantized heads are not paired: a row has one scale. Scales fill their lanes too, for the same reason. Page-major and
+token-major orders were left out after they were measured on a CPU (two to ten times slower there); GPUs copy a head's
+page as one block, so they keep the same order.
 
 int8 and float8_e4m3fn pages are `QuantizedPages`: the same array, and a float32 scale for every token and head, so that
 a token's error does not depend on its neighbours and a page can be written token by token. Value = stored * scale.
@@ -13,6 +22,7 @@ a token's error does not depend on its neighbours and a page can be written toke
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -39,8 +49,9 @@ class QuantizedPages:
     """K, or V, pages of a narrow type with their scales.
 
     Attributes:
-        values: (P, K, page_size, H) int8 or float8_e4m3fn.
-        scales: (P, K, page_size) float32, not negative; 0 where the token's values are all 0.
+        values: (P, K, page_size, L) int8 or float8_e4m3fn.
+        scales: (P, K, page_size) float32, not negative; 0 where the token's values are all 0. On TPU the last axis is
+            filled up to whole lanes.
     """
 
     values: jax.Array
@@ -48,7 +59,7 @@ class QuantizedPages:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(P, K, page_size, H)."""
+        """(P, K, page_size, L)."""
         return self.values.shape
 
     @property
@@ -73,6 +84,8 @@ class KVLayout:
         dtype: what the values are rounded to: float32, bfloat16, int8 or float8_e4m3fn.
         storage_dtype: the arrays' dtype; uint16 means the bits of bfloat16.
         num_kv_heads, head_dim, page_size: K, H and tokens per page.
+        heads_per_row, lanes: C and L; 1 and H but on TPU.
+        scale_lanes: length of a row of scales: page_size but on TPU.
         bytes_per_page: device bytes of one page of K and one of V in one layer, over all KV heads, with the padding
             of a row-major array, and with the scales. The head axis of the values is never padded: with the heads
             sharded n ways a device holds 1/n of them.
@@ -83,14 +96,21 @@ class KVLayout:
     num_kv_heads: int
     head_dim: int
     page_size: int
+    heads_per_row: int
+    lanes: int
+    scale_lanes: int
     bytes_per_page: int
 
     head_axis = 1
     """The axis of a page array that tensor parallelism shards."""
 
     def shape(self, num_pages: int) -> tuple[int, int, int, int]:
-        """Shape of the K array, and of the V array: (P, K, page_size, H)."""
-        return (num_pages, self.num_kv_heads, self.page_size, self.head_dim)
+        """Shape of the K array, and of the V array: (P, K // C, page_size, L)."""
+        return (num_pages, self.num_kv_heads // self.heads_per_row, self.page_size, self.lanes)
+
+    def scales_shape(self, num_pages: int) -> tuple[int, int, int]:
+        """Shape of the scales of K, and of V, if the pages are quantized."""
+        return (*self.shape(num_pages)[:2], self.scale_lanes)
 
     @property
     def quantized(self) -> bool:
@@ -111,23 +131,33 @@ class KVLayout:
         pages = jax.ShapeDtypeStruct(shape, self.storage_dtype, sharding=values)
         if not self.quantized:
             return pages
-        return QuantizedPages(pages, jax.ShapeDtypeStruct(shape[:-1], jnp.float32, sharding=scales))  # type: ignore[arg-type]
+        shape_of_scales = self.scales_shape(num_pages)
+        return QuantizedPages(pages, jax.ShapeDtypeStruct(shape_of_scales, jnp.float32, sharding=scales))  # type: ignore[arg-type]
 
     def zeros(self, num_pages: int, shardings: Any = None) -> tuple[Pages, Pages]:
         """Fresh K and V pages of zeros, made in place on the shardings' devices (default device when None)."""
         # jit knows `_zeros` again on the next call, so that a model's layers share one compilation.
         make = jax.jit(_zeros, static_argnums=(0, 1, 2), out_shardings=shardings)
-        arguments = (self.shape(num_pages), self.storage_dtype, self.quantized)
+        arguments = (
+            self.shape(num_pages),
+            self.storage_dtype,
+            self.scales_shape(num_pages) if self.quantized else None,
+        )
         return make(*arguments), make(*arguments)
 
 
-def _zeros(shape: tuple[int, ...], dtype: np.dtype, quantized: bool) -> Pages:
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, scales: tuple[int, ...] | None) -> Pages:
     values = jnp.zeros(shape, dtype)
-    return QuantizedPages(values, jnp.zeros(shape[:-1], jnp.float32)) if quantized else values
+    return values if scales is None else QuantizedPages(values, jnp.zeros(scales, jnp.float32))
 
 
 def kv_layout(
-    target: DeviceTarget, dtype: jax.typing.DTypeLike, num_kv_heads: int, head_dim: int, page_size: int
+    target: DeviceTarget,
+    dtype: jax.typing.DTypeLike,
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    shards: int = 1,
 ) -> KVLayout:
     """The cache layout for one device kind.
 
@@ -138,9 +168,10 @@ def kv_layout(
         target: the device that will hold the pages.
         dtype: float32, bfloat16, int8 or float8_e4m3fn.
         num_kv_heads, head_dim, page_size: positive sizes.
+        shards: devices that share the heads.
 
     Raises:
-        ValueError: another dtype, or a size below 1.
+        ValueError: another dtype, a size below 1, or heads that cannot be shared.
     """
     dtype = np.dtype(dtype)
     if dtype not in DTYPES:
@@ -148,23 +179,32 @@ def kv_layout(
     for name, value in (("num_kv_heads", num_kv_heads), ("head_dim", head_dim), ("page_size", page_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
+    if num_kv_heads % shards:
+        raise ValueError(f"num_kv_heads is {num_kv_heads}; {shards} devices must divide them")
     storage = np.dtype(np.uint16) if target.platform == "cpu" and dtype.itemsize == 2 else dtype
-    rows, lanes = page_size, head_dim
+    heads_per_row, lanes, rows, scale_lanes = 1, head_dim, page_size, page_size
     scale_bytes = 4 * num_kv_heads * page_size if dtype in QUANTIZED_DTYPES else 0
     if target.platform == "tpu":
         shortest = 4 // dtype.itemsize  # narrow types are packed into 32 bits along this axis
         rows = _round_up(page_size, min(_TPU_ROWS, max(shortest, 1 << (page_size - 1).bit_length())))
         lanes = _round_up(head_dim, _TPU_LANES)
+        together = lanes // head_dim
+        if dtype not in QUANTIZED_DTYPES and together * head_dim == lanes and num_kv_heads // shards % together == 0:
+            heads_per_row = together
+        scale_lanes = _round_up(page_size, _TPU_LANES)
         if scale_bytes:
             heads = _round_up(num_kv_heads, min(_TPU_ROWS, 1 << (num_kv_heads - 1).bit_length()))
-            scale_bytes = 4 * heads * _round_up(page_size, _TPU_LANES)
+            scale_bytes = 4 * heads * scale_lanes
     return KVLayout(
         dtype=dtype,
         storage_dtype=storage,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         page_size=page_size,
-        bytes_per_page=2 * (num_kv_heads * rows * lanes * dtype.itemsize + scale_bytes),
+        heads_per_row=heads_per_row,
+        lanes=lanes,
+        scale_lanes=scale_lanes,
+        bytes_per_page=2 * (num_kv_heads // heads_per_row * rows * lanes * dtype.itemsize + scale_bytes),
     )
 
 
@@ -203,7 +243,7 @@ def to_storage(values: jax.Array, storage_dtype: jax.typing.DTypeLike) -> jax.Ar
 
 
 def to_float32(stored: jax.Array, scales: jax.Array | None = None) -> jax.Array:
-    """The float32 values of stored pages (..., H), exactly; times `scales` (...) if the pages are quantized.
+    """The float32 values of stored vectors (..., H), exactly; times `scales` (...) if they are quantized.
 
     uint16 is widened by integer shift, as a bfloat16 is the upper half of a float32; so no bfloat16 arithmetic reaches
     XLA:CPU, which has slow paths for it.
@@ -214,17 +254,34 @@ def to_float32(stored: jax.Array, scales: jax.Array | None = None) -> jax.Array:
     return wide if scales is None else wide * scales[..., None]
 
 
-def write(pages: Pages, new: jax.Array, slots: jax.Array) -> Pages:
+def write(pages: Pages, new: jax.Array, slots: jax.Array, target: DeviceTarget) -> Pages:
     """Puts `new` (T, K, H) at the kv slots (T,) of pages, rounded to their type. Plain XLA: a scatter in place."""
     page_size = pages.shape[2]
     page, offset = slots // page_size, slots % page_size
+
+    def put(stored: jax.Array, values: jax.Array) -> jax.Array:
+        return stored.at[page, :, offset].set(values, mode="drop")
+
     if isinstance(pages, QuantizedPages):
         values, scales = quantize(new, pages.dtype)
-        return QuantizedPages(
-            pages.values.at[page, :, offset].set(values, mode="drop"),
-            pages.scales.at[page, :, offset].set(scales, mode="drop"),
-        )
-    return pages.at[page, :, offset].set(to_storage(new, pages.dtype), mode="drop")
+        put_values = functools.partial(_put_rows, slots=slots, target=target) if target.platform == "tpu" else put
+        return QuantizedPages(put_values(pages.values, values), put(pages.scales, scales))
+    return put(pages, to_storage(new, pages.dtype))
+
+
+def _put_rows(stored: jax.Array, values: jax.Array, slots: jax.Array, target: DeviceTarget) -> jax.Array:
+    """`values` (T, K, L) at the kv slots of (P, K, page_size, L), which is an array of P * K * page_size rows.
+
+    For types of 8 bits on TPU: a scatter of all heads of a token at once moves the head axis inside the page there,
+    which copies the pool to and fro. A TPU v5e copies float8 even so, as it does not know the type.
+    """
+    if target.device_kind == "TPU v5 lite" and stored.dtype == jnp.float8_e4m3fn:
+        stored_bits, bits = (lax.bitcast_convert_type(x, jnp.int8) for x in (stored, values))
+        return lax.bitcast_convert_type(_put_rows(stored_bits, bits, slots, target), stored.dtype)
+    num_pages, num_heads, page_size, lanes = stored.shape
+    head = (slots // page_size)[:, None] * num_heads + jnp.arange(num_heads, dtype=slots.dtype)
+    rows = stored.reshape(num_pages * num_heads * page_size, lanes)
+    return rows.at[head * page_size + (slots % page_size)[:, None]].set(values, mode="drop").reshape(stored.shape)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import layout, work
 from pallas_kernels.paged_attention.api import RaggedBatch
 from pallas_kernels.paged_attention.mosaic_gpu_kernel import launch
-from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK_KEYS, M_ROWS, Pieces, Plan
+from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK_KEYS, M_ROWS, Plan
 
 # Blocks of threads that a launch should have: two for each of the 132 multiprocessors of an H100 or H200.
 _BLOCKS_WANTED = 264
@@ -38,7 +38,9 @@ _PART_BLOCKS = 4  # no more parts than what gives each about so many blocks of k
 _LOG2E = math.log2(math.e)
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "sliding_window", "soft_cap", "target", "interpret"))
+@functools.partial(
+    jax.jit, static_argnames=("scale", "sliding_window", "soft_cap", "target", "interpret", "count_copies")
+)
 def paged_attention(
     q: jax.Array,
     k: jax.Array,
@@ -53,16 +55,18 @@ def paged_attention(
     soft_cap: float | None,
     target: DeviceTarget,
     interpret: Any = False,
-) -> tuple[jax.Array, layout.Pages, layout.Pages]:
-    """See `api.paged_attention`. `interpret`: an `InterpretGPUParams` of Pallas runs the kernel on the CPU.
+    count_copies: bool = False,
+) -> Any:
+    """See `api.paged_attention`. Jitted so that a model's equal layers are traced and lowered once.
 
-    Jitted so that a model's equal layers are traced and lowered once.
+    Args:
+        interpret: an `InterpretGPUParams` of Pallas runs the kernel on the CPU.
+        count_copies: for debugging: a fourth result, () int32, says how many copies of K and V both launches started.
+            One is a page of one kv head, or 64 tokens of it if it is longer.
     """
-    del target
-    k_pages = layout.write(k_pages, k, batch.slot_mapping)
-    v_pages = layout.write(v_pages, v, batch.slot_mapping)
+    k_pages = layout.write(k_pages, k, batch.slot_mapping, target)
+    v_pages = layout.write(v_pages, v, batch.slot_mapping, target)
     num_tokens, num_heads, head_dim = q.shape
-    num_rows = batch.seq_lens.shape[0]
     _, num_kv_heads, page_size, _ = k_pages.shape
     group = num_heads // num_kv_heads
     single = Plan(
@@ -78,30 +82,32 @@ def paged_attention(
         sliding_window=sliding_window,
         soft_cap=soft_cap,
         sinks=sinks is not None,
+        count_copies=count_copies,
     )
     queries = q.reshape(num_tokens, num_kv_heads, group, head_dim)
     inputs = (queries, sinks, batch.page_tables, k_pages, v_pages, interpret)
     singles = work.single_rows(batch)
-    alone = Pieces(singles.total, singles.row, batch.seq_lens[singles.row] - 1, jnp.ones((num_rows,), jnp.int32))
-    from_singles = _attend(single, alone, batch.query_start_loc[singles.row], *inputs)[:, 0]  # (S, K, G, H)
+    alone = work.single_pieces(batch, singles)
+    from_singles, single_copies = _attend(single, alone, batch.query_start_loc[singles.row], *inputs)
     # Two warpgroups share the copies of a block, if there are tokens for both and room for their queries and sums.
     warpgroups = 2 if num_tokens * group > M_ROWS and head_dim <= 128 else 1
     tile = min(warpgroups * M_ROWS // group, num_tokens)
-    tiles = _row_tiles(batch, num_tokens, tile)
+    tiles = work.row_tiles(batch, num_tokens, tile)
     tiled = dataclasses.replace(single, tile=tile, warpgroups=warpgroups)
-    from_tiles = _attend(tiled, tiles.pieces, tiles.token, *inputs)  # (W, tile, K, G, H)
+    from_tiles, tile_copies = _attend(tiled, tiles.pieces, tiles.token, *inputs)
 
     place = jnp.arange(num_tokens, dtype=jnp.int32)
     row = work.row_of(batch.query_start_loc[1:], place)
     in_row = place - batch.query_start_loc[row]
     of_tiles = from_tiles[tiles.first[row] + in_row // tile, in_row % tile]
-    out = work.in_token_order(batch, from_singles, singles.rank, of_tiles)
-    return out.reshape(q.shape).astype(q.dtype), k_pages, v_pages
+    out = work.in_token_order(batch, from_singles[:, 0], singles.rank, of_tiles)
+    results = out.reshape(q.shape).astype(q.dtype), k_pages, v_pages
+    return (*results, single_copies + tile_copies) if count_copies else results
 
 
 def _attend(
     plan: Plan,
-    pieces: Pieces,
+    pieces: work.Pieces,
     token: jax.Array,
     queries: jax.Array,
     sinks: jax.Array | None,
@@ -109,7 +115,7 @@ def _attend(
     k_pages: layout.Pages,
     v_pages: layout.Pages,
     interpret: Any,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Attention of the pieces whose first tokens are `token` (W,).
 
     Args:
@@ -119,57 +125,27 @@ def _attend(
         tables: (S, MP).
 
     Returns:
-        (W, tile, K, G, H) float32, or the queries' type.
+        (W, tile, K, G, H) float32, or the queries' type; and the copies, (), if they are counted.
     """
     num_tokens, num_kv_heads, group, head_dim = queries.shape
     num_pieces, tile = token.shape[0], plan.tile
-    parts = _parts(num_pieces * num_kv_heads, tables.shape[1] * plan.page_size, plan.sliding_window)
+    most_keys = tables.shape[1] * plan.page_size
+    if plan.sliding_window is not None:
+        most_keys = min(most_keys, plan.sliding_window + BLOCK_KEYS)
+    parts = work.key_parts(_BLOCKS_WANTED, num_pieces * num_kv_heads, most_keys, BLOCK_KEYS * _PART_BLOCKS)
     plan = dataclasses.replace(plan, parts=parts)
     place = jnp.minimum(token[:, None] + jnp.arange(tile, dtype=jnp.int32), num_tokens - 1)
     vectors = queries[place].transpose(0, 2, 1, 3, 4).reshape(num_pieces, num_kv_heads, plan.used, head_dim)
     vectors = jnp.pad(vectors, ((0, 0), (0, 0), (0, plan.rows - plan.used), (0, 0)))
     out = launch(plan, pieces, tables, vectors, k_pages, v_pages, interpret)
-    done = _together(out, None if sinks is None else _per_vector(sinks, plan)) if plan.partial else out[0]
+    copies = jnp.int32(0)
+    if plan.count_copies:
+        counts, out = out[-1], out[:-1]
+        has_work = (jnp.arange(num_pieces) < pieces.total)[None, :, None]
+        copies = jnp.sum(jnp.where(has_work, counts, 0), dtype=jnp.int32)
+    done = work.together(out, None if sinks is None else _per_vector(sinks, plan)) if plan.partial else out[0]
     done = done[..., : plan.used, :].reshape(num_pieces, num_kv_heads, tile, group, head_dim)
-    return done.transpose(0, 2, 1, 3, 4)
-
-
-def _parts(blocks: int, most_keys: int, sliding_window: int | None) -> int:
-    """Z: into how many parts the keys of a piece are cut, so that enough blocks of threads have work."""
-    keys = most_keys if sliding_window is None else min(most_keys, sliding_window + BLOCK_KEYS)
-    return max(1, min(_BLOCKS_WANTED // blocks, -(-keys // (BLOCK_KEYS * _PART_BLOCKS))))
-
-
-class _RowTiles(NamedTuple):
-    """Rows with two query tokens or more, cut into tiles from the row's first token on.
-
-    Attributes:
-        pieces: the W tiles.
-        token: (W,) each tile's first token.
-        first: (S,) each row's first tile.
-    """
-
-    pieces: Pieces
-    token: jax.Array
-    first: jax.Array
-
-
-def _row_tiles(batch: RaggedBatch, num_tokens: int, tile: int) -> _RowTiles:
-    """The tiles of the step. At most T / tile of them are full, and each row has one that is not."""
-    starts = batch.query_start_loc[:-1]
-    lengths = jnp.diff(batch.query_start_loc)
-    counts = jnp.where(lengths > 1, -(-lengths // tile), 0)
-    ends = jnp.cumsum(counts)
-    index = jnp.arange(max(1, num_tokens // tile + min(lengths.shape[0], num_tokens // 2)), dtype=jnp.int32)
-    row = work.row_of(ends, index)
-    offset = (index - (ends - counts)[row]) * tile
-    pieces = Pieces(
-        total=ends[-1].astype(jnp.int32),
-        row=row,
-        base=batch.seq_lens[row] - lengths[row] + offset,
-        length=jnp.minimum(lengths[row] - offset, tile),
-    )
-    return _RowTiles(pieces, starts[row] + offset, (ends - counts).astype(jnp.int32))
+    return done.transpose(0, 2, 1, 3, 4), copies
 
 
 def _per_vector(sinks: jax.Array, plan: Plan) -> jax.Array:
@@ -177,25 +153,3 @@ def _per_vector(sinks: jax.Array, plan: Plan) -> jax.Array:
     by_head = sinks.astype(jnp.float32).reshape(-1, plan.group) * _LOG2E
     by_head = jnp.tile(by_head, (1, plan.tile))
     return jnp.pad(by_head, ((0, 0), (0, plan.rows - plan.used)), constant_values=-jnp.inf)
-
-
-def _together(parts: tuple[jax.Array, ...], sinks: jax.Array | None) -> jax.Array:
-    """One softmax from those of the parts, and from the sinks.
-
-    Args:
-        parts: each part's own attention (Z, W, K, M, H), its highest score (Z, W, K, M), in units of log2, and its sum
-            of weights (Z, W, K, M), all float32.
-        sinks: (K, M) in units of log2.
-
-    Returns:
-        (W, K, M, H) float32.
-    """
-    out, highest, total = parts
-    top = jnp.max(highest, axis=0)
-    if sinks is not None:
-        top = jnp.maximum(top, sinks)
-    weights = total * jnp.exp2(highest - top)
-    below = jnp.sum(weights, axis=0)
-    if sinks is not None:
-        below += jnp.exp2(sinks - top)
-    return jnp.sum(out * weights[..., None], axis=0) / jnp.where(below > 0, below, 1.0)[..., None]

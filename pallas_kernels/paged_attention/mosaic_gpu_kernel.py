@@ -35,7 +35,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.paged_attention import layout
-from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK_KEYS, M_ROWS, Pieces, Plan, Scratch, scratch_types
+from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK_KEYS, M_ROWS, Plan, Scratch, scratch_types
+from pallas_kernels.paged_attention.work import Pieces
 
 # Registers of a thread where 384 threads share the 65,536 of a multiprocessor.
 _COMPUTE_REGISTERS, _COPY_REGISTERS = 232, 40
@@ -60,7 +61,8 @@ def launch(
 
     Returns:
         out (W, K, M, H) bfloat16; or, if `plan.partial`, out (Z, W, K, M, H), and the highest score and the sum of
-        weights (Z, W, K, M), all float32. Unspecified behind `pieces.total`.
+        weights (Z, W, K, M), all float32. Unspecified behind `pieces.total`. If `plan.count_copies`, also how many
+        copies of K and V together each block of threads started, (Z, W, K) int32.
     """
     num_pieces, num_kv_heads, rows, head_dim = q.shape
     sources: list[jax.Array] = []
@@ -70,6 +72,8 @@ def launch(
     out_types = [jax.ShapeDtypeStruct((*shape, head_dim), jnp.float32 if plan.partial else q.dtype)]
     if plan.partial:
         out_types += [jax.ShapeDtypeStruct(shape, jnp.float32)] * 2
+    if plan.count_copies:
+        out_types.append(jax.ShapeDtypeStruct(shape[:-1], jnp.int32))
     out = plgpu.kernel(
         functools.partial(_kernel, plan=plan, num_sources=len(sources)),
         out_type=tuple(out_types),
@@ -84,7 +88,7 @@ def launch(
         interpret=interpret,
         kernel_name="paged_attention_decode" if plan.tile == 1 else "paged_attention_tiles",
     )(pieces.total.reshape(1), pieces.row, pieces.base, pieces.length, tables, q, *sources)
-    return tuple(out) if plan.partial else (out[0][0],)
+    return tuple(out) if plan.partial else (out[0][0], *out[1:])
 
 
 def _kernel(
@@ -93,7 +97,8 @@ def _kernel(
     """One block of threads: one warpgroup that also copies, or two and a third that copies for them."""
     sources, refs = refs[:num_sources], refs[num_sources:]
     num_outs = 3 if plan.partial else 1
-    outs, scratch = refs[:num_outs], Scratch(*refs[num_outs:])
+    outs, refs = refs[:num_outs], refs[num_outs:]
+    counter, scratch = refs[: plan.count_copies], Scratch(*refs[plan.count_copies :])
     part, piece, head = (lax.axis_index(name) for name in ("part", "piece", "head"))
     if plan.tile > 1:  # the last tile of a prompt sees most keys: it begins first
         piece = total[0] - 1 - piece
@@ -102,9 +107,14 @@ def _kernel(
     def _() -> None:
         view = _view(plan, base[piece], length[piece], part)
         start = functools.partial(_start, plan, view, tables.at[row[piece]], sources, head, scratch)
+
+        def tell(copies: jax.Array) -> None:
+            for reference in counter:
+                reference[part, piece, head] = copies
+
         if plan.warpgroups == 1:
             target = [out.at[part, piece, head] for out in outs]
-            _compute(plan, view, scratch.of(0), q.at[piece, head], target, base[piece], start)
+            tell(_compute(plan, view, scratch.of(0), q.at[piece, head], target, base[piece], start))
             return
         warpgroup = lax.axis_index("warpgroup")
 
@@ -119,24 +129,33 @@ def _kernel(
         @pl.when(warpgroup == plan.warpgroups)
         def _() -> None:
             plgpu.set_max_registers(_COPY_REGISTERS, action="decrease")
-            _copy_all(plan, view, scratch, start)
+            tell(_copy_all(plan, view, scratch, start))
 
 
-def _copy_all(plan: Plan, view: _View, scratch: Scratch, start: Any) -> None:
-    """The warpgroup that copies: fills the ring, and then every stage of it that the others have read."""
-    _fill(plan, view, start)
+def _copy_all(plan: Plan, view: _View, scratch: Scratch, start: Any) -> jax.Array:
+    """The warpgroup that copies: fills the ring, and then every stage of it that the others have read.
 
-    def refill(block: jax.Array, carry: None) -> None:
+    Returns how many copies it started, ().
+    """
+
+    def refill(block: jax.Array, copies: jax.Array) -> jax.Array:
         stage = lax.rem(block - view.begin, jnp.int32(plan.stages))
         plgpu.barrier_wait(scratch.read_barriers[0].at[stage])
-        start(block, stage)
+        return copies + start(block, stage)
 
-    lax.fori_loop(jnp.minimum(view.begin + plan.stages, view.end), view.end, refill, None)
+    copies = _fill(plan, view, start)
+    return lax.fori_loop(jnp.minimum(view.begin + plan.stages, view.end), view.end, refill, copies)
 
 
-def _fill(plan: Plan, view: _View, start: Any) -> None:
-    for stage in range(plan.stages):
-        pl.when(view.begin + stage < view.end)(functools.partial(start, view.begin + stage, stage))
+def _fill(plan: Plan, view: _View, start: Any) -> jax.Array:
+    return sum(
+        (_start_if(view.begin + stage < view.end, start, view.begin + stage, stage) for stage in range(plan.stages)),
+        jnp.int32(0),
+    )
+
+
+def _start_if(condition: jax.Array, start: Any, block: jax.Array, stage: Any) -> jax.Array:
+    return lax.cond(condition, lambda: start(block, stage), lambda: jnp.int32(0))
 
 
 def _compute(
@@ -148,29 +167,33 @@ def _compute(
     base: jax.Array,
     start: Any,
     first_row: Any = 0,
-) -> None:
-    """A warpgroup that computes. It copies for itself if it is given `start`, and else says what it has read."""
+) -> jax.Array:
+    """A warpgroup that computes. It copies for itself if it is given `start`, and else says what it has read.
+
+    Returns how many copies it started, ().
+    """
     plgpu.copy_gmem_to_smem(q, scratch.q.at[pl.ds(0, plan.moved)], scratch.q_barriers)
-    if start is not None:
-        _fill(plan, view, start)
+    copies = jnp.int32(0) if start is None else _fill(plan, view, start)
     plgpu.barrier_wait(scratch.q_barriers)
     vector = plgpu.broadcasted_iota(jnp.int32, (M_ROWS,), 0, layout=plgpu.Layout.WGMMA.reduce(1)) + first_row
     position = base + lax.div(vector, jnp.int32(plan.group))
 
-    def step(block: jax.Array, state: tuple[jax.Array, ...], *, border: bool) -> tuple[jax.Array, ...]:
+    def step(block: jax.Array, carry: tuple[Any, jax.Array], *, border: bool) -> tuple[Any, jax.Array]:
+        state, copies = carry
         stage = lax.rem(block - view.begin, jnp.int32(plan.stages))
         state = _fold(plan, view, scratch, block, stage, position if border else None, state)
         if start is None:
             plgpu.barrier_arrive(scratch.read_barriers[0].at[stage])
         else:
-            pl.when(block + plan.stages < view.end)(functools.partial(start, block + plan.stages, stage))
-        return state
+            copies += _start_if(block + plan.stages < view.end, start, block + plan.stages, stage)
+        return state, copies
 
-    state = _nothing(plan)
+    state = _nothing(plan), copies
     state = lax.fori_loop(view.begin, view.whole_begin, functools.partial(step, border=True), state)
     state = lax.fori_loop(view.whole_begin, view.whole_end, functools.partial(step, border=False), state)
     state = lax.fori_loop(view.whole_end, view.end, functools.partial(step, border=True), state)
-    _store(plan, scratch, outs, state)
+    _store(plan, scratch, outs, state[0])
+    return state[1]
 
 
 class _View(NamedTuple):
@@ -208,27 +231,31 @@ def _start(
     scratch: Scratch,
     block: jax.Array,
     stage: Any,
-) -> None:
-    """Starts the copies of a block's pages, as far as the piece sees them."""
+) -> jax.Array:
+    """Starts the copies of a block's pages, as far as the piece sees them. Returns how many of K and V, ()."""
+    copies = jnp.int32(0)
     buffers = (scratch.k, *scratch.scales[:1], scratch.v, *scratch.scales[1:])
     barriers = [scratch.k_barriers, scratch.v_barriers]
     for place in range(plan.units):
         token = block * BLOCK_KEYS + place * plan.unit
         seen = (token + (plan.unit - 1) >= view.first) & (token <= view.last)
 
-        @pl.when(seen)
-        def _(place: int = place, token: jax.Array = token) -> None:
+        def copy(place: int = place, token: jax.Array = token) -> jax.Array:
             page = table[lax.div(token, jnp.int32(plan.page_size))]
             tokens = pl.ds(lax.rem(token, jnp.int32(plan.page_size)), plan.unit)
             for number, (source, buffer) in enumerate(zip(sources, buffers, strict=True)):
                 barrier = barriers[number * 2 // len(sources)].at[stage]
                 target = buffer.at[stage, pl.ds(place * plan.unit, plan.unit)]
                 plgpu.copy_gmem_to_smem(source.at[page, head, tokens], target, barrier)
+            return jnp.int32(2)
 
-        @pl.when(jnp.logical_not(seen))
-        def _() -> None:
+        def arrive() -> jax.Array:
             for number in range(len(sources)):
                 plgpu.barrier_arrive(barriers[number * 2 // len(sources)].at[stage])
+            return jnp.int32(0)
+
+        copies += lax.cond(seen, copy, arrive)
+    return copies
 
 
 def _nothing(plan: Plan) -> tuple[jax.Array, ...]:

@@ -1,7 +1,7 @@
 """What is decided before a launch of the kernel in `mosaic_gpu_kernel.py`: sizes, shared memory and barriers.
 
-Legend: H head_dim, L keys of a block, W pieces of work, M query vectors of a piece per kv head, C warpgroups that
-compute, Z parts into which the keys of a piece are cut.
+Legend: H head_dim, L keys of a block, M query vectors of a piece per kv head, C warpgroups that compute, Z parts into
+which the keys of a piece are cut.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -21,22 +20,6 @@ _SHARED_BYTES = 232_448  # of a block of threads on Hopper
 _HALF_SHARED_BYTES = 115_712  # two blocks of threads fit on a multiprocessor
 _OTHER_BYTES = 1024  # barriers, maxima and sums
 _MOST_STAGES = 4
-
-
-class Pieces(NamedTuple):
-    """The list of work, int32.
-
-    Attributes:
-        total: () how many there are; entries behind them mean nothing.
-        row: (W,) whose tokens.
-        base: (W,) position in the sequence of the piece's first token.
-        length: (W,) its tokens, at least 1.
-    """
-
-    total: jax.Array
-    row: jax.Array
-    base: jax.Array
-    length: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +38,7 @@ class Plan:
     sliding_window: int | None
     soft_cap: float | None
     sinks: bool
+    count_copies: bool = False
 
     @property
     def used(self) -> int:

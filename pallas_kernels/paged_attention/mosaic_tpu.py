@@ -16,8 +16,8 @@ The softmax is the online one (Milakov and Gimelshein, 2018), in float32. Produc
 type or bfloat16, whichever is narrower, and sum in float32. Quantized pages are widened to that type exactly; their
 scales multiply scores and weights, one row vector a page.
 
-New keys and values are scattered into the pages by XLA before the launches. It does so in place where head_dim fills
-the 128 lanes, and copies the whole pool where it does not, which is why the kernel asks for that.
+New keys and values are scattered into the pages by XLA before the launches, in place, as rows of pages fill the 128
+lanes (`layout.py`, `lanes.py`): H is theirs here.
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ def paged_attention(
         count_copies: for debugging: a fourth result, () int32, says how many pages (of K or of V, with its scales) both
             launches copied.
     """
-    del target
-    k_pages = layout.write(k_pages, k, batch.slot_mapping)
-    v_pages = layout.write(v_pages, v, batch.slot_mapping)
+    k_pages = layout.write(k_pages, k, batch.slot_mapping, target)
+    v_pages = layout.write(v_pages, v, batch.slot_mapping, target)
     num_tokens, num_heads, head_dim = q.shape
     _, num_kv_heads, page_size, _ = k_pages.shape
     group = num_heads // num_kv_heads

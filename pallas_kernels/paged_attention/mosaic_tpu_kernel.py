@@ -295,7 +295,7 @@ def _scaled(plan: Plan, scores: jax.Array, scales: Any, slot: jax.Array, head: A
         return scores
     for place in range(plan.pages_per_block):
         keys = slice(place * plan.page_size, (place + 1) * plan.page_size)
-        scratch[:, keys] = scores[:, keys] * scales[slot, place, pl.ds(head, 1), :]
+        scratch[:, keys] = scores[:, keys] * scales[slot, place, pl.ds(head, 1), : plan.page_size]
     return scratch[...]
 
 

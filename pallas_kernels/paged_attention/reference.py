@@ -33,18 +33,18 @@ def paged_attention(
     """What `api.paged_attention` must compute, on concrete arrays.
 
     Returns:
-        out (T, N, H) float32; k_pages and v_pages (P, K, page_size, H) in their storage dtype, as numpy arrays or
+        out (T, N, H) float32; k_pages and v_pages, shaped as they came, in their storage dtype, as numpy arrays or
         `QuantizedPages` of them.
     """
     starts, lengths, tables, slots = (
         np.asarray(a) for a in (batch.query_start_loc, batch.seq_lens, batch.page_tables, batch.slot_mapping)
     )
     new_k_pages, new_v_pages = _written(k_pages, k, slots), _written(v_pages, v, slots)
-    k_values, v_values = _values(new_k_pages), _values(new_v_pages)
+    k_values, v_values = (_of_heads(_values(pages), k.shape[1:]) for pages in (new_k_pages, new_v_pages))
     queries = np.asarray(q).astype(np.float64)
     out = np.zeros(queries.shape, np.float32)
     _, num_heads, _ = queries.shape
-    _, num_kv_heads, page_size, _ = k_pages.shape
+    page_size, num_kv_heads = k_pages.shape[2], k.shape[1]
     for row, length in enumerate(lengths):
         begin, end = starts[row], starts[row + 1]
         for token in range(begin, end):
@@ -66,23 +66,35 @@ def paged_attention(
 
 
 def _written(pages: layout.Pages, new: jax.Array, slots: np.ndarray) -> NumpyPages:
-    """The pages (P, K, page_size, H) after token t's `new` (T, K, H) has gone to kv slot slots[t]."""
+    """The pages (P, K // C, page_size, L) after token t's `new` (T, K, H) has gone to kv slot slots[t]."""
+    joined = jnp.asarray(new).reshape(new.shape[0], pages.shape[1], -1)
+    new = jnp.pad(joined, ((0, 0), (0, 0), (0, pages.shape[-1] - joined.shape[-1])))
     if isinstance(pages, layout.QuantizedPages):
-        values, scales = layout.quantize(jnp.asarray(new), pages.dtype)
-        parts: Any = (_put(pages.values, values, slots), _put(pages.scales, scales, slots))
+        values, scales = layout.quantize(new, pages.dtype)
+        page_size = pages.shape[2]
+        parts: Any = (_put(pages.values, values, slots, page_size), _put(pages.scales, scales, slots, page_size))
         return layout.QuantizedPages(*parts)
-    return _put(pages, layout.to_storage(jnp.asarray(new), pages.dtype), slots)
+    return _put(pages, layout.to_storage(new, pages.dtype), slots, pages.shape[2])
 
 
-def _put(array: jax.Array, new: jax.Array, slots: np.ndarray) -> np.ndarray:
+def _of_heads(values: np.ndarray, heads: tuple[int, ...]) -> np.ndarray:
+    """Values of pages (P, K // C, page_size, L) as (P, K, page_size, H), for heads = (K, H)."""
+    num_pages, num_rows, page_size, _ = values.shape
+    num_heads, head_dim = heads
+    apart = values[..., : num_heads // num_rows * head_dim].reshape(num_pages, num_rows, page_size, -1, head_dim)
+    return apart.swapaxes(2, 3).reshape(num_pages, num_heads, page_size, head_dim)
+
+
+def _put(array: jax.Array, new: jax.Array, slots: np.ndarray, page_size: int) -> np.ndarray:
     written, stored = np.array(array), np.asarray(new)
     for token, slot in enumerate(slots):
-        written[slot // written.shape[2], :, slot % written.shape[2]] = stored[token]
+        written[slot // page_size, :, slot % page_size] = stored[token]
     return written
 
 
 def _values(pages: NumpyPages) -> np.ndarray:
     if isinstance(pages, layout.QuantizedPages):
         with np.errstate(invalid="ignore"):  # what must not be read may hold NaN
-            return np.asarray(pages.values).astype(np.float64) * np.asarray(pages.scales).astype(np.float64)[..., None]
+            scales = np.asarray(pages.scales).astype(np.float64)[:, :, : pages.shape[2]]
+            return np.asarray(pages.values).astype(np.float64) * scales[..., None]
     return np.asarray(layout.to_float32(jnp.asarray(pages))).astype(np.float64)

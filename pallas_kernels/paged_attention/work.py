@@ -1,6 +1,7 @@
 """How a step's query tokens are cut into work for a kernel: rows that decode, and tiles of tokens of the other rows.
 
-Legend: T tokens, S rows, W pieces of work. All lists are made on the device, as a step's rows are not known before.
+Legend: T tokens, S rows, W pieces of work, H head_dim, Z parts into which the keys of a piece are cut. All lists are
+made on the device, as a step's rows are not known before.
 """
 
 from __future__ import annotations
@@ -46,11 +47,65 @@ class Tiles(NamedTuple):
     base: jax.Array
 
 
+class Pieces(NamedTuple):
+    """A list of work for a kernel, int32.
+
+    Attributes:
+        total: () how many there are; entries behind them mean nothing.
+        row: (W,) whose tokens.
+        base: (W,) position in the sequence of the piece's first token.
+        length: (W,) its tokens, at least 1.
+    """
+
+    total: jax.Array
+    row: jax.Array
+    base: jax.Array
+    length: jax.Array
+
+
+class RowTiles(NamedTuple):
+    """Rows with two query tokens or more, cut into tiles from the row's first token on.
+
+    Attributes:
+        pieces: the W tiles.
+        token: (W,) each tile's first token.
+        first: (S,) each row's first tile.
+    """
+
+    pieces: Pieces
+    token: jax.Array
+    first: jax.Array
+
+
 def single_rows(batch: RaggedBatch) -> Singles:
     """The rows of the step that have one query token."""
     is_single = jnp.diff(batch.query_start_loc) == 1
     order = jnp.argsort(jnp.where(is_single, -batch.seq_lens, 1)).astype(jnp.int32)
     return Singles(jnp.sum(is_single, dtype=jnp.int32), order, jnp.argsort(order).astype(jnp.int32))
+
+
+def single_pieces(batch: RaggedBatch, singles: Singles) -> Pieces:
+    """The rows of the step that have one query token as pieces, in the order of `singles`."""
+    ones = jnp.ones_like(singles.row)
+    return Pieces(singles.total, singles.row, batch.seq_lens[singles.row] - 1, ones)
+
+
+def row_tiles(batch: RaggedBatch, num_tokens: int, tile: int) -> RowTiles:
+    """The other rows in tiles of `tile` tokens. At most T / tile of them are full, and each row has one that is not."""
+    starts = batch.query_start_loc[:-1]
+    lengths = jnp.diff(batch.query_start_loc)
+    counts = jnp.where(lengths > 1, -(-lengths // tile), 0)
+    ends = jnp.cumsum(counts)
+    index = jnp.arange(max(1, num_tokens // tile + min(lengths.shape[0], num_tokens // 2)), dtype=jnp.int32)
+    row = row_of(ends, index)
+    offset = (index - (ends - counts)[row]) * tile
+    pieces = Pieces(
+        total=ends[-1].astype(jnp.int32),
+        row=row,
+        base=batch.seq_lens[row] - lengths[row] + offset,
+        length=jnp.minimum(lengths[row] - offset, tile),
+    )
+    return RowTiles(pieces, starts[row] + offset, (ends - counts).astype(jnp.int32))
 
 
 def aligned_tiles(batch: RaggedBatch, num_tokens: int, tile: int) -> Tiles:
@@ -93,6 +148,40 @@ def in_token_order(batch: RaggedBatch, from_singles: jax.Array, rank: jax.Array,
     is_single = (jnp.diff(batch.query_start_loc) == 1)[row]
     out = jnp.where(column(is_single), from_singles[rank[row]], from_tiles)
     return jnp.where(column(place < batch.query_start_loc[-1]), out, 0.0)
+
+
+def key_parts(wanted: int, programs: int, most_keys: int, keys: int) -> int:
+    """Z: into how many parts the keys of a piece are cut, so that `wanted` processors have work.
+
+    Args:
+        wanted: programs that a launch should have.
+        programs: those that it has with one part.
+        most_keys: what a piece may see.
+        keys: a part has about so many where a piece sees them all; less would not be worth its putting together.
+    """
+    return max(1, min(wanted // programs, -(-most_keys // keys)))
+
+
+def together(parts: tuple[jax.Array, ...], sinks: jax.Array | None) -> jax.Array:
+    """One softmax from those of the parts, and from attention sinks.
+
+    Args:
+        parts: each part's own attention (Z, ..., H), its highest score (Z, ...), in units of log2, and its sum of
+            weights (Z, ...), all float32.
+        sinks: scores in units of log2 that the (...) broadcast against, or None.
+
+    Returns:
+        (..., H) float32.
+    """
+    out, highest, total = parts
+    top = jnp.max(highest, axis=0)
+    if sinks is not None:
+        top = jnp.maximum(top, sinks)
+    weights = total * jnp.exp2(highest - top)
+    below = jnp.sum(weights, axis=0)
+    if sinks is not None:
+        below += jnp.exp2(sinks - top)
+    return jnp.sum(out * weights[..., None], axis=0) / jnp.where(below > 0, below, 1.0)[..., None]
 
 
 def row_of(ends: jax.Array, index: jax.Array) -> jax.Array:

@@ -117,8 +117,8 @@ def paged_attention(
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads, page_size = k_pages.shape[1:3]
     tiling = _CPU_TILING if target.platform == "cpu" else _ACCELERATOR_TILING
-    k_pages = layout.write(k_pages, k, batch.slot_mapping)
-    v_pages = layout.write(v_pages, v, batch.slot_mapping)
+    k_pages = layout.write(k_pages, k, batch.slot_mapping, target)
+    v_pages = layout.write(v_pages, v, batch.slot_mapping, target)
 
     pages_per_block = _pages_per_block(page_size)
     tables = jnp.pad(batch.page_tables, ((0, 0), (0, -batch.page_tables.shape[1] % pages_per_block)))
@@ -275,13 +275,14 @@ def _before_keys(shape: tuple[int, ...], sinks: jax.Array | None) -> tuple[jax.A
 def _block(pages: layout.Pages, ids: jax.Array) -> jax.Array:
     """Copies pages `ids` (B, n) of (P, K, page_size, H), side by side, as float32: (B, K, n * page_size, H)."""
     if isinstance(pages, layout.QuantizedPages):
-        return layout.to_float32(_side_by_side(pages.values, ids), _side_by_side(pages.scales, ids))
-    return layout.to_float32(_side_by_side(pages, ids))
+        scales = _side_by_side(pages.scales, ids, pages.shape[2])
+        return layout.to_float32(_side_by_side(pages.values, ids, pages.shape[2]), scales)
+    return layout.to_float32(_side_by_side(pages, ids, pages.shape[2]))
 
 
-def _side_by_side(pages: jax.Array, ids: jax.Array) -> jax.Array:
-    """Pages `ids` (B, n) of (P, K, page_size, ...): (B, K, n * page_size, ...)."""
-    _, num_kv_heads, page_size, *rest = pages.shape
+def _side_by_side(pages: jax.Array, ids: jax.Array, page_size: int) -> jax.Array:
+    """Pages `ids` (B, n) of (P, K, page_size or more, ...): (B, K, n * page_size, ...)."""
+    _, num_kv_heads, _, *rest = pages.shape
     offsets = (1, *range(3, 4 + len(rest)))
     numbers = lax.GatherDimensionNumbers(offset_dims=offsets, collapsed_slice_dims=(0,), start_index_map=(0,))
     window = (1, num_kv_heads, page_size, *rest)

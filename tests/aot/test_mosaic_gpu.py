@@ -6,10 +6,8 @@ Needs JAX's CUDA plugin and `ptxas`, and no GPU. Compiles in a process of its ow
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +19,7 @@ import pytest
 from jaxinfer.runtime.topology import report
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import kv_layout
+from tests.aot.compilers import needs_cuda
 from tests.aot.test_paged_attention import compiled
 from tests.pallas_kernels.paged_attention.cases import Shape
 
@@ -46,16 +45,10 @@ SHAPES = {
     "head-256": dataclasses.replace(BASE, head_dim=256, group=2, sliding_window=1000, soft_cap=50.0),
     "head-256-int8": dataclasses.replace(BASE, kv_dtype=jnp.int8, head_dim=256, group=2, page_size=128),
 }
-# 128 registers of sums leave few for the rest. At most so many bytes go to the level 1 cache and back.
-SPILLS = {"head-256": 64, "head-256-int8": 256}
+# 128 registers of sums leave too few for scales and for widened values. At most so many bytes go to the level 1 cache
+SPILLS = {"head-256-int8": 160}
 
-pytestmark = [
-    pytest.mark.skipif(
-        importlib.util.find_spec("jax_cuda13_plugin") is None and importlib.util.find_spec("jax_cuda12_plugin") is None,
-        reason="JAX's CUDA plugin is not installed: nothing can be compiled for a GPU",
-    ),
-    pytest.mark.skipif(shutil.which("ptxas") is None, reason="ptxas, of the CUDA toolkit, is not on the path"),
-]
+pytestmark = [needs_cuda, pytest.mark.timeout(300)]
 
 
 def compile_elsewhere(topology: str, name: str) -> str:
@@ -63,7 +56,7 @@ def compile_elsewhere(topology: str, name: str) -> str:
     environment = os.environ | {"MOSAIC_GPU_DUMP_PTXAS": "1", "JAX_PLATFORMS": "cpu"}
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "tests.aot.test_mosaic_gpu", topology, name]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 

@@ -65,6 +65,15 @@ def test_the_first_backend_that_can_is_picked():
     assert select(OP, CPU, 10).name == "cpu"
 
 
+def test_a_backend_by_name_only_is_never_picked_without_its_name():
+    extra = Backend("extra", lambda target, case: None, f"{MODULE}:run", by_name_only=True)
+    op: Op[int] = Op("double", (extra, *OP.backends))
+    assert select(op, CPU, 3).name == "small"
+    assert select(op, CPU, 3, backend="extra") is extra
+    with pytest.raises(Unsupported, match="extra: only by name"):
+        select(Op("double", (extra,)), CPU, 3)
+
+
 def test_a_named_backend_is_picked_over_a_preferred_one():
     assert select(OP, HOPPER, 3, backend="small").name == "small"
 

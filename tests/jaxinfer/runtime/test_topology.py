@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxinfer.config import ConfigError
-from jaxinfer.runtime.topology import collectives, report, topology_mesh
+from jaxinfer.runtime.topology import collectives, kernels, report, topology_mesh
 
 PROGRAM = """
   %all-reduce.1 = bf16[64,128]{1,0:T(8,128)(2,1)} all-reduce(%x), channel_id=1
@@ -21,6 +21,16 @@ PROGRAM = """
 def test_collectives_are_counted_with_the_bytes_of_their_results() -> None:
     assert collectives(PROGRAM) == {"all-reduce": (2, 64 * 128 * 2 + 4 + 6), "all-gather": (1, 8 * 64 * 4)}
     assert collectives("") == {}
+
+
+def test_kernels_are_listed_with_the_chip_memory_that_they_take() -> None:
+    call = '= (f32[8], s32[1]) custom-call(%q), custom_call_target="tpu_custom_call", backend_config='
+    space = '"used_scoped_memory_configs":[{"memory_space":"1","offset":"0","size":"SIZE"}]'
+    memory = f'{{"custom_call_config":{{"body":"x"}},{space}}}'
+    lines = (("attend.1", "4096"), ("attend.2", "8192"), ("write", "512"))
+    text = "\n".join(f"  %{name} {call}{memory.replace('SIZE', size)}" for name, size in lines)
+    assert kernels(text) == {"attend": 8192, "write": 512}
+    assert kernels(PROGRAM) == {}
 
 
 def test_a_program_on_this_cpu_is_reported() -> None:

@@ -18,6 +18,7 @@ from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import KVLayout, RaggedBatch, kv_layout, layout
 
 Rows = list[tuple[int, int]]  # (query tokens of this step, tokens of the sequence with them)
+Recipe = Callable[["Shape", np.random.Generator], Rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ def idle_between(shape: Shape, rng: np.random.Generator) -> Rows:
     return [(count if s % 2 else 0, int(rng.integers(count, shape.capacity + 1))) for s in range(shape.rows - 1)]
 
 
-RECIPES: tuple[Callable[[Shape, np.random.Generator], Rows], ...] = (
+RECIPES: tuple[Recipe, ...] = (
     ragged_mix,
     single_tokens,
     one_prompt,
@@ -201,10 +202,12 @@ def _pages(
     for row, length in enumerate(computed):
         positions = np.arange(length)
         known[tables[row, positions // shape.page_size], positions % shape.page_size] = True
-    unknown = ~known[:, None, :].repeat(shape.kv_heads, axis=1)
+    unknown = ~known[:, None, :].repeat(values.shape[1], axis=1)
     if kv.quantized:
         # int8 has no NaN: the scales carry it.
         stored, scales = layout.quantize(jnp.asarray(values), kv.storage_dtype)
-        return layout.QuantizedPages(stored, jnp.where(unknown, jnp.nan, scales))
+        unused = ((0, 0), (0, 0), (0, kv.scale_lanes - shape.page_size))
+        scales = jnp.pad(jnp.where(unknown, jnp.nan, scales), unused, constant_values=jnp.nan)
+        return layout.QuantizedPages(stored, scales)
     values[unknown] = np.nan
     return layout.to_storage(jnp.asarray(values), kv.storage_dtype)

@@ -58,7 +58,10 @@ class VariantsTest(chex.TestCase):
         ({"soft_cap": 0.0}, "soft_cap is 0.0; it must be finite and above 0"),
         ({"soft_cap": float("inf")}, "soft_cap is inf"),
         ({"scale": float("nan")}, "scale is nan; it must be finite"),
-        ({"backend": "triton"}, "backend of paged_attention is 'triton'; known: mosaic_tpu, mosaic_gpu, xla"),
+        (
+            {"backend": "triton"},
+            "backend of paged_attention is 'triton'; known: mosaic_tpu, mosaic_gpu, triton_gpu, xla",
+        ),
         ({"head_axis": "tp"}, "mesh and head_axis go together"),
     ],
 )

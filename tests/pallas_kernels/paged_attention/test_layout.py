@@ -18,17 +18,17 @@ TPU = DeviceTarget("tpu", "TPU v5 lite")
 
 
 @pytest.mark.parametrize(
-    ("target", "dtype", "storage", "bytes_per_page"),
+    ("target", "dtype", "storage", "lanes", "bytes_per_page"),
     [
-        (CPU, jnp.float32, np.float32, 2 * 4 * 64 * 80 * 4),
-        (CPU, jnp.bfloat16, np.uint16, 2 * 4 * 64 * 80 * 2),
-        (GPU, jnp.bfloat16, jnp.bfloat16, 2 * 4 * 64 * 80 * 2),
-        (TPU, jnp.bfloat16, jnp.bfloat16, 2 * 4 * 64 * 128 * 2),  # 80 lanes fill 128
+        (CPU, jnp.float32, np.float32, 80, 2 * 4 * 64 * 80 * 4),
+        (CPU, jnp.bfloat16, np.uint16, 80, 2 * 4 * 64 * 80 * 2),
+        (GPU, jnp.bfloat16, jnp.bfloat16, 80, 2 * 4 * 64 * 80 * 2),
+        (TPU, jnp.bfloat16, jnp.bfloat16, 128, 2 * 4 * 64 * 128 * 2),
     ],
 )
-def test_layout_per_device(target, dtype, storage, bytes_per_page):
+def test_layout_per_device(target, dtype, storage, lanes, bytes_per_page):
     kv = kv_layout(target, dtype, num_kv_heads=4, head_dim=80, page_size=64)
-    assert kv.shape(7) == (7, 4, 64, 80)
+    assert kv.shape(7) == (7, 4, 64, lanes)
     assert kv.shape(7)[kv.head_axis] == 4
     assert kv.dtype == dtype
     assert kv.storage_dtype == storage
@@ -51,6 +51,34 @@ def test_tpu_pads_pages_to_its_tiles(dtype, page_size, rows):
     """The sizes are those that ahead-of-time compilation for a TPU v5e gives row-major arrays."""
     kv = kv_layout(TPU, dtype, 3, 128, page_size)
     assert kv.bytes_per_page == 2 * 3 * rows * 128 * np.dtype(dtype).itemsize
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "dtype", "shards", "shape"),
+    [
+        (8, 64, jnp.bfloat16, 1, (3, 4, 16, 128)),
+        (8, 64, jnp.float32, 4, (3, 4, 16, 128)),
+        (8, 64, jnp.bfloat16, 8, (3, 8, 16, 128)),  # one head a device: nothing to pair it with
+        (3, 64, jnp.bfloat16, 1, (3, 3, 16, 128)),
+        (8, 32, jnp.bfloat16, 2, (3, 2, 16, 128)),
+        (8, 96, jnp.bfloat16, 1, (3, 8, 16, 128)),
+        (8, 192, jnp.bfloat16, 1, (3, 8, 16, 256)),
+        (8, 64, jnp.int8, 1, (3, 8, 16, 128)),  # a row has one scale
+    ],
+)
+def test_tpu_rows_fill_the_lanes(heads, head_dim, dtype, shards, shape):
+    kv = kv_layout(TPU, dtype, heads, head_dim, 16, shards)
+    assert kv.shape(3) == shape
+    assert kv.struct(3).shape == shape
+    if kv.quantized:
+        assert kv.struct(3).scales.shape == (3, 8, 128) == kv.zeros(3)[0].scales.shape
+    else:
+        assert 3 * kv.bytes_per_page == 2 * np.prod(shape) * np.dtype(dtype).itemsize
+
+
+def test_heads_that_cannot_be_shared_are_refused():
+    with pytest.raises(ValueError, match="num_kv_heads is 6; 4 devices must divide them"):
+        kv_layout(CPU, jnp.float32, 6, 64, 16, 4)
 
 
 def test_bytes_per_page_is_what_the_arrays_take():
@@ -85,8 +113,9 @@ def test_storage_keeps_every_bfloat16_and_its_bits(target):
     np.testing.assert_array_equal(np.isnan(widened.view(np.float32)), ~ordinary)
 
 
+@pytest.mark.parametrize("writer", [GPU, TPU, DeviceTarget("tpu", "TPU v6 lite")])
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e4m3fn])
-def test_quantized_pages_have_a_scale_for_each_token_and_head(dtype):
+def test_quantized_pages_have_a_scale_for_each_token_and_head(dtype, writer):
     mesh = jax.make_mesh((2,), ("tp",), axis_types=(AxisType.Auto,))
     kv = kv_layout(GPU, dtype, 4, 16, 8)
     shardings = kv.shardings(mesh, "tp")
@@ -101,7 +130,7 @@ def test_quantized_pages_have_a_scale_for_each_token_and_head(dtype):
     slots = jnp.asarray([9, 17, 3])
     new = rng.standard_normal((3, 4, 16)).astype(np.float32) * np.float32([1e-3, 1, 1e3])[:, None, None]
     new[1, 2] = 0.0
-    written = layout.write(pages, jnp.asarray(new), slots)
+    written = layout.write(pages, jnp.asarray(new), slots, writer)
     back = np.asarray(layout.to_float32(written.values, written.scales))
     for token, slot in enumerate((9, 17, 3)):
         largest = np.abs(new[token]).max(axis=-1, keepdims=True)

@@ -107,6 +107,40 @@ def _interpreted(shape: Shape) -> Any:
 
 
 @interpreted
+@pytest.mark.parametrize(
+    ("page_size", "rows", "length"),
+    [(16, 2, 512), *(pytest.param(size, 8, 4096, marks=pytest.mark.slow) for size in (16, 32, 64, 128, 256))],
+)
+def test_decoding_copies_what_the_math_needs(page_size: int, rows: int, length: int) -> None:
+    """Every key and value once for each kv head, and not one more. The keys are cut into parts here."""
+    table = {"rows": rows, "tokens": rows, "pages_per_row": length // page_size, "page_size": page_size}
+    shape = dataclasses.replace(SMALL, kv_heads=1, head_dim=128, **table)
+    assert _copies(shape, [(1, length)] * rows) * min(page_size, 64) == 2 * rows * length
+
+
+@interpreted
+def test_windows_and_chunks_copy_what_they_see() -> None:
+    """Tiles of a prompt share no copies, but leave out what none of their tokens sees."""
+    shape = dataclasses.replace(
+        SMALL, tokens=64, rows=3, pages_per_row=64, page_size=16, kv_heads=1, group=2, head_dim=128, sliding_window=100
+    )
+    copies = _copies(shape, [(1, 1000), (0, 500), (40, 1024)])
+    decoding = 999 // 16 - 900 // 16 + 1
+    chunk = 1023 // 16 - (1024 - 40 - 99) // 16 + 1
+    assert copies == 2 * (decoding + chunk)  # 40 tokens of two heads are one tile of 128 query vectors
+
+
+def _copies(shape: Shape, rows: cases.Rows) -> int:
+    inputs = cases.build(shape, HOPPER, rows, np.random.default_rng(0))
+    run = functools.partial(
+        mosaic_gpu.paged_attention, scale=0.1, sliding_window=shape.sliding_window, soft_cap=None, target=HOPPER,
+        interpret=plgpu.InterpretGPUParams(), count_copies=True,
+    )  # fmt: skip
+    *_, copies = jax.jit(run)(*inputs.args, None)
+    return int(copies)
+
+
+@interpreted
 def test_a_race_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel without its waits: the detector must fire, or the tests above prove nothing."""
     from pallas_kernels.paged_attention import mosaic_gpu_kernel
