@@ -19,6 +19,10 @@ class Unsupported(NotImplementedError):
     """No backend, or not the one named, can serve a case; the message says why."""
 
 
+class UnknownBackend(Unsupported, ValueError):
+    """No backend has the name that was asked for; the message lists those there are."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DeviceTarget:
     """The kind of device that a program is compiled for.
@@ -82,13 +86,13 @@ def select(op: Op[Case], target: DeviceTarget, case: Case, backend: str | None =
     Backends that are `by_name_only` are left out of that order.
 
     Raises:
-        ValueError: no backend of that name; the message lists the known ones.
+        UnknownBackend: no backend of that name; the message lists the known ones.
         Unsupported: the named backend cannot serve the case, or no backend can; the message holds every reason.
     """
     if backend is not None:
         named = {b.name: b for b in op.backends}
         if backend not in named:
-            raise ValueError(f"backend of {op.name} is {backend!r}; known: {', '.join(named) or 'none'}")
+            raise UnknownBackend(f"backend of {op.name} is {backend!r}; known: {', '.join(named) or 'none'}")
         reason = named[backend].supports(target, case)
         if reason is not None:
             raise Unsupported(f"{op.name} backend {backend!r} cannot serve this on {_describe(target)}: {reason}")

@@ -215,6 +215,8 @@ def test_a_model_without_chat_template_is_told(tmp_path, capsys):
         (["/nonexistent"], "MODEL is '/nonexistent'; there is no such folder"),
         (["some/model"], "hf download some/model"),
         (["--page-size", "0"], "page_size is 0; it must be a positive integer"),
+        (["--attention-backend", "nope"], "backend of paged_attention is 'nope'; known: mosaic_tpu, mosaic_gpu,"),
+        (["--attention-backend", "mosaic_gpu"], "cannot serve this on cpu (cpu): it runs on NVIDIA GPUs only"),
         (["x", "--server", "localhost:1"], "MODEL cannot go with --server"),
         (["--server", "localhost:1", "--dtype", "float32"], "--dtype is an option of the server"),
         (["x", "--compare", "demo", "demo"], "MODEL cannot go with --compare"),
