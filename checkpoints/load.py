@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from checkpoints.assemble import DTYPES, assemble, check_tied_head, expand
-from checkpoints.folder import is_converted
+from checkpoints.folder import CheckpointError, is_converted
 from checkpoints.folder import read_config as read_config
 from checkpoints.reader import open_checkpoint
 from checkpoints.rules import plan_mapping
@@ -28,7 +28,9 @@ from jaxinfer.config import ConfigError, ModelConfig
 from jaxinfer.models.axes import LogicalAxes, parameter_axes
 from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.shape import ModelShape
+from jaxinfer.quantization import SCHEMES, MatrixRounding, Scheme, rounding_of
 from jaxinfer.runtime.sharding import TP_AXIS, make_mesh, named_sharding
+from pallas_kernels.qtensor import QTensor
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the parameter that has just arrived
 
@@ -83,36 +85,45 @@ def load_model(
     *,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     mesh: Mesh | None = None,
+    quantization: str | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a Hugging Face folder or a converted checkpoint.
 
     dtype: of the parameters; "auto" takes the checkpoint's. mesh: one axis "tp"; None: JAX's first device.
+    quantization: a scheme of `jaxinfer.quantization`; each matrix is rounded on its device as soon as it is there.
 
     Raises:
         CheckpointError: the folder cannot be used (file, tensor, expected and found are named).
         ConfigError: the mesh has no "tp" axis, the model cannot be split that way (valid degrees are listed), or dtype
-            is unknown.
+            or quantization is unknown, or a matrix cannot be cut into groups.
     """
     folder = Path(folder)
     config, generation_config = read_config(folder)
     read = _restore if is_converted(folder) else _stream
-    return _load(read, folder, config, generation_config, dtype, mesh, progress)
+    return _load(read, folder, config, generation_config, dtype, mesh, progress, _scheme(quantization))
 
 
 def load_unfinished(folder: Path, config: ModelConfig) -> LoadedModel:
     """A converted checkpoint whose report is not written yet, in its own dtype on one device: for its verification."""
-    return _load(_restore, folder, config, {}, "auto", None, None)
+    return _load(_restore, folder, config, {}, "auto", None, None, None)
+
+
+def _scheme(name: str | None) -> Scheme | None:
+    if name is not None and name not in SCHEMES:
+        raise ConfigError(f"quantization is {name!r}; it must be one of {', '.join(SCHEMES)}, or None")
+    return None if name is None else SCHEMES[name]
 
 
 def _load(
-    read: Callable[[_Request], dict[str, jax.Array]],
+    read: Callable[[_Request], dict[str, Any]],
     folder: Path,
     config: ModelConfig,
     generation_config: dict[str, Any],
     dtype: str,
     mesh: Mesh | None,
     progress: Progress | None,
+    scheme: Scheme | None,
 ) -> LoadedModel:
     chosen = config.dtype if dtype == "auto" else dtype
     if chosen not in DTYPES:
@@ -122,7 +133,7 @@ def _load(
         raise ConfigError(f"mesh axes are {tuple(mesh.axis_names)}; expected one axis, {TP_AXIS!r}")
     shape = ModelShape.of(config, mesh.shape[TP_AXIS])
     graphdef, parameters, state = decoder_parameters(config, shape, DTYPES[chosen])
-    arrays = read(_Request(folder, config, shape, DTYPES[chosen], mesh, parameters, progress))
+    arrays = read(_Request(folder, config, shape, DTYPES[chosen], mesh, parameters, progress, scheme))
     loaded = [(key, leaf.replace(arrays[".".join(map(str, key))])) for key, leaf in nnx.to_flat_state(state)]
     params = nnx.to_pure_dict(nnx.from_flat_state(loaded))
     return LoadedModel(config, shape, chosen, graphdef, params, generation_config, folder)
@@ -140,6 +151,7 @@ class _Request:
         mesh: Mesh,
         parameters: dict[str, Parameter],
         progress: Progress | None,
+        scheme: Scheme | None,
     ) -> None:
         self.folder, self.config, self.shape, self.dtype = folder, config, shape, dtype
         self.parameters = parameters
@@ -148,19 +160,42 @@ class _Request:
         else:
             self.canonical = canonical_shapes(config, dtype)
         self._mesh = mesh
+        self._roundings = {} if scheme is None else self._plan_roundings(scheme)
         self._progress = progress
         self._total = sum(self._bytes(path) for path in parameters)
         self._done = 0
 
+    def _plan_roundings(self, scheme: Scheme) -> dict[str, MatrixRounding]:
+        """For all parameters before the first is read, so that one that cannot be rounded costs nothing."""
+        planned = {
+            path: rounding_of(path, parameter, parameter.axes, scheme, self._mesh)
+            for path, parameter in self.parameters.items()
+        }
+        return {path: rounding for path, rounding in planned.items() if rounding is not None}
+
+    @property
+    def rounded(self) -> frozenset[str]:
+        """Parameters that are rounded to few bits."""
+        return frozenset(self._roundings)
+
+    def finish(self, path: str, array: jax.Array) -> jax.Array | QTensor:
+        """Rounds a parameter that lies on its devices, if it is one to be rounded. Raises CheckpointError for NaN."""
+        if path not in self._roundings:
+            return array
+        rounded = self._roundings[path].apply(array)
+        if not np.isfinite(np.asarray(rounded.scales)).all():
+            raise CheckpointError(f"{self.folder}: parameter {path} holds values that are not finite; it has no scale")
+        return rounded
+
     def sharding(self, path: str) -> NamedSharding:
         return named_sharding(self._mesh, self.parameters[path].axes)
 
-    def place(self, path: str, canonical: np.ndarray) -> jax.Array:
+    def place(self, path: str, canonical: np.ndarray) -> jax.Array | QTensor:
         """Lay a parameter out for the mesh, move it there, and wait: so the host never holds two."""
         target = self.parameters[path].shape
         host = expand(path, canonical, target, self.shape)
         array = jax.make_array_from_callback(target, self.sharding(path), lambda index: host[index])
-        return array.block_until_ready()
+        return jax.block_until_ready(self.finish(path, array))
 
     def report(self, *paths: str) -> None:
         self._done += sum(self._bytes(path) for path in paths)
@@ -171,8 +206,8 @@ class _Request:
         return int(np.prod(self.canonical[path])) * self.dtype.itemsize
 
 
-def _stream(request: _Request) -> dict[str, jax.Array]:
-    arrays: dict[str, jax.Array] = {}
+def _stream(request: _Request) -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
     with open_checkpoint(request.folder) as source:
         mapping = plan_mapping(request.config, source, request.canonical)
         check_tied_head(mapping, source)
@@ -182,10 +217,15 @@ def _stream(request: _Request) -> dict[str, jax.Array]:
     return arrays
 
 
-def _restore(request: _Request) -> dict[str, jax.Array]:
+def _restore(request: _Request) -> dict[str, Any]:
     stored = StoredParams(request.folder, request.canonical, DTYPES[request.config.dtype])
-    unchanged = [path for path in request.parameters if request.parameters[path].shape == request.canonical[path]]
-    arrays = stored.restore(
+    # What is rounded comes one by one: no more than one wide matrix is on a device.
+    unchanged = [
+        path
+        for path in request.parameters
+        if request.parameters[path].shape == request.canonical[path] and path not in request.rounded
+    ]
+    arrays: dict[str, Any] = stored.restore(
         {path: request.sharding(path) for path in unchanged}, request.dtype, lambda group: request.report(*group)
     )
     for path in request.parameters.keys() - arrays.keys():

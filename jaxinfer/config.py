@@ -198,12 +198,16 @@ class ModelConfig:
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 KvCacheDtype = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
+Quantization = Literal["int8", "int4", "fp8", "w8a8", "fp8-dynamic"]
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
     """How a model runs. None means "let the engine choose" and it says what it chose. Names are vLLM's where equal.
 
+    quantization: few bits for the layers' matrices, rounded at load: int8 and fp8 have a scale for each output, int4
+    one for groups of 32 to 128 inputs; w8a8 and fp8-dynamic round activations too, token by token. On a CPU all of them
+    become int8 by int8.
     max_model_len: longest prompt + output in tokens. max_num_seqs: rows of a step. max_num_batched_tokens: tokens of
     a step. max_logprobs: the most alternatives that a request may ask for at a position, -1 for the whole vocabulary;
     every step makes room for that many. kv_cache_dtype: what keys and values are kept in; auto is the model's dtype;
@@ -215,6 +219,7 @@ class RuntimeConfig:
     """
 
     dtype: Dtype = "auto"
+    quantization: Quantization | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -248,6 +253,10 @@ class RuntimeConfig:
         require(
             self.dtype in ("auto", "float32", "bfloat16"),
             f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16",
+        )
+        require(
+            self.quantization is None or self.quantization in get_args(Quantization),
+            f"quantization is {self.quantization!r}; it must be one of {', '.join(get_args(Quantization))}, or None",
         )
         require(
             self.kv_cache_dtype in get_args(KvCacheDtype),

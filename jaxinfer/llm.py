@@ -50,7 +50,9 @@ def build_engine(
         if progress is not None:
             progress(Progress("load", done, total, detail))
 
-    loaded = load_model(Path(model), dtype=runtime.dtype, mesh=mesh, progress=on_load)
+    loaded = load_model(
+        Path(model), dtype=runtime.dtype, mesh=mesh, quantization=runtime.quantization, progress=on_load
+    )
     described = Model(Path(model).name, loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
     del loaded
     return assemble_engine(described, mesh, runtime, progress, check=check)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -12,10 +13,12 @@ from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
 from jaxinfer.models.axes import parameter_axes
 from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.shape import ModelShape
+from jaxinfer.quantization import SCHEMES, rounding_of
 from jaxinfer.runtime.assemble import Model, make_layout, probe_step
 from jaxinfer.runtime.kv_cache import Sizes, device_budget, gib, resolve_sizes
 from jaxinfer.runtime.sharding import named_sharding
 from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.qtensor import QTensor
 
 
 @dataclass(frozen=True)
@@ -51,25 +54,30 @@ class PlanReport:
         ]
 
 
-def abstract_model(name: str, config: ModelConfig, dtype: str, mesh: Mesh) -> Model:
+def abstract_model(name: str, config: ModelConfig, dtype: str, mesh: Mesh, quantization: str | None = None) -> Model:
     """The model as shapes with shardings, no arrays."""
     shape = ModelShape.of(config, mesh.size)
     graphdef, state = abstract_decoder(config, shape, jax.numpy.dtype(dtype))
 
-    def struct(variable: object) -> jax.ShapeDtypeStruct:
-        value = variable.get_value()  # type: ignore[attr-defined]
-        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=named_sharding(mesh, parameter_axes(variable)))
+    def struct(path: tuple[Any, ...], variable: Any) -> Any:
+        value, axes = variable.get_value(), parameter_axes(variable)
+        wide = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=named_sharding(mesh, axes))
+        if quantization is None:
+            return wide
+        rounding = rounding_of(".".join(map(str, path)), wide, axes, SCHEMES[quantization], mesh)
+        return wide if rounding is None else rounding.apply(wide)
 
     from flax import nnx
 
-    flat = [(path, leaf.replace(struct(leaf))) for path, leaf in nnx.to_flat_state(state)]
+    flat = [(path, leaf.replace(struct(path, leaf))) for path, leaf in nnx.to_flat_state(state)]
     return Model(name, config, shape, graphdef, nnx.to_pure_dict(nnx.from_flat_state(flat)), dtype)
 
 
 def make_plan(name: str, config: ModelConfig, runtime: RuntimeConfig, mesh: Mesh) -> PlanReport:
     """Plans a model on a mesh. Raises ConfigError, with the arithmetic, for what cannot fit."""
     device = mesh.devices.flat[0]
-    model = abstract_model(name, config, config.dtype if runtime.dtype == "auto" else runtime.dtype, mesh)
+    dtype = config.dtype if runtime.dtype == "auto" else runtime.dtype
+    model = abstract_model(name, config, dtype, mesh, runtime.quantization)
     layout = make_layout(model, DeviceTarget.of(device), runtime)
     weights = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(model.params))
     probe = probe_step(model, mesh, runtime, layout)
@@ -83,7 +91,7 @@ def make_plan(name: str, config: ModelConfig, runtime: RuntimeConfig, mesh: Mesh
     return PlanReport(
         model=name,
         device=f"{mesh.size} x {device.device_kind}",
-        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params)),
+        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params, is_leaf=_is_quantized)),
         weight_bytes=weights,
         slot_bytes=probe.slot_bytes,
         temporary_bytes=probe.temporaries,
@@ -92,6 +100,10 @@ def make_plan(name: str, config: ModelConfig, runtime: RuntimeConfig, mesh: Mesh
         sizes=sizes,
         bucket=probe.bucket,
     )
+
+
+def _is_quantized(leaf: Any) -> bool:
+    return isinstance(leaf, QTensor)
 
 
 def _local_bytes(leaf: jax.ShapeDtypeStruct) -> int:

@@ -126,6 +126,7 @@ def test_runtime_options_are_the_configs_fields():
         "--max-num-batched-tokens": "16",
         "--max-logprobs": "30",
         "--kv-cache-dtype": "int8",
+        "--quantization": "int4",
         "--page-size": "8",
         "--num-pages": "9",
         "--gpu-memory-utilization": "0.5",

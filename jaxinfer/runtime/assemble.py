@@ -77,6 +77,7 @@ def make_runner(model: Model, mesh: Mesh, runtime: RuntimeConfig, sizes: Sizes, 
         mesh=mesh,
         target=DeviceTarget.of(mesh.devices.flat[0]),
         page_size=sizes.page_size,
+        dtype=model.dtype,
         attention_backend=runtime.attention_backend,
         max_logprobs=resolve_max_logprobs(runtime, model.config),
     )

@@ -178,7 +178,7 @@ class Runner:
                 head_dim=config.head_dim,
                 page_size=self.layout.page_size,
                 pages_per_row=self.sizes.max_pages_per_sequence,
-                query_dtype=np.dtype(self._leaves[0].dtype),  # activations are in the weights' type
+                query_dtype=np.dtype(self.spec.dtype),
                 kv_dtype=self.layout.dtype,
                 sliding_window=layer.sliding_window,
                 soft_cap=config.attention_softcap,

@@ -38,6 +38,7 @@ class StepSpec:
     mesh: Mesh
     target: DeviceTarget
     page_size: int
+    dtype: str  # of the activations
     attention_backend: str | None = None
     max_logprobs: int = MAX_LOGPROBS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from checkpoints.folder import read_config
-from jaxinfer.config import KvCacheDtype, RuntimeConfig
+from jaxinfer.config import KvCacheDtype, Quantization, RuntimeConfig
 from jaxinfer.sampling_params import SamplingParams, generation_defaults
 from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
 
@@ -43,6 +43,11 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, default=argparse.SUPPRESS, **settings)
 
     add("--dtype", choices=("auto", "float32", "bfloat16"), help="type of weights; auto: the checkpoint's")
+    add(
+        "--quantization",
+        choices=get_args(Quantization),
+        help="few bits for the layers' matrices, rounded at load (default: as the checkpoint has them)",
+    )
     add("--device", choices=("cpu", "gpu", "tpu"), help="default: what JAX finds")
     add("--max-model-len", type=int, metavar="N", help="longest prompt and output together, tokens")
     add("--max-num-seqs", type=int, metavar="N", help="sequences in one step")
@@ -66,6 +71,7 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
 
 RUNTIME_NAMES = (
     "dtype",
+    "quantization",
     "device",
     "max_model_len",
     "max_num_seqs",

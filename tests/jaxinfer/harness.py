@@ -110,6 +110,6 @@ def build(case: GoldenCase, *, check: bool = True, dtype: str = "float32", **run
     mesh = make_mesh(config.tensor_parallel_size)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(case, Path(folder))
-        loaded = load_model(Path(folder), dtype=config.dtype, mesh=mesh)
+        loaded = load_model(Path(folder), dtype=config.dtype, mesh=mesh, quantization=config.quantization)
     model = Model(case.name, loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
     return Harness(assemble_engine(model, mesh, config, check=check))

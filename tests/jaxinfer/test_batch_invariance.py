@@ -35,14 +35,19 @@ def fingerprint(heard: Heard) -> tuple[list[int], bytes]:
     return heard.tokens, struct.pack(f"{len(values)}f", *values)
 
 
-CASES = [("llama", "float32", "auto"), ("llama", "bfloat16", "int8"), ("gemma3", "bfloat16", "auto")]
+CASES = [
+    ("llama", "float32", "auto", None),
+    ("llama", "bfloat16", "int8", "int8"),
+    ("gemma3", "bfloat16", "auto", None),
+]
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
 def engine(request: pytest.FixtureRequest) -> Harness:
-    name, dtype, kv_cache_dtype = request.param
+    name, dtype, kv_cache_dtype, quantization = request.param
     sizes = {"max_num_seqs": 32, "max_num_batched_tokens": 64, "num_pages": 400}
-    return build(load_case(name), dtype=dtype, kv_cache_dtype=kv_cache_dtype, check=False, **sizes)
+    types = {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "quantization": quantization}
+    return build(load_case(name), **types, check=False, **sizes)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""All products of activations with weights: one function, so that a quantized weight type has one place to go to.
+"""All products of activations with weights: one function, which is where quantized weights go their own way.
 
 Weights are stored (outputs..., inputs...); a product contracts the last axes of both operands. It is accumulated and
 returned in float32 (XLA:CPU is several times slower when asked for bfloat16), with full float32 multiplication when
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.models.axes import LogicalAxes
+from pallas_kernels.qtensor import QTensor
+from pallas_kernels.quantized_matmul import quantized_matmul
 
 INITIAL_SCALE = 0.02  # standard deviation of fresh matrices, the usual `initializer_range`
 
@@ -30,14 +32,17 @@ def fresh(shape: tuple[int, ...], dtype: jnp.dtype, rngs: nnx.Rngs | None) -> ja
     return (INITIAL_SCALE * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
 
 
-def product(x: jax.Array, weight: jax.Array, *, inputs: int = 1, merge: bool = True) -> jax.Array:
+def product(x: jax.Array, weight: jax.Array | QTensor, *, inputs: int = 1, merge: bool = True) -> jax.Array:
     """x (T, *I) times weight (*O, *I), contracted over the `inputs` axes I -> (T, *O) float32.
 
     `merge` makes both operands matrices first. XLA:CPU copies a weight of more axes transposed in every step, and its
     rows then depend on T. It must be False where a split axis of the weight is not the first of O or of I, because
     such axes cannot be merged without gathering the weight from all devices.
     """
-    outputs, tokens = weight.shape[: weight.ndim - inputs], x.shape[0]
+    tokens = x.shape[0]
+    if isinstance(weight, QTensor):  # its input axes are one
+        return quantized_matmul(x.reshape(tokens, -1), weight, merge=merge)
+    outputs = weight.shape[: weight.ndim - inputs]
     if merge:
         weight = weight.reshape(math.prod(outputs), -1)
         x, inputs = x.reshape(tokens, -1), 1
@@ -48,7 +53,7 @@ def product(x: jax.Array, weight: jax.Array, *, inputs: int = 1, merge: bool = T
 
 
 def linear(
-    x: jax.Array, weight: jax.Array, bias: jax.Array | None = None, *, inputs: int = 1, merge: bool = True
+    x: jax.Array, weight: jax.Array | QTensor, bias: jax.Array | None = None, *, inputs: int = 1, merge: bool = True
 ) -> jax.Array:
     """`product` plus bias (*O), the sum in float32, rounded to x's dtype: (T, *I) -> (T, *O)."""
     y = product(x, weight, inputs=inputs, merge=merge)

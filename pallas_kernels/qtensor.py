@@ -1,0 +1,163 @@
+"""QTensor: a matrix of weights in few bits, as a leaf type that stands where an array of the model would.
+
+Legend: *O output axes, I inputs (all input axes of the weight as one), A groups of I, g = I // A.
+
+    weight[o, i] = (q[o, i] - zero[o, i // g]) * scale[o, i // g]
+
+Every published format comes down to this: a scale for each output is A = 1; groups of 32, 64 or 128 inputs are A = I/g;
+128 x 128 blocks are groups of 128 whose scales 128 outputs share, written out for each output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.dispatch import DeviceTarget
+
+Kind = Literal["int8", "int4", "fp8"]
+Activations = Literal["int8", "fp8"]
+
+FP8 = np.dtype(jnp.float8_e4m3fn)
+STORAGE: dict[str, np.dtype] = {"int8": np.dtype(np.int8), "int4": np.dtype(np.uint8), "fp8": FP8}
+# The largest magnitude that a symmetric number of the kind holds. int4 leaves -8 unused, so that 0 lies in the middle.
+LARGEST: dict[str, float] = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
+INT4_MIDDLE = 8  # int4 is stored as 0..15; without zero points 8 means 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QTensor:
+    """A weight (*O, I) in 8 or 4 bits.
+
+    Invariants: `values` is (*O, I), or (*O, I // 2) for int4, where a byte holds input 2j in its low half and 2j + 1 in
+    its high half; `scales` and `zeros` are (*O, A) and A divides I; an int4 group has an even number of inputs. The
+    output axes are those of the weight, so that they can be sharded alike; the input axes are one.
+
+    Attributes:
+        values: int8, float8_e4m3fn, or uint8 pairs of int4.
+        scales: float32.
+        zeros: float32, whole numbers that `q` is measured from; None: 0, and 8 for int4.
+        order: (I,) int32: input i of `values` is input order[i] of the activations (GPTQ's act-order); None: as it is.
+        kind: what `values` holds.
+        activations: round activations to this type, with a scale for each token, before the product; None: keep them.
+        target: the kind of device that it is kept for, which decides who multiplies by it; None before it is placed.
+    """
+
+    values: jax.Array
+    scales: jax.Array
+    zeros: jax.Array | None = None
+    order: jax.Array | None = None
+    kind: Kind = dataclasses.field(default="int8", metadata={"static": True})
+    activations: Activations | None = dataclasses.field(default=None, metadata={"static": True})
+    target: DeviceTarget | None = dataclasses.field(default=None, metadata={"static": True})
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """*O."""
+        return tuple(self.values.shape[:-1])
+
+    @property
+    def inputs(self) -> int:
+        """I."""
+        return self.values.shape[-1] * (2 if self.kind == "int4" else 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(*O, I)."""
+        return (*self.outputs, self.inputs)
+
+    @property
+    def group(self) -> int:
+        """g: inputs that share a scale."""
+        return self.inputs // self.scales.shape[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = (self.values, self.scales, self.zeros, self.order)
+        return sum(array.size * array.dtype.itemsize for array in arrays if array is not None)
+
+    def check(self, name: str = "weight") -> None:
+        """Raises ValueError, naming `name` and what is wrong, if the arrays do not fit together."""
+        if self.kind not in STORAGE:
+            raise ValueError(f"{name} is {self.kind!r}; it must be one of {', '.join(STORAGE)}")
+        if self.values.dtype != STORAGE[self.kind]:
+            raise ValueError(
+                f"{name}.values is {self.values.dtype}; {self.kind} is stored as {STORAGE[self.kind].name}"
+            )
+        groups = self.scales.shape[-1]
+        for part, array in (("scales", self.scales), ("zeros", self.zeros)):
+            if array is not None and tuple(array.shape) != (*self.outputs, groups):
+                raise ValueError(f"{name}.{part} has shape {array.shape}; it must be {(*self.outputs, groups)}")
+        if groups < 1 or self.inputs % groups or (self.kind == "int4" and self.group % 2):
+            raise ValueError(f"{name} has {groups} groups; they must divide its {self.inputs} inputs into equal parts")
+        if self.order is not None and tuple(self.order.shape) != (self.inputs,):
+            raise ValueError(f"{name}.order has shape {self.order.shape}; it must be {(self.inputs,)}")
+
+
+def quantize(
+    weight: jax.Array, kind: Kind, group: int | None = None, *, activations: Activations | None = None
+) -> QTensor:
+    """A weight (*O, I) rounded to nearest. The largest magnitude of a group becomes the largest number of the kind.
+
+    Can be jitted, so it does not look at values: where the weight is not finite the scales are not either.
+
+    Args:
+        group: inputs that share a scale; None: all of them.
+
+    Raises:
+        ValueError: `group` does not divide I.
+    """
+    outputs, inputs = weight.shape[:-1], weight.shape[-1]
+    group = inputs if group is None else group
+    if group < 1 or inputs % group or (kind == "int4" and group % 2):
+        raise ValueError(f"group is {group}; it must divide the {inputs} inputs" + " and be even" * (kind == "int4"))
+    wide = jnp.asarray(weight, jnp.float32).reshape(*outputs, inputs // group, group)
+    largest = jnp.max(jnp.abs(wide), axis=-1)
+    scales = largest * np.float32(1 / LARGEST[kind])
+    # A scale that is 0, or so small that it has no inverse, stores zeros.
+    inverse = jnp.where(scales >= np.finfo(np.float32).tiny, 1.0 / jnp.maximum(scales, np.finfo(np.float32).tiny), 0.0)
+    scaled = jnp.clip(wide * inverse[..., None], -LARGEST[kind], LARGEST[kind]).reshape(*outputs, inputs)
+    values = scaled.astype(FP8) if kind == "fp8" else jnp.round(scaled).astype(jnp.int8)
+    if kind == "int4":
+        values = pack_int4(values.astype(jnp.int32) + INT4_MIDDLE)
+    return QTensor(values, scales, kind=kind, activations=activations)
+
+
+def pack_int4(numbers: jax.Array) -> jax.Array:
+    """Numbers 0..15 (..., I) as bytes (..., I // 2), the even input in the low half."""
+    pairs = numbers.astype(jnp.uint8).reshape(*numbers.shape[:-1], -1, 2)
+    return pairs[..., 0] | (pairs[..., 1] << 4)
+
+
+def unpack_int4(packed: jax.Array) -> jax.Array:
+    """Bytes (..., I // 2) as numbers 0..15 (..., I) int8."""
+    halves = jnp.stack([packed & 15, packed >> 4], axis=-1).astype(jnp.int8)
+    return halves.reshape(*packed.shape[:-1], -1)
+
+
+def dequantize(weight: QTensor) -> jax.Array:
+    """The weight (*O, I) in float32, its inputs in the order of the activations."""
+    numbers = unpack_int4(weight.values) if weight.kind == "int4" else weight.values
+    wide = numbers.astype(jnp.float32).reshape(*weight.outputs, -1, weight.group)
+    zeros: Any = weight.zeros[..., None] if weight.zeros is not None else float(INT4_MIDDLE * (weight.kind == "int4"))
+    wide = ((wide - zeros) * weight.scales[..., None]).reshape(weight.shape)
+    if weight.order is None:
+        return wide
+    return jnp.zeros_like(wide).at[..., weight.order].set(wide)
+
+
+def round_activations(x: jax.Array, kind: Activations) -> tuple[jax.Array, jax.Array]:
+    """Activations (T, I) with a scale for each token: (T, I) int8 or float8_e4m3fn, and (T, 1) float32."""
+    wide = x.astype(jnp.float32)
+    # Multiplied, as XLA does with a constant divisor in some places and not in others.
+    scales = jnp.max(jnp.abs(wide), axis=-1, keepdims=True) * np.float32(1 / LARGEST[kind])
+    tiny = np.finfo(np.float32).tiny
+    scaled = wide * jnp.where(scales >= tiny, 1.0 / jnp.maximum(scales, tiny), 0.0)
+    scaled = jnp.clip(scaled, -LARGEST[kind], LARGEST[kind])
+    return (jnp.round(scaled).astype(jnp.int8) if kind == "int8" else scaled.astype(FP8)), scales

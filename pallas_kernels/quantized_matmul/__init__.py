@@ -1,0 +1,5 @@
+"""Products of activations with weights in few bits. `api.quantized_matmul` is the op."""
+
+from pallas_kernels.quantized_matmul.api import OP, QuantizedMatmulCase, quantized_matmul
+
+__all__ = ["OP", "QuantizedMatmulCase", "quantized_matmul"]

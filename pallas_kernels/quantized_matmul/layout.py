@@ -1,0 +1,25 @@
+"""The form in which a quantized weight is kept on a device: what its products want there.
+
+GPU and TPU keep what the checkpoint or the scheme says. A CPU has one fast product of few bits, int8 by int8 (XLA:CPU,
+JAX 0.11: twice as fast as anything else at every row count); weights alone in 8 or 4 bits would be widened in memory at
+every step, eight times slower. So on a CPU every weight is kept in int8 with a scale for each output, and activations
+are rounded to int8 token by token. What was rounded to fewer bits, or in groups, is rounded once more, to 1/254 of the
+largest weight of an output; `dequantize` of the result says what the model then computes with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.qtensor import QTensor, dequantize, quantize
+
+
+def for_target(weight: QTensor, target: DeviceTarget) -> QTensor:
+    """`weight` as `target` keeps it. Can be jitted."""
+    if target.platform == "cpu":
+        plain = weight.kind == "int8" and weight.group == weight.inputs
+        if not plain or weight.zeros is not None or weight.order is not None:
+            weight = quantize(dequantize(weight), "int8")
+        weight = dataclasses.replace(weight, activations="int8")
+    return dataclasses.replace(weight, target=target)

@@ -1,0 +1,84 @@
+"""The quantized product in plain XLA: correct everywhere, and fast where XLA has a product of the narrow types.
+
+With activations in int8, or on GPU and TPU in float8, the product is one of narrow types; scales multiply the sums, as
+long as there is one for each output. Weights alone in few bits are widened in front of the product: XLA fuses that
+into the product's operand on GPU and TPU, and writes the wide weight to memory on a CPU at every step, which is why
+`layout.for_target` keeps another form there.
+
+A product of one row in a narrow type falls off a cliff in XLA:CPU (twenty times slower than two), so there are never
+fewer than two rows there.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.qtensor import FP8, QTensor, dequantize, round_activations
+
+
+def quantized_matmul(x: jax.Array, weight: QTensor, *, target: DeviceTarget, merge: bool) -> jax.Array:
+    """See `api.quantized_matmul`; x (T, I) has the order of `weight.values`."""
+    num_tokens = x.shape[0]
+    on_cpu = target.platform == "cpu"
+    if on_cpu and num_tokens == 1:
+        x = jnp.concatenate([x, x])
+    plain = weight.group == weight.inputs and weight.zeros is None
+    if weight.activations is None:
+        # XLA:CPU has no product of bfloat16 for some small shapes, and would be no faster with it here.
+        y = _widened(x.astype(jnp.float32) if on_cpu else x, weight, plain and weight.kind != "int4", merge)
+    elif plain and weight.kind == weight.activations:
+        y = _narrow(x, weight, on_cpu, merge)
+    else:
+        numbers, scales = round_activations(x, weight.activations)
+        wide = _fp8_to_float32(numbers) if weight.activations == "fp8" else numbers.astype(jnp.float32)
+        y = _column(_product(wide, _in_values_order(weight), jnp.float32, merge), scales)
+    return y[:num_tokens]
+
+
+def _narrow(x: jax.Array, weight: QTensor, on_cpu: bool, merge: bool) -> jax.Array:
+    """Both factors in 8 bits, sums in int32 or float32, scales behind them."""
+    assert weight.activations is not None
+    numbers, scales = round_activations(x, weight.activations)
+    values = weight.values
+    if weight.kind == "fp8" and on_cpu:  # no such product there; both are exact in float32
+        numbers, values = _fp8_to_float32(numbers), values.astype(jnp.float32)
+    y = _product(numbers, values, jnp.int32 if weight.kind == "int8" else jnp.float32, merge)
+    return _column(y.astype(jnp.float32), scales) * weight.scales[..., 0]
+
+
+def _widened(x: jax.Array, weight: QTensor, scales_behind: bool, merge: bool) -> jax.Array:
+    """Activations as they are. Numbers of 8 bits are exact in bfloat16: scales of outputs stay behind the sums."""
+    if scales_behind:
+        return _product(x, weight.values.astype(x.dtype), jnp.float32, merge) * weight.scales[..., 0]
+    return _product(x, _in_values_order(weight).astype(x.dtype), jnp.float32, merge)
+
+
+def _fp8_to_float32(numbers: jax.Array) -> jax.Array:
+    """By their bits: XLA drops a conversion to float8 that meets one back, rounding and all."""
+    every = np.arange(256, dtype=np.uint8).view(FP8).astype(np.float32)
+    return jnp.asarray(every)[lax.bitcast_convert_type(numbers, jnp.uint8)]
+
+
+def _in_values_order(weight: QTensor) -> jax.Array:
+    """The weight (*O, I) float32, inputs as `values` has them."""
+    return dequantize(QTensor(weight.values, weight.scales, weight.zeros, kind=weight.kind))
+
+
+def _product(x: jax.Array, weight: jax.Array, sums: jax.typing.DTypeLike, merge: bool) -> jax.Array:
+    """(T, I) times (*O, I): (T, *O) in `sums`; float32 factors are not rounded."""
+    outputs = weight.shape[:-1]
+    if merge:
+        weight = weight.reshape(-1, weight.shape[-1])
+    contract = ((1,), (weight.ndim - 1,))
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    y = lax.dot_general(x, weight, (contract, ((), ())), precision=precision, preferred_element_type=sums)
+    return y.reshape(x.shape[0], *outputs)
+
+
+def _column(y: jax.Array, scales: jax.Array) -> jax.Array:
+    """y (T, *O) times scales (T, 1)."""
+    return y * scales.reshape(-1, *(1,) * (y.ndim - 1))

@@ -1,0 +1,63 @@
+"""The plain XLA backend on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.dispatch import DeviceTarget, UnknownBackend
+from pallas_kernels.qtensor import QTensor
+from pallas_kernels.quantized_matmul import quantized_matmul
+from tests.pallas_kernels.quantized_matmul import cases
+from tests.pallas_kernels.quantized_matmul.cases import Product
+from tests.pallas_kernels.quantized_matmul.contract import QuantizedMatmulContract
+
+CPU = DeviceTarget("cpu", "cpu")
+
+
+class TestXla(QuantizedMatmulContract):
+    target = CPU
+    backend = "xla"
+
+
+class TestXlaAsOnAnAccelerator(QuantizedMatmulContract):
+    """The same program as a GPU compiles, run here: float8 factors stay narrow. XLA:CPU lacks products of bfloat16."""
+
+    target = DeviceTarget("gpu", "NVIDIA H200", (9, 0))
+    backend = "xla"
+    seeds = range(1)
+
+    def call(self, x: jax.Array, weight: QTensor) -> jax.Array:
+        return super().call(x.astype(jnp.float32), weight)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_token_does_not_depend_on_its_company(kind: str) -> None:
+    """Bits, from two tokens up; a single one is computed beside a copy of itself."""
+    x, weight = cases.build(
+        Product(kind, tokens=64, inputs=512, outputs=(96,), activations=kind), np.random.default_rng(0)
+    )
+    run = jax.jit(lambda x: quantized_matmul(x, weight, target=CPU))
+    want = np.asarray(run(x))
+    for count in (1, 2, 7, 8, 33):
+        np.testing.assert_array_equal(np.asarray(run(x[:count])), want[:count])
+
+
+def test_bad_input_is_named() -> None:
+    x, weight = cases.build(Product(), np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"x has shape \(5, 63\); with a weight \(48, 64\) it must be \(tokens, 64\)"):
+        quantized_matmul(x[:, :63], weight, target=CPU)
+    with pytest.raises(ValueError, match="x is int32; it must be float32 or bfloat16"):
+        quantized_matmul(x.astype(jnp.int32), weight, target=CPU)
+    with pytest.raises(ValueError, match=r"weight.scales has shape \(47, 1\); it must be \(48, 1\)"):
+        quantized_matmul(x, dataclasses.replace(weight, scales=weight.scales[:47]), target=CPU)
+    with pytest.raises(ValueError, match="weight has 5 groups; they must divide its 64 inputs into equal parts"):
+        quantized_matmul(x, dataclasses.replace(weight, scales=jnp.ones((48, 5))), target=CPU)
+    with pytest.raises(ValueError, match=r"weight\.values is int8; int4 is stored as uint8"):
+        quantized_matmul(x, dataclasses.replace(weight, kind="int4"), target=CPU)
+    with pytest.raises(UnknownBackend, match="backend of quantized_matmul is 'nope'; known: xla"):
+        quantized_matmul(x, weight, target=CPU, backend="nope")
