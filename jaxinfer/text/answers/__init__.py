@@ -1,0 +1,29 @@
+"""What a chat model's text means: reasoning, content and tool calls, found as the text comes.
+
+A parser's events do not depend on how the text was cut into pieces: what it decides, it decides on characters, and it
+waits for as many as the decision needs. So a streamed answer adds up to the one that is parsed at once.
+"""
+
+from jaxinfer.text.answers.events import CallArguments, CallName, Content, Event, Reasoning, ToolCall, collect
+from jaxinfer.text.answers.formats import (
+    REASONING_PARSERS,
+    TOOL_CALL_PARSERS,
+    AnswerFormat,
+    AnswerParser,
+    answer_format,
+)
+
+__all__ = [
+    "REASONING_PARSERS",
+    "TOOL_CALL_PARSERS",
+    "AnswerFormat",
+    "AnswerParser",
+    "CallArguments",
+    "CallName",
+    "Content",
+    "Event",
+    "Reasoning",
+    "ToolCall",
+    "answer_format",
+    "collect",
+]

@@ -1,0 +1,103 @@
+"""Which format a model writes, and the parser for one answer in it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from jaxinfer.text.answers.calls import CallParser, HermesParser
+from jaxinfer.text.answers.events import Content, Event
+from jaxinfer.text.answers.llama3 import Llama3Parser
+from jaxinfer.text.answers.mistral import MistralParser
+from jaxinfer.text.answers.reasoning import ReasoningSplitter, ReasoningTags
+
+_CALLS: dict[str, type[CallParser]] = {"hermes": HermesParser, "llama3": Llama3Parser, "mistral": MistralParser}
+_REASONING = {"think": ReasoningTags("<think>", "</think>"), "mistral": ReasoningTags("[THINK]", "[/THINK]")}
+
+TOOL_CALL_PARSERS = ("auto", "none", *_CALLS)
+REASONING_PARSERS = ("auto", "none", *_REASONING)
+
+# A chat template that writes one of these into the conversation belongs to a model that writes them too.
+_CALL_MARKS = (("hermes", "<tool_call>"), ("mistral", "[TOOL_CALLS]"), ("llama3", "<|python_tag|>"))
+
+
+class AnswerFormat(NamedTuple):
+    """tool_calls: "hermes", "llama3", "mistral" or "none". reasoning: "think", "mistral" or "none"."""
+
+    tool_calls: str = "none"
+    reasoning: str = "none"
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Strings that must stay in the text for the parsers, though they may be special tokens."""
+        calls = _CALLS.get(self.tool_calls)
+        extra = ("[ARGS]", "[CALL_ID]") if self.tool_calls == "mistral" else ("</tool_call>",)
+        return (*(_REASONING.get(self.reasoning) or ()), *((*calls.tags, *extra) if calls is not None else ()))
+
+    def begun(self, prompt_end: str) -> bool:
+        """Whether a prompt that ends with this text has opened the reasoning already."""
+        tags = _REASONING.get(self.reasoning)
+        return tags is not None and prompt_end.rstrip().endswith(tags.open)
+
+
+def answer_format(tool_calls: str, reasoning: str, template: str | dict[str, str] | None) -> AnswerFormat:
+    """Settles "auto" by what the model's chat template (its source, or name -> source) contains.
+
+    Llama 3's templates spell "parameters" without the tag where the model answers with bare JSON.
+    """
+    source = "\n".join(template.values()) if isinstance(template, dict) else template or ""
+    if tool_calls == "auto":
+        tool_calls = next((name for name, mark in _CALL_MARKS if mark in source), "none")
+        if tool_calls == "none" and "<|start_header_id|>" in source and "parameters" in source:
+            tool_calls = "llama3"
+    if reasoning == "auto":
+        reasoning = next((name for name, tags in _REASONING.items() if tags.close in source), "none")
+    for name, value, known in (
+        ("tool_calls", tool_calls, ("none", *_CALLS)),
+        ("reasoning", reasoning, ("none", *_REASONING)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+    return AnswerFormat(tool_calls, reasoning)
+
+
+class AnswerParser:
+    """Follows one answer. `push` and `finish` return what became certain.
+
+    tools: names of the tools that the request offers; None: it offers none, and then nothing is a call.
+    begun: the prompt has opened the reasoning (see `AnswerFormat.begun`).
+    """
+
+    def __init__(self, form: AnswerFormat, *, tools: Collection[str] | None, begun: bool = False) -> None:
+        tags = _REASONING.get(form.reasoning)
+        calls = _CALLS.get(form.tool_calls) if tools is not None else None
+        self._reasoning = None if tags is None else ReasoningSplitter(tags, begun=begun)
+        self._calls = None if calls is None else calls(tools or ())
+
+    @property
+    def trivial(self) -> bool:
+        """All text is content."""
+        return self._reasoning is None and self._calls is None
+
+    def push(self, text: str) -> list[Event]:
+        events: list[Event] = []
+        if self._reasoning is not None:
+            text = self._reasoning.push(text, events)
+        self._push_rest(text, events)
+        return events
+
+    def finish(self) -> list[Event]:
+        events: list[Event] = []
+        if self._reasoning is not None:
+            self._push_rest(self._reasoning.finish(events), events)
+        if self._calls is not None:
+            self._calls.finish(events)
+        return events
+
+    def _push_rest(self, text: str, events: list[Event]) -> None:
+        if not text:
+            return
+        if self._calls is not None:
+            self._calls.push(text, events)
+        else:
+            events.append(Content(text))

@@ -1,0 +1,74 @@
+"""Llama 3's tool calls: a JSON object {"name": ..., "parameters": {...}} as the answer, or behind <|python_tag|>."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from jaxinfer.text.answers.calls import CallParser
+from jaxinfer.text.answers.events import Event
+from jaxinfer.text.answers.scanning import SPACE, Status, could_start
+
+
+class Llama3Parser(CallParser):
+    """Without the tag only an answer that begins with such an object is a call, and only of a tool that was offered:
+    a model may be asked for JSON. Several calls follow each other, separated by white space, a semicolon or the tag."""
+
+    tags = ("<|python_tag|>",)
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__(names)
+        self._state = "start"
+
+    def step(self, events: list[Event]) -> bool:
+        return bool(getattr(self, f"_in_{self._state}")(events))
+
+    def _in_start(self, events: list[Event]) -> bool:
+        text = self._buffer.lstrip(SPACE)
+        if not text:
+            return False
+        self._state = "bare" if text.startswith("{") else "text"
+        self.give_up(len(self._buffer) - len(text), events)
+        return True
+
+    def _in_bare(self, events: list[Event]) -> bool:
+        return self._call(0, events, strict=True)
+
+    def _in_text(self, events: list[Event]) -> bool:
+        if self.skim(events) is None:
+            return False
+        self._state = "tagged"
+        return True
+
+    def _in_tagged(self, events: list[Event]) -> bool:
+        return self._call(len(self.tags[0]), events, strict=False)
+
+    def _call(self, offset: int, events: list[Event], *, strict: bool) -> bool:
+        status = self.scan(offset, events, strict=strict)
+        if status is Status.OPEN:
+            return False
+        if status is Status.DONE:
+            self._state = "after"
+        elif not self._told:
+            self.give_up(offset + 1 if strict else offset, events)
+            self._state = "text"
+        else:  # the call was told already; what is left of it means nothing
+            self._state = "broken"
+        return True
+
+    def _in_after(self, events: list[Event]) -> bool:
+        text = self._buffer.lstrip(SPACE + ";")
+        if text.startswith("{"):
+            self._buffer, self._state = text, "bare"
+        elif text and (self._final or not could_start(text, self.tags[0])):
+            self._state = "text"
+        else:
+            return False
+        return True
+
+    def _in_broken(self, events: list[Event]) -> bool:
+        position = self._buffer.find(self.tags[0])
+        if position >= 0:
+            self._buffer, self._state = self._buffer[position:], "text"
+            return True
+        self._buffer = "" if self._final else self._buffer[-len(self.tags[0]) :]
+        return False
