@@ -49,7 +49,7 @@ def _eval(argv: Sequence[str]) -> int:
 
 
 COMMANDS = {
-    "serve": Command("serve a model over gRPC", _serve),
+    "serve": Command("serve a model over gRPC and HTTP", _serve),
     "generate": Command("generate text, from a server or from a model run here", _generate),
     "convert": Command("convert a Hugging Face folder into a checkpoint that loads faster", _convert),
     "plan": Command("say what a model needs on this machine, without loading it", _plan),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -54,9 +54,13 @@ class _SequenceText:
 
     __slots__ = ("detokenizer", "done", "stops")
 
-    def __init__(self, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], params: SamplingParams, kept_tokens: Set[int]
+    ) -> None:
         self.detokenizer = (
-            IncrementalDetokenizer(tokenizer, prompt_ids, skip_special_tokens=params.skip_special_tokens)
+            IncrementalDetokenizer(
+                tokenizer, prompt_ids, skip_special_tokens=params.skip_special_tokens, kept_tokens=kept_tokens
+            )
             if tokenizer is not None
             else None
         )
@@ -90,6 +94,7 @@ class RequestStream:
     """Follows one request from the caller's side and accumulates its `RequestOutput`.
 
     `tokenizer` may be None for token-only use; then text stays empty and stop strings are refused by the caller.
+    `kept_tokens` are special tokens that stay in the text though others are skipped.
     """
 
     def __init__(
@@ -99,6 +104,8 @@ class RequestStream:
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
         tokenizer: Tokenizer | None,
+        *,
+        kept_tokens: Set[int] = frozenset(),
     ) -> None:
         self.params = params
         self.result = RequestOutput(
@@ -111,7 +118,7 @@ class RequestStream:
             ],
             prompt_logprobs=None if params.prompt_logprobs is None else [None],
         )
-        self._texts = [_SequenceText(tokenizer, prompt_token_ids, params) for _ in range(params.n)]
+        self._texts = [_SequenceText(tokenizer, prompt_token_ids, params, kept_tokens) for _ in range(params.n)]
         self._open = params.n
 
     def push_prompt(self, scored: PromptScored) -> None:

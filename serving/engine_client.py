@@ -32,9 +32,9 @@ from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import Tokenizer
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, describe_exit
 from serving.frames import Unpacker, pack
+from serving.request import PreparedRequest
 from serving.status import DEFAULT_RETRY_MS, Refusal, duplicate, internal, invalid, overloaded, rejected, unavailable
 from serving.stream import GenerationStream
-from serving.validation import PreparedRequest
 
 _LOG = logging.getLogger("serving.engine")
 
@@ -133,7 +133,7 @@ class EngineClient(asyncio.Protocol):
             raise unavailable("the model is still loading")
         if prepared.request_id in self._by_request_id:
             raise duplicate(prepared.request_id)
-        limit, n = self.ready.result().max_num_seqs + self._max_waiting, prepared.params.n
+        limit, n = self.max_sequences, prepared.params.n
         if n > limit:
             raise invalid(InvalidRequest("n", n, f"this server holds at most {limit} sequences at a time"))
         if self._open_sequences + n > limit:
@@ -167,6 +167,11 @@ class EngineClient(asyncio.Protocol):
             return False
         self._send(Abort(stream.engine_id))
         return True
+
+    @property
+    def max_sequences(self) -> int:
+        """Sequences that may be open at a time; once the engine is ready."""
+        return self.ready.result().max_num_seqs + self._max_waiting
 
     @property
     def open_requests(self) -> int:

@@ -16,8 +16,8 @@ from jaxinfer.sampling_params import (
     SamplingParams,
 )
 from protos.jaxinfer.v1 import inference_pb2 as pb
+from serving.request import ModelContext, chat_template_names
 from serving.stream import GenerationStream, News, Piece
-from serving.validation import ModelContext, chat_template_names
 
 # Pieces of a long catch-up after a slow read: with 20 log-probabilities a token such a message has about 100 kB, far
 # below the 4 MiB that clients take by default.

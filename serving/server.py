@@ -1,6 +1,6 @@
 """The server's composition root and life: bind, load, serve, drain, exit code.
 
-loading    port bound, health NOT_SERVING, calls get UNAVAILABLE
+loading    ports bound, health NOT_SERVING, calls get UNAVAILABLE (HTTP: 503)
 serving    health SERVING
 draining   after SIGTERM or SIGINT: health NOT_SERVING, new work gets UNAVAILABLE, running work has `grace_seconds`
 ended      exit code 0 after a drain, 1 when the engine failed, 2 when the model cannot be served
@@ -30,9 +30,12 @@ from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 from serving.engine_client import EngineClient, EngineEnd, EngineLink
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED
 from serving.guard import Guard
+from serving.http.api import Api, ApiConfig
+from serving.http.door import HttpDoor, bind
+from serving.request import ModelContext, sampling_params
 from serving.servicer import InferenceServicer
 from serving.status import unavailable
-from serving.validation import ModelContext, sampling_params
+from serving.text_worker import TextWorker
 
 _LOG = logging.getLogger("serving")
 
@@ -56,7 +59,7 @@ class ServerConfig:
     max_waiting: sequences accepted beyond those that can run. grace_seconds: what running work gets after SIGTERM.
     stall_seconds: an engine that owes news and gives none for so long counts as failed; 0 never.
     sampling_defaults: what the model's generation config sets, by SamplingParams' names. seed: starts the sequence of
-    seeds that requests without one get; None draws each from the system.
+    seeds that requests without one get; None draws each from the system. http_port: None opens no HTTP door.
     """
 
     host: str = "127.0.0.1"
@@ -68,6 +71,8 @@ class ServerConfig:
     max_message_bytes: int = 16 << 20
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
+    http_port: int | None = None
+    api: ApiConfig = field(default_factory=ApiConfig)
 
 
 class Observer(Protocol):
@@ -75,7 +80,7 @@ class Observer(Protocol):
 
     def progress(self, progress: Progress) -> None: ...
 
-    def ready(self, info: EngineInfo, name: str, address: str, seconds: float) -> None: ...
+    def ready(self, info: EngineInfo, name: str, address: str, http_address: str | None, seconds: float) -> None: ...
 
     def draining(self, open_requests: int, grace_seconds: float) -> None: ...
 
@@ -83,7 +88,7 @@ class Observer(Protocol):
 
 
 class Server:
-    """One gRPC server over one engine. `run` is its whole life; tests use `start`, `wait_ready`, `drain` and `stop`.
+    """Both doors over one engine. `run` is its whole life; tests use `start`, `wait_ready`, `drain` and `stop`.
 
     start_engine: returns a started engine. load_tokenizer: runs in a thread while the engine loads; None is a model
     without a tokenizer.
@@ -97,13 +102,15 @@ class Server:
         observer: Observer,
     ) -> None:
         self.config = config
-        self.address = ""
+        self.address = ""  # of the gRPC door
+        self.http_address: str | None = None
         self._start_engine = start_engine
         self._load_tokenizer = load_tokenizer
         self._observer = observer
         self._link: EngineLink | None = None
         self._stop_requests: asyncio.Queue[None] = asyncio.Queue()
         self._watch: asyncio.Task[None] | None = None
+        self._http: HttpDoor | None = None
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -142,9 +149,10 @@ class Server:
                 waiter.cancel()
 
     async def start(self) -> None:
-        """Binds the port, starts the engine and answers calls with UNAVAILABLE until it is ready."""
+        """Binds the ports, starts the engine and answers calls with UNAVAILABLE until it is ready."""
         config = self.config
         _check_free(config.host, config.port)
+        http = self._bind_http()
         options = [
             ("grpc.so_reuseport", 0),  # else a second server would take the port too, and half of the connections
             ("grpc.max_receive_message_length", config.max_message_bytes),
@@ -159,15 +167,36 @@ class Server:
         link = self._start_engine()
         try:
             self.client = await EngineClient.connect(link, config.max_waiting, self._observer.progress)
+            self.worker = TextWorker(config.max_message_bytes)
+            self.api = Api(self.client, self.worker, config.api)
             await self._add_services()
             await self._server.start()
+            if http is not None:
+                self._http = HttpDoor(self.api, http, config.max_message_bytes)
+                await self._http.start()
         except BaseException:
             link.kill()
+            if http is not None:
+                http.close()
             raise
         self._link = link
 
+    def _bind_http(self) -> socket.socket | None:
+        """Raises ServerError when the port cannot be had."""
+        host, port = self.config.host, self.config.http_port
+        if port is None:
+            return None
+        try:
+            sock = bind(host, port)
+        except OSError as error:
+            what = f"cannot listen on {host}:{port} for HTTP: {error.strerror or error}"
+            raise ServerError(f"{what} (--http-port takes another port, or none)") from error
+        self.http_address = f"{_bracketed(host)}:{sock.getsockname()[1]}"
+        return sock
+
     async def _add_services(self) -> None:
-        self.servicer = InferenceServicer(self.client, self.config.max_waiting, self.config.max_message_bytes)
+        config = self.config
+        self.servicer = InferenceServicer(self.client, self.worker, config.max_waiting, config.max_message_bytes)
         self._health = health.aio.HealthServicer()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         pb_grpc.add_InferenceServicer_to_server(self.servicer, self._server)
@@ -191,7 +220,7 @@ class Server:
             if tokenizer is not None:
                 info = info._replace(notes=(*info.notes, *tokenizer.notes))
             context = model_context(info, tokenizer, self.config)
-            sampling_params(pb.SamplingParams(), context)
+            sampling_params({}, context)
         except InvalidRequest as error:
             raise ServerError(f"the model's generation_config.json: {error}", EXIT_REFUSED) from error
         except TokenizerError as error:
@@ -199,9 +228,11 @@ class Server:
         finally:
             loading.cancel()
         self.servicer.model = context
+        self.api.open(context)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._watch = asyncio.create_task(self._watch_engine())
-        self._observer.ready(info, context.name, self.address, time.monotonic() - self._started)
+        seconds = time.monotonic() - self._started
+        self._observer.ready(info, context.name, self.address, self.http_address, seconds)
         return info
 
     async def drain(self) -> None:
@@ -233,12 +264,15 @@ class Server:
             self.client.shutdown()
             self.client.fail_all(unavailable("the server is shutting down"))
             await self._health.enter_graceful_shutdown()
-            await self._server.stop(_CLOSE_SECONDS)  # returns as soon as the last call is over
+            closing = [self._server.stop(_CLOSE_SECONDS)]  # returns as soon as the last call is over
+            if self._http is not None:
+                closing.append(self._http.stop(_CLOSE_SECONDS))
+            await asyncio.gather(*closing)
             if self.client.ready.done():  # an engine that is still loading does not listen yet
                 await link.wait(_CLOSE_SECONDS)
         finally:
             await self.client.disconnect()
-            self.servicer.close()
+            self.worker.close()
 
     # -- help -----------------------------------------------------------------------------------------------------
 

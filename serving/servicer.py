@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -18,33 +16,26 @@ from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 from serving import replies
 from serving.engine_client import EngineClient
-from serving.status import BAD_INPUT, Refusal, invalid, overloaded, unavailable
+from serving.request import ModelContext
+from serving.status import BAD_INPUT, Refusal, invalid, unavailable
 from serving.stream import GenerationStream
-from serving.validation import ModelContext, encode_prompt, prepare, refuse_unknown_fields
-
-# Requests up to this size are tokenized on the event loop: it takes less than handing them to another thread.
-_INLINE_BYTES = 4096
-_TOKENIZER_THREADS = 2
-_MAX_QUEUED_MESSAGES = 8  # of the largest size, waiting for a tokenizer thread
+from serving.text_worker import TextWorker
+from serving.validation import encode_prompt, prepare, refuse_unknown_fields
 
 Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
 
 
 class InferenceServicer(pb_grpc.InferenceServicer):
-    """Serves calls once `model` is set. `close` ends its threads."""
+    """Serves calls once `model` is set."""
 
-    def __init__(self, client: EngineClient, max_waiting: int, max_message_bytes: int) -> None:
+    def __init__(self, client: EngineClient, worker: TextWorker, max_waiting: int, max_message_bytes: int) -> None:
         self.model: ModelContext | None = None
         self._client = client
+        self._worker = worker
         self._max_waiting = max_waiting
         self._max_message_bytes = max_message_bytes
         self._started = time.monotonic()
-        self._queued_bytes = 0
-        self._pool = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     # -- generation -----------------------------------------------------------------------------------------------
 
@@ -125,17 +116,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
     async def _off_loop(self, request: Message, work: Callable[[ModelContext], T]) -> T:
         """Runs tokenizer work; in a thread when the request is long, so that other streams go on meanwhile."""
         model = self._ready()
-        size = request.ByteSize()
-        if size <= _INLINE_BYTES:
-            return work(model)
-        limit = _MAX_QUEUED_MESSAGES * self._max_message_bytes
-        if self._queued_bytes + size > limit:
-            raise overloaded(f"the tokenizer has {self._queued_bytes} bytes of text to do and takes at most {limit}")
-        self._queued_bytes += size
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work, model)
-        finally:
-            self._queued_bytes -= size
+        return await self._worker.run(request.ByteSize(), lambda: work(model))
 
     async def _answer(self, request: Any, context: Context, work: Callable[[Any], T]) -> T:
         try:
@@ -147,11 +128,6 @@ class InferenceServicer(pb_grpc.InferenceServicer):
 
 def _tokenize(request: pb.TokenizeRequest, model: ModelContext) -> pb.TokenizeResponse:
     refuse_unknown_fields(request)
-    kind = request.WhichOneof("prompt")
-    if kind is None:
-        raise InvalidRequest("prompt", None, "one of text and chat must be set")
-    if request.HasField("add_special_tokens") and kind != "text":
-        raise InvalidRequest("add_special_tokens", request.add_special_tokens, "it applies to a text prompt only")
     return pb.TokenizeResponse(token_ids=encode_prompt(request, model))
 
 

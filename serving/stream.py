@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from jaxinfer.messages import PromptScored, SequenceOutput, TokenLogprobs
 from jaxinfer.outputs import Delta, RequestStream
 from jaxinfer.text import Tokenizer
+from serving.request import PreparedRequest
 from serving.status import Refusal
-from serving.validation import PreparedRequest
 
 
 @dataclass(slots=True)
@@ -53,7 +53,12 @@ class GenerationStream:
         self.prepared = prepared
         self.engine_id = engine_id
         self._request = RequestStream(
-            prepared.request_id, prepared.text, prepared.token_ids, prepared.params, tokenizer
+            prepared.request_id,
+            prepared.text,
+            prepared.token_ids,
+            prepared.params,
+            tokenizer,
+            kept_tokens=prepared.kept_tokens,
         )
         self._pieces: dict[int, Piece] = {}
         self._prompt_sent = 1  # position 0 has no log-probability

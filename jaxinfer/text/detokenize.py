@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Protocol
 
 from jaxinfer.text.decoding import CLEAN_UP_OPEN, DecodePlan, clean_up
@@ -44,15 +44,24 @@ class IncrementalDetokenizer:
         tokenizer: whose ids they are.
         prompt_ids: the ids before the generated ones (may be empty).
         skip_special_tokens: leave special tokens out of the text.
+        kept_tokens: special tokens that stay all the same, such as those that mark a tool call.
 
     Raises:
         TextError: an id is not an integer >= 0; also from `push`, which raises RuntimeError after `finish`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        kept_tokens: Set[int] = frozenset(),
+    ) -> None:
         check_ids("prompt_ids", prompt_ids)
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
+        self._kept = kept_tokens
         self._finished = False
         plan = tokenizer.decode_plan
         stream = _ByteLevelStream if plan.byte_level else _PieceStream
@@ -82,7 +91,7 @@ class IncrementalDetokenizer:
         return text
 
     def _visible(self, index: int) -> bool:
-        if self._skip and self._tokenizer.is_special(index):
+        if self._skip and self._tokenizer.is_special(index) and index not in self._kept:
             return False
         return self._tokenizer.decode_plan.piece(index) is not None
 

@@ -78,6 +78,27 @@ class Tokenizer:
         """Whether `skip_special_tokens` drops this token."""
         return index in self._special_ids
 
+    def token_id(self, token: str) -> int | None:
+        """Id of the token with this spelling; None when there is none."""
+        index: int | None = self._backend.token_to_id(token)
+        return index
+
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes that a token adds to a text (not at its start, where some tokenizers drop a space); b"" for an id
+        without a token. Bytes of a token of half a character are no valid UTF-8.
+
+        Raises:
+            TextError: not an integer >= 0.
+        """
+        check_ids("token id", [index])
+        plan = self.decode_plan
+        if plan.piece(index) is None:
+            return b""
+        if plan.byte_level:
+            return plan.token_bytes(index)
+        byte = plan.fallback_byte(index)
+        return plan.fragment(index).encode() if byte is None else bytes((byte,))
+
     def token_to_piece(self, index: int) -> str:
         """The token's spelling in the vocabulary ("▁the", "Ġthe", "<0x0A>"); "" for an id without a token.
 

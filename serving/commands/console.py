@@ -110,15 +110,17 @@ class ServeConsole:
     def progress(self, progress: Progress) -> None:
         self._view.show(progress)
 
-    def ready(self, info: EngineInfo, name: str, address: str, seconds: float) -> None:
+    def ready(self, info: EngineInfo, name: str, address: str, http_address: str | None, seconds: float) -> None:
         self._view.close()
         for note in info.notes:
             self._console.print(f"[dim]·[/dim] {escape(note)}")
         for label, value in _summary(info):
             self._console.print(f"[dim]{label:<12}[/dim] {escape(value)}")
+        doors = f"[bold]{address}[/bold]"
+        if http_address is not None:
+            doors += f" (gRPC) and [bold]http://{reachable(http_address)}/v1[/bold] (OpenAI's HTTP)"
         self._console.print(
-            f"[bold green]ready[/bold green] after {seconds:.1f} s: {escape(name)} on [bold]{address}[/bold]. "
-            "Ctrl-C stops. Try:"
+            f"[bold green]ready[/bold green] after {seconds:.1f} s: {escape(name)} on {doors}. Ctrl-C stops. Try:"
         )
         self._console.print(f"\n    {escape(self.client_line(address))}\n")
 

@@ -16,6 +16,7 @@ from jaxinfer.config import ConfigError
 from jaxinfer.model_path import resolve_model
 from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import TokenizerError
+from jaxinfer.text.answers import REASONING_PARSERS, TOOL_CALL_PARSERS
 from serving.commands.console import ServeConsole
 from serving.commands.options import (
     Help,
@@ -26,16 +27,18 @@ from serving.commands.options import (
     tokenizer_of,
 )
 from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
+from serving.http.api import ApiConfig
 from serving.server import Server, ServerConfig, ServerError
 
 _DEFAULTS = ServerConfig()
+DEFAULT_HTTP_PORT = 8000  # vLLM's
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"{program} serve",
         usage="%(prog)s [OPTION ...] [MODEL]",
-        description="Serve a model over gRPC (protos/jaxinfer/v1).",
+        description="Serve a model over gRPC (protos/jaxinfer/v1) and over HTTP as OpenAI does (docs/http.md).",
         formatter_class=Help,
     )
     parser.add_argument(
@@ -46,6 +49,26 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default=_DEFAULTS.host, help="address to listen on; there is no authentication")
     parser.add_argument("--port", type=int, default=_DEFAULTS.port, help="0 takes a free one")
+    parser.add_argument(
+        "--http-port",
+        type=_http_port,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help=f"of the OpenAI-compatible door; none opens no such door (default: {DEFAULT_HTTP_PORT}, or a free one "
+        "where --port is 0)",
+    )
+    parser.add_argument(
+        "--tool-call-parser",
+        choices=TOOL_CALL_PARSERS,
+        default="auto",
+        help="how the model writes tool calls; auto: judged by its chat template",
+    )
+    parser.add_argument(
+        "--reasoning-parser",
+        choices=REASONING_PARSERS,
+        default="auto",
+        help="how the model writes its reasoning; auto: judged by its chat template",
+    )
     parser.add_argument("--served-model-name", metavar="NAME", help="name of the model towards clients")
     add_model_options(parser)
     parser.add_argument("--seed", type=int, help="makes the seeds of requests without one repeatable")
@@ -92,6 +115,8 @@ def main(
             make_engine = build(str(folder), arguments)
         is_hub_id = arguments.model is not None and not Path(arguments.model).expanduser().is_dir()
         name = arguments.served_model_name or (arguments.model if is_hub_id else folder.resolve().name)
+        # Who asks for any free port asks for one on both doors.
+        http_port = getattr(arguments, "http_port", DEFAULT_HTTP_PORT if arguments.port else 0)
         config = ServerConfig(
             host=arguments.host,
             port=arguments.port,
@@ -101,6 +126,8 @@ def main(
             stall_seconds=arguments.stall_seconds,
             sampling_defaults=sampling_defaults(folder, arguments.generation_config),
             seed=arguments.seed,
+            http_port=http_port,
+            api=ApiConfig(arguments.tool_call_parser, arguments.reasoning_parser),
         )
         console.start(__version__, name, str(folder))
         server = Server(
@@ -117,6 +144,14 @@ def main(
         if error.traceback:
             print(error.traceback.rstrip(), file=sys.stderr)
         return _fail(console, parser.prog, str(error), error.code)
+
+
+def _http_port(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not text.isdigit() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535, nor none")
+    return int(text)
 
 
 def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

@@ -79,7 +79,7 @@ class Record:
     def progress(self, progress: Progress) -> None:
         self.progressed.append(progress)
 
-    def ready(self, info: EngineInfo, name: str, address: str, seconds: float) -> None:
+    def ready(self, info: EngineInfo, name: str, address: str, http_address: str | None, seconds: float) -> None:
         self.addresses.append(address)
 
     def draining(self, open_requests: int, grace_seconds: float) -> None:

@@ -181,12 +181,12 @@ def test_a_fault_that_nobody_foresaw_is_internal_and_logged(caplog, monkeypatch)
 def test_the_tokenizers_queue_is_bounded():
     async def test():
         async with serving(max_message_bytes=100_000) as s:
-            s.server.servicer._queued_bytes = 8 * 100_000 - 10_000
+            s.server.worker._queued_bytes = 8 * 100_000 - 10_000
             error = await status(s.stub.Tokenize(pb.TokenizeRequest(text="x" * 20_000)))
             assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert RETRY_METADATA in dict(error.trailing_metadata())
             await s.stub.Tokenize(pb.TokenizeRequest(text="x" * 9_000))
-            assert s.server.servicer._queued_bytes == 8 * 100_000 - 10_000
+            assert s.server.worker._queued_bytes == 8 * 100_000 - 10_000
 
     run(test())
 

@@ -262,7 +262,7 @@ def test_the_server_process_imports_no_jax(model):
     """Nor optax or transformers: start-up time, and memory that an accelerator's library would take."""
     code = (
         "import sys; from serving.commands.console import ServeConsole; import os, signal\n"
-        "def ready(self, info, name, address, seconds):\n"
+        "def ready(self, info, name, address, http_address, seconds):\n"
         "    found = {m.partition('.')[0] for m in sys.modules} & {'jax', 'jaxlib', 'flax', 'optax', 'transformers',"
         " 'torch', 'numpy', 'orbax'}\n"
         "    print('FOUND', sorted(found), flush=True); os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -135,7 +135,7 @@ class HermesParser(CallParser):
         return bool(self._buffer)
 
     def _in_broken(self, events: list[Event]) -> bool:
-        before, tag, after = self._buffer.partition(self._CLOSE)
+        _, tag, after = self._buffer.partition(self._CLOSE)
         if tag:
             self._buffer, self._state = after, "text"
             return True

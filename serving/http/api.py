@@ -1,0 +1,197 @@
+"""The endpoints without HTTP: a path and a body in, a reply out. The door uses it, and so does `jaxinfer batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from jaxinfer.sampling_params import InvalidRequest, as_token_ids
+from jaxinfer.text import ChatMessageError
+from jaxinfer.text.answers import AnswerFormat, answer_format
+from serving.engine_client import EngineClient
+from serving.http import chat, chat_input, convert, responses_input
+from serving.http.chat import ChatReply
+from serving.http.completions import CompletionReply
+from serving.http.decode import decode
+from serving.http.errors import ApiError, from_invalid, from_refusal, invalid
+from serving.http.generation import Generation
+from serving.http.models import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    ResponsesRequest,
+    Sampling,
+    TokenizeRequest,
+)
+from serving.http.reply import Reply
+from serving.http.responses import ResponsesReply
+from serving.request import (
+    ChatPrompt,
+    GenerationRequest,
+    ModelContext,
+    PreparedRequest,
+    TextPrompt,
+    check_model,
+    encode_prompt,
+    prepare,
+)
+from serving.status import BAD_INPUT, Refusal, unavailable
+from serving.text_worker import TextWorker
+
+COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+
+
+@dataclass(frozen=True)
+class ApiConfig:
+    """tool_call_parser, reasoning_parser: see jaxinfer.text.answers."""
+
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
+
+
+class _Endpoint(NamedTuple):
+    kind: type[Sampling]
+    convert: Callable[[Any, ModelContext, AnswerFormat], list[GenerationRequest]]
+    names: Callable[[Any], Mapping[str, str]]
+    reply: Callable[[Any, Generation, ModelContext, AnswerFormat], Reply]
+
+
+ENDPOINTS: Mapping[str, _Endpoint] = {
+    COMPLETIONS: _Endpoint(
+        CompletionRequest,
+        lambda request, _context, _form: convert.completion(request),
+        lambda _: {"token_ids": "prompt"},
+        lambda request, generation, context, _form: CompletionReply(request, generation, context),
+    ),
+    CHAT: _Endpoint(ChatRequest, chat.to_requests, chat.names, ChatReply),
+    RESPONSES: _Endpoint(
+        ResponsesRequest, responses_input.to_requests, lambda _: responses_input.NAMES, ResponsesReply
+    ),
+}
+
+
+class Api:
+    """Serves once `open` was called with a model."""
+
+    def __init__(self, client: EngineClient, worker: TextWorker, config: ApiConfig) -> None:
+        self.client = client
+        self.model: ModelContext | None = None
+        self.form = AnswerFormat()
+        self._config = config
+        self._worker = worker
+
+    def open(self, model: ModelContext) -> None:
+        template = None if model.tokenizer is None else model.tokenizer.chat_template
+        self.form = answer_format(self._config.tool_call_parser, self._config.reasoning_parser, template)
+        self.model = model
+
+    def ready(self) -> ModelContext:
+        """Raises Refusal while the model is loading."""
+        if self.model is None:
+            raise unavailable("the model is still loading")
+        return self.model
+
+    async def begin(self, path: str, body: bytes) -> Reply:
+        """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError."""
+        endpoint = ENDPOINTS[path]
+        try:
+            model = self.ready()
+            request, prepared = await self._worker.run(len(body), lambda: self._prepare(endpoint, body, model))
+            generation = Generation(self.client, prepared, model.tokenizer)
+        except (Refusal, *BAD_INPUT) as error:
+            self.client.refused += 1
+            raise as_api_error(error) from error
+        except ApiError:
+            self.client.refused += 1
+            raise
+        try:
+            return endpoint.reply(request, generation, model, self.form)
+        except BaseException:
+            generation.close()
+            raise
+
+    def _prepare(
+        self, endpoint: _Endpoint, body: bytes, model: ModelContext
+    ) -> tuple[msgspec.Struct, Sequence[PreparedRequest]]:
+        request = decode(body, endpoint.kind)
+        check_model(request.model or "", model)
+        with convert.in_names_of_the_client(endpoint.names(request)):
+            requests = endpoint.convert(request, model, self.form)
+            self._check_room(requests, model)
+            return request, [prepare(each, model) for each in requests]
+
+    def _check_room(self, requests: Sequence[GenerationRequest], model: ModelContext) -> None:
+        """Several prompts that can never be held at a time are refused for good, not until later."""
+        n = requests[0].sampling.get("n", 1)
+        limit = self.client.max_sequences
+        if len(requests) > 1 and isinstance(n, int) and len(requests) * n > limit:
+            raise InvalidRequest(
+                "prompt", f"{len(requests)} prompts", f"with n {n} at most {limit // n} are taken at a time"
+            )
+
+    # -- text -----------------------------------------------------------------------------------------------------
+
+    async def tokenize(self, body: bytes) -> dict[str, Any]:
+        return await self._text(body, _tokenize)
+
+    async def detokenize(self, body: bytes) -> dict[str, Any]:
+        return await self._text(body, _detokenize)
+
+    async def _text(self, body: bytes, work: Callable[[bytes, ModelContext], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            model = self.ready()
+            return await self._worker.run(len(body), lambda: work(body, model))
+        except (Refusal, *BAD_INPUT) as error:
+            raise as_api_error(error) from error
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Of BAD_INPUT or a Refusal."""
+    if isinstance(error, Refusal):
+        return from_refusal(error)
+    if isinstance(error, InvalidRequest):
+        return from_invalid(error)
+    message = str(error)
+    param = message.split(" ", 1)[0] if isinstance(error, ChatMessageError) else None
+    return invalid(param, message)
+
+
+def _tokenize(body: bytes, model: ModelContext) -> dict[str, Any]:
+    request = decode(body, TokenizeRequest)
+    check_model(request.model or "", model)
+    if (request.prompt is None) == (request.messages is None):
+        given = None if request.prompt is None else request.prompt
+        raise InvalidRequest("prompt", given, "one of prompt and messages must be given")
+    with convert.in_names_of_the_client({"template_variables": "chat_template_kwargs"}):
+        if request.prompt is not None:
+            for name in ("tools", "add_generation_prompt", "chat_template_kwargs"):
+                if getattr(request, name) is not None:
+                    raise InvalidRequest(name, getattr(request, name), "it applies to messages only")
+            ids = encode_prompt(TextPrompt(request.prompt, request.add_special_tokens is not False), model)
+        else:
+            if request.add_special_tokens is not None:
+                raise InvalidRequest("add_special_tokens", request.add_special_tokens, "it applies to a prompt only")
+            chat_prompt = ChatPrompt(
+                chat_input.messages(request.messages or ()),
+                chat_input.tools(request.tools) or None,
+                request.add_generation_prompt is not False,
+                variables=request.chat_template_kwargs or {},
+            )
+            ids = encode_prompt(chat_prompt, model)
+    result: dict[str, Any] = {"count": len(ids), "max_model_len": model.info.max_model_len, "tokens": ids}
+    if request.return_token_strs:
+        assert model.tokenizer is not None
+        result["token_strs"] = [model.tokenizer.token_to_piece(token) for token in ids]
+    return result
+
+
+def _detokenize(body: bytes, model: ModelContext) -> dict[str, Any]:
+    request = decode(body, DetokenizeRequest)
+    check_model(request.model or "", model)
+    if model.tokenizer is None:
+        raise InvalidRequest("tokens", request.tokens, "this server runs without a tokenizer")
+    ids = as_token_ids("tokens", request.tokens, model.info.vocab_size)
+    return {"prompt": model.tokenizer.decode(ids, skip_special_tokens=bool(request.skip_special_tokens))}

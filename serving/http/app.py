@@ -1,0 +1,235 @@
+"""The ASGI application: routes, and what is sent for each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import grpc
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from jaxinfer import __version__
+from serving.http.api import ENDPOINTS, Api
+from serving.http.body import BodyReader, ClientGone, Receive, Scope, Send
+from serving.http.errors import ApiError, from_refusal, internal
+from serving.http.openapi import document
+from serving.http.reply import Reply
+from serving.request import check_model
+from serving.status import Refusal
+
+_LOG = logging.getLogger("serving.http")
+
+_JSON = (b"content-type", b"application/json")
+_EVENTS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would gather the events
+)
+_GONE = Refusal(grpc.StatusCode.CANCELLED, "the client closed its connection")
+
+
+def make_app(api: Api, max_body_bytes: int) -> Starlette:
+    reader = BodyReader(max_body_bytes)
+    information = Information(api)
+    routes = [Route(path, Generate(api, reader, path), methods=["POST"]) for path in ENDPOINTS]
+    routes += [
+        Route("/tokenize", Answer(reader, api.tokenize), methods=["POST"]),
+        Route("/detokenize", Answer(reader, api.detokenize), methods=["POST"]),
+        Route("/v1/models", information.models, methods=["GET"]),
+        Route("/v1/models/{name:path}", information.model, methods=["GET"]),
+        Route("/health", information.health, methods=["GET"]),
+        Route("/ready", information.ready, methods=["GET"]),
+        Route("/version", information.version, methods=["GET"]),
+        Route("/openapi.json", information.openapi, methods=["GET"]),
+    ]
+    app = Starlette(
+        routes=routes, exception_handlers={HTTPException: _unrouted, ApiError: _failed, Exception: _unforeseen}
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class Generate:
+    """One of the endpoints that generate: an ASGI application, so that an event costs one `send`."""
+
+    def __init__(self, api: Api, reader: BodyReader, path: str) -> None:
+        self._api, self._reader, self._path = api, reader, path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            reply = await self._api.begin(self._path, await self._reader.read(scope, receive))
+        except ClientGone:
+            return
+        except ApiError as error:
+            await send_error(send, error)
+            return
+        watch = asyncio.create_task(_watch(receive, reply))
+        try:
+            if reply.stream:
+                await self._send_events(reply, send)
+            else:
+                await send_json(send, 200, await reply.result(), [_request_id(reply)])
+        except Refusal as refusal:
+            await send_error(send, from_refusal(refusal))
+        except ApiError as error:
+            await send_error(send, error)
+        finally:
+            watch.cancel()
+            reply.close()
+
+    async def _send_events(self, reply: Reply, send: Send) -> None:
+        begun = False
+        try:
+            async for data in reply.events():
+                if not begun:
+                    await send(
+                        {"type": "http.response.start", "status": 200, "headers": [*_EVENTS, _request_id(reply)]}
+                    )
+                    begun = True
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        except ApiError:
+            raise
+        except Exception as error:
+            _LOG.exception("a request failed in a way that nobody foresaw")
+            if not begun:
+                raise internal(error) from error
+            await send({"type": "http.response.body", "body": reply.failed(internal(error)), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _watch(receive: Receive, reply: Reply) -> None:
+    """Ends the request in the engine when its client goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    reply.fail(_GONE)
+
+
+def _request_id(reply: Reply) -> tuple[bytes, bytes]:
+    return b"x-request-id", reply.generation.streams[0].prepared.request_id.encode("ascii")
+
+
+class Answer:
+    """An endpoint that makes one JSON object out of a body."""
+
+    def __init__(self, reader: BodyReader, work: Callable[[bytes], Awaitable[dict[str, Any]]]) -> None:
+        self._reader, self._work = reader, work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send_json(send, 200, await self._work(await self._reader.read(scope, receive)))
+        except ClientGone:
+            return
+        except ApiError as error:
+            await send_error(send, error)
+
+
+class Information:
+    """What is served and how it is."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._began = int(time.time())
+        self._document = msgspec.json.encode(document())
+
+    async def models(self, _: Request) -> Response:
+        return _response({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: Request) -> Response:
+        try:
+            model = self._api.ready()
+            check_model(request.path_params["name"], model)
+        except Refusal as refusal:
+            raise from_refusal(refusal) from refusal
+        return _response(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        try:
+            model = self._api.ready()
+        except Refusal as refusal:
+            raise from_refusal(refusal) from refusal
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": self._began,
+            "owned_by": "jaxinfer",
+            "root": model.info.model,
+            "parent": None,
+            "max_model_len": model.info.max_model_len,
+        }
+
+    async def health(self, _: Request) -> Response:
+        """Alive: a server that drains is, one that loads cannot serve yet, one whose engine failed never will."""
+        state = self._state()
+        return _response({"status": state}, 200 if state in ("ready", "draining") else 503)
+
+    async def ready(self, _: Request) -> Response:
+        """Takes work: the same truth as grpc.health.v1."""
+        state = self._state()
+        return _response({"status": state}, 200 if state == "ready" else 503)
+
+    def _state(self) -> str:
+        client = self._api.client
+        if client.draining:
+            return "draining"
+        if client.ended.done() or client.failing:
+            return "failed"
+        return "loading" if self._api.model is None else "ready"
+
+    async def version(self, _: Request) -> Response:
+        return _response({"version": __version__})
+
+    async def openapi(self, _: Request) -> Response:
+        return Response(self._document, media_type="application/json")
+
+
+# -- sending ----------------------------------------------------------------------------------------------------------
+
+
+async def send_json(send: Send, status: int, data: Any, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    body = msgspec.json.encode(data)
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *headers]})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_error(send: Send, error: ApiError) -> None:
+    await send_json(send, error.status, error.body, error.headers)
+
+
+def _response(data: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(data), status, media_type="application/json")
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    headers = {name.decode(): value.decode() for name, value in error.headers}
+    return Response(error.encoded, error.status, headers, media_type="application/json")
+
+
+async def _unforeseen(_: Request, error: Exception) -> Response:
+    """uvicorn writes the traceback to the log."""
+    return Response(internal(error).encoded, 500, media_type="application/json")
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    """A path or method that no route has."""
+    assert isinstance(error, HTTPException)
+    method, path = request.method, request.url.path
+    shown = path if len(path) <= 200 else path[:200] + "..."
+    if error.status_code == 405:
+        found = ApiError(405, f"method is {method}; {shown} does not take it", code="method_not_allowed")
+    elif error.status_code == 404:
+        found = ApiError(
+            404, f"path is {shown!r}; this server has no such endpoint (see /openapi.json)", code="not_found"
+        )
+    else:
+        found = ApiError(error.status_code, str(error.detail))
+    return Response(found.encoded, found.status, error.headers, media_type="application/json")

@@ -1,0 +1,87 @@
+"""Reading a request's body: its type, its size, its time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from serving.http.errors import ApiError
+from serving.status import DEFAULT_RETRY_MS
+
+BODY_SECONDS = 60.0
+_MAX_READING = 16  # bodies of the largest size, by all clients at a time
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class ClientGone(Exception):
+    """The client closed its connection."""
+
+
+class BodyReader:
+    """Reads bodies of at most `limit` bytes, and bounds what all of them take together."""
+
+    seconds = BODY_SECONDS
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._reading = 0
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """A JSON body. Raises ApiError, or ClientGone."""
+        headers = {bytes(name).lower(): bytes(value) for name, value in scope["headers"]}
+        self._check_headers(headers)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    part = message.get("body", b"")
+                    size += len(part)
+                    self._reading += len(part)
+                    parts.append(part)
+                    if size > self._limit:
+                        raise self._too_large()
+                    if self._reading > _MAX_READING * self._limit:
+                        raise _busy()
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            message_text = f"the request's body did not come within {self.seconds:g} s"
+            raise ApiError(408, message_text, headers=((b"connection", b"close"),)) from None
+        finally:
+            self._reading -= size
+
+    def _check_headers(self, headers: Mapping[bytes, bytes]) -> None:
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if kind != b"application/json":
+            shown = kind.decode("latin-1") or None
+            raise ApiError(415, f"Content-Type is {shown!r}; it must be application/json", param="Content-Type")
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding not in (b"", b"identity"):
+            shown = encoding.decode("latin-1")
+            raise ApiError(
+                415, f"Content-Encoding is {shown!r}; compressed bodies are not taken", param="Content-Encoding"
+            )
+        length = headers.get(b"content-length")
+        if length is not None and length.isdigit() and int(length) > self._limit:
+            raise self._too_large()
+
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            413,
+            f"the request's body is too large; at most {self._limit} bytes are taken",
+            code="body_too_large",
+            headers=((b"connection", b"close"),),
+        )
+
+
+def _busy() -> ApiError:
+    message = "the server is reading as many long requests as it takes at a time"
+    return ApiError(429, message, kind="rate_limit_error", code="server_full", retry_ms=DEFAULT_RETRY_MS)

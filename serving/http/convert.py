@@ -1,0 +1,153 @@
+"""From an HTTP request to the requests that the engine takes, under the names that every door shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from jaxinfer.sampling_params import MAX_TOKEN_LIST, InvalidRequest
+from jaxinfer.text import ChatMessageError
+from serving.http.models import MAX_PROMPTS, CompletionRequest, Sampling, TextSampling
+from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
+
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's
+
+# Fields that are SamplingParams' own, name for name.
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "min_tokens",
+    "allowed_token_ids",
+    "bad_token_ids",
+    "skip_special_tokens",
+    "truncate_prompt_tokens",
+)
+
+
+def sampling(request: Sampling) -> dict[str, Any]:
+    """The sampling fields that the client set, by SamplingParams' names. Raises InvalidRequest."""
+    given = {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}
+    if request.stop is not None:
+        given["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+    if request.logit_bias is not None:
+        given["logit_bias"] = _logit_bias(request.logit_bias)
+    if isinstance(request, TextSampling):
+        if request.n is not None:
+            given["n"] = request.n
+        if request.prompt_logprobs is not None:
+            given["prompt_logprobs"] = request.prompt_logprobs
+            if request.stream:
+                raise InvalidRequest("prompt_logprobs", request.prompt_logprobs, "it needs an answer without stream")
+        if request.stream_options is not None and not request.stream:
+            raise InvalidRequest("stream_options", msgspec.to_builtins(request.stream_options), "it needs stream")
+    return given
+
+
+def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
+    if len(bias) > MAX_TOKEN_LIST:
+        raise InvalidRequest("logit_bias", f"{len(bias)} entries", f"at most {MAX_TOKEN_LIST} are allowed")
+    for token in bias:
+        if not (token.isascii() and token.isdigit() and len(token) < 11):
+            raise InvalidRequest("logit_bias", token, "keys must be token ids")
+    return {int(token): value for token, value in bias.items()}
+
+
+def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **more: Any) -> GenerationRequest:
+    return GenerationRequest(
+        prompt,
+        given,
+        model=request.model or "",
+        request_id=more.pop("request_id", None) or request.request_id or "",
+        priority=request.priority or 0,
+        cache_salt=request.cache_salt or "",
+        final_only=not request.stream,
+        **more,
+    )
+
+
+def completion(request: CompletionRequest) -> list[GenerationRequest]:
+    """One request for each prompt. Raises InvalidRequest."""
+    given = sampling(request)
+    defaults: dict[str, Any] = {}
+    if request.max_tokens is msgspec.UNSET:
+        defaults["max_tokens"] = DEFAULT_COMPLETION_TOKENS
+    elif request.max_tokens == 0 and request.echo:
+        given["max_tokens"] = 1  # the engine generates at least one token; nobody will see it
+    elif request.max_tokens is not None:
+        given["max_tokens"] = request.max_tokens
+    if request.best_of is not None and (isinstance(request.best_of, bool) or request.best_of != (request.n or 1)):
+        raise InvalidRequest("best_of", request.best_of, f"it must be the value of n, {request.n or 1}")
+    if request.logprobs is not None:
+        given["logprobs"] = request.logprobs
+        if request.echo:
+            given["prompt_logprobs"] = max(request.logprobs, request.prompt_logprobs or 0)
+    prompts = _prompts(request)
+    if len(prompts) > MAX_PROMPTS:
+        raise InvalidRequest("prompt", f"{len(prompts)} prompts", f"at most {MAX_PROMPTS} are allowed")
+    ids = request.request_id
+    return [
+        generation(
+            request, prompt, given, defaults=defaults, request_id=f"{ids}-{i}" if ids and len(prompts) > 1 else None
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def _prompts(request: CompletionRequest) -> list[Prompt]:
+    prompt, special = request.prompt, request.add_special_tokens
+
+    def text(value: str) -> Prompt:
+        return TextPrompt(value, special if special is not None else True)
+
+    if isinstance(prompt, str):
+        return [text(prompt)]
+    kinds = {type(entry) for entry in prompt}
+    if len(kinds) != 1:
+        allowed = "it must hold texts, token ids, or lists of token ids, and at least one"
+        raise InvalidRequest("prompt", prompt, allowed if not kinds else allowed + " of one kind")
+    if kinds == {str}:
+        return [text(entry) for entry in prompt if isinstance(entry, str)]
+    if special is not None:
+        raise InvalidRequest("add_special_tokens", special, "it applies to a text prompt only")
+    lists: Sequence[Any] = [prompt] if kinds == {int} else prompt
+    return [TokenPrompt(ids) for ids in lists]
+
+
+@contextmanager
+def in_names_of_the_client(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors name fields as the client wrote them. names: the doors' shared name -> the client's."""
+    try:
+        yield
+    except InvalidRequest as error:
+        name = names.get(error.field, error.field)
+        raise InvalidRequest(name, error.value, _rename(error.allowed, names)) from error
+    except ChatMessageError as error:
+        # Its message begins with the path of the field.
+        message = str(error)
+        raise ChatMessageError(_rename_path(message, names)) from error
+
+
+def _rename(text: str, names: Mapping[str, str]) -> str:
+    for ours, theirs in names.items():
+        if ours in ("max_tokens", "min_tokens"):
+            text = text.replace(ours, theirs)
+    return text
+
+
+def _rename_path(text: str, names: Mapping[str, str]) -> str:
+    for ours in ("messages", "tools"):
+        if ours in names and text.startswith(ours):
+            return names[ours] + text[len(ours) :]
+    return text

@@ -1,0 +1,115 @@
+"""From a request's bytes to its type, with errors that name field, value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from jaxinfer.sampling_params import InvalidRequest
+from serving.http.errors import ApiError, invalid
+from serving.http.models import MAX_USER, RECORDED, REFUSED
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key` in `)?(?P<path>\$[^`]*)`)?$", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_NAMED = re.compile(r"^Object (contains unknown|missing required) field `(.*)`$", re.DOTALL)
+_WORDS = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
+_MISSING = object()
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """Raises ApiError."""
+    try:
+        request = msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise _explain(error, body, kind) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise invalid(None, f"the body is not JSON: {error}", "invalid_json") from error
+    except RecursionError as error:
+        raise invalid(None, "the body is nested too deeply", "invalid_json") from error
+    _refuse(request, "")
+    return request
+
+
+def _refuse(request: msgspec.Struct, prefix: str) -> None:
+    """Raises InvalidRequest for a field that is taken with its neutral values only and has another."""
+    for name in request.__struct_fields__:
+        value = getattr(request, name)
+        if value is None or value is msgspec.UNSET:
+            continue
+        if isinstance(value, msgspec.Struct):
+            _refuse(value, f"{prefix}{name}.")
+        elif name in RECORDED and len(value) > MAX_USER:
+            raise InvalidRequest(name, value, f"at most {MAX_USER} characters are allowed")
+        elif name in _untyped(type(request)):
+            rule = REFUSED.get(prefix + name)
+            if rule is not None and not any(_same(value, neutral) for neutral in rule.neutral):
+                raise InvalidRequest(prefix + name, value, rule.why)
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+@cache
+def _untyped(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """Fields of any type: what they may be is said by REFUSED. The same name can be a field with effect elsewhere."""
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    types = {f.name: f.type.type if isinstance(f.type, msgspec.inspect.Metadata) else f.type for f in info.fields}
+    return frozenset(name for name, inner in types.items() if isinstance(inner, msgspec.inspect.AnyType))
+
+
+def _explain(error: msgspec.ValidationError, body: bytes, kind: type[msgspec.Struct]) -> ApiError:
+    match = _PATH.match(str(error))
+    assert match is not None
+    what, path = match["what"], (match["path"] or "$")[1:].lstrip(".").replace("[...]", "")
+    named = _NAMED.match(what)
+    if named is not None:
+        name = f"{path}.{named[2]}" if path else named[2]
+        if named[1].startswith("missing"):
+            return invalid(name, f"{name} is missing; it is required", "missing_required_parameter")
+        close = difflib.get_close_matches(named[2], kind.__struct_fields__, n=1) if not path else []
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return invalid(name, f"{name} is not a field of this request{hint}", "unknown_parameter")
+    if not path:
+        return invalid(None, "the body must be a JSON object")
+    value = _value_at(body, path)
+    allowed = _allowed(what)
+    if value is _MISSING:
+        return invalid(path, f"{path} cannot be read; {allowed}")
+    return invalid(path, str(InvalidRequest(path, value, allowed)))
+
+
+def _allowed(what: str) -> str:
+    expected = re.match(r"Expected `([^`]*)`", what)
+    if expected is None:
+        return what[0].lower() + what[1:]
+    kinds = [_WORDS.get(kind, kind) for kind in expected[1].split(" | ") if kind != "null"]
+    return f"it must be {' or '.join(kinds)}"
+
+
+def _value_at(body: bytes, path: str) -> Any:
+    """The value that a path such as messages[0].role leads to. The request is decoded again: it is refused anyway."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):  # a number out of range
+        return _MISSING
+    for key, index in _STEP.findall("." + path):
+        try:
+            value = value[key] if key else value[int(index)]
+        except (KeyError, IndexError, TypeError):
+            return _MISSING
+    return value

@@ -1,0 +1,79 @@
+"""What a client is told when it does not get what it asked for: OpenAI's error object, status and headers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import grpc
+import msgspec
+
+from jaxinfer.sampling_params import InvalidRequest
+from serving.status import DEFAULT_RETRY_MS, RETRY_METADATA, Refusal
+
+# gRPC's status (serving.status) -> HTTP's, the error's type and code.
+_STATUS: dict[grpc.StatusCode, tuple[int, str, str | None]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: (400, "invalid_request_error", None),
+    grpc.StatusCode.NOT_FOUND: (404, "invalid_request_error", "model_not_found"),
+    grpc.StatusCode.ALREADY_EXISTS: (409, "invalid_request_error", "duplicate_request_id"),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (429, "rate_limit_error", "server_full"),
+    grpc.StatusCode.UNAVAILABLE: (503, "service_unavailable_error", "server_unavailable"),
+    grpc.StatusCode.INTERNAL: (500, "server_error", None),
+}
+_PARAM = {grpc.StatusCode.NOT_FOUND: "model", grpc.StatusCode.ALREADY_EXISTS: "request_id"}
+
+
+class ApiError(Exception):
+    """An answer that is an error. retry_ms: when it is worth another try; None: it is not."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_ms: int | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind = status, message, kind
+        self.param, self.code, self.retry_ms = param, code, retry_ms
+        self._headers = headers
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    @property
+    def encoded(self) -> bytes:
+        return msgspec.json.encode(self.body)
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        headers = list(self._headers)
+        if self.retry_ms is not None:
+            headers.append((b"retry-after", b"%d" % math.ceil(self.retry_ms / 1000)))
+            headers.append((b"retry-after-ms", b"%d" % self.retry_ms))
+        return headers
+
+
+def invalid(name: str | None, message: str, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param=name, code=code)
+
+
+def from_invalid(error: InvalidRequest) -> ApiError:
+    return invalid(error.field, str(error))
+
+
+def from_refusal(refusal: Refusal) -> ApiError:
+    status, kind, code = _STATUS.get(refusal.code, _STATUS[grpc.StatusCode.INTERNAL])
+    retry_ms: int | None = None
+    if status in (429, 503):
+        retry_ms = int(dict(refusal.metadata).get(RETRY_METADATA, DEFAULT_RETRY_MS))
+    return ApiError(status, refusal.message, kind=kind, param=_PARAM.get(refusal.code), code=code, retry_ms=retry_ms)
+
+
+def internal(error: Exception) -> ApiError:
+    return ApiError(500, f"{type(error).__name__}: {error}", kind="server_error")

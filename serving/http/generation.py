@@ -1,0 +1,102 @@
+"""What the engine gives for one HTTP request: the streams of its prompts, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
+
+from jaxinfer.text import Tokenizer
+from serving.engine_client import EngineClient
+from serving.request import PreparedRequest
+from serving.status import Refusal
+from serving.stream import GenerationStream, News
+
+
+class Usage(NamedTuple):
+    """Tokens. `cached`: of the prompt, taken from the prefix cache."""
+
+    prompt: int
+    completion: int
+    cached: int
+
+    def chat(self, reasoning: int = 0) -> dict[str, Any]:
+        """As completions and chat completions write it."""
+        usage: dict[str, Any] = {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
+        if reasoning:
+            usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+        return usage
+
+    def responses(self, reasoning: int) -> dict[str, Any]:
+        """As the Responses API writes it."""
+        return {
+            "input_tokens": self.prompt,
+            "input_tokens_details": {"cached_tokens": self.cached},
+            "output_tokens": self.completion,
+            "output_tokens_details": {"reasoning_tokens": reasoning},
+            "total_tokens": self.prompt + self.completion,
+        }
+
+
+class Generation:
+    """The open streams of one HTTP request. Must be closed. Raises Refusal when the engine's door does not take all."""
+
+    def __init__(self, client: EngineClient, prepared: Sequence[PreparedRequest], tokenizer: Tokenizer | None) -> None:
+        self._client = client
+        self.streams: list[GenerationStream] = []
+        self._readers: list[asyncio.Task[None]] = []
+        try:
+            for request in prepared:
+                self.streams.append(client.submit(request, tokenizer))
+        except BaseException:
+            self.close()
+            raise
+
+    async def news(self) -> AsyncIterator[tuple[int, News]]:
+        """(which prompt, its news) until all have ended. Raises Refusal."""
+        if len(self.streams) == 1:
+            (stream,) = self.streams
+            while (news := await stream.read()) is not None:
+                yield 0, news
+            return
+        # One place for each prompt: what a slow client has not taken yet stays merged in the streams.
+        queue: asyncio.Queue[tuple[int, News | Refusal | None]] = asyncio.Queue(len(self.streams))
+        self._readers = [asyncio.create_task(_read(i, stream, queue)) for i, stream in enumerate(self.streams)]
+        left = len(self.streams)
+        while left:
+            index, item = await queue.get()
+            if item is None:
+                left -= 1
+            elif isinstance(item, Refusal):
+                raise item
+            else:
+                yield index, item
+
+    def fail(self, refusal: Refusal) -> None:
+        for stream in self.streams:
+            stream.fail(refusal)
+
+    def close(self) -> None:
+        """Aborts what still runs. Idempotent."""
+        for reader in self._readers:
+            reader.cancel()
+        for stream in self.streams:
+            self._client.close(stream)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(*(sum(column) for column in zip(*(stream.usage for stream in self.streams), strict=True)))
+
+
+async def _read(index: int, stream: GenerationStream, queue: asyncio.Queue[tuple[int, News | Refusal | None]]) -> None:
+    try:
+        while (news := await stream.read()) is not None:
+            await queue.put((index, news))
+        await queue.put((index, None))
+    except Refusal as refusal:
+        await queue.put((index, refusal))

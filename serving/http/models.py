@@ -1,0 +1,315 @@
+"""The requests of the HTTP door, as types: they decode JSON, refuse what they do not know, and become the document.
+
+Names are OpenAI's; fields that OpenAI does not have are named as vLLM names them. null means "not given" everywhere.
+Ranges of sampling fields stand here for the document only: `SamplingParams` checks them, for every door.
+Every field takes effect, goes to the usage ledger (RECORDED), or is refused by name (REFUSED): see tests/serving/http.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
+
+from jaxinfer.sampling_params import MAX_N, MAX_STOP_LENGTH, MAX_STOP_STRINGS, MAX_TOKEN_LIST
+from serving.http.fragments import FLAT_TOOL, INPUT_ITEM, MESSAGE, TOOL
+from serving.request import MAX_CACHE_SALT, MAX_REQUEST_ID
+
+MAX_MESSAGES = 4096  # of one conversation
+MAX_PROMPTS = 1024  # of one completion request
+MAX_TOOLS = 128
+MAX_USER = 512  # characters
+
+REPLACE = "x-replace"
+_TEXT = {"type": "string", "minLength": 1}
+_TOKEN_ID = {"type": "integer", "minimum": 0}
+
+
+def _doc(description: str, **schema: Any) -> Meta:
+    return Meta(description=description, extra_json_schema=schema)
+
+
+def _as(description: str, schema: dict[str, Any], *, null: bool = True) -> Meta:
+    """The document says `schema` where the type is checked by hand (see openapi.py)."""
+    return _doc(description, **{REPLACE: {"anyOf": [schema, {"type": "null"}]} if null else schema})
+
+
+def _list(items: dict[str, Any], **limits: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, **limits}
+
+
+def _ids(description: str, *, null: bool = True) -> Meta:
+    return _as(description, _list(_TOKEN_ID), null=null)
+
+
+class Refused(NamedTuple):
+    """A field of OpenAI or vLLM that is taken with its neutral values only."""
+
+    neutral: tuple[Any, ...]
+    why: str
+
+
+class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What all requests for text share."""
+
+    model: Annotated[str | None, _doc("Name of the served model; may be left out")] = None
+    stream: Annotated[bool | None, _doc("Send the answer in pieces, as server-sent events")] = None
+    temperature: Annotated[float | None, _doc("0 is greedy", minimum=0, maximum=100)] = None
+    top_p: Annotated[float | None, _doc("Mass of the nucleus", exclusiveMinimum=0, maximum=1)] = None
+    top_k: Annotated[int | None, _doc("Most likely tokens kept; 0 or -1 is off", minimum=-1)] = None
+    min_p: Annotated[float | None, _doc("Least share of the most likely token's probability", minimum=0, maximum=1)] = (
+        None
+    )
+    repetition_penalty: Annotated[
+        float | None, _doc("Over prompt and output; 1 is off", exclusiveMinimum=0, maximum=2)
+    ] = None
+    presence_penalty: Annotated[float | None, _doc("Over the output", minimum=-2, maximum=2)] = None
+    frequency_penalty: Annotated[float | None, _doc("Over the output", minimum=-2, maximum=2)] = None
+    seed: Annotated[int | None, _doc("Repeats the same text", minimum=-(2**63), maximum=2**64 - 1)] = None
+    stop: Annotated[
+        str | list[str] | None,
+        _doc(f"Strings that end the text, at most {MAX_STOP_STRINGS} of 1 to {MAX_STOP_LENGTH} characters"),
+    ] = None
+    stop_token_ids: Annotated[list[int] | None, _ids("Tokens that end the text")] = None
+    include_stop_str_in_output: Annotated[bool | None, _doc("Keep the stop string in the text")] = None
+    ignore_eos: Annotated[bool | None, _doc("Go on after the model's own end of text")] = None
+    min_tokens: Annotated[int | None, _doc("No end of text before so many tokens", minimum=0)] = None
+    logit_bias: Annotated[
+        dict[str, float] | None,
+        _doc(
+            f"Token id -> bias from -100 to 100; at most {MAX_TOKEN_LIST} entries",
+            propertyNames={"pattern": "^[0-9]+$"},
+        ),
+    ] = None
+    allowed_token_ids: Annotated[list[int] | None, _ids("Only these tokens are generated")] = None
+    bad_token_ids: Annotated[list[int] | None, _ids("These tokens are never generated")] = None
+    skip_special_tokens: Annotated[bool | None, _doc("Leave special tokens out of the text (on)")] = None
+    truncate_prompt_tokens: Annotated[
+        int | None, _doc("Keep only the last so many tokens of the prompt", minimum=1)
+    ] = None
+    priority: Annotated[int | None, _doc("Lower is served first; 0 is normal", minimum=-(2**31), maximum=2**31 - 1)] = (
+        None
+    )
+    cache_salt: Annotated[
+        str | None, _doc("Share cached prefixes only with requests of the same salt", maxLength=MAX_CACHE_SALT)
+    ] = None
+    request_id: Annotated[
+        str | None,
+        _doc("Becomes part of the answer's id; unique among the requests that are alive", maxLength=MAX_REQUEST_ID),
+    ] = None
+    user: Annotated[str | None, _doc("Your end user; recorded for the usage ledger", maxLength=MAX_USER)] = None
+
+
+class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
+    include_usage: Annotated[bool | None, _doc("A last event with the usage of the whole request")] = None
+    continuous_usage_stats: Annotated[bool | None, _doc("The usage so far in every event")] = None
+    include_obfuscation: Annotated[Any, _doc("Only false: nothing is obfuscated", enum=[False, None])] = None
+
+
+class TextSampling(Sampling, kw_only=True):
+    """What completions and chats share beyond that."""
+
+    n: Annotated[int | None, _doc("Answers to generate", minimum=1, maximum=MAX_N)] = None
+    stream_options: StreamOptions | None = None
+    prompt_logprobs: Annotated[
+        int | None, _doc("Log-probabilities of the prompt's tokens, with so many alternatives", minimum=-1)
+    ] = None
+    return_token_ids: Annotated[bool | None, _doc("Give token ids of prompt and answers")] = None
+    return_tokens_as_token_ids: Annotated[bool | None, _doc('Name tokens in logprobs "token_id:15"')] = None
+    response_format: Annotated[Any, _doc('Only {"type": "text"}', enum=[{"type": "text"}, None])] = None
+    use_beam_search: Annotated[Any, _doc("Only false", enum=[False, None])] = None
+    length_penalty: Annotated[Any, _doc("Only 1", enum=[1, None])] = None
+    spaces_between_special_tokens: Annotated[Any, _doc("Only true", enum=[True, None])] = None
+
+
+class CompletionRequest(TextSampling, kw_only=True):
+    """POST /v1/completions"""
+
+    prompt: Annotated[
+        str | list[str | int | list[int]],
+        _as(
+            f"A text, a list of token ids, or a list of up to {MAX_PROMPTS} of either",
+            {
+                "anyOf": [
+                    _TEXT,
+                    _list(_TEXT, minItems=1, maxItems=MAX_PROMPTS),
+                    _list(_TOKEN_ID, minItems=1),
+                    _list(_list(_TOKEN_ID, minItems=1), minItems=1, maxItems=MAX_PROMPTS),
+                ]
+            },
+            null=False,
+        ),
+    ]
+    max_tokens: Annotated[
+        int | msgspec.UnsetType | None,
+        _doc("Most tokens of an answer (16); null: the rest of the context; 0 only with echo", minimum=0),
+    ] = msgspec.UNSET
+    logprobs: Annotated[int | None, _doc("Log-probabilities, with so many alternatives", minimum=-1)] = None
+    echo: Annotated[bool | None, _doc("Put the prompt in front of the text")] = None
+    add_special_tokens: Annotated[bool | None, _doc("Let the tokenizer put its special tokens around a text (on)")] = (
+        None
+    )
+    suffix: Annotated[Any, _doc("Only null", enum=[None])] = None
+    best_of: Annotated[Any, _doc("Only the value of n", minimum=1)] = None
+
+
+class ChatRequest(TextSampling, kw_only=True):
+    """POST /v1/chat/completions"""
+
+    messages: Annotated[
+        list[dict[str, Any]],
+        _as("The conversation; only text parts", _list(MESSAGE, minItems=1, maxItems=MAX_MESSAGES), null=False),
+    ]
+    tools: Annotated[
+        list[dict[str, Any]] | None,
+        _as("Functions that the model may call", _list(TOOL, maxItems=MAX_TOOLS)),
+    ] = None
+    add_generation_prompt: Annotated[bool | None, _doc("Open the assistant's message (on)")] = None
+    chat_template: Annotated[str | None, _doc("Name of one of the model's chat templates")] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, _doc('Further variables of the template, such as {"enable_thinking": false}')
+    ] = None
+    continue_final_message: Annotated[Any, _doc("Only false", enum=[False, None])] = None
+    max_tokens: Annotated[int | None, _doc("Older name of max_completion_tokens", minimum=1)] = None
+    max_completion_tokens: Annotated[
+        int | None, _doc("Most tokens of an answer; left out: the rest of the context", minimum=1)
+    ] = None
+    logprobs: Annotated[bool | None, _doc("Log-probabilities of the answer's tokens")] = None
+    top_logprobs: Annotated[int | None, _doc("Alternatives per token; needs logprobs", minimum=0)] = None
+    documents: Annotated[list[dict[str, Any]] | None, _doc("Documents for templates that take them")] = None
+    include_reasoning: Annotated[bool | None, _doc("Give the model's reasoning (on)")] = None
+    parallel_tool_calls: Annotated[bool | None, _doc("false: at most one call in an answer")] = None
+    tool_choice: Annotated[Any, _doc('"auto" or "none"', enum=["auto", "none", None])] = None
+    safety_identifier: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
+    add_special_tokens: Annotated[Any, _doc("Only false: templates write them", enum=[False, None])] = None
+    echo: Annotated[Any, _doc("Only false", enum=[False, None])] = None
+    functions: Annotated[Any, _doc("Only null: use tools", enum=[None])] = None
+    function_call: Annotated[Any, _doc("Only null: use tool_choice", enum=[None])] = None
+    modalities: Annotated[Any, _doc('Only ["text"]', enum=[["text"], None])] = None
+    audio: Annotated[Any, _doc("Only null", enum=[None])] = None
+    prediction: Annotated[Any, _doc("Only null", enum=[None])] = None
+    reasoning_effort: Annotated[Any, _doc("Only null: use chat_template_kwargs", enum=[None])] = None
+    verbosity: Annotated[Any, _doc("Only null", enum=[None])] = None
+    service_tier: Annotated[Any, _doc("Only auto or default", enum=["auto", "default", None])] = None
+    store: Annotated[Any, _doc("Only false: nothing is stored", enum=[False, None])] = None
+    metadata: Annotated[Any, _doc("Only null: nothing is stored", enum=[None])] = None
+    web_search_options: Annotated[Any, _doc("Only null", enum=[None])] = None
+
+
+class ResponsesRequest(Sampling, kw_only=True):
+    """POST /v1/responses"""
+
+    input: Annotated[
+        str | list[dict[str, Any]],
+        _as(
+            "A user's message, or a list of messages, function calls and their outputs; only text parts",
+            {"anyOf": [_TEXT, _list(INPUT_ITEM, minItems=1, maxItems=MAX_MESSAGES)]},
+            null=False,
+        ),
+    ]
+    instructions: Annotated[str | None, _doc("The system's message")] = None
+    max_output_tokens: Annotated[
+        int | None, _doc("Most tokens of the answer; left out: the rest of the context", minimum=1)
+    ] = None
+    top_logprobs: Annotated[int | None, _doc("Alternatives per token; needs include", minimum=0)] = None
+    include: Annotated[
+        list[str] | None, _as("What to give besides", _list({"enum": ["message.output_text.logprobs"]}))
+    ] = None
+    tools: Annotated[
+        list[dict[str, Any]] | None,
+        _as("Functions that the model may call", _list(FLAT_TOOL, maxItems=MAX_TOOLS)),
+    ] = None
+    parallel_tool_calls: Annotated[bool | None, _doc("false: at most one call in an answer")] = None
+    tool_choice: Annotated[Any, _doc('"auto" or "none"', enum=["auto", "none", None])] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, _doc('Further variables of the template, such as {"enable_thinking": false}')
+    ] = None
+    metadata: Annotated[dict[str, str] | None, _doc("Comes back with the answer")] = None
+    safety_identifier: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
+    text: Annotated[Any, _doc('Only {"format": {"type": "text"}}', enum=[{"format": {"type": "text"}}, {}, None])] = (
+        None
+    )
+    truncation: Annotated[Any, _doc("Only disabled", enum=["disabled", None])] = None
+    store: Annotated[Any, _doc("Only false: nothing is stored", enum=[False, None])] = None
+    stream_options: Annotated[
+        Any, _doc("Only without obfuscation", enum=[{"include_obfuscation": False}, {}, None])
+    ] = None
+    background: Annotated[Any, _doc("Only false", enum=[False, None])] = None
+    previous_response_id: Annotated[Any, _doc("Only null: nothing is stored", enum=[None])] = None
+    conversation: Annotated[Any, _doc("Only null: nothing is stored", enum=[None])] = None
+    prompt: Annotated[Any, _doc("Only null", enum=[None])] = None
+    reasoning: Annotated[Any, _doc("Only null: use chat_template_kwargs", enum=[{}, None])] = None
+    max_tool_calls: Annotated[Any, _doc("Only null", enum=[None])] = None
+    service_tier: Annotated[Any, _doc("Only auto or default", enum=["auto", "default", None])] = None
+
+
+class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /tokenize: a prompt or a conversation."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[
+        list[dict[str, Any]] | None,
+        _as("Instead of prompt", _list(MESSAGE, minItems=1, maxItems=MAX_MESSAGES)),
+    ] = None
+    add_special_tokens: Annotated[bool | None, _doc("With prompt only (on)")] = None
+    tools: Annotated[
+        list[dict[str, Any]] | None,
+        _as("With messages only", _list(TOOL, maxItems=MAX_TOOLS)),
+    ] = None
+    add_generation_prompt: Annotated[bool | None, _doc("With messages only (on)")] = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, _doc("With messages only")] = None
+    return_token_strs: Annotated[bool | None, _doc("Give the tokens' spellings too")] = None
+
+
+class DetokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /detokenize"""
+
+    model: str | None = None
+    tokens: Annotated[list[int], _ids("Token ids", null=False)]
+    skip_special_tokens: Annotated[bool | None, _doc("Leave special tokens out of the text (off)")] = None
+
+
+_NOTHING = Refused((), "it is not supported")
+_NOT_STORED = Refused((), "nothing is stored here")
+
+# Whatever is not neutral is refused with the reason.
+REFUSED: Mapping[str, Refused] = {
+    "response_format": Refused(
+        ({"type": "text"},), 'only {"type": "text"} is supported: there is no structured output'
+    ),
+    "text": Refused(
+        ({"format": {"type": "text"}}, {}), "only the format text is supported: there is no structured output"
+    ),
+    "use_beam_search": Refused((False,), "beam search is not supported"),
+    "length_penalty": Refused((1,), "it belongs to beam search, which is not supported"),
+    "spaces_between_special_tokens": Refused((True,), "only true is supported"),
+    "suffix": Refused((), "filling in before a suffix is not supported"),
+    "tool_choice": Refused(("auto", "none"), 'only "auto" and "none" are supported: calls cannot be forced'),
+    "continue_final_message": Refused((False,), "only false is supported"),
+    "add_special_tokens": Refused((False,), "only false is supported: chat templates write the special tokens"),
+    "echo": Refused((False,), "only completions echo their prompt"),
+    "functions": Refused((), "it is replaced by tools"),
+    "function_call": Refused((), "it is replaced by tool_choice"),
+    "modalities": Refused((["text"],), 'only ["text"] is supported'),
+    "audio": _NOTHING,
+    "prediction": _NOTHING,
+    "verbosity": _NOTHING,
+    "web_search_options": _NOTHING,
+    "prompt": _NOTHING,
+    "max_tool_calls": _NOTHING,
+    "reasoning_effort": Refused((), "set what the model's chat template reads through chat_template_kwargs"),
+    "reasoning": Refused(({},), "set what the model's chat template reads through chat_template_kwargs"),
+    "service_tier": Refused(("auto", "default"), 'only "auto" and "default" are supported'),
+    "store": Refused((False,), "nothing is stored here: only false is supported"),
+    "metadata": _NOT_STORED,
+    "background": Refused((False,), "only false is supported"),
+    "previous_response_id": _NOT_STORED,
+    "conversation": _NOT_STORED,
+    "truncation": Refused(("disabled",), 'only "disabled" is supported; truncate_prompt_tokens cuts a prompt'),
+    "stream_options.include_obfuscation": Refused((False,), "nothing is obfuscated: only false is supported"),
+}
+# Accepted and without effect on the answer: they name whom a request is for.
+RECORDED = ("user", "safety_identifier")

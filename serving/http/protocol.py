@@ -1,0 +1,137 @@
+"""One connection: uvicorn's, with what it lets an impolite client do bounded.
+
+Heads have a size and a time; a client that takes nothing for long loses its connection. None of this slows others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serving.http.errors import ApiError
+
+MAX_HEAD_BYTES = 64 << 10  # request line and headers
+MAX_HEADERS = 128
+HEAD_SECONDS = 15.0  # from the first byte of a request to the end of its headers
+STALL_SECONDS = 120.0  # without taking any of the answer
+
+_LOG = logging.getLogger("serving.http")
+_PHRASES = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+
+
+class _HeadTooLarge(Exception):
+    pass
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """The limits are attributes so that tests can be quick."""
+
+    max_head_bytes = MAX_HEAD_BYTES
+    head_seconds = HEAD_SECONDS
+    stall_seconds = STALL_SECONDS
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = True  # a connection begins with a head
+        self._head_bytes = self._head_fields = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+
+    # -- the head -------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(self.head_seconds, self._head_late)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        # What is inside the parser, a header without an end, is seen here only.
+        if self._in_head and self._head_bytes > self.max_head_bytes and not self.transport.is_closing():
+            self._refuse(_too_large(self.max_head_bytes))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_bytes, self._head_fields = True, 0, 0
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.head_seconds, self._head_late)
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_fields += 1
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > 2 * self.max_head_bytes or self._head_fields > MAX_HEADERS:
+            raise _HeadTooLarge
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._cancel_head_timer()
+        super().on_headers_complete()
+
+    def _cancel_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_late(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing():
+            self._refuse(ApiError(408, f"the request's headers did not come within {self.head_seconds:g} s"))
+
+    def send_400_response(self, msg: str) -> None:
+        if self._head_fields > MAX_HEADERS or self._head_bytes > 2 * self.max_head_bytes:
+            self._refuse(_too_large(self.max_head_bytes))
+        else:
+            self._refuse(ApiError(400, "this is not a valid HTTP request"))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers a request that never reached the application, and ends the connection."""
+        body = error.encoded
+        head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % (error.status, _PHRASES[error.status], len(body)) + body)
+        self.transport.close()
+
+    # -- the answer -----------------------------------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stall_timer is None:
+            self._stall_timer = self.loop.call_later(self.stall_seconds, self._stalled)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def _stalled(self) -> None:
+        _LOG.warning("a client took nothing of its answer for %g s; its connection is closed", self.stall_seconds)
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_head_timer()
+        super().connection_lost(exc)
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
+        431, f"the request's headers are too large; at most {limit} bytes in {MAX_HEADERS} fields are allowed"
+    )
+
+
+assert issubclass(httptools.HttpParserCallbackError, httptools.HttpParserError)  # how _HeadTooLarge gets out

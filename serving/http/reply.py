@@ -1,0 +1,85 @@
+"""What the answers of all endpoints share."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from serving.http.errors import ApiError, from_refusal
+from serving.http.generation import Generation
+from serving.http.models import StreamOptions
+from serving.status import Refusal
+
+DONE = b"data: [DONE]\n\n"
+_encode = msgspec.json.Encoder().encode
+
+
+def sse(data: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + _encode(data) + b"\n\n"
+
+
+class Reply(ABC):
+    """One answer under way: `result` gives it whole, `events` in pieces. `close` ends what still runs."""
+
+    def __init__(self, generation: Generation, model: str, *, stream: bool) -> None:
+        self.generation = generation
+        self.stream = stream
+        self.model = model
+        self.created = int(time.time())
+
+    @abstractmethod
+    async def result(self) -> Mapping[str, Any]:
+        """The whole answer. Raises Refusal."""
+
+    @abstractmethod
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Server-sent events, as many at once as there are. Raises Refusal."""
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """As `pieces`, but once something was sent an error is an event too.
+
+        Raises ApiError before that: then it can still be the answer's status.
+        """
+        begun = False
+        try:
+            async for data in self.pieces():
+                begun = True
+                yield data
+        except Refusal as refusal:
+            error = from_refusal(refusal)
+            if not begun:
+                raise error from refusal
+            yield self.failed(error)
+
+    def failed(self, error: ApiError) -> bytes:
+        """The last events of an answer that broke off."""
+        return sse(error.body) + DONE
+
+    def fail(self, refusal: Refusal) -> None:
+        self.generation.fail(refusal)
+
+    def close(self) -> None:
+        self.generation.close()
+
+
+class StreamUsage:
+    """What stream_options say about usage."""
+
+    def __init__(self, options: StreamOptions | None) -> None:
+        self._at_the_end = options is not None and bool(options.include_usage)
+        self._always = self._at_the_end and options is not None and bool(options.continuous_usage_stats)
+
+    def so_far(self, usage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What goes into an event."""
+        if not self._at_the_end:
+            return {}
+        return {"usage": usage() if self._always else None}
+
+    def last(self, head: Mapping[str, Any], usage: Callable[[], dict[str, Any]]) -> bytes:
+        """The event behind all others, or nothing."""
+        return sse({**head, "choices": [], "usage": usage()}) if self._at_the_end else b""

@@ -1,0 +1,211 @@
+"""POST /v1/responses: the answer, whole or as the events of a growing response."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.text.answers import AnswerFormat, CallArguments, CallName, Content, Event, Reasoning
+from serving.http import chat_input
+from serving.http.answers import joined, new_call_id
+from serving.http.chat import new_answer, offered_tools
+from serving.http.errors import ApiError
+from serving.http.generation import Generation
+from serving.http.logprobs import Spelling, chat_logprobs
+from serving.http.models import ResponsesRequest
+from serving.http.reply import Reply, sse
+from serving.http.responses_input import as_sent
+from serving.request import ModelContext
+
+_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}
+
+
+def _sse(event: dict[str, Any]) -> bytes:
+    return b"event: " + event["type"].encode() + b"\n" + sse(event)
+
+
+class _Items:
+    """The output's items as they grow, and the events that say so. Events and items are told apart by nothing: a whole
+    answer is what the events add up to."""
+
+    def __init__(self, form: AnswerFormat) -> None:
+        self._form = form
+        self.output: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        self._number = 0
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        self.events.append({"type": kind, "sequence_number": self._number, **fields})
+        self._number += 1
+
+    def take(self) -> bytes:
+        data = b"".join(map(_sse, self.events))
+        self.events = []
+        return data
+
+    @property
+    def _open(self) -> dict[str, Any] | None:
+        last = self.output[-1] if self.output else None
+        return last if last is not None and last["status"] == "in_progress" else None
+
+    def add(self, event: Event, logprobs: list[dict[str, Any]]) -> None:
+        """Takes one event of the answer; `logprobs` are those of the tokens since the last content."""
+        if isinstance(event, Content):
+            self._text("message", "response.output_text.delta", event.text, logprobs)
+        elif isinstance(event, Reasoning):
+            self._text("reasoning", "response.reasoning_text.delta", event.text, None)
+        elif isinstance(event, CallName):
+            self.close("completed")
+            call = {"call_id": new_call_id(self._form), "name": event.name, "arguments": ""}
+            self._begin("function_call", call)
+        elif isinstance(event, CallArguments):
+            item = self.output[-1]
+            item["arguments"] += event.text
+            self.emit("response.function_call_arguments.delta", **self._where(item), delta=event.text)
+
+    def _text(self, kind: str, name: str, text: str, logprobs: list[dict[str, Any]] | None) -> None:
+        item = self._open
+        if item is None or item["type"] != kind:
+            self.close("completed")
+            item = self._begin(kind, {"role": "assistant", "content": []} if kind == "message" else _no_reasoning())
+            part = _text_part("") if kind == "message" else {"type": "reasoning_text", "text": ""}
+            item["content"].append(part)
+            self.emit("response.content_part.added", **self._where(item), content_index=0, part=dict(part))
+        part = item["content"][0]
+        part["text"] += text
+        more: dict[str, Any] = {}
+        if logprobs is not None:
+            part["logprobs"] = part["logprobs"] + logprobs
+            more["logprobs"] = logprobs
+        self.emit(name, **self._where(item), content_index=0, delta=text, **more)
+
+    def _begin(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+        item = {"id": _PREFIXES[kind] + secrets.token_hex(12), "type": kind, "status": "in_progress", **fields}
+        self.output.append(item)
+        added = {**item, "content": []} if "content" in item else dict(item)
+        self.emit("response.output_item.added", output_index=len(self.output) - 1, item=added)
+        return item
+
+    def _where(self, item: dict[str, Any]) -> dict[str, Any]:
+        return {"item_id": item["id"], "output_index": len(self.output) - 1}
+
+    def close(self, status: str) -> None:
+        """Ends the open item, if there is one."""
+        item = self._open
+        if item is None:
+            return
+        item["status"] = status
+        where = self._where(item)
+        if item["type"] == "function_call":
+            self.emit("response.function_call_arguments.done", **where, name=item["name"], arguments=item["arguments"])
+        else:
+            part = item["content"][0]
+            kind, more = (
+                ("output_text", {"logprobs": part["logprobs"]}) if "logprobs" in part else ("reasoning_text", {})
+            )
+            self.emit(f"response.{kind}.done", **where, content_index=0, text=part["text"], **more)
+            self.emit("response.content_part.done", **where, content_index=0, part=dict(part))
+        self.emit("response.output_item.done", output_index=where["output_index"], item=dict(item))
+
+
+def _text_part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _no_reasoning() -> dict[str, Any]:
+    return {"summary": [], "content": []}
+
+
+class ResponsesReply(Reply):
+    def __init__(
+        self, request: ResponsesRequest, generation: Generation, context: ModelContext, form: AnswerFormat
+    ) -> None:
+        super().__init__(generation, context.name, stream=bool(request.stream))
+        self._request = request
+        self._tokenizer = context.tokenizer
+        self._spelling = Spelling(context.tokenizer)
+        tools = chat_input.tools(request.tools, flat=True)
+        self._answer = new_answer(
+            form,
+            generation,
+            context,
+            tools=offered_tools(tools, request.tool_choice, form),
+            single_call=request.parallel_tool_calls is False,
+        )
+        self._items = _Items(form)
+        self._error: ApiError | None = None
+
+    async def result(self) -> dict[str, Any]:
+        async for _ in self._grow():
+            self._items.events = []
+        return self._response(self._end())
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        items = self._items
+        for kind in ("response.created", "response.in_progress"):  # sent with the first news: an error may come instead
+            items.emit(kind, response=self._response("in_progress"))
+        async for _ in self._grow():
+            yield items.take()
+        status = self._end()
+        items.emit(f"response.{status}", response=self._response(status))
+        yield items.take()
+
+    def failed(self, error: ApiError) -> bytes:
+        self._error = error
+        self._items.emit("error", code=error.code or error.kind, message=error.message, param=error.param)
+        self._items.emit("response.failed", response=self._response("failed"))
+        return self._items.take()
+
+    async def _grow(self) -> AsyncIterator[None]:
+        """Takes the engine's news into the items."""
+        async for _, news in self.generation.news():
+            for piece in news.pieces:
+                for event in joined(self._answer.add(piece)):
+                    logprobs: list[dict[str, Any]] = []
+                    if isinstance(event, Content):
+                        logprobs = chat_logprobs(self._answer.take()[1], self._spelling)
+                    self._items.add(event, logprobs)
+            yield
+
+    def _end(self) -> str:
+        """Closes the last item; how the response ended."""
+        finished = self._answer.finish_reason in ("stop", "tool_calls")
+        self._items.close("completed" if finished else "incomplete")
+        return "completed" if finished else "incomplete"
+
+    def _response(self, status: str) -> dict[str, Any]:
+        request, error = self._request, self._error
+        params: SamplingParams = self.generation.streams[0].prepared.params
+        ended = status in ("completed", "incomplete")
+        reasons = {"length": "max_output_tokens", "abort": "aborted"}
+        usage = self.generation.usage.responses(self._answer.reasoning_tokens(self._tokenizer)) if ended else None
+        incomplete = {"reason": reasons.get(self._answer.finish_reason or "", "aborted")}
+        return {
+            "id": "resp_" + self.generation.streams[0].prepared.request_id,
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "error": None if error is None else {"code": error.code or error.kind, "message": error.message},
+            "incomplete_details": incomplete if status == "incomplete" else None,
+            "instructions": request.instructions,
+            "max_output_tokens": request.max_output_tokens,
+            "model": self.model,
+            "output": [dict(item) for item in self._items.output],
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "reasoning": None,
+            "store": False,
+            "temperature": params.temperature,
+            "text": {"format": {"type": "text"}},
+            "tool_choice": request.tool_choice or "auto",
+            "tools": as_sent(request.tools),
+            "top_p": params.top_p,
+            "top_logprobs": request.top_logprobs or 0,
+            "truncation": "disabled",
+            "background": False,
+            "usage": usage,
+            "user": request.user,
+            "metadata": request.metadata or {},
+        }

@@ -1,0 +1,125 @@
+"""The Responses API's request, made into what the other endpoints take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.text.answers import AnswerFormat
+from serving.http import chat_input, convert
+from serving.http.answers import kept_tokens
+from serving.http.chat import offered_tools
+from serving.http.models import MAX_MESSAGES, ResponsesRequest
+from serving.request import ChatPrompt, GenerationRequest, ModelContext
+
+LOGPROBS = "message.output_text.logprobs"
+
+NAMES = {
+    "max_tokens": "max_output_tokens",
+    "logprobs": "top_logprobs",
+    "prompt": "input",
+    "messages": "input",
+    "template_variables": "chat_template_kwargs",
+}
+_TEXT_PARTS = ("input_text", "output_text", "text")
+_ITEM_KEYS: Mapping[str, tuple[str, ...]] = {
+    "message": ("type", "role", "content", "id", "status", "phase"),
+    "function_call": ("type", "call_id", "name", "arguments", "id", "status"),
+    "function_call_output": ("type", "call_id", "output", "id", "status"),
+    "reasoning": ("type", "content", "summary", "id", "status", "encrypted_content"),
+}
+
+
+def to_requests(request: ResponsesRequest, context: ModelContext, form: AnswerFormat) -> list[GenerationRequest]:
+    """Raises InvalidRequest."""
+    given = convert.sampling(request)
+    if request.max_output_tokens is not None:
+        given["max_tokens"] = request.max_output_tokens
+    for i, name in enumerate(request.include or ()):
+        if name != LOGPROBS:
+            raise InvalidRequest(f"include[{i}]", name, f"only {LOGPROBS} is supported")
+    if request.include:
+        given["logprobs"] = request.top_logprobs or 0
+    elif request.top_logprobs is not None:
+        raise InvalidRequest("top_logprobs", request.top_logprobs, f"it needs include with {LOGPROBS}")
+    offered = offered_tools(chat_input.tools(request.tools, flat=True), request.tool_choice, form)
+    prompt = ChatPrompt(_messages(request), offered, variables=request.chat_template_kwargs or {})
+    kept = kept_tokens(form, context.tokenizer) if context.tokenizer is not None else frozenset()
+    return [convert.generation(request, prompt, given, kept_tokens=kept)]
+
+
+def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    if request.instructions is not None:
+        messages.append({"role": "system", "content": request.instructions})
+    if isinstance(request.input, str):
+        messages.append({"role": "user", "content": request.input})
+    else:
+        if not request.input:
+            raise InvalidRequest("input", [], "it must hold at least one item")
+        if len(request.input) > MAX_MESSAGES:
+            raise InvalidRequest("input", f"{len(request.input)} items", f"at most {MAX_MESSAGES} are allowed")
+        for i, item in enumerate(request.input):
+            _add_item(f"input[{i}]", item, messages)
+    return messages
+
+
+def _add_item(name: str, item: Mapping[str, Any], messages: list[dict[str, Any]]) -> None:
+    kind = item.get("type", "message")
+    if not isinstance(kind, str) or kind not in _ITEM_KEYS:
+        raise InvalidRequest(f"{name}.type", kind, f"only {', '.join(_ITEM_KEYS)} are supported")
+    for key, value in item.items():
+        if key not in _ITEM_KEYS[kind] and value is not None:
+            raise InvalidRequest(f"{name}.{key}", value, f"a {kind} may have {', '.join(_ITEM_KEYS[kind])}")
+    if kind == "message":
+        role = item.get("role")
+        if role not in ("system", "developer", "user", "assistant"):
+            raise InvalidRequest(f"{name}.role", role, "it must be system, developer, user or assistant")
+        text = chat_input.text_of(f"{name}.content", item.get("content"), _TEXT_PARTS)
+        if role == "assistant" and _open_turn(messages) and "content" not in messages[-1]:
+            messages[-1]["content"] = text
+        else:
+            messages.append({"role": "system" if role == "developer" else role, "content": text})
+    elif kind == "function_call":
+        _turn(messages).setdefault("tool_calls", []).append(_call(name, item))
+    elif kind == "function_call_output":
+        output = chat_input.text_of(f"{name}.output", item.get("output"), _TEXT_PARTS)
+        messages.append(
+            {"role": "tool", "tool_call_id": _text(f"{name}.call_id", item.get("call_id")), "content": output}
+        )
+    elif item.get("content"):
+        reasoning = chat_input.text_of(f"{name}.content", item["content"], ("reasoning_text",))
+        messages.append({"role": "assistant", "reasoning_content": reasoning})
+
+
+def _open_turn(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(messages) and messages[-1]["role"] == "assistant"
+
+
+def _turn(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """The assistant's message that a call belongs to: reasoning, text and calls of one answer are one message."""
+    if not _open_turn(messages):
+        messages.append({"role": "assistant"})
+    return messages[-1]
+
+
+def _call(name: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    function = {
+        "name": _text(f"{name}.name", item.get("name")),
+        "arguments": chat_input.json_arguments(f"{name}.arguments", item.get("arguments")),
+    }
+    return {"id": _text(f"{name}.call_id", item.get("call_id")), "type": "function", "function": function}
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest(name, value, "it must be a string")
+    return value
+
+
+def as_sent(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """The tools as a response repeats them."""
+    return [
+        {"strict": False, "parameters": {}, **{k: v for k, v in tool.items() if v is not None}} for tool in tools or ()
+    ]

@@ -1,0 +1,233 @@
+"""A request between a door and the engine: what every door makes of what its client sent, and its check.
+
+A door turns its own message into a `GenerationRequest`; everything after that is the same for all. Errors name the
+field by the names here, which are those of jaxinfer.SamplingParams and of the gRPC interface; a door whose clients
+write other names translates (see serving/http/names.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from jaxinfer.messages import EngineInfo
+from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids
+from jaxinfer.text import Tokenizer
+from serving.status import Refusal
+
+MAX_REQUEST_ID = 128  # characters
+MAX_CACHE_SALT = 256  # characters
+
+# Variables of a chat template that have a field of their own, or none here.
+_RESERVED_VARIABLES = frozenset(
+    {"messages", "tools", "template", "add_generation_prompt", "truncate_prompt_tokens", "self"}
+)
+_NO_TOKENIZER = "this server runs without a tokenizer and takes token ids only"
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """What requests are checked against.
+
+    defaults: sampling fields that the model's generation config sets. draw_seed: gives a seed (64 bits) to a request
+    that has none.
+    """
+
+    info: EngineInfo
+    name: str
+    tokenizer: Tokenizer | None
+    defaults: Mapping[str, Any]
+    draw_seed: Callable[[], int]
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV pool holds; page 0 is the null page."""
+        return (self.info.num_pages - 1) * self.info.page_size
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    text: str
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation for the model's chat template; see `Tokenizer.render_chat`.
+
+    template: one of the model's, by name; None is the model's choice.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    template: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What a client asked for. `sampling` holds the fields of SamplingParams that it set, unchecked; `defaults` what
+    the door sets where neither client nor model does. request_id "" lets the server draw one, model "" is the served
+    one. kept_tokens: special tokens that stay in the text all the same."""
+
+    prompt: Prompt
+    sampling: Mapping[str, Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    request_id: str = ""
+    model: str = ""
+    priority: int = 0
+    cache_salt: str = ""
+    final_only: bool = False
+    kept_tokens: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request that passed every check of this side; `params.max_tokens` and `seed` are resolved."""
+
+    request_id: str
+    text: str | None
+    token_ids: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    priority: int
+    cache_salt: str
+    final_only: bool
+    kept_tokens: frozenset[int] = frozenset()
+
+
+def prepare(request: GenerationRequest, context: ModelContext) -> PreparedRequest:
+    """Checks and tokenizes. May take long for long texts. Raises one of `BAD_INPUT`, or Refusal."""
+    request_id = _request_id(request.request_id)
+    check_model(request.model, context)
+    if len(request.cache_salt) > MAX_CACHE_SALT:
+        raise InvalidRequest("cache_salt", request.cache_salt, f"at most {MAX_CACHE_SALT} characters are allowed")
+    if not -(2**31) <= request.priority < 2**31:
+        raise InvalidRequest("priority", request.priority, "it must be a 32-bit integer")
+    params = sampling_params(request.sampling, context, request.defaults)
+    ids = encode_prompt(request.prompt, context, params.truncate_prompt_tokens)
+    params = _fit_context(params, len(ids), context, as_asked="max_tokens" in request.sampling)
+    seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
+    text = request.prompt.text if isinstance(request.prompt, TextPrompt) else None
+    return PreparedRequest(
+        request_id,
+        text,
+        ids,
+        params,
+        seed,
+        request.priority,
+        request.cache_salt,
+        request.final_only,
+        request.kept_tokens,
+    )
+
+
+def check_model(name: str, context: ModelContext) -> None:
+    """Raises Refusal unless the name is the served model's, or empty."""
+    if name and name != context.name:
+        shown = repr(name if len(name) <= MAX_REQUEST_ID else name[:MAX_REQUEST_ID] + "...")
+        raise Refusal(grpc.StatusCode.NOT_FOUND, f"model is {shown}; this server serves {context.name!r} only")
+
+
+def _request_id(given: str) -> str:
+    if not given:
+        return secrets.token_hex(16)
+    if len(given) > MAX_REQUEST_ID or not (given.isascii() and given.isprintable()):
+        raise InvalidRequest("request_id", given, f"it must be 1 to {MAX_REQUEST_ID} printable ASCII characters")
+    return given
+
+
+def sampling_params(
+    given: Mapping[str, Any], context: ModelContext, door_defaults: Mapping[str, Any] | None = None
+) -> SamplingParams:
+    """The door's defaults overlaid by the model's and by what the client set; max_tokens None where nobody says
+    anything."""
+    if context.tokenizer is None:
+        for name in ("stop", "include_stop_str_in_output", "skip_special_tokens"):
+            if name in given:
+                raise InvalidRequest(name, given[name], _NO_TOKENIZER)
+    values = {"max_tokens": None, **(door_defaults or {}), **context.defaults}
+    if "max_tokens" not in given and given.get("min_tokens", 0) > (values["max_tokens"] or 0):
+        values["max_tokens"] = None  # a default must not contradict what the client asked for
+    params = SamplingParams(**{**values, **given})
+    params.check_vocabulary(context.info.vocab_size)
+    return params.resolve_logprobs(context.info.vocab_size, context.info.max_logprobs)
+
+
+def _fit_context(params: SamplingParams, prompt_len: int, context: ModelContext, *, as_asked: bool) -> SamplingParams:
+    """Resolves max_tokens. A default shrinks to what fits; what the client asked for (`as_asked`) does not."""
+    context_len = context.info.max_model_len
+    if not prompt_len:
+        raise InvalidRequest("prompt", "", "it must hold at least one token")
+    room = context_len - prompt_len
+    if room < 1:
+        allowed = f"with room for one more token, at most {context_len - 1} fit the context of {context_len}"
+        raise InvalidRequest("prompt", f"{prompt_len} tokens", allowed)
+    wanted = params.max_tokens
+    if wanted is not None and wanted > room and as_asked:
+        allowed = f"with a prompt of {prompt_len} tokens at most {room} fit the context of {context_len}"
+        raise InvalidRequest("max_tokens", wanted, allowed)
+    if params.min_tokens > room:
+        allowed = f"with a prompt of {prompt_len} tokens at most {room} fit the context of {context_len}"
+        raise InvalidRequest("min_tokens", params.min_tokens, allowed)
+    if wanted is None:
+        # The last token's KV is never needed, hence + 1. A pool that cannot hold the prompt is the engine's to refuse.
+        fits_pool = context.kv_tokens + 1 - prompt_len
+        wanted = min(room, fits_pool) if fits_pool >= max(1, params.min_tokens) else room
+    return params.with_changes(max_tokens=min(wanted, room))
+
+
+def encode_prompt(prompt: Prompt, context: ModelContext, limit: int | None = None) -> tuple[int, ...]:
+    """Ids of a prompt. limit: keep only the last so many. Raises as `prepare`."""
+    if isinstance(prompt, TokenPrompt):
+        ids = as_token_ids("token_ids", prompt.token_ids, context.info.vocab_size)
+        return ids if limit is None else ids[-limit:]
+    if context.tokenizer is None:
+        raise InvalidRequest("prompt", "text" if isinstance(prompt, TextPrompt) else "chat", _NO_TOKENIZER)
+    if isinstance(prompt, TextPrompt):
+        found = context.tokenizer.encode(
+            prompt.text, add_special_tokens=prompt.add_special_tokens, truncate_prompt_tokens=limit
+        )
+    else:
+        found = _encode_chat(prompt, context.tokenizer, limit)
+    return as_token_ids("prompt", found, context.info.vocab_size)
+
+
+def _encode_chat(chat: ChatPrompt, tokenizer: Tokenizer, limit: int | None) -> list[int]:
+    for name in chat.variables:
+        if name in _RESERVED_VARIABLES:
+            raise InvalidRequest("template_variables", name, "this is not a variable that a request may set")
+    # A template is a program: only the model's own are run, chosen by name.
+    names = chat_template_names(tokenizer)
+    if chat.template and chat.template not in names:
+        raise InvalidRequest("template", chat.template, f"the model's chat templates are {list(names)}")
+    by_name = isinstance(tokenizer.chat_template, dict)
+    return tokenizer.encode_chat(
+        chat.messages,
+        add_generation_prompt=chat.add_generation_prompt,
+        tools=chat.tools or None,
+        template=chat.template if chat.template and by_name else None,
+        truncate_prompt_tokens=limit,
+        **chat.variables,
+    )
+
+
+def chat_template_names(tokenizer: Tokenizer | None) -> tuple[str, ...]:
+    """Names of the model's chat templates; a single one is called "default"."""
+    source = None if tokenizer is None else tokenizer.chat_template
+    if source is None:
+        return ()
+    return tuple(source) if isinstance(source, dict) else ("default",)
