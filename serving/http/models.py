@@ -308,6 +308,7 @@ REFUSED: Mapping[str, Refused] = {
     "background": Refused((False,), "only false is supported"),
     "previous_response_id": _NOT_STORED,
     "conversation": _NOT_STORED,
+    "stream_options": Refused(({}, {"include_obfuscation": False}), "nothing is obfuscated, and usage always comes"),
     "truncation": Refused(("disabled",), 'only "disabled" is supported; truncate_prompt_tokens cuts a prompt'),
     "stream_options.include_obfuscation": Refused((False,), "nothing is obfuscated: only false is supported"),
 }

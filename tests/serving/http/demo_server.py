@@ -1,0 +1,71 @@
+"""`jaxinfer serve` with the demo model, whose chat template also writes tools, documents and a style."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from jaxinfer.model_path import demo_path
+
+ROOT = Path(__file__).resolve().parents[3]
+# Small, so that it compiles quickly.
+FLAGS = ("--max-num-seqs=4", "--max-num-batched-tokens=16", "--max-model-len=512", "--num-pages=64")
+TEMPLATE = (
+    "{{- bos_token }}"
+    "{%- if tools %}<|system|>{{ tools | tojson }} <tool_call><|end|>{%- endif %}"
+    "{%- if documents %}<|system|>{{ documents | tojson }}<|end|>{%- endif %}"
+    "{%- if style is defined %}<|system|>{{ style }}<|end|>{%- endif %}"
+    "{%- for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{%- endfor %}"
+    "{%- if add_generation_prompt %}<|assistant|>{%- endif %}"
+)
+
+
+def write_model(folder: Path) -> Path:
+    """The demo's folder with other chat templates: the default one, and one named terse."""
+    folder.mkdir()
+    for path in demo_path().iterdir():
+        if path.name != "chat_template.jinja":
+            (folder / path.name).symlink_to(path)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    named = folder / "additional_chat_templates"
+    named.mkdir()
+    (named / "terse.jinja").write_text(TEMPLATE.replace("{{ m.content }}", "Be terse. {{ m.content }}"))
+    return folder
+
+
+@contextlib.contextmanager
+def demo_server(folder: Path, *arguments: str) -> Iterator[httpx.Client]:
+    """A client of the HTTP door."""
+    model = write_model(folder / "demo")
+    command = [sys.executable, "-m", "jaxinfer", "serve", str(model), "--port", "0", *FLAGS, *arguments]
+    process = subprocess.Popen(
+        [*command, "--compilation-cache-dir", "none"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("ready"):
+                break
+        found = re.search(r"http://(\S+)/v1", lines[-1])
+        assert found is not None, "".join(lines)
+        with httpx.Client(base_url=f"http://{found[1]}", timeout=60) as client:
+            yield client
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

@@ -1,0 +1,280 @@
+"""No field of the OpenAPI document is ignored: it changes the output of a real model, or is refused by its name.
+
+The walk is over the document that the server gives, so a field that is added without an effect fails here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from jaxinfer.messages import Submit
+from serving.http.models import RECORDED, REFUSED
+from serving.http.openapi import document
+from tests.serving.harness import run
+from tests.serving.http.demo_server import demo_server
+from tests.serving.http.harness import http_serving, says
+
+MESSAGES = [{"role": "user", "content": "What is 347 + 586?"}]
+STORY = "Tell me a story about a dog."
+ITEM = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+LONG = "One day the little dog went to the park with a big red ball and a small cat. " * 6
+SCRIPT = '<think>hm</think><tool_call>{"name": "f", "arguments": {}}</tool_call><tool_call>{"name": "f"}</tool_call>'
+
+BASES: dict[str, dict[str, Any]] = {
+    "completion": {"prompt": "Once upon a time", "max_tokens": 12, "temperature": 0.9, "top_p": 1, "seed": 1},
+    "chat": {
+        "messages": [{"role": "user", "content": STORY}],
+        "max_tokens": 20,
+        "temperature": 1.5,
+        "top_p": 1,
+        "seed": 1,
+    },
+    "responses": {"input": STORY, "max_output_tokens": 20, "temperature": 1.5, "top_p": 1, "seed": 1},
+}
+PATHS = {"completion": "/v1/completions", "chat": "/v1/chat/completions", "responses": "/v1/responses"}
+SCHEMAS = {"completion": "CompletionRequest", "chat": "ChatRequest", "responses": "ResponsesRequest"}
+
+# "SCORED" stands for a prompt after which greedy decoding ends by itself, and its tokens; see `Walk`.
+GREEDY = {"temperature": 0}
+COMMON: dict[str, tuple[Any, dict[str, Any]]] = {  # field -> (value, what else differs from the base)
+    "model": ("gpt-4", {}),
+    "stream": (True, {}),
+    "temperature": (0, {}),
+    "top_p": (0.05, {}),
+    "top_k": (1, {}),
+    "min_p": (0.9, {}),
+    "repetition_penalty": (2.0, {**GREEDY, "ENDLESS": True}),
+    "presence_penalty": (2.0, {**GREEDY, "ENDLESS": True}),
+    "frequency_penalty": (2.0, {**GREEDY, "ENDLESS": True}),
+    "seed": (2, {}),
+    "stop": ([" "], {**GREEDY, "ENDS": True}),
+    "stop_token_ids": ("SOME TOKEN", {**GREEDY, "ENDS": True}),
+    "include_stop_str_in_output": (True, {**GREEDY, "stop": "7", "ENDS": True}),
+    "ignore_eos": (True, {**GREEDY, "ENDS": True}),
+    "min_tokens": (50, {**GREEDY, "ENDS": True}),
+    "logit_bias": ("SOME BIAS", {**GREEDY, "ENDS": True}),
+    "allowed_token_ids": ([20, 21], {}),
+    "bad_token_ids": ("SOME TOKEN", {**GREEDY, "ENDS": True}),
+    "skip_special_tokens": (False, {"allowed_token_ids": [4]}),
+    "truncate_prompt_tokens": (2, {}),
+    "cache_salt": ("tenant", {"LONG": True}),
+    "request_id": ("mine", {}),
+}
+TEXT: dict[str, tuple[Any, dict[str, Any]]] = {
+    "n": (2, {}),
+    "stream_options": ({"include_usage": True}, {"stream": True}),
+    "prompt_logprobs": (1, {}),
+    "return_token_ids": (True, {}),
+}
+EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
+    "completion": {
+        **COMMON,
+        **TEXT,
+        "prompt": ("The dog", {}),
+        "max_tokens": (5, {}),
+        "logprobs": (1, {}),
+        "echo": (True, {}),
+        "add_special_tokens": (False, {}),
+        "return_tokens_as_token_ids": (True, {"logprobs": 1}),
+    },
+    "chat": {
+        **COMMON,
+        **TEXT,
+        "messages": ([{"role": "user", "content": "What is 2 + 2?"}], {}),
+        "tools": ([ITEM], {}),
+        "add_generation_prompt": (False, {}),
+        "chat_template": ("terse", {}),
+        "chat_template_kwargs": ({"style": "terse"}, {}),
+        "documents": ([{"title": "t"}], {}),
+        "max_tokens": (5, {}),
+        "max_completion_tokens": (5, {"max_tokens": None}),
+        "logprobs": (True, {}),
+        "top_logprobs": (2, {"logprobs": True}),
+        "tool_choice": ("none", {"tools": [ITEM]}),
+        "return_tokens_as_token_ids": (True, {"logprobs": True}),
+    },
+    "responses": {
+        **COMMON,
+        "input": ("What is 2 + 2?", {}),
+        "instructions": ("Be brief.", {}),
+        "max_output_tokens": (5, {}),
+        "include": (["message.output_text.logprobs"], {}),
+        "top_logprobs": (2, {"include": ["message.output_text.logprobs"]}),
+        "tools": ([{"type": "function", "name": "f"}], {}),
+        "tool_choice": ("none", {"tools": [{"type": "function", "name": "f"}]}),
+        "chat_template_kwargs": ({"style": "terse"}, {}),
+        "metadata": ({"a": "b"}, {}),
+    },
+}
+# These show on a model that reasons and calls, or in what the engine is told.
+FAKED = {
+    "chat": {"include_reasoning": False, "parallel_tool_calls": False},
+    "responses": {"parallel_tool_calls": False},
+}
+ENGINE = {"priority": -3}
+NOT_NEUTRAL: dict[str, Any] = {"best_of": 5, "tool_choice": "required", "length_penalty": 2, "suffix": "end"}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory) -> Iterator[httpx.Client]:
+    with demo_server(tmp_path_factory.mktemp("model")) as client:
+        yield client
+
+
+def fields(kind: str) -> set[str]:
+    return set(document()["components"]["schemas"][SCHEMAS[kind]]["properties"])
+
+
+@pytest.mark.parametrize("kind", list(PATHS))
+def test_every_field_is_accounted_for(kind):
+    refused = {name for name in fields(kind) if name in (*REFUSED, "best_of")}  # some have an effect elsewhere
+    effects = {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE}
+    assert fields(kind) - effects - set(RECORDED) == refused - effects
+    assert effects <= fields(kind)
+    assert {"user"} <= fields(kind)
+
+
+class Walk:
+    """Requests of one kind, with the markers of the table filled in."""
+
+    def __init__(self, client: httpx.Client, kind: str) -> None:
+        self.client, self.kind = client, kind
+        asked = client.post("/tokenize", json={"messages": MESSAGES}).json()["tokens"]
+        answer = client.post(
+            "/v1/completions", json={"prompt": asked, **GREEDY, "max_tokens": 3, "return_token_ids": True}
+        )
+        self.asked, self.token = asked, answer.json()["choices"][0]["token_ids"][2]
+
+    def outcome(self, change: dict[str, Any]) -> Any:
+        """Status and body without what differs from call to call, or the stream's texts."""
+        response = self.client.post(PATHS[self.kind], json=self._filled({**BASES[self.kind], **change}))
+        if response.headers["content-type"].startswith("text/event-stream"):
+            return response.status_code, [sorted(line) for line in response.text.splitlines() if "usage" in line][-1:]
+        answer = _without_ids(response.json())
+        if self.kind == "responses" and response.status_code == 200:  # the rest repeats the request
+            answer = {name: answer[name] for name in ("id", "status", "output", "usage", "metadata")}
+        return response.status_code, answer
+
+    def _filled(self, body: dict[str, Any]) -> dict[str, Any]:
+        text = {"chat": "messages", "completion": "prompt", "responses": "input"}[self.kind]
+        if body.pop("ENDS", False):
+            tokens = "max_output_tokens" if self.kind == "responses" else "max_tokens"
+            body[tokens] = 60
+            asked = {"chat": MESSAGES, "completion": self.asked, "responses": MESSAGES[0]["content"]}
+            body[text] = asked[self.kind]
+        if body.pop("ENDLESS", False):
+            body.update({"ignore_eos": True, "max_output_tokens" if self.kind == "responses" else "max_tokens": 60})
+        if body.pop("LONG", False):
+            body[text] = [{"role": "user", "content": LONG}] if self.kind == "chat" else LONG
+        for name, value in body.items():
+            if value == "SOME TOKEN":
+                body[name] = [self.token]
+            elif value == "SOME BIAS":
+                body[name] = {str(self.token): -100}
+        return {name: value for name, value in body.items() if value is not None}
+
+
+def _without_ids(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: ("mine" in str(inner) if key in ("id", "call_id") else _without_ids(inner))
+            for key, inner in value.items()
+            if key not in ("created", "created_at", "seed")
+        }
+    return [_without_ids(inner) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", list(PATHS))
+def test_every_effect_changes_the_output(client, kind):
+    walk = Walk(client, kind)
+    plains: dict[str, Any] = {}
+    for name, (value, around) in EFFECTS[kind].items():
+        if str(around) not in plains:
+            walk.outcome(around)  # fills the prefix cache
+            plains[str(around)] = walk.outcome(around)
+            again = walk.outcome(around)
+            assert again == plains[str(around)], f"{name}: the comparison would be unequal anyway"
+        plain = plains[str(around)]
+        assert plain[0] == 200, (name, plain)
+        changed = walk.outcome({**around, name: f"{value} of {kind}" if name == "cache_salt" else value})
+        assert changed[0] == (404 if name == "model" else 200), (name, changed)
+        assert changed != plain, name
+
+
+@pytest.mark.parametrize("kind", list(PATHS))
+def test_every_other_field_is_refused_by_name(client, kind):
+    refused = fields(kind) - {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *RECORDED}
+    for name in sorted(refused | {"tool_choice"} if kind != "completion" else refused):
+        value = NOT_NEUTRAL.get(name, "unheard-of")
+        more = {"tools": EFFECTS[kind]["tools"][0]} if name == "tool_choice" else {}
+        response = client.post(PATHS[kind], json={**BASES[kind], **more, name: value})
+        assert response.status_code == 400, name
+        error = response.json()["error"]
+        assert error["param"] == name
+        assert str(value) in error["message"]
+        for neutral in (*REFUSED[name].neutral, None) if name in REFUSED else (1, None):
+            stream = {"stream": True} if name == "stream_options" else {}
+            response = client.post(PATHS[kind], json={**BASES[kind], **more, **stream, name: neutral})
+            assert response.status_code == 200, (name, neutral, response.text)
+
+
+def test_a_named_tool_and_parts_that_are_no_text_are_refused(client):
+    named = {"type": "function", "function": {"name": "f"}}
+    image = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+    for change, param in (
+        ({"tools": [ITEM], "tool_choice": named}, "tool_choice"),
+        ({"messages": [{"role": "user", "content": image}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0].type"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+    ):
+        response = client.post(PATHS["chat"], json={**BASES["chat"], **change})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    image = [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]
+    response = client.post(PATHS["responses"], json={"input": image})
+    assert response.json()["error"]["param"] == "input[0].content[0].type"
+
+
+@pytest.mark.parametrize("kind", list(PATHS))
+def test_who_it_is_for_changes_nothing(client, kind):
+    """These go to the usage ledger."""
+    walk = Walk(client, kind)
+    plain = walk.outcome({})
+    for name in fields(kind) & set(RECORDED):
+        assert walk.outcome({name: "someone"}) == plain
+
+
+def test_what_shows_on_a_model_that_reasons_and_calls():
+    async def test():
+        async with http_serving(says(SCRIPT), tool_call_parser="hermes", reasoning_parser="think") as s:
+            for kind, changes in FAKED.items():
+                tool = {"type": "function", "name": "f"} if kind == "responses" else ITEM
+                base = {**BASES[kind], "temperature": 0, "tools": [tool]}
+                base.pop("max_tokens", None), base.pop("max_output_tokens", None)
+                plain = _without_ids((await s.post(PATHS[kind], **base)).json())
+                for name, value in changes.items():
+                    changed = _without_ids((await s.post(PATHS[kind], **base, **{name: value})).json())
+                    part = "output" if kind == "responses" else "choices"
+                    assert changed[part] != plain[part], name
+
+    run(test())
+
+
+def test_what_the_engine_is_told():
+    async def test():
+        async with http_serving() as s:
+            for kind, path in PATHS.items():
+                for name, value in ENGINE.items():
+                    await s.post(path, **BASES[kind], **{name: value})
+                    assert getattr(s.grpc.received(Submit)[-1], name) == value
+            assert len(s.grpc.received(Submit)) == 3
+            await asyncio.sleep(0)
+
+    run(test())
