@@ -78,7 +78,6 @@ class BodyReader:
             413,
             f"the request's body is too large; at most {self._limit} bytes are taken",
             code="body_too_large",
-            headers=((b"connection", b"close"),),
         )
 
 

@@ -49,8 +49,8 @@ def to_requests(request: ChatRequest, context: ModelContext, form: AnswerFormat)
     given = convert.sampling(request)
     wanted = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if request.max_tokens is not None and request.max_tokens != wanted:
-        allowed = f"max_completion_tokens is {wanted}; give one of them"
-        raise InvalidRequest("max_tokens", request.max_tokens, allowed)
+        allowed = f"its older name has the value {request.max_tokens}; give one of them"
+        raise InvalidRequest("max_tokens", wanted, allowed)
     if wanted is not None:
         given["max_tokens"] = wanted
     if request.top_logprobs is not None and not request.logprobs:

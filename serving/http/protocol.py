@@ -18,6 +18,7 @@ MAX_HEAD_BYTES = 64 << 10  # request line and headers
 MAX_HEADERS = 128
 HEAD_SECONDS = 15.0  # from the first byte of a request to the end of its headers
 STALL_SECONDS = 120.0  # without taking any of the answer
+LINGER_SECONDS = 5.0  # for what a client still sends when it has its answer already
 
 _LOG = logging.getLogger("serving.http")
 _PHRASES = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
@@ -33,6 +34,7 @@ class BoundedProtocol(HttpToolsProtocol):
     max_head_bytes = MAX_HEAD_BYTES
     head_seconds = HEAD_SECONDS
     stall_seconds = STALL_SECONDS
+    linger_seconds = LINGER_SECONDS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,6 +42,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = self._head_fields = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._receiving = False  # a body
+        self._refused = False
+        self._linger_timer: asyncio.TimerHandle | None = None
 
     # -- the head -------------------------------------------------------------------------------------------------
 
@@ -48,11 +53,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_timer = self.loop.call_later(self.head_seconds, self._head_late)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
         # What is inside the parser, a header without an end, is seen here only.
-        if self._in_head and self._head_bytes > self.max_head_bytes and not self.transport.is_closing():
+        if self._in_head and self._head_bytes > self.max_head_bytes and not self._refused:
             self._refuse(_too_large(self.max_head_bytes))
 
     def on_message_begin(self) -> None:
@@ -76,9 +83,14 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _HeadTooLarge
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._receiving = False, True
         self._cancel_head_timer()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._receiving = False
+        self._cancel_linger()
+        super().on_message_complete()
 
     def _cancel_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -87,7 +99,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _head_late(self) -> None:
         self._head_timer = None
-        if not self.transport.is_closing():
+        if not (self._refused or self.transport.is_closing()):
             self._refuse(ApiError(408, f"the request's headers did not come within {self.head_seconds:g} s"))
 
     def send_400_response(self, msg: str) -> None:
@@ -98,10 +110,32 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Answers a request that never reached the application, and ends the connection."""
+        self._refused = True
+        self._cancel_head_timer()
         body = error.encoded
         head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(head % (error.status, _PHRASES[error.status], len(body)) + body)
-        self.transport.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._linger()
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._receiving and not self.transport.is_closing():
+            self._linger()  # answered before all of the body was here, because it is too large
+
+    def _linger(self) -> None:
+        """Reads on for a while what nobody wants: closing at once would reset the connection, and the client, still
+        writing, would never see the answer."""
+        if self._linger_timer is None:
+            self._linger_timer = self.loop.call_later(self.linger_seconds, self.transport.abort)
+
+    def _cancel_linger(self) -> None:
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
 
     # -- the answer -----------------------------------------------------------------------------------------------
 
@@ -122,6 +156,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_head_timer()
+        self._cancel_linger()
         super().connection_lost(exc)
         if self._stall_timer is not None:
             self._stall_timer.cancel()
