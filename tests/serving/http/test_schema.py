@@ -1,0 +1,98 @@
+"""Requests that schemathesis makes out of the OpenAPI document, right ones and wrong ones."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from serving.http.openapi import document
+from tests.serving.http.harness import http_serving, says
+
+CHECKS = (
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server on an event loop of its own."""
+    found: list[str] = []
+    started, ended = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        async with http_serving(says("Hello."), tool_call_parser="hermes", reasoning_parser="think") as s:
+            found.append(s.url)
+            started.set()
+            await asyncio.to_thread(ended.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+    thread.start()
+    assert started.wait(20)
+    yield found[0]
+    ended.set()
+    thread.join(20)
+
+
+OPERATIONS = {
+    operation.ok().label: operation.ok()
+    for operation in schemathesis.openapi.from_dict(document()).get_all_operations()
+}
+QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+
+
+def probe(operation: str, mode: GenerationMode, url: str, examples: int) -> None:
+    """Driven by hypothesis itself: schemathesis' plugin for pytest lags behind pytest."""
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=QUIET)
+    @given(case=OPERATIONS[operation].as_strategy(generation_mode=mode))
+    def holds(case):
+        response = case.call(base_url=url)
+        case.validate_response(response, checks=CHECKS)
+
+    holds()
+
+
+CASES = [
+    (operation, mode)
+    for operation in OPERATIONS
+    for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+    if operation.startswith("POST") or mode is GenerationMode.POSITIVE
+]
+
+
+@pytest.mark.parametrize(("operation", "mode"), CASES)
+def test_the_document_holds(operation, mode, url):
+    probe(operation, mode, url, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("operation", "mode"), CASES)
+def test_the_document_holds_for_long(operation, mode, url):
+    probe(operation, mode, url, 1500)
+
+
+def test_the_document_names_every_endpoint(url):
+    paths = httpx.get(url + "/openapi.json").json()["paths"]
+    assert set(paths) == {
+        *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/models", "/v1/models/{model}"),
+        *("/tokenize", "/detokenize", "/health", "/ready", "/version", "/openapi.json"),
+    }
