@@ -30,6 +30,12 @@ def _generate(argv: Sequence[str]) -> int:
     return main(argv, hub_cache=hub_cache_from(os.environ), program=_program())
 
 
+def _batch(argv: Sequence[str]) -> int:
+    from serving.commands.batch import main
+
+    return main(argv, hub_cache=hub_cache_from(os.environ), program=_program())
+
+
 def _convert(argv: Sequence[str]) -> int:
     from checkpoints.convert import main
 
@@ -51,6 +57,7 @@ def _eval(argv: Sequence[str]) -> int:
 COMMANDS = {
     "serve": Command("serve a model over gRPC and HTTP", _serve),
     "generate": Command("generate text, from a server or from a model run here", _generate),
+    "batch": Command("answer a file of requests in OpenAI's batch format", _batch),
     "convert": Command("convert a Hugging Face folder into a checkpoint that loads faster", _convert),
     "plan": Command("say what a model needs on this machine, without loading it", _plan),
     "eval": Command("measure how good a model's answers are, or compare two", _eval),

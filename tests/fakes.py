@@ -275,9 +275,9 @@ def write_model(folder: Path, **generation_config: Any) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    """`jaxinfer serve` and `jaxinfer generate` over the fake: [FakeOptions as JSON, command, option ...]."""
-    from serving.commands import generate, serve
+    """`jaxinfer serve`, `generate` and `batch` over the fake: [FakeOptions as JSON, command, option ...]."""
+    from serving.commands import batch, generate, serve
 
     options = FakeOptions(**json.loads(argv[0]))
-    command = {"serve": serve.main, "generate": generate.main}[argv[1]]
+    command = {"serve": serve.main, "generate": generate.main, "batch": batch.main}[argv[1]]
     return command(argv[2:], hub_cache=Path("/nonexistent"), build=lambda _folder, _arguments: options.build)

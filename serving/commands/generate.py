@@ -5,39 +5,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import functools
 import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import grpc
-from rich.console import Console
 
 from checkpoints.folder import CheckpointError
 from jaxinfer.config import ConfigError
-from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 from serving import replies
-from serving.commands.console import StartUpView
+from serving.commands.local_engine import local_engine
 from serving.commands.options import (
     CommandError,
     Help,
     add_model_options,
     add_runtime_options,
-    runtime_config,
     runtime_given,
-    sampling_defaults,
-    tokenizer_of,
 )
 from serving.commands.requests import add_prompt_options, add_sampling_options, as_json, make_requests
-from serving.engine_client import EngineClient
-from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
-from serving.server import ServerConfig, model_context
+from serving.engine_process import Build
 from serving.status import BAD_INPUT, Refusal
 from serving.validation import prepare
 
@@ -239,34 +230,11 @@ async def _local(
     arguments: argparse.Namespace, hub_cache: Path, build: Callable[[str, argparse.Namespace], Build] | None
 ) -> AsyncIterator[Source]:
     """An engine of its own as the source: the same process and the same checks as behind a server, but no network."""
-    folder = resolve_model(arguments.model, hub_cache)
-    runtime = runtime_config(arguments)
-    defaults = sampling_defaults(folder, arguments.generation_config)
-    tokenizer = tokenizer_of(folder, skip=arguments.skip_tokenizer_init)
-    make_engine = (
-        functools.partial(build_model_engine, str(folder), runtime) if build is None else build(str(folder), arguments)
-    )
-    link = EngineProcess.started(make_engine)
-    console = Console(stderr=True)
-    view = StartUpView(console)
-    view.start()
-    # Only a terminal gets progress here: in a script, standard error is for errors.
-    show = view.show if console.is_terminal else lambda _: None
-    client = await EngineClient.connect(link, _NO_LIMIT, show)
-    try:
-        waiters: list[asyncio.Future[Any]] = [client.ready, client.ended]
-        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-        view.close()
-        if not client.ready.done():
-            end = client.ended.result()
-            if end.traceback:
-                print(end.traceback.rstrip(), file=sys.stderr)
-            raise CommandError(end.reason, 2 if end.code == EXIT_REFUSED else 1)
-        context = model_context(client.ready.result(), tokenizer, ServerConfig(sampling_defaults=defaults))
+    async with local_engine(arguments, hub_cache, build) as (client, context):
 
         async def generate(request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
             prepared = prepare(request, context)
-            stream = client.submit(prepared, tokenizer)
+            stream = client.submit(prepared, context.tokenizer)
             try:
                 yield replies.started(prepared.request_id, len(prepared.token_ids))
                 while (news := await stream.read()) is not None:
@@ -276,12 +244,4 @@ async def _local(
             finally:
                 client.close(stream)
 
-        try:
-            yield generate
-        except Refusal as refusal:
-            if refusal.code == grpc.StatusCode.INTERNAL and client.failing:
-                print((await client.ended).traceback.rstrip(), file=sys.stderr)
-            raise
-    finally:
-        view.close()
-        await client.disconnect()
+        yield generate

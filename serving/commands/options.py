@@ -11,6 +11,7 @@ from checkpoints.folder import read_config
 from jaxinfer.config import KvCacheDtype, Quantization, RuntimeConfig
 from jaxinfer.sampling_params import SamplingParams, generation_defaults
 from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
+from jaxinfer.text.answers import REASONING_PARSERS, TOOL_CALL_PARSERS
 
 _NONE = "none"
 
@@ -113,6 +114,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-tokenizer-init", action="store_true", help="load no tokenizer; prompts are token ids then"
     )
+
+
+def model_name(arguments: argparse.Namespace, folder: Path) -> str:
+    """What clients call the model: as the user says, else its hub id or its folder's name."""
+    given: str | None = getattr(arguments, "served_model_name", None)
+    is_hub_id = arguments.model is not None and not Path(arguments.model).expanduser().is_dir()
+    return given or (arguments.model if is_hub_id else folder.resolve().name)
+
+
+def add_parser_options(parser: argparse.ArgumentParser) -> None:
+    for name, choices, what in (
+        ("--tool-call-parser", TOOL_CALL_PARSERS, "tool calls"),
+        ("--reasoning-parser", REASONING_PARSERS, "its reasoning"),
+    ):
+        how = f"how the model writes {what}; auto: judged by its chat template"
+        parser.add_argument(name, choices=choices, default="auto", help=how)
 
 
 def sampling_defaults(folder: Path, generation_config: str) -> dict[str, Any]:

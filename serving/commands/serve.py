@@ -16,12 +16,13 @@ from jaxinfer.config import ConfigError
 from jaxinfer.model_path import resolve_model
 from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import TokenizerError
-from jaxinfer.text.answers import REASONING_PARSERS, TOOL_CALL_PARSERS
 from serving.commands.console import ServeConsole
 from serving.commands.options import (
     Help,
     add_model_options,
+    add_parser_options,
     add_runtime_options,
+    model_name,
     runtime_config,
     sampling_defaults,
     tokenizer_of,
@@ -57,18 +58,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         help=f"of the OpenAI-compatible door; none opens no such door (default: {DEFAULT_HTTP_PORT}, or a free one "
         "where --port is 0)",
     )
-    parser.add_argument(
-        "--tool-call-parser",
-        choices=TOOL_CALL_PARSERS,
-        default="auto",
-        help="how the model writes tool calls; auto: judged by its chat template",
-    )
-    parser.add_argument(
-        "--reasoning-parser",
-        choices=REASONING_PARSERS,
-        default="auto",
-        help="how the model writes its reasoning; auto: judged by its chat template",
-    )
+    add_parser_options(parser)
     parser.add_argument("--served-model-name", metavar="NAME", help="name of the model towards clients")
     add_model_options(parser)
     parser.add_argument("--seed", type=int, help="makes the seeds of requests without one repeatable")
@@ -113,8 +103,7 @@ def main(
             make_engine: Build = functools.partial(build_model_engine, str(folder), runtime)
         else:
             make_engine = build(str(folder), arguments)
-        is_hub_id = arguments.model is not None and not Path(arguments.model).expanduser().is_dir()
-        name = arguments.served_model_name or (arguments.model if is_hub_id else folder.resolve().name)
+        name = model_name(arguments, folder)
         # Who asks for any free port asks for one on both doors.
         http_port = getattr(arguments, "http_port", DEFAULT_HTTP_PORT if arguments.port else 0)
         config = ServerConfig(

@@ -38,7 +38,9 @@ def _message(name: str, message: Mapping[str, Any]) -> dict[str, Any]:
         result[key] = value
     role = result.get("role")
     if not isinstance(role, str) or not role:
-        raise InvalidRequest(f"{name}.role", role, "it must be system, developer, user, assistant or tool")
+        raise InvalidRequest(
+            f"{name}.role", role, "it must be system, user, assistant, tool or another that the chat template knows"
+        )
     result["role"] = _ROLES.get(role, role)
     if "content" in result:
         result["content"] = text_of(f"{name}.content", result["content"], ("text",))

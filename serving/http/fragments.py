@@ -32,7 +32,11 @@ TOOL_CALL: dict[str, Any] = {
 MESSAGE: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+        "role": {
+            "type": "string",
+            "minLength": 1,
+            "description": "system, developer (the same), user, assistant, tool, or another that the template knows",
+        },
         "content": {"anyOf": [{"type": "string"}, TEXT_PARTS, {"type": "null"}]},
         "name": {"type": "string"},
         "tool_calls": {"type": "array", "items": TOOL_CALL},

@@ -142,36 +142,15 @@ def test_text_is_not_held_longer_than_needed():
 
 
 # Texts made of the formats' own pieces, so that nearly right ones are common.
-SHREDS = st.sampled_from(
-    ["<think>", "</think>", "<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"]
-    + [
-        '{"name": "f", "arguments": {"a": [1, "}"]}}',
-        '{"name": "f", "parameters": {}}',
-        '{"name": "f"',
-        ', "arguments": ',
-    ]
-    + [
-        '"name"',
-        '"arguments"',
-        ": ",
-        '"f"',
-        "{",
-        "}",
-        "[",
-        "]",
-        ",",
-        ";",
-        '"',
-        "\\",
-        " ",
-        "\n",
-        "f",
-        "12",
-        "null",
-        "<",
-        "x",
-    ]
-)
+TAGS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"]
+CALLS = [
+    '{"name": "f", "arguments": {"a": [1, "}"]}}',
+    '{"name": "f", "parameters": {}}',
+    '{"name": "f"',
+    ', "arguments": ',
+]
+BITS = ['"name"', '"arguments"', ": ", '"f"', *'{}[],;"\\ \nf<x', "12", "null"]
+SHREDS = st.sampled_from([*TAGS, *CALLS, *BITS])
 
 
 @settings(max_examples=400, deadline=None)

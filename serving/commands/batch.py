@@ -1,0 +1,169 @@
+"""`jaxinfer batch`: OpenAI's batch files, answered here without a server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from checkpoints.folder import CheckpointError
+from jaxinfer.config import ConfigError
+from jaxinfer.text import TokenizerError
+from serving.batch import BatchError, BatchRun, Output, Progress, read_input
+from serving.commands.local_engine import local_engine
+from serving.commands.options import CommandError, Help, add_model_options, add_parser_options, add_runtime_options
+from serving.engine_process import Build
+from serving.http.api import Api, ApiConfig
+from serving.status import BAD_INPUT
+from serving.text_worker import TextWorker
+
+_MAX_BODY_BYTES = 64 << 20  # of one line
+_AHEAD = 2  # requests under way for each sequence of a step, so that the engine never waits
+
+
+def make_parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"{program} batch",
+        usage="%(prog)s [OPTION ...] INPUT OUTPUT",
+        description="Answer the requests of a file in OpenAI's batch format. After a kill the same command goes on.",
+        formatter_class=Help,
+    )
+    parser.add_argument("input", type=Path, metavar="INPUT", help='lines {"custom_id", "method", "url", "body"}')
+    parser.add_argument(
+        "output", type=Path, metavar="OUTPUT", help="gets a line for each; what it has is not done again"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="converted checkpoint, Hugging Face folder, or hub id in the local cache (default: the demo)",
+    )
+    parser.add_argument("--served-model-name", metavar="NAME", help="name of the model in the requests")
+    add_parser_options(parser)
+    add_model_options(parser)
+    add_runtime_options(parser)
+    return parser
+
+
+def main(
+    argv: Sequence[str],
+    *,
+    hub_cache: Path,
+    program: str = "jaxinfer",
+    build: Callable[[str, argparse.Namespace], Build] | None = None,
+) -> int:
+    """Returns the exit code: 0 when every request has its line, 2 for bad input, 1 for anything else, 130 after
+    Ctrl-C. `build`: see serve."""
+    parser = make_parser(program)
+    arguments = parser.parse_args(argv)
+    try:
+        entries = read_input(arguments.input)
+        output = Output(arguments.output)
+    except BatchError as error:
+        return _fail(parser.prog, str(error), 2)
+    view = _View(arguments.output)
+    try:
+        run = BatchRun(arguments.input, entries, output, view.show)
+    except BatchError as error:
+        output.close()
+        return _fail(parser.prog, str(error), 2)
+    try:
+        if run.left:
+            asyncio.run(_run(arguments, run, hub_cache, build, view))
+        view.end(run.progress)
+        return 0
+    except (CheckpointError, ConfigError, TokenizerError, *BAD_INPUT) as error:
+        return _fail(parser.prog, str(error), 2)
+    except CommandError as error:
+        return _fail(parser.prog, str(error), error.code)
+    except BatchError as error:
+        view.close()
+        return _fail(parser.prog, f"{error}; the same command goes on with them", 1)
+    except KeyboardInterrupt:
+        view.close()
+        print(f"{parser.prog}: stopped with {run.left} requests left; the same command goes on", file=sys.stderr)
+        return 130
+    finally:
+        view.close()
+        output.close()
+
+
+async def _run(
+    arguments: argparse.Namespace,
+    run: BatchRun,
+    hub_cache: Path,
+    build: Callable[[str, argparse.Namespace], Build] | None,
+    view: _View,
+) -> None:
+    worker = TextWorker(_MAX_BODY_BYTES)
+    try:
+        async with local_engine(arguments, hub_cache, build) as (client, context):
+            api = Api(client, worker, ApiConfig(arguments.tool_call_parser, arguments.reasoning_parser))
+            api.open(context)
+            view.start(run.progress)
+            await run.run(api, _AHEAD * context.info.max_num_seqs)
+    finally:
+        worker.close()
+
+
+class _View:
+    """A bar on a terminal; elsewhere a line at the end."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+        self._before = 0
+
+    def start(self, progress: Progress) -> None:
+        progress.began = time.monotonic()
+        self._before = progress.done
+        if self._console.is_terminal:
+            self._bars = Bars(
+                TextColumn("answering"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]}"),
+                TimeElapsedColumn(),
+                TextColumn("[dim]left[/dim]"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._bars.start()
+            self._task = self._bars.add_task("", total=progress.total, completed=progress.done, speed="")
+
+    def show(self, progress: Progress) -> None:
+        if self._bars is not None and self._task is not None:
+            refused = f", {progress.refused} refused" if progress.refused else ""
+            speed = f"{progress.completion_tokens / max(time.monotonic() - progress.began, 1e-3):.0f} tokens/s{refused}"
+            self._bars.update(self._task, completed=progress.done, speed=speed)
+
+    def close(self) -> None:
+        """Leaves the terminal in order; idempotent."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def end(self, progress: Progress) -> None:
+        self.close()
+        here = progress.done - self._before if progress.completion_tokens or progress.refused else 0
+        before = progress.total - here
+        seconds = time.monotonic() - progress.began
+        parts = [f"{here} answered" if not progress.refused else f"{here} answered, {progress.refused} of them refused"]
+        if before:
+            parts.append(f"{before} had their line already")
+        if here:
+            parts.append(f"{progress.prompt_tokens} tokens in, {progress.completion_tokens} out, {seconds:.1f} s")
+        self._console.print(f"{self._output}: {'; '.join(parts)}", markup=False)
+
+
+def _fail(program: str, message: str, code: int) -> int:
+    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
