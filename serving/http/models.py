@@ -83,7 +83,7 @@ class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
             propertyNames={"pattern": "^[0-9]+$"},
         ),
     ] = None
-    allowed_token_ids: Annotated[list[int] | None, _ids("Only these tokens are generated")] = None
+    allowed_token_ids: Annotated[list[int] | None, _ids("The only tokens that are generated")] = None
     bad_token_ids: Annotated[list[int] | None, _ids("These tokens are never generated")] = None
     skip_special_tokens: Annotated[bool | None, _doc("Leave special tokens out of the text (on)")] = None
     truncate_prompt_tokens: Annotated[
@@ -112,7 +112,7 @@ class TextSampling(Sampling, kw_only=True):
     """What completions and chats share beyond that."""
 
     n: Annotated[int | None, _doc("Answers to generate", minimum=1, maximum=MAX_N)] = None
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions | None, _doc("With stream: what the events say about usage")] = None
     prompt_logprobs: Annotated[
         int | None, _doc("Log-probabilities of the prompt's tokens, with so many alternatives", minimum=-1)
     ] = None

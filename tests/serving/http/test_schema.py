@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -96,3 +97,13 @@ def test_the_document_names_every_endpoint(url):
         *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/models", "/v1/models/{model}"),
         *("/tokenize", "/detokenize", "/health", "/ready", "/version", "/openapi.json"),
     }
+
+
+def test_the_page_names_every_field_and_endpoint():
+    page = (Path(__file__).resolve().parents[3] / "docs/http.md").read_text()
+    found = document()
+    for path in found["paths"]:
+        assert path in page, path
+    for name in ("CompletionRequest", "ChatRequest", "ResponsesRequest", "StreamOptions"):
+        for field in found["components"]["schemas"][name]["properties"]:
+            assert field in page, field
