@@ -28,9 +28,11 @@ def reasoning_begun(form: AnswerFormat, tokenizer: Tokenizer, prompt: tuple[int,
     return form.begun(tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False))
 
 
-def kept_tokens(form: AnswerFormat, tokenizer: Tokenizer) -> frozenset[int]:
-    """Special tokens that the parsers must see."""
-    found = (tokenizer.token_id(mark) for mark in form.marks)
+def kept_tokens(form: AnswerFormat, tokenizer: Tokenizer | None, *, tools: bool) -> frozenset[int]:
+    """Special tokens that the parsers must see. tools: some are offered."""
+    if tokenizer is None:
+        return frozenset()
+    found = (tokenizer.token_id(mark) for mark in form.marks(tools=tools))
     return frozenset(index for index in found if index is not None)
 
 

@@ -69,7 +69,7 @@ def to_requests(request: ChatRequest, context: ModelContext, form: AnswerFormat)
         request.chat_template,
         variables,
     )
-    kept = kept_tokens(form, context.tokenizer) if context.tokenizer is not None else frozenset()
+    kept = kept_tokens(form, context.tokenizer, tools=offered is not None)
     return [convert.generation(request, prompt, given, kept_tokens=kept)]
 
 

@@ -45,7 +45,7 @@ def to_requests(request: ResponsesRequest, context: ModelContext, form: AnswerFo
         raise InvalidRequest("top_logprobs", request.top_logprobs, f"it needs include with {LOGPROBS}")
     offered = offered_tools(chat_input.tools(request.tools, flat=True), request.tool_choice, form)
     prompt = ChatPrompt(_messages(request), offered, variables=request.chat_template_kwargs or {})
-    kept = kept_tokens(form, context.tokenizer) if context.tokenizer is not None else frozenset()
+    kept = kept_tokens(form, context.tokenizer, tools=offered is not None)
     return [convert.generation(request, prompt, given, kept_tokens=kept)]
 
 

@@ -17,6 +17,7 @@ class CallParser(ABC):
     """
 
     tags: tuple[str, ...]  # where a call begins
+    more_tags: tuple[str, ...] = ()  # what else the format is made of
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
@@ -97,6 +98,7 @@ class HermesParser(CallParser):
 
     tags = ("<tool_call>",)
     _CLOSE = "</tool_call>"
+    more_tags = (_CLOSE,)
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__(names)

@@ -27,12 +27,14 @@ class AnswerFormat(NamedTuple):
     tool_calls: str = "none"
     reasoning: str = "none"
 
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """Strings that must stay in the text for the parsers, though they may be special tokens."""
-        calls = _CALLS.get(self.tool_calls)
-        extra = ("[ARGS]", "[CALL_ID]") if self.tool_calls == "mistral" else ("</tool_call>",)
-        return (*(_REASONING.get(self.reasoning) or ()), *((*calls.tags, *extra) if calls is not None else ()))
+    def marks(self, *, tools: bool) -> tuple[str, ...]:
+        """Strings that must stay in the text for the parsers, though they may be special tokens. tools: some are
+        offered; without any nothing is a call."""
+        calls = _CALLS.get(self.tool_calls) if tools else None
+        return (
+            *(_REASONING.get(self.reasoning) or ()),
+            *((*calls.tags, *calls.more_tags) if calls is not None else ()),
+        )
 
     def begun(self, prompt_end: str) -> bool:
         """Whether a prompt that ends with this text has opened the reasoning already."""

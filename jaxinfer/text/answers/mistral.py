@@ -19,6 +19,7 @@ class MistralParser(CallParser):
     """Any number of lists, objects and named calls, anywhere in the text."""
 
     tags = ("[TOOL_CALLS]",)
+    more_tags = ("[ARGS]", "[CALL_ID]")
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__(names)

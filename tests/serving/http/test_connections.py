@@ -11,6 +11,7 @@ import pytest
 
 from jaxinfer.messages import Abort, Drain
 from serving.http import body, protocol
+from serving.http.completions import CompletionReply
 from serving.server import ServerError
 from tests.fakes import FakeOptions
 from tests.serving.harness import collect, greedy, make_server, run, until
@@ -235,5 +236,36 @@ def test_without_a_tokenizer_only_token_ids_are_taken():
             assert (
                 "without a tokenizer" in (await s.refused("/tokenize", prompt="x", return_token_strs=True))["message"]
             )
+
+    run(test())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_fault_that_nobody_foresaw_is_one_requests_error(monkeypatch, begun):
+    """In front of the first event it is a status, behind it an event."""
+    taken = []
+
+    def take(self, prompt, news):
+        taken.append(news)
+        if begun and len(taken) == 1:
+            return original(self, prompt, news)
+        raise ZeroDivisionError("a bug")
+
+    original = CompletionReply._take
+    monkeypatch.setattr(CompletionReply, "_take", take)
+
+    async def test():
+        async with http_serving(FakeOptions(step_seconds=0.005)) as s:
+            request = {"prompt": "x", "temperature": 0, "max_tokens": 50}
+            if begun:
+                *_, failed, done = await s.events("/v1/completions", **request)
+                assert done == "[DONE]"
+                assert failed["error"]["message"] == "ZeroDivisionError: a bug"
+            else:
+                for stream in (False, True):
+                    answer = await s.post("/v1/completions", **request, stream=stream)
+                    assert error(answer, 500)["message"] == "ZeroDivisionError: a bug"
+            await until(lambda: s.grpc.server.client.open_requests == 0, "nothing is left")
+            assert (await s.chat())["choices"][0]["message"]["content"] == "abcdefgh"
 
     run(test())

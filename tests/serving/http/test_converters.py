@@ -233,7 +233,8 @@ def test_special_tokens_that_parsers_need_stay_in_the_text():
         def token_id(self, token: str) -> int | None:
             return {"[TOOL_CALLS]": 257}.get(token)
 
-    assert kept_tokens(AnswerFormat("mistral"), Special()) == {257}
+    assert kept_tokens(AnswerFormat("mistral"), Special(), tools=True) == {257}
+    assert kept_tokens(AnswerFormat("mistral"), Special(), tools=False) == frozenset()
     text = IncrementalDetokenizer(tokenizer(), (), kept_tokens={257})
     assert text.push([256, 97, 257, 98]) + text.finish() == "a</s>b"
 

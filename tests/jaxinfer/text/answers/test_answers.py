@@ -211,6 +211,9 @@ def test_a_format_that_is_given_wins():
 
 
 def test_special_tokens_that_the_parsers_need():
-    assert set(AnswerFormat("hermes", "think").marks) == {"<think>", "</think>", "<tool_call>", "</tool_call>"}
+    form = AnswerFormat("hermes", "think")
+    assert set(form.marks(tools=True)) == {"<think>", "</think>", "<tool_call>", "</tool_call>"}
+    assert set(form.marks(tools=False)) == {"<think>", "</think>"}
+    assert AnswerFormat().marks(tools=True) == ()
     assert AnswerFormat("hermes", "think").begun("...<think>\n")
     assert not AnswerFormat("hermes", "think").begun("<think>\n\n</think>\n\n")
