@@ -83,7 +83,7 @@ def ask(server: Background, *arguments: str) -> int:
 def test_overview_and_version(capsys):
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"  {name} " in shown for name in ("serve", "generate", "convert", "plan", "eval"))
+    assert all(f"  {name} " in shown for name in ("serve", "generate", "batch", "convert", "plan", "eval"))
     assert cli.main([]) == 2
     assert capsys.readouterr().out == shown
     assert cli.main(["--version"]) == 0
@@ -92,7 +92,7 @@ def test_overview_and_version(capsys):
 
 def test_unknown_command(capsys):
     assert cli.main(["serv"]) == 2
-    expected = "jaxinfer: error: command is 'serv'; it must be one of serve, generate, convert, plan, eval\n"
+    expected = "jaxinfer: error: command is 'serv'; it must be one of serve, generate, batch, convert, plan, eval\n"
     assert capsys.readouterr().err == expected
 
 

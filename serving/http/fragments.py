@@ -44,7 +44,9 @@ MESSAGE: dict[str, Any] = {
         "reasoning_content": {"anyOf": [{"type": "string"}, {"type": "null"}]},
         "reasoning": {"anyOf": [{"type": "string"}, {"type": "null"}]},
     },
-    "required": ["role", "content"],
+    "required": ["role"],
+    # An assistant's message may have something else instead.
+    "anyOf": [{"required": [name]} for name in ("content", "tool_calls", "reasoning_content", "reasoning")],
     "additionalProperties": False,
 }
 FUNCTION: dict[str, Any] = {
