@@ -179,7 +179,7 @@ def _post(path: str) -> dict[str, Any]:
     kind, answer, streams, summary = _POSTS[path]
     ok = _content(answer, "The answer")
     if streams:
-        ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        ok["content"]["text/event-stream"] = {"schema": _object({"data": _STRING}, event=_STRING)}
     statuses = [status for status in _ERRORS if streams or status not in (409, 500)]
     return {
         "summary": summary,
