@@ -23,7 +23,7 @@ MAX_TOOLS = 128
 MAX_USER = 512  # characters
 
 REPLACE = "x-replace"
-_TEXT = {"type": "string", "minLength": 1}
+_TEXT = {"type": "string"}  # an empty one is a prompt where the tokenizer adds a token of its own
 _TOKEN_ID = {"type": "integer", "minimum": 0}
 
 
