@@ -34,12 +34,13 @@ INT4_MIDDLE = 8  # int4 is stored as 0..15; without zero points 8 means 0
 class QTensor:
     """A weight (*O, I) in 8 or 4 bits.
 
-    Invariants: `values` is (*O, I), or (*O, I // 2) for int4, where a byte holds input 2j in its low half and 2j + 1 in
-    its high half; `scales` and `zeros` are (*O, A) and A divides I; an int4 group has an even number of inputs. The
-    output axes are those of the weight, so that they can be sharded alike; the input axes are one.
+    Invariants: `values` is (*O, I), or (*O, I // 2) bytes for int4, where a byte holds input 2j in its low half and
+    2j + 1 in its high half; `scales` and `zeros` are (*O, A) and A divides I; an int4 group has an even number of
+    inputs. The output axes are those of the weight, so that they can be sharded alike; the input axes are one. A TPU
+    keeps int4 in JAX's own type instead, (*O, I), less 8.
 
     Attributes:
-        values: int8, float8_e4m3fn, or uint8 pairs of int4.
+        values: int8, float8_e4m3fn, uint8 pairs of int4, or int4.
         scales: float32.
         zeros: float32, whole numbers that `q` is measured from; None: 0, and 8 for int4.
         order: (I,) int32: input i of `values` is input order[i] of the activations (GPTQ's act-order); None: as it is.
@@ -64,7 +65,7 @@ class QTensor:
     @property
     def inputs(self) -> int:
         """I."""
-        return self.values.shape[-1] * (2 if self.kind == "int4" else 1)
+        return self.values.shape[-1] * (2 if self.kind == "int4" and self.values.dtype == jnp.uint8 else 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,7 +87,7 @@ class QTensor:
         """Raises ValueError, naming `name` and what is wrong, if the arrays do not fit together."""
         if self.kind not in STORAGE:
             raise ValueError(f"{name} is {self.kind!r}; it must be one of {', '.join(STORAGE)}")
-        if self.values.dtype != STORAGE[self.kind]:
+        if self.values.dtype != STORAGE[self.kind] and (self.kind, self.values.dtype) != ("int4", jnp.int4):
             raise ValueError(
                 f"{name}.values is {self.values.dtype}; {self.kind} is stored as {STORAGE[self.kind].name}"
             )
@@ -143,7 +144,9 @@ def unpack_int4(packed: jax.Array) -> jax.Array:
 
 def dequantize(weight: QTensor) -> jax.Array:
     """The weight (*O, I) in float32, its inputs in the order of the activations."""
-    numbers = unpack_int4(weight.values) if weight.kind == "int4" else weight.values
+    numbers = weight.values
+    if weight.kind == "int4":
+        numbers = unpack_int4(numbers) if numbers.dtype == jnp.uint8 else numbers.astype(jnp.int8) + INT4_MIDDLE
     wide = numbers.astype(jnp.float32).reshape(*weight.outputs, -1, weight.group)
     zeros: Any = weight.zeros[..., None] if weight.zeros is not None else float(INT4_MIDDLE * (weight.kind == "int4"))
     wide = ((wide - zeros) * weight.scales[..., None]).reshape(weight.shape)

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: the compilers are asked for, no device is
 
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from checkpoints.folder import CheckpointError, read_config
-from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
+from jaxinfer.config import ConfigError, ModelConfig, Quantization, RuntimeConfig
 from jaxinfer.models.registry import model_config
 from jaxinfer.plan import abstract_model
 from jaxinfer.runtime.assemble import make_layout, make_runner
@@ -40,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=int, help="only so many of the model's layers")
     parser.add_argument("--buckets", choices=("ends", "all"), default="ends", help="smallest and largest, or all")
     parser.add_argument("--dtype", default="bfloat16", help="of the weights (default bfloat16)")
+    parser.add_argument("--quantization", choices=get_args(Quantization), help="few bits for the layers' matrices")
     parser.add_argument("--kv-tokens", type=int, default=65536, help="tokens that the KV pool holds (default 65536)")
     parser.add_argument("--kv-cache-dtype", default="auto", help="auto, float32, bfloat16, int8 or fp8")
     parser.add_argument("--page-size", type=int, default=64)
@@ -67,9 +68,10 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
     config = describe(arguments.model, arguments.layers)
     mesh = topology.mesh
     device = mesh.devices.flat[0]
-    model = abstract_model(arguments.model, config, arguments.dtype, mesh)
+    model = abstract_model(arguments.model, config, arguments.dtype, mesh, arguments.quantization)
     runtime = RuntimeConfig(
         dtype=arguments.dtype,
+        quantization=arguments.quantization,
         tensor_parallel_size=mesh.size,
         page_size=arguments.page_size,
         num_pages=1 + -(-arguments.kv_tokens // arguments.page_size),
@@ -83,7 +85,8 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
     sizes = resolve_sizes(config, runtime, layout, None, device.platform)
     runner = make_runner(model, mesh, runtime, sizes, layout)
     console.print(
-        f"[bold]{arguments.model}[/bold] for {mesh.size} x {device.device_kind}, {arguments.dtype}, "
+        f"[bold]{arguments.model}[/bold] for {mesh.size} x {device.device_kind}, "
+        f"{arguments.quantization or arguments.dtype}, "
         f"KV pool of {sizes.num_pages - 1:,} pages of {sizes.page_size}, "
         f"attention: {runner.attention_backends()}"
     )

@@ -262,22 +262,19 @@ def write(pages: Pages, new: jax.Array, slots: jax.Array, target: DeviceTarget) 
     def put(stored: jax.Array, values: jax.Array) -> jax.Array:
         return stored.at[page, :, offset].set(values, mode="drop")
 
+    put_values = functools.partial(_put_rows, slots=slots) if target.platform == "tpu" else put
     if isinstance(pages, QuantizedPages):
         values, scales = quantize(new, pages.dtype)
-        put_values = functools.partial(_put_rows, slots=slots, target=target) if target.platform == "tpu" else put
         return QuantizedPages(put_values(pages.values, values), put(pages.scales, scales))
-    return put(pages, to_storage(new, pages.dtype))
+    return put_values(pages, to_storage(new, pages.dtype))
 
 
-def _put_rows(stored: jax.Array, values: jax.Array, slots: jax.Array, target: DeviceTarget) -> jax.Array:
+def _put_rows(stored: jax.Array, values: jax.Array, slots: jax.Array) -> jax.Array:
     """`values` (T, K, L) at the kv slots of (P, K, page_size, L), which is an array of P * K * page_size rows.
 
-    For types of 8 bits on TPU: a scatter of all heads of a token at once moves the head axis inside the page there,
-    which copies the pool to and fro. A TPU v5e copies float8 even so, as it does not know the type.
+    For TPUs: a scatter of all heads of a token at once moves the head axis inside the page there, which copies the
+    pool to and fro: always for types of 8 bits, and from about a thousand tokens on for bfloat16.
     """
-    if target.device_kind == "TPU v5 lite" and stored.dtype == jnp.float8_e4m3fn:
-        stored_bits, bits = (lax.bitcast_convert_type(x, jnp.int8) for x in (stored, values))
-        return lax.bitcast_convert_type(_put_rows(stored_bits, bits, slots, target), stored.dtype)
     num_pages, num_heads, page_size, lanes = stored.shape
     head = (slots // page_size)[:, None] * num_heads + jnp.arange(num_heads, dtype=slots.dtype)
     rows = stored.reshape(num_pages * num_heads * page_size, lanes)

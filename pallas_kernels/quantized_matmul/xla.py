@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.qtensor import FP8, QTensor, dequantize, round_activations
+from pallas_kernels.qtensor import FP8, INT4_MIDDLE, QTensor, dequantize, round_activations
 
 
 def quantized_matmul(x: jax.Array, weight: QTensor, *, target: DeviceTarget, merge: bool) -> jax.Array:
@@ -27,7 +27,9 @@ def quantized_matmul(x: jax.Array, weight: QTensor, *, target: DeviceTarget, mer
     if on_cpu and num_tokens == 1:
         x = jnp.concatenate([x, x])
     plain = weight.group == weight.inputs and weight.zeros is None
-    if weight.activations is None:
+    if weight.values.dtype == jnp.int4 and weight.activations is None:
+        y = _grouped(x, weight)
+    elif weight.activations is None:
         # XLA:CPU has no product of bfloat16 for some small shapes, and would be no faster with it here.
         y = _widened(x.astype(jnp.float32) if on_cpu else x, weight, plain and weight.kind != "int4", merge)
     elif plain and weight.kind == weight.activations:
@@ -55,6 +57,22 @@ def _widened(x: jax.Array, weight: QTensor, scales_behind: bool, merge: bool) ->
     if scales_behind:
         return _product(x, weight.values.astype(x.dtype), jnp.float32, merge) * weight.scales[..., 0]
     return _product(x, _in_values_order(weight).astype(x.dtype), jnp.float32, merge)
+
+
+def _grouped(x: jax.Array, weight: QTensor) -> jax.Array:
+    """Numbers of 4 bits group by group: scales and zero points multiply the sums of a group. No axis is merged."""
+    groups, last = weight.scales.shape[-1], len(weight.outputs)
+    parts = x.reshape(x.shape[0], groups, -1)  # (T, A, g)
+    numbers = weight.values.reshape(*weight.outputs, groups, weight.group).astype(x.dtype)
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    dimensions = (((2,), (last + 1,)), ((1,), (last,)))
+    sums = lax.dot_general(parts, numbers, dimensions, precision=precision, preferred_element_type=jnp.float32)
+    scales = jnp.moveaxis(weight.scales, -1, 0)[:, None]  # (A, 1, *O); sums are (A, T, *O)
+    if weight.zeros is not None:
+        totals = jnp.sum(parts.astype(jnp.float32), axis=-1).T  # (A, T)
+        shifts = jnp.moveaxis(weight.zeros, -1, 0)[:, None] - INT4_MIDDLE
+        sums -= totals.reshape(*totals.shape, *(1,) * last) * shifts
+    return jnp.sum(sums * scales, axis=0)
 
 
 def _fp8_to_float32(numbers: jax.Array) -> jax.Array:

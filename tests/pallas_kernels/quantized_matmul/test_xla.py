@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pallas_kernels.dispatch import DeviceTarget, UnknownBackend
-from pallas_kernels.qtensor import QTensor
+from pallas_kernels.qtensor import QTensor, dequantize
 from pallas_kernels.quantized_matmul import quantized_matmul
+from pallas_kernels.quantized_matmul.layout import for_target
 from tests.pallas_kernels.quantized_matmul import cases
 from tests.pallas_kernels.quantized_matmul.cases import Product
 from tests.pallas_kernels.quantized_matmul.contract import QuantizedMatmulContract
@@ -33,6 +34,21 @@ class TestXlaAsOnAnAccelerator(QuantizedMatmulContract):
 
     def call(self, x: jax.Array, weight: QTensor) -> jax.Array:
         return super().call(x.astype(jnp.float32), weight)
+
+
+class TestXlaAsOnTpu(QuantizedMatmulContract):
+    """int4 in the type that a TPU keeps it in, run here."""
+
+    target = DeviceTarget("tpu", "TPU v5 lite")
+    backend = "xla"
+    seeds = range(1)
+
+    def call(self, x: jax.Array, weight: QTensor) -> jax.Array:
+        kept = for_target(weight, self.target)
+        assert kept.shape == weight.shape
+        assert (kept.values.dtype == jnp.int4) == (weight.kind == "int4")
+        np.testing.assert_array_equal(np.asarray(dequantize(kept)), np.asarray(dequantize(weight)))
+        return super().call(x.astype(jnp.float32), kept)
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])

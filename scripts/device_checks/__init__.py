@@ -1,0 +1,1 @@
+"""The parts of `scripts/device_check.py`: a supervisor of processes, and the sections that they run."""

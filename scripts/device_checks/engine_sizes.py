@@ -1,0 +1,93 @@
+"""What the engine and its peer are measured on, and the least work that it takes. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from model_shapes import SHAPES
+
+from device_checks.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSizes:
+    """Requests of `prompt` tokens that generate `output` more; `requests`: how many at once, one after the other.
+
+    `buckets`: tokens of the compiled steps: one for each number of requests, and the prompts' one, `budget`.
+    """
+
+    model: str
+    prompt: int
+    output: int
+    requests: tuple[int, ...]
+    budget: int
+    page_size: int
+    steps: int  # timed together
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        return SHAPES[self.model]
+
+    @property
+    def most(self) -> int:
+        return max(self.requests)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a finished request."""
+        return self.prompt + self.output
+
+    @property
+    def depth(self) -> int:
+        """Tokens of a sequence in the middle of its generation: what a decode step is measured at."""
+        return self.prompt + self.output // 2
+
+
+def engine_sizes(settings: Settings) -> EngineSizes:
+    if settings.rehearse:
+        return EngineSizes("tiny", 24, 8, (1, 2, 4), 32, 16, 2)
+    return EngineSizes("llama3-8b", 1024, 256, (1, 32, 128), 2048, 64, 20)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeastWork:
+    """Bytes and operations that a model of this shape needs at least, in bfloat16.
+
+    A decode step reads every weight but the embedding table, of which it reads one row for a token, and the keys and
+    values of every row. A prompt's token is multiplied with every weight of the layers, and attends to those before it;
+    only a row's last token is multiplied with the vocabulary.
+    """
+
+    layers: int
+    model: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocab: int
+
+    @classmethod
+    def of(cls, shape: dict[str, Any]) -> LeastWork:
+        heads = shape["num_attention_heads"]
+        return cls(
+            layers=shape["num_hidden_layers"], model=shape["hidden_size"], heads=heads,
+            kv_heads=shape["num_key_value_heads"], head_dim=shape.get("head_dim") or shape["hidden_size"] // heads,
+            mlp=shape["intermediate_size"], vocab=shape["vocab_size"],
+        )  # fmt: skip
+
+    @property
+    def layer_weights(self) -> int:
+        """Of all layers."""
+        attention = self.model * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * (attention + 3 * self.model * self.mlp)
+
+    def decode_bytes(self, rows: int, depth: int) -> int:
+        """Of one step of `rows` sequences of `depth` tokens."""
+        weights = 2 * (self.layer_weights + self.model * self.vocab)
+        return weights + rows * depth * self.layers * 2 * self.kv_heads * self.head_dim * 2
+
+    def prompt_flops(self, rows: int, length: int) -> int:
+        """Of `rows` prompts of `length` tokens."""
+        attention = 4 * self.layers * self.heads * self.head_dim * (length * (length + 1) // 2)
+        return rows * (2 * self.layer_weights * length + attention + 2 * self.model * self.vocab)

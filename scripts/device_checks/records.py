@@ -1,0 +1,49 @@
+"""The results file: one JSON object a line, appended as results come, so that nothing is lost when something dies."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+# A case begins and then ends in one of these ways.
+BEGIN, OK, FAILED, UNSUPPORTED, CRASHED, TIMEOUT, SKIPPED = (
+    "begin", "ok", "failed", "unsupported", "crashed", "timeout", "skipped",
+)  # fmt: skip
+FILE = "results.jsonl"
+Record = dict[str, Any]
+
+
+class Records:
+    """Appends to and reads `results.jsonl`. Several processes may append: a line is one write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+
+    def add(self, section: str, case: str, status: str, **fields: Any) -> None:
+        line = json.dumps({"section": section, "case": case, "status": status, **fields}, default=str) + "\n"
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    def read(self, section: str | None = None) -> list[Record]:
+        """All records so far, of one section or of all, in order."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text().splitlines(keepends=True)
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [record for record in records if section in (None, record["section"])]
+
+    def open_case(self, section: str) -> str | None:
+        """The case that has begun and has not ended."""
+        last = {record["case"]: record["status"] for record in self.read(section)}
+        return next((case for case, status in last.items() if status == BEGIN), None)
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """An error for a table: its type and the first line that says something."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}"[:limit]

@@ -1,0 +1,243 @@
+"""The results as markdown, for docs/benchmarks.md: whatever is there, also after a run that was cut short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from device_checks.attention_cases import attention_cases
+from device_checks.records import BEGIN, CRASHED, FAILED, OK, SKIPPED, TIMEOUT, UNSUPPORTED, Record
+from device_checks.settings import Settings
+from device_checks.targets import (
+    STATED_FOR,
+    Ceilings,
+    attention_share,
+    ceilings,
+    devices_of,
+    step_share,
+    verdicts,
+)
+
+_NOTE_LENGTH = 160
+
+
+class Notes:
+    """Footnotes: what went wrong, each reason once."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def mark(self, word: str, reason: str) -> str:
+        reason = " ".join(reason.split())[:_NOTE_LENGTH].replace("|", "/")
+        if reason not in self.lines:
+            self.lines.append(reason)
+        return f"{word} [{self.lines.index(reason) + 1}]"
+
+
+def render(records: list[Record], settings: Settings) -> str:
+    """All tables. Cells say what was not read and why."""
+    records = _ended(records)
+    probe = {key: value for r in records if r["section"] == "probe" for key, value in r.items()}
+    limits, notes = ceilings(records), Notes()
+    parts = []
+    if settings.rehearse:
+        parts.append("**A rehearsal on a CPU with tiny sizes: nothing here is a measurement.**")
+    parts += [_machine(probe, limits), _targets([] if settings.rehearse else records, probe), _tests(records, notes)]
+    parts += [_attention(records, settings, limits, notes), _engine(records, limits, notes), _left_out(records)]
+    if notes.lines:
+        parts.append("\n".join(f"[{number}] {line}" for number, line in enumerate(notes.lines, 1)))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _ended(records: list[Record]) -> list[Record]:
+    """The last record of every case; one that only began was cut off with the whole run."""
+    last = {(r["section"], r["case"]): r for r in records}
+    return [
+        r | {"status": SKIPPED, "error": "the run ended in the middle of it"} if r["status"] == BEGIN else r
+        for r in last.values()
+    ]
+
+
+def _machine(probe: dict[str, Any], limits: Ceilings) -> str:
+    smi = probe.get("nvidia_smi") or {}
+    versions = {name: version for name, version in (probe.get("versions") or {}).items() if version}
+    lines = [
+        f"{probe.get('device_kind', 'device unknown')}, {probe.get('count', '?')} of them, driver "
+        f"{smi.get('driver_version', '-')}; Python {probe.get('python', '?')}, "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + f". {probe.get('date', '')}"
+    ]
+    lines += [f"{name} is not installed: {reason}." for name, reason in (probe.get("missing") or {}).items()]
+    copy = "not read" if limits.copy is None else f"{limits.copy / 1e9:,.0f} GB/s, bytes read and written"
+    matrix = "not read" if limits.matrix is None else f"{limits.matrix / 1e12:,.1f} TFLOP/s on random bfloat16"
+    return "\n".join([*lines, f"Ceilings of this run: copy {copy}; matrix product {matrix}."])
+
+
+def _targets(records: list[Record], probe: dict[str, Any]) -> str:
+    rows = []
+    for verdict in verdicts(records, probe.get("platform", "gpu")):
+        scale, digits = (100, 0) if verdict.unit == "%" else (1, 2)
+        figure = "-" if verdict.figure is None else f"{verdict.figure * scale:.{digits}f} {verdict.unit}"
+        rows.append([verdict.what, figure, f"{verdict.at_least * scale:.{digits}f} {verdict.unit}", verdict.word])
+    return _table([f"target (stated for {STATED_FOR})", "read", "at least", ""], rows)
+
+
+def _tests(records: list[Record], notes: Notes) -> str:
+    tests = [r for r in records if r["section"] == "tests" and r["case"] not in ("pytest", "rest")]
+    run = [r for r in records if r["section"] == "tests" and r not in tests and r["status"] != OK]
+    count = {status: sum(r["status"] == status for r in tests) for status in (OK, FAILED, CRASHED, UNSUPPORTED)}
+    if not tests and not run:
+        return ""
+    lines = [
+        f"Tests on the device: {count[OK]} passed, {count[FAILED]} failed, {count[CRASHED]} took their process down, "
+        f"{count[UNSUPPORTED]} skipped."
+    ]
+    lines += [
+        f"- {r['case']}: {notes.mark(r['status'], r['error'])}" for r in tests if r["status"] in (FAILED, CRASHED)
+    ]
+    lines += [f"- {r['case']}: {notes.mark(r['status'], r.get('error', ''))}" for r in run]
+    return "\n".join(lines)
+
+
+def _attention(records: list[Record], settings: Settings, limits: Ceilings, notes: Notes) -> str:
+    read = {
+        (r["section"].removeprefix("attention/"), r["case"]): r
+        for r in records
+        if r["section"].startswith("attention/") and r["case"] != "section"
+    }
+    backends = list(dict.fromkeys(backend for backend, _ in read))
+    if not backends:
+        return ""
+    rows = []
+    for case in attention_cases(settings):
+        cells = [_attention_cell(_of(read, backend, case.name), limits, notes) for backend in backends]
+        size = (
+            f"{case.needed_bytes / 1e6:,.3g} MB" if case.kind == "decode" else f"{case.needed_flops / 1e9:,.3g} GFLOP"
+        )
+        rows.append([case.name, size, *cells])
+    heads = attention_cases(settings)[0].heads
+    heading = (
+        f"Attention, heads {heads.query}/{heads.kv} x {heads.dim}, bfloat16: milliseconds, rate, and share of the copy "
+        "bandwidth (decode: GB/s of the keys and values that are needed) or of the matrix rate (else: TFLOP/s)."
+    )
+    return heading + "\n\n" + _table(["case", "needs", *backends], rows)
+
+
+def _of(read: dict[tuple[str, str], Record], backend: str, case: str) -> Record | None:
+    """The record of a cell; a section that died before its first case, or refused all, speaks for every cell."""
+    for name in (case, "all", "start"):
+        if (backend, name) in read:
+            return read[backend, name]
+    return None
+
+
+def _attention_cell(record: Record | None, limits: Ceilings, notes: Notes) -> str:
+    if record is None:
+        return "-"
+    if record["status"] != OK:
+        return notes.mark(record["status"], record.get("error", ""))
+    seconds, share = record["op_seconds"], attention_share(record, limits)
+    decode = record["kind"] == "decode"
+    rate = record["needed_bytes"] / seconds / 1e9 if decode else record["needed_flops"] / seconds / 1e12
+    return f"{seconds * 1e3:.4g} ms, {rate:,.0f}" + ("" if share is None else f", {share:.0%}")
+
+
+def _engine(records: list[Record], limits: Ceilings, notes: Notes) -> str:
+    ours = {r["case"]: r for r in records if r["section"] == "engine"}
+    peer = {r["case"]: r for r in records if r["section"] == "engine/transformers"}
+    if not ours and not peer:
+        return ""
+    devices = devices_of(records)
+    parts = [_start_up(ours, notes), _compiled_steps(ours, limits, devices, notes)]
+    parts += [_requests(ours, peer, limits, devices, notes)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _start_up(ours: dict[str, Record], notes: Notes) -> str:
+    record = ours.get("start-up") or ours.get("start")
+    if record is None:
+        return ""
+    if record["status"] != OK:
+        return f"Engine: {notes.mark(record['status'], record.get('error', ''))}"
+    steps = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in record["executables"])
+    return (
+        f"Engine, random weights of the shape {record['model']} in bfloat16, attention {record['attention']}, "
+        f"{record['devices']} device(s): ready in {record['ready_seconds']:.1f} s, "
+        f"{record['weights_seconds']:.1f} s of them for weights; compiled: {steps}."
+    )
+
+
+def _compiled_steps(ours: dict[str, Record], limits: Ceilings, devices: int, notes: Notes) -> str:
+    rows = []
+    for case, record in ours.items():
+        if not case.startswith("compiled "):
+            continue
+        if record["status"] != OK:
+            rows.append([case, notes.mark(record["status"], record.get("error", "")), "", "", ""])
+            continue
+        if "floor_flops" in record:
+            rate = None if limits.matrix is None else limits.matrix * devices
+            share = None if rate is None else record["floor_flops"] / rate / record["op_seconds"]
+            least = f"{record['floor_flops'] / 1e12:,.1f} TFLOP"
+        else:
+            share, least = step_share(record, limits, devices), f"{record['floor_bytes'] / 1e9:,.2f} GB"
+        times = [f"{record['op_seconds'] * 1e3:.3f}", f"{record['call_seconds'] * 1e3:.3f}"]
+        rows.append([case, *times, least, _percent(share)])
+    if not rows:
+        return ""
+    return _table(["", "ms", "ms of it in the call on the host", "least work", "share of the floor"], rows)
+
+
+def _requests(ours: dict[str, Record], peer: dict[str, Record], limits: Ceilings, devices: int, notes: Notes) -> str:
+    rows = []
+    for name, group in (("jaxinfer", ours), ("transformers", peer)):
+        for case, record in group.items():
+            if case == "section":
+                continue
+            if case.startswith("requests: "):
+                compiled = ours.get(f"compiled decode step, rows: {case.removeprefix('requests: ')}", {})
+                rows.append([f"{name}, {case}", *_request_cells(record, compiled, limits, devices, notes)])
+            elif record["status"] != OK and name == "transformers":
+                rows.append([f"{name}, {case}", notes.mark(record["status"], record.get("error", "")), *[""] * 6])
+    if not rows:
+        return ""
+    headings = ["", "output tok/s", "of the floor", "prompts' share of the matrix rate", "decode step ms",
+                "compiled step ms", "host gap ms", "compilations after ready"]  # fmt: skip
+    return _table(headings, rows)
+
+
+def _request_cells(record: Record, compiled: Record, limits: Ceilings, devices: int, notes: Notes) -> Iterable[str]:
+    if record["status"] != OK:
+        return [notes.mark(record["status"], record.get("error", "")), *[""] * 6]
+    cells = [f"{record['output_tokens'] / record['wall_seconds']:,.0f}"]
+    if "floor_bytes" not in record:  # the peer tells no more
+        return [*cells, *[""] * 6]
+    floor = prompts = None
+    if limits.copy is not None and limits.matrix is not None:
+        prompt_floor = record["prompt_flops"] / (limits.matrix * devices)
+        decode_floor = record["decode_steps"] * record["floor_bytes"] / (limits.copy * devices)
+        floor = (prompt_floor + decode_floor) / record["wall_seconds"]
+        prompts = prompt_floor / record["prompt_seconds"]
+    step, alone = record.get("decode_step_seconds"), compiled.get("op_seconds")
+    gap = None if step is None or alone is None else step - alone
+    times = ["-" if value is None else f"{value * 1e3:.3f}" for value in (step, alone, gap)]
+    return [*cells, _percent(floor), _percent(prompts), *times, str(record["compilations"])]
+
+
+def _left_out(records: list[Record]) -> str:
+    """Sections that were cut short or never came to their turn."""
+    lines = [
+        f"- {r['section']}: {r.get('error', '')}"
+        for r in records
+        if r["case"] in ("rest", "section") or (r["status"] == TIMEOUT and r["case"] == "start")
+    ]
+    return "Left out:\n" + "\n".join(lines) if lines else ""
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *rows)]
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""The timed programs of `scripts/device_check.py` through the real compilers, for a GPU that is not here.
+
+A device is rarely at hand: that its time is not spent on a program that does not compile, or that copies its pages, is
+found out before. Compiles in a process of its own: an error inside LLVM aborts it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxinfer.runtime.topology import report, topology_mesh
+from pallas_kernels.dispatch import DeviceTarget
+from tests.aot.compilers import needs_cuda
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))  # as `python scripts/device_check.py` has it
+
+from device_checks import attention_ours  # noqa: E402
+from device_checks.attention_cases import attention_cases  # noqa: E402
+from device_checks.settings import Settings  # noqa: E402
+
+pytestmark = [needs_cuda, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "count"),
+    [("mosaic_gpu", 1), *(pytest.param(name, 99, marks=pytest.mark.slow) for name in ("mosaic_gpu", "xla"))],
+)
+def test_timed_attention_compiles(backend: str, count: int) -> None:
+    command = [sys.executable, "-m", "tests.aot.test_device_check", "hopper:1", backend, str(count)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "compiled " in done.stdout
+
+
+def compile_cases(topology: str, backend: str, count: int) -> None:
+    """The first `count` programs: pages donated and not copied, and turns that need no answer from the device."""
+    mesh = topology_mesh(topology).mesh
+    target = DeviceTarget.of(mesh.devices.flat[0])
+    programs = {case.program: case for case in reversed(attention_cases(Settings(ROOT, ROOT)))}
+    for case in list(reversed(programs.values()))[:count]:
+        arguments: Any = attention_ours.abstract_arguments(case, target, NamedSharding(mesh, PartitionSpec()))
+        with jax.set_mesh(mesh):
+            compiled = attention_ours.lower(case, target, backend, *arguments).compile()
+        pages = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[0][1:]))
+        memory = report(compiled)
+        assert memory.donated >= pages, (case.name, memory)
+        assert memory.temporaries < pages / 10, (case.name, memory)
+        _, turns, _ = attention_ours.loop_of(case, backend, target)
+        assert re.search(rf'"known_trip_count":\{{"n":"{turns}"', compiled.as_text()), case.name
+        print(f"compiled {case.name}")
+
+
+if __name__ == "__main__":
+    compile_cases(sys.argv[1], sys.argv[2], int(sys.argv[3]))

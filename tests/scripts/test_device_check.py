@@ -1,0 +1,277 @@
+"""`scripts/device_check.py` without a device: what hangs or dies costs one cell, the work is counted right, the tables
+come out whatever happened, and the whole of it can be rehearsed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))  # as `python scripts/device_check.py` has it
+
+
+from device_checks import attention_cases, sections, targets  # noqa: E402
+from device_checks.engine_sizes import LeastWork  # noqa: E402
+from device_checks.records import Records  # noqa: E402
+from device_checks.report import render  # noqa: E402
+from device_checks.sections import Section  # noqa: E402
+from device_checks.settings import Settings  # noqa: E402
+from device_checks.supervisor import Supervisor  # noqa: E402
+from model_shapes import SHAPES  # noqa: E402
+
+MISBEHAVING = Section("misbehaving", "tests", "tests.scripts.misbehaving", 60, 8)
+# What the machines that the script is for have, beside the standard library. Two of them are asked for by name only.
+INSTALLED = {
+    "jax", "numpy", "ml_dtypes", "flax", "orbax", "rich", "jinja2", "tokenizers", "sentencepiece", "safetensors",
+    "chex", "hypothesis", "pytest", "torch", "transformers", "triton", "jax_triton",
+}  # fmt: skip
+OURS = {"pallas_kernels", "jaxinfer", "checkpoints", "serving", "protos", "tests", "device_checks", "model_shapes"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(tmp_path, tmp_path / "cache", rehearse=True)
+
+
+def test_what_dies_or_hangs_costs_its_own_case(settings: Settings) -> None:
+    Supervisor(settings, time.monotonic() + 100).run(MISBEHAVING)
+    ends = {r["case"]: r for r in Records(settings.out).read() if r["status"] != "begin"}
+    assert {case: r["status"] for case, r in ends.items()} == {
+        "fine": "ok",
+        "refuses": "unsupported",
+        "raises": "failed",
+        "aborts": "crashed",
+        "hangs": "timeout",
+        "exits": "crashed",
+        "after": "ok",
+    }
+    assert ends["fine"]["figure"] == ends["after"]["figure"] == 1
+    assert ends["raises"]["error"] == "ValueError: a bad number"
+    assert ends["aborts"]["error"].startswith("killed by SIGABRT; ")
+    assert "Check failed" in (settings.out / "log.txt").read_text()
+
+
+def test_no_time_left(settings: Settings) -> None:
+    supervisor = Supervisor(settings, time.monotonic() + 30)
+    supervisor.run(MISBEHAVING, reserved=29)
+    (record,) = Records(settings.out).read()
+    assert record["status"] == "skipped"
+    assert record["error"] == "the time of the whole run was over, but for 29 s that later sections need"
+
+
+def test_a_test_that_dies_costs_itself(tmp_path: Path) -> None:
+    """The plugin's records of a pytest run in several processes, as `kernel_tests` starts it."""
+    (tmp_path / "test_on_device.py").write_text(
+        "import os, pytest\n"
+        "@pytest.mark.parametrize('what', ['pass', 'die', 'fail', 'skip', 'again'])\n"
+        "def test_it(what):\n"
+        "    if what == 'die': os.abort()\n"
+        "    if what == 'fail': assert 1 == 2\n"
+        "    if what == 'skip': pytest.skip('not served')\n"
+    )
+    command = [sys.executable, "-m", "pytest", str(tmp_path), "-q", "-n", "2", "-p", "device_checks.pytest_records",
+               "-p", "no:cacheprovider", "--device-records", str(tmp_path), "--max-worker-restart", "9"]  # fmt: skip
+    environment = Settings(tmp_path, tmp_path, rehearse=True).environment()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
+    ends = {r["case"].split("[")[-1]: r for r in Records(tmp_path).read()}
+    assert {case: r["status"] for case, r in ends.items()} == {
+        "pass]": "ok",
+        "die]": "crashed",
+        "fail]": "failed",
+        "skip]": "unsupported",
+        "again]": "ok",
+    }, done.stdout
+    assert ends["fail]"]["error"] == "assert 1 == 2"
+    assert ends["skip]"]["error"] == "not served"
+
+
+def test_a_section_crosses_to_its_process() -> None:
+    for section in sections.SECTIONS:
+        assert Section.from_json(section.to_json()) == section
+
+
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_needed_work_of_attention_is_what_counting_gives(rehearse: bool, tmp_path: Path) -> None:
+    cases = attention_cases.attention_cases(Settings(tmp_path, tmp_path, rehearse))
+    assert len({case.name for case in cases}) == len(cases)
+    for case in cases:
+        visible = sum(sum(range(length - count + 1, length + 1)) for count, length in case.rows)
+        assert case.needed_flops == 2 * 2 * case.heads.query * case.heads.dim * visible
+        bytes_of_value = 2 if case.kv_dtype == "bfloat16" else 1
+        scales = 0 if case.kv_dtype == "bfloat16" else 4
+        keys = sum(length for _, length in case.rows)
+        assert case.needed_bytes == 2 * keys * case.heads.kv * (case.heads.dim * bytes_of_value + scales)
+        assert len(case.rows) <= case.num_rows
+        assert sum(count for count, _ in case.rows) <= case.num_tokens
+        assert max(length for _, length in case.rows) <= case.row_tokens
+
+
+def test_needed_work_of_the_engine_is_that_of_the_model() -> None:
+    """Weights that a decode step reads: all matrices but the embedding."""
+    from jaxinfer.models.registry import model_config
+    from jaxinfer.plan import abstract_model
+    from jaxinfer.runtime.sharding import make_mesh
+
+    raw = SHAPES["tiny"]
+    model = abstract_model("tiny", model_config(raw), "bfloat16", make_mesh(1))
+    matrices = [leaf for leaf in jax.tree.leaves(model.params) if leaf.ndim > 1]
+    embedding = raw["vocab_size"] * raw["hidden_size"]
+    work = LeastWork.of(raw)
+    assert work.decode_bytes(0, 0) == 2 * (sum(math.prod(leaf.shape) for leaf in matrices) - embedding)
+    config = model.config
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 2
+    assert work.decode_bytes(3, 100) - work.decode_bytes(0, 0) == 300 * per_token
+    assert work.prompt_flops(2, 1) == work.decode_bytes(0, 0) * 2 + 2 * 4 * config.num_layers * config.num_heads * (
+        config.head_dim
+    )
+
+
+def test_random_weights_are_the_models_shapes() -> None:
+    from device_checks.random_model import random_model
+
+    from jaxinfer.models.registry import model_config
+    from jaxinfer.plan import abstract_model
+    from jaxinfer.runtime.sharding import make_mesh
+
+    config, mesh = model_config(SHAPES["tiny"]), make_mesh(2)
+    made = random_model("tiny", config, mesh)
+    for got, wanted in zip(
+        jax.tree.leaves(made.params),
+        jax.tree.leaves(abstract_model("tiny", config, "bfloat16", mesh).params),
+        strict=True,
+    ):
+        assert (got.shape, got.dtype, got.sharding) == (wanted.shape, wanted.dtype, wanted.sharding)
+        values = np.asarray(got, np.float32)
+        assert (values == 1).all() if values.ndim == 1 else 0.015 < values.std() < 0.025
+
+
+def _attention(case: str, seconds: float, **fields: Any) -> dict[str, Any]:
+    known = {c.name: c for c in attention_cases.attention_cases(Settings(Path(), Path()))}[case]
+    work = {"kind": known.kind, "needed_bytes": known.needed_bytes, "needed_flops": known.needed_flops}
+    record = {"section": "attention/mosaic_gpu", "case": case, "status": "ok", "op_seconds": seconds}
+    return {**record, **work, **fields}
+
+
+CEILINGS = [
+    {"section": "ceilings/jax", "case": "copy", "status": "ok", "copy_bytes_per_second": 4.0e12},
+    {"section": "ceilings/torch", "case": "copy", "status": "ok", "copy_bytes_per_second": 4.3e12},
+    {"section": "ceilings/jax", "case": "matrix", "status": "ok", "flops_per_second": 7.9e14},
+]
+DECODE = "decode 32 x 8192, page 64"
+
+
+def test_a_target_is_met_or_missed() -> None:
+    floor = 32 * 8192 * 2 * 8 * 128 * 2 / 4.3e12
+    records = [*CEILINGS, _attention(DECODE, floor / 0.86), _attention(f"{DECODE}, int8 KV", floor / 0.86 / 1.69)]
+    words = [(v.word, v.figure) for v in targets.verdicts(records, "gpu")]
+    assert words[0] == ("pass", pytest.approx(0.86))
+    assert words[1] == ("not read", None)
+    assert words[2] == ("miss", pytest.approx(1.69))
+    step = {"section": "engine", "case": "compiled decode step, rows: 1", "status": "ok", "depth": 1152,
+            "floor_bytes": 4.3e9, "op_seconds": 1.3e-3}  # fmt: skip
+    assert targets.verdicts([*records, step], "gpu")[4][:2] == (
+        "Llama-3-8B decode step, 1 rows, of its byte floor",
+        pytest.approx(1 / 1.3),
+    )
+
+
+def test_tables_of_a_run_that_was_cut_short(tmp_path: Path) -> None:
+    records = [
+        *CEILINGS,
+        _attention(DECODE, 3e-4),
+        {"section": "attention/xla", "case": DECODE, "status": "crashed", "error": "killed by SIGSEGV; last | words"},
+        {"section": "attention/triton_gpu", "case": "all", "status": "unsupported", "error": "jax-triton is missing"},
+        {"section": "engine", "case": "start-up", "status": "begin"},
+    ]
+    text = render(records, Settings(tmp_path, tmp_path))
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {DECODE} |")]
+    assert line == f"| {DECODE} | 1.07e+03 MB | 0.3 ms, 3,579, 83% | crashed [1] | unsupported [2] |"
+    assert "[1] killed by SIGSEGV; last / words" in text
+    assert "Engine: skipped [3]" in text
+    assert "[3] the run ended in the middle of it" in text
+    assert "decode attention, 32 x 8192, page 64, of copy bandwidth | 83 % | 85 % | miss" in text
+    assert render([], Settings(tmp_path, tmp_path)).startswith("device unknown")
+
+
+def test_it_imports_what_such_a_machine_has() -> None:
+    """The script, what it runs, and the tests that need a device."""
+    folders = ("pallas_kernels", "jaxinfer", "checkpoints", "scripts/device_checks", "tests/goldens_lib")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    files += [ROOT / "scripts/device_check.py", ROOT / "scripts/model_shapes.py", ROOT / "tests/conftest.py"]
+    files += [*(ROOT / "tests/pallas_kernels/paged_attention").glob("*.py"), *(ROOT / "tests/jaxinfer").glob("*.py")]
+    for path in [*files, ROOT / "tests/golden_recipe.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            tops = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - OURS
+            assert tops <= INSTALLED, f"{path.relative_to(ROOT)} imports {tops - INSTALLED}"
+
+
+def _run(*arguments: str, timeout: float, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "device_check.py"), *arguments]
+    env = {name: value for name, value in os.environ.items() if name != "OUT"} | environment
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=env)
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    done = _run("--only", "kernels", "--out", str(tmp_path), timeout=30)
+    assert done.returncode == 2
+    assert "--only names kernels; known: ceilings, tests, attention, engine" in done.stderr
+
+
+def test_without_a_device_it_says_so(tmp_path: Path) -> None:
+    done = _run("--only", "ceilings", "--out", str(tmp_path), timeout=60, JAX_PLATFORMS="cpu")
+    assert done.returncode == 2
+    assert "JAX sees cpu only here" in done.stderr
+    assert (tmp_path / "table.md").exists()
+
+
+def test_ceilings_are_rehearsed(tmp_path: Path) -> None:
+    done = _run("--rehearse", "--only", "ceilings", timeout=100, OUT=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("**A rehearsal on a CPU with tiny sizes")
+    read = {(r["section"], r["case"]): r for r in map(json.loads, (tmp_path / "results.jsonl").open())}
+    assert read["ceilings/jax", "copy"]["copy_bytes_per_second"] > 0
+    assert read["ceilings/jax", "matrix"]["flops_per_second"] > 0
+    assert "Ceilings of this run: copy" in done.stdout
+    assert "not read |" in done.stdout  # no target of a rehearsal is
+
+
+def test_a_stopped_run_prints_its_tables(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "device_check.py"), "--rehearse", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not Records(tmp_path).read("ceilings/jax") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "Ceilings of this run" in out
+    assert (tmp_path / "table.md").read_text() in out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_everything_is_rehearsed(tmp_path: Path) -> None:
+    """Torch's part only where torch is; cuDNN and the GPU kernels say why not."""
+    done = _run("--rehearse", "--out", str(tmp_path), "--budget-seconds", "800", timeout=880)
+    assert done.returncode == 0, done.stderr
+    records = [r for r in Records(tmp_path).read() if r["status"] not in ("begin", "skipped")]
+    wrong = [r for r in records if r["status"] not in ("ok", "unsupported") and r["section"] != "attention/jax_cudnn"]
+    assert not wrong, wrong
+    found = {r["section"] for r in records if r["status"] == "ok"}
+    assert found >= {"probe", "ceilings/jax", "tests", "attention/xla", "attention/jax_xla", "engine"}
+    assert any(r["case"] == "requests: 4" and r["compilations"] == 0 for r in records if r["section"] == "engine")
+    assert "jaxinfer, requests: 4" in done.stdout
