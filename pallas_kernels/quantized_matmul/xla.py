@@ -1,9 +1,12 @@
 """The quantized product in plain XLA: correct everywhere, and fast where XLA has a product of the narrow types.
 
+Why there is no kernel beside it for most formats: ahead of time for five TPU generations and for Hopper, XLA fuses the
+widening of int8 and float8 weights into the product and writes no wide weight (tests/aot/test_quantized_matmul.py); for
+int4 it does so on TPU, group by group, and not on Hopper.
+
 With activations in int8, or on GPU and TPU in float8, the product is one of narrow types; scales multiply the sums, as
-long as there is one for each output. Weights alone in few bits are widened in front of the product: XLA fuses that
-into the product's operand on GPU and TPU, and writes the wide weight to memory on a CPU at every step, which is why
-`layout.for_target` keeps another form there.
+long as there is one for each output. Weights alone in few bits are widened in front of the product. XLA writes the wide
+weight to memory on a CPU at every step, which is why `layout.for_target` keeps another form there.
 
 A product of one row in a narrow type falls off a cliff in XLA:CPU (twenty times slower than two), so there are never
 fewer than two rows there.

@@ -1,0 +1,75 @@
+"""Quantized products through the real compilers: which of them write the wide weight to memory, and which do not."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from jaxinfer.quantization import SCHEMES
+from jaxinfer.runtime.topology import ProgramReport, report, topology_mesh
+from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.qtensor import quantize
+from pallas_kernels.quantized_matmul import quantized_matmul
+from pallas_kernels.quantized_matmul.layout import for_target
+from tests.aot.compilers import needs_cuda, needs_libtpu
+
+OUTPUTS, INPUTS, GROUP = 14336, 4096, 128
+WIDE = 2 * OUTPUTS * INPUTS  # bytes of the weight in bfloat16
+
+
+def compiled(topology: str, name: str, tokens: int) -> ProgramReport:
+    """The product of one device of a topology, in bfloat16."""
+    device = topology_mesh(topology).mesh.devices.flat[0]
+    target, scheme = DeviceTarget.of(device), SCHEMES[name]
+
+    def kept(weight: jax.Array) -> object:
+        group = GROUP if scheme.grouped else None
+        return for_target(quantize(weight, scheme.kind, group, activations=scheme.activations), target)
+
+    def struct(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
+
+    weight = jax.eval_shape(kept, jax.ShapeDtypeStruct((OUTPUTS, INPUTS), jnp.float32))
+    weight = jax.tree.map(lambda x: struct(x.shape, x.dtype), weight)
+    product = functools.partial(quantized_matmul, target=target)
+    return report(jax.jit(product).lower(struct((tokens, INPUTS), jnp.bfloat16), weight).compile())
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_a_tpu_writes_no_wide_weight(topology: str) -> None:
+    """A v5p copies int4 in its packed form, a quarter of the wide one, for 8 tokens; nothing else is copied."""
+    for name in SCHEMES:
+        for tokens in (8, 256):
+            program = compiled(topology, name, tokens)
+            assert program.temporaries < WIDE // 3, (name, tokens, program)
+
+
+@needs_cuda
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["int8", "fp8", "w8a8", "fp8-dynamic"])
+def test_hopper_writes_no_wide_weight(name: str) -> None:
+    """int4 it does write out: XLA's own product is no match for a kernel there."""
+    command = [sys.executable, "-m", "tests.aot.test_quantized_matmul", "hopper:1", name]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def main(topology: str, name: str) -> None:
+    for tokens in (8, 256):
+        program = compiled(topology, name, tokens)
+        print(name, tokens, program)
+        assert program.temporaries < WIDE // 4, (name, tokens, program)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
