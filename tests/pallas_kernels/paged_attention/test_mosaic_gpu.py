@@ -41,11 +41,12 @@ SHAPES = (
 
 
 @interpreted
+@pytest.mark.slow  # CI runs it in a step of its own, and one batch of a few shapes everywhere
 class TestMosaicGpu(PagedAttentionContract):
     target = HOPPER
     backend = "mosaic_gpu"
     seeds = range(1)
-    recipes = (cases.ragged_mix, cases.page_borders, cases.idle)  # a second or two each: the rest is marked slow
+    recipes = (cases.ragged_mix, cases.page_borders, cases.idle)  # a second or two each
 
     def call(self, inputs: Inputs, shape: Shape) -> tuple[Any, Any, Any]:
         out = _interpreted(shape)(*inputs.args, inputs.sinks)
@@ -53,7 +54,6 @@ class TestMosaicGpu(PagedAttentionContract):
         assert not _races().races_found
         return out
 
-    @pytest.mark.slow  # CI runs it in a step of its own
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_what_the_contract_leaves_out(self, shape: Shape) -> None:
         assert self.refusal(shape) is None
@@ -61,7 +61,6 @@ class TestMosaicGpu(PagedAttentionContract):
             rng = np.random.default_rng((number, 5))
             self.check(cases.build(shape, self.target, recipe(shape, rng), rng), shape)
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("shape", [*CONTRACT_SHAPES, *SHAPES], ids=str)
     def test_matches_the_oracle_at_length(self, shape: Shape) -> None:
         if self.refusal(shape) is not None:
@@ -85,6 +84,13 @@ class TestMosaicGpu(PagedAttentionContract):
         rng = np.random.default_rng(3)
         rows = cases.ragged_mix(shape, rng)
         self.check(cases.build(shape, self.target, rows, rng, query_scale=1e8), shape)
+
+
+@interpreted
+@pytest.mark.parametrize("shape", [CONTRACT_SHAPES[1], CONTRACT_SHAPES[10]], ids=str)
+def test_in_short(shape: Shape) -> None:
+    contract, rng = TestMosaicGpu(), np.random.default_rng(4)
+    contract.check(cases.build(shape, contract.target, cases.ragged_mix(shape, rng), rng), shape)
 
 
 def _races() -> Any:

@@ -16,7 +16,7 @@ from pallas_kernels.paged_attention import mosaic_tpu, mosaic_tpu_kernel
 from pallas_kernels.paged_attention.lanes import over_rows_of_lanes
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
-from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract, scale_of
+from tests.pallas_kernels.paged_attention.contract import SHAPES, PagedAttentionContract, scale_of
 
 
 class TpuContract(PagedAttentionContract):
@@ -37,11 +37,18 @@ class TpuContract(PagedAttentionContract):
         return out
 
 
+@pytest.mark.slow  # CI runs it in a step of its own, and one batch of a few shapes everywhere
 class TestEagerCopies(TpuContract):
     mode = "eager"
 
 
-@pytest.mark.slow  # CI runs it in a step of its own
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[8], SHAPES[10]], ids=str)
+def test_in_short(shape: Shape) -> None:
+    contract, rng = TestEagerCopies(), np.random.default_rng(4)
+    contract.check(cases.build(shape, contract.target, cases.ragged_mix(shape, rng), rng), shape)
+
+
+@pytest.mark.slow
 class TestCopiesOnWait(TpuContract):
     mode = "on_wait"
     seeds = range(2, 3)
@@ -89,7 +96,7 @@ def _forget_traces() -> None:
     mosaic_tpu.paged_attention.clear_cache()
 
 
-@pytest.mark.parametrize("page_size", [16, 64, 256])
+@pytest.mark.parametrize("page_size", [*(pytest.param(size, marks=pytest.mark.slow) for size in (16, 64)), 256])
 def test_decoding_copies_each_page_once(page_size: int) -> None:
     """8 rows of 4,096 tokens: what the math needs, and not one page more. All kv heads of a page are one copy."""
     shape = Shape(tokens=8, rows=8, pages_per_row=4096 // page_size, page_size=page_size, kv_heads=1, head_dim=128)
