@@ -1,7 +1,7 @@
 """transformers' own continuous batching on the same shape, prompts and lengths, with random weights in torch.
 
 Its attention is the paged form of torch's `scaled_dot_product_attention`: flash-attn is not a part of it. It is asked
-for as many tokens as ours. A case that is stopped leaves an upper bound: its tokens over the time it was given.
+for as many tokens as ours. A case that takes longer than its time says so instead of a figure.
 """
 
 from __future__ import annotations
