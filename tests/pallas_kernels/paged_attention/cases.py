@@ -142,8 +142,15 @@ def build(
     *,
     query_scale: float = 1.0,
     shared_prefix_pages: int = 0,
+    drowned: float = 0.0,
 ) -> Inputs:
-    """Arrays for `rows`. With `shared_prefix_pages` n, every row reads its first n pages from the first row's."""
+    """Arrays for `rows`.
+
+    Args:
+        shared_prefix_pages: so many first pages of every row are the first row's.
+        drowned: about such a share of the keys in the pages meet every query with a score that overflows to -inf:
+            queries are positive and 1e25 times as large as usual, keys 1e25 times smaller, and those are -1e20.
+    """
     kv = kv_layout(target, shape.kv_dtype or shape.dtype, shape.kv_heads, shape.head_dim, shape.page_size)
     tables = 1 + rng.permutation(shape.num_pages - 1)[: shape.rows * shape.pages_per_row]
     tables = tables.reshape(shape.rows, shape.pages_per_row).astype(np.int32)
@@ -159,19 +166,21 @@ def build(
         pages = tables[row, positions // shape.page_size]
         slots[starts[row] : starts[row + 1]] = pages * shape.page_size + positions % shape.page_size
 
-    def pool() -> layout.Pages:
-        return _pages(shape, kv, tables, lengths - counts, rng)
+    def pool(scale: float = 1.0, share: float = 0.0) -> layout.Pages:
+        return _pages(shape, kv, tables, lengths - counts, rng, scale, share)
 
-    def tokens(heads: int, scale: float = 1.0) -> jnp.ndarray:
-        values = rng.standard_normal((shape.tokens, heads, shape.head_dim)).astype(np.float32) * scale
+    def tokens(heads: int, scale: float = 1.0) -> np.ndarray:
+        values = rng.standard_normal((shape.tokens, heads, shape.head_dim)).astype(np.float32) * np.float32(scale)
         values[starts[-1] :] = np.nan
-        return jnp.asarray(values, shape.dtype)
+        return values
 
+    key_scale = 1e-25 if drowned else 1.0
+    queries = tokens(shape.kv_heads * shape.group, query_scale / key_scale)
     return Inputs(
-        q=tokens(shape.kv_heads * shape.group, query_scale),
-        k=tokens(shape.kv_heads),
-        v=tokens(shape.kv_heads),
-        k_pages=pool(),
+        q=jnp.asarray(np.abs(queries) if drowned else queries, shape.dtype),
+        k=jnp.asarray(tokens(shape.kv_heads, key_scale), shape.dtype),
+        v=jnp.asarray(tokens(shape.kv_heads), shape.dtype),
+        k_pages=pool(key_scale, drowned),
         v_pages=pool(),
         batch=RaggedBatch(
             query_start_loc=jnp.asarray(starts),
@@ -194,10 +203,18 @@ def _sinks(shape: Shape, rng: np.random.Generator) -> jnp.ndarray | None:
 
 
 def _pages(
-    shape: Shape, kv: KVLayout, tables: np.ndarray, computed: np.ndarray, rng: np.random.Generator
+    shape: Shape,
+    kv: KVLayout,
+    tables: np.ndarray,
+    computed: np.ndarray,
+    rng: np.random.Generator,
+    scale: float,
+    drowned: float,
 ) -> layout.Pages:
-    """Pages in which exactly the tokens computed before this step hold numbers."""
-    values = rng.standard_normal(kv.shape(shape.num_pages)).astype(np.float32)
+    """Pages in which exactly the tokens computed before this step hold numbers, a share `drowned` of them -1e20."""
+    values = rng.standard_normal(kv.shape(shape.num_pages)).astype(np.float32) * np.float32(scale)
+    if drowned:
+        values[rng.random(values.shape[:-1]) < drowned] = -1e20
     known = np.zeros((shape.num_pages, shape.page_size), bool)
     for row, length in enumerate(computed):
         positions = np.arange(length)

@@ -129,6 +129,17 @@ class PagedAttentionContract(abc.ABC):
             rows = cases.ragged_mix(shape, rng)
             self.check(cases.build(shape, self.target, rows, rng, query_scale=1e8), shape)
 
+    @pytest.mark.parametrize("shape", [*SHAPES[1:3], SHAPES[10]], ids=str)
+    def test_scores_of_minus_infinity(self, shape: Shape) -> None:
+        """A third of the keys weighs nothing, whichever block they lie in, whole blocks among them."""
+        if self.refusal(shape) is not None:
+            pytest.skip("not served: another test checks how that is said")
+        for seed in self.seeds:
+            rng = np.random.default_rng((seed, 3))
+            rows = cases.ragged_mix(shape, rng)
+            self.check(cases.build(shape, self.target, rows, rng, drowned=0.34), shape)
+            self.check(cases.build(shape, self.target, rows, rng, drowned=1.0), shape)
+
 
 def case_of(shape: Shape) -> PagedAttentionCase:
     """What dispatch is told of a shape."""

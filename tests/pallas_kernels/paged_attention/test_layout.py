@@ -76,6 +76,25 @@ def test_tpu_rows_fill_the_lanes(heads, head_dim, dtype, shards, shape):
         assert 3 * kv.bytes_per_page == 2 * np.prod(shape) * np.dtype(dtype).itemsize
 
 
+@pytest.mark.parametrize(
+    ("dtype", "page_size", "ratios"),  # for head_dim 64, 80, 96, 128, 256
+    [
+        (jnp.bfloat16, 16, (1.00, 1.60, 1.33, 1.00, 1.00)),
+        (jnp.bfloat16, 256, (1.00, 1.60, 1.33, 1.00, 1.00)),
+        (jnp.int8, 32, (2.12, 1.71, 1.44, 1.09, 1.05)),
+        (jnp.int8, 64, (2.00, 1.62, 1.36, 1.03, 1.02)),
+        (jnp.int8, 128, (1.94, 1.57, 1.32, 1.00, 1.00)),
+    ],
+)
+def test_what_a_copied_page_holds_beside_what_is_needed(dtype, page_size, ratios):
+    """The table of docs/tpu.md; on a GPU nothing is padded."""
+    for head_dim, ratio in zip((64, 80, 96, 128, 256), ratios, strict=True):
+        scales = 4 if dtype == jnp.int8 else 0
+        needed = 2 * 8 * page_size * (head_dim * np.dtype(dtype).itemsize + scales)
+        assert round(kv_layout(TPU, dtype, 8, head_dim, page_size).bytes_per_page / needed, 2) == ratio
+        assert kv_layout(GPU, dtype, 8, head_dim, page_size).bytes_per_page == needed
+
+
 def test_heads_that_cannot_be_shared_are_refused():
     with pytest.raises(ValueError, match="num_kv_heads is 6; 4 devices must divide them"):
         kv_layout(CPU, jnp.float32, 6, 64, 16, 4)
