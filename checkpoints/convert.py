@@ -23,6 +23,7 @@ from checkpoints.folder import (
     CONFIG_FILE,
     FORMAT_VERSION,
     GENERATION_CONFIG_FILE,
+    HF_CONFIG_FILE,
     TEXT_FILES,
     CheckpointError,
     is_converted,
@@ -30,6 +31,7 @@ from checkpoints.folder import (
     write_json,
 )
 from checkpoints.load import Progress, canonical_shapes
+from checkpoints.quantized.mapping import read_quantization
 from checkpoints.reader import TensorSource, open_checkpoint
 from checkpoints.report import ConversionReport, tensor_reports
 from checkpoints.rules import TensorMapping, plan_mapping
@@ -68,6 +70,10 @@ def convert(
     if is_converted(hf_dir):
         raise CheckpointError(f"{hf_dir}: expected a Hugging Face folder; this is a converted checkpoint already")
     config, _ = read_config(hf_dir)
+    if read_quantization(hf_dir, config) is not None:
+        raise CheckpointError(
+            f"{hf_dir / HF_CONFIG_FILE}: expected no quantization_config; a quantized checkpoint is served as it is"
+        )
     config = dataclasses.replace(config, dtype=_chosen_dtype(dtype, config))
     copied = _files_to_copy(hf_dir)
     with open_checkpoint(hf_dir) as source:

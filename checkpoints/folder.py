@@ -79,6 +79,8 @@ def is_converted(folder: str | Path) -> bool:
 def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     """The model's configuration and its generation_config.json ({} without one), of either kind of folder.
 
+    How a quantized Hugging Face folder stores its matrices is not part of it, but must be known.
+
     Raises:
         CheckpointError: no such folder, neither kind, an unfinished conversion, corrupt JSON, another format version,
             an architecture or a value that is not supported. The message names the file.
@@ -98,11 +100,14 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         raise CheckpointError(
             f"{folder}: expected {HF_CONFIG_FILE} (Hugging Face) or {CONFIG_FILE} (converted); found neither"
         )
+    from checkpoints.quantized import KEY, parse
     from jaxinfer.models.registry import model_config
 
     hf_config = read_json_object(folder / HF_CONFIG_FILE)
     try:
-        return model_config(hf_config, generation), generation
+        if hf_config.get(KEY):
+            parse(hf_config[KEY])  # `checkpoints.quantized.mapping.read_quantization` says what it means
+        return model_config({key: value for key, value in hf_config.items() if key != KEY}, generation), generation
     except ConfigError as error:
         raise CheckpointError(f"{folder / HF_CONFIG_FILE}: {error}") from error
 

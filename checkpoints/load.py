@@ -3,7 +3,7 @@
 Both end in the same arrays, bit for bit, each placed by its logical axes and by nothing else. Disk and host know one
 layout, that of one device. For a tensor-parallel degree that changes shapes (repeated KV heads, padded vocabulary or
 MLP width) a parameter passes through host memory, one at a time; all others of a converted checkpoint are read by
-Orbax straight into their sharding.
+Orbax straight into their sharding. Matrices that a quantized checkpoint stores in few bits stay in them all the way.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from jax.sharding import Mesh, NamedSharding
 from checkpoints.assemble import DTYPES, assemble, check_tied_head, expand
 from checkpoints.folder import CheckpointError, is_converted
 from checkpoints.folder import read_config as read_config
+from checkpoints.quantized.assemble import check_no_biases, read_matrix
+from checkpoints.quantized.mapping import Quantization, plan_quantized, read_quantization
 from checkpoints.reader import open_checkpoint
 from checkpoints.rules import plan_mapping
 from checkpoints.store import StoredParams
@@ -28,7 +30,8 @@ from jaxinfer.config import ConfigError, ModelConfig
 from jaxinfer.models.axes import LogicalAxes, parameter_axes
 from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.quantization import SCHEMES, MatrixRounding, Scheme, rounding_of
+from jaxinfer.models.stored import check_stored, input_axes
+from jaxinfer.quantization import SCHEMES, MatrixPlacing, MatrixRounding, Scheme, placing_of, rounding_of
 from jaxinfer.runtime.sharding import TP_AXIS, make_mesh, named_sharding
 from pallas_kernels.qtensor import QTensor
 
@@ -91,17 +94,20 @@ def load_model(
     """Load a Hugging Face folder or a converted checkpoint.
 
     dtype: of the parameters; "auto" takes the checkpoint's. mesh: one axis "tp"; None: JAX's first device.
-    quantization: a scheme of `jaxinfer.quantization`; each matrix is rounded on its device as soon as it is there.
+    quantization: a scheme of `jaxinfer.quantization`; each matrix is rounded on its device as soon as it is there. It
+    must be None for a checkpoint that is quantized already.
 
     Raises:
         CheckpointError: the folder cannot be used (file, tensor, expected and found are named).
         ConfigError: the mesh has no "tp" axis, the model cannot be split that way (valid degrees are listed), or dtype
-            or quantization is unknown, or a matrix cannot be cut into groups.
+            or quantization is unknown or not possible, or a matrix cannot be cut into groups.
     """
     folder = Path(folder)
     config, generation_config = read_config(folder)
-    read = _restore if is_converted(folder) else _stream
-    return _load(read, folder, config, generation_config, dtype, mesh, progress, _scheme(quantization))
+    if is_converted(folder):
+        return _load(_restore, folder, config, generation_config, dtype, mesh, progress, quantization)
+    quantized = read_quantization(folder, config)
+    return _load(_stream, folder, config, generation_config, dtype, mesh, progress, quantization, quantized)
 
 
 def load_unfinished(folder: Path, config: ModelConfig) -> LoadedModel:
@@ -123,8 +129,10 @@ def _load(
     dtype: str,
     mesh: Mesh | None,
     progress: Progress | None,
-    scheme: Scheme | None,
+    quantization: str | None,
+    quantized: Quantization | None = None,
 ) -> LoadedModel:
+    scheme = _scheme(quantization)
     chosen = config.dtype if dtype == "auto" else dtype
     if chosen not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(DTYPES)}")
@@ -132,8 +140,9 @@ def _load(
     if tuple(mesh.axis_names) != (TP_AXIS,):
         raise ConfigError(f"mesh axes are {tuple(mesh.axis_names)}; expected one axis, {TP_AXIS!r}")
     shape = ModelShape.of(config, mesh.shape[TP_AXIS])
+    check_stored({} if quantized is None else quantized.stored, quantization, config, shape)
     graphdef, parameters, state = decoder_parameters(config, shape, DTYPES[chosen])
-    arrays = read(_Request(folder, config, shape, DTYPES[chosen], mesh, parameters, progress, scheme))
+    arrays = read(_Request(folder, config, shape, DTYPES[chosen], mesh, parameters, progress, scheme, quantized))
     loaded = [(key, leaf.replace(arrays[".".join(map(str, key))])) for key, leaf in nnx.to_flat_state(state)]
     params = nnx.to_pure_dict(nnx.from_flat_state(loaded))
     return LoadedModel(config, shape, chosen, graphdef, params, generation_config, folder)
@@ -152,7 +161,9 @@ class _Request:
         parameters: dict[str, Parameter],
         progress: Progress | None,
         scheme: Scheme | None,
+        quantized: Quantization | None,
     ) -> None:
+        self.quantized = quantized
         self.folder, self.config, self.shape, self.dtype = folder, config, shape, dtype
         self.parameters = parameters
         if shape.tp == 1:
@@ -161,6 +172,7 @@ class _Request:
             self.canonical = canonical_shapes(config, dtype)
         self._mesh = mesh
         self._roundings = {} if scheme is None else self._plan_roundings(scheme)
+        self._placings = {} if quantized is None else self._plan_placings(quantized)
         self._progress = progress
         self._total = sum(self._bytes(path) for path in parameters)
         self._done = 0
@@ -172,6 +184,14 @@ class _Request:
             for path, parameter in self.parameters.items()
         }
         return {path: rounding for path, rounding in planned.items() if rounding is not None}
+
+    def _plan_placings(self, quantized: Quantization) -> dict[str, MatrixPlacing]:
+        planned = {}
+        for path, stored in quantized.stored.items():
+            parameter, inputs = self.parameters[path], input_axes(path)
+            assert inputs is not None
+            planned[path] = placing_of(path, parameter.shape, parameter.axes, inputs, stored, self._mesh)
+        return planned
 
     @property
     def rounded(self) -> frozenset[str]:
@@ -197,22 +217,43 @@ class _Request:
         array = jax.make_array_from_callback(target, self.sharding(path), lambda index: host[index])
         return jax.block_until_ready(self.finish(path, array))
 
+    def place_stored(self, path: str, canonical: QTensor) -> QTensor:
+        """The same for a matrix in few bits: KV heads repeated (all else has its size), placed, kept for the device."""
+        placing = self._placings[path]
+
+        def lay_out(host: np.ndarray, like: jax.ShapeDtypeStruct) -> np.ndarray:
+            return expand(path, host, like.shape, self.shape)
+
+        return jax.block_until_ready(placing.apply(jax.tree.map(lay_out, canonical, placing.as_stored)))
+
     def report(self, *paths: str) -> None:
         self._done += sum(self._bytes(path) for path in paths)
         if self._progress is not None:
             self._progress(self._done, self._total, paths[-1])
 
     def _bytes(self, path: str) -> int:
+        if path in self._placings:
+            return self._placings[path].as_stored.nbytes
         return int(np.prod(self.canonical[path])) * self.dtype.itemsize
 
 
 def _stream(request: _Request) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     with open_checkpoint(request.folder) as source:
-        mapping = plan_mapping(request.config, source, request.canonical)
+        quantized, taken, plain = None, frozenset[str](), request.canonical
+        if request.quantized is not None:
+            quantized = plan_quantized(request.config, source, request.canonical, request.quantized)
+            taken = quantized.taken
+            plain = {path: shape for path, shape in plain.items() if path not in quantized.matrices}
+        mapping = plan_mapping(request.config, source, plain, taken)
         check_tied_head(mapping, source)
+        if quantized is not None:
+            check_no_biases(quantized, source)
         for path in request.parameters:
-            arrays[path] = request.place(path, assemble(mapping, source, path, request.dtype))
+            if quantized is not None and path in quantized.matrices:
+                arrays[path] = request.place_stored(path, read_matrix(quantized.matrices[path], quantized.format))
+            else:
+                arrays[path] = request.place(path, assemble(mapping, source, path, request.dtype))
             request.report(path)
     return arrays
 

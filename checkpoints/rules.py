@@ -13,8 +13,10 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 from checkpoints.folder import CheckpointError
 from checkpoints.reader import TensorInfo, TensorSource
@@ -237,6 +239,15 @@ class Entry:
     placements: tuple[Placement, ...]
 
 
+class Placed(Protocol):
+    """Anything of the source that has places in a parameter."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def placements(self) -> tuple[Placement, ...]: ...
+
+
 @dataclass(frozen=True)
 class TensorMapping:
     """A checked plan: `targets[path]` lists the tensors that make up the parameter; `ignored` gives name -> reason.
@@ -251,30 +262,31 @@ class TensorMapping:
     tied_head: str | None
 
 
-def plan_mapping(config: ModelConfig, source: TensorSource, targets: Mapping[str, Shape]) -> TensorMapping:
+def plan_mapping(
+    config: ModelConfig,
+    source: TensorSource,
+    targets: Mapping[str, Shape],
+    taken: frozenset[str] = frozenset(),
+) -> TensorMapping:
     """Match the tensors of `source` with the parameters `targets` ({dotted path: canonical shape}).
+
+    taken: tensors that are used elsewhere (`checkpoints.quantized`), for parameters that are not among `targets`.
 
     Raises:
         CheckpointError: a tensor is missing, left over, misshaped or of a dtype that is not floating point; the
             message names file, tensor, expected and found. Also if the family's table does not cover a parameter.
     """
-    rules = FAMILY_RULES.get(config.architecture)
-    if rules is None:
-        raise CheckpointError(
-            f"{source.folder}: no tensor names for architecture {config.architecture}; "
-            f"known are {', '.join(FAMILY_RULES)}"
-        )
     dims = Dims.of(config)
     found: dict[str, list[Entry]] = {path: [] for path in targets}
-    used: set[str] = set()
-    for rule in _expand(rules, config.num_layers):
+    used: set[str] = set(taken)
+    for rule in family_rules(config, source.folder):
         if rule.target not in targets:
             continue
         entry = _match(source, rule, _layout(rule, dims, targets[rule.target]))
         found[rule.target].append(entry)
         used.add(rule.source)
     for path, entries in found.items():
-        _check_coverage(source, path, targets[path], entries)
+        check_coverage(source, path, targets[path], entries)
     ignored = _ignored(config, source, used)
     tied = TIED_HEAD if TIED_HEAD in ignored else None
     if tied is not None:
@@ -284,12 +296,18 @@ def plan_mapping(config: ModelConfig, source: TensorSource, targets: Mapping[str
     return TensorMapping({path: tuple(entries) for path, entries in found.items()}, dict(targets), ignored, tied)
 
 
-def _expand(rules: tuple[Rule, ...], layers: int) -> Iterator[Rule]:
+def family_rules(config: ModelConfig, folder: Path) -> Iterator[Rule]:
+    """The lines of the family's table, written out for every layer. Raises CheckpointError if there is no table."""
+    rules = FAMILY_RULES.get(config.architecture)
+    if rules is None:
+        raise CheckpointError(
+            f"{folder}: no tensor names for architecture {config.architecture}; known are {', '.join(FAMILY_RULES)}"
+        )
     for rule in rules:
         if "{i}" not in rule.source:
             yield rule
             continue
-        for i in range(layers):
+        for i in range(config.num_layers):
             yield Rule(rule.source.format(i=i), rule.target.format(i=i), rule.transform)
 
 
@@ -344,7 +362,7 @@ def _ignored(config: ModelConfig, source: TensorSource, used: set[str]) -> dict[
     return ignored
 
 
-def _check_coverage(source: TensorSource, path: str, shape: Shape, entries: list[Entry]) -> None:
+def check_coverage(source: TensorSource, path: str, shape: Shape, entries: Sequence[Placed]) -> None:
     """Every element of the parameter is set exactly once: the regions are disjoint boxes whose sizes add up."""
     placements = [placement for entry in entries for placement in entry.placements]
     boxes = [_box(placement, path, shape) for placement in placements]

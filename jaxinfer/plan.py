@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
 from jaxinfer.models.axes import parameter_axes
 from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.quantization import SCHEMES, rounding_of
+from jaxinfer.models.stored import StoredMatrix, check_stored, input_axes
+from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
 from jaxinfer.runtime.assemble import Model, make_layout, probe_step
 from jaxinfer.runtime.kv_cache import Sizes, device_budget, gib, resolve_sizes
 from jaxinfer.runtime.sharding import named_sharding
@@ -54,17 +56,30 @@ class PlanReport:
         ]
 
 
-def abstract_model(name: str, config: ModelConfig, dtype: str, mesh: Mesh, quantization: str | None = None) -> Model:
-    """The model as shapes with shardings, no arrays."""
+def abstract_model(
+    name: str,
+    config: ModelConfig,
+    dtype: str,
+    mesh: Mesh,
+    quantization: str | None = None,
+    stored: Mapping[str, StoredMatrix] | None = None,
+) -> Model:
+    """The model as shapes with shardings, no arrays. stored: {path: matrices that the checkpoint has in few bits}."""
     shape = ModelShape.of(config, mesh.size)
+    stored = stored or {}
+    check_stored(stored, quantization, config, shape)
     graphdef, state = abstract_decoder(config, shape, jax.numpy.dtype(dtype))
 
     def struct(path: tuple[Any, ...], variable: Any) -> Any:
         value, axes = variable.get_value(), parameter_axes(variable)
         wide = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=named_sharding(mesh, axes))
+        dotted = ".".join(map(str, path))
+        inputs = input_axes(dotted)
+        if dotted in stored and inputs is not None:
+            return placing_of(dotted, value.shape, axes, inputs, stored[dotted], mesh).abstract()
         if quantization is None:
             return wide
-        rounding = rounding_of(".".join(map(str, path)), wide, axes, SCHEMES[quantization], mesh)
+        rounding = rounding_of(dotted, wide, axes, SCHEMES[quantization], mesh)
         return wide if rounding is None else rounding.apply(wide)
 
     from flax import nnx
@@ -73,11 +88,20 @@ def abstract_model(name: str, config: ModelConfig, dtype: str, mesh: Mesh, quant
     return Model(name, config, shape, graphdef, nnx.to_pure_dict(nnx.from_flat_state(flat)), dtype)
 
 
-def make_plan(name: str, config: ModelConfig, runtime: RuntimeConfig, mesh: Mesh) -> PlanReport:
-    """Plans a model on a mesh. Raises ConfigError, with the arithmetic, for what cannot fit."""
+def make_plan(
+    name: str,
+    config: ModelConfig,
+    runtime: RuntimeConfig,
+    mesh: Mesh,
+    stored: Mapping[str, StoredMatrix] | None = None,
+) -> PlanReport:
+    """Plans a model on a mesh; `stored` as in `abstract_model`.
+
+    Raises ConfigError, with the arithmetic, for what cannot fit.
+    """
     device = mesh.devices.flat[0]
     dtype = config.dtype if runtime.dtype == "auto" else runtime.dtype
-    model = abstract_model(name, config, dtype, mesh, runtime.quantization)
+    model = abstract_model(name, config, dtype, mesh, runtime.quantization, stored)
     layout = make_layout(model, DeviceTarget.of(device), runtime)
     weights = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(model.params))
     probe = probe_step(model, mesh, runtime, layout)

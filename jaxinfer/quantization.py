@@ -1,25 +1,28 @@
-"""Weights in few bits: the schemes by name, which parameters they are for, and rounding one of them on its device.
+"""Weights in few bits on their devices: rounded there at load by a scheme, or stored in few bits by the checkpoint.
 
-Calibration-free: what `--quantization` does at load. Norms, biases and the vocabulary matrices keep their type.
+Schemes are calibration-free: what `--quantization` does. Norms, biases and the vocabulary matrices keep their type.
 """
 
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError
 from jaxinfer.models.axes import LogicalAxes
-from jaxinfer.runtime.sharding import TP_AXIS, named_sharding, partition_spec
+from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.models.stored import input_axes as input_axes
+from jaxinfer.runtime.sharding import TP_AXIS, named_sharding, partition_spec, replicated
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.qtensor import Activations, Kind, QTensor, quantize
+from pallas_kernels.qtensor import STORAGE, Activations, Kind, QTensor, quantize
 from pallas_kernels.quantized_matmul.layout import for_target
 
 GROUPS = (128, 64, 32)  # inputs of an int4 group: the largest that divides a device's share is taken
@@ -45,20 +48,6 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     }
 )
 
-# Paths of the matrices, and how many of their last axes are inputs.
-MATRICES: Mapping[str, int] = MappingProxyType(
-    {
-        r"layers\.\d+\.attention\.qkv\.weight": 1,
-        r"layers\.\d+\.attention\.out\.weight": 3,
-        r"layers\.\d+\.mlp\.(gate_up|down)\.weight": 1,
-    }
-)
-
-
-def input_axes(path: str) -> int | None:
-    """How many of a parameter's last axes are inputs, if it is a matrix that schemes are for."""
-    return next((count for pattern, count in MATRICES.items() if re.fullmatch(pattern, path)), None)
-
 
 @dataclass(frozen=True)
 class MatrixRounding:
@@ -66,26 +55,14 @@ class MatrixRounding:
 
     scheme: Scheme
     group: int | None
-    inputs: int
+    inputs: int  # how many axes of the weight are inputs
     axes: LogicalAxes  # of the weight
     mesh: Mesh
 
     def apply(self, weight: Any) -> QTensor:
         """Rounds a weight (*O, *I) that lies sharded on the mesh, or a `ShapeDtypeStruct` of one."""
         run = _program(self.scheme, self.group, self.inputs, DeviceTarget.of(self.mesh.devices.flat[0]))
-        shardings = self._shardings(jax.eval_shape(run, weight))
-        with jax.set_mesh(self.mesh):
-            if isinstance(weight, jax.ShapeDtypeStruct):
-                shapes = jax.eval_shape(run, weight)
-                return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-            return _jitted(run, _Frozen(shardings))(weight)
-
-    def _shardings(self, shape: QTensor) -> QTensor:
-        """A `QTensor` of shardings: outputs as the weight has them; groups of inputs as its first input axis."""
-        outputs, inputs = self.axes[: -self.inputs], self.axes[-self.inputs]
-        values = named_sharding(self.mesh, (*outputs, inputs))
-        scales = named_sharding(self.mesh, (*outputs, inputs if shape.scales.shape[-1] > 1 else None))
-        return jax.tree.map(lambda leaf: values if leaf is shape.values else scales, shape)
+        return _placed(run, weight, self.axes, self.inputs, self.mesh)
 
 
 def rounding_of(path: str, weight: Any, axes: LogicalAxes, scheme: Scheme, mesh: Mesh) -> MatrixRounding | None:
@@ -108,6 +85,101 @@ def rounding_of(path: str, weight: Any, axes: LogicalAxes, scheme: Scheme, mesh:
                 f"quantization: {path} has {share} inputs on a device; one of {GROUPS} must divide them for int4"
             )
     return MatrixRounding(scheme, group, inputs, axes, mesh)
+
+
+@dataclass(frozen=True)
+class MatrixPlacing:
+    """What becomes of one matrix that the checkpoint stores in few bits. Build it with `placing_of`.
+
+    Attributes:
+        as_stored: shapes of its parts, with the shardings in which they reach the devices.
+    """
+
+    as_stored: QTensor
+    inputs: int
+    axes: LogicalAxes  # of the weight
+    mesh: Mesh
+
+    def apply(self, parts: QTensor) -> QTensor:
+        """Places parts that lie on the host, in the shapes of `as_stored`, as their device multiplies by them."""
+
+        def place(host: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+            return jax.make_array_from_callback(like.shape, like.sharding, lambda index: host[index])
+
+        return self._kept(jax.tree.map(place, parts, self.as_stored))
+
+    def abstract(self) -> QTensor:
+        """What `apply` returns, as `ShapeDtypeStruct`s."""
+        return self._kept(self.as_stored)
+
+    def _kept(self, weight: QTensor) -> QTensor:
+        run = _keeping(DeviceTarget.of(self.mesh.devices.flat[0]))
+        return _placed(run, weight, self.axes, self.inputs, self.mesh)
+
+
+def placing_of(
+    path: str, shape: tuple[int, ...], axes: LogicalAxes, inputs: int, stored: StoredMatrix, mesh: Mesh
+) -> MatrixPlacing:
+    """Where the parameter `path` goes, a weight of this shape (*O, *I) and `inputs` axes I.
+
+    Raises ConfigError, naming the parameter, if its inputs cannot be split over the mesh between groups.
+    """
+    outputs, count = shape[:-inputs], math.prod(shape[-inputs:])
+    groups = stored.groups(count)
+    tp = mesh.shape[TP_AXIS] if partition_spec(axes)[-inputs] is not None else 1
+    unit = count // groups if groups > 1 else 2 if stored.kind == "int4" else 1
+    if count % tp or (count // tp) % unit:
+        raise ConfigError(
+            f"tensor_parallel_size is {mesh.shape[TP_AXIS]}; {path} has {count} inputs, stored in groups of "
+            f"{count // groups}: it must split them between groups"
+        )
+
+    def part(*sizes: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    plain = QTensor(
+        part(*outputs, count // 2 if stored.kind == "int4" else count, dtype=STORAGE[stored.kind]),  # type: ignore[arg-type]
+        part(*outputs, groups),  # type: ignore[arg-type]
+        part(*outputs, groups) if stored.zeros else None,  # type: ignore[arg-type]
+        part(count, dtype=np.int32) if stored.order else None,  # type: ignore[arg-type]
+        kind=stored.kind,
+        activations=stored.activations,
+    )
+    return MatrixPlacing(_with_shardings(plain, _shardings(plain, axes, inputs, mesh)), inputs, axes, mesh)
+
+
+def _shardings(shape: QTensor, axes: LogicalAxes, inputs: int, mesh: Mesh) -> QTensor:
+    """A `QTensor` of shardings: outputs as the weight has them; groups of inputs as its first input axis."""
+    outputs, first = axes[:-inputs], axes[-inputs]
+    scales: Any = named_sharding(mesh, (*outputs, first if shape.scales.shape[-1] > 1 else None))
+    values: Any = named_sharding(mesh, (*outputs, first))
+    order: Any = replicated(mesh)  # any device may need any input
+    return replace(
+        shape,
+        values=values,
+        scales=scales,
+        zeros=None if shape.zeros is None else scales,
+        order=None if shape.order is None else order,
+    )
+
+
+def _with_shardings(shapes: QTensor, shardings: QTensor) -> QTensor:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _placed(run: Callable[[Any], QTensor], operand: Any, axes: LogicalAxes, inputs: int, mesh: Mesh) -> QTensor:
+    """`run` of what lies sharded on the mesh, its result sharded too; or shapes of shapes."""
+    shapes = jax.eval_shape(run, operand)
+    shardings = _shardings(shapes, axes, inputs, mesh)
+    with jax.set_mesh(mesh):
+        if isinstance(jax.tree.leaves(operand)[0], jax.ShapeDtypeStruct):
+            return _with_shardings(shapes, shardings)
+        return _jitted(run, _Frozen(shardings))(operand)
+
+
+@functools.lru_cache
+def _keeping(target: DeviceTarget) -> Callable[[QTensor], QTensor]:
+    return lambda weight: for_target(weight, target)
 
 
 @functools.lru_cache

@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from checkpoints.folder import CheckpointError, read_config
+from checkpoints.folder import CheckpointError, is_converted, read_config
+from checkpoints.quantized.mapping import read_quantization
 from jaxinfer.config import ConfigError
 from jaxinfer.model_path import resolve_model
 from serving.commands.options import Help, add_runtime_options, runtime_config
@@ -36,15 +37,16 @@ def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> 
         folder = resolve_model(arguments.model, hub_cache)
         runtime = runtime_config(arguments)
         config, _ = read_config(folder)
+        quantized = None if is_converted(folder) else read_quantization(folder, config)
 
         from jaxinfer.plan import make_plan
         from jaxinfer.runtime.assemble import configure_jax
         from jaxinfer.runtime.sharding import make_mesh
 
         configure_jax(runtime)
-        report = make_plan(
-            folder.resolve().name, config, runtime, make_mesh(runtime.tensor_parallel_size, runtime.device)
-        )
+        mesh = make_mesh(runtime.tensor_parallel_size, runtime.device)
+        stored = None if quantized is None else quantized.stored
+        report = make_plan(folder.resolve().name, config, runtime, mesh, stored)
     except (CheckpointError, ConfigError, NotImplementedError) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -1,0 +1,39 @@
+"""Published quantized checkpoints: what their `quantization_config` says, and their matrices as `QTensor`s, bit by bit.
+
+One module for each format (`awq`, `gptq`, `compressed_tensors`, `fp8`); `protocol` is what they have in common, `keys`
+reads their settings, `mapping` matches their tensors with the decoder's matrices, `assemble` reads one matrix.
+Everything that a format's settings say is known or refused by name; nothing is read before that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from checkpoints.quantized.awq import Awq
+from checkpoints.quantized.compressed_tensors import CompressedTensors
+from checkpoints.quantized.fp8 import Fp8
+from checkpoints.quantized.gptq import Gptq
+from checkpoints.quantized.protocol import Format
+from jaxinfer.config import ConfigError, UnsupportedModelError
+
+KEY = "quantization_config"  # of config.json
+_FORMATS = {
+    "awq": Awq.parse,
+    "gptq": Gptq.parse,
+    "compressed-tensors": CompressedTensors.parse,
+    "fp8": Fp8.parse,
+}
+
+
+def parse(settings: Any) -> Format:
+    """The format that a `quantization_config` describes.
+
+    Raises UnsupportedModelError for a method, a key or a value that is not known, ConfigError for a malformed one; both
+    name the field, its value and what is allowed.
+    """
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{KEY} is {settings!r:.80}; it must be an object")
+    method = settings.get("quant_method")
+    if not isinstance(method, str) or method not in _FORMATS:
+        raise UnsupportedModelError(f"{KEY}.quant_method is {method!r}; it must be one of {', '.join(_FORMATS)}")
+    return _FORMATS[method](settings)

@@ -1,0 +1,70 @@
+"""The settings of quantized checkpoints: every key is read, checked against what it may say, harmless, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from jaxinfer.config import ConfigError, UnsupportedModelError
+
+GROUPS = (32, 64, 128)
+OFF: tuple[Any, ...] = (None, False, "", [], {})
+
+
+def check_keys(
+    settings: Mapping[str, Any],
+    where: str,
+    *,
+    read: Collection[str],
+    harmless: Collection[str] = (),
+    only: Mapping[str, tuple[Any, ...]] | None = None,
+) -> None:
+    """Refuse what is not known. A key that is not known is passed over if it is off: null, false or empty.
+
+    where: what the settings are called in messages. only: {key: values that it may have}, beside being off.
+    """
+    only = only or {}
+    for key, value in settings.items():
+        if any(value is off or (value == off and type(value) is type(off)) for off in OFF):
+            continue
+        if key in only:
+            if value not in only[key]:
+                allowed = [*only[key], None]
+                raise UnsupportedModelError(f"{where}.{key} is {value!r:.200}; it must be one of {allowed}")
+        elif key not in read and key not in harmless:
+            raise UnsupportedModelError(
+                f"{where} has {key} = {value!r:.200}, which is not known; a key that is not understood may change the "
+                f"results. Known keys: {sorted({*read, *only, *harmless})}"
+            )
+
+
+def one_of(settings: Mapping[str, Any], where: str, key: str, allowed: Collection[Any], default: Any = None) -> Any:
+    """The value of a key, one of `allowed` by value and type; null and absent are `default`."""
+    value = settings.get(key)
+    value = default if value is None else value
+    if not any(value == one and type(value) is type(one) for one in allowed):
+        raise UnsupportedModelError(f"{where}.{key} is {value!r:.200}; it must be one of {list(allowed)}")
+    return value
+
+
+def group_size(settings: Mapping[str, Any], where: str) -> int | None:
+    """`group_size`: inputs that share a scale; -1 means all of them, here None."""
+    size = one_of(settings, where, "group_size", (*GROUPS, -1))
+    return None if size == -1 else size
+
+
+def names(settings: Mapping[str, Any], where: str, key: str) -> tuple[str, ...]:
+    """A list of names, empty where the key is null or absent."""
+    listed = settings.get(key)
+    listed = [] if listed is None else listed
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise ConfigError(f"{where}.{key} is {listed!r:.200}; it must be a list of names")
+    return tuple(listed)
+
+
+def mentions(listed: Collection[str], module: str) -> bool:
+    """True if one of the names is the module's, or a run of its dotted parts, as "mlp" and "layers.0" are.
+
+    By whole parts, because "mlp.gate" (a router) must not name "mlp.gate_proj".
+    """
+    return any(f".{name.strip('.')}." in f".{module}." for name in listed)

@@ -1,0 +1,165 @@
+"""Which tensors of a quantized checkpoint make up which matrix of the decoder: from settings, then from headers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from checkpoints.folder import HF_CONFIG_FILE, CheckpointError, read_json_object
+from checkpoints.quantized import KEY, parse
+from checkpoints.quantized.protocol import Format, Layer, Shape, Tensors
+from checkpoints.reader import TensorSource
+from checkpoints.rules import TRANSFORMS, Dims, Layout, Placement, Rule, check_coverage, family_rules
+from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
+from jaxinfer.models.stored import StoredMatrix, input_axes
+
+WEIGHT, BIAS = ".weight", ".bias"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What a folder's config.json says about its weights. `stored`: {path of a matrix: how it is stored}."""
+
+    format: Format
+    stored: Mapping[str, StoredMatrix]
+
+
+@dataclass(frozen=True)
+class QuantizedEntry:
+    """One linear layer of the source. Its placements are those of outputs: every part has its own last axis."""
+
+    layer: Layer
+    tensors: Tensors
+    placements: tuple[Placement, ...]
+
+    @property
+    def source(self) -> str:
+        return self.layer.module
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """A matrix of the decoder in its canonical layout: outputs *O, I inputs as one axis."""
+
+    path: str
+    stored: StoredMatrix
+    outputs: Shape
+    inputs: int
+    entries: tuple[QuantizedEntry, ...]
+
+
+@dataclass(frozen=True)
+class QuantizedMapping:
+    """A checked plan. taken: the tensors that it uses. no_biases: biases that the model lacks; they must be zeros."""
+
+    format: Format
+    matrices: Mapping[str, QuantizedMatrix]
+    taken: frozenset[str]
+    no_biases: tuple[str, ...]
+
+
+def read_quantization(folder: Path, config: ModelConfig) -> Quantization | None:
+    """How a Hugging Face folder stores the matrices of `config`; None if it is not quantized. Reads config.json only.
+
+    Raises:
+        CheckpointError: see `parse`; or the settings quantize what cannot be, match nothing, or tell apart layers that
+            are one matrix here.
+    """
+    settings = read_json_object(folder / HF_CONFIG_FILE).get(KEY)
+    if not settings:
+        return None
+    try:
+        format_ = parse(settings)
+        return Quantization(format_, MappingProxyType(_stored(format_, config, folder)))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / HF_CONFIG_FILE}: {error}") from error
+
+
+def _stored(format_: Format, config: ModelConfig, folder: Path) -> dict[str, StoredMatrix]:
+    if format_.head_is_stored() and not config.tie_word_embeddings:
+        raise UnsupportedModelError(f"{KEY} quantizes lm_head; supported are the layers' matrices only")
+    layers: dict[str, list[str]] = {}
+    for rule in _matrix_rules(config, folder):
+        layers.setdefault(rule.target, []).append(rule.source.removesuffix(WEIGHT))
+    if lost := format_.unmatched([module for modules in layers.values() for module in modules]):
+        raise UnsupportedModelError(f"{KEY} has the targets {lost}, which match no linear layer of this model")
+    found = {}
+    for path, modules in layers.items():
+        stored = {module: format_.stored(module) for module in modules}
+        first = stored[modules[0]]
+        if other := next((module for module, one in stored.items() if one != first), None):
+            raise UnsupportedModelError(
+                f"{KEY} stores {modules[0]} as {first}, and {other} as {stored[other]}; they are one matrix here "
+                "and must be stored alike"
+            )
+        if first is not None:
+            found[path] = first
+    if not found:
+        raise UnsupportedModelError(f"{KEY} quantizes no linear layer of this model")
+    return found
+
+
+def plan_quantized(
+    config: ModelConfig, source: TensorSource, targets: Mapping[str, Shape], quantization: Quantization
+) -> QuantizedMapping:
+    """Match the tensors of `source` with the matrices that are stored in few bits. Reads headers only.
+
+    targets: {dotted path: canonical shape} of all parameters.
+
+    Raises:
+        CheckpointError: a tensor is missing, misshaped or of another dtype, or a group does not divide the inputs; the
+            message names file or folder, and tensor or layer.
+    """
+    dims = Dims.of(config)
+    found: dict[str, list[QuantizedEntry]] = {path: [] for path in quantization.stored}
+    taken: set[str] = set()
+    no_biases = []
+    for rule in _matrix_rules(config, source.folder):
+        if rule.target not in quantization.stored:
+            continue
+        outputs, inputs = _sizes(rule.target, targets[rule.target])
+        layout = _outputs_layout(rule, dims, outputs)
+        module = rule.source.removesuffix(WEIGHT)
+        layer = Layer(module, layout.source_shape[0], inputs, quantization.stored[rule.target])
+        try:
+            _check_groups(layer)
+            tensors = Tensors(source, layer, quantization.format.parts(layer))
+        except ConfigError as error:
+            raise CheckpointError(f"{source.folder}: {error}") from error
+        found[rule.target].append(QuantizedEntry(layer, tensors, layout.placements))
+        taken.update(tensors.names)
+        if rule.target.removesuffix(WEIGHT) + BIAS not in targets and module + BIAS in source:
+            no_biases.append(module + BIAS)
+    matrices = {}
+    for path, entries in found.items():
+        outputs, inputs = _sizes(path, targets[path])
+        check_coverage(source, path, outputs, entries)
+        matrices[path] = QuantizedMatrix(path, quantization.stored[path], outputs, inputs, tuple(entries))
+    return QuantizedMapping(quantization.format, matrices, frozenset({*taken, *no_biases}), tuple(no_biases))
+
+
+def _matrix_rules(config: ModelConfig, folder: Path) -> list[Rule]:
+    return [rule for rule in family_rules(config, folder) if input_axes(rule.target) is not None]
+
+
+def _sizes(path: str, shape: Shape) -> tuple[Shape, int]:
+    """The output axes of a matrix, and its inputs as one."""
+    inputs = input_axes(path)
+    assert inputs is not None
+    return shape[:-inputs], math.prod(shape[-inputs:])
+
+
+def _outputs_layout(rule: Rule, dims: Dims, outputs: Shape) -> Layout:
+    """Where the outputs go, as for a bias. Transforms of inputs mean nothing here: the inputs are one axis."""
+    if rule.transform in ("copy", "attention_out"):
+        return Layout(outputs, (Placement(0, outputs[0], outputs, ()),))
+    return TRANSFORMS[rule.transform](dims, ())
+
+
+def _check_groups(layer: Layer) -> None:
+    group = layer.stored.group
+    if group is not None and layer.inputs % group:
+        raise ConfigError(f"{layer.module} has {layer.inputs} inputs; groups of {group} must divide them")

@@ -1,0 +1,74 @@
+"""Matrices in few bits: which parameters they are, and how a checkpoint stores one. Standard library only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from jaxinfer.config import ConfigError, ModelConfig
+from jaxinfer.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    from pallas_kernels.qtensor import Activations, Kind
+
+# Paths of the matrices, and how many of their last axes are inputs.
+MATRICES: Mapping[str, int] = MappingProxyType(
+    {
+        r"layers\.\d+\.attention\.qkv\.weight": 1,
+        r"layers\.\d+\.attention\.out\.weight": 3,
+        r"layers\.\d+\.mlp\.(gate_up|down)\.weight": 1,
+    }
+)
+
+
+def input_axes(path: str) -> int | None:
+    """How many of a parameter's last axes are inputs, if it is a matrix that few bits are for."""
+    return next((count for pattern, count in MATRICES.items() if re.fullmatch(pattern, path)), None)
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """How a checkpoint stores a matrix in few bits; it becomes a `pallas_kernels.qtensor.QTensor` of the same parts.
+
+    Attributes:
+        kind: what the numbers are.
+        group: inputs that share a scale; None: all of them.
+        zeros: has zero points.
+        order: its inputs are sorted by group, and a permutation says which is which (act-order).
+        activations: what activations are rounded to, token by token, before the product; None: they keep their type.
+    """
+
+    kind: Kind
+    group: int | None = None
+    zeros: bool = False
+    order: bool = False
+    activations: Activations | None = None
+
+    def groups(self, inputs: int) -> int:
+        """A: how many scales an output has. The caller has checked that the group divides the inputs."""
+        return 1 if self.group is None else inputs // self.group
+
+
+def check_stored(
+    stored: Mapping[str, StoredMatrix], quantization: str | None, config: ModelConfig, shape: ModelShape
+) -> None:
+    """Raises ConfigError where matrices that a checkpoint stores in few bits cannot be used as asked.
+
+    quantization: the scheme that weights are to be rounded with at load, if any. shape: the sizes on the mesh.
+    """
+    if not stored:
+        return
+    if quantization is not None:
+        kinds = sorted({matrix.kind for matrix in stored.values()})
+        raise ConfigError(
+            f"quantization is {quantization!r}, but the checkpoint is quantized already ({', '.join(kinds)}); "
+            "it must be None"
+        )
+    if shape.mlp != config.intermediate_size:
+        raise ConfigError(
+            f"tensor_parallel_size is {shape.tp}; with quantized matrices it must divide the intermediate size, "
+            f"{config.intermediate_size}"
+        )
