@@ -79,7 +79,7 @@ def _shape(name: str, golden: tuple[int, ...]) -> tuple[int, ...]:
     if end in SIZES:
         return SIZES[end] if kind == "weight" else SIZES[end][:1]
     if end in ("q_norm", "k_norm"):
-        whole = golden[0] > 32  # over all heads, or over one; golden heads are smaller than that
+        whole = golden[0] >= 32  # over all heads, or over one; heads of these goldens are smaller than that
         return ((HEADS if end == "q_norm" else KV_HEADS) * HEAD,) if whole else (HEAD,)
     return (golden[0], HIDDEN) if len(golden) == 2 else (HIDDEN,)
 
