@@ -74,16 +74,18 @@ class CompressedTensors(Format):
         keys.check_keys(
             settings,
             _WHERE,
-            read=("quant_method", "config_groups", "format", "ignore"),
+            read=("quant_method", "config_groups", "format", "ignore", "sparsity_config"),
             harmless=("global_compression_ratio", "version"),
             only={
                 "quantization_status": ("compressed", "frozen"),
-                "sparsity_config": ({"format": "dense"},),
                 "transform_config": (),
                 "kv_cache_scheme": (),
                 "run_compressed": (True,),
             },
         )
+        sparsity = settings.get("sparsity_config") or {"format": "dense"}
+        if not isinstance(sparsity, dict) or sparsity.get("format") != "dense":
+            raise UnsupportedModelError(f"{_WHERE}.sparsity_config is {sparsity!r:.200}; its format must be 'dense'")
         layout = keys.one_of(settings, _WHERE, "format", (_PACKED, *_PLAIN, _MIXED))
         listed = settings.get("config_groups")
         if not isinstance(listed, dict) or not listed:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from checkpoints.reader import open_checkpoint
 from tests.checkpoints.quantized.packers import Packed
 from tests.golden_recipe import build_config, load_case, tensor
 
@@ -121,3 +122,15 @@ def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(dict(tensors), folder / "model.safetensors")
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of a folder, copied. The safetensors library does not read float8 into numpy."""
+    with open_checkpoint(folder) as source:
+        return {name: np.array(source.read(name)) for name in source.names}
+
+
+def edit_tensors(folder: Path, changes: Mapping[str, np.ndarray | None]) -> None:
+    """Replace, add or (None) remove tensors."""
+    tensors = read_tensors(folder) | dict(changes)
+    save_file({name: array for name, array in tensors.items() if array is not None}, folder / "model.safetensors")
