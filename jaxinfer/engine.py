@@ -8,9 +8,10 @@ writes later. In `serve` the loop runs in a process of its own, in `LLM` and in 
 from __future__ import annotations
 
 import queue
+import time
 import traceback
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jaxinfer.messages import (
     Abort,
@@ -27,12 +28,18 @@ from jaxinfer.messages import (
 from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.scheduling.plan import StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import DuplicateRequest, Scheduler
+from jaxinfer.step_clock import MESSAGES, SCHEDULE, UPDATE, StepClock
 
 Post = Callable[[Any], None]
 
 
 class PendingStep(Protocol):
     def result(self) -> StepResult: ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether the device has finished it."""
+        ...
 
 
 class StepRunner(Protocol):
@@ -52,6 +59,15 @@ class Inbox(Protocol):
     def get(self, block: bool = True, timeout: float | None = None) -> Any: ...
 
 
+class InFlight(NamedTuple):
+    """A dispatched step. padded: tokens it computes for nothing. launched: see StepClock."""
+
+    plan: StepPlan
+    pending: PendingStep
+    padded: int
+    launched: float
+
+
 class EngineLoop:
     """Turns messages into steps. `info` is what the engine settled on; `check` turns on integrity checks every step."""
 
@@ -60,23 +76,69 @@ class EngineLoop:
         self.runner = runner
         self.info = info
         self._check = check
-        self._in_flight: tuple[StepPlan, PendingStep] | None = None
+        self._in_flight: InFlight | None = None
+        self._clock = StepClock()
+        self._planned = StepPlan([]), time.monotonic()  # the last plan, and when it was made
         self._draining = False
         self._stopped = False
 
     def step(self) -> StepOutputs | None:
         """Plans and dispatches a step, then takes the results of the one before. None when there is nothing to say."""
+        self._clock.lap(MESSAGES)
         plan = self.scheduler.schedule()
         if self._check:
             self.scheduler.check_integrity(plan)
-        pending = self.runner.dispatch(plan) if plan else None
-        done, self._in_flight = self._in_flight, (plan, pending) if pending is not None else None
-        outputs = self.scheduler.update(done[0], done[1].result()) if done is not None else None
+        self._clock.lap(SCHEDULE)
+        done = self._in_flight
+        launched = self._dispatch(plan, done) if plan else None
+        outputs = self._take(done) if done is not None else None
+        self._in_flight = launched
         if self._check:
             self.scheduler.check_integrity()
-        if pending is None and done is None and self.scheduler.has_unfinished:
+        if launched is None and done is None and self.scheduler.has_unfinished:
             raise RuntimeError("the scheduler has unfinished requests but plans nothing for them")
         return outputs
+
+    def _dispatch(self, plan: StepPlan, before: InFlight | None) -> InFlight:
+        padded = self.runner.padded_tokens
+        self._planned = plan, time.monotonic()
+        pending = self.runner.dispatch(plan)
+        launched = self._clock.launch(starved=before is not None and before.pending.ready)
+        return InFlight(plan, pending, self.runner.padded_tokens - padded, launched)
+
+    def _take(self, done: InFlight) -> StepOutputs:
+        result = done.pending.result()
+        seconds = self._clock.finish(done.launched)
+        outputs = self.scheduler.update(done.plan, result, seconds, done.padded)
+        self._clock.lap(UPDATE)
+        return outputs
+
+    def describe(self) -> dict[str, Any]:
+        """The last plan, for a person who wonders why nothing moves: sizes and ids, no token of anybody's text.
+
+        Safe to call from another thread: plans are not changed once made.
+        """
+        plan, since = self._planned
+        rows = [
+            {
+                "request_id": row.request_id,
+                "index": row.index,
+                "slot": row.slot,
+                "start": row.start,
+                "length": row.length,
+                "samples": row.samples,
+                "new_pages": len(row.pages if row.admission is None else row.admission.pages),
+            }
+            for row in plan.rows
+        ]
+        return {
+            "step": self.scheduler.stats.steps + 1,
+            "seconds_since_dispatch": round(time.monotonic() - since, 3),
+            "tokens": plan.num_tokens,
+            "rows": rows,
+            "steps_in_flight": int(self._in_flight is not None),
+            "free_pages": self.scheduler.pool.available,
+        }
 
     @property
     def idle(self) -> bool:
@@ -101,6 +163,8 @@ class EngineLoop:
     def _receive(self, inbox: Inbox, post: Post) -> None:
         """Takes every waiting message; waits for one when there is nothing to compute."""
         block = self.idle and not self._draining
+        if block:
+            self._clock.pause()
         while not self._stopped:
             try:
                 message = inbox.get(block)
@@ -140,4 +204,5 @@ class EngineLoop:
         stats.compilations_after_ready = self.runner.compilations
         stats.padded_tokens = self.runner.padded_tokens
         sequences = ended + (outputs.sequences if outputs is not None else [])
-        post(StepOutputs(sequences, outputs.prompts if outputs is not None else [], stats.copy()))
+        prompts = outputs.prompts if outputs is not None else []
+        post(StepOutputs(sequences, prompts, stats.copy(), self._clock.times))

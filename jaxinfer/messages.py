@@ -55,6 +55,22 @@ class TokenLogprobs(NamedTuple):
     top: tuple[tuple[int, float], ...]
 
 
+class SequenceAccount(NamedTuple):
+    """What one sequence took, told once, when it ends. Times are time.monotonic() of the machine that both ends run on.
+
+    started: when it was first planned, 0.0 for never. chunks: rows of its prompt, recomputed ones included. pages: held
+    at its end. device_seconds, padded_tokens: its share of its steps, by tokens. computed_tokens: all rows together.
+    """
+
+    started: float
+    chunks: int
+    pages: int
+    preemptions: int
+    computed_tokens: int
+    padded_tokens: float
+    device_seconds: float
+
+
 class SequenceOutput(NamedTuple):
     """One sequence's news from one step. `token_id` is -1 when it finished without a new token (abort)."""
 
@@ -65,6 +81,7 @@ class SequenceOutput(NamedTuple):
     finish_reason: str | None  # "stop" | "length" | "abort"
     stop_token: int | None  # the stop token id that ended it, None for end-of-sequence
     cached_tokens: int
+    account: SequenceAccount | None = None  # with the finish reason
 
 
 class PromptScored(NamedTuple):
@@ -98,6 +115,23 @@ class EngineStats:
         return replace(self)
 
 
+class StepTimes(NamedTuple):
+    """Where the engine's one thread spent its seconds since start-up; together the time that it was not idle.
+
+    schedule: planning. dispatch: packing arrays and launching. device: waiting for results. update: taking them.
+    messages: reading submissions and posting outputs. starved_steps found the device without work when they were
+    launched; starved_seconds, the host's time before those launches, is the most that the device idled.
+    """
+
+    schedule: float = 0.0
+    dispatch: float = 0.0
+    device: float = 0.0
+    update: float = 0.0
+    messages: float = 0.0
+    starved_steps: int = 0
+    starved_seconds: float = 0.0
+
+
 @dataclass(slots=True)
 class StepOutputs:
     """Everything the engine has to say after one step: one message, one wake-up of the listener."""
@@ -105,6 +139,7 @@ class StepOutputs:
     sequences: list[SequenceOutput] = field(default_factory=list)
     prompts: list[PromptScored] = field(default_factory=list)
     stats: EngineStats = field(default_factory=EngineStats)
+    times: StepTimes = StepTimes()
 
 
 class Rejected(NamedTuple):

@@ -53,10 +53,11 @@ def stale_epoch(patch: pytest.MonkeyPatch) -> None:
     """Finishing does not bump the epoch, so results in flight still count."""
     finish = Scheduler._finish
 
-    def forgetful(self: Any, sequence: Sequence) -> None:
+    def forgetful(self: Any, sequence: Sequence) -> Any:
         epoch = sequence.epoch
-        finish(self, sequence)
+        account = finish(self, sequence)
         sequence.epoch = epoch
+        return account
 
     patch.setattr(Scheduler, "_finish", forgetful)
 

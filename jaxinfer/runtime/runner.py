@@ -39,6 +39,10 @@ class Pending:
     logprobs: int  # alternatives that a sampling row asked for; -1: no row wants scores
     prompt_logprobs: int  # the same for prompts
 
+    @property
+    def ready(self) -> bool:
+        return self.output.sampled.tokens.is_ready()
+
     def result(self) -> StepResult:
         """Waits for the step and returns its results for the plan's rows."""
         count, sampled = len(self.plan.rows), self.output.sampled

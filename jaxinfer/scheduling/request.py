@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxinfer.messages import Submit
+from jaxinfer.messages import SequenceAccount, Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import PrefixNode
 
@@ -46,7 +46,10 @@ class Sequence:
 
     __slots__ = (
         "cached_tokens",
+        "chunks",
         "committed",
+        "computed_tokens",
+        "device_seconds",
         "epoch",
         "finished",
         "index",
@@ -58,6 +61,7 @@ class Sequence:
         "num_pending",
         "num_tokens",
         "order",
+        "padded_tokens",
         "pages",
         "preemptions",
         "prompt_len",
@@ -65,6 +69,7 @@ class Sequence:
         "request",
         "residency",
         "slot",
+        "started",
         "stop_ids",
         "sync",
         "token_ids",
@@ -94,6 +99,24 @@ class Sequence:
         self.residency = 0
         self.preemptions = 0
         self.finished = False
+        # For its account:
+        self.started = 0.0  # time.monotonic() of its first row
+        self.chunks = 0
+        self.computed_tokens = 0
+        self.padded_tokens = 0.0
+        self.device_seconds = 0.0
+
+    @property
+    def account(self) -> SequenceAccount:
+        return SequenceAccount(
+            self.started,
+            self.chunks,
+            len(self.pages),
+            self.preemptions,
+            self.computed_tokens,
+            self.padded_tokens,
+            self.device_seconds,
+        )
 
     @property
     def key(self) -> tuple[str, int]:

@@ -8,10 +8,11 @@ token one step later.
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from dataclasses import dataclass
 
-from jaxinfer.messages import EngineStats, SequenceOutput, StepOutputs, Submit
+from jaxinfer.messages import EngineStats, SequenceAccount, SequenceOutput, StepOutputs, Submit
 from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.scheduling.kv_manager import KVManager
 from jaxinfer.scheduling.page_pool import PagePool
@@ -107,9 +108,9 @@ class Scheduler:
             return
         for sequence in request.sequences:
             if not sequence.finished and index in (None, sequence.index):
-                self._finish(sequence)
+                account = self._finish(sequence)
                 self._ended.append(
-                    SequenceOutput(request_id, sequence.index, -1, None, "abort", None, sequence.cached_tokens)
+                    SequenceOutput(request_id, sequence.index, -1, None, "abort", None, sequence.cached_tokens, account)
                 )
 
     @property
@@ -230,6 +231,7 @@ class Scheduler:
                 sequence.cached_tokens = sequence.num_computed
                 self.stats.prefix_queries += sequence.num_tokens
                 self.stats.prefix_hits += sequence.num_computed
+                sequence.started = time.monotonic()
             sequence.slot = self._slots.pop()
             length = min(sequence.num_tokens - sequence.num_computed, budget)
             rows.append(self._row(sequence, length))
@@ -255,6 +257,8 @@ class Scheduler:
     def _row(self, sequence: Sequence, length: int) -> PlanRow:
         start = sequence.num_computed
         end = start + length
+        if start < sequence.prompt_len:
+            sequence.chunks += 1
         fresh = sequence.needs_admission
         pages = self.kv.extend(sequence, end)
         admission = self._admission(sequence) if fresh else None
@@ -302,12 +306,17 @@ class Scheduler:
 
     # -- results ----------------------------------------------------------------------------------------------------
 
-    def update(self, plan: StepPlan, result: StepResult) -> StepOutputs:
-        """Takes the results of a dispatched plan: publishes pages, appends tokens, ends what is finished."""
+    def update(self, plan: StepPlan, result: StepResult, seconds: float = 0.0, padded: int = 0) -> StepOutputs:
+        """Takes the results of a dispatched plan: publishes pages, appends tokens, ends what is finished.
+
+        seconds, padded: what the step took of the device, and tokens it computed for nothing; shared by its rows.
+        """
         outputs = StepOutputs()
+        seconds_each, padded_each = seconds / plan.num_tokens, padded / plan.num_tokens
         offset = 0
         for i, row in enumerate(plan.rows):
-            start, offset = offset, offset + row.length
+            length = row.length
+            start, offset = offset, offset + length
             request = self._requests.get(row.request_id)
             if request is None:
                 continue
@@ -315,6 +324,9 @@ class Scheduler:
             if sequence.epoch != row.epoch:
                 continue
             self.kv.commit(sequence, row)
+            sequence.computed_tokens += length
+            sequence.device_seconds += seconds_each * length
+            sequence.padded_tokens += padded_each * length
             if row.targets:
                 outputs.prompts.append(prompt_scores(row, start, request.params, result))
             if row.samples:
@@ -337,17 +349,15 @@ class Scheduler:
                 stop_token = token
         elif total >= sequence.max_total:
             reason = "length"
-        if reason is not None:
-            self._finish(sequence)
+        account = self._finish(sequence) if reason is not None else None
         logprobs = None if request.params.logprobs is None else token_logprobs(i, request.params.logprobs, result)
         return SequenceOutput(
-            request.request_id, sequence.index, token, logprobs, reason, stop_token, sequence.cached_tokens
+            request.request_id, sequence.index, token, logprobs, reason, stop_token, sequence.cached_tokens, account
         )
 
-    def _finish(self, sequence: Sequence) -> None:
-        """Ends a sequence wherever it is. Idempotent."""
-        if sequence.finished:
-            return
+    def _finish(self, sequence: Sequence) -> SequenceAccount:
+        """Ends a live sequence wherever it is; what it took."""
+        account = sequence.account
         sequence.finished = True
         sequence.epoch += 1
         self.kv.release(sequence)
@@ -358,6 +368,7 @@ class Scheduler:
             self._waiting.remove(sequence)
         if sequence.request.finished:
             del self._requests[sequence.request.request_id]
+        return account
 
     def _leave_slot(self, sequence: Sequence) -> None:
         self._slots.append(sequence.slot)

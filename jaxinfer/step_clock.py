@@ -1,0 +1,55 @@
+"""Where the engine's thread spends its time, for a few hundred nanoseconds a step."""
+
+from __future__ import annotations
+
+import time
+
+from jaxinfer.messages import StepTimes
+
+SCHEDULE, DISPATCH, DEVICE, UPDATE, MESSAGES = range(5)
+
+
+class StepClock:
+    """A stopwatch that is always in one part. `pause` it while the engine waits for work."""
+
+    __slots__ = ("_done", "_mark", "_parts", "_starved_seconds", "_starved_steps")
+
+    def __init__(self) -> None:
+        self._parts = [0.0] * 5
+        self._mark: float | None = None  # None: paused
+        self._done = 0.0  # when the last results were on the host
+        self._starved_steps = 0
+        self._starved_seconds = 0.0
+
+    def pause(self) -> None:
+        """What passes until the next `lap` is nobody's."""
+        self.lap(MESSAGES)
+        self._mark = None
+
+    def lap(self, part: int) -> float:
+        """What passed since the last lap was `part`'s; returns the time (seconds of time.perf_counter())."""
+        now = time.perf_counter()
+        if self._mark is not None:
+            self._parts[part] += now - self._mark
+        self._mark = now
+        return now
+
+    def launch(self, *, starved: bool) -> float:
+        """Ends a dispatch; returns when it began. starved: the device had already finished what it had."""
+        began = self._mark
+        now = self.lap(DISPATCH)
+        if starved:
+            self._starved_steps += 1
+            self._starved_seconds += now - self._done
+        return now if began is None else began
+
+    def finish(self, launched: float) -> float:
+        """Results are here: seconds since their step was handed to the device, or since the step before was done."""
+        now = self.lap(DEVICE)
+        seconds = now - max(launched, self._done)
+        self._done = now
+        return seconds
+
+    @property
+    def times(self) -> StepTimes:
+        return StepTimes(*self._parts, self._starved_steps, self._starved_seconds)
