@@ -132,6 +132,9 @@ class StepTimes(NamedTuple):
     starved_seconds: float = 0.0
 
 
+NO_TIMES = StepTimes()
+
+
 @dataclass(slots=True)
 class StepOutputs:
     """Everything the engine has to say after one step: one message, one wake-up of the listener."""
@@ -139,7 +142,7 @@ class StepOutputs:
     sequences: list[SequenceOutput] = field(default_factory=list)
     prompts: list[PromptScored] = field(default_factory=list)
     stats: EngineStats = field(default_factory=EngineStats)
-    times: StepTimes = StepTimes()
+    times: StepTimes = NO_TIMES
 
 
 class Rejected(NamedTuple):

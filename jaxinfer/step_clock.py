@@ -52,4 +52,5 @@ class StepClock:
 
     @property
     def times(self) -> StepTimes:
-        return StepTimes(*self._parts, self._starved_steps, self._starved_seconds)
+        schedule, dispatch, device, update, messages = self._parts
+        return StepTimes(schedule, dispatch, device, update, messages, self._starved_steps, self._starved_seconds)

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from jaxinfer.messages import (
@@ -32,6 +33,8 @@ from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import Tokenizer
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, describe_exit
 from serving.frames import Unpacker, pack
+from serving.observing.record import NOWHERE, Origin
+from serving.observing.recorder import Recorder
 from serving.request import PreparedRequest
 from serving.status import DEFAULT_RETRY_MS, Refusal, duplicate, internal, invalid, overloaded, rejected, unavailable
 from serving.stream import GenerationStream
@@ -51,6 +54,10 @@ class EngineLink(Protocol):
 
     def kill(self) -> None: ...
 
+    async def describe(self, timeout: float) -> dict[str, Any] | None:
+        """The engine's last plan; None when it does not answer within `timeout` seconds."""
+        ...
+
 
 class EngineEnd(Exception):
     """How the engine ended: one sentence, exit code, the engine's traceback ("" where there is none)."""
@@ -64,18 +71,25 @@ class EngineClient(asyncio.Protocol):
     """Talks to one engine. Made and used on one event loop.
 
     ready: resolves to EngineInfo when the engine has loaded and warmed up. ended: resolves to an EngineEnd, always.
-    max_waiting: sequences accepted beyond max_num_seqs.
+    max_waiting: sequences accepted beyond max_num_seqs. stuck: the engine owes news for too long; set by the watchdog.
     """
 
-    def __init__(self, link: EngineLink, max_waiting: int, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        link: EngineLink,
+        max_waiting: int,
+        on_progress: Callable[[Progress], None],
+        recorder: Recorder | None = None,
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[EngineInfo] = loop.create_future()
         self.ended: asyncio.Future[EngineEnd] = loop.create_future()
         self.drained = asyncio.Event()
         self.idle = asyncio.Event()  # no stream is open
         self.idle.set()
-        self.stats = EngineStats()
-        self.draining = False
+        self.recorder = recorder or Recorder()
+        self.recorder.metrics.sources.append(self._live_metrics)
+        self.draining = self.stuck = False
         self.accepted = self.refused = 0
         self.last_news = time.monotonic()
         self._link = link
@@ -92,18 +106,27 @@ class EngineClient(asyncio.Protocol):
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def connect(cls, link: EngineLink, max_waiting: int, on_progress: Callable[[Progress], None]) -> EngineClient:
-        client = cls(link, max_waiting, on_progress)
+    async def connect(
+        cls,
+        link: EngineLink,
+        max_waiting: int,
+        on_progress: Callable[[Progress], None],
+        recorder: Recorder | None = None,
+    ) -> EngineClient:
+        client = cls(link, max_waiting, on_progress, recorder)
         await asyncio.get_running_loop().create_connection(lambda: client, sock=link.sock)
         return client
 
     # -- requests -------------------------------------------------------------------------------------------------
 
-    def submit(self, prepared: PreparedRequest, tokenizer: Tokenizer | None) -> GenerationStream:
+    def submit(
+        self, prepared: PreparedRequest, tokenizer: Tokenizer | None, origin: Origin = NOWHERE
+    ) -> GenerationStream:
         """Admits a request and sends it to the engine. Raises Refusal. The caller must `close` the stream."""
         self._admit(prepared)
         engine_id = f"{prepared.request_id}/{next(self._serial)}"
-        stream = GenerationStream(prepared, engine_id, tokenizer)
+        record = self.recorder.begin(prepared, engine_id, origin)
+        stream = GenerationStream(prepared, record, tokenizer)
         if not self._streams:
             self.last_news = time.monotonic()
         self._streams[engine_id] = stream
@@ -118,7 +141,7 @@ class EngineClient(asyncio.Protocol):
                 prepared.params,
                 prepared.seed,
                 prepared.priority,
-                time.monotonic(),
+                record.submitted,
                 prepared.cache_salt,
             )
         )
@@ -157,6 +180,7 @@ class EngineClient(asyncio.Protocol):
         self._closings.append(time.monotonic())
         if not stream.finished:
             self._send(Abort(stream.engine_id))
+        self.recorder.close(stream.record, stream.content)
         if not self._streams:
             self.idle.set()
 
@@ -183,6 +207,23 @@ class EngineClient(asyncio.Protocol):
         return any(not stream.finished for stream in self._streams.values())
 
     @property
+    def stats(self) -> EngineStats:
+        """The engine's last word."""
+        return self.recorder.metrics.stats
+
+    def _live_metrics(self) -> dict[str, float]:
+        """What an engine that is busy or stuck has not said yet counts, too."""
+        unfinished = sum(stream.unfinished for stream in self._streams.values())
+        running = min(self.stats.running, unfinished)
+        return {
+            "num_requests_running": running,
+            "num_requests_waiting": unfinished - running,
+            "requests_accepted_total": self.accepted,
+            "requests_open": self.open_requests,
+            "engine_stuck": int(self.stuck),
+        }
+
+    @property
     def failing(self) -> bool:
         """The engine has said that it failed; `ended` resolves soon."""
         return self._death is not None
@@ -203,6 +244,26 @@ class EngineClient(asyncio.Protocol):
         """Ends every open stream with a status."""
         for stream in self._streams.values():
             stream.fail(refusal)
+
+    async def describe(self, timeout: float) -> dict[str, Any]:
+        """What a stuck engine was doing and whom it keeps waiting, without anybody's text."""
+        now = time.monotonic()
+        requests = [
+            {
+                "request_id": stream.prepared.request_id,
+                "engine_id": stream.engine_id,
+                "prompt_tokens": stream.record.prompt_tokens,
+                "completion_tokens": stream.record.output_tokens,
+                "seconds": round(now - stream.record.received, 3),
+            }
+            for stream in self._streams.values()
+        ]
+        return {
+            "silent_seconds": round(now - self.last_news, 3),
+            "last_plan": await self._link.describe(timeout) or "the engine does not answer",
+            "open_requests": requests,
+            "stats": asdict(self.stats),
+        }
 
     def give_up(self, reason: str) -> None:
         """Declares the engine failed, as if it had said so itself, and kills it."""
@@ -245,6 +306,7 @@ class EngineClient(asyncio.Protocol):
         else:
             end = EngineEnd(describe_exit(code), code or EXIT_CRASHED)
         self.fail_all(internal(f"the engine failed: {end.reason}"))
+        self.recorder.engine_ended(failed=end.code != EXIT_OK)
         if not self.ended.done():
             self.ended.set_result(end)
 
@@ -262,10 +324,12 @@ class EngineClient(asyncio.Protocol):
             stream = self._streams.get(message.request_id)
             if stream is not None:
                 self.refused += 1
+                self.recorder.reject(stream.record)
                 stream.fail(rejected(message))
         elif isinstance(message, Progress):
             self._on_progress(message)
         elif isinstance(message, Ready):
+            self.recorder.metrics.info = message.info
             self.ready.set_result(message.info)
         elif isinstance(message, Drained):
             self.drained.set()
@@ -275,7 +339,7 @@ class EngineClient(asyncio.Protocol):
             raise TypeError(f"the engine sent {message!r}, which is not one of its messages")
 
     def _deliver(self, step: StepOutputs) -> None:
-        self.stats = step.stats
+        self.recorder.step(step)
         for scored in step.prompts:
             stream = self._streams.get(scored.request_id)
             if stream is not None:
@@ -285,11 +349,15 @@ class EngineClient(asyncio.Protocol):
             if stream is None:
                 continue  # given up on this side, the Abort is on its way
             try:
-                stopped = stream.push(output)
+                delta = stream.push(output)
             except Exception as error:  # one request's text must not take the others down
+                stream.record.failed = True
                 _LOG.exception("request %s: cannot turn the engine's tokens into text", stream.prepared.request_id)
                 stream.fail(internal(f"cannot turn the engine's tokens into text: {error}"))
                 self._send(Abort(stream.engine_id))
                 continue
-            if stopped:
+            if delta is None:
+                continue
+            self.recorder.delta(stream.record, delta, self.last_news)
+            if delta.stopped:
                 self._send(Abort(stream.engine_id, output.index))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -38,6 +39,10 @@ class Engine(Protocol):
     info: EngineInfo
 
     def run(self, inbox: Any, post: Callable[[Any], None]) -> None: ...
+
+    def describe(self) -> dict[str, Any]:
+        """The last plan, as JSON takes it. Called from another thread, while `run` may be stuck."""
+        ...
 
 
 Build = Callable[[Callable[[Progress], None]], Engine]
@@ -82,12 +87,24 @@ def run_engine(sock: socket.socket, build: Build) -> int:
     return EXIT_OK
 
 
-def _process_main(sock: socket.socket, build: Build) -> None:
+def _process_main(sock: socket.socket, inquiries: socket.socket, build: Build) -> None:
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_exit_with_parent, name="parent-watch", daemon=True).start()
-    sys.exit(run_engine(sock, build))
+
+    def answering(progress: Callable[[Progress], None]) -> Engine:
+        engine = build(progress)
+        threading.Thread(target=_answer, args=(inquiries, engine), name="inquiries", daemon=True).start()
+        return engine
+
+    sys.exit(run_engine(sock, answering))
+
+
+def _answer(inquiries: socket.socket, engine: Engine) -> None:
+    """A byte in, the engine's last plan out as a line: a thread of its own, for when the engine's is stuck."""
+    while inquiries.recv(1):
+        inquiries.sendall(json.dumps(engine.describe()).encode() + b"\n")
 
 
 def _exit_with_parent() -> None:
@@ -102,8 +119,11 @@ class EngineProcess:
 
     def __init__(self, build: Build) -> None:
         self.sock, self._child_sock = socket.socketpair()
+        self._inquiries, self._child_inquiries = socket.socketpair()
+        self._inquiries.setblocking(False)
         context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=_process_main, args=(self._child_sock, build), name="jaxinfer-engine")
+        children = (self._child_sock, self._child_inquiries)
+        self._process = context.Process(target=_process_main, args=(*children, build), name="jaxinfer-engine")
 
     @classmethod
     def started(cls, build: Build) -> EngineProcess:
@@ -119,6 +139,7 @@ class EngineProcess:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             self._child_sock.close()  # else the end of the process would not close the connection
+            self._child_inquiries.close()
 
     @property
     def pid(self) -> int | None:
@@ -132,11 +153,29 @@ class EngineProcess:
             await asyncio.sleep(0.01)
         return self._process.exitcode
 
+    async def describe(self, timeout: float) -> dict[str, Any] | None:
+        """See EngineLink. None also when the interpreter of the process is held up, or the process stopped."""
+        loop = asyncio.get_running_loop()
+        answer = b""
+        try:
+            async with asyncio.timeout(timeout):
+                await loop.sock_sendall(self._inquiries, b"?")
+                while not answer.endswith(b"\n"):
+                    part = await loop.sock_recv(self._inquiries, 1 << 16)
+                    if not part:
+                        return None
+                    answer += part
+            found: dict[str, Any] = json.loads(answer)
+        except (OSError, ValueError):  # TimeoutError is an OSError; half an answer is no JSON
+            return None
+        return found
+
     def kill(self) -> None:
         """Ends the process at once if it still runs."""
         if self._process.pid is not None and self._process.exitcode is None:
             self._process.kill()
             self._process.join()
+        self._inquiries.close()
 
 
 def describe_exit(code: int | None) -> str:

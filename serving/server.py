@@ -9,7 +9,6 @@ ended      exit code 0 after a drain, 1 when the engine failed, 2 when the model
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import signal
 import socket
@@ -32,14 +31,18 @@ from serving.engine_process import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED
 from serving.guard import Guard
 from serving.http.api import Api, ApiConfig
 from serving.http.door import HttpDoor, bind
+from serving.observing.ledger import LedgerError
+from serving.observing.setup import Observing, ObservingConfig
+from serving.observing.tracing import TracingError
+from serving.observing.watchdog import watch
 from serving.request import ModelContext, sampling_params
 from serving.servicer import InferenceServicer
 from serving.status import unavailable
 from serving.text_worker import TextWorker
 
-_LOG = logging.getLogger("serving")
-
 SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _CLOSE_SECONDS = 2.0  # for statuses to reach their clients, and for the engine to leave by itself
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -57,7 +60,7 @@ class ServerConfig:
     """How to serve; how to run the model is `RuntimeConfig`'s.
 
     max_waiting: sequences accepted beyond those that can run. grace_seconds: what running work gets after SIGTERM.
-    stall_seconds: an engine that owes news and gives none for so long counts as failed; 0 never.
+    unready_seconds, stall_seconds: see serving.observing.watchdog.
     sampling_defaults: what the model's generation config sets, by SamplingParams' names. seed: starts the sequence of
     seeds that requests without one get; None draws each from the system. http_port: None opens no HTTP door.
     """
@@ -67,12 +70,14 @@ class ServerConfig:
     name: str | None = None
     max_waiting: int = 1024
     grace_seconds: float = 30.0
+    unready_seconds: float = 60.0
     stall_seconds: float = 300.0
     max_message_bytes: int = 16 << 20
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     http_port: int | None = None
     api: ApiConfig = field(default_factory=ApiConfig)
+    observing: ObservingConfig = field(default_factory=ObservingConfig)
 
 
 class Observer(Protocol):
@@ -108,6 +113,7 @@ class Server:
         self._load_tokenizer = load_tokenizer
         self._observer = observer
         self._link: EngineLink | None = None
+        self._observing: Observing | None = None
         self._stop_requests: asyncio.Queue[None] = asyncio.Queue()
         self._watch: asyncio.Task[None] | None = None
         self._http: HttpDoor | None = None
@@ -127,12 +133,12 @@ class Server:
                 await self.drain()
                 if not self._failed:
                     return EXIT_OK
-            self._observer.ended(self.client.ended.result())
-            return EXIT_CRASHED
         finally:
             await self.stop()
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
+        self._observer.ended(self.client.ended.result())
+        return EXIT_CRASHED
 
     async def _unless_stopped(self, work: Any) -> bool:
         """Waits for `work`; False when a signal came first, and then the work is cancelled. Raises what it raises."""
@@ -164,9 +170,15 @@ class Server:
         host = _bracketed(config.host)
         self.address = f"{host}:{self._server.add_insecure_port(f'{host}:{config.port}')}"
         self._started = time.monotonic()
+        try:
+            observing = Observing(config.observing)
+        except (LedgerError, TracingError) as error:
+            raise ServerError(str(error), EXIT_REFUSED) from error
         link = self._start_engine()
         try:
-            self.client = await EngineClient.connect(link, config.max_waiting, self._observer.progress)
+            self.client = await EngineClient.connect(
+                link, config.max_waiting, self._observer.progress, observing.recorder
+            )
             self.worker = TextWorker(config.max_message_bytes)
             self.api = Api(self.client, self.worker, config.api)
             await self._add_services()
@@ -176,10 +188,11 @@ class Server:
                 await self._http.start()
         except BaseException:
             link.kill()
+            await observing.close()
             if http is not None:
                 http.close()
             raise
-        self._link = link
+        self._link, self._observing = link, observing
 
     def _bind_http(self) -> socket.socket | None:
         """Raises ServerError when the port cannot be had."""
@@ -198,7 +211,7 @@ class Server:
         config = self.config
         self.servicer = InferenceServicer(self.client, self.worker, config.max_waiting, config.max_message_bytes)
         self._health = health.aio.HealthServicer()
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._set_health(_NOT_SERVING)
         pb_grpc.add_InferenceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
@@ -229,8 +242,11 @@ class Server:
             loading.cancel()
         self.servicer.model = context
         self.api.open(context)
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        self._watch = asyncio.create_task(self._watch_engine())
+        await self._set_health(_SERVING)
+        self.client.recorder.metrics.model = context.name
+        self._watch = asyncio.create_task(
+            watch(self.client, self.config.unready_seconds, self.config.stall_seconds, self._tell_ready)
+        )
         seconds = time.monotonic() - self._started
         self._observer.ready(info, context.name, self.address, self.http_address, seconds)
         return info
@@ -273,6 +289,8 @@ class Server:
         finally:
             await self.client.disconnect()
             self.worker.close()
+            if self._observing is not None:
+                await self._observing.close()
 
     # -- help -----------------------------------------------------------------------------------------------------
 
@@ -284,16 +302,9 @@ class Server:
         for name in ("", SERVICE):
             await self._health.set(name, status)
 
-    async def _watch_engine(self) -> None:
-        """Finds an engine that hangs: one that owes news and says nothing."""
-        limit = self.config.stall_seconds
-        while limit:
-            await asyncio.sleep(min(1.0, limit / 4))
-            silent = time.monotonic() - self.client.last_news
-            if self.client.waiting_for_engine and silent > limit:
-                _LOG.error("the engine has been silent for %.0f s", silent)
-                self.client.give_up(f"it said nothing for {limit:g} s while requests were running")
-                return
+    async def _tell_ready(self, ready: bool) -> None:
+        """The watchdog's word to grpc.health.v1; HTTP's /ready reads the same flag. A draining server stays so."""
+        await self._set_health(_SERVING if ready else _NOT_SERVING)
 
 
 async def _first(*waiters: asyncio.Future[Any], timeout: float | None = None) -> None:

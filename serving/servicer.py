@@ -16,6 +16,8 @@ from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 from serving import replies
 from serving.engine_client import EngineClient
+from serving.observing.record import Origin
+from serving.observing.tracing import TRACE_HEADERS
 from serving.request import ModelContext
 from serving.status import BAD_INPUT, Refusal, invalid, unavailable
 from serving.stream import GenerationStream
@@ -42,11 +44,14 @@ class InferenceServicer(pb_grpc.InferenceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Written with `context.write` rather than as a generator: a cancellation then always lands in this body, and
         the sequences are aborted before the call is over."""
+        origin = Origin("grpc", "Generate", trace=_trace(context), received=time.monotonic())
         try:
             prepared = await self._off_loop(request, lambda model: prepare(request, model))
-            stream = self._client.submit(prepared, self._ready().tokenizer)
+            stream = self._client.submit(prepared, self._ready().tokenizer, origin)
         except (Refusal, *BAD_INPUT) as error:
             self._client.refused += 1
+            code = error.code if isinstance(error, Refusal) else grpc.StatusCode.INVALID_ARGUMENT
+            self._client.recorder.refused(origin, code.name, error)
             await _refuse(context, error)
         try:
             await self._send_all(stream, context)
@@ -124,6 +129,12 @@ class InferenceServicer(pb_grpc.InferenceServicer):
             return work(request)
         except (Refusal, *BAD_INPUT) as error:
             await _refuse(context, error)
+
+
+def _trace(context: Context) -> tuple[tuple[str, str], ...]:
+    """The W3C headers of distributed traces, as the client's metadata."""
+    found = context.invocation_metadata() or ()
+    return tuple((name, str(value)) for name, value in found if name in TRACE_HEADERS)
 
 
 def _tokenize(request: pb.TokenizeRequest, model: ModelContext) -> pb.TokenizeResponse:

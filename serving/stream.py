@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxinfer.messages import PromptScored, SequenceOutput, TokenLogprobs
 from jaxinfer.outputs import Delta, RequestStream
 from jaxinfer.text import Tokenizer
+from serving.observing.record import RequestRecord
 from serving.request import PreparedRequest
 from serving.status import Refusal
 
@@ -49,9 +51,11 @@ class GenerationStream:
     """Follows one request. `engine_id` is its name towards the engine, unique over the server's life, so that news of
     a request that was given up never reach a later one with the same client-chosen id."""
 
-    def __init__(self, prepared: PreparedRequest, engine_id: str, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, prepared: PreparedRequest, record: RequestRecord, tokenizer: Tokenizer | None) -> None:
         self.prepared = prepared
-        self.engine_id = engine_id
+        self.record = record
+        self.engine_id = record.engine_id
+        self._tokenizer = tokenizer
         self._request = RequestStream(
             prepared.request_id,
             prepared.text,
@@ -67,15 +71,16 @@ class GenerationStream:
 
     # -- the engine's side ----------------------------------------------------------------------------------------
 
-    def push(self, output: SequenceOutput) -> bool:
-        """Takes one output. True when the engine must abort this sequence, because a stop string was found."""
+    def push(self, output: SequenceOutput) -> Delta | None:
+        """Takes one output: what the reader gets of it, None when the sequence had already ended on this side. A delta
+        that is `stopped` asks for the sequence to be aborted, because a stop string was found."""
         delta = self._request.push(output)
         if delta is None:
-            return False
+            return None
         self._pieces.setdefault(delta.index, Piece(delta.index)).add(delta)
         if not self.prepared.final_only or self._request.finished:
             self._wake.set()
-        return delta.stopped
+        return delta
 
     def push_prompt(self, scored: PromptScored) -> None:
         self._request.push_prompt(scored)
@@ -92,6 +97,11 @@ class GenerationStream:
     def finished(self) -> bool:
         """Every sequence has its finish reason."""
         return self._request.finished
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences without a finish reason."""
+        return self.prepared.params.n - len(self.record.reasons)
 
     # -- the reader's side ----------------------------------------------------------------------------------------
 
@@ -117,6 +127,15 @@ class GenerationStream:
         self._prompt_sent = start + len(scored)
         pieces, self._pieces = list(self._pieces.values()), {}
         return News(start, scored, pieces) if scored or pieces else None
+
+    def content(self) -> dict[str, Any]:
+        """Prompt and outputs, for an operator who wants them in the log."""
+        result = self._request.result
+        prompt: Any = result.prompt
+        if prompt is None:
+            ids = result.prompt_token_ids
+            prompt = ids if self._tokenizer is None else self._tokenizer.decode(ids, skip_special_tokens=False)
+        return {"prompt": prompt, "outputs": [sequence.text or sequence.token_ids for sequence in result.outputs]}
 
     @property
     def usage(self) -> tuple[int, int, int]:

@@ -114,6 +114,10 @@ class FakeEngine:
             extra={},
         )
 
+    def describe(self) -> dict[str, Any]:
+        rows = [{"request_id": s.submit.request_id, "index": s.index, "length": 1} for s in self._running]
+        return {"step": self._stats.steps, "rows": rows}
+
     def run(self, inbox: Any, post: Callable[[Any], None]) -> None:
         try:
             self._serve(inbox, post)

@@ -41,7 +41,7 @@ class Pending:
 
     @property
     def ready(self) -> bool:
-        return self.output.sampled.tokens.is_ready()
+        return bool(self.output.sampled.tokens.is_ready())  # type: ignore[attr-defined]
 
     def result(self) -> StepResult:
         """Waits for the step and returns its results for the plan's rows."""

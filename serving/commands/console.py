@@ -101,6 +101,7 @@ class ServeConsole:
         self._program = program
         self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
         self._view = StartUpView(self._console)
+        self._end: EngineEnd | None = None
 
     def start(self, version: str, model: str, folder: str) -> None:
         self._chats = _has_chat_template(Path(folder))
@@ -136,12 +137,16 @@ class ServeConsole:
 
     def ended(self, end: EngineEnd) -> None:
         self._view.close()
-        if end.traceback:
-            print(end.traceback.rstrip(), file=sys.stderr)
-        print(f"{self._program} serve: error: the engine failed: {end.reason}", file=sys.stderr)
+        self._end = end
 
     def close(self) -> None:
+        """The last word: how the engine failed, if it did, behind everything that is in the log."""
         self._view.close()
+        end, self._end = self._end, None
+        if end is not None:
+            if end.traceback:
+                print(end.traceback.rstrip(), file=sys.stderr)
+            print(f"{self._program} serve: error: the engine failed: {end.reason}", file=sys.stderr)
 
 
 def _summary(info: EngineInfo) -> Iterator[tuple[str, str]]:

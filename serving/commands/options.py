@@ -12,6 +12,10 @@ from jaxinfer.config import KvCacheDtype, Quantization, RuntimeConfig
 from jaxinfer.sampling_params import SamplingParams, generation_defaults
 from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
 from jaxinfer.text.answers import REASONING_PARSERS, TOOL_CALL_PARSERS
+from serving.observing.ledger import MAX_BYTES
+from serving.observing.logs import LEVELS, LogFormat
+from serving.observing.metrics import PREFIXES
+from serving.observing.setup import ObservingConfig
 
 _NONE = "none"
 
@@ -130,6 +134,33 @@ def add_parser_options(parser: argparse.ArgumentParser) -> None:
     ):
         how = f"how the model writes {what}; auto: judged by its chat template"
         parser.add_argument(name, choices=choices, default="auto", help=how)
+
+
+def add_observing_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what operators see (docs/operations.md)")
+    group.add_argument("--log-format", choices=get_args(LogFormat), default="auto", help="auto: text on a terminal")
+    group.add_argument("--log-level", choices=LEVELS, default="info", help="info has a line for each request")
+    group.add_argument("--log-content", action="store_true", help="prompts and outputs in the log, too")
+    group.add_argument(
+        "--metrics-prefix", choices=tuple(PREFIXES), default="jaxinfer", help="of the metrics that vLLM has, too"
+    )
+    group.add_argument("--ledger", type=Path, metavar="FILE", help="a line of JSON for each request: who used what")
+    group.add_argument(
+        "--ledger-max-bytes", type=int, metavar="N", default=MAX_BYTES, help="a fuller file is renamed FILE.000001, ..."
+    )
+    group.add_argument(
+        "--otlp-traces-endpoint", metavar="URL", help="send a span for each request; needs jaxinfer[otel]"
+    )
+
+
+def observing_config(arguments: argparse.Namespace) -> ObservingConfig:
+    return ObservingConfig(
+        arguments.metrics_prefix,
+        arguments.log_content,
+        arguments.ledger,
+        arguments.ledger_max_bytes,
+        arguments.otlp_traces_endpoint,
+    )
 
 
 def sampling_defaults(folder: Path, generation_config: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,15 +19,18 @@ from serving.commands.console import ServeConsole
 from serving.commands.options import (
     Help,
     add_model_options,
+    add_observing_options,
     add_parser_options,
     add_runtime_options,
     model_name,
+    observing_config,
     runtime_config,
     sampling_defaults,
     tokenizer_of,
 )
 from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
 from serving.http.api import ApiConfig
+from serving.observing.logs import logging_to, tame_loop
 from serving.server import Server, ServerConfig, ServerError
 
 _DEFAULTS = ServerConfig()
@@ -73,12 +75,20 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         "--grace-seconds", type=float, metavar="S", default=_DEFAULTS.grace_seconds, help="for running work on SIGTERM"
     )
     parser.add_argument(
+        "--unready-seconds",
+        type=float,
+        metavar="S",
+        default=_DEFAULTS.unready_seconds,
+        help="silence after which a server with a busy engine is not ready, until the engine goes on; 0: never",
+    )
+    parser.add_argument(
         "--stall-seconds",
         type=float,
         metavar="S",
         default=_DEFAULTS.stall_seconds,
         help="silence after which a busy engine counts as failed; 0: never",
     )
+    add_observing_options(parser)
     add_runtime_options(parser)
     return parser
 
@@ -94,8 +104,21 @@ def main(
     parser = make_parser(program)
     arguments = parser.parse_args(argv)
     _check(parser, arguments)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     console = ServeConsole(program)
+    with logging_to(form=arguments.log_format, level=arguments.log_level, content=arguments.log_content):
+        failure = _serve(arguments, console, hub_cache, build)
+    # The log is complete: what ended the server is the last that is said.
+    console.close()
+    return failure if isinstance(failure, int) else _fail(console, parser.prog, failure)
+
+
+def _serve(
+    arguments: argparse.Namespace,
+    console: ServeConsole,
+    hub_cache: Path,
+    build: Callable[[str, argparse.Namespace], Build] | None,
+) -> int | ServerError:
+    """The exit code of a server that ran, or why it did not."""
     try:
         folder = resolve_model(arguments.model, hub_cache)
         runtime = runtime_config(arguments)
@@ -112,11 +135,13 @@ def main(
             name=name,
             max_waiting=arguments.max_waiting,
             grace_seconds=arguments.grace_seconds,
+            unready_seconds=arguments.unready_seconds,
             stall_seconds=arguments.stall_seconds,
             sampling_defaults=sampling_defaults(folder, arguments.generation_config),
             seed=arguments.seed,
             http_port=http_port,
             api=ApiConfig(arguments.tool_call_parser, arguments.reasoning_parser),
+            observing=observing_config(arguments),
         )
         console.start(__version__, name, str(folder))
         server = Server(
@@ -125,14 +150,16 @@ def main(
             functools.partial(tokenizer_of, folder, skip=arguments.skip_tokenizer_init),
             console,
         )
-        return asyncio.run(server.run())
+        return asyncio.run(_run(server))
     except (CheckpointError, ConfigError, InvalidRequest, TokenizerError) as error:
-        return _fail(console, parser.prog, str(error), EXIT_REFUSED)
+        return ServerError(str(error), EXIT_REFUSED)
     except ServerError as error:
-        console.close()
-        if error.traceback:
-            print(error.traceback.rstrip(), file=sys.stderr)
-        return _fail(console, parser.prog, str(error), error.code)
+        return error
+
+
+async def _run(server: Server) -> int:
+    tame_loop(asyncio.get_running_loop())
+    return await server.run()
 
 
 def _http_port(text: str) -> int | None:
@@ -147,12 +174,17 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
     """Refuses option values that no later check names as an option."""
     if not 0 <= arguments.port <= 65_535:
         parser.error(f"--port is {arguments.port}; it must be from 0 to 65535")
-    for name in ("max_waiting", "grace_seconds", "stall_seconds"):
+    for name in ("max_waiting", "grace_seconds", "unready_seconds", "stall_seconds"):
         if not getattr(arguments, name) >= 0:  # also refuses NaN
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 0 or more")
 
+    if arguments.ledger_max_bytes < 1:
+        parser.error(f"--ledger-max-bytes is {arguments.ledger_max_bytes}; it must be positive")
 
-def _fail(console: ServeConsole, program: str, message: str, code: int) -> int:
+
+def _fail(console: ServeConsole, program: str, error: ServerError) -> int:
     console.close()
-    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
-    return code
+    if error.traceback:
+        print(error.traceback.rstrip(), file=sys.stderr)
+    print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return error.code

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
-
-import msgspec
 
 from jaxinfer.sampling_params import InvalidRequest, as_token_ids
 from jaxinfer.text import ChatMessageError
@@ -28,6 +26,7 @@ from serving.http.models import (
 )
 from serving.http.reply import Reply
 from serving.http.responses import ResponsesReply
+from serving.observing.record import NOWHERE, Origin
 from serving.request import (
     ChatPrompt,
     GenerationRequest,
@@ -94,13 +93,14 @@ class Api:
             raise unavailable("the model is still loading")
         return self.model
 
-    async def begin(self, path: str, body: bytes) -> Reply:
-        """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError."""
+    async def begin(self, path: str, body: bytes, origin: Origin = NOWHERE) -> Reply:
+        """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the
+        user, whom the body names."""
         endpoint = ENDPOINTS[path]
         try:
             model = self.ready()
             request, prepared = await self._worker.run(len(body), lambda: self._prepare(endpoint, body, model))
-            generation = Generation(self.client, prepared, model.tokenizer)
+            generation = Generation(self.client, prepared, model.tokenizer, replace(origin, user=_user(request)))
         except (Refusal, *BAD_INPUT) as error:
             self.client.refused += 1
             raise as_api_error(error) from error
@@ -115,7 +115,7 @@ class Api:
 
     def _prepare(
         self, endpoint: _Endpoint, body: bytes, model: ModelContext
-    ) -> tuple[msgspec.Struct, Sequence[PreparedRequest]]:
+    ) -> tuple[Sampling, Sequence[PreparedRequest]]:
         request = decode(body, endpoint.kind)
         check_model(request.model or "", model)
         with convert.in_names_of_the_client(endpoint.names(request)):
@@ -146,6 +146,10 @@ class Api:
             return await self._worker.run(len(body), lambda: work(body, model))
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error) from error
+
+
+def _user(request: Sampling) -> str:
+    return request.user or getattr(request, "safety_identifier", None) or ""
 
 
 def as_api_error(error: Exception) -> ApiError:

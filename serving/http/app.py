@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -22,7 +23,10 @@ from serving.http.body import BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.errors import ApiError, from_refusal, internal
 from serving.http.openapi import document
 from serving.http.reply import Reply
-from serving.request import check_model
+from serving.observing.record import Origin
+from serving.observing.recorder import RECENT
+from serving.observing.tracing import TRACE_HEADERS
+from serving.request import MAX_REQUEST_ID, check_model
 from serving.status import Refusal
 
 _LOG = logging.getLogger("serving.http")
@@ -48,6 +52,8 @@ def make_app(api: Api, max_body_bytes: int) -> Starlette:
         Route("/health", information.health, methods=["GET"]),
         Route("/ready", information.ready, methods=["GET"]),
         Route("/version", information.version, methods=["GET"]),
+        Route("/metrics", information.metrics, methods=["GET"]),
+        Route("/debug/requests/{name:path}", information.explain, methods=["GET"]),
         Route("/openapi.json", information.openapi, methods=["GET"]),
     ]
     app = Starlette(
@@ -64,11 +70,14 @@ class Generate:
         self._api, self._reader, self._path = api, reader, path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin = Origin("http", self._path, trace=_trace(scope))
         try:
-            reply = await self._api.begin(self._path, await self._reader.read(scope, receive))
+            body = await self._reader.read(scope, receive)
+            reply = await self._api.begin(self._path, body, replace(origin, received=time.monotonic()))
         except ClientGone:
             return
         except ApiError as error:
+            self._api.client.recorder.refused(origin, str(error.status), error)
             await send_error(send, error)
             return
         watch = asyncio.create_task(_watch(receive, reply))
@@ -110,6 +119,14 @@ async def _watch(receive: Receive, reply: Reply) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     reply.fail(_GONE)
+
+
+def _trace(scope: Scope) -> tuple[tuple[str, str], ...]:
+    """The W3C headers of distributed traces."""
+    found = (
+        (bytes(name).decode("latin-1").lower(), bytes(value).decode("latin-1")) for name, value in scope["headers"]
+    )
+    return tuple((name, value) for name, value in found if name in TRACE_HEADERS)
 
 
 def _request_id(reply: Reply) -> tuple[bytes, bytes]:
@@ -166,9 +183,10 @@ class Information:
         }
 
     async def health(self, _: Request) -> Response:
-        """Alive: a server that drains is, one that loads cannot serve yet, one whose engine failed never will."""
+        """Alive: a server that drains is, one that loads cannot serve yet, one whose engine failed never will. One that
+        is stuck may go on; if it does not, it ends by itself."""
         state = self._state()
-        return _response({"status": state}, 200 if state in ("ready", "draining") else 503)
+        return _response({"status": state}, 200 if state in ("ready", "draining", "stuck") else 503)
 
     async def ready(self, _: Request) -> Response:
         """Takes work: the same truth as grpc.health.v1."""
@@ -181,7 +199,23 @@ class Information:
             return "draining"
         if client.ended.done() or client.failing:
             return "failed"
-        return "loading" if self._api.model is None else "ready"
+        if self._api.model is None:
+            return "loading"
+        return "stuck" if client.stuck else "ready"
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' text, or OpenMetrics'. What is known here is told: the engine is not asked."""
+        text, media_type = self._api.client.recorder.metrics.text(request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": media_type})
+
+    async def explain(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        found = self._api.client.recorder.explain(name)
+        if found is None:
+            shown = repr(name if len(name) <= MAX_REQUEST_ID else name[:MAX_REQUEST_ID] + "...")
+            message = f"request_id is {shown}; it is neither alive nor among the last {RECENT} requests"
+            raise ApiError(404, message, param="request_id", code="request_not_found")
+        return _response(found)
 
     async def version(self, _: Request) -> Response:
         return _response({"version": __version__})

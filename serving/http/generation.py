@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxinfer.text import Tokenizer
 from serving.engine_client import EngineClient
+from serving.observing.record import NOWHERE, Origin
 from serving.request import PreparedRequest
 from serving.status import Refusal
 from serving.stream import GenerationStream, News
@@ -46,13 +47,19 @@ class Usage(NamedTuple):
 class Generation:
     """The open streams of one HTTP request. Must be closed. Raises Refusal when the engine's door does not take all."""
 
-    def __init__(self, client: EngineClient, prepared: Sequence[PreparedRequest], tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        prepared: Sequence[PreparedRequest],
+        tokenizer: Tokenizer | None,
+        origin: Origin = NOWHERE,
+    ) -> None:
         self._client = client
         self.streams: list[GenerationStream] = []
         self._readers: list[asyncio.Task[None]] = []
         try:
             for request in prepared:
-                self.streams.append(client.submit(request, tokenizer))
+                self.streams.append(client.submit(request, tokenizer, origin))
         except BaseException:
             self.close()
             raise

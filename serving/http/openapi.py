@@ -27,7 +27,7 @@ _STRING: dict[str, Any] = {"type": "string"}
 _INTEGER: dict[str, Any] = {"type": "integer"}
 _ERRORS = {
     400: "A field is not as it must be; param names it",
-    404: "The model is not the served one",
+    404: "The model, or the request, is not there",
     408: "The request did not come in time",
     409: "request_id is in use",
     413: "The body is too large",
@@ -125,7 +125,16 @@ _ANSWERS: dict[str, dict[str, Any]] = {
     ),
     "Model": _MODEL,
     "Models": _object({"object": {"const": "list"}, "data": _array({"$ref": "#/components/schemas/Model"})}),
-    "State": _object({"status": {"enum": ["loading", "ready", "draining", "failed"]}}),
+    "State": _object({"status": {"enum": ["loading", "ready", "stuck", "draining", "failed"]}}),
+    "Explanation": _object(
+        {
+            "request_id": _STRING,
+            "state": {"enum": ["alive", "finished"]},
+            "prompt_tokens": _INTEGER,
+            "completion_tokens": _INTEGER,
+            "seconds": _object({"total": {"type": "number"}}),
+        }
+    ),
     "Version": _object({"version": _STRING}),
 }
 
@@ -143,6 +152,16 @@ def document() -> dict[str, Any]:
     paths["/ready"] = _get("State", "Whether the server takes work")
     for path in ("/health", "/ready"):
         paths[path]["get"]["responses"]["503"] = _content("State", "It is not")
+    paths["/metrics"] = {
+        "get": {
+            "summary": "Metrics for Prometheus",
+            "responses": {"200": {"description": "The metrics", "content": {"text/plain": {"schema": _STRING}}}},
+        }
+    }
+    paths["/debug/requests/{request_id}"] = _get("Explanation", "Where a request's time went", 404)
+    paths["/debug/requests/{request_id}"]["get"]["parameters"] = [
+        {"name": "request_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    ]
     paths["/version"] = _get("Version", "The server's version")
     paths["/openapi.json"] = {
         "get": {

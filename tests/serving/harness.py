@@ -62,6 +62,9 @@ class ThreadEngine:
             await asyncio.sleep(0.005)
         return self._code
 
+    async def describe(self, timeout: float) -> dict[str, Any] | None:
+        return None if self.engine is None else self.engine.describe()
+
     def kill(self) -> None:
         if self.engine is not None:
             self.engine.released.set()

@@ -1,0 +1,160 @@
+"""Follows requests from submission to end and tells everybody who wants to know. On the event loop; never waits."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from jaxinfer.messages import SequenceOutput, StepOutputs
+from jaxinfer.outputs import Delta
+from serving.observing.metrics import Metrics
+from serving.observing.record import Origin, RequestRecord
+from serving.request import PreparedRequest
+
+_LOG = logging.getLogger("serving.observing")
+
+RECENT = 1000  # finished requests that can be explained
+
+Sink = Callable[[RequestRecord], None]
+
+
+class Recorder:
+    """sinks: each gets every finished request. log_content: prompts and outputs are kept for the access log."""
+
+    def __init__(self, metrics: Metrics | None = None, *, log_content: bool = False, recent: int = RECENT) -> None:
+        self.metrics = metrics or Metrics()
+        self.sinks: list[Sink] = []
+        self.refusal_sinks: list[Callable[[Origin, str, Exception], None]] = []
+        self.log_content = log_content
+        self._live: dict[str, RequestRecord] = {}  # by the engine's id, until the engine has ended it too
+        self._closed: set[str] = set()  # of those, the ones that nobody reads any more
+        self._recent: OrderedDict[str, RequestRecord] = OrderedDict()
+        self._most_recent = recent
+
+    # -- a request's life -----------------------------------------------------------------------------------------
+
+    def begin(self, prepared: PreparedRequest, engine_id: str, origin: Origin) -> RequestRecord:
+        record = RequestRecord.of(prepared, engine_id, origin, self.metrics.model)
+        self._live[engine_id] = record
+        return record
+
+    def step(self, step: StepOutputs) -> None:
+        """One message of the engine; its ends count even where nobody listens any more."""
+        self.metrics.step(step.stats, step.times)
+        for output in step.sequences:
+            if output.finish_reason is not None:
+                self._engine_says(output)
+
+    def _engine_says(self, output: SequenceOutput) -> None:
+        record = self._live.get(output.request_id)
+        if record is None:
+            return
+        record.engine_says(output)
+        if not record.running and record.engine_id in self._closed:
+            self._finish(record)
+
+    def delta(self, record: RequestRecord, delta: Delta, now: float) -> None:
+        """What a client gets of one sequence."""
+        if delta.token_ids:
+            self.metrics.tokens(record, delta.index, len(delta.token_ids), now)
+        if delta.finish_reason is not None:
+            record.reasons[delta.index] = delta.finish_reason
+            if len(record.reasons) == record.n:
+                record.ended = now
+
+    def close(self, record: RequestRecord, content: Callable[[], dict[str, Any]]) -> None:
+        """Nobody reads it any more. It is finished when the engine, too, has ended it."""
+        if record.engine_id not in self._live:
+            return
+        record.ended = record.ended or time.monotonic()
+        if self.log_content:
+            record.content = content()
+        self._closed.add(record.engine_id)
+        if not record.running:
+            self._finish(record)
+
+    def reject(self, record: RequestRecord) -> None:
+        """The engine did not take it: it is no request."""
+        self._live.pop(record.engine_id, None)
+
+    def engine_ended(self, *, failed: bool) -> None:
+        """Nothing more will be heard of those that nobody reads; the others are finished when they are closed."""
+        for record in list(self._live.values()):
+            record.running = 0
+            record.failed = record.failed or (failed and len(record.reasons) < record.n)
+            if record.engine_id in self._closed:
+                self._finish(record)
+
+    def _finish(self, record: RequestRecord) -> None:
+        del self._live[record.engine_id]
+        self._closed.discard(record.engine_id)
+        self.metrics.finish(record)
+        self._recent.pop(record.request_id, None)
+        self._recent[record.request_id] = record
+        while len(self._recent) > self._most_recent:
+            self._recent.popitem(last=False)
+        for sink in self.sinks:
+            try:
+                sink(record)
+            except Exception:  # who observes must not take down what is observed
+                _LOG.exception("request %s is missing in one of the records", record.request_id)
+
+    def refused(self, origin: Origin, code: str, error: Exception) -> None:
+        self.metrics.refused[origin.door, code] += 1
+        for sink in self.refusal_sinks:
+            sink(origin, code, error)
+
+    # -- explanations ---------------------------------------------------------------------------------------------
+
+    def explain(self, request_id: str) -> dict[str, Any] | None:
+        """Where a request's time went and what it took; None when it is neither alive nor among the last."""
+        for record in self._live.values():
+            if record.request_id == request_id:
+                return explanation(record, alive=True)
+        found = self._recent.get(request_id)
+        return None if found is None else explanation(found, alive=False)
+
+
+def explanation(record: RequestRecord, *, alive: bool) -> dict[str, Any]:
+    """As JSON. The seconds of a finished request's phases add up to seconds.total."""
+    result: dict[str, Any] = {
+        "request_id": record.request_id,
+        "state": "alive" if alive else "finished",
+        "model": record.model,
+        "door": record.origin.door,
+        "endpoint": record.origin.endpoint,
+        "tenant": record.origin.tenant,
+        "arrived": record.time,
+        "n": record.n,
+        "max_tokens": record.max_tokens,
+        "prompt_tokens": record.prompt_tokens,
+        "cached_tokens": record.cached_tokens,
+        "completion_tokens": record.output_tokens,
+    }
+    if alive:
+        now = time.monotonic()
+        first = record.first_token
+        result["seconds"] = {
+            "total": now - record.received,
+            "to_first_token": first - record.received if first else None,
+        }
+        return result
+    phases = record.phases()
+    return {
+        **result,
+        "finish_reason": record.finish_reason,
+        "seconds": {
+            **phases,
+            "total": sum(phases.values()),
+            "to_first_token": record.first_token - record.received if record.first_token else None,
+            "device": record.device_seconds,
+        },
+        "prefill_chunks": sum(account.chunks for account in record.accounts),
+        "pages": sum(account.pages for account in record.accounts),
+        "preemptions": record.preemptions,
+        "computed_tokens": sum(account.computed_tokens for account in record.accounts),
+        "padding_share": record.padding_share,
+    }

@@ -1,0 +1,50 @@
+"""Puts together what observes a server, as its operator wants it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.observing.ledger import MAX_BYTES, Ledger
+from serving.observing.logs import log_access, refusal_log
+from serving.observing.metrics import Metrics, Values
+from serving.observing.recorder import Recorder
+from serving.observing.tracing import Tracer
+
+
+@dataclass(frozen=True)
+class ObservingConfig:
+    """metrics_prefix: see serving.observing.metrics. log_content: prompts and outputs are in the access log.
+    otlp_endpoint: where traces go; None makes none."""
+
+    metrics_prefix: str = "jaxinfer"
+    log_content: bool = False
+    ledger: Path | None = None
+    ledger_max_bytes: int = MAX_BYTES
+    otlp_endpoint: str | None = None
+
+
+class Observing:
+    """Raises LedgerError or TracingError. `close` loses nothing that can be kept."""
+
+    def __init__(self, config: ObservingConfig) -> None:
+        self.recorder = Recorder(Metrics(config.metrics_prefix), log_content=config.log_content)
+        self.recorder.refusal_sinks.append(refusal_log(content=config.log_content))
+        self.tracer = None if config.otlp_endpoint is None else Tracer.sending_to(config.otlp_endpoint)
+        self.ledger = None if config.ledger is None else Ledger(config.ledger, config.ledger_max_bytes)
+        if self.ledger is not None:
+            self.recorder.sinks.append(self.ledger)
+            self.recorder.metrics.sources.append(self._ledger_lines)
+        if self.tracer is not None:
+            self.recorder.sinks.append(self.tracer)
+        self.recorder.sinks.append(log_access)
+
+    def _ledger_lines(self) -> dict[str, Values]:
+        assert self.ledger is not None
+        return {"ledger_lines_total": {("written",): self.ledger.written, ("lost",): self.ledger.lost}}
+
+    async def close(self) -> None:
+        for part in (self.ledger, self.tracer):
+            if part is not None:
+                await asyncio.to_thread(part.close)

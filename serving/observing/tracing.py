@@ -1,0 +1,99 @@
+"""OpenTelemetry: one span for each request, made when it has ended, with its times. Off unless asked for.
+
+The span's parent is what the client names in the W3C headers, over HTTP as headers and over gRPC as metadata.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from serving.observing.record import RequestRecord
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+TRACE_HEADERS = ("traceparent", "tracestate")
+_NANOSECONDS = 1_000_000_000
+
+
+class TracingError(Exception):
+    """Traces cannot be sent: one sentence."""
+
+
+class Tracer:
+    """A sink of finished requests. `close` sends what is left; it may take seconds."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._provider = provider
+        self._tracer = provider.get_tracer("jaxinfer")
+        self._propagator = TraceContextTextMapPropagator()
+        self._kind = SpanKind.SERVER
+
+    @classmethod
+    def sending_to(cls, endpoint: str) -> Tracer:
+        """endpoint: an OTLP collector's gRPC address, as http://localhost:4317. Raises TracingError."""
+        try:
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        except ImportError as error:
+            raise TracingError(f"traces need the extra otel: pip install 'jaxinfer[otel]' ({error})") from error
+        provider = TracerProvider(resource=Resource.create({"service.name": "jaxinfer"}))
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+        return cls(provider)
+
+    def __call__(self, record: RequestRecord) -> None:
+        phases = record.phases()
+        at = _clock(record)
+        span = self._tracer.start_span(
+            f"{record.origin.endpoint or 'generate'}",
+            context=self._propagator.extract(dict(record.origin.trace)),
+            kind=self._kind,
+            attributes=_attributes(record),
+            start_time=at(0.0),
+        )
+        offset = phases["check"]
+        span.add_event("queue", timestamp=at(offset))
+        if record.started:
+            offset += phases["queue"]
+            chunks = sum(account.chunks for account in record.accounts)
+            span.add_event("prefill", {"chunks": chunks, "cached_tokens": record.cached_tokens}, at(offset))
+        if record.first_token:
+            offset += phases["prefill"]
+            span.add_event("decode", timestamp=at(offset))
+        if record.failed:
+            from opentelemetry.trace import Status, StatusCode
+
+            span.set_status(Status(StatusCode.ERROR))
+        span.end(at(sum(phases.values())))
+
+    def close(self) -> None:
+        self._provider.shutdown()
+
+
+def _clock(record: RequestRecord) -> Any:
+    """Seconds since the request came -> Unix time in nanoseconds."""
+    begin = round(record.time * _NANOSECONDS)
+    return lambda seconds: begin + round(seconds * _NANOSECONDS)
+
+
+def _attributes(record: RequestRecord) -> dict[str, Any]:
+    """Names of OpenTelemetry's conventions for generative AI where there are any."""
+    return {
+        "gen_ai.request.model": record.model,
+        "gen_ai.request.max_tokens": record.max_tokens,
+        "gen_ai.request.choice.count": record.n,
+        "gen_ai.response.id": record.request_id,
+        "gen_ai.response.finish_reasons": [record.reasons.get(i, "abort") for i in range(record.n)],
+        "gen_ai.usage.input_tokens": record.prompt_tokens,
+        "gen_ai.usage.output_tokens": record.output_tokens,
+        "jaxinfer.door": record.origin.door,
+        "jaxinfer.tenant": record.origin.tenant,
+        "jaxinfer.cached_tokens": record.cached_tokens,
+        "jaxinfer.preemptions": record.preemptions,
+        "jaxinfer.device_seconds": record.device_seconds,
+    }
