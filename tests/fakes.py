@@ -27,6 +27,7 @@ from jaxinfer.messages import (
     Progress,
     PromptScored,
     Rejected,
+    SequenceAccount,
     SequenceOutput,
     Shutdown,
     StepOutputs,
@@ -79,6 +80,7 @@ class _Sequence:
     submit: Submit
     index: int
     tokens: int = 0
+    started: float = 0.0
 
 
 @dataclass
@@ -172,7 +174,16 @@ class FakeEngine:
         for sequence in [*self._running, *self._waiting]:
             if sequence.submit.request_id == abort.request_id and abort.index in (None, sequence.index):
                 (self._running if sequence in self._running else self._waiting).remove(sequence)
-                self._ended.append(SequenceOutput(abort.request_id, sequence.index, -1, None, "abort", None, 0))
+                account = self._account(sequence)
+                self._ended.append(
+                    SequenceOutput(abort.request_id, sequence.index, -1, None, "abort", None, 0, account)
+                )
+
+    def _account(self, sequence: _Sequence) -> SequenceAccount:
+        """A millisecond and a padded token for each token."""
+        prompt, tokens = len(sequence.submit.prompt_token_ids), sequence.tokens
+        computed = prompt + tokens if sequence.started else 0
+        return SequenceAccount(sequence.started, 1, self._pages(sequence.submit), 0, computed, tokens, tokens / 1000)
 
     def _step(self) -> StepOutputs:
         o, stats = self.options, self._stats
@@ -185,6 +196,7 @@ class FakeEngine:
         prompts = []
         while self._waiting and len(self._running) < o.max_num_seqs:
             sequence = self._waiting.pop(0)
+            sequence.started = time.monotonic()
             self._running.append(sequence)
             prompts += _score_prompt(sequence.submit) if sequence.index == 0 else []
         outputs, self._ended = self._ended, []
@@ -212,7 +224,8 @@ class FakeEngine:
         elif sequence.tokens == params.max_tokens:
             reason = "length"
         scored = None if params.logprobs is None else _scored(token, params.logprobs)
-        return SequenceOutput(submit.request_id, sequence.index, token, scored, reason, stop, 3)
+        account = None if reason is None else self._account(sequence)
+        return SequenceOutput(submit.request_id, sequence.index, token, scored, reason, stop, 3, account)
 
 
 def fake_token(script: str, submit: Submit, index: int, position: int) -> int:

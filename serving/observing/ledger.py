@@ -65,7 +65,7 @@ class Ledger:
         self._max_bytes = max_bytes
         self._pending: deque[bytes] = deque()
         self._wake = threading.Event()
-        self._closing = False
+        self._closing, self._deadline = False, 0.0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -91,9 +91,10 @@ class Ledger:
 
     def close(self) -> None:
         """Idempotent. What the disk does not take within seconds is lost, and said to be."""
+        self._deadline = time.monotonic() + _CLOSE_SECONDS
         self._closing = True
         self._wake.set()
-        self._thread.join(_CLOSE_SECONDS)
+        self._thread.join(_CLOSE_SECONDS + 2 * _RETRY_SECONDS)
         if self._pending:
             self.lost += len(self._pending)
             _LOG.error("%d lines of the usage ledger are lost: the disk does not take them", len(self._pending))
@@ -119,7 +120,7 @@ class Ledger:
                 if not complained:
                     _LOG.error("the usage ledger %s cannot be written now: %s", self.path, error.strerror or error)
                     complained = True
-                if self._closing:
+                if self._closing and time.monotonic() > self._deadline:
                     break
                 time.sleep(_RETRY_SECONDS)
                 self._wake.set()

@@ -134,9 +134,9 @@ class RequestRecord:
         last. close: until the answer was complete.
         """
         marks = [self.received, self.submitted, self.started, self.first_token, self.last_token, self.ended]
+        for i in reversed(range(len(marks) - 1)):
+            marks[i] = marks[i] or marks[i + 1]  # a phase that never came has no length
         for i in range(1, len(marks)):
-            # A phase that never came has no length; clocks of two processes are read in no fixed order.
-            marks[i] = max(marks[i] or self.ended, marks[i - 1])
-        marks[-1] = max(marks)
+            marks[i] = max(marks[i], marks[i - 1])  # clocks of two processes are read in no fixed order
         names = ("check", "queue", "prefill", "decode", "close")
         return {name: marks[i + 1] - marks[i] for i, name in enumerate(names)}
