@@ -30,7 +30,7 @@ from serving.commands.options import (
 )
 from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
 from serving.http.api import ApiConfig
-from serving.observing.logs import logging_to, tame_loop
+from serving.observing.logs import EngineLogs, logging_to, tame_loop
 from serving.server import Server, ServerConfig, ServerError
 
 _DEFAULTS = ServerConfig()
@@ -146,7 +146,7 @@ def _serve(
         console.start(__version__, name, str(folder))
         server = Server(
             config,
-            functools.partial(EngineProcess.started, make_engine),
+            functools.partial(EngineProcess.started, _with_logs(make_engine, arguments)),
             functools.partial(tokenizer_of, folder, skip=arguments.skip_tokenizer_init),
             console,
         )
@@ -155,6 +155,10 @@ def _serve(
         return ServerError(str(error), EXIT_REFUSED)
     except ServerError as error:
         return error
+
+
+def _with_logs(build: Build, arguments: argparse.Namespace) -> Build:
+    return EngineLogs(build, arguments.log_format, arguments.log_level, content=arguments.log_content)
 
 
 async def _run(server: Server) -> int:

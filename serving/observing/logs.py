@@ -7,6 +7,7 @@ exceptions' types. Those of the operating system say what an operator must know 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import datetime
 import json
@@ -15,7 +16,7 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TextIO
 
 from serving.observing.record import Origin, RequestRecord
@@ -133,6 +134,19 @@ def logging_to(
         own.setLevel(before[1])
         root.handlers = before[2]
         handler.close()
+
+
+class EngineLogs:
+    """A build of an engine whose process logs as the server does. Picklable, as it goes to that process."""
+
+    def __init__(self, build: Callable[..., Any], form: LogFormat, level: str, *, content: bool) -> None:
+        self._build, self._form, self._level, self._content = build, form, level, content
+
+    def __call__(self, progress: Callable[[Any], None]) -> Any:
+        stack = contextlib.ExitStack()
+        stack.enter_context(logging_to(form=self._form, level=self._level, content=self._content))
+        atexit.register(stack.close)
+        return self._build(progress)
 
 
 def tame_loop(loop: asyncio.AbstractEventLoop) -> None:

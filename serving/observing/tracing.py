@@ -5,6 +5,8 @@ The span's parent is what the client names in the W3C headers, over HTTP as head
 
 from __future__ import annotations
 
+import logging
+import threading
 from typing import TYPE_CHECKING, Any
 
 from serving.observing.record import RequestRecord
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 TRACE_HEADERS = ("traceparent", "tracestate")
 _NANOSECONDS = 1_000_000_000
+_CLOSE_SECONDS = 3.0
+_LOG = logging.getLogger("serving.observing")
 
 
 class TracingError(Exception):
@@ -21,7 +25,7 @@ class TracingError(Exception):
 
 
 class Tracer:
-    """A sink of finished requests. `close` sends what is left; it may take seconds."""
+    """A sink of finished requests. `close` sends what is left."""
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry.trace import SpanKind
@@ -42,7 +46,8 @@ class Tracer:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as error:
             raise TracingError(f"traces need the extra otel: pip install 'jaxinfer[otel]' ({error})") from error
-        provider = TracerProvider(resource=Resource.create({"service.name": "jaxinfer"}))
+        # Without the SDK's own shutdown at exit, which would wait for the collector once more.
+        provider = TracerProvider(resource=Resource.create({"service.name": "jaxinfer"}), shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
         return cls(provider)
 
@@ -72,7 +77,12 @@ class Tracer:
         span.end(at(sum(phases.values())))
 
     def close(self) -> None:
-        self._provider.shutdown()
+        """A collector that does not answer loses what is left: the server's end does not wait for it."""
+        closing = threading.Thread(target=self._provider.shutdown, name="traces-end", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
+        if closing.is_alive():
+            _LOG.warning("the last traces are lost: their collector did not take them within %g s", _CLOSE_SECONDS)
 
 
 def _clock(record: RequestRecord) -> Any:

@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from serving.observing import recorder as recording
 from serving.observing import tracing
+from serving.observing.setup import ObservingConfig
 from serving.observing.tracing import Tracer, TracingError
 from tests.fakes import FakeOptions
 from tests.serving.harness import collect, greedy, run, until
@@ -182,6 +183,18 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
     with pytest.raises(TracingError, match=r"pip install 'jaxinfer\[otel\]'"):
         Tracer.sending_to("http://localhost:1")
     assert tracing.TRACE_HEADERS == ("traceparent", "tracestate")
+
+
+def test_a_collector_that_is_not_there_does_not_hold_up_the_end(monkeypatch, caplog):
+    monkeypatch.setattr(tracing, "_CLOSE_SECONDS", 0.2)
+
+    async def test():
+        async with http_serving(observing=ObservingConfig(otlp_endpoint="http://localhost:1")) as s:
+            await s.complete()
+            await quiet(s)
+
+    run(test())
+    assert "the last traces are lost" in caplog.text
 
 
 def test_what_is_recorded_holds_no_text():

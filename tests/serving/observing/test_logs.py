@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.observing.logs import LEVELS, WITHHELD, logging_to, tame_loop
+from serving.engine_client import EngineClient
+from serving.engine_process import EngineProcess
+from serving.observing.logs import LEVELS, WITHHELD, EngineLogs, logging_to, tame_loop
 from serving.observing.setup import ObservingConfig
 from tests.fakes import FakeOptions, write_model
 from tests.serving.harness import collect, greedy, run, status
@@ -252,3 +254,24 @@ def test_the_process_writes_json_where_there_is_no_terminal(tmp_path):
             time.sleep(0.01)
     assert [(e["message"], e["door"], e["finish_reason"]) for e in events] == [("request", "grpc", "length")]
     assert CANARIES[0] not in s.output
+
+
+def warn(progress: object) -> object:
+    """As an engine's build; it logs, as jax does."""
+    logging.getLogger("jax").warning("a warning of the engine's")
+    return FakeOptions().build(lambda _: None)
+
+
+def test_the_engines_process_logs_in_the_same_form(capfd):
+    async def test():
+        link = EngineProcess.started(EngineLogs(warn, "json", "info", content=False))
+        client = await EngineClient.connect(link, 10, lambda _: None)
+        await client.ready
+        client.shutdown()
+        assert await link.wait(10) == 0
+        await client.disconnect()
+
+    run(test())
+    (line,) = capfd.readouterr().err.splitlines()
+    event = json.loads(line)
+    assert (event["logger"], event["message"]) == ("jax", "a warning of the engine's")
