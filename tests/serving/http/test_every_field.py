@@ -6,6 +6,7 @@ The walk is over the document that the server gives, so a field that is added wi
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from serving.http.openapi import document
 from tests.serving.harness import run
 from tests.serving.http.demo_server import demo_server
 from tests.serving.http.harness import http_serving, says
+from tests.serving.observing.test_metrics import Scrape
 
 MESSAGES = [{"role": "user", "content": "What is 347 + 586?"}]
 STORY = "Tell me a story about a dog."
@@ -249,6 +251,32 @@ def test_who_it_is_for_changes_nothing(client, kind):
     plain = walk.outcome({})
     for name in fields(kind) & set(RECORDED):
         assert walk.outcome({name: "someone"}) == plain
+
+
+def test_a_real_engine_tells_what_it_did(client):
+    before = Scrape(client.get("/metrics").text)
+    response = client.post(PATHS["completion"], json={**BASES["completion"], "prompt": "x" * 60, "max_tokens": 9})
+    name = response.headers["x-request-id"]
+    usage = response.json()["usage"]
+    deadline = time.monotonic() + 10
+    while "finish_reason" not in (found := client.get(f"/debug/requests/{name}").json()):
+        assert time.monotonic() < deadline
+    assert found["cached_tokens"] == 0
+    assert found["computed_tokens"] >= usage["prompt_tokens"] + usage["completion_tokens"] - 1
+    assert found["prefill_chunks"] == -(-usage["prompt_tokens"] // 16) > 1  # 16 tokens a step
+    assert found["pages"] >= 1
+    assert 0 <= found["padding_share"] < 1
+    seconds = found["seconds"]
+    assert sum(seconds[phase] for phase in ("check", "queue", "prefill", "decode", "close")) == pytest.approx(
+        seconds["total"]
+    )
+    assert 0 < seconds["device"] <= seconds["total"]
+    after = Scrape(client.get("/metrics").text)
+    assert after("compilations_after_ready_total") == 0
+    assert after("generation_tokens_total") - before("generation_tokens_total") == usage["completion_tokens"]
+    for part in ("schedule", "dispatch", "device", "update", "messages"):
+        assert after("step_seconds_total", part=part) > before("step_seconds_total", part=part)
+    assert after("iteration_tokens_total_sum") == after("scheduled_tokens_total") > before("scheduled_tokens_total")
 
 
 def test_what_shows_on_a_model_that_reasons_and_calls():

@@ -10,13 +10,13 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from serving.observing.metrics import SPECS, Metrics
+from serving.observing.metrics import SPECS, Buckets, Metrics
 from serving.observing.setup import ObservingConfig
 from tests.fakes import FakeOptions
 from tests.serving.harness import collect, greedy, run, status, until
 from tests.serving.http.harness import HttpServer, http_serving
 
-LABELS = {"model_name": "fake", "engine": "0"}
+FIXED = ("model_name", "engine")
 
 
 class Scrape:
@@ -27,7 +27,7 @@ class Scrape:
         self._samples = {}
         for family in self.families:
             for sample in family.samples:
-                more = {k: v for k, v in sample.labels.items() if LABELS.get(k) != v}
+                more = {k: v for k, v in sample.labels.items() if k not in FIXED}
                 self._samples[sample.name, tuple(sorted(more.items()))] = sample.value
 
     def __call__(self, name: str, **labels: str) -> float:
@@ -155,8 +155,9 @@ def test_openmetrics_for_clients_that_ask():
             headers = {"accept": "application/openmetrics-text; version=1.0.0"}
             response = await s.http.get("/metrics", headers=headers)
             assert response.headers["content-type"].startswith("application/openmetrics-text")
-            families = {family.name for family in parse_openmetrics(response.text)}
-            assert "jaxinfer:generation_tokens" in families
+            families = {family.name: family for family in parse_openmetrics(response.text)}
+            (sample,) = families["jaxinfer:generation_tokens"].samples
+            assert (sample.value, sample.labels) == (8, {"model_name": "fake", "engine": "0"})
 
     run(test())
 
@@ -188,3 +189,11 @@ def test_every_metric_is_exposed_and_gets_a_value():
     for spec in SPECS:
         assert f"# HELP jaxinfer:{spec.name}" in text
         assert (f"# HELP vllm:{spec.name}" in text) == spec.shared
+
+
+def test_a_bound_belongs_to_its_bucket():
+    buckets = Buckets((1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 2.0, 9.0):
+        buckets.observe(value)
+    assert buckets.cumulative() == [("1.0", 2), ("2.0", 4), ("+Inf", 5)]
+    assert buckets.total == 14.0
