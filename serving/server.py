@@ -174,6 +174,7 @@ class Server:
             observing = Observing(config.observing)
         except (LedgerError, TracingError) as error:
             raise ServerError(str(error), EXIT_REFUSED) from error
+        observing.recorder.metrics.model = config.name or ""
         link = self._start_engine()
         try:
             self.client = await EngineClient.connect(

@@ -23,6 +23,7 @@ from serving.http.body import BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.errors import ApiError, from_refusal, internal
 from serving.http.openapi import document
 from serving.http.reply import Reply
+from serving.observing.metrics import MEDIA_TYPE
 from serving.observing.record import Origin
 from serving.observing.recorder import RECENT
 from serving.observing.tracing import TRACE_HEADERS
@@ -203,10 +204,9 @@ class Information:
             return "loading"
         return "stuck" if client.stuck else "ready"
 
-    async def metrics(self, request: Request) -> Response:
-        """Prometheus' text, or OpenMetrics'. What is known here is told: the engine is not asked."""
-        text, media_type = self._api.client.recorder.metrics.text(request.headers.get("accept", ""))
-        return Response(text, headers={"content-type": media_type})
+    async def metrics(self, _: Request) -> Response:
+        """For Prometheus. What is known here is told: the engine is not asked."""
+        return Response(self._api.client.recorder.metrics.text(), headers={"content-type": MEDIA_TYPE})
 
     async def explain(self, request: Request) -> Response:
         name = request.path_params["name"]

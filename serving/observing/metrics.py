@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
 
 from jaxinfer.messages import EngineInfo, EngineStats, StepTimes
 from serving.observing.record import FINISH_REASONS, RequestRecord
@@ -27,6 +26,7 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
     "vllm": (VLLM_PREFIX,),
     "both": (OWN_PREFIX, VLLM_PREFIX),
 }
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ENGINE = "0"  # one engine in a server
 
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0)
@@ -201,10 +201,10 @@ class Metrics:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    def text(self, accept: str = "") -> tuple[bytes, str]:
-        """What a scrape gets, and its media type: OpenMetrics for clients that ask for it."""
-        encode, media_type = choose_encoder(accept)
-        return encode(self._registry), media_type
+    def text(self) -> bytes:
+        """What a scrape gets, as MEDIA_TYPE. Always this one: prometheus_client 0.26 turns the colons of names into
+        underscores when it writes OpenMetrics, which Prometheus would prefer."""
+        return generate_latest(self._registry)
 
     def values(self) -> dict[str, float | Values]:
         """Every gauge and counter by name; those with labels by the labels' values."""

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from serving.observing.metrics import SPECS, Buckets, Metrics
@@ -148,14 +147,16 @@ def test_shared_names_have_the_prefix_that_is_asked_for(prefix):
     run(test())
 
 
-def test_openmetrics_for_clients_that_ask():
+def test_prometheus_gets_the_names_as_they_are():
+    """Its header prefers OpenMetrics, in which prometheus_client writes other names."""
+    accept = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain"
+
     async def test():
         async with http_serving() as s:
             await s.complete()
-            headers = {"accept": "application/openmetrics-text; version=1.0.0"}
-            response = await s.http.get("/metrics", headers=headers)
-            assert response.headers["content-type"].startswith("application/openmetrics-text")
-            families = {family.name: family for family in parse_openmetrics(response.text)}
+            response = await s.http.get("/metrics", headers={"accept": accept})
+            assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+            families = {family.name: family for family in parse(response.text)}
             (sample,) = families["jaxinfer:generation_tokens"].samples
             assert (sample.value, sample.labels) == (8, {"model_name": "fake", "engine": "0"})
 
@@ -185,7 +186,7 @@ def test_the_page_has_every_metric():
 
 def test_every_metric_is_exposed_and_gets_a_value():
     metrics = Metrics("both")
-    text = metrics.text()[0].decode()
+    text = metrics.text().decode()
     for spec in SPECS:
         assert f"# HELP jaxinfer:{spec.name}" in text
         assert (f"# HELP vllm:{spec.name}" in text) == spec.shared
