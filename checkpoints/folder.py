@@ -17,6 +17,7 @@ from typing import Any
 from jaxinfer.config import ConfigError, ModelConfig
 
 FORMAT_VERSION = 1
+QUANTIZATION_KEY = "quantization_config"  # of config.json
 HF_CONFIG_FILE = "config.json"
 CONFIG_FILE = "jaxinfer_config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -100,14 +101,16 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         raise CheckpointError(
             f"{folder}: expected {HF_CONFIG_FILE} (Hugging Face) or {CONFIG_FILE} (converted); found neither"
         )
-    from checkpoints.quantized import KEY, parse
     from jaxinfer.models.registry import model_config
 
     hf_config = read_json_object(folder / HF_CONFIG_FILE)
+    quantization = hf_config.pop(QUANTIZATION_KEY, None)
     try:
-        if hf_config.get(KEY):
-            parse(hf_config[KEY])  # `checkpoints.quantized.mapping.read_quantization` says what it means
-        return model_config({key: value for key, value in hf_config.items() if key != KEY}, generation), generation
+        if quantization:
+            from checkpoints.quantized import parse  # brings numpy, which a server's own process does without
+
+            parse(quantization)  # `checkpoints.quantized.mapping.read_quantization` says what it means
+        return model_config(hf_config, generation), generation
     except ConfigError as error:
         raise CheckpointError(f"{folder / HF_CONFIG_FILE}: {error}") from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from checkpoints.folder import QUANTIZATION_KEY as KEY
 from checkpoints.quantized.awq import Awq
 from checkpoints.quantized.compressed_tensors import CompressedTensors
 from checkpoints.quantized.fp8 import Fp8
@@ -16,7 +17,6 @@ from checkpoints.quantized.gptq import Gptq
 from checkpoints.quantized.protocol import Format
 from jaxinfer.config import ConfigError, UnsupportedModelError
 
-KEY = "quantization_config"  # of config.json
 _FORMATS = {
     "awq": Awq.parse,
     "gptq": Gptq.parse,

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from checkpoints.folder import HF_CONFIG_FILE, CheckpointError, read_json_object
-from checkpoints.quantized import KEY, parse
+from checkpoints.folder import QUANTIZATION_KEY as KEY
+from checkpoints.quantized import parse
 from checkpoints.quantized.protocol import Format, Layer, Shape, Tensors
 from checkpoints.reader import TensorSource
 from checkpoints.rules import TRANSFORMS, Dims, Layout, Placement, Rule, check_coverage, family_rules
