@@ -37,7 +37,7 @@ def fingerprint(heard: Heard) -> tuple[list[int], bytes]:
 
 CASES = [
     ("llama", "float32", "auto", None),
-    ("llama", "bfloat16", "int8", "int8"),
+    pytest.param(("llama", "bfloat16", "int8", "int8"), marks=pytest.mark.longer),
     ("gemma3", "bfloat16", "auto", None),
 ]
 

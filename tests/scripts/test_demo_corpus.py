@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+pytestmark = pytest.mark.longer
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))  # as `python scripts/train_demo.py` has it
 

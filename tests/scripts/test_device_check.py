@@ -18,6 +18,8 @@ import jax
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.longer
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))  # as `python scripts/device_check.py` has it
 

@@ -15,6 +15,8 @@ import pytest
 from flax import nnx
 from jax import Array
 
+pytestmark = pytest.mark.longer
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))  # as `python scripts/train_demo.py` has it
 

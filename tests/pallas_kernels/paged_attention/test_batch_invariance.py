@@ -177,8 +177,8 @@ def check(model: Model) -> None:
     [
         Model(group=4, head_dim=64, page_size=64),
         Model(group=1, head_dim=64, page_size=16, dtype=jnp.bfloat16, sliding_window=50),
-        Model(group=2, head_dim=16, page_size=16, layers=2),
-        Model(group=3, head_dim=128, page_size=128, kv_heads=1, soft_cap=20.0),
+        pytest.param(Model(group=2, head_dim=16, page_size=16, layers=2), marks=pytest.mark.longer),
+        pytest.param(Model(group=3, head_dim=128, page_size=128, kv_heads=1, soft_cap=20.0), marks=pytest.mark.longer),
         Model(group=8, head_dim=256, page_size=16, dtype=jnp.bfloat16, kv_heads=1),
     ],
     ids=str,

@@ -333,6 +333,7 @@ def evaluated(engines: Engines, path: Path, *argv: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.longer
 @pytest.mark.timeout(240)
 def test_bfloat16_is_no_worse_than_float32_beyond_noise(engines, tmp_path, capsys):
     sides = ["demo@dtype=float32", "demo@dtype=bfloat16"]
@@ -356,6 +357,7 @@ def test_bfloat16_is_no_worse_than_float32_beyond_noise(engines, tmp_path, capsy
     assert "all items" in shown
 
 
+@pytest.mark.longer
 @pytest.mark.timeout(240)
 def test_two_devices_answer_as_one(engines, tmp_path):
     sides = ["demo@dtype=float32", "demo@dtype=float32,tensor_parallel_size=2"]

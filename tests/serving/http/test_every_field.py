@@ -21,6 +21,8 @@ from tests.serving.http.demo_server import demo_server
 from tests.serving.http.harness import http_serving, says
 from tests.serving.observing.test_metrics import Scrape
 
+pytestmark = pytest.mark.longer
+
 MESSAGES = [{"role": "user", "content": "What is 347 + 586?"}]
 STORY = "Tell me a story about a dog."
 ITEM = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}

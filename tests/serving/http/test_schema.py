@@ -23,6 +23,8 @@ from schemathesis.specs.openapi.checks import (
 from serving.http.openapi import document
 from tests.serving.http.harness import http_serving, says
 
+pytestmark = pytest.mark.longer
+
 CHECKS = (
     not_a_server_error,
     status_code_conformance,
