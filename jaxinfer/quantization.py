@@ -18,8 +18,7 @@ from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError
 from jaxinfer.models.axes import LogicalAxes
-from jaxinfer.models.stored import StoredMatrix
-from jaxinfer.models.stored import input_axes as input_axes
+from jaxinfer.models.stored import StoredMatrix, input_axes
 from jaxinfer.runtime.sharding import TP_AXIS, named_sharding, partition_spec, replicated
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import STORAGE, Activations, Kind, QTensor, quantize
@@ -73,12 +72,9 @@ def rounding_of(path: str, weight: Any, axes: LogicalAxes, scheme: Scheme, mesh:
     inputs = input_axes(path)
     if inputs is None:
         return None
-    count = 1
-    for size in weight.shape[-inputs:]:
-        count *= size
     group = None
     if scheme.grouped:
-        share = count // (mesh.shape[TP_AXIS] if partition_spec(axes)[-inputs] is not None else 1)
+        share = math.prod(weight.shape[-inputs:]) // _input_shards(axes, inputs, mesh)
         group = next((size for size in GROUPS if share % size == 0), None)
         if group is None:
             raise ConfigError(
@@ -126,7 +122,7 @@ def placing_of(
     """
     outputs, count = shape[:-inputs], math.prod(shape[-inputs:])
     groups = stored.groups(count)
-    tp = mesh.shape[TP_AXIS] if partition_spec(axes)[-inputs] is not None else 1
+    tp = _input_shards(axes, inputs, mesh)
     unit = count // groups if groups > 1 else 2 if stored.kind == "int4" else 1
     if count % tp or (count // tp) % unit:
         raise ConfigError(
@@ -146,6 +142,11 @@ def placing_of(
         activations=stored.activations,
     )
     return MatrixPlacing(_with_shardings(plain, _shardings(plain, axes, inputs, mesh)), inputs, axes, mesh)
+
+
+def _input_shards(axes: LogicalAxes, inputs: int, mesh: Mesh) -> int:
+    """Over how many devices a weight's inputs are split."""
+    return mesh.shape[TP_AXIS] if partition_spec(axes)[-inputs] is not None else 1
 
 
 def _shardings(shape: QTensor, axes: LogicalAxes, inputs: int, mesh: Mesh) -> QTensor:
@@ -174,7 +175,7 @@ def _placed(run: Callable[[Any], QTensor], operand: Any, axes: LogicalAxes, inpu
     with jax.set_mesh(mesh):
         if isinstance(jax.tree.leaves(operand)[0], jax.ShapeDtypeStruct):
             return _with_shardings(shapes, shardings)
-        return _jitted(run, _Frozen(shardings))(operand)
+        return _jitted(run, shardings)(operand)
 
 
 @functools.lru_cache
@@ -192,22 +193,7 @@ def _program(scheme: Scheme, group: int | None, inputs: int, target: DeviceTarge
     return run
 
 
-class _Frozen:
-    """A tree of shardings as a key."""
-
-    def __init__(self, tree: Any) -> None:
-        self.tree = tree
-        leaves, self._structure = jax.tree.flatten(tree)
-        self._leaves = tuple(leaves)
-
-    def __hash__(self) -> int:
-        return hash((self._leaves, self._structure))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Frozen) and (self._leaves, self._structure) == (other._leaves, other._structure)
-
-
 @functools.lru_cache
-def _jitted(run: Any, shardings: _Frozen) -> Any:
+def _jitted(run: Any, shardings: QTensor) -> Any:
     """One program for all layers' equal matrices."""
-    return jax.jit(run, out_shardings=shardings.tree)
+    return jax.jit(run, out_shardings=shardings)

@@ -120,6 +120,7 @@ def quantize(
         raise ValueError(f"group is {group}; it must divide the {inputs} inputs" + " and be even" * (kind == "int4"))
     wide = jnp.asarray(weight, jnp.float32).reshape(*outputs, inputs // group, group)
     largest = jnp.max(jnp.abs(wide), axis=-1)
+    # Multiplied, as XLA does with a constant divisor in some places and not in others.
     scales = largest * np.float32(1 / LARGEST[kind])
     # A scale that is 0, or so small that it has no inverse, stores zeros.
     inverse = jnp.where(scales >= np.finfo(np.float32).tiny, 1.0 / jnp.maximum(scales, np.finfo(np.float32).tiny), 0.0)
@@ -157,10 +158,5 @@ def dequantize(weight: QTensor) -> jax.Array:
 
 def round_activations(x: jax.Array, kind: Activations) -> tuple[jax.Array, jax.Array]:
     """Activations (T, I) with a scale for each token: (T, I) int8 or float8_e4m3fn, and (T, 1) float32."""
-    wide = x.astype(jnp.float32)
-    # Multiplied, as XLA does with a constant divisor in some places and not in others.
-    scales = jnp.max(jnp.abs(wide), axis=-1, keepdims=True) * np.float32(1 / LARGEST[kind])
-    tiny = np.finfo(np.float32).tiny
-    scaled = wide * jnp.where(scales >= tiny, 1.0 / jnp.maximum(scales, tiny), 0.0)
-    scaled = jnp.clip(scaled, -LARGEST[kind], LARGEST[kind])
-    return (jnp.round(scaled).astype(jnp.int8) if kind == "int8" else scaled.astype(FP8)), scales
+    rounded = quantize(x, kind)
+    return rounded.values, rounded.scales

@@ -32,6 +32,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.qtensor import LARGEST, STORAGE
 
 # A row-major array on TPU is tiled: the last axis by 128, the one before by 8, or by less where the axis is shorter.
 _TPU_LANES = 128
@@ -39,7 +40,7 @@ _TPU_ROWS = 8
 
 
 # Narrow types and their largest number. float8_e4m3fn: OCP 8-bit floating point specification, E4M3.
-QUANTIZED_DTYPES = {np.dtype(np.int8): 127.0, np.dtype(jnp.float8_e4m3fn): 448.0}
+QUANTIZED_DTYPES = {STORAGE[kind]: LARGEST[kind] for kind in ("int8", "fp8")}
 DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16), *QUANTIZED_DTYPES)
 
 

@@ -16,8 +16,9 @@ from checkpoints.folder import CheckpointError
 from checkpoints.load import LoadedModel, load_model
 from checkpoints.verify import dense_logits
 from jaxinfer.config import ConfigError, RuntimeConfig
+from jaxinfer.models.stored import input_axes
 from jaxinfer.plan import abstract_model, make_plan
-from jaxinfer.quantization import SCHEMES, input_axes
+from jaxinfer.quantization import SCHEMES
 from jaxinfer.runtime.sharding import make_mesh
 from pallas_kernels.qtensor import QTensor, dequantize
 from tests.checkpoints.folders import edit_tensors, write_golden, write_small_llama

@@ -18,6 +18,7 @@ class CallParser(ABC):
 
     tags: tuple[str, ...]  # where a call begins
     more_tags: tuple[str, ...] = ()  # what else the format is made of
+    start = "text"  # the state to begin in; a state is a method, `_in_` before its name, that does a step
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
@@ -28,6 +29,7 @@ class CallParser(ABC):
         self._called = False
         self._told = False  # the call that is being read is certain
         self._final = False
+        self._state = self.start
 
     def push(self, text: str, events: list[Event]) -> None:
         self._buffer += text
@@ -45,10 +47,23 @@ class CallParser(ABC):
             events.append(Content(self._gap))
         self._gap = ""
 
-    @abstractmethod
     def step(self, events: list[Event]) -> bool:
         """Takes what is certain from the front of the buffer; False when it needs more text (or, at the end, has
         done what it can)."""
+        return bool(getattr(self, f"_in_{self._state}")(events))
+
+    @abstractmethod
+    def _in_text(self, events: list[Event]) -> bool:
+        """The state between calls."""
+
+    def _in_broken(self, events: list[Event]) -> bool:
+        """What is left of a call that was told already means nothing, up to the next one."""
+        position = self._buffer.find(self.tags[0])
+        if position >= 0:
+            self._buffer, self._state = self._buffer[position:], "text"
+            return True
+        self._buffer = "" if self._final else self._buffer[-len(self.tags[0]) :]
+        return False
 
     def tell(self, text: str, events: list[Event]) -> None:
         """Text for the reader, but for white space at its end, which waits."""
@@ -100,13 +115,6 @@ class HermesParser(CallParser):
     _CLOSE = "</tool_call>"
     more_tags = (_CLOSE,)
 
-    def __init__(self, names: Collection[str]) -> None:
-        super().__init__(names)
-        self._state = "text"
-
-    def step(self, events: list[Event]) -> bool:
-        return bool(getattr(self, f"_in_{self._state}")(events))
-
     def _in_text(self, events: list[Event]) -> bool:
         if self.skim(events) is None:
             return False
@@ -137,6 +145,7 @@ class HermesParser(CallParser):
         return bool(self._buffer)
 
     def _in_broken(self, events: list[Event]) -> bool:
+        """Here a call has an end of its own."""
         _, tag, after = self._buffer.partition(self._CLOSE)
         if tag:
             self._buffer, self._state = after, "text"

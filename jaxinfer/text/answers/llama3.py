@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from jaxinfer.text.answers.calls import CallParser
 from jaxinfer.text.answers.events import Event
 from jaxinfer.text.answers.scanning import SPACE, Status, could_start
@@ -14,13 +12,7 @@ class Llama3Parser(CallParser):
     a model may be asked for JSON. Several calls follow each other, separated by white space, a semicolon or the tag."""
 
     tags = ("<|python_tag|>",)
-
-    def __init__(self, names: Collection[str]) -> None:
-        super().__init__(names)
-        self._state = "start"
-
-    def step(self, events: list[Event]) -> bool:
-        return bool(getattr(self, f"_in_{self._state}")(events))
+    start = "start"
 
     def _in_start(self, events: list[Event]) -> bool:
         text = self._buffer.lstrip(SPACE)
@@ -64,11 +56,3 @@ class Llama3Parser(CallParser):
         else:
             return False
         return True
-
-    def _in_broken(self, events: list[Event]) -> bool:
-        position = self._buffer.find(self.tags[0])
-        if position >= 0:
-            self._buffer, self._state = self._buffer[position:], "text"
-            return True
-        self._buffer = "" if self._final else self._buffer[-len(self.tags[0]) :]
-        return False

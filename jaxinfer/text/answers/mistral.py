@@ -23,12 +23,8 @@ class MistralParser(CallParser):
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__(names)
-        self._state = "text"
         self._in_list = False
         self._value: ValueScanner | None = None
-
-    def step(self, events: list[Event]) -> bool:
-        return bool(getattr(self, f"_in_{self._state}")(events))
 
     def _in_text(self, events: list[Event]) -> bool:
         if self.skim(events) is None:
@@ -102,12 +98,3 @@ class MistralParser(CallParser):
             return False
         self._state = "text"
         return True
-
-    def _in_broken(self, events: list[Event]) -> bool:
-        """What is left of a call that was told already means nothing."""
-        position = self._buffer.find(self.tags[0])
-        if position >= 0:
-            self._buffer, self._state = self._buffer[position:], "text"
-            return True
-        self._buffer = "" if self._final else self._buffer[-len(self.tags[0]) :]
-        return False

@@ -34,7 +34,7 @@ from tests.checkpoints.quantized.test_formats import (
     compressed,
     parameters,
     whole,
-    write,
+    write_once,
 )
 from tests.checkpoints.test_quantized_load import matrices
 
@@ -44,14 +44,7 @@ Q, K, DOWN = f"{LAYER}self_attn.q_proj", f"{LAYER}self_attn.k_proj", f"{LAYER}ml
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
-    made: dict[str, Pair] = {}
-
-    def get(name: str) -> Pair:
-        if name not in made:
-            made[name] = write(tmp_path_factory.mktemp(name), CASES[name])
-        return made[name]
-
-    return get
+    return write_once(tmp_path_factory)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,16 +174,14 @@ def write(root: Path, case: Case, **options: Any) -> Pair:
     )
 
 
+def write_once(folders: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    """Folders of a case by its name, written when it is first asked for."""
+    return functools.cache(lambda name: write(folders.mktemp(name), CASES[name]))
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
-    made: dict[str, Pair] = {}
-
-    def get(name: str) -> Pair:
-        if name not in made:
-            made[name] = write(tmp_path_factory.mktemp(name), CASES[name])
-        return made[name]
-
-    return get
+    return write_once(tmp_path_factory)
 
 
 def read_all(folder: Path) -> dict[str, QTensor]:

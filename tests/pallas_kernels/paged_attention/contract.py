@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import functools
 import re
@@ -17,6 +16,7 @@ import pytest
 from pallas_kernels.dispatch import DeviceTarget, Unsupported, select
 from pallas_kernels.paged_attention import paged_attention, reference
 from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
+from tests.pallas_kernels.contract import OpContract
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
 
@@ -43,21 +43,11 @@ SHAPES = (
 )
 
 
-class PagedAttentionContract(abc.ABC):
+class PagedAttentionContract(OpContract):
     """Compares a backend with the oracle. Override `target` and `backend`, and `call` if it needs more than that."""
 
     seeds = range(3)
     recipes = cases.RECIPES
-
-    @property
-    @abc.abstractmethod
-    def target(self) -> DeviceTarget:
-        """The device that `call` compiles for."""
-
-    @property
-    @abc.abstractmethod
-    def backend(self) -> str:
-        """The backend's name."""
 
     def call(self, inputs: Inputs, shape: Shape) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Runs the op on one step's inputs; compiles once per shape. Donates the pages."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import functools
 from typing import Any
 
@@ -16,6 +15,7 @@ from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import OP, quantized_matmul, reference
 from pallas_kernels.quantized_matmul.api import case_of
+from tests.pallas_kernels.contract import OpContract
 from tests.pallas_kernels.quantized_matmul import cases
 from tests.pallas_kernels.quantized_matmul.cases import Product
 
@@ -43,20 +43,10 @@ PRODUCTS = (
 )
 
 
-class QuantizedMatmulContract(abc.ABC):
+class QuantizedMatmulContract(OpContract):
     """Compares a backend with the oracle. Override `target` and `backend`, and `call` if it needs more than that."""
 
     seeds = range(2)
-
-    @property
-    @abc.abstractmethod
-    def target(self) -> DeviceTarget:
-        """The device that `call` compiles for."""
-
-    @property
-    @abc.abstractmethod
-    def backend(self) -> str:
-        """The backend's name."""
 
     def call(self, x: jax.Array, weight: QTensor) -> jax.Array:
         """Runs the op."""
