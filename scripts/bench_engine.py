@@ -1,6 +1,9 @@
 """Measures the engine offline on one model and prints one table.
 
-    python scripts/bench_engine.py [MODEL] [--dtype bfloat16] [--out-tokens 64] [--json FILE]
+    python scripts/bench_engine.py [MODEL] [--settings float32,int8] [--out-tokens 64] [--json FILE]
+
+MODEL is a folder (`scripts/make_random_model.py` makes one of a given shape). A setting is auto, float32, bfloat16 or a
+quantization scheme; of several, each runs in turn, and a ratio compares it with the first.
 
 Workloads, all greedy with end-of-sequence ignored, best of two runs after a warm one:
   single   1 request, 16 tokens in          batch16  16 requests at once, 128 tokens in
@@ -32,6 +35,7 @@ from rich.table import Table
 
 from jaxinfer import LLM, SamplingParams
 from jaxinfer.messages import Submit
+from jaxinfer.quantization import SCHEMES
 from jaxinfer.runtime.buckets import make_ladder, pick_bucket
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.scheduling.page_pool import PagePool
@@ -118,11 +122,29 @@ def host_cost(rows: int, steps: int = 1200) -> dict[str, Any]:
     return {"rows": rows, "p50_ms": float(p50), "p99_ms": float(p99), "bar_ms": HOST_BARS_MS[rows]}
 
 
-def show(model: str, info: Any, load: float, bandwidth: float, rows: list[dict[str, Any]], host: list[Any]) -> None:
-    console = Console(width=110)
-    console.print(
-        f"{model}: {info.dtype}, {info.device}, ready in {load:.1f} s, read bandwidth {bandwidth / 1e9:.0f} GB/s"
-    )
+def run_setting(args: argparse.Namespace, setting: str, names: list[str], bandwidth: float) -> dict[str, Any]:
+    """All workloads with one engine, printed as a table."""
+    scheme = setting if setting in SCHEMES else None
+    begin = time.perf_counter()
+    with LLM(
+        args.model,
+        dtype="auto" if scheme else setting,
+        quantization=scheme,
+        max_model_len=args.max_model_len,
+        enable_prefix_caching=False,
+    ) as llm:
+        load = time.perf_counter() - begin
+        weight_bytes = llm.info.extra["weight_bytes"]
+        rows = [run_workload(llm, name, args.out_tokens, weight_bytes, bandwidth) for name in names]
+        Console(width=110).print(
+            f"{llm.model_path.name}, {setting}: activations {llm.info.dtype}, weights {weight_bytes / 1e6:.0f} MB, "
+            f"{llm.info.device}, ready in {load:.1f} s, read bandwidth {bandwidth / 1e9:.0f} GB/s"
+        )
+    show(rows)
+    return {"setting": setting, "load_seconds": load, "weight_bytes": weight_bytes, "workloads": rows}
+
+
+def show(rows: list[dict[str, Any]]) -> None:
     table = Table("workload", "output tok/s", "ms a step", "padding", "of memory limit", "compilations")
     for r in rows:
         table.add_row(
@@ -133,17 +155,28 @@ def show(model: str, info: Any, load: float, bandwidth: float, rows: list[dict[s
             f"{r['of_memory_limit']:.0%}",
             str(r["compilations"]),
         )
-    console.print(table)
+    Console(width=110).print(table)
+
+
+def show_ratios(runs: list[dict[str, Any]]) -> None:
+    """Output tokens per second of every setting over those of the first."""
+    first = {r["workload"]: r["output_tok_s"] for r in runs[0]["workloads"]}
+    for run in runs[1:]:
+        ratios = ", ".join(f"{r['workload']} {r['output_tok_s'] / first[r['workload']]:.2f}" for r in run["workloads"])
+        print(f"{run['setting']} over {runs[0]['setting']}: {ratios}")
+
+
+def show_host(host: list[dict[str, Any]]) -> None:
     table = Table("host: running rows", "p50 ms", "p99 ms", "bar (p99)")
     for h in host:
         table.add_row(str(h["rows"]), f"{h['p50_ms']:.3f}", f"{h['p99_ms']:.3f}", f"{h['bar_ms']:.1f}")
-    console.print(table)
+    Console(width=110).print(table)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?")
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--settings", default="auto", help="auto, float32, bfloat16, or schemes, with commas")
     parser.add_argument("--out-tokens", type=int, default=64)
     parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--only", choices=list(WORKLOADS))
@@ -151,16 +184,12 @@ def main() -> int:
     args = parser.parse_args()
     host = [host_cost(rows) for rows in HOST_BARS_MS]
     bandwidth = read_bandwidth()
-    begin = time.perf_counter()
-    with LLM(args.model, dtype=args.dtype, max_model_len=args.max_model_len, enable_prefix_caching=False) as llm:
-        load = time.perf_counter() - begin
-        weight_bytes = llm.info.extra["weight_bytes"]
-        names = [args.only] if args.only else list(WORKLOADS)
-        rows = [run_workload(llm, name, args.out_tokens, weight_bytes, bandwidth) for name in names]
-        show(str(llm.model_path.name), llm.info, load, bandwidth, rows, host)
+    names = [args.only] if args.only else list(WORKLOADS)
+    runs = [run_setting(args, setting, names, bandwidth) for setting in args.settings.split(",")]
+    show_ratios(runs)
+    show_host(host)
     if args.json:
-        figures = {"load_seconds": load, "bandwidth": bandwidth, "workloads": rows, "host": host}
-        Path(args.json).write_text(json.dumps(figures, indent=1))
+        Path(args.json).write_text(json.dumps({"bandwidth": bandwidth, "runs": runs, "host": host}, indent=1))
     return 0
 
 

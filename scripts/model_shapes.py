@@ -25,6 +25,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131072,
         "tie_word_embeddings": True,
     },
+    "llama-0.3b": _LLAMA | {  # what benchmarks on a CPU run
+        "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 20,
+        "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+    },
     "small-128": _LLAMA | {  # a few layers with the head size of the large ones: compiles in seconds
         "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 2,
         "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096,
