@@ -21,7 +21,7 @@ from jaxinfer.models.axes import LogicalAxes
 from jaxinfer.models.stored import StoredMatrix, input_axes
 from jaxinfer.runtime.sharding import TP_AXIS, named_sharding, partition_spec, replicated
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.qtensor import STORAGE, Activations, Kind, QTensor, quantize
+from pallas_kernels.qtensor import STORAGE, ZEROS, Activations, Kind, QTensor, quantize
 from pallas_kernels.quantized_matmul.layout import for_target
 
 GROUPS = (128, 64, 32)  # inputs of an int4 group: the largest that divides a device's share is taken
@@ -136,7 +136,7 @@ def placing_of(
     plain = QTensor(
         part(*outputs, count // 2 if stored.kind == "int4" else count, dtype=STORAGE[stored.kind]),  # type: ignore[arg-type]
         part(*outputs, groups),  # type: ignore[arg-type]
-        part(*outputs, groups) if stored.zeros else None,  # type: ignore[arg-type]
+        part(*outputs, groups, dtype=ZEROS[stored.kind]) if stored.zeros else None,  # type: ignore[arg-type]
         part(count, dtype=np.int32) if stored.order else None,  # type: ignore[arg-type]
         kind=stored.kind,
         activations=stored.activations,

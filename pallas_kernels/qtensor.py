@@ -26,6 +26,8 @@ FP8 = np.dtype(jnp.float8_e4m3fn)
 STORAGE: dict[str, np.dtype] = {"int8": np.dtype(np.int8), "int4": np.dtype(np.uint8), "fp8": FP8}
 # The largest magnitude that a symmetric number of the kind holds. int4 leaves -8 unused, so that 0 lies in the middle.
 LARGEST: dict[str, float] = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
+# What zero points are stored in: they are numbers of the same range.
+ZEROS: dict[str, np.dtype] = {"int8": np.dtype(np.int8), "int4": np.dtype(np.uint8)}
 INT4_MIDDLE = 8  # int4 is stored as 0..15; without zero points 8 means 0
 
 
@@ -42,7 +44,7 @@ class QTensor:
     Attributes:
         values: int8, float8_e4m3fn, uint8 pairs of int4, or int4.
         scales: float32.
-        zeros: float32, whole numbers that `q` is measured from; None: 0, and 8 for int4.
+        zeros: uint8 for int4, int8 for int8: the numbers that `q` is measured from; None: 0, and 8 for int4.
         order: (I,) int32: input i of `values` is input order[i] of the activations (GPTQ's act-order); None: as it is.
         kind: what `values` holds.
         activations: round activations to this type, with a scale for each token, before the product; None: keep them.
@@ -91,6 +93,9 @@ class QTensor:
             raise ValueError(
                 f"{name}.values is {self.values.dtype}; {self.kind} is stored as {STORAGE[self.kind].name}"
             )
+        if self.zeros is not None and self.zeros.dtype != ZEROS.get(self.kind):
+            allowed = f"stored as {ZEROS[self.kind].name}" if self.kind in ZEROS else "None"
+            raise ValueError(f"{name}.zeros is {self.zeros.dtype}; for {self.kind} it must be {allowed}")
         groups = self.scales.shape[-1]
         for part, array in (("scales", self.scales), ("zeros", self.zeros)):
             if array is not None and tuple(array.shape) != (*self.outputs, groups):
@@ -149,7 +154,9 @@ def dequantize(weight: QTensor) -> jax.Array:
     if weight.kind == "int4":
         numbers = unpack_int4(numbers) if numbers.dtype == jnp.uint8 else numbers.astype(jnp.int8) + INT4_MIDDLE
     wide = numbers.astype(jnp.float32).reshape(*weight.outputs, -1, weight.group)
-    zeros: Any = weight.zeros[..., None] if weight.zeros is not None else float(INT4_MIDDLE * (weight.kind == "int4"))
+    zeros: Any = float(INT4_MIDDLE * (weight.kind == "int4"))
+    if weight.zeros is not None:
+        zeros = weight.zeros.astype(jnp.float32)[..., None]
     wide = ((wide - zeros) * weight.scales[..., None]).reshape(weight.shape)
     if weight.order is None:
         return wide

@@ -11,7 +11,7 @@ from checkpoints.folder import CheckpointError
 from checkpoints.quantized.mapping import QuantizedEntry, QuantizedMapping, QuantizedMatrix
 from checkpoints.quantized.protocol import Format, Parts, nibbles, pack_nibbles
 from checkpoints.reader import TensorSource
-from pallas_kernels.qtensor import STORAGE, QTensor
+from pallas_kernels.qtensor import STORAGE, ZEROS, QTensor
 
 
 def read_matrix(matrix: QuantizedMatrix, format_: Format) -> QTensor:
@@ -25,7 +25,7 @@ def read_matrix(matrix: QuantizedMatrix, format_: Format) -> QTensor:
     groups = stored.groups(matrix.inputs)
     values = aligned_empty((*outputs, matrix.inputs // (2 if stored.kind == "int4" else 1)), STORAGE[stored.kind])
     scales = aligned_empty((*outputs, groups), np.dtype(np.float32))
-    zeros = aligned_empty((*outputs, groups), np.dtype(np.float32)) if stored.zeros else None
+    zeros = aligned_empty((*outputs, groups), ZEROS[stored.kind]) if stored.zeros else None
     order: np.ndarray | None = None
     for entry in matrix.entries:
         parts = format_.read(entry.layer, entry.tensors)

@@ -76,7 +76,7 @@ class Awq(Format):
         return Parts(
             pack_nibbles(np.ascontiguousarray(_outputs(tensors.read("qweight")).T)),
             np.ascontiguousarray(tensors.finite("scales").T),
-            np.ascontiguousarray(_outputs(tensors.read("qzeros")).T.astype(np.float32)),
+            np.ascontiguousarray(_outputs(tensors.read("qzeros")).T),
         )
 
 

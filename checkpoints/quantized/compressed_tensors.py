@@ -159,7 +159,7 @@ def _read_packed(layer: Layer, tensors: Tensors) -> Parts:
     if layer.stored.zeros:
         stored = rows(tensors.read("weight_zero_point").T)  # (A, O) from here on
         numbers = nibbles(stored) if four else signed(stored)
-        zeros = np.ascontiguousarray(numbers.T.astype(np.float32))
+        zeros = np.ascontiguousarray(numbers.T)
     order = group_index(layer, tensors, "weight_g_idx", "actorder is not group") if layer.stored.order else None
     return Parts(values if four else signed(values), tensors.finite("weight_scale"), zeros, order)
 

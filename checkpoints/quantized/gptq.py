@@ -122,7 +122,7 @@ class Gptq(Format):
             if (numbers != middle).any():
                 raise tensors.fault("qzeros", f"zero points of {middle}, because {_WHERE}.sym is true", "others")
             return None
-        return np.ascontiguousarray(numbers.T).astype(np.float32) - np.float32(middle if self.bits == 8 else 0)
+        return np.ascontiguousarray((signed(numbers) if self.bits == 8 else numbers).T)
 
 
 def _quantized_only(settings: Mapping[str, Any]) -> tuple[str, ...] | None:

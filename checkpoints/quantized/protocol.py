@@ -51,7 +51,7 @@ class Parts:
     Attributes:
         values: (O, I) int8 or float8_e4m3fn, or (O, I // 2) uint8 for int4.
         scales: (O, A) float32.
-        zeros: (O, A) float32, or None.
+        zeros: (O, A) of the type that `pallas_kernels.qtensor.ZEROS` says, or None.
         group_index: (I,) int32, the group of every input where they are not contiguous (act-order), else None.
     """
 

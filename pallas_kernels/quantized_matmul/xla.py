@@ -73,7 +73,7 @@ def _grouped(x: jax.Array, weight: QTensor) -> jax.Array:
     scales = jnp.moveaxis(weight.scales, -1, 0)[:, None]  # (A, 1, *O); sums are (A, T, *O)
     if weight.zeros is not None:
         totals = jnp.sum(parts.astype(jnp.float32), axis=-1).T  # (A, T)
-        shifts = jnp.moveaxis(weight.zeros, -1, 0)[:, None] - INT4_MIDDLE
+        shifts = jnp.moveaxis(weight.zeros, -1, 0)[:, None].astype(jnp.float32) - INT4_MIDDLE
         sums -= totals.reshape(*totals.shape, *(1,) * last) * shifts
     return jnp.sum(sums * scales, axis=0)
 

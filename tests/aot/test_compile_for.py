@@ -44,6 +44,24 @@ def test_a_step_with_small_heads_and_int8_pages_compiles() -> None:
     assert "attention: mosaic_tpu" in done.stdout
 
 
+@needs_libtpu
+@pytest.mark.parametrize("topology", TPUS)
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_step_of_few_bits_compiles(topology: str, scheme: str) -> None:
+    done = compile_for("--topology", topology, "--model", "small-128", "--quantization", scheme, *SIZES)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert f", {scheme}, " in done.stdout
+    assert "all-reduce" in done.stdout
+
+
+@needs_cuda
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_step_of_few_bits_compiles_for_hopper(scheme: str) -> None:
+    done = compile_for("--topology", "hopper:4", "--model", "small-128", "--quantization", scheme, *SIZES)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert f", {scheme}, " in done.stdout
+
+
 @needs_cuda
 def test_a_whole_step_compiles_for_hopper() -> None:
     done = compile_for("--topology", "hopper:4", "--model", "small-128", *SIZES)
