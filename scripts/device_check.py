@@ -1,10 +1,13 @@
 """Proves and measures the kernels and the engine on the device at hand, and prints tables for docs/benchmarks.md.
 
-    python scripts/device_check.py [--only tests,ceilings,attention,engine] [--out DIR] [--budget-seconds 540]
+    python scripts/device_check.py [--only GROUP,GROUP] [--out DIR] [--budget-seconds 540]
     python scripts/device_check.py --rehearse          # every line of it on a CPU, with tiny sizes: no measurement
 
 In this order: what the machine is; the ceilings (copy bandwidth, matrix rate) through JAX and torch; the kernels'
-tests, natively; attention of every backend and of its peers; the whole engine with random weights, and transformers'.
+tests, natively; attention of every backend and of its peers; products with weights in few bits, of every backend and
+of theirs; the whole engine with random weights, and transformers'; its decode steps with layers in few bits. Each is a
+group that --only takes: tests, ceilings, attention, products, engine, quantized. If ten minutes are too short for all
+of them, two runs are: `--only ceilings,tests,attention,engine` and `--only ceilings,products,quantized`.
 Each section runs in a process of its own with its own time limit: what crashes, hangs or is missing becomes a cell of a
 table and costs nothing else. Results are appended to DIR/results.jsonl as they come, what the sections print goes to
 DIR/log.txt, and the tables are printed, and written to DIR/table.md, also when the time is over or the run is stopped.

@@ -19,10 +19,11 @@ import jax
 
 from device_checks.child import Case
 from device_checks.engine_sizes import EngineSizes, LeastWork, engine_sizes
+from device_checks.product_cases import PLAIN
 from device_checks.random_model import random_model
 from device_checks.settings import Settings
 from device_checks.timing import REPEATS, summarise
-from jaxinfer.config import RuntimeConfig
+from jaxinfer.config import Quantization, RuntimeConfig
 from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import Submit
 from jaxinfer.models.registry import model_config
@@ -53,15 +54,17 @@ def cases(settings: Settings) -> Iterator[Case]:
 class EngineBench:
     """Starts one engine, when it is first needed."""
 
-    def __init__(self, sizes: EngineSizes) -> None:
+    def __init__(self, sizes: EngineSizes, scheme: Quantization | None = None, *, decode_only: bool = False) -> None:
         self.sizes = sizes
-        self._work = LeastWork.of(sizes.shape)
+        self._scheme, self._decode_only = scheme, decode_only
+        self._work = LeastWork.of(sizes.shape, scheme or PLAIN)
         self._config = model_config(sizes.shape)
         platform = jax.devices()[0].platform
         fitting = [1] if platform != "tpu" else [tp for tp in valid_tp(self._config) if tp <= jax.device_count()]
         self._mesh = make_mesh(max(fitting))
         self._runtime = RuntimeConfig(
             dtype="bfloat16",
+            quantization=scheme,
             page_size=sizes.page_size,
             # A page more for each row: a step is planned before the one before it has ended.
             num_pages=1 + sizes.most * (-(-sizes.length // sizes.page_size) + 1),
@@ -85,7 +88,7 @@ class EngineBench:
         if self._loop is None or self._runner is None:
             begin = time.perf_counter()
             self._check_memory()
-            model = random_model(self.sizes.model, self._config, self._mesh)
+            model = random_model(self.sizes.model, self._config, self._mesh, quantization=self._scheme)
             weights = time.perf_counter()
             self._loop, self._runner = self._assemble(model)
             ready = time.perf_counter()
@@ -121,7 +124,8 @@ class EngineBench:
         layout = make_layout(model, target, self._runtime)
         sizes = resolve_sizes(self._config, self._runtime, layout, None, target.platform)
         runner = make_runner(model, self._mesh, self._runtime, sizes, layout)
-        wanted = [pick_bucket(runner.ladder, tokens) for tokens in (*self.sizes.requests, self.sizes.budget)]
+        steps = self.sizes.requests if self._decode_only else (*self.sizes.requests, self.sizes.budget)
+        wanted = [pick_bucket(runner.ladder, tokens) for tokens in steps]
         runner.ladder = tuple(sorted(set(wanted)))
         runner.warm_up(lambda done, total, detail: print(f"{done}/{total} {detail}", flush=True))
         limits = SchedulerLimits(

@@ -7,6 +7,7 @@ from typing import Any
 
 from model_shapes import SHAPES
 
+from device_checks.product_cases import PLAIN, weight_bytes
 from device_checks.settings import Settings
 
 
@@ -52,7 +53,7 @@ def engine_sizes(settings: Settings) -> EngineSizes:
 
 @dataclasses.dataclass(frozen=True)
 class LeastWork:
-    """Bytes and operations that a model of this shape needs at least, in bfloat16.
+    """Bytes and operations that a model of this shape needs at least, in bfloat16 or with its layers in few bits.
 
     A decode step reads every weight but the embedding table, of which it reads one row for a token, and the keys and
     values of every row. A prompt's token is multiplied with every weight of the layers, and attends to those before it;
@@ -66,25 +67,36 @@ class LeastWork:
     head_dim: int
     mlp: int
     vocab: int
+    scheme: str = PLAIN
 
     @classmethod
-    def of(cls, shape: dict[str, Any]) -> LeastWork:
+    def of(cls, shape: dict[str, Any], scheme: str = PLAIN) -> LeastWork:
         heads = shape["num_attention_heads"]
         return cls(
             layers=shape["num_hidden_layers"], model=shape["hidden_size"], heads=heads,
             kv_heads=shape["num_key_value_heads"], head_dim=shape.get("head_dim") or shape["hidden_size"] // heads,
-            mlp=shape["intermediate_size"], vocab=shape["vocab_size"],
+            mlp=shape["intermediate_size"], vocab=shape["vocab_size"], scheme=scheme,
         )  # fmt: skip
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """(outputs, inputs) of those of a layer."""
+        query, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return ((query + 2 * kv, self.model), (self.model, query), (2 * self.mlp, self.model), (self.model, self.mlp))
 
     @property
     def layer_weights(self) -> int:
         """Of all layers."""
-        attention = self.model * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.model * self.mlp)
+        return self.layers * sum(outputs * inputs for outputs, inputs in self.matrices)
+
+    @property
+    def layer_bytes(self) -> int:
+        """Of all layers, with scales."""
+        return self.layers * sum(weight_bytes(self.scheme, *matrix) for matrix in self.matrices)
 
     def decode_bytes(self, rows: int, depth: int) -> int:
         """Of one step of `rows` sequences of `depth` tokens."""
-        weights = 2 * (self.layer_weights + self.model * self.vocab)
+        weights = self.layer_bytes + 2 * self.model * self.vocab
         return weights + rows * depth * self.layers * 2 * self.kv_heads * self.head_dim * 2
 
     def prompt_flops(self, rows: int, length: int) -> int:

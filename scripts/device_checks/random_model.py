@@ -12,21 +12,39 @@ from jax.sharding import Mesh
 from jaxinfer.config import ModelConfig
 from jaxinfer.plan import abstract_model
 from jaxinfer.runtime.assemble import Model
+from pallas_kernels.qtensor import QTensor
 
+# Deviation of the numbers that are drawn, before their scale.
+_SPREAD = {"int8": 73.5, "int4": 4.5, "fp8": 1.0}
 _DEVIATION = 0.02  # the usual `initializer_range`
 
 
-def random_model(name: str, config: ModelConfig, mesh: Mesh, *, dtype: str = "bfloat16", seed: int = 0) -> Model:
-    """Matrices are normal with deviation 0.02, vectors (norms) are ones; each leaf lies where a loader would put it."""
-    abstract = abstract_model(name, config, dtype, mesh)
-    leaves, tree = jax.tree.flatten(abstract.params)
+def random_model(
+    name: str,
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    dtype: str = "bfloat16",
+    quantization: str | None = None,
+    seed: int = 0,
+) -> Model:
+    """Matrices are normal with deviation 0.02, vectors (norms) are ones; each leaf lies where a loader would put it.
+
+    With `quantization` the layers' matrices are random numbers of few bits, of about that deviation.
+    """
+    abstract = abstract_model(name, config, dtype, mesh, quantization)
+    leaves, tree = jax.tree.flatten(abstract.params, is_leaf=lambda x: isinstance(x, QTensor))
     key = jax.random.key(seed)
     made = [_make(jax.random.fold_in(key, index), leaf) for index, leaf in enumerate(leaves)]
     return dataclasses.replace(abstract, params=jax.tree.unflatten(tree, jax.block_until_ready(made)))
 
 
-def _make(key: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    return _maker(leaf.shape, leaf.dtype, leaf.sharding)(key)
+def _make(key: jax.Array, leaf: jax.ShapeDtypeStruct | QTensor) -> jax.Array | QTensor:
+    if not isinstance(leaf, QTensor):
+        return _maker(leaf.shape, leaf.dtype, leaf.sharding)(key)
+    scales = _filler(leaf.scales.shape, _DEVIATION / _SPREAD[leaf.kind], leaf.scales.sharding)()
+    numbers = _number_maker(leaf.values.shape, leaf.values.dtype, leaf.values.sharding)(key)
+    return dataclasses.replace(leaf, values=numbers, scales=scales)
 
 
 @functools.cache
@@ -39,3 +57,21 @@ def _maker(shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.Shar
         return jax.random.normal(key, shape, dtype) * jnp.asarray(_DEVIATION, dtype)
 
     return jax.jit(make, out_shardings=sharding)
+
+
+@functools.cache
+def _number_maker(shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.Sharding) -> jax.stages.Wrapped:
+    def make(key: jax.Array) -> jax.Array:
+        if dtype == jnp.uint8:  # pairs of int4
+            return jax.random.bits(key, shape, jnp.uint8)
+        if dtype == jnp.int4 or dtype == jnp.int8:
+            largest = 7 if dtype == jnp.int4 else 127
+            return jax.random.randint(key, shape, -largest, largest + 1, jnp.int8).astype(dtype)
+        return jax.random.normal(key, shape, jnp.bfloat16).astype(dtype)
+
+    return jax.jit(make, out_shardings=sharding)
+
+
+@functools.cache
+def _filler(shape: tuple[int, ...], value: float, sharding: jax.sharding.Sharding) -> jax.stages.Wrapped:
+    return jax.jit(lambda: jnp.full(shape, value, jnp.float32), out_shardings=sharding)

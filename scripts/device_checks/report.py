@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from device_checks.attention_cases import attention_cases
+from device_checks.attention_cases import AttentionCase, attention_cases
+from device_checks.product_cases import ProductCase, product_cases
 from device_checks.records import BEGIN, CRASHED, FAILED, OK, SKIPPED, TIMEOUT, UNSUPPORTED, Record
 from device_checks.settings import Settings
 from device_checks.targets import (
     STATED_FOR,
     Ceilings,
-    attention_share,
+    ceiling_share,
     ceilings,
     devices_of,
     step_share,
@@ -43,7 +44,8 @@ def render(records: list[Record], settings: Settings) -> str:
     if settings.rehearse:
         parts.append("**A rehearsal on a CPU with tiny sizes: nothing here is a measurement.**")
     parts += [_machine(probe, limits), _targets([] if settings.rehearse else records, probe), _tests(records, notes)]
-    parts += [_attention(records, settings, limits, notes), _engine(records, limits, notes), _left_out(records)]
+    parts += [_attention(records, settings, limits, notes), _products(records, settings, limits, notes)]
+    parts += [_engine(records, limits, notes), _quantized(records, limits, notes), _left_out(records)]
     if notes.lines:
         parts.append("\n".join(f"[{number}] {line}" for number, line in enumerate(notes.lines, 1)))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -110,17 +112,40 @@ def _attention(records: list[Record], settings: Settings, limits: Ceilings, note
         return ""
     rows = []
     for case in attention_cases(settings):
-        cells = [_attention_cell(_of(read, backend, case.name), limits, notes) for backend in backends]
-        size = (
-            f"{case.needed_bytes / 1e6:,.3g} MB" if case.kind == "decode" else f"{case.needed_flops / 1e9:,.3g} GFLOP"
-        )
-        rows.append([case.name, size, *cells])
+        cells = [_cell(_of(read, backend, case.name), limits, notes) for backend in backends]
+        rows.append([case.name, _size(case), *cells])
     heads = attention_cases(settings)[0].heads
     heading = (
         f"Attention, heads {heads.query}/{heads.kv} x {heads.dim}, bfloat16: milliseconds, rate, and share of the copy "
         "bandwidth (decode: GB/s of the keys and values that are needed) or of the matrix rate (else: TFLOP/s)."
     )
     return heading + "\n\n" + _table(["case", "needs", *backends], rows)
+
+
+def _products(records: list[Record], settings: Settings, limits: Ceilings, notes: Notes) -> str:
+    read = {
+        (r["section"].removeprefix("products/"), r["case"]): r
+        for r in records
+        if r["section"].startswith("products/") and r["case"] != "section"
+    }
+    backends = list(dict.fromkeys(backend for backend, _ in read))
+    if not backends:
+        return ""
+    rows = [
+        [case.name, _size(case), *(_cell(_of(read, backend, case.name), limits, notes) for backend in backends)]
+        for case in product_cases(settings)
+    ]
+    heading = (
+        "Products, tokens x outputs x inputs: milliseconds, rate, and share of the copy bandwidth (a few tokens: GB/s "
+        "of the weight and its scales) or of the matrix rate of bfloat16 (else: TFLOP/s, or as many operations)."
+    )
+    return heading + "\n\n" + _table(["case", "needs", *backends], rows)
+
+
+def _size(case: AttentionCase | ProductCase) -> str:
+    if case.kind == "decode":
+        return f"{case.needed_bytes / 1e6:,.3g} MB"
+    return f"{case.needed_flops / 1e9:,.3g} GFLOP"
 
 
 def _of(read: dict[tuple[str, str], Record], backend: str, case: str) -> Record | None:
@@ -131,12 +156,12 @@ def _of(read: dict[tuple[str, str], Record], backend: str, case: str) -> Record 
     return None
 
 
-def _attention_cell(record: Record | None, limits: Ceilings, notes: Notes) -> str:
+def _cell(record: Record | None, limits: Ceilings, notes: Notes) -> str:
     if record is None:
         return "-"
     if record["status"] != OK:
         return notes.mark(record["status"], record.get("error", ""))
-    seconds, share = record["op_seconds"], attention_share(record, limits)
+    seconds, share = record["op_seconds"], ceiling_share(record, limits)
     decode = record["kind"] == "decode"
     rate = record["needed_bytes"] / seconds / 1e9 if decode else record["needed_flops"] / seconds / 1e12
     return f"{seconds * 1e3:.4g} ms, {rate:,.0f}" + ("" if share is None else f", {share:.0%}")
@@ -153,6 +178,17 @@ def _engine(records: list[Record], limits: Ceilings, notes: Notes) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _quantized(records: list[Record], limits: Ceilings, notes: Notes) -> str:
+    """Decode steps of the engine with its layers in few bits, one table for all schemes."""
+    parts = []
+    for section in dict.fromkeys(r["section"] for r in records if r["section"].startswith("quantized/")):
+        steps = {r["case"]: r for r in records if r["section"] == section and r["case"] != "section"}
+        found = [_start_up(steps, notes), _compiled_steps(steps, limits, devices_of(records), notes)]
+        if any(found):
+            parts += [f"Layers in {section.removeprefix('quantized/')}:", *found]
+    return "\n\n".join(part for part in parts if part)
+
+
 def _start_up(ours: dict[str, Record], notes: Notes) -> str:
     record = ours.get("start-up") or ours.get("start")
     if record is None:
@@ -161,7 +197,7 @@ def _start_up(ours: dict[str, Record], notes: Notes) -> str:
         return f"Engine: {notes.mark(record['status'], record.get('error', ''))}"
     steps = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in record["executables"])
     return (
-        f"Engine, random weights of the shape {record['model']} in bfloat16, attention {record['attention']}, "
+        f"Engine, random weights of the shape {record['model']}, attention {record['attention']}, "
         f"{record['devices']} device(s): ready in {record['ready_seconds']:.1f} s, "
         f"{record['weights_seconds']:.1f} s of them for weights; compiled: {steps}."
     )

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-GROUPS = ("ceilings", "tests", "attention", "engine")
+GROUPS = ("ceilings", "tests", "attention", "products", "engine", "quantized")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,16 @@ def _peer(name: str, module: str, seconds: float, framework: str) -> Section:
     return Section(f"attention/{name}", "attention", module, seconds, 45, ("gpu",), framework, needs, {"peer": name})
 
 
+def _product(backend: str, seconds: float, *platforms: str) -> Section:
+    module = "device_checks.product_ours"
+    return Section(f"products/{backend}", "products", module, seconds, 40, platforms, options={"backend": backend})
+
+
+def _quantized(scheme: str) -> Section:
+    module = "device_checks.engine_quantized"
+    return Section(f"quantized/{scheme}", "quantized", module, 120, 100, options={"scheme": scheme})
+
+
 PROBE = Section("probe", "probe", "device_checks.probe", 60, 50)
 SECTIONS = (
     Section("ceilings/jax", "ceilings", "device_checks.ceilings_jax", 45, 30),
@@ -71,6 +81,11 @@ SECTIONS = (
     _peer("jax_xla", "attention_jax_peers", 25, "jax"),
     _peer("torch_sdpa", "attention_torch", 30, "torch"),
     _peer("torch_flex", "attention_torch", 60, "torch"),
+    _product("xla", 90, "gpu", "tpu"),
+    _product("mosaic_gpu", 45, "gpu"),
+    _product("triton_gpu", 45, "gpu"),
+    Section("products/pallas_mixed", "products", "device_checks.product_peers", 40, 30, ("gpu",)),
+    Section("products/torch", "products", "device_checks.product_torch", 40, 30, ("gpu",), "torch", ("torch",)),
     Section("engine", "engine", "device_checks.engine", 260, 180),
     Section(
         "engine/transformers",
@@ -82,6 +97,7 @@ SECTIONS = (
         "torch",
         ("torch", "transformers"),
     ),
+    *(_quantized(scheme) for scheme in ("int8", "int4", "fp8")),
 )
 # What the engine is left with whatever the sections before it need: the last of them are peers. Most of it compiles.
 ENGINE_SECONDS = 220

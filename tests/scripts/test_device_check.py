@@ -33,6 +33,8 @@ from device_checks.settings import Settings  # noqa: E402
 from device_checks.supervisor import Supervisor  # noqa: E402
 from model_shapes import SHAPES  # noqa: E402
 
+from pallas_kernels.qtensor import QTensor, dequantize  # noqa: E402
+
 MISBEHAVING = Section("misbehaving", "tests", "tests.scripts.misbehaving", 60, 8)
 # What the machines that the script is for have, beside the standard library. Two of them are asked for by name only.
 INSTALLED = {
@@ -140,6 +142,42 @@ def test_needed_work_of_the_engine_is_that_of_the_model() -> None:
     )
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8"])
+def test_needed_work_in_few_bits_is_that_of_the_model(scheme: str) -> None:
+    """As a GPU keeps it: the demo of the sizes is that of `jaxinfer plan`."""
+    from jaxinfer.models.registry import model_config
+    from jaxinfer.models.stored import StoredMatrix
+    from jaxinfer.plan import abstract_model
+    from jaxinfer.quantization import placing_of
+    from jaxinfer.runtime.sharding import make_mesh
+
+    raw = SHAPES["tiny"]
+    config, mesh = model_config(raw), make_mesh(1)
+    model = abstract_model("tiny", config, "bfloat16", mesh)
+    stored = StoredMatrix(scheme, 128 if scheme == "int4" else None)  # type: ignore[arg-type]
+    matrices = [leaf for leaf in jax.tree.leaves(model.params["layers"]) if leaf.ndim > 1]
+    needed = 0
+    for leaf in matrices:
+        inputs = 3 if leaf.ndim == 4 and leaf.shape[0] == config.hidden_size else 1
+        axes = (None,) * leaf.ndim
+        needed += placing_of("a matrix", leaf.shape, axes, inputs, stored, mesh).as_stored.nbytes
+    vocabulary = 2 * raw["vocab_size"] * raw["hidden_size"]
+    assert LeastWork.of(raw, scheme).decode_bytes(0, 0) == needed + vocabulary
+
+
+def test_needed_work_of_products_is_that_of_their_weights() -> None:
+    from device_checks import product_cases, product_ours
+
+    from pallas_kernels.dispatch import DeviceTarget
+
+    hopper = DeviceTarget("gpu", "NVIDIA H200", (9, 0))
+    cases = product_cases.product_cases(Settings(Path(), Path()))
+    assert len({case.name for case in cases}) == len(cases)
+    for case in cases:
+        _, weight = product_ours.abstract_arguments(case, hopper, None)
+        assert case.needed_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weight))
+
+
 def test_random_weights_are_the_models_shapes() -> None:
     from device_checks.random_model import random_model
 
@@ -148,15 +186,17 @@ def test_random_weights_are_the_models_shapes() -> None:
     from jaxinfer.runtime.sharding import make_mesh
 
     config, mesh = model_config(SHAPES["tiny"]), make_mesh(2)
-    made = random_model("tiny", config, mesh)
-    for got, wanted in zip(
-        jax.tree.leaves(made.params),
-        jax.tree.leaves(abstract_model("tiny", config, "bfloat16", mesh).params),
-        strict=True,
-    ):
-        assert (got.shape, got.dtype, got.sharding) == (wanted.shape, wanted.dtype, wanted.sharding)
-        values = np.asarray(got, np.float32)
-        assert (values == 1).all() if values.ndim == 1 else 0.015 < values.std() < 0.025
+    for scheme in (None, "int8"):
+        made = random_model("tiny", config, mesh, quantization=scheme)
+        for got, wanted in zip(
+            jax.tree.leaves(made.params),
+            jax.tree.leaves(abstract_model("tiny", config, "bfloat16", mesh, scheme).params),
+            strict=True,
+        ):
+            assert (got.shape, got.dtype, got.sharding) == (wanted.shape, wanted.dtype, wanted.sharding)
+        for leaf in jax.tree.leaves(made.params, is_leaf=lambda x: isinstance(x, QTensor)):
+            values = np.asarray(dequantize(leaf) if isinstance(leaf, QTensor) else leaf, np.float32)
+            assert (values == 1).all() if values.ndim == 1 else 0.015 < values.std() < 0.025
 
 
 def _attention(case: str, seconds: float, **fields: Any) -> dict[str, Any]:
@@ -183,10 +223,18 @@ def test_a_target_is_met_or_missed() -> None:
     assert words[2] == ("miss", pytest.approx(1.69))
     step = {"section": "engine", "case": "compiled decode step, rows: 1", "status": "ok", "depth": 1152,
             "floor_bytes": 4.3e9, "op_seconds": 1.3e-3}  # fmt: skip
-    assert targets.verdicts([*records, step], "gpu")[4][:2] == (
-        "Llama-3-8B decode step, 1 rows, of its byte floor",
-        pytest.approx(1 / 1.3),
-    )
+    quantized = step | {"section": "quantized/int8", "floor_bytes": 2.15e9}
+    weight = 28672 * 4096 + 4 * 28672
+    products = [
+        {"section": f"products/{backend}", "case": "int8, 16 x 28672 x 4096", "status": "ok", "kind": "decode",
+         "needed_bytes": weight, "op_seconds": seconds}
+        for backend, seconds in (("xla", 1e-4), ("triton_gpu", weight / 4.3e12 / 0.81), ("torch", 1e-9))
+    ]  # fmt: skip
+    figures = {v.what: (v.figure, v.word) for v in targets.verdicts([*records, step, quantized, *products], "gpu")}
+    assert figures["Llama-3-8B decode step, 1 rows, of its byte floor"] == (pytest.approx(1 / 1.3), "miss")
+    assert figures["Llama-3-8B decode step in int8, 1 rows, of its byte floor"] == (pytest.approx(0.5 / 1.3), "miss")
+    assert figures["product with int8 weights, 16 rows, of copy bandwidth"] == (pytest.approx(0.81), "pass")
+    assert figures["w8a8 product, 4096 rows, times as fast as bfloat16"] == (None, "not read")
 
 
 def test_tables_of_a_run_that_was_cut_short(tmp_path: Path) -> None:
@@ -230,7 +278,7 @@ def _run(*arguments: str, timeout: float, **environment: str) -> subprocess.Comp
 def test_bad_input_is_named(tmp_path: Path) -> None:
     done = _run("--only", "kernels", "--out", str(tmp_path), timeout=30)
     assert done.returncode == 2
-    assert "--only names kernels; known: ceilings, tests, attention, engine" in done.stderr
+    assert "--only names kernels; known: ceilings, tests, attention, products, engine, quantized" in done.stderr
 
 
 def test_without_a_device_it_says_so(tmp_path: Path) -> None:
@@ -275,5 +323,6 @@ def test_everything_is_rehearsed(tmp_path: Path) -> None:
     assert not wrong, wrong
     found = {r["section"] for r in records if r["status"] == "ok"}
     assert found >= {"probe", "ceilings/jax", "tests", "attention/xla", "attention/jax_xla", "engine"}
+    assert found >= {"products/xla", "quantized/int8", "quantized/int4", "quantized/fp8"}
     assert any(r["case"] == "requests: 4" and r["compilations"] == 0 for r in records if r["section"] == "engine")
     assert "jaxinfer, requests: 4" in done.stdout
