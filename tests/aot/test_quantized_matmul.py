@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
-from jax.sharding import SingleDeviceSharding
 
 from jaxinfer.quantization import SCHEMES
-from jaxinfer.runtime.topology import ProgramReport, report, topology_mesh
-from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.qtensor import quantize
-from pallas_kernels.quantized_matmul import quantized_matmul
-from pallas_kernels.quantized_matmul.layout import for_target
+from jaxinfer.runtime.topology import ProgramReport, topology_mesh
 from tests.aot.compilers import needs_cuda, needs_libtpu
 
-OUTPUTS, INPUTS, GROUP = 14336, 4096, 128
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from compile_products import compile_product
+
+OUTPUTS, INPUTS = 14336, 4096
 WIDE = 2 * OUTPUTS * INPUTS  # bytes of the weight in bfloat16
 
 
 def compiled(topology: str, name: str, tokens: int) -> ProgramReport:
     """The product of one device of a topology, in bfloat16."""
     device = topology_mesh(topology).mesh.devices.flat[0]
-    target, scheme = DeviceTarget.of(device), SCHEMES[name]
-
-    def kept(weight: jax.Array) -> object:
-        group = GROUP if scheme.grouped else None
-        return for_target(quantize(weight, scheme.kind, group, activations=scheme.activations), target)
-
-    def struct(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
-
-    weight = jax.eval_shape(kept, jax.ShapeDtypeStruct((OUTPUTS, INPUTS), jnp.float32))
-    weight = jax.tree.map(lambda x: struct(x.shape, x.dtype), weight)
-    product = functools.partial(quantized_matmul, target=target)
-    return report(jax.jit(product).lower(struct((tokens, INPUTS), jnp.bfloat16), weight).compile())
+    return compile_product(device, name, tokens, OUTPUTS, INPUTS).program
 
 
 @needs_libtpu
