@@ -13,6 +13,7 @@ REQUIRED = (
     "checkpoints/demo/conversion_report.json",
     "protos/jaxinfer/v1/inference.proto",
     "serving/server.py",
+    *(f"serving/http/static/{name}" for name in ("index.html", "page.css", "main.js", "icon.svg")),
 )
 
 

@@ -124,6 +124,8 @@ class ServeConsole:
             f"[bold green]ready[/bold green] after {seconds:.1f} s: {escape(name)} on {doors}. Ctrl-C stops. Try:"
         )
         self._console.print(f"\n    {escape(self.client_line(address))}\n")
+        if http_address is not None:
+            self._console.print(f"or open http://{reachable(http_address)}/ in a browser.\n")
 
     def client_line(self, address: str) -> str:
         what = '--chat "What is 347 + 586?"' if self._chats else '--max-tokens 24 "Once upon a time"'

@@ -22,6 +22,7 @@ from serving.http.api import ENDPOINTS, Api
 from serving.http.body import BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.errors import ApiError, from_refusal, internal
 from serving.http.openapi import document
+from serving.http.page import Page
 from serving.http.reply import Reply
 from serving.observing.metrics import MEDIA_TYPE
 from serving.observing.record import Origin
@@ -56,6 +57,7 @@ def make_app(api: Api, max_body_bytes: int) -> Starlette:
         Route("/metrics", information.metrics, methods=["GET"]),
         Route("/debug/requests/{name:path}", information.explain, methods=["GET"]),
         Route("/openapi.json", information.openapi, methods=["GET"]),
+        *Page().routes(),
     ]
     app = Starlette(
         routes=routes, exception_handlers={HTTPException: _unrouted, ApiError: _failed, Exception: _unforeseen}

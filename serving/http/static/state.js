@@ -1,0 +1,101 @@
+// What the server says of itself: /ready for its state, /metrics for its numbers (with whichever prefix they have).
+
+import { headers } from "./stream.js";
+import { key } from "./settings.js";
+
+const EVERY_MS = 1000;
+const PATIENCE_MS = 5000;
+const WORDS = {
+  ready: "ready",
+  loading: "loading the model",
+  draining: "shutting down",
+  stuck: "stuck",
+  failed: "failed",
+  unreachable: "unreachable",
+  locked: "wants an API key",
+};
+const history = [];
+let before = null; // the last tokens and their time
+
+const at = (id) => document.getElementById(id);
+
+/** Looks every second, while somebody can see it. `becameReady` is called whenever the server was not ready and is. */
+export function watch(becameReady) {
+  let last = "";
+  const look = async () => {
+    if (!document.hidden) {
+      const state = await readState();
+      if (state === "ready" && last !== "ready") becameReady();
+      last = state;
+      await readNumbers();
+    }
+    setTimeout(look, EVERY_MS);
+  };
+  look();
+}
+
+function ask(path) {
+  return fetch(path, { headers: headers(key()), signal: AbortSignal.timeout(PATIENCE_MS), cache: "no-store" });
+}
+
+async function readState() {
+  let state = "unreachable";
+  try {
+    const response = await ask("ready");
+    state = response.status === 401 || response.status === 403 ? "locked" : (await response.json()).status;
+  } catch {
+    state = "unreachable"; // shown as such: no answer, none in time, or none of ours
+  }
+  const shown = at("status");
+  shown.textContent = WORDS[state] ?? state ?? WORDS.unreachable;
+  shown.dataset.state = state;
+  return state;
+}
+
+async function readNumbers() {
+  let text = "";
+  try {
+    const response = await ask("metrics");
+    if (response.ok) text = await response.text();
+  } catch {
+    text = ""; // the numbers become dashes
+  }
+  show(parse(text), performance.now());
+}
+
+/** Name without prefix -> sum over the lines of that name. Exposition format 0.0.4, no time stamps. */
+export function parse(text) {
+  const found = new Map();
+  for (const line of text.split("\n")) {
+    const parts = /^(?:[a-z]+:)?(\w+)(?:\{.*\})? (\S+)$/.exec(line);
+    if (parts && !found.has(parts[1])) found.set(parts[1], Number(parts[2]));
+  }
+  return found;
+}
+
+function show(numbers, now) {
+  const write = (id, name, form = String) => {
+    at(id).textContent = numbers.has(name) ? form(numbers.get(name)) : "–";
+  };
+  write("running", "num_requests_running");
+  write("waiting", "num_requests_waiting");
+  write("kv", "kv_cache_usage_perc", (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`);
+  at("kv-bar").style.setProperty("inline-size", `${100 * (numbers.get("kv_cache_usage_perc") ?? 0)}%`);
+  const tokens = numbers.get("generation_tokens_total");
+  if (tokens === undefined || before === null || tokens < before.tokens) {
+    at("rate").textContent = tokens === undefined ? "–" : "0";
+  } else {
+    const rate = (1000 * (tokens - before.tokens)) / (now - before.now);
+    at("rate").textContent = rate >= 10 ? rate.toFixed(0) : rate.toFixed(1).replace(/\.0$/, "");
+    history.push(rate);
+    if (history.length > 60) history.shift();
+    draw();
+  }
+  before = tokens === undefined ? null : { tokens, now };
+}
+
+function draw() {
+  const top = Math.max(...history, 1);
+  const points = history.map((rate, i) => `${60 - history.length + i + 1},${(19 - (18 * rate) / top).toFixed(2)}`);
+  document.querySelector("#history polyline").setAttribute("points", points.join(" "));
+}
