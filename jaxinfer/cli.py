@@ -54,12 +54,19 @@ def _eval(argv: Sequence[str]) -> int:
     return main(argv, hub_cache=hub_cache_from(os.environ), program=_program())
 
 
+def _keys(argv: Sequence[str]) -> int:
+    from serving.commands.keys import main
+
+    return main(argv, program=_program())
+
+
 COMMANDS = {
     "serve": Command("serve a model over gRPC and HTTP", _serve),
     "generate": Command("generate text, from a server or from a model run here", _generate),
     "batch": Command("answer a file of requests in OpenAI's batch format", _batch),
     "convert": Command("convert a Hugging Face folder into a checkpoint that loads faster", _convert),
     "plan": Command("say what a model needs on this machine, without loading it", _plan),
+    "keys": Command("make API keys for a server, and list them", _keys),
     "eval": Command("measure how good a model's answers are, or compare two", _eval),
 }
 

@@ -13,7 +13,10 @@ from jaxinfer.sampling_params import MAX_LOGPROBS, SamplingParams
 
 
 class Submit(NamedTuple):
-    """A validated request. `seed` is resolved (0 <= seed < 2**64); `arrival` is seconds of time.monotonic()."""
+    """A validated request. `seed` is resolved (0 <= seed < 2**64); `arrival` is seconds of time.monotonic().
+
+    tenant: whom it is charged to; tenants share a busy engine by their weights (see scheduling/tenants.py).
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -22,6 +25,8 @@ class Submit(NamedTuple):
     priority: int
     arrival: float
     cache_salt: str = ""
+    tenant: str = ""
+    weight: float = 1.0
 
 
 class Abort(NamedTuple):

@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -31,6 +31,8 @@ from jaxinfer.messages import (
 )
 from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import Tokenizer
+from serving.access.access import Access
+from serving.access.caller import ADMIN, CALLER
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, describe_exit
 from serving.frames import Unpacker, pack
 from serving.observing.record import NOWHERE, Origin
@@ -80,6 +82,7 @@ class EngineClient(asyncio.Protocol):
         max_waiting: int,
         on_progress: Callable[[Progress], None],
         recorder: Recorder | None = None,
+        access: Access | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[EngineInfo] = loop.create_future()
@@ -88,6 +91,7 @@ class EngineClient(asyncio.Protocol):
         self.idle = asyncio.Event()  # no stream is open
         self.idle.set()
         self.recorder = recorder or Recorder()
+        self.access = access or Access()
         self.recorder.metrics.sources.append(self._live_metrics)
         self.draining = self.stuck = False
         self.accepted = self.refused = 0
@@ -98,7 +102,7 @@ class EngineClient(asyncio.Protocol):
         self._unpacker = Unpacker()
         self._transport: asyncio.Transport | None = None
         self._streams: dict[str, GenerationStream] = {}  # by the engine's id
-        self._by_request_id: dict[str, GenerationStream] = {}
+        self._by_request_id: dict[tuple[str, str], GenerationStream] = {}  # and by tenant
         self._open_sequences = 0
         self._serial = itertools.count()
         self._closings: deque[float] = deque(maxlen=32)  # when the last streams ended
@@ -112,8 +116,9 @@ class EngineClient(asyncio.Protocol):
         max_waiting: int,
         on_progress: Callable[[Progress], None],
         recorder: Recorder | None = None,
+        access: Access | None = None,
     ) -> EngineClient:
-        client = cls(link, max_waiting, on_progress, recorder)
+        client = cls(link, max_waiting, on_progress, recorder, access)
         await asyncio.get_running_loop().create_connection(lambda: client, sock=link.sock)
         return client
 
@@ -123,14 +128,43 @@ class EngineClient(asyncio.Protocol):
         self, prepared: PreparedRequest, tokenizer: Tokenizer | None, origin: Origin = NOWHERE
     ) -> GenerationStream:
         """Admits a request and sends it to the engine. Raises Refusal. The caller must `close` the stream."""
-        self._admit(prepared)
+        return self.submit_all([prepared], tokenizer, origin)[0]
+
+    def submit_all(
+        self, requests: Sequence[PreparedRequest], tokenizer: Tokenizer | None, origin: Origin
+    ) -> list[GenerationStream]:
+        """All of them or none. Raises Refusal. The caller must `close` the streams."""
+        self._check_limits(requests, origin)
+        streams: list[GenerationStream] = []
+        try:
+            for prepared in requests:
+                streams.append(self._submit(prepared, tokenizer, origin))
+        except BaseException:
+            for stream in streams:
+                self.close(stream)
+            raise
+        return streams
+
+    def _check_limits(self, requests: Sequence[PreparedRequest], origin: Origin) -> None:
+        sequences = sum(prepared.params.n for prepared in requests)
+        tokens = sum(len(prepared.token_ids) for prepared in requests)
+        try:
+            self.access.check(origin.caller, len(requests), sequences, tokens)
+        except Refusal as refusal:
+            self.access.audit_refusal(origin.door, origin.endpoint, refusal, origin.caller)
+            raise
+
+    def _submit(self, prepared: PreparedRequest, tokenizer: Tokenizer | None, origin: Origin) -> GenerationStream:
+        caller = origin.caller
+        self._admit(prepared, caller.tenant)
+        self.access.limiter.begin(caller, prepared.params.n, len(prepared.token_ids))
         engine_id = f"{prepared.request_id}/{next(self._serial)}"
         record = self.recorder.begin(prepared, engine_id, origin)
         stream = GenerationStream(prepared, record, tokenizer)
         if not self._streams:
             self.last_news = time.monotonic()
         self._streams[engine_id] = stream
-        self._by_request_id[prepared.request_id] = stream
+        self._by_request_id[caller.tenant, prepared.request_id] = stream
         self._open_sequences += prepared.params.n
         self.idle.clear()
         self.accepted += 1
@@ -142,19 +176,21 @@ class EngineClient(asyncio.Protocol):
                 prepared.seed,
                 prepared.priority,
                 record.submitted,
-                prepared.cache_salt,
+                caller.salt(prepared.cache_salt),
+                caller.tenant,
+                caller.weight,
             )
         )
         return stream
 
-    def _admit(self, prepared: PreparedRequest) -> None:
+    def _admit(self, prepared: PreparedRequest, tenant: str) -> None:
         if self.draining:
             raise unavailable("the server is shutting down and takes no new requests")
         if self.ended.done() or self._death is not None:
             raise unavailable("the engine has ended")
         if not self.ready.done():
             raise unavailable("the model is still loading")
-        if prepared.request_id in self._by_request_id:
+        if (tenant, prepared.request_id) in self._by_request_id:
             raise duplicate(prepared.request_id)
         limit, n = self.max_sequences, prepared.params.n
         if n > limit:
@@ -175,7 +211,9 @@ class EngineClient(asyncio.Protocol):
         """The reader is done with the stream; what still runs of it is aborted. Idempotent."""
         if self._streams.pop(stream.engine_id, None) is None:
             return
-        del self._by_request_id[stream.prepared.request_id]
+        caller = stream.record.origin.caller
+        del self._by_request_id[caller.tenant, stream.prepared.request_id]
+        self.access.limiter.end(caller, stream.prepared.params.n)
         self._open_sequences -= stream.prepared.params.n
         self._closings.append(time.monotonic())
         if not stream.finished:
@@ -185,12 +223,15 @@ class EngineClient(asyncio.Protocol):
             self.idle.set()
 
     def abort(self, request_id: str) -> bool:
-        """Asks the engine to end a request by the client's id; its stream then finishes. False when none is alive."""
-        stream = self._by_request_id.get(request_id)
-        if stream is None:
-            return False
-        self._send(Abort(stream.engine_id))
-        return True
+        """Asks the engine to end a request by the client's id; its stream then finishes. False when none is alive that
+        the running call's caller may end: one of its own tenant's, for an admin anybody's."""
+        caller = CALLER.get()
+        found = [s for (tenant, name), s in self._by_request_id.items() if name == request_id]
+        if ADMIN not in caller.roles:
+            found = [stream for stream in found if stream.record.origin.tenant == caller.tenant]
+        for stream in found:
+            self._send(Abort(stream.engine_id))
+        return bool(found)
 
     @property
     def max_sequences(self) -> int:
@@ -359,5 +400,7 @@ class EngineClient(asyncio.Protocol):
             if delta is None:
                 continue
             self.recorder.delta(stream.record, delta, self.last_news)
+            if not self.access.open:
+                self.access.limiter.use(stream.record.origin.caller, len(delta.token_ids))
             if delta.stopped:
                 self._send(Abort(stream.engine_id, output.index))

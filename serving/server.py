@@ -26,6 +26,8 @@ from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import Tokenizer, TokenizerError
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
+from serving.access.access import Access, AccessConfig, AccessError
+from serving.access.grpc_gate import GrpcGate
 from serving.engine_client import EngineClient, EngineEnd, EngineLink
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED
 from serving.guard import Guard
@@ -45,6 +47,8 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _CLOSE_SECONDS = 2.0  # for statuses to reach their clients, and for the engine to leave by itself
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MAX_METADATA_BYTES = 64 << 10  # of a call, as HTTP's headers
+MAX_CONCURRENT_STREAMS = 4096  # calls on one connection
 
 
 class ServerError(Exception):
@@ -78,6 +82,7 @@ class ServerConfig:
     http_port: int | None = None
     api: ApiConfig = field(default_factory=ApiConfig)
     observing: ObservingConfig = field(default_factory=ObservingConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
 
 
 class Observer(Protocol):
@@ -115,7 +120,7 @@ class Server:
         self._link: EngineLink | None = None
         self._observing: Observing | None = None
         self._stop_requests: asyncio.Queue[None] = asyncio.Queue()
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self._http: HttpDoor | None = None
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -157,35 +162,30 @@ class Server:
     async def start(self) -> None:
         """Binds the ports, starts the engine and answers calls with UNAVAILABLE until it is ready."""
         config = self.config
+        access = self._make_access()
         _check_free(config.host, config.port)
         http = self._bind_http()
-        options = [
-            ("grpc.so_reuseport", 0),  # else a second server would take the port too, and half of the connections
-            ("grpc.max_receive_message_length", config.max_message_bytes),
-            ("grpc.keepalive_time_ms", 60_000),  # finds clients that vanished without a word
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ]
-        self._server = grpc.aio.server(interceptors=[Guard(SERVICE)], options=options)
-        host = _bracketed(config.host)
-        self.address = f"{host}:{self._server.add_insecure_port(f'{host}:{config.port}')}"
+        self._open_grpc(access)
         self._started = time.monotonic()
         try:
             observing = Observing(config.observing)
         except (LedgerError, TracingError) as error:
             raise ServerError(str(error), EXIT_REFUSED) from error
+        if observing.audit is not None:
+            access.audit_sinks.append(observing.audit.add)
         observing.recorder.metrics.model = config.name or ""
         link = self._start_engine()
         try:
             self.client = await EngineClient.connect(
-                link, config.max_waiting, self._observer.progress, observing.recorder
+                link, config.max_waiting, self._observer.progress, observing.recorder, access
             )
             self.worker = TextWorker(config.max_message_bytes)
             self.api = Api(self.client, self.worker, config.api)
             await self._add_services()
             await self._server.start()
             if http is not None:
-                self._http = HttpDoor(self.api, http, config.max_message_bytes)
+                tls = None if access.tls is None else access.tls.context
+                self._http = HttpDoor(self.api, http, config.max_message_bytes, tls)
                 await self._http.start()
         except BaseException:
             link.kill()
@@ -194,6 +194,28 @@ class Server:
                 http.close()
             raise
         self._link, self._observing = link, observing
+        self._watches.append(asyncio.create_task(access.watch()))
+
+    def _make_access(self) -> Access:
+        config = self.config.access
+        try:
+            config.check([self.config.host])
+            return Access(config)
+        except AccessError as error:
+            raise ServerError(str(error), EXIT_REFUSED) from error
+
+    def _open_grpc(self, access: Access) -> None:
+        config = self.config
+        self._server = grpc.aio.server(
+            interceptors=[GrpcGate(access), Guard(SERVICE)], options=grpc_options(config.max_message_bytes)
+        )
+        host = _bracketed(config.host)
+        where = f"{host}:{config.port}"
+        if access.tls is None:
+            port = self._server.add_insecure_port(where)
+        else:
+            port = self._server.add_secure_port(where, access.tls.grpc_credentials())
+        self.address = f"{host}:{port}"
 
     def _bind_http(self) -> socket.socket | None:
         """Raises ServerError when the port cannot be had."""
@@ -245,8 +267,10 @@ class Server:
         self.api.open(context)
         await self._set_health(_SERVING)
         self.client.recorder.metrics.model = context.name
-        self._watch = asyncio.create_task(
-            watch(self.client, self.config.unready_seconds, self.config.stall_seconds, self._tell_ready)
+        self._watches.append(
+            asyncio.create_task(
+                watch(self.client, self.config.unready_seconds, self.config.stall_seconds, self._tell_ready)
+            )
         )
         seconds = time.monotonic() - self._started
         self._observer.ready(info, context.name, self.address, self.http_address, seconds)
@@ -275,8 +299,8 @@ class Server:
         if self._link is None:
             return
         link, self._link = self._link, None
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in self._watches:
+            task.cancel()
         try:
             self.client.shutdown()
             self.client.fail_all(unavailable("the server is shutting down"))
@@ -332,6 +356,22 @@ def _check_free(host: str, port: int) -> None:
             probe.bind(found[4])
     except OSError as error:
         raise ServerError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+def grpc_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # else a second server would take the port too, and half of the connections
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # What a client may make the server hold, or wait for.
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
+        ("grpc.server_handshake_timeout_ms", 15_000),
+        ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small message stays small
+        ("grpc.keepalive_time_ms", 60_000),  # finds clients that vanished without a word
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
 
 
 def _bracketed(host: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import grpc
 
 from jaxinfer.messages import Rejected
@@ -13,6 +15,7 @@ BAD_INPUT = (InvalidRequest, TextError, StopStringError, ChatTemplateError)
 
 # Defined by gRPC (proposal A6): clients with a retry policy obey it, others can read it. Milliseconds.
 RETRY_METADATA = "grpc-retry-pushback-ms"
+RETRY_AFTER = "retry-after"  # the same in whole seconds, under HTTP's name
 DEFAULT_RETRY_MS = 1000  # where there is nothing to judge by
 
 _REJECTED = {
@@ -23,11 +26,14 @@ _REJECTED = {
 
 
 class Refusal(Exception):
-    """The answer to a call that ends without OK: status code, one sentence, trailing metadata."""
+    """The answer to a call that ends without OK: status code, one sentence, trailing metadata. reason: a word for
+    programs where the code alone says too little."""
 
-    def __init__(self, code: grpc.StatusCode, message: str, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self, code: grpc.StatusCode, message: str, metadata: tuple[tuple[str, str], ...] = (), reason: str = ""
+    ) -> None:
         super().__init__(message)
-        self.code, self.message, self.metadata = code, message, metadata
+        self.code, self.message, self.metadata, self.reason = code, message, metadata, reason
 
 
 def invalid(error: Exception) -> Refusal:
@@ -49,13 +55,19 @@ def duplicate(request_id: str) -> Refusal:
     )
 
 
-def overloaded(message: str, retry_ms: int = DEFAULT_RETRY_MS) -> Refusal:
-    """A queue is full; `retry_ms` is when a place is expected to be free."""
+def exhausted(message: str, retry_ms: int = DEFAULT_RETRY_MS, reason: str = "") -> Refusal:
+    """There is no room now; `retry_ms` is when there is expected to be some."""
     return Refusal(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         f"{message}; try again in {retry_ms} ms",
-        ((RETRY_METADATA, str(retry_ms)),),
+        ((RETRY_METADATA, str(retry_ms)), (RETRY_AFTER, str(math.ceil(retry_ms / 1000)))),
+        reason,
     )
+
+
+def overloaded(message: str, retry_ms: int = DEFAULT_RETRY_MS) -> Refusal:
+    """A queue is full."""
+    return exhausted(message, retry_ms)
 
 
 def rejected(message: Rejected) -> Refusal:

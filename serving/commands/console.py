@@ -97,8 +97,9 @@ class ServeConsole:
 
     _chats = False
 
-    def __init__(self, program: str, stream: TextIO | None = None) -> None:
+    def __init__(self, program: str, stream: TextIO | None = None, *, secure: bool = False) -> None:
         self._program = program
+        self._scheme = "https" if secure else "http"
         self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
         self._view = StartUpView(self._console)
         self._end: EngineEnd | None = None
@@ -119,7 +120,7 @@ class ServeConsole:
             self._console.print(f"[dim]{label:<12}[/dim] {escape(value)}")
         doors = f"[bold]{address}[/bold]"
         if http_address is not None:
-            doors += f" (gRPC) and [bold]http://{reachable(http_address)}/v1[/bold] (OpenAI's HTTP)"
+            doors += f" (gRPC) and [bold]{self._scheme}://{reachable(http_address)}/v1[/bold] (OpenAI's HTTP)"
         self._console.print(
             f"[bold green]ready[/bold green] after {seconds:.1f} s: {escape(name)} on {doors}. Ctrl-C stops. Try:"
         )
@@ -129,7 +130,8 @@ class ServeConsole:
 
     def client_line(self, address: str) -> str:
         what = '--chat "What is 347 + 586?"' if self._chats else '--max-tokens 24 "Once upon a time"'
-        return f"{self._program} generate --server {reachable(address)} {what}"
+        tls = " --tls-ca CA.pem" if self._scheme == "https" else ""
+        return f"{self._program} generate --server {reachable(address)}{tls} {what}"
 
     def draining(self, open_requests: int, grace_seconds: float) -> None:
         self._view.close()

@@ -19,6 +19,7 @@ from jaxinfer.text import TokenizerError
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 from serving import replies
+from serving.commands.access_options import add_client_options, client_channel, client_metadata
 from serving.commands.local_engine import local_engine
 from serving.commands.options import (
     CommandError,
@@ -63,6 +64,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON line for each prompt instead of text")
     parser.add_argument("--usage", action="store_true", help="tokens and speed on standard error")
     parser.add_argument("--timeout", type=float, metavar="S", help="give up after so many seconds")
+    add_client_options(parser)
     add_sampling_options(parser)
     add_model_options(parser)
     add_runtime_options(parser)
@@ -220,9 +222,10 @@ async def _server(arguments: argparse.Namespace) -> AsyncIterator[Source]:
     if given:
         raise CommandError(f"--{given[0].replace('_', '-')} is an option of the server; it cannot go with --server")
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    async with grpc.aio.insecure_channel(arguments.server, options=options) as channel:
+    metadata = client_metadata(arguments)
+    async with client_channel(arguments, options) as channel:
         stub = pb_grpc.InferenceStub(channel)
-        yield lambda request: stub.Generate(request, timeout=arguments.timeout)
+        yield lambda request: stub.Generate(request, timeout=arguments.timeout, metadata=metadata)
 
 
 @contextlib.asynccontextmanager

@@ -148,6 +148,7 @@ def add_observing_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ledger-max-bytes", type=int, metavar="N", default=MAX_BYTES, help="a fuller file is renamed FILE.000001, ..."
     )
+    group.add_argument("--audit-log", type=Path, metavar="FILE", help="a line of JSON for each admin call and refusal")
     group.add_argument(
         "--otlp-traces-endpoint", metavar="URL", help="send a span for each request; needs jaxinfer[otel]"
     )
@@ -160,6 +161,7 @@ def observing_config(arguments: argparse.Namespace) -> ObservingConfig:
         arguments.ledger,
         arguments.ledger_max_bytes,
         arguments.otlp_traces_endpoint,
+        arguments.audit_log,
     )
 
 

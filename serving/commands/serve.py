@@ -15,6 +15,7 @@ from jaxinfer.config import ConfigError
 from jaxinfer.model_path import resolve_model
 from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import TokenizerError
+from serving.commands.access_options import access_config, add_access_options, check_access_options
 from serving.commands.console import ServeConsole
 from serving.commands.options import (
     Help,
@@ -50,7 +51,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         metavar="MODEL",
         help="converted checkpoint, Hugging Face folder, or hub id in the local cache; default: the shipped demo",
     )
-    parser.add_argument("--host", default=_DEFAULTS.host, help="address to listen on; there is no authentication")
+    parser.add_argument("--host", default=_DEFAULTS.host, help="address to listen on; see --api-keys")
     parser.add_argument("--port", type=int, default=_DEFAULTS.port, help="0 takes a free one")
     parser.add_argument(
         "--http-port",
@@ -88,6 +89,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         default=_DEFAULTS.stall_seconds,
         help="silence after which a busy engine counts as failed; 0: never",
     )
+    add_access_options(parser)
     add_observing_options(parser)
     add_runtime_options(parser)
     return parser
@@ -104,7 +106,7 @@ def main(
     parser = make_parser(program)
     arguments = parser.parse_args(argv)
     _check(parser, arguments)
-    console = ServeConsole(program)
+    console = ServeConsole(program, secure=arguments.tls_cert is not None)
     with logging_to(form=arguments.log_format, level=arguments.log_level, content=arguments.log_content):
         failure = _serve(arguments, console, hub_cache, build)
     # The log is complete: what ended the server is the last that is said.
@@ -142,6 +144,7 @@ def _serve(
             http_port=http_port,
             api=ApiConfig(arguments.tool_call_parser, arguments.reasoning_parser),
             observing=observing_config(arguments),
+            access=access_config(arguments),
         )
         console.start(__version__, name, str(folder))
         server = Server(
@@ -181,7 +184,7 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
     for name in ("max_waiting", "grace_seconds", "unready_seconds", "stall_seconds"):
         if not getattr(arguments, name) >= 0:  # also refuses NaN
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 0 or more")
-
+    check_access_options(parser, arguments)
     if arguments.ledger_max_bytes < 1:
         parser.error(f"--ledger-max-bytes is {arguments.ledger_max_bytes}; it must be positive")
 

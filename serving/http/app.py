@@ -13,11 +13,13 @@ import grpc
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from jaxinfer import __version__
+from serving.access.http_gate import HttpGate
 from serving.http.api import ENDPOINTS, Api
 from serving.http.body import BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.errors import ApiError, from_refusal, internal
@@ -60,7 +62,9 @@ def make_app(api: Api, max_body_bytes: int) -> Starlette:
         *Page().routes(),
     ]
     app = Starlette(
-        routes=routes, exception_handlers={HTTPException: _unrouted, ApiError: _failed, Exception: _unforeseen}
+        routes=routes,
+        middleware=[Middleware(HttpGate, access=api.client.access)],
+        exception_handlers={HTTPException: _unrouted, ApiError: _failed, Exception: _unforeseen},
     )
     app.router.redirect_slashes = False
     return app

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -49,7 +50,7 @@ def bind(host: str, port: int) -> socket.socket:
 class HttpDoor:
     """Serves an Api on a socket. `stop` gives running answers `seconds` to end."""
 
-    def __init__(self, api: Api, sock: socket.socket, max_body_bytes: int) -> None:
+    def __init__(self, api: Api, sock: socket.socket, max_body_bytes: int, tls: ssl.SSLContext | None = None) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's malformed request is no warning of ours
         config = uvicorn.Config(
             make_app(api, max_body_bytes),
@@ -62,6 +63,8 @@ class HttpDoor:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
+        config.load()
+        config.ssl = tls  # a context of ours, so that a renewed certificate can be loaded into it
         self.config = config
         self._server = _Uvicorn(config)
         self._sock = sock

@@ -14,12 +14,15 @@ from serving.status import DEFAULT_RETRY_MS, RETRY_METADATA, Refusal
 # gRPC's status (serving.status) -> HTTP's, the error's type and code.
 _STATUS: dict[grpc.StatusCode, tuple[int, str, str | None]] = {
     grpc.StatusCode.INVALID_ARGUMENT: (400, "invalid_request_error", None),
+    grpc.StatusCode.UNAUTHENTICATED: (401, "authentication_error", "invalid_api_key"),
+    grpc.StatusCode.PERMISSION_DENIED: (403, "permission_error", "insufficient_role"),
     grpc.StatusCode.NOT_FOUND: (404, "invalid_request_error", "model_not_found"),
     grpc.StatusCode.ALREADY_EXISTS: (409, "invalid_request_error", "duplicate_request_id"),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (429, "rate_limit_error", "server_full"),
     grpc.StatusCode.UNAVAILABLE: (503, "service_unavailable_error", "server_unavailable"),
     grpc.StatusCode.INTERNAL: (500, "server_error", None),
 }
+_CHALLENGE = ((b"www-authenticate", b"Bearer"),)
 _PARAM = {grpc.StatusCode.NOT_FOUND: "model", grpc.StatusCode.ALREADY_EXISTS: "request_id"}
 
 
@@ -72,7 +75,15 @@ def from_refusal(refusal: Refusal) -> ApiError:
     retry_ms: int | None = None
     if status in (429, 503):
         retry_ms = int(dict(refusal.metadata).get(RETRY_METADATA, DEFAULT_RETRY_MS))
-    return ApiError(status, refusal.message, kind=kind, param=_PARAM.get(refusal.code), code=code, retry_ms=retry_ms)
+    return ApiError(
+        status,
+        refusal.message,
+        kind=kind,
+        param=_PARAM.get(refusal.code),
+        code=refusal.reason or code,
+        retry_ms=retry_ms,
+        headers=_CHALLENGE if status == 401 else (),
+    )
 
 
 def internal(error: Exception) -> ApiError:

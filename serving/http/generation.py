@@ -55,14 +55,8 @@ class Generation:
         origin: Origin = NOWHERE,
     ) -> None:
         self._client = client
-        self.streams: list[GenerationStream] = []
         self._readers: list[asyncio.Task[None]] = []
-        try:
-            for request in prepared:
-                self.streams.append(client.submit(request, tokenizer, origin))
-        except BaseException:
-            self.close()
-            raise
+        self.streams = client.submit_all(prepared, tokenizer, origin)
 
     async def news(self) -> AsyncIterator[tuple[int, News]]:
         """(which prompt, its news) until all have ended. Raises Refusal."""

@@ -27,12 +27,14 @@ _STRING: dict[str, Any] = {"type": "string"}
 _INTEGER: dict[str, Any] = {"type": "integer"}
 _ERRORS = {
     400: "A field is not as it must be; param names it",
+    401: "No valid API key",
+    403: "The API key lacks the role",
     404: "The model, or the request, is not there",
     408: "The request did not come in time",
     409: "request_id is in use",
     413: "The body is too large",
     415: "The body is not JSON, or compressed",
-    429: "The server is full; Retry-After says when to try again",
+    429: "The server is full, or a limit of the key is used; Retry-After says when to try again",
     500: "The engine failed; the server is about to exit",
     503: "The model is loading, or the server is shutting down",
 }

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxinfer.messages import SequenceAccount, SequenceOutput
+from serving.access.caller import CALLER, Caller
 from serving.request import PreparedRequest
 
-DEFAULT_TENANT = "default"
 # The worst end of a request's sequences is the request's.
 FINISH_REASONS = ("stop", "length", "abort", "error")
 
@@ -20,14 +20,18 @@ FINISH_REASONS = ("stop", "length", "abort", "error")
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a request came in. user: whom the client serves, as OpenAI's field says. trace: W3C headers by name.
-    received: when the door had all of it; 0.0: when it was submitted."""
+    received: when the door had all of it; 0.0: when it was submitted. caller: whoever calls now, unless it is given."""
 
     door: str = "local"
     endpoint: str = ""
     user: str = ""
-    tenant: str = DEFAULT_TENANT
     trace: tuple[tuple[str, str], ...] = ()
     received: float = 0.0
+    caller: Caller = field(default_factory=CALLER.get)
+
+    @property
+    def tenant(self) -> str:
+        return self.caller.tenant
 
 
 NOWHERE = Origin()  # a request of the program's own

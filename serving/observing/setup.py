@@ -16,13 +16,14 @@ from serving.observing.tracing import Tracer
 @dataclass(frozen=True)
 class ObservingConfig:
     """metrics_prefix: see serving.observing.metrics. log_content: prompts and outputs are in the access log.
-    otlp_endpoint: where traces go; None makes none."""
+    otlp_endpoint: where traces go; None makes none. audit: a file for the audit log, kept as the ledger is."""
 
     metrics_prefix: str = "jaxinfer"
     log_content: bool = False
     ledger: Path | None = None
     ledger_max_bytes: int = MAX_BYTES
     otlp_endpoint: str | None = None
+    audit: Path | None = None
 
 
 class Observing:
@@ -33,6 +34,7 @@ class Observing:
         self.recorder.refusal_sinks.append(refusal_log(content=config.log_content))
         self.tracer = None if config.otlp_endpoint is None else Tracer.sending_to(config.otlp_endpoint)
         self.ledger = None if config.ledger is None else Ledger(config.ledger, config.ledger_max_bytes)
+        self.audit = None if config.audit is None else Ledger(config.audit, config.ledger_max_bytes)
         if self.ledger is not None:
             self.recorder.sinks.append(self.ledger)
             self.recorder.metrics.sources.append(self._ledger_lines)
@@ -45,6 +47,6 @@ class Observing:
         return {"ledger_lines_total": {("written",): self.ledger.written, ("lost",): self.ledger.lost}}
 
     async def close(self) -> None:
-        for part in (self.ledger, self.tracer):
+        for part in (self.ledger, self.audit, self.tracer):
             if part is not None:
                 await asyncio.to_thread(part.close)

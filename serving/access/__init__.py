@@ -1,0 +1,1 @@
+"""Who may call, how much, and over which transport: one check that both doors share."""

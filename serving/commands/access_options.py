@@ -1,0 +1,78 @@
+"""Command-line options about keys and TLS: the server's, and those of commands that call one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from serving.access.access import AccessConfig
+from serving.access.tls import TlsConfig
+from serving.commands.options import CommandError
+
+
+def add_access_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("who may call (docs/operations.md)")
+    group.add_argument("--api-keys", type=Path, metavar="FILE", help="calls need a key of this file (jaxinfer keys)")
+    group.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain of both doors, PEM")
+    group.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
+    group.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="clients need a certificate that this signed")
+
+
+def access_config(arguments: argparse.Namespace) -> AccessConfig:
+    return AccessConfig(arguments.api_keys, _tls(arguments))
+
+
+def _tls(arguments: argparse.Namespace) -> TlsConfig | None:
+    if arguments.tls_cert is None:
+        return None
+    return TlsConfig(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca)
+
+
+def check_access_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if (arguments.tls_cert is None) != (arguments.tls_key is None):
+        parser.error("--tls-cert and --tls-key go together")
+    if arguments.tls_client_ca is not None and arguments.tls_cert is None:
+        parser.error("--tls-client-ca needs --tls-cert and --tls-key")
+
+
+# -- clients ----------------------------------------------------------------------------------------------------------
+
+
+def add_client_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("with --server")
+    group.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds the API key")
+    group.add_argument(
+        "--tls-ca", type=Path, metavar="FILE", help="use TLS; PEM of who signed the server's certificate"
+    )
+    group.add_argument("--tls-client-cert", type=Path, metavar="FILE", help="the client's own certificate chain, PEM")
+    group.add_argument("--tls-client-key", type=Path, metavar="FILE", help="its private key, PEM")
+
+
+def client_metadata(arguments: argparse.Namespace) -> tuple[tuple[str, str], ...]:
+    """What a call carries. Raises CommandError."""
+    if arguments.api_key_file is None:
+        return ()
+    return (("authorization", f"Bearer {_read(arguments.api_key_file).decode('latin-1').strip()}"),)
+
+
+def client_channel(arguments: argparse.Namespace, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
+    """To `arguments.server`. Raises CommandError."""
+    if arguments.tls_ca is None:
+        if arguments.tls_client_cert is not None or arguments.tls_client_key is not None:
+            raise CommandError("--tls-client-cert and --tls-client-key need --tls-ca")
+        return grpc.aio.insecure_channel(arguments.server, options=options)
+    own = [None if path is None else _read(path) for path in (arguments.tls_client_key, arguments.tls_client_cert)]
+    if (own[0] is None) != (own[1] is None):
+        raise CommandError("--tls-client-cert and --tls-client-key go together")
+    credentials = grpc.ssl_channel_credentials(_read(arguments.tls_ca), own[0], own[1])
+    return grpc.aio.secure_channel(arguments.server, credentials, options=options)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read: {error.strerror or error}") from error
