@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jaxinfer.scheduling import kv_manager, page_pool, scheduler
+from jaxinfer.scheduling import kv_manager, page_pool, scheduler, tenants
 from jaxinfer.scheduling.plan import PlanRow
 from jaxinfer.scheduling.request import Sequence
 
@@ -186,6 +186,34 @@ def one_token_too_many(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scheduler, "_take_token", late)
 
 
+def running_is_not_counted_down(patch: pytest.MonkeyPatch) -> None:
+    """A preempted sequence still counts as running, so that its tenant seems to hold its share."""
+    preempt = Scheduler._preempt
+
+    def forgetful(self: Any, sequence: Sequence) -> None:
+        preempt(self, sequence)
+        sequence.request.tenant.running += 1
+
+    patch.setattr(Scheduler, "_preempt", forgetful)
+
+
+def way_made_in_a_planned_row(patch: pytest.MonkeyPatch) -> None:
+    """Room for another tenant is taken from sequences that have a row in the step already."""
+    deal = Scheduler._deal
+
+    def late(self: Any, step: Any, behind: list[Sequence]) -> None:
+        if self._tenants.contended:
+            self._make_way()
+        deal(self, step, behind)
+
+    patch.setattr(Scheduler, "_deal", late)
+
+
+def dealt_twice(patch: pytest.MonkeyPatch) -> None:
+    """A sequence that came in is still among those who wait."""
+    patch.setattr(tenants.Tenants, "dequeue", lambda self, sequence: None)
+
+
 MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     f.__name__: f
     for f in (
@@ -206,5 +234,10 @@ MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         starts_without_its_token,
         slot_lost_on_preemption,
         one_token_too_many,
+        running_is_not_counted_down,
+        way_made_in_a_planned_row,
+        dealt_twice,
     )
 }
+# These show only where several tenants have requests.
+OF_TENANTS = ("running_is_not_counted_down", "way_made_in_a_planned_row")

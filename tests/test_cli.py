@@ -92,7 +92,9 @@ def test_overview_and_version(capsys):
 
 def test_unknown_command(capsys):
     assert cli.main(["serv"]) == 2
-    expected = "jaxinfer: error: command is 'serv'; it must be one of serve, generate, batch, convert, plan, eval\n"
+    expected = (
+        "jaxinfer: error: command is 'serv'; it must be one of serve, generate, batch, convert, plan, keys, eval\n"
+    )
     assert capsys.readouterr().err == expected
 
 

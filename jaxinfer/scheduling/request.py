@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jaxinfer.messages import SequenceAccount, Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import PrefixNode
+
+if TYPE_CHECKING:
+    from jaxinfer.scheduling.tenants import Tenant
 
 
 class Request:
@@ -15,10 +20,24 @@ class Request:
     after even a low-priority request.
     """
 
-    __slots__ = ("arrival", "order", "params", "prompt_len", "request_id", "salt", "seed", "sequences", "stop_ids")
+    __slots__ = (
+        "arrival",
+        "order",
+        "params",
+        "prompt_len",
+        "request_id",
+        "salt",
+        "seed",
+        "sequences",
+        "stop_ids",
+        "tenant",
+    )
 
-    def __init__(self, submit: Submit, order: tuple[float, int], stop_ids: frozenset[int], max_total: int) -> None:
+    def __init__(
+        self, submit: Submit, order: tuple[float, int], stop_ids: frozenset[int], max_total: int, tenant: Tenant
+    ) -> None:
         self.request_id = submit.request_id
+        self.tenant = tenant
         self.params: SamplingParams = submit.params
         self.prompt_len = len(submit.prompt_token_ids)
         self.seed = submit.seed
@@ -46,6 +65,7 @@ class Sequence:
 
     __slots__ = (
         "cached_tokens",
+        "charged",
         "chunks",
         "committed",
         "computed_tokens",
@@ -95,6 +115,7 @@ class Sequence:
         self.committed = 0  # pages whose content is published
         self.regime = 0  # 1: RoPE's long factors (longrope)
         self.cached_tokens = 0
+        self.charged = 0  # positions whose computing its tenant was charged for
         self.epoch = 0
         self.residency = 0
         self.preemptions = 0
@@ -121,3 +142,7 @@ class Sequence:
     @property
     def key(self) -> tuple[str, int]:
         return self.request.request_id, self.index
+
+
+def order_of(sequence: Sequence) -> tuple[float, int, int]:
+    return sequence.order

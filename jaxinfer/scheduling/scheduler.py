@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxinfer.messages import EngineStats, SequenceAccount, SequenceOutput, StepOutputs, Submit
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.scheduling.checks import check_lists, length_limit, stop_tokens
 from jaxinfer.scheduling.kv_manager import KVManager
-from jaxinfer.scheduling.page_pool import PagePool
+from jaxinfer.scheduling.page_pool import PagePool, PrefixNode
 from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan, StepResult
-from jaxinfer.scheduling.request import Request, Sequence
+from jaxinfer.scheduling.request import Request, Sequence, order_of
 from jaxinfer.scheduling.results import prompt_scores, token_logprobs
+from jaxinfer.scheduling.tenants import Tenants, pages_of, slots_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,20 @@ class SchedulerLimits:
     longrope_border: int | None = None
     priority_ageing_seconds: float = 30.0
     enable_prefix_caching: bool = True
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step in the making. planned: sequences with a row; none of them is preempted any more."""
+
+    budget: int  # tokens left
+    rows: list[PlanRow] = field(default_factory=list)
+    planned: set[Sequence] = field(default_factory=set)
+
+    def add(self, sequence: Sequence, row: PlanRow) -> None:
+        self.rows.append(row)
+        self.planned.add(sequence)
+        self.budget -= row.length
 
 
 class DuplicateRequest(ValueError):
@@ -48,7 +63,7 @@ class Scheduler:
         self.stats = EngineStats(total_pages=pool.usable_pages)
         self._requests: dict[str, Request] = {}
         self._running: list[Sequence] = []  # by order
-        self._waiting: list[Sequence] = []  # by order
+        self._tenants = Tenants(burst=limits.max_model_len)  # who waits, too
         self._slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._arrivals = 0
         self._ended: list[SequenceOutput] = []  # what ended outside `update`, for the next outputs
@@ -59,47 +74,17 @@ class Scheduler:
         """Takes a request. Raises DuplicateRequest, or InvalidRequest when it can never be served."""
         if submit.request_id in self._requests:
             raise DuplicateRequest(f"request id {submit.request_id!r} is in use")
-        params, prompt_len, limits = submit.params, len(submit.prompt_token_ids), self.limits
-        if not prompt_len:
-            raise InvalidRequest("prompt", "", "it must hold at least one token")
-        room = limits.max_model_len - prompt_len
-        if room < 1:
-            raise InvalidRequest(
-                "prompt", f"{prompt_len} tokens", f"at most {limits.max_model_len - 1} fit the context"
-            )
-        if params.max_tokens is not None and params.max_tokens > room:
-            raise InvalidRequest(
-                "max_tokens",
-                params.max_tokens,
-                f"with a prompt of {prompt_len} tokens at most {room} fit the context of {limits.max_model_len}",
-            )
-        max_total = prompt_len + (room if params.max_tokens is None else params.max_tokens)
-        pages = self.kv.pages_for(max_total - 1)  # the last token's KV is never needed
-        if pages > self.pool.usable_pages:
-            raise InvalidRequest(
-                "max_tokens",
-                params.max_tokens,
-                f"prompt and output need {pages} pages of {self.pool.page_size} tokens, the pool has "
-                f"{self.pool.usable_pages}",
-            )
-        stop_ids = set(params.stop_token_ids)
-        if not params.ignore_eos:
-            stop_ids.update(limits.eos_token_ids)
-        if params.min_tokens and params.allowed_token_ids is not None:
-            left = set(params.allowed_token_ids) - stop_ids - set(params.bad_token_ids)
-            if not left:
-                raise InvalidRequest(
-                    "allowed_token_ids",
-                    params.allowed_token_ids,
-                    f"all of them end the text, so min_tokens {params.min_tokens} cannot be reached",
-                )
+        params, limits = submit.params, self.limits
+        max_total = length_limit(submit, limits.max_model_len, self.pool)
+        stop_ids = stop_tokens(params, limits.eos_token_ids)
         order = submit.arrival + submit.priority * limits.priority_ageing_seconds
-        request = Request(submit, (order, self._arrivals), frozenset(stop_ids), max_total)
+        tenant = self._tenants.join(submit.tenant, submit.weight, params.n)
+        request = Request(submit, (order, self._arrivals), stop_ids, max_total, tenant)
         self._arrivals += 1
         self._requests[submit.request_id] = request
-        self.stats.prompt_tokens += prompt_len
+        self.stats.prompt_tokens += request.prompt_len
         for sequence in request.sequences:
-            self._enqueue(sequence)
+            self._tenants.enqueue(sequence)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Ends a request, or one of its sequences; unknown and finished ones are left alone."""
@@ -115,11 +100,11 @@ class Scheduler:
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._running or self._waiting)
+        return bool(self._requests)
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return self._tenants.num_waiting
 
     def take_ended(self) -> list[SequenceOutput]:
         """Ends that no step will report (aborts since the last call)."""
@@ -130,35 +115,58 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Plans the next step and takes every page it may write."""
-        rows: list[PlanRow] = []
-        budget = self.limits.max_num_batched_tokens
+        if self._tenants.contended:
+            self._make_way()
+        step = _Step(self.limits.max_num_batched_tokens)
         behind: list[Sequence] = []  # more than one token: served after the rows that need one
-        planned: set[Sequence] = set()
         for sequence in list(self._running):
             want = sequence.num_tokens - sequence.num_computed
             if want > 1 or sequence.needs_admission or sequence.regime != self._regime(sequence):
                 behind.append(sequence)
-            elif want == 1 and budget and sequence.num_tokens < sequence.max_total and sequence.slot >= 0:
+            elif want == 1 and step.budget and sequence.num_tokens < sequence.max_total and sequence.slot >= 0:
                 if sequence.sync and sequence.num_pending:
                     continue
-                if self._grow(sequence, sequence.num_tokens, planned):
-                    rows.append(self._row(sequence, 1))
-                    planned.add(sequence)
-                    budget -= 1
-        for sequence in behind:
-            if budget and sequence.slot >= 0 and self._catch_up(sequence, budget, rows, planned):
-                budget -= rows[-1].length
-        if budget and self._waiting and self._slots:
-            budget = self._admit_waiting(budget, rows, behind)
-        used = self.limits.max_num_batched_tokens - budget
+                if self._grow(sequence, sequence.num_tokens, step):
+                    step.add(sequence, self._row(sequence, 1))
+        self._deal(step, behind)
+        used = self.limits.max_num_batched_tokens - step.budget
         self.stats.scheduled_tokens += used
-        return StepPlan(rows, used)
+        return StepPlan(step.rows, used)
+
+    def _deal(self, step: _Step, behind: list[Sequence]) -> None:
+        """Deals out the rest of a step: to those who are behind, then to those who wait, until budget, slots or pages
+        run out. With several tenants it is always the least served one's turn.
+
+        A prompt enters only when all of it fits beside what the running ones still need for theirs and a page for
+        every fourth of them to grow into; else it would soon be preempted again.
+        """
+        turns, usable = self._tenants.turns(behind), self.pool.usable_pages
+        reserved: int | None = None  # pages that are spoken for
+        while step.budget and (dealt := turns.deal()) is not None:
+            sequence, waits = dealt
+            held = len(sequence.pages)
+            if not waits:
+                if sequence.slot >= 0 and self._catch_up(sequence, step) and reserved is not None:
+                    reserved = max(0, reserved - len(sequence.pages) + held)
+            elif not self._slots:
+                turns.close(all_tenants=True)
+            elif not self._may_start(sequence):
+                turns.skip()
+            else:
+                reserved = self._reserved(behind) if reserved is None else reserved
+                more = self._admit(sequence, step, reserved)
+                if more is None:
+                    # In order: nobody overtakes, so that a long prompt is not starved by short ones. Other tenants may
+                    # while this one, though it was served least, has its share of the pages.
+                    turns.close(all_tenants=self._tenants.below_share(sequence.request.tenant, self._running, usable))
+                else:
+                    reserved += more
 
     def _regime(self, sequence: Sequence) -> int:
         border = self.limits.longrope_border
         return int(border is not None and sequence.num_tokens > border)
 
-    def _catch_up(self, sequence: Sequence, budget: int, rows: list[PlanRow], planned: set[Sequence]) -> bool:
+    def _catch_up(self, sequence: Sequence, step: _Step) -> bool:
         """Plans a chunk of a running sequence that is more than one token behind, or must start again."""
         if sequence.regime != self._regime(sequence):
             if sequence.num_pending:
@@ -169,15 +177,15 @@ class Scheduler:
             sequence.node = self.kv.root(sequence)
         if sequence.num_tokens >= sequence.max_total:
             return False
-        length = min(sequence.num_tokens - sequence.num_computed, budget)
-        if not self._grow(sequence, sequence.num_computed + length, planned):
+        length = min(sequence.num_tokens - sequence.num_computed, step.budget)
+        if not self._grow(sequence, sequence.num_computed + length, step):
             return False
-        rows.append(self._row(sequence, length))
-        planned.add(sequence)
+        step.add(sequence, self._row(sequence, length))
         return True
 
-    def _grow(self, sequence: Sequence, num_tokens: int, planned: set[Sequence]) -> bool:
-        """Makes room for `num_tokens` tokens, preempting whoever comes last; False when the sequence must wait.
+    def _grow(self, sequence: Sequence, num_tokens: int, step: _Step) -> bool:
+        """Makes room for `num_tokens` tokens, preempting whoever comes last, of the tenant that was served most; False
+        when the sequence must wait.
 
         A row that is already in the plan is never preempted. When only the sequence itself is left it gives up its own
         pages if others run, since keeping them while waiting could block everyone.
@@ -186,9 +194,11 @@ class Scheduler:
             return True
         while self.kv.shortfall(sequence, num_tokens):
             victim = self._running[-1]
-            if victim is not sequence and victim in planned:
-                others = [s for s in self._running if s not in planned]
-                victim = others[-1]
+            if self._tenants.contended:
+                others = [s for s in self._running if s not in step.planned]
+                victim = max(others, key=lambda s: (s.request.tenant.service, s.order))
+            elif victim is not sequence and victim in step.planned:
+                victim = [s for s in self._running if s not in step.planned][-1]
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -201,47 +211,58 @@ class Scheduler:
         self._running.remove(sequence)
         sequence.preemptions += 1
         self.stats.preemptions += 1
-        self._enqueue(sequence)
+        self._tenants.enqueue(sequence)
 
-    def _admit_waiting(self, budget: int, rows: list[PlanRow], behind: list[Sequence]) -> int:
-        """Moves waiting sequences into slots, in order, until budget, slots or pages run out.
+    def _make_way(self) -> None:
+        """For tenants that wait with less than their share of slots and pages: preempts whoever has more than its own
+        and was served more. A tenant that floods the engine thus holds nobody else up for longer than a step."""
+        limits = ((self.limits.max_num_seqs, slots_of), (self.pool.usable_pages, pages_of))
+        slots, pages = len(self._slots), 0  # slots left, and pages that are given away, in this step
+        for tenant in self._tenants.least_served():
+            room = self._tenants.share(tenant, self.limits.max_num_seqs) - tenant.running
+            most = self._tenants.share(tenant, self.pool.usable_pages) - pages_of(tenant, self._running)
+            for sequence in [s for s in tenant.waiting if self._may_start(s)][: max(0, room)]:
+                wanted = self.kv.pages_for(sequence.num_tokens)
+                if wanted > most:
+                    break
+                missing = self._prefix(sequence)[2]
+                while not slots or missing + pages + self._reserved(self._running) > self.pool.available:
+                    victim = self._tenants.over_share(tenant, self._running, *limits[bool(slots)])
+                    if victim is None:
+                        return
+                    self._preempt(victim)
+                    slots += 1
+                slots, pages, most = slots - 1, pages + missing, most - wanted
 
-        A prompt enters only when all of it fits beside what the running ones still need for theirs and a page for
-        every fourth of them to grow into; else it would soon be preempted again.
-        """
-        admitted: list[Sequence] = []
-        pages_for = self.kv.pages_for
-        reserved = sum(max(0, pages_for(s.num_tokens) - len(s.pages)) for s in behind if s.slot >= 0)
-        if self._running:
-            reserved += (len(self._running) + 3) // 4
-        for sequence in self._waiting:
-            if not budget or not self._slots:
-                break
-            if not self._may_start(sequence):
-                continue
-            sequence.regime = self._regime(sequence)
-            hit, node = self.kv.find_prefix(sequence)
-            # Hits that nobody owns now stop being available once taken, so they count against the room for the rest.
-            taken = sum(1 for page in hit if self.pool.is_available(page))
-            missing = pages_for(sequence.num_tokens) - len(hit)
-            if missing + reserved > self.pool.available - taken:
-                break  # in order: nobody overtakes, so that a long prompt is not starved by short ones
-            self.kv.admit(sequence, hit, node)
-            if sequence.preemptions == 0:
-                sequence.cached_tokens = sequence.num_computed
-                self.stats.prefix_queries += sequence.num_tokens
-                self.stats.prefix_hits += sequence.num_computed
-                sequence.started = time.monotonic()
-            sequence.slot = self._slots.pop()
-            length = min(sequence.num_tokens - sequence.num_computed, budget)
-            rows.append(self._row(sequence, length))
-            budget -= length
-            reserved += pages_for(sequence.num_tokens - 1) - len(sequence.pages)
-            admitted.append(sequence)
-        for sequence in admitted:
-            self._waiting.remove(sequence)
-            insort(self._running, sequence, key=_order)
-        return budget
+    def _reserved(self, behind: list[Sequence]) -> int:
+        """Pages that running sequences are about to need."""
+        found = sum(max(0, self.kv.pages_for(s.num_tokens) - len(s.pages)) for s in behind if s.slot >= 0)
+        return found + (len(self._running) + 3) // 4
+
+    def _prefix(self, sequence: Sequence) -> tuple[list[int], PrefixNode, int]:
+        """A waiting sequence's prefix hit, and the available pages that its admission takes: those without a hit, and
+        hits that nobody owns now."""
+        sequence.regime = self._regime(sequence)
+        hit, node = self.kv.find_prefix(sequence)
+        return hit, node, self.kv.pages_for(sequence.num_tokens) - len(hit) + sum(map(self.pool.is_available, hit))
+
+    def _admit(self, sequence: Sequence, step: _Step, reserved: int) -> int | None:
+        """Moves a waiting sequence into a slot: the pages that it still needs, or None when it does not fit."""
+        hit, node, missing = self._prefix(sequence)
+        if missing + reserved > self.pool.available:
+            return None
+        self.kv.admit(sequence, hit, node)
+        if sequence.preemptions == 0:
+            sequence.cached_tokens = sequence.num_computed
+            self.stats.prefix_queries += sequence.num_tokens
+            self.stats.prefix_hits += sequence.num_computed
+            sequence.started = time.monotonic()
+        sequence.slot = self._slots.pop()
+        sequence.request.tenant.running += 1
+        self._tenants.dequeue(sequence)
+        insort(self._running, sequence, key=order_of)
+        step.add(sequence, self._row(sequence, min(sequence.num_tokens - sequence.num_computed, step.budget)))
+        return self.kv.pages_for(sequence.num_tokens - 1) - len(sequence.pages)
 
     def _may_start(self, sequence: Sequence) -> bool:
         if sequence.num_pending:
@@ -263,10 +284,11 @@ class Scheduler:
         pages = self.kv.extend(sequence, end)
         admission = self._admission(sequence) if fresh else None
         sequence.num_computed = end
+        request = sequence.request
+        request.tenant.charge(sequence, start, end)
         samples = end == sequence.num_tokens
         known = len(sequence.token_ids)
         token_ids = tuple(sequence.token_ids[start:end]) if start < known else ()
-        request = sequence.request
         targets: tuple[int, ...] = ()
         if request.params.prompt_logprobs is not None and not sequence.index and start < sequence.prompt_len - 1:
             targets = tuple(sequence.token_ids[start + 1 : min(end + 1, sequence.prompt_len)])
@@ -365,7 +387,8 @@ class Scheduler:
             self._leave_slot(sequence)
             self._running.remove(sequence)
         else:
-            self._waiting.remove(sequence)
+            self._tenants.dequeue(sequence)
+        self._tenants.leave(sequence.request.tenant)
         if sequence.request.finished:
             del self._requests[sequence.request.request_id]
         return account
@@ -373,16 +396,14 @@ class Scheduler:
     def _leave_slot(self, sequence: Sequence) -> None:
         self._slots.append(sequence.slot)
         sequence.slot = -1
+        sequence.request.tenant.running -= 1
         sequence.needs_admission = True
-
-    def _enqueue(self, sequence: Sequence) -> None:
-        insort(self._waiting, sequence, key=_order)
 
     # -- books ------------------------------------------------------------------------------------------------------
 
     def refresh_stats(self) -> EngineStats:
         stats = self.stats
-        stats.running, stats.waiting = len(self._running), len(self._waiting)
+        stats.running, stats.waiting = len(self._running), self._tenants.num_waiting
         stats.free_pages, stats.cached_pages = self.pool.available, self.pool.num_cached
         return stats
 
@@ -395,14 +416,4 @@ class Scheduler:
             size = self.pool.page_size
             writes += pages[row.start // size : (row.start + row.length - 1) // size + 1]
         self.pool.check_integrity([s.pages for s in live], writes)
-        if sorted(map(id, live)) != sorted(map(id, self._running + self._waiting)):
-            raise AssertionError("a live sequence is in no list, or in two")
-        slots = [s.slot for s in self._running]
-        if sorted(slots + self._slots) != list(range(self.limits.max_num_seqs)):
-            raise AssertionError(f"slots do not add up: running {slots}, free {self._slots}")
-        if any(s.slot != -1 or s.pages for s in self._waiting):
-            raise AssertionError("a waiting sequence holds a slot or pages")
-
-
-def _order(sequence: Sequence) -> tuple[float, int, int]:
-    return sequence.order
+        check_lists(live, self._running, self._slots, self.limits.max_num_seqs, self._tenants)

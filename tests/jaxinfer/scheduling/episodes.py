@@ -11,8 +11,9 @@ from tests.jaxinfer.scheduling.simulator import VOCAB, World
 STREAMS = [tuple((i * k + k) % VOCAB for i in range(40)) for k in (1, 2, 5)]
 
 
-def run_episode(seed: int, *, actions: int = 40) -> World:
-    """Plays one random episode to its end; raises AssertionError when a book or a token is wrong."""
+def run_episode(seed: int, *, actions: int = 40, tenants: tuple[str, ...] = ("",)) -> World:
+    """Plays one random episode to its end; raises AssertionError when a book or a token is wrong. tenants: whose
+    requests come; one is drawn for each."""
     rng = random.Random(seed)
     limits = SchedulerLimits(
         max_num_seqs=rng.randint(1, 4),
@@ -25,12 +26,12 @@ def run_episode(seed: int, *, actions: int = 40) -> World:
     )
     world = World(limits, page_size=rng.choice([1, 2, 4]), num_pages=rng.randint(4, 20))
     for _ in range(actions):
-        _act(world, rng)
+        _act(world, rng, tenants)
     world.finish()
     return world
 
 
-def _act(world: World, rng: random.Random) -> None:
+def _act(world: World, rng: random.Random, tenants: tuple[str, ...]) -> None:
     roll = rng.random()
     if roll < 0.35:
         max_tokens = rng.randint(1, 12)
@@ -44,6 +45,7 @@ def _act(world: World, rng: random.Random) -> None:
                 salt=rng.choice(["", "", "tenant"]),
                 seed=rng.randint(0, 3),
                 ignore_eos=rng.random() < 0.5,
+                tenant=tenants[0] if len(tenants) == 1 else rng.choice(tenants),
             )
         except InvalidRequest as error:
             assert error.field in ("max_tokens", "prompt")

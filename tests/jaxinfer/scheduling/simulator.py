@@ -154,11 +154,19 @@ class World:
         self.clock = 0.0
 
     def submit(
-        self, prompt: tuple[int, ...], *, salt: str = "", priority: int = 0, seed: int = 0, **params: Any
+        self,
+        prompt: tuple[int, ...],
+        *,
+        salt: str = "",
+        priority: int = 0,
+        seed: int = 0,
+        tenant: str = "",
+        weight: float = 1.0,
+        **params: Any,
     ) -> str:
         request_id = f"r{len(self.submitted)}"
         self.clock += 1.0
-        submit = Submit(request_id, prompt, SamplingParams(**params), seed, priority, self.clock, salt)
+        submit = Submit(request_id, prompt, SamplingParams(**params), seed, priority, self.clock, salt, tenant, weight)
         self.device.salts[request_id] = salt
         self.scheduler.add(submit)
         self.submitted[request_id] = submit

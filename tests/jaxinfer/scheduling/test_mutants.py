@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.jaxinfer.scheduling.episodes import run_episode
-from tests.mutants import MUTANTS
+from tests.mutants import MUTANTS, OF_TENANTS
 
 EPISODES = 300
 
@@ -15,16 +15,20 @@ def test_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     MUTANTS[name](monkeypatch)
     for seed in range(EPISODES):
         try:
-            run_episode(seed)
+            run_episode(seed, tenants=("", "a") if name in OF_TENANTS else ("",))
         except Exception:  # a fault may show as a wrong token, a broken book or a crash: each of them is noticed
             return
     pytest.fail(f"{name} survived {EPISODES} episodes")
 
 
-def test_no_fault_no_alarm() -> None:
+@pytest.mark.parametrize(
+    "tenants",
+    [pytest.param(("",), id="one tenant"), pytest.param(("", "a", "b"), id="three tenants", marks=pytest.mark.longer)],
+)
+def test_no_fault_no_alarm(tenants: tuple[str, ...]) -> None:
     preemptions = hits = 0
     for seed in range(EPISODES):
-        world = run_episode(seed)
+        world = run_episode(seed, tenants=tenants)
         preemptions += world.scheduler.stats.preemptions
         hits += world.scheduler.stats.prefix_hits
     assert preemptions > 100, "the episodes hardly ever preempt, so they prove little"

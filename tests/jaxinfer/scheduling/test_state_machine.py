@@ -48,6 +48,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
         min_tokens=st.integers(0, 3),
         prompt_logprobs=st.sampled_from([None, None, None, 1]),
+        tenant=st.sampled_from(["", "", "a", "b"]),
+        weight=st.sampled_from([1.0, 1.0, 0.5, 3.0]),
     )
     def submit(self, stream: tuple[int, ...], length: int, max_tokens: int, min_tokens: int, **params: object) -> None:
         try:

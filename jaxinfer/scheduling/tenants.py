@@ -1,0 +1,196 @@
+"""Fair shares of a busy engine: how much each tenant was served, and whose turn it is.
+
+Virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", arXiv:2401.00588): every tenant has
+a counter of the tokens computed for it, divided by its weight, and whoever has the lowest goes next. A tenant that was
+away does not come back with credit for the time: its counter is lifted to the others' lowest, less `burst`. That
+allowance is ours: without it the second half of a long prompt would wait its turn behind a tenant that floods the
+engine, although its sender has hardly used it.
+
+Within a tenant the order is `Request.order`, and where only one tenant has requests nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Iterable, Iterator
+
+from jaxinfer.scheduling.request import Sequence, order_of
+
+# An output token occupies the device longer than one of a prompt; the paper's own price list.
+PROMPT_COST, OUTPUT_COST = 1.0, 2.0
+
+
+class Tenant:
+    """service: what was computed for it, in prompt tokens' worth divided by weight."""
+
+    __slots__ = ("alive", "name", "running", "service", "waiting", "weight")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.weight = 1.0
+        self.service = 0.0
+        self.alive = 0  # sequences that have not ended
+        self.running = 0  # of those, the ones in slots
+        self.waiting: list[Sequence] = []  # by order
+
+    def charge(self, sequence: Sequence, start: int, end: int) -> None:
+        """Positions start to end are computed. What was charged before (a preemption lost it) and prefix hits are
+        free."""
+        start = max(start, sequence.charged)
+        if end <= start:
+            return
+        prompt = max(0, min(end, sequence.prompt_len) - start)
+        self.service += (PROMPT_COST * prompt + OUTPUT_COST * (end - start - prompt)) / self.weight
+        sequence.charged = end
+
+
+class Tenants:
+    """Every tenant that ever had a request, and their waiting sequences. burst: see above, in prompt tokens' worth."""
+
+    def __init__(self, burst: float) -> None:
+        self._burst = burst
+        self._all: dict[str, Tenant] = {}
+        self.alive: list[Tenant] = []  # those with requests
+        self._last = 0.0  # service of whoever left the engine idle
+
+    # -- coming and going -----------------------------------------------------------------------------------------
+
+    def join(self, name: str, weight: float, sequences: int) -> Tenant:
+        """A request of so many sequences arrives. Its tenant's newest weight holds."""
+        tenant = self._all.get(name)
+        if tenant is None:
+            tenant = self._all[name] = Tenant(name)
+        tenant.weight = weight
+        others = [other.service for other in self.alive if other is not tenant]
+        if others or not tenant.alive:
+            least = min(others) if others else self._last
+            tenant.service = max(tenant.service, least - self._burst / weight)
+        if not tenant.alive:
+            self.alive.append(tenant)
+        tenant.alive += sequences
+        return tenant
+
+    def leave(self, tenant: Tenant) -> None:
+        """One of its sequences has ended."""
+        tenant.alive -= 1
+        if not tenant.alive:
+            self.alive.remove(tenant)
+            self._last = max(self._last, tenant.service)
+
+    @property
+    def contended(self) -> bool:
+        """More than one tenant has requests."""
+        return len(self.alive) > 1
+
+    def share(self, tenant: Tenant, total: int) -> int:
+        """The part of `total` slots or pages that is the tenant's among those that have requests; at least one."""
+        return max(1, int(total * tenant.weight / sum(other.weight for other in self.alive)))
+
+    def below_share(self, tenant: Tenant, running: list[Sequence], total: int) -> bool:
+        """Whether the tenant holds less than its share of `total` pages."""
+        return pages_of(tenant, running) < self.share(tenant, total)
+
+    def over_share(
+        self, tenant: Tenant, running: list[Sequence], total: int, held: Callable[[Tenant, list[Sequence]], int]
+    ) -> Sequence | None:
+        """The last running sequence of whoever holds more than its share of `total` and was served more than `tenant`;
+        of several such tenants, of the one that was served most. None: there is none."""
+        over = [
+            other
+            for other in self.alive
+            if other.service > tenant.service and held(other, running) > self.share(other, total)
+        ]
+        if not over:
+            return None
+        most = max(over, key=lambda other: other.service)
+        return next(sequence for sequence in reversed(running) if sequence.request.tenant is most)
+
+    # -- who waits ------------------------------------------------------------------------------------------------
+
+    def enqueue(self, sequence: Sequence) -> None:
+        insort(sequence.request.tenant.waiting, sequence, key=order_of)
+
+    def dequeue(self, sequence: Sequence) -> None:
+        sequence.request.tenant.waiting.remove(sequence)
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(len(tenant.waiting) for tenant in self.alive)
+
+    def waiting(self) -> Iterator[Sequence]:
+        for tenant in self.alive:
+            yield from tenant.waiting
+
+    def least_served(self) -> list[Tenant]:
+        """Those with waiting sequences, the least served first."""
+        return sorted((tenant for tenant in self.alive if tenant.waiting), key=_turn)
+
+    def turns(self, behind: Iterable[Sequence]) -> Turns:
+        """behind: running sequences that a step must serve, by order."""
+        return Turns(self.alive, behind)
+
+
+def slots_of(tenant: Tenant, running: list[Sequence]) -> int:
+    return tenant.running
+
+
+def pages_of(tenant: Tenant, running: list[Sequence]) -> int:
+    return sum(len(sequence.pages) for sequence in running if sequence.request.tenant is tenant)
+
+
+def _turn(tenant: Tenant) -> tuple[float, int]:
+    return tenant.service, tenant.running
+
+
+class _Queue:
+    """One tenant's turn in a step: its `behind`, then its waiting sequences, each by order."""
+
+    __slots__ = ("behind", "next_behind", "next_waiting", "open", "tenant")
+
+    def __init__(self, tenant: Tenant) -> None:
+        self.tenant = tenant
+        self.behind: list[Sequence] = []
+        self.next_behind = self.next_waiting = 0
+        self.open = True  # its waiting sequences may still come in this step
+
+    @property
+    def empty(self) -> bool:
+        if self.next_behind < len(self.behind):
+            return False
+        return not self.open or self.next_waiting >= len(self.tenant.waiting)
+
+
+class Turns:
+    """Deals out one step: always the next sequence of the least served tenant, as services stand at that moment.
+
+    A sequence that is dealt out of the waiting ones must leave `Tenant.waiting` or be passed by `skip`.
+    """
+
+    def __init__(self, tenants: list[Tenant], behind: Iterable[Sequence]) -> None:
+        self._queues = [_Queue(tenant) for tenant in tenants]
+        if len(self._queues) == 1:
+            self._queues[0].behind = list(behind)
+            return
+        found = {queue.tenant.name: queue for queue in self._queues}
+        for sequence in behind:
+            found[sequence.request.tenant.name].behind.append(sequence)
+
+    def deal(self) -> tuple[Sequence, bool] | None:
+        """A sequence, and whether it waits; None when nobody is left."""
+        queues = [queue for queue in self._queues if not queue.empty]
+        if not queues:
+            return None
+        queue = self._current = queues[0] if len(queues) == 1 else min(queues, key=lambda q: _turn(q.tenant))
+        if queue.next_behind < len(queue.behind):
+            queue.next_behind += 1
+            return queue.behind[queue.next_behind - 1], False
+        return queue.tenant.waiting[queue.next_waiting], True
+
+    def skip(self) -> None:
+        """The one that was dealt cannot start yet; others of its tenant may."""
+        self._current.next_waiting += 1
+
+    def close(self, *, all_tenants: bool) -> None:
+        """Nobody who waits comes in any more in this step: of the current tenant, or of all."""
+        for queue in self._queues if all_tenants else [self._current]:
+            queue.open = False
