@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import math
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from pallas_kernels import triton_support
 from pallas_kernels.dispatch import Backend, DeviceTarget, Op, select
 from pallas_kernels.paged_attention import layout
 from pallas_kernels.paged_attention.lanes import over_rows_of_lanes
@@ -96,21 +96,12 @@ def _mosaic_gpu_supports(target: DeviceTarget, case: PagedAttentionCase) -> str 
 
 
 def _triton_gpu_supports(target: DeviceTarget, case: PagedAttentionCase) -> str | None:
-    """The Triton kernel runs on Ampere and what came after it, and keeps the sums of a whole head in registers."""
-    if target.platform != "gpu":
-        return "it runs on NVIDIA GPUs only"
-    if target.compute_capability is None or target.compute_capability < (8, 0):
-        return f"compute capability is {target.compute_capability}; it must be at least (8, 0), Ampere"
+    """The Triton kernel keeps the sums of a whole head in registers."""
+    if (reason := triton_support.refusal(target)) is not None:
+        return reason
     if case.head_dim > 256:
         return f"head_dim is {case.head_dim}; it must be at most 256"
-    if not _is_installed("jax_triton"):
-        return "jax-triton is not installed: pip install jaxinfer[triton]"
     return None
-
-
-def _is_installed(package: str) -> bool:
-    """Whether a package could be imported; does not import it."""
-    return importlib.util.find_spec(package) is not None
 
 
 OP: Op[PagedAttentionCase] = Op(

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,44 +29,14 @@ from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import layout, work
 from pallas_kernels.paged_attention.api import RaggedBatch
 from pallas_kernels.paged_attention.triton_gpu_plan import Plan, is_wide, sizes
+from pallas_kernels.triton_support import Launch, Run, capability_number, run
 
 # Programs that a launch should have: two for each of the 108 multiprocessors of an A100, and enough for smaller cards.
 _PROGRAMS_WANTED = 216
 _PART_KEYS = 256  # no more parts than what gives each about so many keys where the table is full
 
 
-def launch(
-    plan: Plan, num_pieces: int, arguments: tuple[Any, ...], outputs: tuple[jax.ShapeDtypeStruct, ...]
-) -> tuple[jax.Array, ...]:
-    """Runs the kernel through jax-triton, which is imported here and not before, as it needs a GPU build of JAX.
-
-    Args:
-        num_pieces: W.
-        arguments: the kernel's arrays and numbers, in its order.
-        outputs: shapes and types of its outputs.
-    """
-    import jax_triton
-
-    from pallas_kernels.paged_attention import triton_gpu_kernel
-
-    return jax_triton.triton_call(
-        *arguments,
-        kernel=triton_gpu_kernel.attend,
-        out_shape=outputs,
-        grid=num_pieces * plan.parts * plan.programs,
-        name="paged_attention_decode" if plan.tile == 1 else "paged_attention_tiles",
-        compute_capability=plan.compute_capability,
-        num_warps=plan.sizes.num_warps,
-        num_stages=plan.sizes.num_stages,
-        enable_fp_fusion=False,  # the highest score less itself is 0 however large it is; products stay fused
-        **plan.constants(),
-    )
-
-
-Launch = Callable[[Plan, int, tuple[Any, ...], tuple[jax.ShapeDtypeStruct, ...]], tuple[jax.Array, ...]]
-
-
-@functools.partial(jax.jit, static_argnames=("scale", "sliding_window", "soft_cap", "target", "launch"))
+@functools.partial(jax.jit, static_argnames=("scale", "sliding_window", "soft_cap", "target", "run"))
 def paged_attention(
     q: jax.Array,
     k: jax.Array,
@@ -82,9 +50,9 @@ def paged_attention(
     sliding_window: int | None,
     soft_cap: float | None,
     target: DeviceTarget,
-    launch: Launch = launch,
+    run: Run = run,
 ) -> tuple[jax.Array, layout.Pages, layout.Pages]:
-    """See `api.paged_attention`. `launch` runs the kernel: tests give one that runs it in Triton's interpreter.
+    """See `api.paged_attention`. `run` launches the kernel: tests give one that runs it in Triton's interpreter.
 
     Jitted so that a model's equal layers are traced and lowered once.
     """
@@ -95,8 +63,7 @@ def paged_attention(
     _, num_kv_heads, page_size, _ = k_pages.shape
     kv_dtype = np.dtype(k_pages.dtype)
     wide = is_wide(q.dtype, kv_dtype)
-    capability = target.compute_capability
-    assert capability is not None, "the backend was chosen for a GPU"
+    capability = divmod(capability_number(target), 10)
     single = Plan(
         tile=1,
         num_kv_heads=num_kv_heads,
@@ -112,9 +79,9 @@ def paged_attention(
         soft_cap=soft_cap,
         sinks=sinks is not None,
         last_first=False,  # the list begins with the longest rows
-        compute_capability=10 * capability[0] + capability[1],
+        compute_capability=capability_number(target),
     )
-    inputs = (q, sinks, batch.page_tables, k_pages, v_pages, launch)
+    inputs = (q, sinks, batch.page_tables, k_pages, v_pages, run)
     singles = work.single_rows(batch)
     place = jnp.arange(num_rows, dtype=jnp.int32)
     alone = work.single_pieces(batch, singles)
@@ -140,7 +107,7 @@ def _attend(
     tables: jax.Array,
     k_pages: layout.Pages,
     v_pages: layout.Pages,
-    launch: Launch,
+    run: Run,
 ) -> jax.Array:
     """Attention of the pieces whose first tokens are `token` (W,).
 
@@ -181,7 +148,16 @@ def _attend(
     shape = (parts, places, num_heads)
     results = jax.ShapeDtypeStruct(shape if parts > 1 else (1,), jnp.float32)
     attended = jax.ShapeDtypeStruct((*shape, head_dim), jnp.float32 if parts > 1 else q.dtype)
-    out = launch(plan, num_pieces, arguments, (attended, results, results))
+    launch = Launch(
+        kernel="pallas_kernels.paged_attention.triton_gpu_kernel:attend",
+        name="paged_attention_decode" if plan.tile == 1 else "paged_attention_tiles",
+        programs=num_pieces * plan.parts * plan.programs,
+        constants=plan.constants(),
+        num_warps=plan.sizes.num_warps,
+        num_stages=plan.sizes.num_stages,
+        compute_capability=plan.compute_capability,
+    )
+    out = run(launch, arguments, (attended, results, results))
     return work.together(tuple(out), None) if parts > 1 else out[0][0]
 
 

@@ -10,8 +10,7 @@ NaN; what some query does not see gets the weight 0.
 
 Products are of bfloat16 on tensor cores with sums in float32; or of float32, without tensor cores and TF32, if queries
 or pages are float32: those of queries and keys in chunks of columns, as their factors lie in registers. Quantized pages
-are widened exactly, and their scales multiply scores and weights. float8_e4m3fn is read as bytes and widened by integer
-arithmetic, as Triton refuses the type below compute capability 8.9.
+are widened exactly, and their scales multiply scores and weights.
 
 Importing this module imports Triton.
 """
@@ -20,6 +19,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from pallas_kernels.triton_numbers import e4m3_over_256
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32
 CHUNK = tl.constexpr(32)  # columns of a product of float32
@@ -189,15 +190,9 @@ def _bounds(
 
 @triton.jit
 def _widened(stored: tl.tensor, wide: tl.constexpr, pages: tl.constexpr) -> tl.tensor:
-    """Stored keys or values in the type of the products; float8_e4m3fn, as uint8, divided by 256.
-
-    The seven bits behind the sign of an e4m3 are the upper bits behind the sign of the float16 that is a 256th of it:
-    the exponents' biases are 7 and 15, and numbers too small for an exponent are counted alike.
-    """
+    """Stored keys or values in the type of the products; float8_e4m3fn, as uint8, divided by 256."""
     if pages == "fp8":
-        bits = stored.to(tl.uint16)
-        half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
-        stored = half.to(tl.float16, bitcast=True).to(tl.float32)
+        stored = e4m3_over_256(stored)
     return stored.to(tl.float32 if wide else tl.bfloat16)
 
 

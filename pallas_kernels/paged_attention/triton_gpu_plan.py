@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.triton_support import power_of_two
+
 # A tensor core's product has 16 rows.
 _FEWEST_VECTORS = 16
 # These, and 12.x, have 99 KB of shared memory for a block of threads; the others have 163 KB and more.
@@ -57,12 +59,12 @@ class Plan:
     @property
     def columns(self) -> int:
         """H, filled up to a power of two that a product can have."""
-        return max(16, _power_of_two(self.head_dim))
+        return max(16, power_of_two(self.head_dim))
 
     @property
     def vectors(self) -> int:
         """M: a power of two, and no more than a piece has."""
-        return min(self.sizes.vectors, max(_FEWEST_VECTORS, _power_of_two(self.tile * self.group)))
+        return min(self.sizes.vectors, max(_FEWEST_VECTORS, power_of_two(self.tile * self.group)))
 
     @property
     def blocks(self) -> int:
@@ -121,7 +123,3 @@ def sizes(compute_capability: tuple[int, int], head_dim: int, kv_dtype: np.dtype
 def is_wide(query_dtype: np.dtype, kv_dtype: np.dtype) -> bool:
     """Whether products must be of float32."""
     return np.dtype(np.float32) in (query_dtype, kv_dtype)
-
-
-def _power_of_two(value: int) -> int:
-    return 1 << (value - 1).bit_length()

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels import triton_support
 from pallas_kernels.dispatch import Backend, DeviceTarget, Op, select
 from pallas_kernels.qtensor import Activations, Kind, QTensor
 
@@ -29,6 +30,7 @@ class QuantizedMatmulCase:
     has_zeros: bool
     has_order: bool
     dtype: np.dtype  # of the activations
+    devices: int = 1  # over which XLA may split the product: those of the current mesh
 
 
 def _xla_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str | None:
@@ -37,9 +39,35 @@ def _xla_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str | None
     return None
 
 
+def _triton_gpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str | None:
+    """The Triton kernel widens weights alone, a power of two of inputs with one scale at a time, on one device."""
+    if (reason := triton_support.refusal(target)) is not None:
+        return reason
+    if case.activations is not None:
+        return f"activations are rounded to {case.activations}; they must keep their type"
+    least = 32 if case.kind == "int4" else 16
+    if case.group != case.num_inputs and (case.group < least or case.group & (case.group - 1)):
+        return (
+            f"groups are of {case.group} inputs; with {case.kind} they must be a power of two from {least} on, or all"
+        )
+    if case.kind == "fp8" and case.has_zeros:
+        return "weights are fp8 with zero points; fp8 must have none"
+    if case.devices > 1:
+        return f"the mesh has {case.devices} devices; it must have one"
+    return None
+
+
 OP: Op[QuantizedMatmulCase] = Op(
     name="quantized_matmul",
-    backends=(Backend("xla", _xla_supports, "pallas_kernels.quantized_matmul.xla:quantized_matmul"),),
+    backends=(
+        Backend(
+            "triton_gpu",
+            _triton_gpu_supports,
+            "pallas_kernels.quantized_matmul.triton_gpu:quantized_matmul",
+            by_name_only=True,
+        ),
+        Backend("xla", _xla_supports, "pallas_kernels.quantized_matmul.xla:quantized_matmul"),
+    ),
 )
 
 
@@ -90,4 +118,11 @@ def case_of(x: jax.Array, weight: QTensor) -> QuantizedMatmulCase:
         has_zeros=weight.zeros is not None,
         has_order=weight.order is not None,
         dtype=np.dtype(x.dtype),
+        devices=_devices(),
     )
+
+
+def _devices() -> int:
+    """Devices of the mesh that is current while tracing; 1 without one, and where the caller has split the work."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(size for name, size in mesh.shape.items() if name not in mesh.manual_axes)

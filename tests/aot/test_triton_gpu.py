@@ -1,34 +1,24 @@
 """The Triton attention kernel through the real compilers, for Ampere, Ada and Hopper, down to the assembler's report.
 
-Needs jax-triton, JAX's CUDA plugin and `ptxas`, and no GPU. Compiles in a process of its own: what jax-triton writes
-for debugging goes where an environment variable says, and an error inside LLVM aborts the process.
+`triton_compiler.py` says what it needs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import json
-import os
-import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
 
-from jaxinfer.runtime.sharding import TP_AXIS
-from jaxinfer.runtime.topology import Topology, report
+from jaxinfer.runtime.topology import report
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import kv_layout
 from tests.aot import test_paged_attention
 from tests.aot.test_mosaic_gpu import SHAPES as HOPPER_SHAPES
+from tests.aot.triton_compiler import CARDS, NEEDS, compile_elsewhere, tell, topology
 from tests.pallas_kernels.paged_attention.cases import Shape
 
 BASE = HOPPER_SHAPES["plain"]
@@ -39,39 +29,11 @@ SHAPES: dict[str, Shape] = HOPPER_SHAPES | {
     "float32-int8": dataclasses.replace(BASE, dtype=jnp.float32, kv_dtype=jnp.int8, sinks=True),
     "float32-head-256": dataclasses.replace(BASE, dtype=jnp.float32, head_dim=256, kv_dtype=jnp.bfloat16),
 }
-# Shared memory that a block of threads may have (CUDA C++ programming guide, technical specifications by compute
-# capability), and what XLA is told of a card of that kind, from public specifications.
-CARDS: dict[int, dict[str, Any]] = {
-    80: {"name": "NVIDIA A100-SXM4-80GB", "shared": 166_912, "cores": 108, "threads": 2048},
-    86: {"name": "NVIDIA A10", "shared": 101_376, "cores": 72, "threads": 1536},
-    89: {"name": "NVIDIA L4", "shared": 101_376, "cores": 58, "threads": 1536},
-    90: {"name": "NVIDIA H200", "shared": 232_448, "cores": 132, "threads": 2048},
-}
 SPILLS = 64  # at most so many bytes, sixteen registers, go to the level 1 cache and back
 ONE_BLOCK = ((86, "head-256"), (89, "head-256"))  # where two of a tile's blocks of keys do not fit
 COMMON = ("plain", "fp8-options", "head-256", "few-long-rows")
 
-pytestmark = [
-    pytest.mark.skipif(
-        importlib.util.find_spec("jax_triton") is None,
-        reason="jax-triton is not installed: the kernel cannot be compiled",
-    ),
-    pytest.mark.skipif(
-        importlib.util.find_spec("jax_cuda13_plugin") is None and importlib.util.find_spec("jax_cuda12_plugin") is None,
-        reason="JAX's CUDA plugin is not installed: nothing can be compiled for a GPU",
-    ),
-    pytest.mark.skipif(shutil.which("ptxas") is None, reason="ptxas, of the CUDA toolkit, is not on the path"),
-]
-
-
-def compile_elsewhere(capability: int, name: str, devices: int, folder: Path) -> list[dict[str, Any]]:
-    """What a process that compiles one shape says of its kernels."""
-    environment = os.environ | {"JAX_TRITON_DUMP_DIR": str(folder), "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.aot.test_triton_gpu", str(capability), name, str(devices)]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=110, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+pytestmark = NEEDS
 
 
 @pytest.mark.parametrize(
@@ -79,7 +41,7 @@ def compile_elsewhere(capability: int, name: str, devices: int, folder: Path) ->
     [(80, name) for name in SHAPES] + [(capability, name) for capability in (86, 89, 90) for name in COMMON],
 )
 def test_compiles_within_the_card(capability: int, name: str, tmp_path: Path) -> None:
-    kernels = compile_elsewhere(capability, name, 1, tmp_path)
+    kernels = compile_elsewhere(__name__, tmp_path, capability, name, 1)
     assert len(kernels) == 2  # rows that decode, and tiles
     wide = SHAPES[name].dtype == jnp.float32
     for kernel in kernels:
@@ -96,57 +58,7 @@ def test_compiles_within_the_card(capability: int, name: str, tmp_path: Path) ->
 
 def test_compiles_for_four_devices(tmp_path: Path) -> None:
     """The heads are shared among them; nothing is exchanged."""
-    assert len(compile_elsewhere(90, "plain", 4, tmp_path)) == 2
-
-
-def topology(capability: int, devices: int) -> Topology:
-    """Cards that are not here."""
-    card = CARDS[capability]
-    description = topologies.get_topology_desc(
-        "",
-        platform="cuda",
-        topology=f"1x1x{devices}",
-        target_config=f"""
-gpu_device_info {{
-  threads_per_block_limit: 1024 threads_per_warp: 32
-  shared_memory_per_block: 49152 shared_memory_per_core: {card["shared"] + 1024}
-  shared_memory_per_block_optin: {card["shared"]}
-  threads_per_core_limit: {card["threads"]} core_count: {card["cores"]} fpus_per_core: 64
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 600000000000 l2_cache_size: 6291456 clock_rate_ghz: 1.4 device_memory_size: 24000000000
-  cuda_compute_capability {{ major: {capability // 10} minor: {capability % 10} }}
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}}
-platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 8 }}
-runtime_version {{ major: 13 }}
-device_description_str: "{card["name"]}"
-""",
-    )
-    mesh = Mesh(np.array(description.devices), (TP_AXIS,), axis_types=(AxisType.Auto,))
-    return Topology(card["name"], mesh, None)
-
-
-def resources(folder: Path) -> dict[str, Any]:
-    """What the assembler says of a kernel that jax-triton wrote down."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    (source,) = folder.glob("*.ptx")
-    (information,) = folder.glob("*.compile_info")
-    text = source.read_text()
-    target = re.findall(r"^\.target (\w+)", text, re.MULTILINE)[0]
-    command = [get_ptxas(int(re.findall(r"\d+", target)[0])).path, "-v", f"-arch={target}", source, "-o", os.devnull]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return {
-        "target": target,
-        "shared": int(re.findall(r"shared_mem_bytes: (\d+)", information.read_text())[0]),
-        "registers": int(re.findall(r"Used (\d+) registers", told)[0]),
-        "spills": [int(size) for size in re.findall(r"(\d+) bytes spill (?:stores|loads)", told)],
-        "ahead": max((int(count) for count in re.findall(r"cp\.async\.wait_group\s+(?:0x)?(\d+)", text)), default=0),
-        "products": len(re.findall(r"(?:wg)?mma\S*\.bf16\.bf16", text)),
-        "fused": text.count("fma.rn.f32"),
-        "tf32": text.count("tf32"),
-    }
+    assert len(compile_elsewhere(__name__, tmp_path, 90, "plain", 4)) == 2
 
 
 def main(capability: int, name: str, devices: int) -> None:
@@ -161,7 +73,7 @@ def main(capability: int, name: str, devices: int) -> None:
     assert program.donated >= pool, (program, pool)
     assert program.temporaries < pool, (program, pool)
     assert program.collectives == {}, program.collectives
-    print(json.dumps([resources(folder) for folder in Path(os.environ["JAX_TRITON_DUMP_DIR"]).iterdir()]))
+    tell()
 
 
 if __name__ == "__main__":

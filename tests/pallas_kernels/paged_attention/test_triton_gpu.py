@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import triton_support
 from pallas_kernels.dispatch import DeviceTarget, Unsupported, select
-from pallas_kernels.paged_attention import api, triton_gpu
+from pallas_kernels.paged_attention import triton_gpu
 from pallas_kernels.paged_attention.api import OP
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
 from tests.pallas_kernels.paged_attention.contract import SHAPES as CONTRACT_SHAPES
 from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract, case_of, scale_of
-from tests.pallas_kernels.paged_attention.triton_interpreter import Interpreter, missing
+from tests.pallas_kernels.triton_interpreter import Interpreter, missing
 
 AMPERE = DeviceTarget("gpu", "NVIDIA A100", (8, 0))
 SMALL = Shape(dtype=jnp.bfloat16, tokens=24, rows=4, pages_per_row=6, page_size=32)
@@ -56,7 +57,7 @@ def interpreter() -> Iterator[Interpreter]:
 @pytest.fixture
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """jax-triton is what launches the kernel on a GPU; the interpreter needs none of it."""
-    monkeypatch.setattr(api, "_is_installed", lambda package: True)
+    monkeypatch.setattr(triton_support, "_is_installed", lambda package: True)
 
 
 @interpreted
@@ -79,7 +80,7 @@ class TestTritonGpu(PagedAttentionContract):
             sliding_window=shape.sliding_window,
             soft_cap=shape.soft_cap,
             target=self.target,
-            launch=self.interpreter.launch,
+            run=self.interpreter.run,
         )
         return run(*inputs.args, inputs.sinks)
 
@@ -95,9 +96,9 @@ class TestTritonGpu(PagedAttentionContract):
 
     def test_few_long_rows_are_cut_into_parts(self) -> None:
         shape, rng = dataclasses.replace(LONG, sinks=True, rows=2), np.random.default_rng(11)
-        self.interpreter.plans.clear()
+        self.interpreter.launches.clear()
         self.check(cases.build(shape, self.target, [(1, 1280), (20, 300)], rng), shape)
-        assert [plan.parts for plan in self.interpreter.plans] == [5, 5]
+        assert [launch.constants["parts"] for launch in self.interpreter.launches] == [5, 5]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("shape", [*CONTRACT_SHAPES, *SHAPES], ids=str)
@@ -129,7 +130,7 @@ def test_what_it_does_not_serve_has_a_reason(target: DeviceTarget, change: dict[
 
 
 def test_a_missing_package_is_named_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_is_installed", lambda package: package != "jax_triton")
+    monkeypatch.setattr(triton_support, "_is_installed", lambda package: package != "jax_triton")
     with pytest.raises(Unsupported, match=r"jax-triton is not installed: pip install jaxinfer\[triton\]"):
         select(OP, AMPERE, case_of(SMALL), "triton_gpu")
 

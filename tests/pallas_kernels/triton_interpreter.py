@@ -1,4 +1,4 @@
-"""Runs the Triton kernel of paged attention in Triton's own interpreter, in a process of its own.
+"""Runs Triton kernels in Triton's own interpreter, in a process of its own.
 
 Triton decides when it is imported whether its functions are interpreted, so the process that does it does nothing else.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pallas_kernels.paged_attention.triton_gpu_plan import Plan
+from pallas_kernels.triton_support import Launch
 
 
 def missing() -> str | None:
@@ -32,31 +32,30 @@ _KINDS = {"float32": "fp32", "bfloat16": "bf16", "int32": "i32", "int8": "i8", "
 
 
 class Interpreter:
-    """A process that interprets; `launch` takes the place of `triton_gpu.launch`.
+    """A process that interprets; `run` takes the place of `triton_support.run`.
 
     Attributes:
-        plans: of the launches that were traced.
+        launches: those that were traced.
     """
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.plans: list[Plan] = []
+        self.launches: list[Launch] = []
         self._process = concurrent.futures.ProcessPoolExecutor(1, context, initializer=_prepare)
 
-    def launch(
-        self, plan: Plan, num_pieces: int, arguments: tuple[Any, ...], outputs: tuple[jax.ShapeDtypeStruct, ...]
+    def run(
+        self, launch: Launch, arguments: tuple[Any, ...], outputs: tuple[jax.ShapeDtypeStruct, ...]
     ) -> tuple[jax.Array, ...]:
         """The launch as a callback of a jitted function."""
-        self.plans.append(plan)
+        self.launches.append(launch)
         numbers = {place: value for place, value in enumerate(arguments) if isinstance(value, int)}
         kinds = tuple((output.shape, np.dtype(output.dtype)) for output in outputs)
-        programs = num_pieces * plan.parts * plan.programs
 
         def call(*arrays: jax.Array) -> tuple[np.ndarray, ...]:
             values: list[Any] = [np.asarray(array) for array in arrays]
             for place, value in numbers.items():
                 values.insert(place, value)
-            return self._process.submit(_interpret, programs, values, kinds, plan.constants()).result()
+            return self._process.submit(_interpret, launch, values, kinds).result()
 
         arrays = [value for value in arguments if not isinstance(value, int)]
         return jax.pure_callback(call, outputs, *arrays)
@@ -73,15 +72,13 @@ def _prepare() -> None:
 
 
 def _interpret(
-    programs: int, arguments: list[Any], outputs: tuple[tuple[Any, np.dtype], ...], constants: dict[str, Any]
+    launch: Launch, arguments: list[Any], outputs: tuple[tuple[Any, np.dtype], ...]
 ) -> tuple[np.ndarray, ...]:
     """The kernel over numpy arrays. Its outputs hold NaN where it does not write."""
-    from pallas_kernels.paged_attention.triton_gpu_kernel import attend
-
     results = tuple(np.full(shape, np.nan, dtype) for shape, dtype in outputs)
     values = [_Memory(value) if isinstance(value, np.ndarray) else value for value in (*arguments, *results)]
     with np.errstate(over="ignore", invalid="raise", divide="raise"):
-        attend[(programs,)](*values, **constants)
+        launch.load()[(launch.programs,)](*values, **launch.constants)
     return results
 
 
