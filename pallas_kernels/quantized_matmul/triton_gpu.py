@@ -42,9 +42,9 @@ def quantized_matmul(x: jax.Array, weight: QTensor, *, target: DeviceTarget, mer
         compute_capability=capability_number(target),
     )
     values = weight.values
-    if weight.kind == "int4":  # even inputs first, as the kernel reads them; fused into what made x
-        x = jnp.swapaxes(x.reshape(rows, inputs // 2, 2), 1, 2).reshape(rows, inputs)
-    elif weight.kind == "fp8":  # costs nothing: XLA takes the array as it is
+    # In the order in which the kernel reads it: XLA fuses this into what made x.
+    x = jnp.swapaxes(x.reshape(rows, inputs // plan.numbers, plan.numbers), 1, 2).reshape(rows, inputs)
+    if weight.kind == "fp8":  # costs nothing: XLA takes the array as it is
         values = lax.bitcast_convert_type(values, jnp.uint8)
     scales = weight.scales.reshape(plan.outputs, groups)
     arguments = (

@@ -1,20 +1,21 @@
 """The Triton kernel of `triton_gpu.py`: a program multiplies a tile of outputs by a tile of rows over a part of the
 inputs.
 
-Legend: T rows, O outputs, I inputs, A groups, g = I // A, Z parts, BO outputs of a program, BT rows of a program, s
-inputs of a stretch: those of one product, which share a scale.
+Legend: T rows, O outputs, I inputs, A groups, g = I // A, Z parts, BO outputs of a program, BT rows of a program, B
+slices of a turn of the loop, s inputs of a slice: they share a scale, L numbers of a word of the weights.
 
-A stretch of weights is read, widened, scaled and multiplied; outputs are the rows of the product that tensor cores
-compute, so that few rows of activations fill their narrow side. Weights go from memory to registers and never back:
-wide ones exist nowhere else.
+A turn of the loop takes B slices of the inputs. With few rows a slice has warps of its own (products of three axes),
+so that many warps share a program's few outputs; their sums come together at the end. Outputs are the rows of the
+products that tensor cores compute, so that few rows of activations fill their narrow side. Weights go from memory to
+registers and never back: wide ones exist nowhere else.
 
-Numbers become float32 by their bits: n in the lower bits of 2^23 is 2^23 + n, and what is taken from it leaves an exact
-number. That is one operation where a conversion takes four times as long on Ampere. Scales of outputs multiply the
-sums. Scales of groups multiply the weights in float32, which are then rounded to the activations' type: only what a
-product reads is copied ahead of it, and scales that came later would be waited for in every stretch.
+Numbers are widened by their bits: n in the lower bits of 2^7 is 2^7 + n in bfloat16, and in those of 2^23 it is 2^23 +
+n in float32; what is taken from it leaves an exact number. A conversion takes Ampere several times as long. int4 is
+read in words of L numbers. `x` comes with inputs 0, L, 2L, ... before 1, L + 1, ..., so the numbers at one place of the
+words have a product of their own and nothing is interleaved; in words of 32 bits two places are masked at once.
 
-A byte of int4 holds two inputs: `x` comes with the even inputs first and the odd ones behind them, so each half of the
-bytes has a product of its own and nothing is interleaved.
+Scales multiply sums, in float32: those of outputs all of them, those of groups the sums of a slice. Only what a product
+reads is copied ahead of it by Triton, so scales of groups are read two turns ahead.
 
 Importing this module imports Triton.
 """
@@ -31,17 +32,17 @@ from pallas_kernels.triton_numbers import e4m3_over_256
 def multiply(
     x: tl.tensor, values: tl.tensor, scales: tl.tensor, zeros: tl.tensor, out: tl.tensor,
     rows: tl.constexpr, outputs: tl.constexpr, inputs: tl.constexpr, groups: tl.constexpr, parts: tl.constexpr,
-    row_tile: tl.constexpr, output_tile: tl.constexpr, stretch: tl.constexpr, stretches: tl.constexpr,
-    kind: tl.constexpr, has_zeros: tl.constexpr, whole: tl.constexpr,
+    row_tile: tl.constexpr, output_tile: tl.constexpr, slices: tl.constexpr, slice_inputs: tl.constexpr,
+    numbers: tl.constexpr, kind: tl.constexpr, has_zeros: tl.constexpr, whole: tl.constexpr,
 ) -> None:  # fmt: skip
     """One program of Z * (O / BO) * (T / BT), of which those of the same weights follow each other.
 
     Args:
-        x: (T, I) float32 or bfloat16; for int4 the even inputs of a row stand before the odd ones.
+        x: (T, I) float32 or bfloat16, the inputs of a row in the order (L, I // L) instead of (I // L, L).
         values: (O, I) int8, or float8_e4m3fn as uint8; (O, I // 2) uint8 for int4.
         scales: (O, A) float32. zeros: (O, A) float32, read if `has_zeros`.
         out: (Z, T, O) float32.
-        row_tile, output_tile: BT and BO. stretch: s. stretches: of one turn of the loop.
+        row_tile, output_tile, slices, slice_inputs, numbers: BT, BO, B, s and L.
         kind: "int8", "int4" or "fp8". whole: whether turns of the loop divide I, so that no input needs a mask.
     """
     row_tiles: tl.constexpr = (rows + row_tile - 1) // row_tile
@@ -50,54 +51,64 @@ def multiply(
     row = program % row_tiles * row_tile + tl.arange(0, row_tile)
     column = program // row_tiles % output_tiles * output_tile + tl.arange(0, output_tile)
     part = program // (row_tiles * output_tiles)
+
+    width: tl.constexpr = inputs // numbers  # words of a row of `values`
+    each: tl.constexpr = slice_inputs // numbers  # of them, those of a slice
+    turns: tl.constexpr = (inputs + slice_inputs * slices - 1) // (slice_inputs * slices)
+    begin = part * ((turns + parts - 1) // parts)
+    end = tl.minimum(begin + (turns + parts - 1) // parts, turns)
     # Beyond the last output it is read again, which costs no mask; nothing of that is written.
     known = tl.minimum(column, outputs - 1).to(tl.int64)
-
-    halves: tl.constexpr = 2 if kind == "int4" else 1
-    width: tl.constexpr = inputs // halves  # numbers of a row of `values`
-    each: tl.constexpr = stretch // halves  # of them, those of a stretch
-    turns: tl.constexpr = (inputs + stretch * stretches - 1) // (stretch * stretches)
-    turns_each: tl.constexpr = (turns + parts - 1) // parts
-    begin = part * turns_each
-    end = tl.minimum(begin + turns_each, turns)
-    weights = values + known[:, None] * width
-    activations = x + row.to(tl.int64)[:, None] * inputs
-    real = (row < rows)[:, None]
-
+    if slices > 1:
+        known = known[None, :, None]
+        vector = row[None, :, None]
+        word = tl.arange(0, each)[None, None, :]
+        number = tl.arange(0, slices)[:, None, None]
+        acc = tl.zeros([slices, output_tile, row_tile], tl.float32)
+    else:
+        known = known[:, None]
+        vector = row[:, None]
+        word = tl.arange(0, each)[None, :]
+        number = tl.zeros([1, 1], tl.int32)
+        acc = tl.zeros([output_tile, row_tile], tl.float32)
+    weights = _words(values, numbers) + known * width
+    activations = x + vector.to(tl.int64) * inputs
+    group_inputs: tl.constexpr = inputs // groups
     if has_zeros and groups == 1:
-        middle_of_all = tl.load(zeros + known)[:, None]
-    acc = tl.zeros([output_tile, row_tile], tl.float32)
-    for turn in range(begin, end):
-        for number in tl.static_range(stretches):
-            first = turn * stretches + number
-            place = first * each + tl.arange(0, each)
-            inside = (place < width)[None, :]
-            if whole:
-                stored = tl.load(weights + place[None, :])
-                seen = real
-            else:
-                stored = tl.load(weights + place[None, :], mask=inside, other=0)
-                seen = real & inside
-            if groups > 1:
-                group = first * stretch // (inputs // groups)
-                if not whole:
-                    group = tl.minimum(group, groups - 1)
-                scale = tl.load(scales + known * groups + group)[:, None]
-            if not has_zeros:
-                middle = 8.0 if kind == "int4" else 0.0
-            elif groups == 1:
-                middle = middle_of_all
-            else:
-                middle = tl.load(zeros + known * groups + group)[:, None]
-            for half in tl.static_range(halves):
-                some = tl.load(activations + half * width + place[None, :], mask=seen, other=0.0)
-                wide = _widened(stored, half, middle, kind)
-                if groups > 1:
-                    wide = wide * scale
-                acc = tl.dot(wide.to(some.dtype), tl.trans(some), acc, input_precision="ieee")
+        zero_of_all = tl.load(zeros + known)
+    if groups > 1:
+        scale = _scale(scales, known, begin * slices + number, slice_inputs, group_inputs, groups)
+        next_scale = _scale(scales, known, (begin + 1) * slices + number, slice_inputs, group_inputs, groups)
 
+    for turn in range(begin, end):
+        place = (turn * slices + number) * each + word
+        if whole:
+            stored = tl.load(weights + place)
+            seen = vector < rows
+        else:
+            stored = tl.load(weights + place, mask=place < width, other=0)
+            seen = (vector < rows) & (place < width)
+        zero = None
+        if has_zeros and groups == 1:
+            zero = zero_of_all
+        elif has_zeros:
+            zero = _scale(zeros, known, turn * slices + number, slice_inputs, group_inputs, groups)
+        sums = tl.zeros(acc.shape, tl.float32) if groups > 1 else acc
+        for n in tl.static_range(numbers):
+            some = tl.load(activations + n * width + place, mask=seen, other=0.0)
+            wide = _widened(stored, n, numbers, zero, kind).to(some.dtype)
+            sums = tl.dot(wide, _transposed(some), sums, input_precision="ieee")
+        if groups > 1:
+            acc += sums * scale
+            scale = next_scale + 0.0  # an operation: Triton copies nothing ahead in loops that only hand a value on
+            next_scale = _scale(scales, known, (turn + 2) * slices + number, slice_inputs, group_inputs, groups)
+        else:
+            acc = sums
+
+    if slices > 1:
+        acc = tl.sum(acc, axis=0)
     if groups == 1:
-        acc = acc * tl.load(scales + known)[:, None]
+        acc = acc * tl.load(scales + tl.minimum(column, outputs - 1))[:, None]
     if kind == "fp8":
         acc = acc * 256.0
     target = out + (part * rows + row).to(tl.int64)[None, :] * outputs + column[:, None]
@@ -105,24 +116,52 @@ def multiply(
 
 
 @triton.jit
-def _widened(stored: tl.tensor, half: tl.constexpr, middle: tl.tensor, kind: tl.constexpr) -> tl.tensor:
-    """The numbers in `stored` less `middle`, in float32 and exactly; float8_e4m3fn divided by 256, and less nothing.
+def _words(values: tl.tensor, numbers: tl.constexpr) -> tl.tensor:
+    """The weights as words of so many numbers."""
+    if numbers == 8:
+        values = values.to(tl.pointer_type(tl.uint32))
+    elif numbers == 4:
+        values = values.to(tl.pointer_type(tl.uint16))
+    return values
 
-    Args:
-        half: for int4, 0 for the numbers in the low halves of the bytes, 1 for those in the high ones.
+
+@triton.jit
+def _scale(
+    scales: tl.tensor, known: tl.tensor, number: tl.tensor, slice_inputs: tl.constexpr, group_inputs: tl.constexpr,
+    groups: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The scales (or zero points) of slices; beyond the last one, of the last."""
+    return tl.load(scales + known * groups + tl.minimum(number * slice_inputs // group_inputs, groups - 1))
+
+
+@triton.jit
+def _transposed(some: tl.tensor) -> tl.tensor:
+    """The last two axes exchanged."""
+    return tl.permute(some, (0, 2, 1)) if len(some.shape) == 3 else tl.trans(some)
+
+
+@triton.jit
+def _widened(
+    stored: tl.tensor, n: tl.constexpr, numbers: tl.constexpr, zero: tl.tensor | None, kind: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Number `n` of every word less `zero`, exactly, as zero points are numbers of the kind or one more; without them
+    less 0, and 8 for int4. float8_e4m3fn divided by 256.
+
+    Returns:
+        bfloat16 for int4, else float32.
     """
     if kind == "fp8":
         wide = e4m3_over_256(stored)
     elif kind == "int4":
-        number = (stored & 15) if half == 0 else (stored >> 4)
-        wide = _float32(number.to(tl.int32)) - (8388608.0 + middle)
+        if numbers == 8:
+            two = ((stored >> (n % 4 * 4)) & 0x000F000F) | 0x43004300
+            bits = (two >> (n // 4 * 16)).to(tl.uint16)
+        else:
+            bits = ((stored.to(tl.uint16) >> (n * 4)) & 0x000F) | 0x4300
+        wide = bits.to(tl.bfloat16, bitcast=True)
+        wide = wide - 136.0 if zero is None else wide - (128.0 + zero).to(tl.bfloat16)
     else:
-        number = (stored.to(tl.int32) & 255) ^ 128  # 128 more, which is not negative
-        wide = _float32(number) - (8388736.0 + middle)
+        positive = (stored.to(tl.int32) & 255) ^ 128  # 128 more
+        wide = (positive | 0x4B000000).to(tl.float32, bitcast=True)
+        wide = wide - 8388736.0 if zero is None else wide - (8388736.0 + zero)
     return wide
-
-
-@triton.jit
-def _float32(number: tl.tensor) -> tl.tensor:
-    """2^23 more than a number that is not negative and smaller than that."""
-    return (number | 0x4B000000).to(tl.float32, bitcast=True)

@@ -1,15 +1,16 @@
 """What is decided before a launch of the kernel in `triton_gpu_kernel.py`: tiles, parts, warps and stages, and the
 bytes that follow from them.
 
-Legend: T rows, O outputs, I inputs, A groups, g = I // A, Z parts, BO outputs of a program, BT rows of a program, s
-inputs of a stretch.
+Legend: T rows, O outputs, I inputs, A groups, g = I // A, Z parts, BO outputs of a program, BT rows of a program, B
+slices of a turn of its loop, s inputs of a slice, L numbers of a word.
 
 With few rows a product takes as long as its weights take to be read. So every weight is read once: a program has all
-of the rows, up to 128, and 16 at least, which is what tensor cores multiply; rows that are not there are not read. The
-fewer the rows, the fewer outputs a program has, so that there are programs for every multiprocessor without cutting
-the inputs: 4,096 outputs by 32 are 128. What a program has on its way must cover the time that memory takes to answer:
-if that is 0.7 us, the 2 TB/s of an A100 are 13 KB for each of 108 multiprocessors, and four turns of 32 outputs by 256
-inputs of int4 are 16.
+of the rows, up to 128, and 16 at least, which is what tensor cores multiply; rows that are not there are not read.
+Programs have few outputs then, so that there is one for every multiprocessor without cutting the inputs: 4,096 outputs
+by 32 are 128. Outputs that are few would have few warps to widen them, 16 outputs each; slices of the inputs have warps
+of their own. What a program has on its way must cover the time that memory takes to answer: if that is 0.7 us, the 2
+TB/s of an A100 are 13 KB for each of 108 multiprocessors; three turns of four slices of 32 outputs by 128 inputs of
+int4 are 24.
 
 Every program reads its rows' activations again, which come from the level 2 cache: 2 * T bytes an input beside BO / 2
 of int4, so more rows want more outputs. Many rows take as long as their arithmetic: then tiles are the largest whose
@@ -39,7 +40,8 @@ class Sizes(NamedTuple):
 
     rows: int  # BT
     outputs: int  # BO
-    inputs: int  # of a turn of the loop
+    slices: int  # B
+    slice_inputs: int  # s, at most
     num_warps: int
     num_stages: int
 
@@ -74,9 +76,21 @@ class Plan:
         return self.inputs // self.groups
 
     @property
-    def stretch(self) -> int:
-        """s: inputs of one product, of one group. A power of two where there are several groups."""
-        return self.sizes.inputs if self.groups == 1 else min(self.group, self.sizes.inputs)
+    def slice_inputs(self) -> int:
+        """s: inputs of one group. A power of two where there are several groups."""
+        return self.sizes.slice_inputs if self.groups == 1 else min(self.group, self.sizes.slice_inputs)
+
+    @property
+    def turn_inputs(self) -> int:
+        """Inputs of a turn of the loop."""
+        return self.sizes.slices * self.slice_inputs
+
+    @property
+    def numbers(self) -> int:
+        """L: for int4 as many as make words of 32 bits and products of at least 16 inputs, which tensor cores want."""
+        if self.kind != "int4":
+            return 1
+        return next(count for count in (8, 4, 2) if self.group % (count * (1 if self.groups == 1 else 16)) == 0)
 
     @property
     def row_tiles(self) -> int:
@@ -95,7 +109,7 @@ class Plan:
         Parts let more multiprocessors read, and cost the sums that they write and XLA reads again. The time is as the
         bytes over the share of the device that reads; the fewest parts with the least time are taken.
         """
-        turns = -(-self.inputs // self.sizes.inputs)
+        turns = -(-self.inputs // self.turn_inputs)
         counts = range(1, min(_MOST_PARTS, turns) + 1)
         return min(counts, key=lambda parts: self.moved(parts) / min(1.0, self.tiles * parts / _PROGRAMS_WANTED))
 
@@ -122,11 +136,12 @@ class Plan:
             "parts": self.parts,
             "row_tile": self.sizes.rows,
             "output_tile": self.sizes.outputs,
-            "stretch": self.stretch,
-            "stretches": self.sizes.inputs // self.stretch,
+            "slices": self.sizes.slices,
+            "slice_inputs": self.slice_inputs,
+            "numbers": self.numbers,
             "kind": self.kind,
             "has_zeros": self.has_zeros,
-            "whole": self.inputs % self.sizes.inputs == 0,
+            "whole": self.inputs % self.turn_inputs == 0,
         }
 
 
@@ -138,10 +153,9 @@ def sizes(rows: int, kind: Kind, wide: bool) -> Sizes:
         wide: whether products are of float32: without tensor cores their factors lie in registers.
     """
     if wide:
-        return Sizes(FEWEST_ROWS, 32, 32, 4, 3)
-    half = kind == "int4"
+        return Sizes(FEWEST_ROWS, 32, 1, 128 if kind == "int4" else 32, 4, 3)
     if rows <= FEWEST_ROWS:
-        return Sizes(FEWEST_ROWS, 32, 256 if half else 128, 2, 5)
+        return Sizes(FEWEST_ROWS, 32, 4, 128 if kind == "int4" else 64, 8, 4)
     if rows <= 64:
-        return Sizes(max(32, power_of_two(rows)), 64, 128, 4, 4)
-    return Sizes(128, 128, 64, 8, 3)
+        return Sizes(max(32, power_of_two(rows)), 64, 1, 128, 4, 4)
+    return Sizes(128, 128, 1, 128 if kind == "int4" else 64, 8, 3)

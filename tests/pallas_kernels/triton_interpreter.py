@@ -100,14 +100,14 @@ class _Memory:
 
 
 def _teach_bfloat16() -> None:
-    """Triton's interpreter keeps bfloat16 as its bits. It multiplies those as integers, and truncates where a GPU
-    rounds to nearest even; both are done right here, in the type that JAX uses."""
+    """Triton's interpreter keeps bfloat16 as its bits. It multiplies and subtracts those as integers, and truncates
+    where a GPU rounds to nearest even; all that is done right here, in the type that JAX uses."""
     import ml_dtypes
     import triton.language as tl
     from triton.runtime import interpreter
 
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
-    cast, dot = builder.cast_impl, builder.create_dot
+    cast, dot, fsub = builder.cast_impl, builder.create_dot, builder.create_fsub
 
     def numbers(source: Any) -> np.ndarray:
         return source.data.view(ml_dtypes.bfloat16) if source.dtype.scalar == tl.bfloat16 else source.data
@@ -123,7 +123,12 @@ def _teach_bfloat16() -> None:
     def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         return dot(self, *(handle(numbers(x).astype(np.float32), tl.float32) for x in (a, b)), *rest)
 
-    builder.cast_impl, builder.create_dot = cast_impl, create_dot
+    def create_fsub(self: Any, a: Any, b: Any) -> Any:
+        if a.dtype.scalar != tl.bfloat16:
+            return fsub(self, a, b)
+        return handle((numbers(a) - numbers(b)).view(np.uint16), a.dtype.scalar)
+
+    builder.cast_impl, builder.create_dot, builder.create_fsub = cast_impl, create_dot, create_fsub
 
 
 def _replace_functions_once() -> None:
