@@ -55,8 +55,9 @@ def multiply(
     width: tl.constexpr = inputs // numbers  # words of a row of `values`
     each: tl.constexpr = slice_inputs // numbers  # of them, those of a slice
     turns: tl.constexpr = (inputs + slice_inputs * slices - 1) // (slice_inputs * slices)
-    begin = part * ((turns + parts - 1) // parts)
-    end = tl.minimum(begin + (turns + parts - 1) // parts, turns)
+    turns_each: tl.constexpr = (turns + parts - 1) // parts
+    begin = part * turns_each
+    end = tl.minimum(begin + turns_each, turns)
     # Beyond the last output it is read again, which costs no mask; nothing of that is written.
     known = tl.minimum(column, outputs - 1).to(tl.int64)
     if slices > 1:
@@ -82,12 +83,8 @@ def multiply(
 
     for turn in range(begin, end):
         place = (turn * slices + number) * each + word
-        if whole:
-            stored = tl.load(weights + place)
-            seen = vector < rows
-        else:
-            stored = tl.load(weights + place, mask=place < width, other=0)
-            seen = (vector < rows) & (place < width)
+        stored = tl.load(weights + place) if whole else tl.load(weights + place, mask=place < width, other=0)
+        seen = vector < rows if whole else (vector < rows) & (place < width)
         zero = None
         if has_zeros and groups == 1:
             zero = zero_of_all
@@ -109,8 +106,15 @@ def multiply(
         acc = tl.sum(acc, axis=0)
     if groups == 1:
         acc = acc * tl.load(scales + tl.minimum(column, outputs - 1))[:, None]
-    if kind == "fp8":
-        acc = acc * 256.0
+    _store(acc * 256.0 if kind == "fp8" else acc, out, part, row, column, rows, outputs)
+
+
+@triton.jit
+def _store(
+    acc: tl.tensor, out: tl.tensor, part: tl.tensor, row: tl.tensor, column: tl.tensor, rows: tl.constexpr,
+    outputs: tl.constexpr,
+) -> None:  # fmt: skip
+    """Writes (BO, BT) where there are rows and outputs."""
     target = out + (part * rows + row).to(tl.int64)[None, :] * outputs + column[:, None]
     tl.store(target, acc, mask=(row < rows)[None, :] & (column < outputs)[:, None])
 
