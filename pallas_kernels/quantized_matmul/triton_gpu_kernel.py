@@ -83,7 +83,10 @@ def multiply(
 
     for turn in range(begin, end):
         place = (turn * slices + number) * each + word
-        stored = tl.load(weights + place) if whole else tl.load(weights + place, mask=place < width, other=0)
+        if whole:  # noqa: SIM108
+            stored = tl.load(weights + place)
+        else:
+            stored = tl.load(weights + place, mask=place < width, other=0)
         seen = vector < rows if whole else (vector < rows) & (place < width)
         zero = None
         if has_zeros and groups == 1:
