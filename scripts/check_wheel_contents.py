@@ -12,6 +12,7 @@ REQUIRED = (
     "checkpoints/demo/jaxinfer_config.json",
     "checkpoints/demo/conversion_report.json",
     "protos/jaxinfer/v1/inference.proto",
+    "protos/open_inference/grpc_service.proto",
     "serving/server.py",
     *(f"serving/http/static/{name}" for name in ("index.html", "page.css", "main.js", "icon.svg")),
 )

@@ -243,6 +243,11 @@ class EngineClient(asyncio.Protocol):
         return len(self._streams)
 
     @property
+    def unstarted_prompt_tokens(self) -> int:
+        """Of the prompts of requests without a first token, cached ones included."""
+        return sum(stream.record.prompt_tokens for stream in self._streams.values() if not stream.record.first_token)
+
+    @property
     def waiting_for_engine(self) -> bool:
         """Some request is not finished, so the engine owes news."""
         return any(not stream.finished for stream in self._streams.values())

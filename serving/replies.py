@@ -47,7 +47,7 @@ def finished(stream: GenerationStream) -> pb.GenerateResponse:
 def news(batch: News) -> Iterator[pb.GenerateResponse]:
     """The messages for what a stream's reader took at once."""
     entries = batch.prompt_logprobs
-    size = _tokens_per_message(entries)
+    size = tokens_per_message(entries)
     for i in range(0, len(entries), size):
         part = [_logprobs(entry) for entry in entries[i : i + size]]
         yield pb.GenerateResponse(
@@ -59,7 +59,7 @@ def news(batch: News) -> Iterator[pb.GenerateResponse]:
 
 def _deltas(piece: Piece) -> Iterator[pb.GenerateResponse]:
     text = "".join(piece.text)
-    size = _tokens_per_message(piece.logprobs)
+    size = tokens_per_message(piece.logprobs)
     parts = max(1, -(-len(piece.token_ids) // size), -(-len(text) // MAX_CHARACTERS_PER_MESSAGE))
     for i in range(parts):
         tokens = slice(i * size, (i + 1) * size)
@@ -78,7 +78,7 @@ def _deltas(piece: Piece) -> Iterator[pb.GenerateResponse]:
         yield pb.GenerateResponse(delta=delta)
 
 
-def _tokens_per_message(entries: Sequence[TokenLogprobs]) -> int:
+def tokens_per_message(entries: Sequence[TokenLogprobs]) -> int:
     widest = max((len(entry.top) for entry in entries), default=0)
     return max(1, min(MAX_TOKENS_PER_MESSAGE, MAX_ALTERNATIVES_PER_MESSAGE // max(1, widest)))
 

@@ -30,6 +30,7 @@ from serving.access.access import Access, AccessConfig, AccessError
 from serving.access.grpc_gate import GrpcGate
 from serving.engine_client import EngineClient, EngineEnd, EngineLink
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED
+from serving.gateways.services import GatewayConfig, Gateways
 from serving.guard import Guard
 from serving.http.api import Api, ApiConfig
 from serving.http.door import HttpDoor, bind
@@ -66,7 +67,8 @@ class ServerConfig:
     max_waiting: sequences accepted beyond those that can run. grace_seconds: what running work gets after SIGTERM.
     unready_seconds, stall_seconds: see serving.observing.watchdog.
     sampling_defaults: what the model's generation config sets, by SamplingParams' names. seed: starts the sequence of
-    seeds that requests without one get; None draws each from the system. http_port: None opens no HTTP door.
+    seeds that requests without one get; None draws each from the system. http_port: None opens no HTTP door. gateways:
+    services of others on the gRPC port.
     """
 
     host: str = "127.0.0.1"
@@ -83,6 +85,7 @@ class ServerConfig:
     api: ApiConfig = field(default_factory=ApiConfig)
     observing: ObservingConfig = field(default_factory=ObservingConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
+    gateways: GatewayConfig = field(default_factory=GatewayConfig)
 
 
 class Observer(Protocol):
@@ -122,6 +125,7 @@ class Server:
         self._stop_requests: asyncio.Queue[None] = asyncio.Queue()
         self._watches: list[asyncio.Task[None]] = []
         self._http: HttpDoor | None = None
+        self._gateways = Gateways(config.gateways)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -207,7 +211,7 @@ class Server:
     def _open_grpc(self, access: Access) -> None:
         config = self.config
         self._server = grpc.aio.server(
-            interceptors=[GrpcGate(access), Guard(SERVICE)], options=grpc_options(config.max_message_bytes)
+            interceptors=[GrpcGate(access), Guard(*self._services)], options=grpc_options(config.max_message_bytes)
         )
         host = _bracketed(config.host)
         where = f"{host}:{config.port}"
@@ -237,7 +241,9 @@ class Server:
         await self._set_health(_NOT_SERVING)
         pb_grpc.add_InferenceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self._gateways.add_to(self._server, self.client, self.worker)
+        names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
 
     async def wait_ready(self) -> EngineInfo:
         """Waits for engine and tokenizer, then serves. Raises ServerError when either cannot be had."""
@@ -265,6 +271,7 @@ class Server:
             loading.cancel()
         self.servicer.model = context
         self.api.open(context)
+        self._gateways.open(context)
         await self._set_health(_SERVING)
         self.client.recorder.metrics.model = context.name
         self._watches.append(
@@ -320,11 +327,15 @@ class Server:
     # -- help -----------------------------------------------------------------------------------------------------
 
     @property
+    def _services(self) -> tuple[str, ...]:
+        return (SERVICE, *self._gateways.services)
+
+    @property
     def _failed(self) -> bool:
         return self.client.ended.done() and self.client.ended.result().code != EXIT_OK
 
     async def _set_health(self, status: Any) -> None:
-        for name in ("", SERVICE):
+        for name in ("", *self._services):
             await self._health.set(name, status)
 
     async def _tell_ready(self, ready: bool) -> None:

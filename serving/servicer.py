@@ -44,7 +44,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Written with `context.write` rather than as a generator: a cancellation then always lands in this body, and
         the sequences are aborted before the call is over."""
-        origin = Origin("grpc", "Generate", trace=_trace(context), received=time.monotonic())
+        origin = Origin("grpc", "Generate", trace=trace_headers(context), received=time.monotonic())
         try:
             prepared = await self._off_loop(request, lambda model: prepare(request, model))
             stream = self._client.submit(prepared, self._ready().tokenizer, origin)
@@ -52,11 +52,11 @@ class InferenceServicer(pb_grpc.InferenceServicer):
             self._client.refused += 1
             code = error.code if isinstance(error, Refusal) else grpc.StatusCode.INVALID_ARGUMENT
             self._client.recorder.refused(origin, code.name, error)
-            await _refuse(context, error)
+            await refuse(context, error)
         try:
             await self._send_all(stream, context)
         except Refusal as refusal:
-            await _refuse(context, refusal)
+            await refuse(context, refusal)
         finally:
             self._client.close(stream)
 
@@ -82,13 +82,13 @@ class InferenceServicer(pb_grpc.InferenceServicer):
         try:
             return await self._off_loop(request, lambda model: _tokenize(request, model))
         except (Refusal, *BAD_INPUT) as error:
-            await _refuse(context, error)
+            await refuse(context, error)
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
         try:
             return await self._off_loop(request, lambda model: _detokenize(request, model))
         except (Refusal, *BAD_INPUT) as error:
-            await _refuse(context, error)
+            await refuse(context, error)
 
     # -- information ----------------------------------------------------------------------------------------------
 
@@ -128,10 +128,10 @@ class InferenceServicer(pb_grpc.InferenceServicer):
             refuse_unknown_fields(request)
             return work(request)
         except (Refusal, *BAD_INPUT) as error:
-            await _refuse(context, error)
+            await refuse(context, error)
 
 
-def _trace(context: Context) -> tuple[tuple[str, str], ...]:
+def trace_headers(context: Context) -> tuple[tuple[str, str], ...]:
     """The W3C headers of distributed traces, as the client's metadata."""
     found = context.invocation_metadata() or ()
     return tuple((name, str(value)) for name, value in found if name in TRACE_HEADERS)
@@ -151,6 +151,6 @@ def _detokenize(request: pb.DetokenizeRequest, model: ModelContext) -> pb.Detoke
     return pb.DetokenizeResponse(text=model.tokenizer.decode(ids, skip_special_tokens=skip))
 
 
-async def _refuse(context: Context, error: Exception) -> NoReturn:
+async def refuse(context: Context, error: Exception) -> NoReturn:
     refusal = error if isinstance(error, Refusal) else invalid(error)
     await context.abort(refusal.code, refusal.message, refusal.metadata)

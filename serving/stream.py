@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxinfer.messages import PromptScored, SequenceOutput, TokenLogprobs
-from jaxinfer.outputs import Delta, RequestStream
+from jaxinfer.outputs import CompletionOutput, Delta, RequestStream
 from jaxinfer.text import Tokenizer
 from serving.observing.record import RequestRecord
 from serving.request import PreparedRequest
@@ -136,6 +136,10 @@ class GenerationStream:
             ids = result.prompt_token_ids
             prompt = ids if self._tokenizer is None else self._tokenizer.decode(ids, skip_special_tokens=False)
         return {"prompt": prompt, "outputs": [sequence.text or sequence.token_ids for sequence in result.outputs]}
+
+    def output(self, index: int) -> CompletionOutput:
+        """One sequence's result so far, whether the reader has taken it or not."""
+        return self._request.result.outputs[index]
 
     @property
     def usage(self) -> tuple[int, int, int]:

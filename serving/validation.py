@@ -77,10 +77,10 @@ def _plain(value: Any) -> Any:
 def _chat(chat: pb.Chat) -> ChatPrompt:
     return ChatPrompt(
         [_chat_message(i, message) for i, message in enumerate(chat.messages)],
-        [_json_object(f"tools_json[{i}]", text) for i, text in enumerate(chat.tools_json)],
+        [json_object(f"tools_json[{i}]", text) for i, text in enumerate(chat.tools_json)],
         chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True,
         chat.template or None,
-        _json_object("template_variables_json", chat.template_variables_json or "{}"),
+        json_object("template_variables_json", chat.template_variables_json or "{}"),
     )
 
 
@@ -92,7 +92,7 @@ def _in_our_names(error: InvalidRequest) -> InvalidRequest:
 
 def _chat_message(index: int, message: pb.ChatMessage) -> dict[str, Any]:
     name = f"messages[{index}].extra_json"
-    extra = _json_object(name, message.extra_json or "{}")
+    extra = json_object(name, message.extra_json or "{}")
     for key in ("role", "content"):
         if key in extra and (key == "role" or message.HasField("content")):
             raise InvalidRequest(name, key, f"the message has a field {key} of its own")
@@ -102,7 +102,7 @@ def _chat_message(index: int, message: pb.ChatMessage) -> dict[str, Any]:
     return {**plain, **extra}
 
 
-def _json_object(name: str, text: str) -> dict[str, Any]:
+def json_object(name: str, text: str) -> dict[str, Any]:
     def refuse(constant: str) -> Any:
         raise InvalidRequest(name, constant, "this is not JSON")
 

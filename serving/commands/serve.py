@@ -30,6 +30,8 @@ from serving.commands.options import (
     tokenizer_of,
 )
 from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
+from serving.gateways import services as gateways
+from serving.gateways.services import GatewayConfig
 from serving.http.api import ApiConfig
 from serving.observing.logs import EngineLogs, logging_to, tame_loop
 from serving.server import Server, ServerConfig, ServerError
@@ -60,6 +62,13 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help=f"of the OpenAI-compatible door; none opens no such door (default: {DEFAULT_HTTP_PORT}, or a free one "
         "where --port is 0)",
+    )
+    parser.add_argument(
+        "--gateways",
+        type=_gateways,
+        metavar="LIST",
+        default=",".join(gateways.NAMES),
+        help=f"services of others on the gRPC port: {' and '.join(gateways.NAMES)}, or none (docs/gateways.md)",
     )
     add_parser_options(parser)
     parser.add_argument("--served-model-name", metavar="NAME", help="name of the model towards clients")
@@ -145,6 +154,7 @@ def _serve(
             api=ApiConfig(arguments.tool_call_parser, arguments.reasoning_parser),
             observing=observing_config(arguments),
             access=access_config(arguments),
+            gateways=GatewayConfig(arguments.gateways, folder),
         )
         console.start(__version__, name, str(folder))
         server = Server(
@@ -175,6 +185,16 @@ def _http_port(text: str) -> int | None:
     if not text.isdigit() or int(text) > 65_535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535, nor none")
     return int(text)
+
+
+def _gateways(text: str) -> tuple[str, ...]:
+    names = () if text == "none" else tuple(text.split(","))
+    for name in names:
+        if name not in gateways.NAMES:
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is not one of {', '.join(gateways.NAMES)}; none is none of them"
+            )
+    return names
 
 
 def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

@@ -1,0 +1,1 @@
+"""KServe's open inference protocol with Triton's streaming: `grpc_service.proto` and its generated modules."""

@@ -1,0 +1,308 @@
+"""Requests of the open inference protocol to and from what every door shares.
+
+The model's tensors are those of Triton's vLLM backend, so that clients made for it work: names, types, defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxinfer.messages import TokenLogprobs
+from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.text import Tokenizer
+from protos.open_inference import grpc_service_pb2 as pb
+from serving.gateways import tensors
+from serving.gateways.tensors import VECTOR, Spec
+from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
+from serving.stream import GenerationStream, News
+from serving.validation import json_object, refuse_unknown_fields
+
+DEFAULT_TOKENS = 16  # of the answer, as vLLM's SamplingParams has it
+MAX_ID = 100  # characters
+FINAL, EMPTY_FINAL = "triton_final_response", "triton_enable_empty_final_response"
+
+# Input -> the output that it asks for.
+_RETURNS = {
+    "return_finish_reason": "finish_reason",
+    "return_cumulative_logprob": "cumulative_logprob",
+    "return_logprobs": "logprobs",
+    "return_num_input_tokens": "num_input_tokens",
+    "return_num_output_tokens": "num_output_tokens",
+}
+INPUTS: Mapping[str, Spec] = {
+    spec.name: spec
+    for spec in (
+        Spec("text_input", ("BYTES",)),
+        Spec("input_ids", ("INT32", "INT64"), VECTOR),
+        Spec("stream", ("BOOL",)),
+        Spec("sampling_parameters", ("BYTES",)),
+        Spec("exclude_input_in_output", ("BOOL",)),
+        *(Spec(name, ("BOOL",)) for name in _RETURNS),
+    )
+}
+OUTPUTS: Mapping[str, Spec] = {
+    spec.name: spec
+    for spec in (
+        Spec("text_output", ("BYTES",), VECTOR),
+        Spec("finish_reason", ("BYTES",), VECTOR),
+        Spec("cumulative_logprob", ("FP32",), VECTOR),
+        Spec("logprobs", ("BYTES",), VECTOR),
+        Spec("num_input_tokens", ("UINT32",)),
+        Spec("num_output_tokens", ("UINT32",), VECTOR),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the answer must look like. seconds: after which the request ends with DEADLINE_EXCEEDED; None: never."""
+
+    id: str
+    stream: bool
+    prepend_input: bool
+    outputs: tuple[str, ...]
+    raw: bool
+    seconds: float | None
+
+
+def to_request(request: pb.ModelInferRequest, *, streams: bool) -> tuple[GenerationRequest, Asked]:
+    """streams: the call can answer with several messages. Raises InvalidRequest."""
+    refuse_unknown_fields(request)
+    if len(request.id) > MAX_ID or not request.id.isprintable() or not request.id.isascii():
+        raise InvalidRequest("id", request.id, f"it must be up to {MAX_ID} printable ASCII characters")
+    inputs = tensors.read(request, INPUTS)
+    priority, seconds, loose = _parameters(request)
+    if "sampling_parameters" in inputs and loose:
+        allowed = "it must be within the input sampling_parameters, where that is given"
+        raise InvalidRequest(f"parameters[{sorted(loose)[0]}]", loose[sorted(loose)[0]], allowed)
+    stream = _flag(inputs, "stream")
+    if stream and not streams:
+        raise InvalidRequest("stream", True, "ModelInfer answers once; ModelStreamInfer streams")
+    outputs = _outputs(request, inputs)
+    given = _sampling(inputs, loose)
+    if {"cumulative_logprob", "logprobs"} & set(outputs) and "logprobs" not in given:
+        given["logprobs"] = 0
+    prepend = "exclude_input_in_output" in inputs and not _flag(inputs, "exclude_input_in_output")
+    if stream and prepend:
+        raise InvalidRequest("exclude_input_in_output", False, "it must be true or left out where stream is true")
+    asked = Asked(
+        request.id,
+        stream,
+        prepend or ("exclude_input_in_output" not in inputs and not stream),
+        outputs,
+        bool(request.raw_input_contents),
+        seconds,
+    )
+    # Clients number their requests as they like, several of them alike.
+    request_id = f"{request.id}-{secrets.token_hex(8)}" if request.id else ""
+    return (
+        GenerationRequest(
+            _prompt(inputs),
+            given,
+            defaults={"max_tokens": DEFAULT_TOKENS},
+            request_id=request_id,
+            priority=priority,
+            final_only=not stream,
+        ),
+        asked,
+    )
+
+
+def _prompt(inputs: Mapping[str, list[Any]]) -> Prompt:
+    found = [name for name in ("text_input", "input_ids") if name in inputs]
+    if len(found) != 1:
+        raise InvalidRequest("inputs", found, "exactly one of text_input and input_ids must be given")
+    return TokenPrompt(inputs["input_ids"]) if found == ["input_ids"] else TextPrompt(_text(inputs, "text_input"))
+
+
+def _text(inputs: Mapping[str, list[Any]], name: str) -> str:
+    value: bytes = inputs[name][0]
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(name, value[:40], f"it must be UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _flag(inputs: Mapping[str, list[Any]], name: str) -> bool:
+    return bool(inputs.get(name, [False])[0])
+
+
+def _outputs(request: pb.ModelInferRequest, inputs: Mapping[str, list[Any]]) -> tuple[str, ...]:
+    """Those that are named, or text_output; and those that return_... inputs ask for."""
+    for i, output in enumerate(request.outputs):
+        if output.name not in OUTPUTS:
+            raise InvalidRequest(f"outputs[{i}].name", output.name, f"the outputs are {list(OUTPUTS)}")
+        if output.parameters:
+            name = sorted(output.parameters)[0]
+            raise InvalidRequest(f"{output.name}.parameters", name, "outputs take none; there is no shared memory")
+    wanted = {output.name for output in request.outputs} or {"text_output"}
+    wanted |= {output for name, output in _RETURNS.items() if _flag(inputs, name)}
+    return tuple(name for name in OUTPUTS if name in wanted)
+
+
+def _parameters(request: pb.ModelInferRequest) -> tuple[int, float | None, dict[str, Any]]:
+    """(priority, timeout in seconds, what may be a sampling parameter)."""
+    loose: dict[str, Any] = {}
+    for name, parameter in request.parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if kind is None:
+            raise InvalidRequest(f"parameters[{name}]", None, "it must have a value")
+        loose[name] = getattr(parameter, kind)
+    for name in ("sequence_id", "sequence_start", "sequence_end"):
+        if name in loose:
+            raise InvalidRequest(f"parameters[{name}]", loose[name], "requests do not depend on each other here")
+    empty = loose.pop(EMPTY_FINAL, False)
+    if not isinstance(empty, bool):
+        raise InvalidRequest(f"parameters[{EMPTY_FINAL}]", empty, "it must be a boolean")
+    timeout, priority = (_whole(name, loose.pop(name, 0)) for name in ("timeout", "priority"))
+    if timeout < 0:
+        raise InvalidRequest("parameters[timeout]", timeout, "it must be microseconds, or 0 for none")
+    return priority, timeout / 1e6 if timeout else None, loose
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequest(f"parameters[{name}]", value, "it must be an integer")
+    return value
+
+
+# -- sampling parameters: JSON, whose numbers and booleans may be strings, as Triton's clients write them --------------
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, str):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError
+    return float(value)
+
+
+def _boolean(value: Any) -> bool:
+    words = {"true": True, "false": False}
+    found = words.get(value.lower()) if isinstance(value, str) else value
+    if not isinstance(found, bool):
+        raise ValueError
+    return found
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found):
+        raise ValueError
+    return tuple(found)
+
+
+def _integers(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ValueError
+    return tuple(_integer(entry) for entry in value)
+
+
+def _bias(value: Any) -> dict[int, float]:
+    if not isinstance(value, dict):
+        raise ValueError
+    return {_integer(token): _number(bias) for token, bias in value.items()}
+
+
+_KINDS: Mapping[Callable[[Any], Any], tuple[str, tuple[str, ...]]] = {
+    _integer: (
+        "an integer",
+        ("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs", "truncate_prompt_tokens"),
+    ),
+    _number: (
+        "a number",
+        ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    ),
+    _boolean: ("a boolean", ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens")),
+    _strings: ("a string or a list of strings", ("stop",)),
+    _integers: ("a list of integers", ("stop_token_ids", "allowed_token_ids", "bad_token_ids")),
+    _bias: ("an object of numbers by token id", ("logit_bias",)),
+}
+_READERS = {name: (read, what) for read, (what, names) in _KINDS.items() for name in names}
+# The doors' shared names -> this protocol's, for errors.
+NAMES = {"token_ids": "input_ids", "prompt": "text_input", "priority": "parameters[priority]"} | {
+    name: f"sampling_parameters.{name}" for name in _READERS
+}
+
+
+def _sampling(inputs: Mapping[str, list[Any]], loose: Mapping[str, Any]) -> dict[str, Any]:
+    given = loose
+    if "sampling_parameters" in inputs:
+        given = json_object("sampling_parameters", _text(inputs, "sampling_parameters"))
+    found = {}
+    for name, value in given.items():
+        if name not in _READERS:
+            raise InvalidRequest("sampling_parameters", name, f"the names are {sorted(_READERS)}")
+        if value is None:
+            continue
+        read, what = _READERS[name]
+        try:
+            found[name] = read(value)
+        except (ValueError, OverflowError) as error:
+            raise InvalidRequest(f"sampling_parameters.{name}", value, f"it must be {what}") from error
+    return found
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+class Replies:
+    """The messages of one request's stream; each holds every sequence, with what is new of it."""
+
+    def __init__(self, stream: GenerationStream, asked: Asked, model_name: str, tokenizer: Tokenizer) -> None:
+        self._stream = stream
+        self._asked = asked
+        self._model_name = model_name
+        self._tokenizer = tokenizer
+        self._prefix = self._input() if asked.prepend_input else ""
+
+    def _input(self) -> str:
+        prepared = self._stream.prepared
+        if prepared.text is not None:
+            return prepared.text
+        return self._tokenizer.decode(prepared.token_ids, skip_special_tokens=prepared.params.skip_special_tokens)
+
+    def message(self, news: News) -> pb.ModelInferResponse:
+        n, stream = self._stream.prepared.params.n, self._stream
+        texts, reasons, counts = [""] * n, ["None"] * n, [0] * n  # "None", as the backend writes it: goes on
+        entries: list[list[TokenLogprobs]] = [[] for _ in range(n)]
+        for piece in news.pieces:
+            texts[piece.index] = "".join(piece.text)
+            reasons[piece.index] = piece.finish_reason or "None"
+            counts[piece.index] = len(piece.token_ids)
+            entries[piece.index] = piece.logprobs
+        values: dict[str, Callable[[], list[Any]]] = {
+            "text_output": lambda: [self._prefix + text for text in texts],
+            "finish_reason": lambda: reasons,
+            "cumulative_logprob": lambda: [stream.output(i).cumulative_logprob or 0.0 for i in range(n)],
+            "logprobs": lambda: [json.dumps([self._logprobs(entry) for entry in own]) for own in entries],
+            "num_input_tokens": lambda: [len(stream.prepared.token_ids)],
+            "num_output_tokens": lambda: counts,
+        }
+        response = pb.ModelInferResponse(model_name=self._model_name, model_version="1", id=self._asked.id)
+        for name in self._asked.outputs:
+            tensors.add(response, OUTPUTS[name], values[name](), raw=self._asked.raw)
+        return response
+
+    def _logprobs(self, entry: TokenLogprobs) -> dict[str, Any]:
+        """By token id: the chosen token, and the most likely ones."""
+        ranked = [(entry.token_id, entry.logprob, entry.rank)]
+        ranked += [(token, value, i) for i, (token, value) in enumerate(entry.top, 1) if token != entry.token_id]
+        return {
+            str(token): {
+                "logprob": value,
+                "rank": rank,
+                "decoded_token": self._tokenizer.decode([token], skip_special_tokens=False),
+            }
+            for token, value, rank in ranked
+        }

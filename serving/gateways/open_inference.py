@@ -1,0 +1,282 @@
+"""KServe's open inference protocol v2 with Triton's streaming, for one text-generating model (docs/gateways.md)."""
+
+# ruff: noqa: N802 (the methods have the names of the .proto)
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import grpc
+
+from jaxinfer import __version__
+from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.text import Tokenizer
+from protos.open_inference import grpc_service_pb2 as pb
+from protos.open_inference import grpc_service_pb2_grpc as pb_grpc
+from serving.gateways.door import Context, Door, unimplemented
+from serving.gateways.infer_convert import FINAL, INPUTS, OUTPUTS, Asked, Replies, to_request
+from serving.gateways.tensors import Spec
+from serving.request import GenerationRequest, ModelContext
+from serving.servicer import refuse
+from serving.status import BAD_INPUT, Refusal, internal
+from serving.validation import refuse_unknown_fields
+
+_LOG = logging.getLogger("serving.gateways")
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+VERSION = "1"  # of the model: there is one
+PLATFORM = "jaxinfer"
+EXTENSIONS = ("model_configuration", "parameters", "schedule_policy")
+# Requests of one stream that are open at a time; more are left unread.
+MAX_IN_FLIGHT = 256
+# Metadata by which a client asks for a gRPC status, and the end of the stream, at the first error.
+GRPC_ERROR = "triton_grpc_error"
+
+_MODEL = "models are chosen when the server starts"
+_MEMORY = "tensors travel in the messages"
+UNSERVED: Mapping[str, str] = {
+    "ModelStatistics": "the HTTP door's /metrics has them",
+    "RepositoryModelLoad": _MODEL,
+    "RepositoryModelUnload": _MODEL,
+    "SystemSharedMemoryStatus": _MEMORY,
+    "SystemSharedMemoryRegister": _MEMORY,
+    "SystemSharedMemoryUnregister": _MEMORY,
+    "CudaSharedMemoryStatus": _MEMORY,
+    "CudaSharedMemoryRegister": _MEMORY,
+    "CudaSharedMemoryUnregister": _MEMORY,
+    "TraceSetting": "traces are set up when the server starts (--otlp-traces-endpoint)",
+    "LogSettings": "logs are set up when the server starts (--log-level)",
+}
+_TYPES = {
+    "BOOL": pb.TYPE_BOOL,
+    "UINT32": pb.TYPE_UINT32,
+    "INT32": pb.TYPE_INT32,
+    "FP32": pb.TYPE_FP32,
+    "BYTES": pb.TYPE_STRING,
+}
+
+T = TypeVar("T")
+
+
+class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._client = door.client
+
+    # -- generation -----------------------------------------------------------------------------------------------
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        try:
+            async with aclosing(self._responses("ModelInfer", request, context)) as responses:
+                async for response, _ in responses:  # there is one
+                    return response
+        except Refusal as refusal:
+            await refuse(context, refusal)
+        raise RuntimeError("a request ended without an answer")
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
+        """Every request of the stream is served as it comes; answers of several are mixed, told apart by their id. An
+        error is a message, after which the stream goes on."""
+        strict = (GRPC_ERROR, "true") in _metadata(context)
+        writing, places = asyncio.Lock(), asyncio.Semaphore(MAX_IN_FLIGHT)
+        first: BaseException | None = None
+
+        async def serve(request: pb.ModelInferRequest) -> None:
+            try:
+                await self._stream(request, context, writing, strict=strict)
+            finally:
+                places.release()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for request in requests:
+                    await places.acquire()
+                    group.create_task(serve(request))
+        except* Refusal as refused:
+            first = refused.exceptions[0]
+        if isinstance(first, Refusal):
+            await refuse(context, first)
+
+    async def _stream(
+        self, request: pb.ModelInferRequest, context: Context, writing: asyncio.Lock, *, strict: bool
+    ) -> None:
+        """Serves one request of a stream. Raises its Refusal where the client wants it so (`strict`)."""
+        try:
+            async with aclosing(self._responses("ModelStreamInfer", request, context)) as responses:
+                async for response, final in responses:
+                    response.parameters[FINAL].bool_param = final
+                    async with writing:
+                        await context.write(pb.ModelStreamInferResponse(infer_response=response))
+            return
+        except Refusal as error:
+            refusal = error
+        except Exception as error:
+            if context.done():
+                return  # writing to a client that has left
+            _LOG.exception("a request of a stream failed in a way that nobody foresaw")
+            refusal = internal(f"{type(error).__name__}: {error}")
+        if strict:
+            raise refusal
+        response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+        response.parameters[FINAL].bool_param = True
+        async with writing:
+            await context.write(pb.ModelStreamInferResponse(error_message=refusal.message, infer_response=response))
+
+    async def _responses(
+        self, endpoint: str, request: pb.ModelInferRequest, context: Context
+    ) -> AsyncGenerator[tuple[pb.ModelInferResponse, bool], None]:
+        """(answer, whether it is the last). Raises Refusal."""
+
+        def convert(model: ModelContext) -> tuple[GenerationRequest, tuple[Asked, Tokenizer]]:
+            _check_model("model_name", request.model_name, "model_version", request.model_version, model)
+            if model.tokenizer is None:
+                raise Refusal(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    "this server runs without a tokenizer, and the model's output is text",
+                )
+            generation, asked = to_request(request, streams=endpoint == "ModelStreamInfer")
+            return generation, (asked, model.tokenizer)
+
+        stream, (asked, tokenizer) = await self._door.submit(endpoint, request.ByteSize(), convert, context)
+        try:
+            replies = Replies(stream, asked, self._door.ready().name, tokenizer)
+            deadline = asyncio.get_running_loop().time() + asked.seconds if asked.seconds else None
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    news = await stream.read()
+                if news is None:
+                    return
+                yield replies.message(news), stream.finished
+        except TimeoutError as error:
+            message = f"the request's timeout of {asked.seconds:g} s is over"
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error
+        finally:
+            self._client.close(stream)
+
+    # -- information ----------------------------------------------------------------------------------------------
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
+        failed = self._client.failing or self._client.ended.done()
+        return await _answer(request, context, lambda: pb.ServerLiveResponse(live=not failed))
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
+        return await _answer(request, context, lambda: pb.ServerReadyResponse(ready=not self._door.state))
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
+        """Of a model that is not served, too: it is not ready."""
+
+        def ready() -> pb.ModelReadyResponse:
+            if not request.name:
+                raise InvalidRequest("name", "", "it must name a model")
+            model = self._door.model
+            served = model is not None and request.name == model.name and request.version in ("", VERSION)
+            return pb.ModelReadyResponse(ready=served and not self._door.state)
+
+        return await _answer(request, context, ready)
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
+        return await _answer(
+            request,
+            context,
+            lambda: pb.ServerMetadataResponse(name="jaxinfer", version=__version__, extensions=EXTENSIONS),
+        )
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
+        def metadata() -> pb.ModelMetadataResponse:
+            name = self._named(request)
+            return pb.ModelMetadataResponse(
+                name=name,
+                versions=[VERSION],
+                platform=PLATFORM,
+                inputs=[_metadata_of(spec) for spec in INPUTS.values()],
+                outputs=[_metadata_of(spec) for spec in OUTPUTS.values()],
+            )
+
+        return await _answer(request, context, metadata)
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
+        def config() -> pb.ModelConfigResponse:
+            inputs = [
+                pb.ModelInput(name=s.name, data_type=_TYPES[s.datatypes[0]], dims=s.shape, optional=s.optional)
+                for s in INPUTS.values()
+            ]
+            outputs = [
+                pb.ModelOutput(name=s.name, data_type=_TYPES[s.datatypes[0]], dims=s.shape) for s in OUTPUTS.values()
+            ]
+            return pb.ModelConfigResponse(
+                config=pb.ModelConfig(
+                    name=self._named(request),
+                    platform=PLATFORM,
+                    backend=PLATFORM,
+                    input=inputs,
+                    output=outputs,
+                    model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True),
+                )
+            )
+
+        return await _answer(request, context, config)
+
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
+        def index() -> pb.RepositoryIndexResponse:
+            if request.repository_name:
+                raise InvalidRequest("repository_name", request.repository_name, "it must be empty: there is one")
+            state, name = self._door.state, self._door.ready().name
+            if state and request.ready:
+                return pb.RepositoryIndexResponse()
+            return pb.RepositoryIndexResponse(
+                models=[
+                    pb.RepositoryIndexResponse.ModelIndex(
+                        name=name, version=VERSION, state="UNAVAILABLE" if state else "READY", reason=state
+                    )
+                ]
+            )
+
+        return await _answer(request, context, index)
+
+    def _named(self, request: pb.ModelMetadataRequest | pb.ModelConfigRequest) -> str:
+        model = self._door.ready()
+        _check_model("name", request.name, "version", request.version, model)
+        return model.name
+
+
+def _check_model(name_field: str, name: str, version_field: str, version: str, model: ModelContext) -> None:
+    """Raises Refusal."""
+    for field, value, served in ((name_field, name, model.name), (version_field, version or VERSION, VERSION)):
+        if value != served:
+            message = str(InvalidRequest(field, value, f"this server serves {served!r} only"))
+            raise Refusal(grpc.StatusCode.NOT_FOUND, message)
+
+
+def _metadata(context: Context) -> tuple[tuple[str, str], ...]:
+    return tuple((name, str(value)) for name, value in context.invocation_metadata() or ())
+
+
+def _metadata_of(spec: Spec) -> pb.ModelMetadataResponse.TensorMetadata:
+    return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatypes[0], shape=spec.shape)
+
+
+async def _answer(request: Any, context: Context, work: Callable[[], T]) -> T:
+    try:
+        refuse_unknown_fields(request)
+        return work()
+    except (Refusal, *BAD_INPUT) as error:
+        await refuse(context, error)
+
+
+def unserved() -> grpc.GenericRpcHandler:
+    """Triton's calls that this server does not have, refused by name."""
+
+    def refusing(name: str, why: str) -> Callable[[bytes, Context], Awaitable[None]]:
+        async def call(_: bytes, context: Context) -> None:
+            await unimplemented(context, name, why)
+
+        return call
+
+    handlers: dict[str, Any] = {
+        name: grpc.unary_unary_rpc_method_handler(refusing(name, why)) for name, why in UNSERVED.items()
+    }
+    return grpc.method_handlers_generic_handler(SERVICE, handlers)

@@ -1,0 +1,122 @@
+"""Tensors of the open inference protocol as plain Python, in both of its encodings.
+
+contents: typed fields beside each tensor. raw: bytes in a list of their own, little-endian; an element of BYTES is its
+length in four bytes and then itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxinfer.sampling_params import InvalidRequest
+from protos.open_inference import grpc_service_pb2 as pb
+
+ANY = -1  # a dimension of any length
+VECTOR, SCALAR = (ANY,), (1,)
+
+
+class Spec(NamedTuple):
+    """A tensor of the model. datatypes: the first is what the model's metadata say."""
+
+    name: str
+    datatypes: tuple[str, ...]
+    shape: tuple[int, ...] = SCALAR
+    optional: bool = True
+
+
+# Datatype -> the field of InferTensorContents, and numpy's type of the raw form.
+_FIELDS: Mapping[str, tuple[str, str | None]] = {
+    "BOOL": ("bool_contents", "|u1"),
+    "INT32": ("int_contents", "<i4"),
+    "INT64": ("int64_contents", "<i8"),
+    "UINT32": ("uint_contents", "<u4"),
+    "FP32": ("fp32_contents", "<f4"),
+    "BYTES": ("bytes_contents", None),
+}
+
+
+def read(request: pb.ModelInferRequest, specs: Mapping[str, Spec]) -> dict[str, list[Any]]:
+    """Values of each input by name, flat. Raises InvalidRequest for what is not one of `specs`, or malformed."""
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        allowed = f"it must hold one entry for each of the {len(request.inputs)} inputs, or none"
+        raise InvalidRequest("raw_input_contents", f"{len(raw)} entries", allowed)
+    found: dict[str, list[Any]] = {}
+    for i, tensor in enumerate(request.inputs):
+        if tensor.name not in specs:
+            raise InvalidRequest(f"inputs[{i}].name", tensor.name, f"the inputs are {sorted(specs)}")
+        if tensor.name in found:
+            raise InvalidRequest(f"inputs[{i}].name", tensor.name, "an input must not come twice")
+        count = _count(tensor, specs[tensor.name])
+        if raw and tensor.HasField("contents"):
+            raise InvalidRequest(f"{tensor.name}.contents", "set", "it must be unset where raw_input_contents is used")
+        values = _unpack(tensor, raw[i]) if raw else _contents(tensor)
+        if len(values) != count:
+            raise InvalidRequest(tensor.name, f"{len(values)} values", f"shape {list(tensor.shape)} holds {count}")
+        found[tensor.name] = values
+    return found
+
+
+def _count(tensor: pb.ModelInferRequest.InferInputTensor, spec: Spec) -> int:
+    """How many values the tensor must hold."""
+    if tensor.parameters:
+        name = sorted(tensor.parameters)[0]
+        raise InvalidRequest(f"{tensor.name}.parameters", name, "inputs take none; there is no shared memory")
+    if tensor.datatype not in spec.datatypes:
+        raise InvalidRequest(f"{tensor.name}.datatype", tensor.datatype, f"it must be {' or '.join(spec.datatypes)}")
+    shape = list(tensor.shape)
+    fits = len(shape) == len(spec.shape) and all(
+        w in (ANY, d) and d >= 0 for w, d in zip(spec.shape, shape, strict=True)
+    )
+    if not fits:
+        raise InvalidRequest(f"{tensor.name}.shape", shape, f"it must be {list(spec.shape)} ({ANY}: any length)")
+    return int(shape[0])
+
+
+def _contents(tensor: pb.ModelInferRequest.InferInputTensor) -> list[Any]:
+    wanted = _FIELDS[tensor.datatype][0]
+    for field, _ in tensor.contents.ListFields():
+        if field.name != wanted:
+            raise InvalidRequest(f"{tensor.name}.contents", field.name, f"{tensor.datatype} is in {wanted}")
+    return list(getattr(tensor.contents, wanted))
+
+
+def _unpack(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes) -> list[Any]:
+    kind = _FIELDS[tensor.datatype][1]
+    if kind is None:
+        return _strings(tensor.name, data)
+    dtype = np.dtype(kind)
+    if len(data) % dtype.itemsize:
+        allowed = f"{tensor.datatype} takes {dtype.itemsize} bytes a value"
+        raise InvalidRequest(f"raw_input_contents of {tensor.name}", f"{len(data)} bytes", allowed)
+    values = np.frombuffer(data, dtype).tolist()
+    return [bool(value) for value in values] if tensor.datatype == "BOOL" else values
+
+
+def _strings(name: str, data: bytes) -> list[bytes]:
+    found, at = [], 0
+    while at < len(data):
+        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+        if at + 4 > len(data) or end > len(data):
+            allowed = "each element must be its length in four bytes, little-endian, and then itself"
+            raise InvalidRequest(f"raw_input_contents of {name}", f"{len(data)} bytes", allowed)
+        found.append(data[at + 4 : end])
+        at = end
+    return found
+
+
+def add(response: pb.ModelInferResponse, spec: Spec, values: Sequence[Any], *, raw: bool) -> None:
+    """Adds an output. values: str for BYTES, else numbers."""
+    datatype = spec.datatypes[0]
+    tensor = response.outputs.add(name=spec.name, datatype=datatype, shape=[len(values)])
+    field, kind = _FIELDS[datatype]
+    plain: Iterable[Any] = [value.encode() for value in values] if kind is None else values
+    if not raw:
+        getattr(tensor.contents, field).extend(plain)
+    elif kind is None:
+        response.raw_output_contents.append(b"".join(len(value).to_bytes(4, "little") + value for value in plain))
+    else:
+        response.raw_output_contents.append(np.asarray(values, kind).tobytes())

@@ -1,0 +1,191 @@
+"""Messages of `vllm.grpc.engine` to and from what every door shares.
+
+The service takes token ids or text and answers with token ids alone: its clients turn them into text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from smg_grpc_proto.generated import vllm_engine_pb2 as pb
+
+from jaxinfer.messages import TokenLogprobs
+from jaxinfer.sampling_params import InvalidRequest
+from serving.gateways.door import refuse_others
+from serving.replies import tokens_per_message
+from serving.request import GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt
+from serving.stream import GenerationStream, News, Piece
+from serving.validation import refuse_unknown_fields
+
+# The doors' shared names -> this protocol's, for errors.
+NAMES: Mapping[str, str] = {"token_ids": "tokenized.input_ids", "prompt": "input"}
+
+_REQUEST = frozenset({"request_id", "tokenized", "text", "sampling_params", "stream", "data_parallel_rank"})
+_REFUSED: Mapping[str, str] = {
+    "kv_transfer_params": "keys and values stay in the engine that computed them",
+    "kv_transfer_params_json": "keys and values stay in the engine that computed them",
+    "mm_inputs": "this server takes text only",
+    "extra_mm_inputs": "this server takes text only",
+    "media_refs": "this server takes text only",
+}
+_SAME = (
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "min_tokens",
+    "ignore_eos",
+)  # zero is their default here, too
+_OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed")
+_CONSTRAINTS = ("json_schema", "regex", "grammar", "structural_tag", "json_object", "choice")
+_SAMPLING = frozenset(
+    {
+        *(*_SAME, *_OPTIONAL, "temperature", "top_p", "top_k", "repetition_penalty", "n", "logit_bias"),
+        *("stop", "stop_token_ids", "include_stop_str_in_output", "truncate_prompt_tokens"),
+        # Of the text, which this service does not send. Stop strings are looked for as skip_special_tokens says.
+        *("skip_special_tokens", "spaces_between_special_tokens"),
+    }
+)
+
+
+def to_request(request: pb.GenerateRequest, context: ModelContext) -> GenerationRequest:
+    """Raises InvalidRequest."""
+    refuse_unknown_fields(request)
+    for name, why in _REFUSED.items():
+        if any(field.name == name for field, _ in request.ListFields()):
+            raise InvalidRequest(name, str(getattr(request, name)), f"it must not be set: {why}")
+    refuse_others(request, _REQUEST)
+    if request.HasField("data_parallel_rank") and request.data_parallel_rank != 0:
+        raise InvalidRequest("data_parallel_rank", request.data_parallel_rank, "0 is the only rank of this server")
+    return GenerationRequest(
+        _prompt(request),
+        sampling(request.sampling_params, context),
+        request_id=request.request_id,
+        final_only=not request.stream,
+    )
+
+
+def _prompt(request: pb.GenerateRequest) -> Prompt:
+    kind = request.WhichOneof("input")
+    if kind == "text":
+        return TextPrompt(request.text)
+    if kind == "tokenized":  # original_text is for reference, as the protocol says: nothing is computed from it
+        return TokenPrompt(request.tokenized.input_ids)
+    raise InvalidRequest("input", None, "one of tokenized and text must be set")
+
+
+def sampling(params: pb.SamplingParams, context: ModelContext) -> dict[str, Any]:
+    """Sampling fields by SamplingParams' names. What is unset has the protocol's default and not the model's: a gateway
+    reads the model's from GetModelInfo and sends them. Raises InvalidRequest."""
+    constraint = params.WhichOneof("constraint")
+    if constraint is not None:
+        value = str(getattr(params, constraint))
+        raise InvalidRequest(
+            constraint, value, f"{', '.join(_CONSTRAINTS)} must be unset: there is no structured output"
+        )
+    if params.grammar_from_first_token:
+        raise InvalidRequest("grammar_from_first_token", True, "it must be unset: there is no structured output")
+    refuse_others(params, _SAMPLING, "sampling_params.")
+    given: dict[str, Any] = {name: getattr(params, name) for name in _SAME}
+    given |= {name: getattr(params, name) if params.HasField(name) else None for name in _OPTIONAL}
+    given |= {
+        "temperature": params.temperature if params.HasField("temperature") else 1.0,
+        "top_p": params.top_p if params.top_p != 0 else 1.0,
+        "top_k": params.top_k,
+        "repetition_penalty": params.repetition_penalty if params.repetition_penalty != 0 else 1.0,
+        "n": params.n or 1,
+        "stop_token_ids": tuple(params.stop_token_ids),
+        "logit_bias": dict(params.logit_bias),
+    }
+    if params.stop:
+        given["stop"] = tuple(params.stop)
+    if params.include_stop_str_in_output:
+        given["include_stop_str_in_output"] = True
+    if context.tokenizer is not None:
+        given["skip_special_tokens"] = params.skip_special_tokens
+    if params.HasField("truncate_prompt_tokens"):
+        limit = params.truncate_prompt_tokens
+        room = context.info.max_model_len - (given["max_tokens"] or 1)  # -1: as much as leaves room for the answer
+        given["truncate_prompt_tokens"] = max(1, room) if limit == -1 else limit
+    return given
+
+
+class Replies:
+    """The messages of one request's stream.
+
+    stream: chunks as they come and one `complete` for each sequence when it ends; else the latter alone. As vLLM does
+    it, a chunk counts its own tokens and `complete` all of them.
+    """
+
+    def __init__(self, stream: GenerationStream, *, chunks: bool) -> None:
+        self._stream = stream
+        self._chunks = chunks
+        self._params = stream.prepared.params
+        self._prompt: list[TokenLogprobs] = []
+        self._begun: set[int] = set()
+
+    def news(self, batch: News) -> Iterator[pb.GenerateResponse]:
+        self._prompt += batch.prompt_logprobs  # all of them are there before the first token
+        for piece in batch.pieces:
+            if self._chunks:
+                yield from self._piece(piece)
+            if piece.finish_reason is not None:
+                yield self._complete(piece)
+
+    def _piece(self, piece: Piece) -> Iterator[pb.GenerateResponse]:
+        prompt, _, cached = self._stream.usage
+        size = tokens_per_message(piece.logprobs)
+        for i in range(0, len(piece.token_ids), size):
+            ids = piece.token_ids[i : i + size]
+            yield pb.GenerateResponse(
+                chunk=pb.GenerateStreamChunk(
+                    token_ids=ids,
+                    prompt_tokens=prompt,
+                    completion_tokens=len(ids),
+                    cached_tokens=cached,
+                    output_logprobs=self._output_logprobs(piece.logprobs[i : i + size]),
+                    input_logprobs=None if piece.index in self._begun else self._input_logprobs(),
+                    index=piece.index,
+                )
+            )
+            self._begun.add(piece.index)
+
+    def _complete(self, piece: Piece) -> pb.GenerateResponse:
+        prompt, _, cached = self._stream.usage
+        output = self._stream.output(piece.index)
+        message = pb.GenerateComplete(
+            output_ids=output.token_ids,
+            finish_reason=piece.finish_reason,
+            prompt_tokens=prompt,
+            completion_tokens=len(output.token_ids),
+            cached_tokens=cached,
+            output_logprobs=self._output_logprobs(output.logprobs or ()),
+            input_logprobs=self._input_logprobs(),
+            index=piece.index,
+        )
+        if isinstance(piece.stop_reason, str):
+            message.matched_stop_str = piece.stop_reason
+        elif piece.stop_reason is not None:
+            message.matched_token_id = piece.stop_reason
+        return pb.GenerateResponse(complete=message)
+
+    def _output_logprobs(self, entries: Sequence[TokenLogprobs]) -> pb.OutputLogProbs | None:
+        if not entries:
+            return None
+        return pb.OutputLogProbs(
+            token_logprobs=[entry.logprob for entry in entries],
+            token_ids=[entry.token_id for entry in entries],
+            top_logprobs=[_top(entry) for entry in entries] if self._params.logprobs else (),
+        )
+
+    def _input_logprobs(self) -> pb.InputLogProbs | None:
+        """Of the whole prompt: nothing precedes its first token, which has no value."""
+        if self._params.prompt_logprobs is None:
+            return None
+        values = [pb.InputTokenLogProb(), *(pb.InputTokenLogProb(value=entry.logprob) for entry in self._prompt)]
+        top = [pb.TopLogProbs(), *(_top(entry) for entry in self._prompt)] if self._params.prompt_logprobs else ()
+        return pb.InputLogProbs(token_logprobs=values, token_ids=self._stream.prepared.token_ids, top_logprobs=top)
+
+
+def _top(entry: TokenLogprobs) -> pb.TopLogProbs:
+    return pb.TopLogProbs(values=[value for _, value in entry.top], token_ids=[token for token, _ in entry.top])

@@ -1,0 +1,238 @@
+"""vLLM's gRPC service `vllm.grpc.engine.VllmEngine`, as gateways speak it to a worker (docs/gateways.md).
+
+Messages and stubs are the published package smg-grpc-proto's.
+"""
+
+# ruff: noqa: N802 (the methods have the names of the .proto)
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from smg_grpc_proto.generated import common_pb2
+from smg_grpc_proto.generated import vllm_engine_pb2 as pb
+from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
+
+from jaxinfer import __version__
+from jaxinfer.sampling_params import InvalidRequest
+from serving.gateways.door import Context, Door, refuse_others, unimplemented
+from serving.gateways.tokenizer_bundle import Bundle, bundle
+from serving.gateways.vllm_convert import Replies, to_request
+from serving.request import ModelContext
+from serving.servicer import refuse
+from serving.status import BAD_INPUT, Refusal
+from serving.validation import refuse_unknown_fields
+
+SERVICE = pb.DESCRIPTOR.services_by_name["VllmEngine"].full_name
+SERVER_TYPE = "jaxinfer"
+CHUNK_BYTES = 64 << 10  # of the tokenizer's archive in one message
+# What GetModelInfo tells of the model's sampling defaults: the names that gateways know.
+_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_SECTIONS = ("core", "all")  # of GetLoads; the others are about what this engine does not have
+_RATE_SECONDS = 10.0
+
+T = TypeVar("T")
+
+
+class VllmEngineServicer(pb_grpc.VllmEngineServicer):
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._client = door.client
+        self._throughput = Throughput()
+        self._bundle: Bundle | None = None
+        self._bundling = asyncio.Lock()
+
+    # -- generation -----------------------------------------------------------------------------------------------
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        """As our own service's: written with `context.write`, so that a cancellation always lands in this body."""
+
+        def convert(model: ModelContext) -> tuple[Any, None]:
+            return to_request(request, model), None
+
+        try:
+            stream, _ = await self._door.submit("Generate", request.ByteSize(), convert, context)
+        except Refusal as refusal:
+            await refuse(context, refusal)
+        try:
+            replies = Replies(stream, chunks=request.stream)
+            while (batch := await stream.read()) is not None:
+                for message in replies.news(batch):
+                    await context.write(message)
+        except Refusal as refusal:
+            await refuse(context, refusal)
+        finally:
+            self._client.close(stream)
+
+    async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
+        """An id that is not alive is no error: the request may just have ended."""
+
+        def abort(request: pb.AbortRequest) -> pb.AbortResponse:
+            if not request.request_ids or not all(request.request_ids):
+                raise InvalidRequest("request_ids", list(request.request_ids), "it must name at least one request")
+            for request_id in request.request_ids:
+                self._client.abort(request_id)
+            return pb.AbortResponse()
+
+        return await self._answer(request, context, abort)
+
+    async def Embed(self, request: Any, context: Context) -> pb.EmbedResponse:
+        await unimplemented(context, "Embed", "this server generates text")
+
+    # -- information ----------------------------------------------------------------------------------------------
+
+    async def HealthCheck(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:
+        def check(_: pb.HealthCheckRequest) -> pb.HealthCheckResponse:
+            state = self._door.state
+            return pb.HealthCheckResponse(healthy=not state, message=state or "ready")
+
+        return await self._answer(request, context, check)
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
+        return await self._answer(request, context, lambda _: model_info(self._door.ready(), self._door.folder))
+
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+        return await self._answer(request, context, lambda _: self._server_info())
+
+    def _server_info(self) -> pb.GetServerInfoResponse:
+        info, now = self._door.ready().info, time.monotonic()
+        return pb.GetServerInfoResponse(
+            active_requests=self._client.open_requests,
+            last_receive_timestamp=time.time() - (now - self._client.last_news),
+            uptime_seconds=now - self._door.started,
+            server_type=SERVER_TYPE,
+            data_parallel_size=1,
+            block_size=info.page_size,
+            attention_backend=info.backends.get("paged_attention", ""),
+            model_dtype=info.dtype,
+            max_num_seqs=info.max_num_seqs,
+        )
+
+    async def GetLoads(self, request: pb.GetLoadsRequest, context: Context) -> pb.GetLoadsResponse:
+        return await self._answer(request, context, self._loads)
+
+    def _loads(self, request: pb.GetLoadsRequest) -> pb.GetLoadsResponse:
+        refuse_others(request, frozenset({"dp_rank", "include"}))
+        if request.HasField("dp_rank") and request.dp_rank != 0:
+            raise InvalidRequest("dp_rank", request.dp_rank, "0 is the only rank of this server")
+        for section in request.include:
+            if section not in _SECTIONS:
+                raise InvalidRequest("include", section, f"the sections are {list(_SECTIONS)}")
+        info, metrics, stats = self._door.ready().info, self._client.recorder.metrics, self._client.stats
+        values: dict[str, Any] = metrics.values()
+        running, waiting = int(values["num_requests_running"]), int(values["num_requests_waiting"])
+        load = pb.SchedulerLoad(
+            num_running_reqs=running,
+            num_waiting_reqs=waiting,
+            num_total_reqs=running + waiting,
+            num_used_tokens=int(values["kv_pages"][("used",)]) * info.page_size,
+            max_total_num_tokens=self._door.ready().kv_tokens,
+            token_usage=values["kv_cache_usage_perc"],
+            gen_throughput=self._throughput.of(metrics.generation_tokens, time.monotonic()),
+            cache_hit_rate=stats.prefix_hits / stats.prefix_queries if stats.prefix_queries else 0.0,
+            utilization=running / info.max_num_seqs,
+            max_running_requests=info.max_num_seqs,
+            num_waiting_uncached_tokens=self._client.unstarted_prompt_tokens,
+        )
+        now = datetime.now(UTC).isoformat()
+        return pb.GetLoadsResponse(timestamp=now, version=__version__, dp_rank_count=1, loads=[load])
+
+    async def GetTokenizer(self, request: common_pb2.GetTokenizerRequest, context: Context) -> None:
+        try:
+            refuse_unknown_fields(request)
+            data, sha256 = await self._tokenizer()
+        except (Refusal, *BAD_INPUT) as error:
+            await refuse(context, error)
+        for start in range(0, len(data), CHUNK_BYTES):
+            last = start + CHUNK_BYTES >= len(data)
+            part = data[start : start + CHUNK_BYTES]
+            await context.write(common_pb2.GetTokenizerChunk(data=part, sha256=sha256 if last else ""))
+
+    async def _tokenizer(self) -> Bundle:
+        folder = self._door.folder
+        if self._door.ready().tokenizer is None or folder is None:
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "this server runs without a tokenizer")
+        async with self._bundling:  # made once, when the first gateway asks
+            if self._bundle is None:
+                try:
+                    self._bundle = await asyncio.to_thread(bundle, folder)
+                except OSError as error:
+                    raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"no tokenizer can be sent: {error}") from error
+            return self._bundle
+
+    # -- what this engine does not do -----------------------------------------------------------------------------
+
+    async def FlushCache(self, request: Any, context: Context) -> common_pb2.FlushCacheResponse:
+        await unimplemented(context, "FlushCache", "the prefix cache is dropped page by page, as room is needed")
+
+    async def StartProfile(self, request: Any, context: Context) -> common_pb2.ProfileResponse:
+        await unimplemented(context, "StartProfile", "this server has no profiler")
+
+    async def StopProfile(self, request: Any, context: Context) -> common_pb2.ProfileResponse:
+        await unimplemented(context, "StopProfile", "this server has no profiler")
+
+    async def SubscribeKvEvents(self, request: Any, context: Context) -> None:
+        await unimplemented(context, "SubscribeKvEvents", "this engine publishes no events of its KV cache")
+
+    # -- help -----------------------------------------------------------------------------------------------------
+
+    async def _answer(self, request: Any, context: Context, work: Callable[[Any], T]) -> T:
+        try:
+            refuse_unknown_fields(request)
+            return work(request)
+        except (Refusal, *BAD_INPUT) as error:
+            await refuse(context, error)
+
+
+class Throughput:
+    """Tokens a second of the last seconds, from a counter that is read when somebody asks."""
+
+    def __init__(self) -> None:
+        self._readings: deque[tuple[float, float]] = deque()
+
+    def of(self, count: float, now: float) -> float:
+        """0 the first time. now: seconds of time.monotonic()."""
+        readings = self._readings
+        while len(readings) > 1 and readings[1][0] <= now - _RATE_SECONDS:
+            readings.popleft()
+        if not readings or now - readings[-1][0] >= _RATE_SECONDS / 20:  # so that many askers cost no more than one
+            readings.append((now, count))
+        start, first = readings[0]
+        return (count - first) / (now - start) if now > start else 0.0
+
+
+def model_info(model: ModelContext, folder: Path | None) -> pb.GetModelInfoResponse:
+    info, tokenizer = model.info, model.tokenizer
+    defaults = {name: model.defaults[name] for name in _DEFAULTS if model.defaults.get(name) is not None}
+    return pb.GetModelInfoResponse(
+        model_path=str(folder) if folder is not None else model.name,
+        is_generation=True,
+        max_context_length=info.max_model_len,
+        vocab_size=info.vocab_size,
+        served_model_name=model.name,
+        tokenizer_path=str(folder) if folder is not None and tokenizer is not None else "",
+        model_type=_model_type(folder),
+        architectures=[info.architecture],
+        eos_token_ids=info.eos_token_ids,
+        pad_token_id=(tokenizer.pad_token_id or 0) if tokenizer is not None else 0,
+        bos_token_id=(tokenizer.bos_token_id or 0) if tokenizer is not None else 0,
+        max_req_input_len=info.max_model_len - 1,  # with room for one token
+        default_sampling_params_json=json.dumps(defaults) if defaults else "",
+    )
+
+
+def _model_type(folder: Path | None) -> str:
+    """As Hugging Face's config.json names it; "" where there is none."""
+    path = None if folder is None else folder / "config.json"
+    if path is None or not path.is_file():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    return found if isinstance(found, str) else ""
