@@ -93,9 +93,13 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
 
         try:
             async with asyncio.TaskGroup() as group:
-                async for request in requests:
-                    await places.acquire()
-                    group.create_task(serve(request))
+                try:
+                    async for request in requests:
+                        await places.acquire()
+                        group.create_task(serve(request))
+                except Refusal:  # no message at all
+                    await writing.acquire()  # see _stream
+                    raise
         except* Refusal as refused:
             first = refused.exceptions[0]
         if isinstance(first, Refusal):
@@ -120,6 +124,8 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             _LOG.exception("a request of a stream failed in a way that nobody foresaw")
             refusal = internal(f"{type(error).__name__}: {error}")
         if strict:
+            # Kept for good, so that nobody is cancelled within a write: grpcio could send no status after that.
+            await writing.acquire()
             raise refusal
         response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
         response.parameters[FINAL].bool_param = True
@@ -150,7 +156,8 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                     news = await stream.read()
                 if news is None:
                     return
-                yield replies.message(news), stream.finished
+                if asked.stream or stream.finished:  # what came before a failure is no answer
+                    yield replies.message(news), stream.finished
         except TimeoutError as error:
             message = f"the request's timeout of {asked.seconds:g} s is over"
             raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error

@@ -53,10 +53,7 @@ def read(request: pb.ModelInferRequest, specs: Mapping[str, Spec]) -> dict[str, 
         count = _count(tensor, specs[tensor.name])
         if raw and tensor.HasField("contents"):
             raise InvalidRequest(f"{tensor.name}.contents", "set", "it must be unset where raw_input_contents is used")
-        values = _unpack(tensor, raw[i]) if raw else _contents(tensor)
-        if len(values) != count:
-            raise InvalidRequest(tensor.name, f"{len(values)} values", f"shape {list(tensor.shape)} holds {count}")
-        found[tensor.name] = values
+        found[tensor.name] = _unpack(tensor, raw[i], count) if raw else _contents(tensor, count)
     return found
 
 
@@ -76,29 +73,41 @@ def _count(tensor: pb.ModelInferRequest.InferInputTensor, spec: Spec) -> int:
     return int(shape[0])
 
 
-def _contents(tensor: pb.ModelInferRequest.InferInputTensor) -> list[Any]:
+def _check_count(tensor: pb.ModelInferRequest.InferInputTensor, found: int, count: int) -> None:
+    if found != count:
+        raise InvalidRequest(tensor.name, f"{found} values", f"shape {list(tensor.shape)} holds {count}")
+
+
+def _contents(tensor: pb.ModelInferRequest.InferInputTensor, count: int) -> list[Any]:
     wanted = _FIELDS[tensor.datatype][0]
     for field, _ in tensor.contents.ListFields():
         if field.name != wanted:
             raise InvalidRequest(f"{tensor.name}.contents", field.name, f"{tensor.datatype} is in {wanted}")
-    return list(getattr(tensor.contents, wanted))
+    values = getattr(tensor.contents, wanted)
+    _check_count(tensor, len(values), count)
+    return list(values)
 
 
-def _unpack(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes) -> list[Any]:
+def _unpack(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes, count: int) -> list[Any]:
     kind = _FIELDS[tensor.datatype][1]
     if kind is None:
-        return _strings(tensor.name, data)
+        strings = _strings(tensor.name, data, count)
+        _check_count(tensor, len(strings), count)
+        return strings
     dtype = np.dtype(kind)
     if len(data) % dtype.itemsize:
         allowed = f"{tensor.datatype} takes {dtype.itemsize} bytes a value"
         raise InvalidRequest(f"raw_input_contents of {tensor.name}", f"{len(data)} bytes", allowed)
+    _check_count(tensor, len(data) // dtype.itemsize, count)
     values = np.frombuffer(data, dtype).tolist()
     return [bool(value) for value in values] if tensor.datatype == "BOOL" else values
 
 
-def _strings(name: str, data: bytes) -> list[bytes]:
-    found, at = [], 0
-    while at < len(data):
+def _strings(name: str, data: bytes, most: int) -> list[bytes]:
+    """The first of them, up to one more than `most`."""
+    found: list[bytes] = []
+    at = 0
+    while at < len(data) and len(found) <= most:
         end = at + 4 + int.from_bytes(data[at : at + 4], "little")
         if at + 4 > len(data) or end > len(data):
             allowed = "each element must be its length in four bytes, little-endian, and then itself"

@@ -1,0 +1,408 @@
+"""KServe's open inference protocol: tensors in and out in both encodings, streams, and what is refused by name.
+
+With our own stubs; NVIDIA's client, which registers the same names, has a process of its own in test_tritonclient.py.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import grpc
+import pytest
+
+from jaxinfer.messages import Abort, Submit
+from protos.jaxinfer.v1 import inference_pb2 as own_pb
+from protos.open_inference import grpc_service_pb2 as pb
+from protos.open_inference import grpc_service_pb2_grpc as pb_grpc
+from serving.gateways.infer_convert import FINAL, INPUTS, OUTPUTS
+from serving.gateways.open_inference import UNSERVED
+from tests.fakes import VOCAB_SIZE, FakeOptions
+from tests.serving.gateways.harness import BOTH, add_input, infer, text_output
+from tests.serving.harness import Running, collect, greedy, run, serving, status, until
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+
+
+def stub(s: Running) -> pb_grpc.GRPCInferenceServiceStub:
+    return pb_grpc.GRPCInferenceServiceStub(s.channel)
+
+
+async def stream(s: Running, *requests: pb.ModelInferRequest, **options) -> list[pb.ModelStreamInferResponse]:
+    call = stub(s).ModelStreamInfer(iter(requests), **options)
+    return [message async for message in call]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_same_text_as_our_own_service(temperature):
+    async def test():
+        async with serving(gateways=BOTH) as s:
+            own = await collect(s.stub.Generate(greedy("hello", 12, temperature=temperature, seed=3, n=2)))
+            wanted = [own.text(0), own.text(1)]
+            asked = {"temperature": temperature, "seed": 3, "max_tokens": 12, "n": 2}
+            whole = await stub(s).ModelInfer(infer("hello", sampling=asked, exclude_input_in_output=True))
+            assert text_output(whole) == wanted
+            assert (whole.model_name, whole.model_version, whole.id) == ("fake", "1", "")
+            prefixed = await stub(s).ModelInfer(infer("hello", sampling=asked))
+            assert text_output(prefixed) == ["hello" + text for text in wanted]
+            messages = await stream(s, infer("hello", sampling=asked, stream=True, id="a"))
+            responses = [message.infer_response for message in messages]
+            texts = [text_output(response) for response in responses]
+            assert ["".join(column) for column in zip(*texts, strict=True)] == wanted
+            finals = [response.parameters[FINAL].bool_param for response in responses]
+            assert finals == [False] * (len(finals) - 1) + [True]
+            assert {response.id for response in responses} == {"a"}
+            ids = list(s.received(Submit)[0].prompt_token_ids)
+            of_ids = await stub(s).ModelInfer(infer(None, input_ids=ids, sampling=asked, exclude_input_in_output=True))
+            assert text_output(of_ids) == wanted
+            of_ids = await stub(s).ModelInfer(infer(None, input_ids=ids, sampling=asked))
+            assert text_output(of_ids) == ["hello" + text for text in wanted]
+
+    run(test())
+
+
+def test_raw_and_typed_contents_are_the_same():
+    async def test():
+        async with serving(gateways=BOTH) as s:
+            fields = {
+                "sampling": {"n": 2, "logprobs": 1},
+                **{name: True for name in INPUTS if name.startswith("return")},
+            }
+            typed = await stub(s).ModelInfer(infer("grüß", **fields))
+            raw = await stub(s).ModelInfer(infer("grüß", raw=True, **fields))
+            assert [o.name for o in raw.outputs] == [o.name for o in typed.outputs] == list(OUTPUTS)
+            for spec, data, tensor in zip(OUTPUTS.values(), raw.raw_output_contents, typed.outputs, strict=True):
+                if spec.datatypes[0] == "BYTES":
+                    values = tensor.contents.bytes_contents
+                    assert data == b"".join(struct.pack("<I", len(value)) + value for value in values)
+                elif spec.datatypes[0] == "FP32":
+                    assert data == struct.pack("<2f", *tensor.contents.fp32_contents)
+                else:
+                    values = tensor.contents.uint_contents
+                    assert data == struct.pack(f"<{len(values)}I", *values)
+            assert not typed.raw_output_contents
+            assert text_output(typed)[0] == "grüßabcdefgh"
+
+    run(test())
+
+
+def test_additional_outputs():
+    async def test():
+        async with serving(gateways=BOTH) as s:
+            asked = [pb.ModelInferRequest.InferRequestedOutputTensor(name="finish_reason")]
+            response = await stub(s).ModelInfer(
+                infer(outputs=asked, return_num_output_tokens=True, return_logprobs=True, return_num_input_tokens=True)
+            )
+            found = {output.name: output.contents for output in response.outputs}
+            assert set(found) == {"finish_reason", "num_output_tokens", "logprobs", "num_input_tokens"}
+            assert found["finish_reason"].bytes_contents == [b"length"]
+            assert found["num_output_tokens"].uint_contents == [8]
+            assert found["num_input_tokens"].uint_contents == [3]
+            scored = json.loads(found["logprobs"].bytes_contents[0])
+            assert scored[0] == {"97": {"logprob": -0.5, "rank": 1, "decoded_token": "a"}}
+            assert len(scored) == 8
+            response = await stub(s).ModelInfer(
+                infer(return_cumulative_logprob=True, return_logprobs=True, sampling={"logprobs": 2, "max_tokens": 2})
+            )
+            found = {output.name: output.contents for output in response.outputs}
+            assert found["cumulative_logprob"].fp32_contents == [-1.0]
+            assert list(json.loads(found["logprobs"].bytes_contents[0])[1]) == ["98", "99"]
+            messages = await stream(s, infer(stream=True, return_finish_reason=True, return_num_output_tokens=True))
+            reasons = [m.infer_response.outputs[1].contents.bytes_contents[0] for m in messages]
+            assert reasons == [b"None"] * (len(reasons) - 1) + [b"length"]
+            assert sum(m.infer_response.outputs[2].contents.uint_contents[0] for m in messages) == 8
+
+    run(test())
+
+
+# Name -> (JSON as clients write it, what Submit.params then hold).
+SAMPLING = {
+    "n": ("2", 2),
+    "top_k": ("9", 9),
+    "seed": (5, ...),
+    "max_tokens": ("4", 4),
+    "min_tokens": (2, 2),
+    "logprobs": (1, 1),
+    "truncate_prompt_tokens": (2, 2),
+    "temperature": ("0.5", 0.5),
+    "top_p": ("0.95", 0.95),
+    "min_p": (0.125, 0.125),
+    "repetition_penalty": (1.5, 1.5),
+    "presence_penalty": (0.5, 0.5),
+    "frequency_penalty": ("0.25", 0.25),
+    "include_stop_str_in_output": (True, True),
+    "ignore_eos": ("true", True),
+    "skip_special_tokens": ("False", False),
+    "stop": ("y", ("y",)),
+    "stop_token_ids": ([7], (7,)),
+    "allowed_token_ids": ([97, 98], (97, 98)),
+    "bad_token_ids": ([5], (5,)),
+    "logit_bias": ({"5": "1.5"}, {5: 1.5}),
+}
+
+
+def test_sampling_parameters_as_json_or_as_parameters():
+    async def test():
+        async with serving(gateways=BOTH) as s:
+            for name, (value, wanted) in SAMPLING.items():
+                await stub(s).ModelInfer(infer("abc", sampling={name: value}))
+                submit = s.received(Submit)[-1]
+                assert wanted is ... or getattr(submit.params, name) == wanted, name
+            assert next(submit for submit in s.received(Submit) if submit.seed == 5)
+            request = infer("abc")
+            del request.inputs[1]
+            request.parameters["max_tokens"].int64_param = 3
+            request.parameters["temperature"].double_param = 0.0
+            request.parameters["stop"].string_param = "b"
+            request.parameters["priority"].uint64_param = 4
+            request.parameters["triton_enable_empty_final_response"].bool_param = True
+            assert text_output(await stub(s).ModelInfer(request)) == ["abca"]
+            submit = s.received(Submit)[-1]
+            assert (submit.params.max_tokens, submit.params.stop, submit.priority) == (3, ("b",), 4)
+            del request.parameters["max_tokens"]
+            await stub(s).ModelInfer(request)
+            assert s.received(Submit)[-1].params.max_tokens == 16
+
+    run(test())
+
+
+def parameter(name: str, **value) -> pb.ModelInferRequest:
+    request = infer()
+    request.parameters[name].CopyFrom(pb.InferParameter(**value))
+    return request
+
+
+def tensor(name: str, datatype: str, shape: list[int], **contents) -> pb.ModelInferRequest:
+    request = infer(None if name == "text_input" else "hi")
+    request.inputs.add(name=name, datatype=datatype, shape=shape, contents=pb.InferTensorContents(**contents))
+    return request
+
+
+def raw(data: bytes, **fields) -> pb.ModelInferRequest:
+    return pb.ModelInferRequest(
+        model_name="fake",
+        inputs=[
+            pb.ModelInferRequest.InferInputTensor(**{"name": "text_input", "datatype": "BYTES", "shape": [1], **fields})
+        ],
+        raw_input_contents=[data],
+    )
+
+
+def written(sampling: str) -> pb.ModelInferRequest:
+    """sampling: as the client's JSON has it."""
+    request = infer()
+    request.inputs[1].contents.bytes_contents[0] = sampling.encode()
+    return request
+
+
+def twice() -> pb.ModelInferRequest:
+    request = infer()
+    add_input(request, "text_input", "again")
+    return request
+
+
+def shared_memory(where: str) -> pb.ModelInferRequest:
+    request = infer(outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name="text_output")])
+    getattr(request, where)[0].parameters["shared_memory_region"].string_param = "x"
+    return request
+
+
+BAD = {
+    "input": (infer(image="x"), ["inputs[2].name is 'image'", "text_input"]),
+    "twice": (twice(), ["inputs[2].name is 'text_input'", "twice"]),
+    "no prompt": (infer(None), ["inputs is []", "exactly one of"]),
+    "two prompts": (infer(input_ids=[1]), ["inputs is ['text_input', 'input_ids']"]),
+    "datatype": (tensor("text_input", "FP32", [1]), ["text_input.datatype is 'FP32'", "BYTES"]),
+    "ids datatype": (tensor("input_ids", "UINT32", [1]), ["input_ids.datatype is 'UINT32'", "INT32 or INT64"]),
+    "shape": (tensor("text_input", "BYTES", [1, 1], bytes_contents=[b"a"]), ["text_input.shape is [1, 1]", "[1]"]),
+    "batch": (tensor("text_input", "BYTES", [2], bytes_contents=[b"a"] * 2), ["text_input.shape is [2]"]),
+    "negative": (tensor("input_ids", "INT32", [-1]), ["input_ids.shape is [-1]"]),
+    "huge": (tensor("input_ids", "INT64", [2**62]), ["input_ids is '0 values'", str(2**62)]),
+    "count": (tensor("stream", "BOOL", [1]), ["stream is '0 values'", "holds 1"]),
+    "field": (tensor("stream", "BOOL", [1], int_contents=[1]), ["stream.contents is 'int_contents'", "bool_contents"]),
+    "token": (infer(None, input_ids=[VOCAB_SIZE]), [f"input_ids is {VOCAB_SIZE}", "from 0 to"]),
+    "negative id": (infer(None, input_ids=[-1]), ["input_ids is -1", "from 0 to"]),
+    "no ids": (infer(None, input_ids=[]), ["text_input is ''", "at least one token"]),
+    "utf-8": (tensor("text_input", "BYTES", [1], bytes_contents=[b"\xff"]), ["text_input is", "UTF-8"]),
+    "raw length": (raw(b"\x09\0\0\0abc"), ["raw_input_contents of text_input is '7 bytes'", "little-endian"]),
+    "raw short": (raw(b"\x01"), ["raw_input_contents of text_input is '1 bytes'"]),
+    "raw count": (raw(b"\0\0\0\0\0\0\0\0"), ["text_input is '2 values'", "holds 1"]),
+    "raw ids": (raw(b"abc", name="input_ids", datatype="INT32"), ["is '3 bytes'", "INT32 takes 4 bytes"]),
+    "raw and typed": (raw(b"", contents=pb.InferTensorContents()), ["text_input.contents is 'set'"]),
+    "raw entries": (infer(raw_input_contents=[b""]), ["raw_input_contents is '1 entries'", "each of the 2 inputs"]),
+    "json": (written("{"), ["sampling_parameters is '{'", "it must be JSON"]),
+    "nested": (written("[" * 100_000), ["sampling_parameters is '[[[", "nested too deeply"]),
+    "no object": (written("[]"), ["sampling_parameters is '[]'", "a JSON object"]),
+    "nan": (written('{"top_p": NaN}'), ["sampling_parameters is 'NaN'", "not JSON"]),
+    "unknown": (infer(sampling={"guided_json": {}}), ["sampling_parameters is 'guided_json'", "temperature"]),
+    "prompt_logprobs": (infer(sampling={"prompt_logprobs": 1}), ["sampling_parameters is 'prompt_logprobs'"]),
+    "type": (infer(sampling={"max_tokens": "many"}), ["sampling_parameters.max_tokens is 'many'", "an integer"]),
+    "object": (infer(sampling={"min_tokens": {}}), ["sampling_parameters.min_tokens is {}", "an integer"]),
+    "list": (infer(sampling={"stop_token_ids": 5}), ["sampling_parameters.stop_token_ids is 5", "a list of integers"]),
+    "boolean": (infer(sampling={"ignore_eos": 1}), ["sampling_parameters.ignore_eos is 1", "a boolean"]),
+    "bias": (infer(sampling={"logit_bias": {"x": 1}}), ["sampling_parameters.logit_bias is {'x': 1}"]),
+    "digits": (infer(sampling={"seed": "9" * 5000}), ["sampling_parameters.seed is '999"]),
+    "range": (infer(sampling={"top_p": 1.5}), ["sampling_parameters.top_p is 1.5", "at most 1"]),
+    "inf": (infer(sampling={"temperature": "inf"}), ["sampling_parameters.temperature is inf"]),
+    "context": (infer(sampling={"max_tokens": 10**9}), ["sampling_parameters.max_tokens is 1000000000", "context"]),
+    "streamed": (infer(stream=True), ["stream is True", "ModelStreamInfer streams"]),
+    "sequence": (parameter("sequence_id", int64_param=1), ["parameters[sequence_id] is 1"]),
+    "mixed": (parameter("top_k", int64_param=1), ["parameters[top_k] is 1", "sampling_parameters"]),
+    "no value": (parameter("top_k"), ["parameters[top_k] is None"]),
+    "timeout": (parameter("timeout", int64_param=-1), ["parameters[timeout] is -1"]),
+    "timeout type": (parameter("timeout", string_param="1"), ["parameters[timeout] is '1'", "integer"]),
+    "priority": (parameter("priority", uint64_param=2**63), ["parameters[priority] is", "32-bit"]),
+    "empty final": (parameter("triton_enable_empty_final_response", int64_param=1), ["is 1", "a boolean"]),
+    "output": (
+        infer(outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name="x")]),
+        ["outputs[0].name is 'x'", "text_output"],
+    ),
+    "memory in": (shared_memory("inputs"), ["text_input.parameters is 'shared_memory_region'", "no shared memory"]),
+    "memory out": (shared_memory("outputs"), ["text_output.parameters is 'shared_memory_region'"]),
+    "id": (infer(id="\n"), ["id is '\\n'", "printable"]),
+}
+
+
+def test_bad_input_is_refused_by_name_in_calls_and_in_streams():
+    async def test():
+        async with serving(gateways=BOTH) as s:
+            for name, (request, parts) in BAD.items():
+                error = await status(stub(s).ModelInfer(request))
+                assert error.code() == INVALID, (name, error.details())
+                assert all(part in error.details() for part in parts), (name, error.details())
+            requests = [request for name, (request, _) in BAD.items() if name != "streamed"]
+            messages = await stream(s, *requests, infer(id="good"))
+            assert sum(bool(message.error_message) for message in messages) == len(requests)
+            (good,) = (message.infer_response for message in messages if not message.error_message)
+            assert (good.id, text_output(good)) == ("good", ["hiabcdefgh"])
+            (message,) = await stream(s, infer(stream=True, exclude_input_in_output=False, id="7"))
+            assert message.error_message.startswith("exclude_input_in_output is False")
+            assert (message.infer_response.id, message.infer_response.parameters[FINAL].bool_param) == ("7", True)
+            assert len(s.received(Submit)) == 1
+            refused = s.server.client.recorder.metrics.refused
+            assert refused["kserve", "INVALID_ARGUMENT"] == len(BAD) + len(requests) + 1
+            for fields, part in (
+                ({"model_name": "other"}, "model_name is 'other'; this server serves 'fake' only"),
+                ({"model_name": ""}, "model_name is ''"),
+                ({"model_version": "2"}, "model_version is '2'; this server serves '1' only"),
+            ):
+                error = await status(stub(s).ModelInfer(infer(**fields)))
+                assert (error.code(), part in error.details()) == (grpc.StatusCode.NOT_FOUND, True)
+
+    run(test())
+
+
+def test_a_stream_serves_many_requests_at_a_time():
+    async def test():
+        async with serving(FakeOptions(step_seconds=0.002), gateways=BOTH) as s:
+            requests = [infer("a", id=str(i % 3), stream=True, sampling={"max_tokens": 40}) for i in range(4)]
+            messages = [message.infer_response for message in await stream(s, *requests)]
+            assert not any(message.parameters[FINAL].bool_param for message in messages[:4])  # none waited for another
+            assert sum(message.parameters[FINAL].bool_param for message in messages) == 4
+            ids = [submit.request_id for submit in s.received(Submit)]
+            assert len(set(ids)) == 4
+            assert {request_id.split("-")[0] for request_id in ids} == {"0", "1", "2"}
+
+    run(test())
+
+
+def test_a_client_may_ask_for_a_status_instead_of_a_message():
+    async def test():
+        async with serving(FakeOptions(step_seconds=0.005), gateways=BOTH) as s:
+            long = infer(stream=True, sampling={"max_tokens": 4000})
+            call = stub(s).ModelStreamInfer(
+                iter([long, infer(model_version="3")]), metadata=[("triton_grpc_error", "true")]
+            )
+            error = await status(call)
+            assert (error.code(), "model_version is '3'" in error.details()) == (grpc.StatusCode.NOT_FOUND, True)
+            await until(lambda: not s.server.client.open_requests, "the end of the stream's requests")
+
+    run(test())
+
+
+def test_leaving_deadlines_and_timeouts_abort():
+    async def test():
+        async with serving(FakeOptions(step_seconds=0.005), gateways=BOTH) as s:
+            long = {"sampling": {"max_tokens": 4000}}
+            call = stub(s).ModelStreamInfer(iter([infer(stream=True, **long), infer(**long)]))
+            await call.read()
+            call.cancel()
+            await until(lambda: len(s.received(Abort)) == 2 and not s.server.client.open_requests, "two aborts")
+            for late in (
+                stub(s).ModelInfer(infer(**long), timeout=0.1),
+                stub(s).ModelStreamInfer(iter([infer(stream=True, **long)]), timeout=0.1),
+            ):
+                assert (await status(late)).code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            await until(lambda: len(s.received(Abort)) == 4 and not s.server.client.open_requests, "two more")
+            timed = infer(**long)
+            timed.parameters["timeout"].int64_param = 50_000
+            error = await status(stub(s).ModelInfer(timed))
+            assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            assert error.details() == "the request's timeout of 0.05 s is over"
+            (message,) = await stream(s, timed)
+            assert message.error_message == error.details()
+            assert not s.server.client.open_requests
+
+    run(test())
+
+
+def test_information():
+    async def test():
+        async with serving(gateways=BOTH) as s:
+            assert (await stub(s).ServerLive(pb.ServerLiveRequest())).live
+            assert (await stub(s).ServerReady(pb.ServerReadyRequest())).ready
+            for name, version, ready in (
+                ("fake", "", True),
+                ("fake", "1", True),
+                ("fake", "2", False),
+                ("x", "", False),
+            ):
+                request = pb.ModelReadyRequest(name=name, version=version)
+                assert (await stub(s).ModelReady(request)).ready == ready
+            assert "name is ''" in (await status(stub(s).ModelReady(pb.ModelReadyRequest()))).details()
+            metadata = await stub(s).ModelMetadata(pb.ModelMetadataRequest(name="fake"))
+            config = (await stub(s).ModelConfig(pb.ModelConfigRequest(name="fake"))).config
+            assert [t.name for t in metadata.inputs] == [t.name for t in config.input] == list(INPUTS)
+            assert [t.name for t in metadata.outputs] == [t.name for t in config.output] == list(OUTPUTS)
+            assert (list(metadata.inputs[1].shape), metadata.inputs[1].datatype) == ([-1], "INT32")
+            assert config.model_transaction_policy.decoupled
+            assert config.max_batch_size == 0
+            for call in (
+                stub(s).ModelMetadata(pb.ModelMetadataRequest(name="x")),
+                stub(s).ModelConfig(pb.ModelConfigRequest(name="fake", version="7")),
+            ):
+                assert (await status(call)).code() == grpc.StatusCode.NOT_FOUND
+            (model,) = (await stub(s).RepositoryIndex(pb.RepositoryIndexRequest(ready=True))).models
+            assert (model.name, model.version, model.state) == ("fake", "1", "READY")
+            for name in UNSERVED:
+                call = s.channel.unary_unary(f"/inference.GRPCInferenceService/{name}")(b"")
+                error = await status(call)
+                assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+                assert error.details().startswith(f"{name} is not supported: ")
+
+    run(test())
+
+
+def test_without_a_tokenizer_there_is_no_text_to_send():
+    async def test():
+        async with serving(gateways=BOTH, with_tokenizer=False) as s:
+            error = await status(stub(s).ModelInfer(infer(None, input_ids=[1])))
+            assert (error.code(), "without a tokenizer" in error.details()) == (
+                grpc.StatusCode.FAILED_PRECONDITION,
+                True,
+            )
+
+    run(test())
+
+
+def test_a_full_server_refuses_in_the_stream():
+    async def test():
+        async with serving(FakeOptions(step_seconds=0.005), gateways=BOTH, max_waiting=0) as s:
+            requests = [infer(id=str(i)) for i in range(6)]
+            messages = await stream(s, *requests)
+            assert sum("takes at most 4" in message.error_message for message in messages) == 2
+            assert s.server.client.accepted == 4
+            stats = await s.stub.GetStats(own_pb.GetStatsRequest())
+            assert (stats.accepted_requests, stats.refused_requests) == (4, 2)
+
+    run(test())
