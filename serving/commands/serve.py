@@ -67,8 +67,8 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         "--gateways",
         type=_gateways,
         metavar="LIST",
-        default=",".join(gateways.NAMES),
-        help=f"services of others on the gRPC port: {' and '.join(gateways.NAMES)}, or none (docs/gateways.md)",
+        default=",".join(gateways.SERVICES),
+        help=f"services of others on the gRPC port: {' and '.join(gateways.SERVICES)}, or none (docs/gateways.md)",
     )
     add_parser_options(parser)
     parser.add_argument("--served-model-name", metavar="NAME", help="name of the model towards clients")
@@ -190,9 +190,9 @@ def _http_port(text: str) -> int | None:
 def _gateways(text: str) -> tuple[str, ...]:
     names = () if text == "none" else tuple(text.split(","))
     for name in names:
-        if name not in gateways.NAMES:
+        if name not in gateways.SERVICES:
             raise argparse.ArgumentTypeError(
-                f"{name!r} is not one of {', '.join(gateways.NAMES)}; none is none of them"
+                f"{name!r} is not one of {', '.join(gateways.SERVICES)}; none is none of them"
             )
     return names
 

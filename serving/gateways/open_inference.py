@@ -19,6 +19,7 @@ from protos.open_inference import grpc_service_pb2 as pb
 from protos.open_inference import grpc_service_pb2_grpc as pb_grpc
 from serving.gateways.door import Context, Door, unimplemented
 from serving.gateways.infer_convert import FINAL, INPUTS, OUTPUTS, Asked, Replies, to_request
+from serving.gateways.services import KSERVE, SERVICES
 from serving.gateways.tensors import Spec
 from serving.request import GenerationRequest, ModelContext
 from serving.servicer import refuse
@@ -27,7 +28,6 @@ from serving.validation import refuse_unknown_fields
 
 _LOG = logging.getLogger("serving.gateways")
 
-SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 VERSION = "1"  # of the model: there is one
 PLATFORM = "jaxinfer"
 EXTENSIONS = ("model_configuration", "parameters", "schedule_policy")
@@ -286,4 +286,4 @@ def unserved() -> grpc.GenericRpcHandler:
     handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(refusing(name, why)) for name, why in UNSERVED.items()
     }
-    return grpc.method_handlers_generic_handler(SERVICE, handlers)
+    return grpc.method_handlers_generic_handler(SERVICES[KSERVE], handlers)

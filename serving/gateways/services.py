@@ -1,4 +1,4 @@
-"""Which gateway services a server has, and their life. A service is imported when it is asked for."""
+"""Which gateway services a server has, and their life. A service is imported when it is added, and not before."""
 
 from __future__ import annotations
 
@@ -14,32 +14,25 @@ from serving.request import ModelContext
 from serving.text_worker import TextWorker
 
 VLLM, KSERVE = "vllm", "kserve"
-NAMES = (VLLM, KSERVE)  # of --gateways, and of the doors in metrics, logs, ledger and traces
+# Names of --gateways, and of the doors in metrics, logs, ledger and traces -> the services' names in gRPC.
+SERVICES: Mapping[str, str] = {VLLM: "vllm.grpc.engine.VllmEngine", KSERVE: "inference.GRPCInferenceService"}
 
 
 @dataclass(frozen=True)
 class GatewayConfig:
-    """names: services to have, of NAMES. folder: of the model, where tokenizer files are read from."""
+    """names: services to have, of SERVICES. folder: of the model, where tokenizer files are read from."""
 
     names: tuple[str, ...] = ()
     folder: Path | None = None
 
 
 class Gateways:
-    """services: full names, for health and reflection."""
+    """services: names in gRPC, for health and reflection."""
 
     def __init__(self, config: GatewayConfig) -> None:
-        self.services: tuple[str, ...] = ()
+        self.services = tuple(service for name, service in SERVICES.items() if name in config.names)
         self._config = config
         self._doors: list[Door] = []
-        if VLLM in config.names:
-            from serving.gateways import vllm_engine
-
-            self.services += (vllm_engine.SERVICE,)
-        if KSERVE in config.names:
-            from serving.gateways import open_inference
-
-            self.services += (open_inference.SERVICE,)
 
     def add_to(self, server: grpc.aio.Server, client: EngineClient, worker: TextWorker) -> None:
         if VLLM in self._config.names:

@@ -6,10 +6,9 @@ length in four bytes and then itself.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from jaxinfer.sampling_params import InvalidRequest
 from protos.open_inference import grpc_service_pb2 as pb
@@ -27,13 +26,13 @@ class Spec(NamedTuple):
     optional: bool = True
 
 
-# Datatype -> the field of InferTensorContents, and numpy's type of the raw form.
+# Datatype -> the field of InferTensorContents, and struct's letter for the raw form.
 _FIELDS: Mapping[str, tuple[str, str | None]] = {
-    "BOOL": ("bool_contents", "|u1"),
-    "INT32": ("int_contents", "<i4"),
-    "INT64": ("int64_contents", "<i8"),
-    "UINT32": ("uint_contents", "<u4"),
-    "FP32": ("fp32_contents", "<f4"),
+    "BOOL": ("bool_contents", "B"),
+    "INT32": ("int_contents", "i"),
+    "INT64": ("int64_contents", "q"),
+    "UINT32": ("uint_contents", "I"),
+    "FP32": ("fp32_contents", "f"),
     "BYTES": ("bytes_contents", None),
 }
 
@@ -94,13 +93,13 @@ def _unpack(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes, count: i
         strings = _strings(tensor.name, data, count)
         _check_count(tensor, len(strings), count)
         return strings
-    dtype = np.dtype(kind)
-    if len(data) % dtype.itemsize:
-        allowed = f"{tensor.datatype} takes {dtype.itemsize} bytes a value"
+    size = struct.calcsize(f"<{kind}")
+    if len(data) % size:
+        allowed = f"{tensor.datatype} takes {size} bytes a value"
         raise InvalidRequest(f"raw_input_contents of {tensor.name}", f"{len(data)} bytes", allowed)
-    _check_count(tensor, len(data) // dtype.itemsize, count)
-    values = np.frombuffer(data, dtype).tolist()
-    return [bool(value) for value in values] if tensor.datatype == "BOOL" else values
+    _check_count(tensor, len(data) // size, count)
+    values = struct.unpack(f"<{count}{kind}", data)
+    return [bool(value) for value in values] if tensor.datatype == "BOOL" else list(values)
 
 
 def _strings(name: str, data: bytes, most: int) -> list[bytes]:
@@ -128,4 +127,4 @@ def add(response: pb.ModelInferResponse, spec: Spec, values: Sequence[Any], *, r
     elif kind is None:
         response.raw_output_contents.append(b"".join(len(value).to_bytes(4, "little") + value for value in plain))
     else:
-        response.raw_output_contents.append(np.asarray(values, kind).tobytes())
+        response.raw_output_contents.append(struct.pack(f"<{len(values)}{kind}", *values))

@@ -31,7 +31,6 @@ from serving.servicer import refuse
 from serving.status import BAD_INPUT, Refusal
 from serving.validation import refuse_unknown_fields
 
-SERVICE = pb.DESCRIPTOR.services_by_name["VllmEngine"].full_name
 SERVER_TYPE = "jaxinfer"
 CHUNK_BYTES = 64 << 10  # of the tokenizer's archive in one message
 # What GetModelInfo tells of the model's sampling defaults: the names that gateways know.

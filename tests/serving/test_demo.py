@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from smg_grpc_proto import vllm_engine_pb2 as vllm_pb
+from smg_grpc_proto import vllm_engine_pb2_grpc as vllm_grpc
+from smg_grpc_proto.generated import common_pb2
 
 from jaxinfer import LLM, SamplingParams
 from jaxinfer.model_path import demo_path
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
+from protos.open_inference import grpc_service_pb2_grpc as infer_grpc
+from tests.serving.gateways.harness import infer, text_output
 
 ROOT = Path(__file__).resolve().parents[2]
 # Small, so that it compiles quickly; the same for both sides, so that both run the same programs.
@@ -39,7 +46,8 @@ class Process:
         else:
             raise AssertionError("".join(self.lines))
         self.address = next(word for word in line.split() if word.startswith("localhost:"))
-        self.stub: Any = pb_grpc.InferenceStub(grpc.insecure_channel(self.address))
+        self.channel = grpc.insecure_channel(self.address)
+        self.stub: Any = pb_grpc.InferenceStub(self.channel)
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -98,6 +106,25 @@ def test_streams_what_the_offline_engine_generates(server: Process) -> None:
     assert ids == offline.outputs[0].token_ids
     assert (usage.prompt_tokens, usage.completion_tokens) == (len(offline.prompt_token_ids), len(ids))
     assert text.strip()
+
+
+def test_the_gateways_services_say_the_same(server: Process) -> None:
+    """Through the real process with its default options."""
+    settings = {"temperature": 0.75, "top_p": 0.875, "seed": 7, "max_tokens": 24}  # exact in 32 bits, as vLLM's are
+    text, ids, _ = collect(server, request(**settings))
+    model = server.stub.GetModelInfo(pb.GetModelInfoRequest()).model
+    vllm = vllm_grpc.VllmEngineStub(server.channel)
+    sampling = vllm_pb.SamplingParams(top_k=0, skip_special_tokens=True, **settings)
+    (reply,) = vllm.Generate(vllm_pb.GenerateRequest(text=PROMPT, sampling_params=sampling))
+    assert list(reply.complete.output_ids) == ids
+    info = vllm.GetModelInfo(vllm_pb.GetModelInfoRequest())
+    assert (info.served_model_name, info.model_path) == (model, str(demo_path()))
+    archive = b"".join(chunk.data for chunk in vllm.GetTokenizer(common_pb2.GetTokenizerRequest()))
+    names = zipfile.ZipFile(io.BytesIO(archive)).namelist()
+    assert {"tokenizer.json", "config.json", "chat_template.jinja"} <= set(names)
+    question = infer(PROMPT, model_name=model, sampling=settings)
+    answer = infer_grpc.GRPCInferenceServiceStub(server.channel).ModelInfer(question)
+    assert text_output(answer) == [PROMPT + text]
 
 
 def test_cancel_and_deadline_give_the_pages_back(server: Process) -> None:

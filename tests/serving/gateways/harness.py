@@ -8,9 +8,9 @@ from typing import Any
 from smg_grpc_proto import vllm_engine_pb2 as vllm_pb
 
 from protos.open_inference import grpc_service_pb2 as infer_pb
-from serving.gateways.services import NAMES, GatewayConfig
+from serving.gateways.services import SERVICES, GatewayConfig
 
-BOTH = GatewayConfig(NAMES)
+BOTH = GatewayConfig(tuple(SERVICES))
 
 
 def generate(text: str = "hi", *, stream: bool = True, **sampling: Any) -> vllm_pb.GenerateRequest:
