@@ -208,7 +208,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
         def config() -> pb.ModelConfigResponse:
             inputs = [
-                pb.ModelInput(name=s.name, data_type=_TYPES[s.datatypes[0]], dims=s.shape, optional=s.optional)
+                pb.ModelInput(name=s.name, data_type=_TYPES[s.datatypes[0]], dims=s.shape, optional=True)
                 for s in INPUTS.values()
             ]
             outputs = [

@@ -23,7 +23,6 @@ class Spec(NamedTuple):
     name: str
     datatypes: tuple[str, ...]
     shape: tuple[int, ...] = SCALAR
-    optional: bool = True
 
 
 # Datatype -> the field of InferTensorContents, and struct's letter for the raw form.

@@ -35,7 +35,8 @@ SERVER_TYPE = "jaxinfer"
 CHUNK_BYTES = 64 << 10  # of the tokenizer's archive in one message
 # What GetModelInfo tells of the model's sampling defaults: the names that gateways know.
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-_SECTIONS = ("core", "all")  # of GetLoads; the others are about what this engine does not have
+# Of GetLoads. The reply has fields for core alone; gateways ask every engine for the others, too.
+_SECTIONS = ("core", "memory", "queues", "spec", "lora", "disagg", "all")
 _RATE_SECONDS = 10.0
 
 T = TypeVar("T")

@@ -239,7 +239,7 @@ def test_bad_input_is_refused_by_name():
             assert "field is 99" in error.details()
             for request, part in (
                 (pb.GetLoadsRequest(dp_rank=1), "dp_rank is 1"),
-                (pb.GetLoadsRequest(include=["lora"]), "include is 'lora'"),
+                (pb.GetLoadsRequest(include=["weather"]), "include is 'weather'"),
             ):
                 assert part in (await status(stub(s).GetLoads(request))).details()
             assert "request_ids is []" in (await status(stub(s).Abort(pb.AbortRequest()))).details()
@@ -291,7 +291,7 @@ def test_information():
             assert (server.active_requests, server.max_num_seqs, server.block_size) == (5, 4, 16)
             assert (server.server_type, server.data_parallel_size, server.model_dtype) == ("jaxinfer", 1, "float32")
             assert 0 < server.uptime_seconds < 60
-            await stub(s).GetLoads(pb.GetLoadsRequest(include=["core"], dp_rank=0))
+            await stub(s).GetLoads(pb.GetLoadsRequest(include=["core", "disagg", "queues", "memory"], dp_rank=0))
             await asyncio.sleep(0.1)
             response = await stub(s).GetLoads(pb.GetLoadsRequest())
             (load,) = response.loads
