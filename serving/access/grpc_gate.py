@@ -9,9 +9,11 @@ import grpc
 
 from serving.access.access import Access
 from serving.access.caller import ADMIN, CALLER, INFER
+from serving.gateways.names import SERVICES
 from serving.status import Refusal
 
 _INFERENCE = "/jaxinfer.v1.Inference/"
+_VLLM, _KSERVE = (f"/{service}/" for service in SERVICES.values())
 _OPEN = "open"
 # Method, or service with a slash behind -> role; None: any key. What is not here needs the admin's.
 NEEDS: Mapping[str, str | None] = {
@@ -21,6 +23,22 @@ NEEDS: Mapping[str, str | None] = {
     _INFERENCE + "Detokenize": INFER,
     _INFERENCE + "GetModelInfo": None,
     _INFERENCE + "GetStats": ADMIN,
+    _VLLM + "Generate": INFER,
+    _VLLM + "Abort": None,
+    _VLLM + "HealthCheck": _OPEN,
+    _VLLM + "GetModelInfo": None,
+    _VLLM + "GetTokenizer": None,
+    _VLLM + "GetServerInfo": ADMIN,
+    _VLLM + "GetLoads": ADMIN,
+    _KSERVE + "ServerLive": _OPEN,
+    _KSERVE + "ServerReady": _OPEN,
+    _KSERVE + "ModelReady": None,
+    _KSERVE + "ServerMetadata": None,
+    _KSERVE + "ModelMetadata": None,
+    _KSERVE + "ModelConfig": None,
+    _KSERVE + "RepositoryIndex": None,
+    _KSERVE + "ModelInfer": INFER,
+    _KSERVE + "ModelStreamInfer": INFER,
     "/grpc.health.v1.Health/": _OPEN,
     "/grpc.reflection.v1alpha.ServerReflection/": None,
     "/grpc.reflection.v1.ServerReflection/": None,

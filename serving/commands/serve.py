@@ -30,7 +30,7 @@ from serving.commands.options import (
     tokenizer_of,
 )
 from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
-from serving.gateways import services as gateways
+from serving.gateways import names as gateways
 from serving.gateways.services import GatewayConfig
 from serving.http.api import ApiConfig
 from serving.observing.logs import EngineLogs, logging_to, tame_loop

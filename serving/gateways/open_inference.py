@@ -19,7 +19,7 @@ from protos.open_inference import grpc_service_pb2 as pb
 from protos.open_inference import grpc_service_pb2_grpc as pb_grpc
 from serving.gateways.door import Context, Door, unimplemented
 from serving.gateways.infer_convert import FINAL, INPUTS, OUTPUTS, Asked, Replies, to_request
-from serving.gateways.services import KSERVE, SERVICES
+from serving.gateways.names import KSERVE, SERVICES
 from serving.gateways.tensors import Spec
 from serving.request import GenerationRequest, ModelContext
 from serving.servicer import refuse

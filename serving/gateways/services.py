@@ -10,12 +10,9 @@ import grpc
 
 from serving.engine_client import EngineClient
 from serving.gateways.door import Door
+from serving.gateways.names import KSERVE, SERVICES, VLLM
 from serving.request import ModelContext
 from serving.text_worker import TextWorker
-
-VLLM, KSERVE = "vllm", "kserve"
-# Names of --gateways, and of the doors in metrics, logs, ledger and traces -> the services' names in gRPC.
-SERVICES: Mapping[str, str] = {VLLM: "vllm.grpc.engine.VllmEngine", KSERVE: "inference.GRPCInferenceService"}
 
 
 @dataclass(frozen=True)

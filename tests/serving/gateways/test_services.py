@@ -16,7 +16,8 @@ from smg_grpc_proto import vllm_engine_pb2_grpc as vllm_grpc
 from protos.open_inference import grpc_service_pb2 as infer_pb
 from protos.open_inference import grpc_service_pb2_grpc as infer_grpc
 from serving.commands.serve import make_parser
-from serving.gateways.services import SERVICES, GatewayConfig
+from serving.gateways.names import SERVICES
+from serving.gateways.services import GatewayConfig
 from serving.observing.setup import ObservingConfig
 from tests.fakes import FakeOptions
 from tests.serving.gateways.harness import BOTH, generate, infer
