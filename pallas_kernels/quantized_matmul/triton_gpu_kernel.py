@@ -15,7 +15,8 @@ read in words of L numbers. `x` comes with inputs 0, L, 2L, ... before 1, L + 1,
 words have a product of their own and nothing is interleaved; in words of 32 bits two places are masked at once.
 
 Scales multiply sums, in float32: those of outputs all of them, those of groups the sums of a slice. Only what a product
-reads is copied ahead of it by Triton, so scales of groups are read two turns ahead.
+reads is copied ahead of it by Triton, and nothing of a byte; so scales and zero points of groups are read two turns
+ahead.
 
 Importing this module imports Triton.
 """
@@ -40,7 +41,7 @@ def multiply(
     Args:
         x: (T, I) float32 or bfloat16, the inputs of a row in the order (L, I // L) instead of (I // L, L).
         values: (O, I) int8, or float8_e4m3fn as uint8; (O, I // 2) uint8 for int4.
-        scales: (O, A) float32. zeros: (O, A) float32, read if `has_zeros`.
+        scales: (O, A) float32. zeros: (O, A) uint8 or int8, read if `has_zeros`.
         out: (Z, T, O) float32.
         row_tile, output_tile, slices, slice_inputs, numbers: BT, BO, B, s and L.
         kind: "int8", "int4" or "fp8". whole: whether turns of the loop divide I, so that no input needs a mask.
@@ -61,14 +62,12 @@ def multiply(
     # Beyond the last output it is read again, which costs no mask; nothing of that is written.
     known = tl.minimum(column, outputs - 1).to(tl.int64)
     if slices > 1:
-        known = known[None, :, None]
-        vector = row[None, :, None]
+        known, vector = known[None, :, None], row[None, :, None]
         word = tl.arange(0, each)[None, None, :]
         number = tl.arange(0, slices)[:, None, None]
         acc = tl.zeros([slices, output_tile, row_tile], tl.float32)
     else:
-        known = known[:, None]
-        vector = row[:, None]
+        known, vector = known[:, None], row[:, None]
         word = tl.arange(0, each)[None, :]
         number = tl.zeros([1, 1], tl.int32)
         acc = tl.zeros([output_tile, row_tile], tl.float32)
@@ -77,6 +76,9 @@ def multiply(
     group_inputs: tl.constexpr = inputs // groups
     if has_zeros and groups == 1:
         zero_of_all = tl.load(zeros + known)
+    if has_zeros and groups > 1:
+        group_zero = _scale(zeros, known, begin * slices + number, slice_inputs, group_inputs, groups)
+        next_zero = _scale(zeros, known, (begin + 1) * slices + number, slice_inputs, group_inputs, groups)
     if groups > 1:
         scale = _scale(scales, known, begin * slices + number, slice_inputs, group_inputs, groups)
         next_scale = _scale(scales, known, (begin + 1) * slices + number, slice_inputs, group_inputs, groups)
@@ -88,11 +90,7 @@ def multiply(
         else:
             stored = tl.load(weights + place, mask=place < width, other=0)
         seen = vector < rows if whole else (vector < rows) & (place < width)
-        zero = None
-        if has_zeros and groups == 1:
-            zero = zero_of_all
-        elif has_zeros:
-            zero = _scale(zeros, known, turn * slices + number, slice_inputs, group_inputs, groups)
+        zero = (zero_of_all if groups == 1 else group_zero) if has_zeros else None
         sums = tl.zeros(acc.shape, tl.float32) if groups > 1 else acc
         for n in tl.static_range(numbers):
             some = tl.load(activations + n * width + place, mask=seen, other=0.0)
@@ -102,6 +100,9 @@ def multiply(
             acc += sums * scale
             scale = next_scale + 0.0  # an operation: Triton copies nothing ahead in loops that only hand a value on
             next_scale = _scale(scales, known, (turn + 2) * slices + number, slice_inputs, group_inputs, groups)
+            if has_zeros:
+                group_zero = next_zero + 0.0
+                next_zero = _scale(zeros, known, (turn + 2) * slices + number, slice_inputs, group_inputs, groups)
         else:
             acc = sums
 
@@ -137,8 +138,9 @@ def _scale(
     scales: tl.tensor, known: tl.tensor, number: tl.tensor, slice_inputs: tl.constexpr, group_inputs: tl.constexpr,
     groups: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """The scales (or zero points) of slices; beyond the last one, of the last."""
-    return tl.load(scales + known * groups + tl.minimum(number * slice_inputs // group_inputs, groups - 1))
+    """The scales (or zero points) of slices, in float32; beyond the last one, of the last."""
+    group = tl.minimum(number * slice_inputs // group_inputs, groups - 1)
+    return tl.load(scales + known * groups + group).to(tl.float32)
 
 
 @triton.jit

@@ -117,7 +117,7 @@ class Plan:
     def weight_bytes(self) -> int:
         """Of the values, scales and zero points, as they lie in memory."""
         values = self.outputs * self.inputs * STORAGE[self.kind].itemsize // (2 if self.kind == "int4" else 1)
-        return values + 4 * self.outputs * self.groups * (2 if self.has_zeros else 1)
+        return values + self.outputs * self.groups * (5 if self.has_zeros else 4)
 
     def moved(self, parts: int) -> int:
         """Bytes from and to memory with so many parts: weights, activations and outputs once, sums of parts written and

@@ -61,7 +61,7 @@ def build(product: Product, rng: np.random.Generator, *, extreme: bool = False) 
         x *= np.float32(10.0) ** rng.integers(-4, 4, (product.tokens, 1))
         x[0] = 0.0
         x[-1, 1:] = 0.0
-    zeros = rng.integers(0, 16, scales.shape).astype(ZEROS[product.kind]) if product.zeros else None
+    zeros = rng.integers(0, 16, scales.shape).astype(ZEROS.get(product.kind, np.int8)) if product.zeros else None
     order = rng.permutation(product.inputs).astype(np.int32) if product.order else None
     weight = QTensor(
         values,
