@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
 from jaxinfer.runtime.sharding import TP_AXIS, partition_spec
 
@@ -30,3 +31,8 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if TP_AXIS not in jax.sharding.get_abstract_mesh().axis_names:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def split_of(axes: LogicalAxes) -> PartitionSpec | None:
+    """Where a parameter's logical axes lie on the current mesh; None without a "tp" mesh axis."""
+    return partition_spec(axes) if TP_AXIS in jax.sharding.get_abstract_mesh().axis_names else None

@@ -6,20 +6,24 @@ Legend: T tokens, *O output axes of the weight, I its inputs, A groups of inputs
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from pallas_kernels import triton_support
 from pallas_kernels.dispatch import Backend, DeviceTarget, Op, select
 from pallas_kernels.qtensor import Activations, Kind, QTensor
+from pallas_kernels.quantized_matmul.split import Split, split_of
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedMatmulCase:
-    """What a backend is told before it is chosen."""
+    """What a backend is told before it is chosen; sizes are a device's own share."""
 
     num_tokens: int
     num_outputs: int
@@ -36,6 +40,27 @@ class QuantizedMatmulCase:
 def _xla_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str | None:
     """Plain XLA serves every case on every device."""
     del target, case
+    return None
+
+
+def _mosaic_gpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str | None:
+    """The Hopper kernel has tiles of 64 outputs, and reorders 32 inputs of one group."""
+    if target.platform != "gpu":
+        return "it runs on NVIDIA GPUs only"
+    if target.compute_capability is None or target.compute_capability[0] != 9:  # later ones have no wgmma either
+        return f"compute capability is {target.compute_capability}; it must be (9, 0), Hopper"
+    if case.kind != "int4":
+        return f"the weight is {case.kind}; it must be int4: XLA writes no other one out wide"
+    if case.activations is not None:
+        return f"activations are to be rounded to {case.activations}; they must keep their type"
+    if case.dtype != np.dtype("bfloat16"):
+        return f"activations are {case.dtype.name}; they must be bfloat16"
+    if case.group % 32:
+        return f"a group has {case.group} inputs; it must be a multiple of 32"
+    if case.num_outputs < 64 or case.num_outputs % 8:
+        return f"the weight has {case.num_outputs} outputs on a device; they must be a multiple of 8, and at least 64"
+    if case.num_tokens > MOSAIC_GPU_TOKENS:
+        return f"there are {case.num_tokens} tokens; they must be at most {MOSAIC_GPU_TOKENS}"
     return None
 
 
@@ -57,9 +82,13 @@ def _triton_gpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str
     return None
 
 
+# From here on the products take longer than writing the wide weight would; `mosaic_gpu.py` has the arithmetic.
+MOSAIC_GPU_TOKENS = 512
+
 OP: Op[QuantizedMatmulCase] = Op(
     name="quantized_matmul",
     backends=(
+        Backend("mosaic_gpu", _mosaic_gpu_supports, "pallas_kernels.quantized_matmul.mosaic_gpu:quantized_matmul"),
         Backend(
             "triton_gpu",
             _triton_gpu_supports,
@@ -78,6 +107,7 @@ def quantized_matmul(
     target: DeviceTarget | None = None,
     backend: str | None = None,
     merge: bool = True,
+    split: PartitionSpec | None = None,
 ) -> jax.Array:
     """x (T, I) times weight (*O, I), contracted over I, summed in float32: (T, *O) float32.
 
@@ -87,9 +117,13 @@ def quantized_matmul(
         target: the device being compiled for; None: the one that the weight is kept for.
         backend: a backend's name; None takes the first that can serve.
         merge: makes the weight a matrix first. Must be False where a split axis of the weight is not the first of O.
+        split: axes of the current mesh (`jax.set_mesh`) over which the axes (*O, I) of the weight are split; None: over
+            none. The partitioner finds that out for XLA's own product; a kernel runs once on every device with its
+            share, and partial sums over split inputs are added up.
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown backend.
+        ValueError: shapes that do not fit together, a split that does not fit the mesh or the weight, or an unknown
+            backend.
         dispatch.Unsupported: the backend cannot serve this case on this target.
     """
     weight.check()
@@ -100,19 +134,25 @@ def quantized_matmul(
     target = weight.target if target is None else target
     if target is None:
         raise ValueError("target is None, and the weight is not kept for any device")
-    run = select(OP, target, case_of(x, weight), backend).load()
+    devices = split_of(split, weight)
+    chosen = select(OP, target, case_of(x, weight, devices), backend)
+    run: Callable[..., jax.Array] = functools.partial(chosen.load(), target=target, merge=merge)
     if weight.order is not None:
         x = jnp.take(x, weight.order, axis=1)
-    return run(x, weight, target=target, merge=merge)
+        weight = dataclasses.replace(weight, order=None)
+    if devices is not None and chosen.name != "xla":
+        run = devices.on_every_device(run, weight)
+    return run(x, weight)
 
 
-def case_of(x: jax.Array, weight: QTensor) -> QuantizedMatmulCase:
-    """What dispatch is told of a product."""
+def case_of(x: jax.Array, weight: QTensor, devices: Split | None = None) -> QuantizedMatmulCase:
+    """What dispatch is told of a product, or of one device's share of it."""
+    outputs, inputs = (1, 1) if devices is None else (devices.outputs, devices.inputs)
     return QuantizedMatmulCase(
         num_tokens=x.shape[0],
-        num_outputs=math.prod(weight.outputs),
-        num_inputs=weight.inputs,
-        group=weight.group,
+        num_outputs=math.prod(weight.outputs) // outputs,
+        num_inputs=weight.inputs // inputs,
+        group=min(weight.group, weight.inputs // inputs),
         kind=weight.kind,
         activations=weight.activations,
         has_zeros=weight.zeros is not None,

@@ -2,7 +2,7 @@
 
 Why there is no kernel beside it for most formats: ahead of time for five TPU generations and for Hopper, XLA fuses the
 widening of int8 and float8 weights into the product and writes no wide weight (tests/aot/test_quantized_matmul.py); for
-int4 it does so on TPU, group by group, and not on Hopper.
+int4 it does so on TPU, group by group, and not on Hopper, where `mosaic_gpu.py` has a kernel.
 
 With activations in int8, or on GPU and TPU in float8, the product is one of narrow types; scales multiply the sums, as
 long as there is one for each output. Weights alone in few bits are widened in front of the product. XLA writes the wide

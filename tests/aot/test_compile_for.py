@@ -5,6 +5,7 @@ Each in a process of its own: an error inside a compiler aborts it.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.timeout(300)  # a minute at most on an idle machine
 
 def compile_for(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "scripts/compile_for.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    environment = os.environ | {"MOSAIC_GPU_DUMP_PTXAS": "1"}  # which names kernels in GPU programs
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 
 @needs_libtpu
@@ -60,6 +62,9 @@ def test_a_step_of_few_bits_compiles_for_hopper(scheme: str) -> None:
     done = compile_for("--topology", "hopper:4", "--model", "small-128", "--quantization", scheme, *SIZES)
     assert done.returncode == 0, done.stderr[-4000:]
     assert f", {scheme}, " in done.stdout
+    assert ("Compiling entry function 'quantized_matmul_int4" in done.stdout) == (scheme == "int4")
+    assert "all-reduce" in done.stdout
+    assert "all-to-all" not in done.stdout
 
 
 @needs_cuda

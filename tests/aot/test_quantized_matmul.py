@@ -40,7 +40,7 @@ def test_a_tpu_writes_no_wide_weight(topology: str) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["int8", "fp8", "w8a8", "fp8-dynamic"])
 def test_hopper_writes_no_wide_weight(name: str) -> None:
-    """int4 it does write out: XLA's own product is no match for a kernel there."""
+    """int4 it does write out, if it is asked to: `test_mosaic_gpu_quantized.py` has the kernel that it is given."""
     command = [sys.executable, "-m", "tests.aot.test_quantized_matmul", "hopper:1", name]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=280, check=False

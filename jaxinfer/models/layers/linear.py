@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxinfer.models.axes import LogicalAxes
+from jaxinfer.models.axes import LogicalAxes, split_of
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import quantized_matmul
 
@@ -32,16 +32,25 @@ def fresh(shape: tuple[int, ...], dtype: jnp.dtype, rngs: nnx.Rngs | None) -> ja
     return (INITIAL_SCALE * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
 
 
-def product(x: jax.Array, weight: jax.Array | QTensor, *, inputs: int = 1, merge: bool = True) -> jax.Array:
+def product(
+    x: jax.Array,
+    weight: jax.Array | QTensor,
+    *,
+    inputs: int = 1,
+    merge: bool = True,
+    axes: LogicalAxes | None = None,
+) -> jax.Array:
     """x (T, *I) times weight (*O, *I), contracted over the `inputs` axes I -> (T, *O) float32.
 
     `merge` makes both operands matrices first. XLA:CPU copies a weight of more axes transposed in every step, and its
     rows then depend on T. It must be False where a split axis of the weight is not the first of O or of I, because
-    such axes cannot be merged without gathering the weight from all devices.
+    such axes cannot be merged without gathering the weight from all devices. `axes` are the weight's logical axes:
+    kernels for quantized weights need them where there are several devices.
     """
     tokens = x.shape[0]
     if isinstance(weight, QTensor):  # its input axes are one
-        return quantized_matmul(x.reshape(tokens, -1), weight, merge=merge)
+        split = None if axes is None else split_of(axes[: len(weight.shape)])
+        return quantized_matmul(x.reshape(tokens, -1), weight, merge=merge, split=split)
     outputs = weight.shape[: weight.ndim - inputs]
     if merge:
         weight = weight.reshape(math.prod(outputs), -1)
@@ -53,10 +62,16 @@ def product(x: jax.Array, weight: jax.Array | QTensor, *, inputs: int = 1, merge
 
 
 def linear(
-    x: jax.Array, weight: jax.Array | QTensor, bias: jax.Array | None = None, *, inputs: int = 1, merge: bool = True
+    x: jax.Array,
+    weight: jax.Array | QTensor,
+    bias: jax.Array | None = None,
+    *,
+    inputs: int = 1,
+    merge: bool = True,
+    axes: LogicalAxes | None = None,
 ) -> jax.Array:
     """`product` plus bias (*O), the sum in float32, rounded to x's dtype: (T, *I) -> (T, *O)."""
-    y = product(x, weight, inputs=inputs, merge=merge)
+    y = product(x, weight, inputs=inputs, merge=merge, axes=axes)
     if bias is not None:
         y = y + bias.astype(jnp.float32)
     return y.astype(x.dtype)
@@ -84,9 +99,10 @@ class Linear(nnx.Module):
     ) -> None:
         self.inputs = len(inputs)
         self.merge = merge
+        self.axes = axes
         self.weight = parameter(fresh(outputs + inputs, dtype, rngs), axes)
         self.bias = parameter(jnp.zeros(outputs, dtype), axes[: len(outputs)]) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         bias = None if self.bias is None else self.bias.get_value()
-        return linear(x, self.weight.get_value(), bias, inputs=self.inputs, merge=self.merge)
+        return linear(x, self.weight.get_value(), bias, inputs=self.inputs, merge=self.merge, axes=self.axes)

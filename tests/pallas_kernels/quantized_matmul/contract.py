@@ -40,6 +40,8 @@ PRODUCTS = (
     Product("int4", inputs=26),
     Product("int8", group=16, order=True),
     Product(tokens=512, outputs=(24,), inputs=16),
+    Product("int4", tokens=19, outputs=(72,), inputs=192, group=64, zeros=True, dtype=jnp.bfloat16),
+    Product("int4", tokens=2, outputs=(2, 36), inputs=384, group=128, dtype=jnp.bfloat16),
 )
 
 

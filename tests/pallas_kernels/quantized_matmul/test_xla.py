@@ -75,5 +75,7 @@ def test_bad_input_is_named() -> None:
         quantized_matmul(x, dataclasses.replace(weight, scales=jnp.ones((48, 5))), target=CPU)
     with pytest.raises(ValueError, match=r"weight\.values is int8; int4 is stored as uint8"):
         quantized_matmul(x, dataclasses.replace(weight, kind="int4"), target=CPU)
-    with pytest.raises(UnknownBackend, match="backend of quantized_matmul is 'nope'; known: triton_gpu, xla"):
+    with pytest.raises(
+        UnknownBackend, match="backend of quantized_matmul is 'nope'; known: mosaic_gpu, triton_gpu, xla"
+    ):
         quantized_matmul(x, weight, target=CPU, backend="nope")

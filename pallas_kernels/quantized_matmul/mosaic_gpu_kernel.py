@@ -1,0 +1,295 @@
+"""The kernel of `mosaic_gpu.py`: blocks of threads that take one tile of outputs and one part of the inputs at a time.
+
+Legend: T tokens, N outputs, I inputs, A groups, C warpgroups that compute, Z parts of the inputs.
+
+One warpgroup of a block copies: packed weights and activations, by the tensor memory accelerator, into a ring of
+buffers in shared memory that does not run dry between two pieces of work. The others have 64 outputs each. They read
+packed bytes into registers, 8 numbers of 4 bits to a register, and widen them there: a number q becomes the bfloat16
+128 + q, whose bits are 0x4300 | q, two of them by one shift and one mask. Subtracting 128 and the zero point is exact.
+What comes out is the first factor of `wgmma` without leaving the registers; the second one, the activations, comes from
+shared memory. Sums of one group are multiplied by their scales in float32, so no weight is ever rounded.
+
+For 128 numbers of a thread that is, in PTX, 48 shifts, and 64 masks, offsets and subtractions each.
+
+Widening puts every 32 inputs in another order, that in which a thread finds them: input 8j + 4h + p comes to place
+8p + 2j + h. `permuted` does the same with activations.
+
+Scales and zero points are read from memory straight into registers, a block ahead of their use. Rows of outputs that
+would lie behind the last one are moved in front of it; they are computed twice.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.qtensor import INT4_MIDDLE
+from pallas_kernels.quantized_matmul.mosaic_gpu_plan import M_ROWS, PERMUTED, Plan, Scratch, scratch_types
+
+# Registers of a thread that computes and of one that copies, by the warpgroups that compute: together no more than
+# those that the block starts with.
+REGISTERS = {4: (112, 24), 2: (232, 40)}
+_OFFSET = 128  # a bfloat16 has seven bits behind its leading one: 128 + q has q in the lowest four
+_PAIR_MASK, _PAIR_OFFSET = 0x000F000F, 0x43004300
+
+
+def permuted(x: jax.Array) -> jax.Array:
+    """Activations (T, I) with their inputs in the order in which the kernel widens weights."""
+    parts = x.reshape(x.shape[0], x.shape[1] // PERMUTED, 4, 2, 4)  # j, h, p
+    return parts.transpose(0, 1, 4, 2, 3).reshape(x.shape)
+
+
+def launch(
+    plan: Plan, x: jax.Array, values: jax.Array, scales: jax.Array, zeros: jax.Array | None, interpret: Any
+) -> tuple[jax.Array, ...]:
+    """Runs the kernel.
+
+    Args:
+        x: (token_tiles * tile, I) bfloat16, permuted.
+        values: (N, I // 2) uint8.
+        scales, zeros: (N, A).
+
+    Returns:
+        Sums (Z, row_tiles * rows, token_tiles * tile) float32; rows behind N repeat others, see `mosaic_gpu.py`. If
+        `plan.count_copies`, also the bytes of the weight that each warpgroup brought, (blocks of threads, C + 1) int32.
+    """
+    sums = (plan.parts, plan.row_tiles * plan.rows, plan.token_tiles * plan.tile)
+    out_types = [jax.ShapeDtypeStruct(sums, jnp.float32)]
+    if plan.count_copies:
+        out_types.append(jax.ShapeDtypeStruct((plan.processors, plan.warpgroups + 1), jnp.int32))
+    sources = [scales] if zeros is None else [scales, zeros]
+    return plgpu.kernel(
+        functools.partial(_kernel, plan=plan),
+        out_type=tuple(out_types),
+        grid=(plan.processors,),
+        grid_names=("processor",),
+        scratch_types=scratch_types(plan, bool(interpret)),
+        compiler_params=plgpu.CompilerParams(
+            lowering_semantics=plgpu.LoweringSemantics.Lane, approx_math=True, reduction_scratch_bytes=0
+        ),
+        num_threads=plan.warpgroups + 1,
+        thread_name="warpgroup",
+        interpret=interpret,
+        kernel_name="quantized_matmul_int4",
+    )(x, values, *sources)
+
+
+def _kernel(x: Any, values: Any, *refs: Any, plan: Plan) -> None:
+    """One block of threads."""
+    sources, refs = refs[: 1 + plan.zeros], refs[1 + plan.zeros :]
+    out, refs = refs[0], refs[1:]
+    counter, scratch = refs[: plan.count_copies], Scratch(*refs[plan.count_copies :])
+    warpgroup, processor = lax.axis_index("warpgroup"), lax.axis_index("processor")
+    compute_registers, copy_registers = REGISTERS.get(plan.warpgroups, (0, 0))
+
+    def tell(moved: jax.Array) -> None:
+        for reference in counter:
+            reference[processor, warpgroup] = moved
+
+    @pl.when(warpgroup < plan.warpgroups)
+    def _() -> None:
+        if compute_registers:
+            plgpu.set_max_registers(compute_registers, action="increase")
+        tell(_compute(plan, sources, out, scratch, warpgroup, processor))
+
+    @pl.when(warpgroup == plan.warpgroups)
+    def _() -> None:
+        if copy_registers:
+            plgpu.set_max_registers(copy_registers, action="decrease")
+        tell(_copy(plan, x, values, scratch, processor))
+
+
+class _Item(NamedTuple):
+    """A piece of work."""
+
+    part: jax.Array
+    row_tile: jax.Array
+    token_tile: jax.Array
+    begin: jax.Array  # blocks of inputs, begin <= block < end
+    end: jax.Array
+
+
+def _item(plan: Plan, number: jax.Array) -> _Item:
+    tiles = jnp.int32(plan.token_tiles)
+    outer = lax.div(number, tiles)
+    part = lax.div(outer, jnp.int32(plan.row_tiles))
+    begin = part * plan.blocks_of_part
+    end = jnp.minimum(begin + plan.blocks_of_part, plan.blocks)
+    return _Item(part, lax.rem(outer, jnp.int32(plan.row_tiles)), lax.rem(number, tiles), begin, end)
+
+
+def _first_row(plan: Plan, item: _Item, warpgroup: Any) -> jax.Array:
+    """The first of a warpgroup's outputs."""
+    return jnp.minimum(item.row_tile * plan.rows, plan.num_outputs - plan.rows) + warpgroup * M_ROWS
+
+
+def _turns(plan: Plan, processor: jax.Array) -> jax.Array:
+    """How many pieces of work a block of threads takes: number `processor`, and every `plan.processors`-th from it."""
+    return lax.div(plan.items - 1 - processor, jnp.int32(plan.processors)) + 1
+
+
+def _copy(plan: Plan, x: Any, values: Any, scratch: Scratch, processor: jax.Array) -> jax.Array:
+    """The warpgroup that copies: fills every stage of the ring that the others have read. Returns bytes of weights."""
+    width = plan.block // 2
+
+    def of_item(turn: jax.Array, step: jax.Array) -> jax.Array:
+        item = _item(plan, processor + turn * plan.processors)
+        tokens = pl.ds(item.token_tile * plan.tile, plan.tile)
+
+        def of_block(block: jax.Array, step: jax.Array) -> jax.Array:
+            stage = lax.rem(step, jnp.int32(plan.stages))
+            filled = scratch.filled.at[stage]
+            plgpu.barrier_wait(scratch.read.at[stage])
+            for warpgroup in range(plan.warpgroups):
+                rows = pl.ds(_first_row(plan, item, warpgroup), M_ROWS)
+                source = values.at[rows, pl.ds(block * width, width)]
+                plgpu.copy_gmem_to_smem(source, scratch.values.at[stage, warpgroup], filled)
+            source = x.at[tokens, pl.ds(block * plan.block, plan.block)]
+            plgpu.copy_gmem_to_smem(source, scratch.x.at[stage], filled)
+            return step + 1
+
+        return lax.fori_loop(item.begin, item.end, of_block, step)
+
+    steps = lax.fori_loop(jnp.int32(0), _turns(plan, processor), of_item, jnp.int32(0))
+    for stage in range(plan.stages):  # nobody arrives at a barrier that is gone
+        plgpu.barrier_wait(scratch.read.at[stage])
+    return steps * (plan.rows * width)
+
+
+def _compute(
+    plan: Plan, sources: tuple[Any, ...], out: Any, scratch: Scratch, warpgroup: jax.Array, processor: jax.Array
+) -> jax.Array:
+    """A warpgroup that computes 64 outputs of every piece. Returns bytes of scales and zero points."""
+    for stage in range(plan.stages):  # all of them may be filled
+        plgpu.barrier_arrive(scratch.read.at[stage])
+    turns = _turns(plan, processor)
+
+    def of_item(turn: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        item = _item(plan, processor + turn * plan.processors)
+        # The last piece looks ahead at itself, which brings nothing new.
+        following = _item(plan, processor + jnp.minimum(turn + 1, turns - 1) * plan.processors)
+
+        def of_block(block: jax.Array, carry: tuple[Any, Any, jax.Array]) -> tuple[Any, Any, jax.Array]:
+            total, factors, step = carry
+            inside = block + 1 < item.end
+            row = jnp.where(inside, _first_row(plan, item, warpgroup), _first_row(plan, following, warpgroup))
+            ahead = _load_factors(plan, sources, row, jnp.where(inside, block + 1, following.begin))
+            stage = lax.rem(step, jnp.int32(plan.stages))
+            plgpu.barrier_wait(scratch.filled.at[stage])
+            total = _add_block(plan, total, factors, scratch, stage, warpgroup)
+            plgpu.barrier_arrive(scratch.read.at[stage])
+            return total, ahead, step + 1
+
+        factors, step = carry
+        nothing = plgpu.layout_cast(jnp.zeros((M_ROWS, plan.tile), jnp.float32), plgpu.Layout.WGMMA)
+        total, factors, step = lax.fori_loop(item.begin, item.end, of_block, (nothing, factors, step))
+        _store(plan, out, item, scratch.results.at[warpgroup], warpgroup, total)
+        return factors, step
+
+    first = _item(plan, processor)
+    factors = _load_factors(plan, sources, _first_row(plan, first, warpgroup), first.begin)
+    _, steps = lax.fori_loop(jnp.int32(0), turns, of_item, (factors, jnp.int32(0)))
+    plgpu.wait_smem_to_gmem(0)
+    return steps * (plan.scales_of_block * M_ROWS * sum(source.dtype.itemsize for source in sources))
+
+
+def _load_factors(plan: Plan, sources: tuple[Any, ...], row: jax.Array, block: jax.Array) -> list[list[jax.Array]]:
+    """The scales of 64 outputs in a block, and then their zero points if there are any: each (64,)."""
+    count, rows = plan.scales_of_block, pl.ds(row, M_ROWS)
+    first = block * count if plan.block >= plan.group else lax.div(block, jnp.int32(plan.group // plan.block))
+    layout = plgpu.Layout.WGMMA.reduce(1)
+    return [[_load(source.at[rows, first + number], layout) for number in range(count)] for source in sources]
+
+
+def _add_block(
+    plan: Plan, total: jax.Array, factors: Any, scratch: Scratch, stage: jax.Array, warpgroup: jax.Array
+) -> jax.Array:
+    """total (64, tile) and the products of a block's inputs."""
+    packed = _load(scratch.values.at[stage, warpgroup], plgpu.Layout.WGMMA_8BIT)
+    for begin in range(0, plan.block, plan.unit):
+        number = begin // plan.group if plan.block >= plan.group else 0
+        wide = _widened(packed[:, begin // 2 : (begin + plan.unit) // 2], bool(scratch.widened))
+        if plan.zeros:
+            zero = (factors[1][number].astype(jnp.float32) + float(_OFFSET)).astype(jnp.bfloat16)
+            wide -= lax.broadcast_in_dim(zero, wide.shape, [0])
+        else:
+            wide -= jnp.bfloat16(_OFFSET + INT4_MIDDLE)
+        x = scratch.x.at[stage, :, pl.ds(begin, plan.unit)].transpose((1, 0))
+        scales = lax.broadcast_in_dim(factors[0][number].astype(jnp.float32), total.shape, [0])
+        total += _product((M_ROWS, plan.tile), wide, x, scratch, warpgroup) * scales
+    return total
+
+
+def _widened(packed: jax.Array, interpreted: bool) -> jax.Array:
+    """Bytes (64, n) as bfloat16 (64, 2n): 128 and the number, in the order of `permuted`."""
+    rows, width = packed.shape
+    if interpreted:  # the same in operations on whole arrays
+        halves = jnp.stack([packed & 15, packed >> 4], axis=-1)
+        numbers = halves.reshape(rows, 2 * width // PERMUTED, 4, 2, 4).transpose(0, 1, 4, 2, 3)
+        return numbers.reshape(rows, 2 * width).astype(jnp.bfloat16) + jnp.bfloat16(_OFFSET)
+    layout = plgpu.Layout.WGMMA
+    result = plgpu.ShapeDtypeStruct((rows, 2 * width), jnp.bfloat16, layout=layout)
+    return plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA_8BIT,), return_type=result)(_widen_registers)(packed)
+
+
+def _widen_registers(context: Any, packed: Any) -> Any:
+    """Registers of four bytes, two for each 16 columns (rows 8 apart), as four times as many of two bfloat16."""
+    import numpy as np
+    from jax._src.lib.mlir import ir
+    from jax._src.lib.mlir.dialects import arith
+    from jax.experimental.mosaic.gpu import fragmented_array, utils
+
+    del context
+    pair = ir.VectorType.get((2,), ir.BF16Type.get())
+    word = ir.IntegerType.get_signless(32)
+    rows, width = packed.shape
+    shape = fragmented_array.WGMMA_LAYOUT.registers_shape((rows, 2 * width))
+    bytes_of = packed.registers.reshape(width // 16, 2)
+    wide = np.empty((width // 16, 4, 2), dtype=object)
+    mask, offset = utils.c(_PAIR_MASK, word), utils.c(_PAIR_OFFSET, word)
+    for (column, half), register in np.ndenumerate(bytes_of):
+        bits = utils.bitcast(register, word)
+        for place in range(4):
+            shifted = arith.shrui(bits, utils.c(4 * place, word)) if place else bits
+            numbers = arith.ori(arith.andi(shifted, mask), offset)
+            wide[column, place, half] = utils.bitcast(numbers, pair)
+    return fragmented_array.FragmentedArray(
+        _registers=wide.reshape(shape), _layout=fragmented_array.WGMMA_LAYOUT, _is_signed=None
+    )
+
+
+def _product(shape: tuple[int, int], wide: jax.Array, x: Any, scratch: Scratch, warpgroup: jax.Array) -> jax.Array:
+    """wide (64, unit) in registers times x (unit, tile) in shared memory: (64, tile) float32."""
+    factor: Any = wide
+    if scratch.widened:  # the interpreter takes both factors from references
+        factor = scratch.widened[0].at[warpgroup]
+        factor[...] = wide
+        plgpu.commit_smem()
+
+    def accumulate(acc: Any) -> jax.Array:
+        plgpu.wgmma(acc, factor, x)
+        return acc[...]
+
+    return pl.run_scoped(accumulate, plgpu.ACC(shape, jnp.float32))
+
+
+def _load(reference: Any, layout: Any) -> jax.Array:
+    """All of a reference. JAX 0.10 wants an index, and 0.11 wants none."""
+    index = ((),) if jax.__version_info__ < (0, 11) else ()
+    return plgpu.load(reference, *index, layout=layout, optimized=False)
+
+
+def _store(plan: Plan, out: Any, item: _Item, staging: Any, warpgroup: jax.Array, total: jax.Array) -> None:
+    """Writes the sums of a piece through shared memory, which the piece before may still be leaving."""
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    staging[...] = total
+    plgpu.commit_smem()
+    rows = pl.ds(item.row_tile * plan.rows + warpgroup * M_ROWS, M_ROWS)
+    tokens = pl.ds(item.token_tile * plan.tile, plan.tile)
+    plgpu.copy_smem_to_gmem(staging, out.at[item.part, rows, tokens])
