@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -61,6 +62,27 @@ def test_what_is_copied_is_there_and_let_in(name):
         assert (ROOT / each).exists(), each
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
     assert {package.rstrip("*") for package in packages} <= copied
+
+
+@pytest.mark.longer
+def test_what_is_copied_is_enough_for_the_package(tmp_path):
+    """Built from those files alone, it is the package whole."""
+    pytest.importorskip("setuptools", reason="setuptools is not installed, and a build must not fetch it")
+    for found, rest in instructions("cpu"):
+        if found == "COPY" and not rest.startswith("--from"):
+            *sources, target = rest.split()
+            for source in sources:
+                if (ROOT / source).is_dir():
+                    shutil.copytree(
+                        ROOT / source, tmp_path / "src" / target, ignore=shutil.ignore_patterns("__pycache__")
+                    )
+                else:
+                    (tmp_path / "src").mkdir(exist_ok=True)
+                    shutil.copy(ROOT / source, tmp_path / "src")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--wheel-dir", str(tmp_path / "dist"), str(tmp_path / "src")], check=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    subprocess.run([sys.executable, str(ROOT / "scripts/check_wheel_contents.py"), str(wheel)], check=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

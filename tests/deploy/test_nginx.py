@@ -109,12 +109,14 @@ def test_nginx_takes_it(tmp_path):
 
 
 @pytest.fixture
-def replicas(tmp_path) -> Iterator[tuple[Proxy, list[ServerProcess]]]:
+def replicas(tmp_path, request) -> Iterator[tuple[Proxy, list[ServerProcess]]]:
+    """A parameter is more of `jaxinfer serve`'s arguments."""
     program("nginx", "nginx-light")
     model = write_model(tmp_path / "tiny")
     with contextlib.ExitStack() as stack:
-        options = {"step_seconds": STEP_SECONDS, "max_num_seqs": 32}
-        servers = [stack.enter_context(server(model, **options)) for _ in range(2)]
+        options = {"step_seconds": STEP_SECONDS, "max_num_seqs": 4}
+        more = getattr(request, "param", ())
+        servers = [stack.enter_context(server(model, *more, **options)) for _ in range(2)]
         grpc_ports = tuple(int(each.address().rpartition(":")[2]) for each in servers)
         http_ports = tuple(int(re.search(r"http://localhost:(\d+)/v1", each.output)[1]) for each in servers)
         proxy = write(tmp_path, http_ports, grpc_ports)
@@ -279,6 +281,33 @@ def test_streams_pass_as_they_come_and_a_client_that_goes_is_noticed(replicas):
         assert client.get("/metrics").status_code == 404
         assert client.get("/debug/requests/x").status_code == 404
         assert "<title>jaxinfer</title>" in client.get("/").text
+
+
+@pytest.mark.longer
+@pytest.mark.parametrize("replicas", [("--max-waiting=0",)], indirect=True)
+def test_full_replicas_say_so_and_serve_on(replicas):
+    """429 with a time to wait reaches the client. It is no failure of a replica: if nginx took one out of service for
+    it, both would be gone for seconds."""
+    proxy, _ = replicas
+    statuses: list[int] = []
+    waits: list[str | None] = []
+
+    def ask() -> None:
+        with proxy.client() as client:
+            for _ in range(12):
+                answer = client.post("/v1/completions", json=BODY)
+                statuses.append(answer.status_code)
+                if answer.status_code == 429:
+                    waits.append(answer.headers.get("retry-after"))
+                    time.sleep(0.05)
+
+    threads = [threading.Thread(target=ask) for _ in range(3 * CLIENTS)]  # two replicas take 8 at a time
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert set(statuses) == {200, 429}
+    assert None not in waits
 
 
 @pytest.mark.longer

@@ -16,6 +16,7 @@ const WORDS = {
 };
 const history = [];
 let before = null; // the last tokens and their time
+let refused = null; // the key that /metrics did not want: it is not asked again with the same one
 
 const at = (id) => document.getElementById(id);
 
@@ -54,9 +55,12 @@ async function readState() {
 
 async function readNumbers() {
   let text = "";
+  const used = key();
+  if (used === refused) return;
   try {
     const response = await ask("metrics");
     if (response.ok) text = await response.text();
+    refused = response.status === 401 || response.status === 403 ? used : null;
   } catch {
     text = ""; // the numbers become dashes
   }

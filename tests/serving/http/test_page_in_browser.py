@@ -273,6 +273,21 @@ def test_a_key_is_sent_and_kept_nowhere(visit):
         assert page.locator("[name=key]").input_value() == ""
 
 
+def test_numbers_that_a_key_may_not_see_are_asked_for_once(visit):
+    """A server with keys writes every refusal down."""
+    with running(says("ok")) as s:
+        page = visit(s.url)
+        page.locator("#running", has_text="0").wait_for()
+        asked: list[str] = []
+        page.route("**/metrics", lambda route: (asked.append("once"), route.fulfill(status=403, body="{}")))
+        page.locator("#running", has_text="–").wait_for()
+        page.wait_for_timeout(2500)
+        assert len(asked) == 1
+        page.unroute("**/metrics")
+        setting(page, key="another")
+        page.locator("#running", has_text="0").wait_for()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_can_be_read(visit, scheme):
     with running(says("word " * 60 + "w" * 120)) as s:
