@@ -7,12 +7,12 @@ const EVERY_MS = 1000;
 const PATIENCE_MS = 5000;
 const WORDS = {
   ready: "ready",
-  loading: "loading the model",
-  draining: "shutting down",
+  loading: "loading",
+  draining: "draining",
   stuck: "stuck",
   failed: "failed",
   unreachable: "unreachable",
-  locked: "wants an API key",
+  locked: "locked",
 };
 const history = [];
 let before = null; // the last tokens and their time
