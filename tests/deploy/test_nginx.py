@@ -26,7 +26,7 @@ from tests.serving.harness import greedy
 from tests.serving.test_processes import ServerProcess, server, wait
 
 CONFIG = DEPLOY / "nginx/jaxinfer.conf"
-TOKENS = 60
+TOKENS = 100
 STEP_SECONDS = 0.01
 CLIENTS = 8
 TRIES = 10
@@ -221,12 +221,34 @@ def drain(replica: ServerProcess) -> None:
     replica.process.send_signal(signal.SIGTERM)
 
 
+def number(replica: ServerProcess, name: str) -> float:
+    """Of the replica's own metrics, over all labels."""
+    port = re.search(r"http://localhost:(\d+)/v1", replica.output)[1]
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    return sum(float(value) for value in re.findall(rf"^jaxinfer:{name}\{{.*\}} (\S+)$", text, re.M))
+
+
+def wait_for_the_middle(replica: ServerProcess) -> None:
+    """Until it has sent the first tokens of answers that have long to go."""
+    finished = tokens = -1.0
+
+    def is_there() -> bool:
+        nonlocal finished, tokens
+        now, sent = number(replica, "request_success_total"), number(replica, "generation_tokens_total")
+        if now != finished:
+            finished, tokens = now, sent
+        return number(replica, "requests_open") >= 1 and sent >= tokens + 10
+
+    wait(is_there, "the replica is in the middle of answers")
+
+
 @pytest.mark.longer
 def test_a_replica_that_is_killed_costs_no_whole_answer(replicas):
     """nginx asks the other one itself: nothing had been sent to the client yet. The clients try once only."""
     proxy, servers = replicas
     load = Load(proxy, whole)
     with load.going():
+        wait_for_the_middle(servers[0])
         kill(servers[0])
         servers[0].process.wait(20)
     assert load.failures == []
@@ -240,6 +262,7 @@ def test_a_replica_that_is_killed_breaks_streams_and_retries_lose_nothing(replic
     proxy, servers = replicas
     load = Load(proxy, streamed)
     with load.going():
+        wait_for_the_middle(servers[0])
         kill(servers[0])
         servers[0].process.wait(20)
     assert load.failures  # streams that had begun on it
@@ -271,13 +294,10 @@ def test_streams_pass_as_they_come_and_a_client_that_goes_is_noticed(replicas):
             assert time.monotonic() - began < 3000 * STEP_SECONDS / 4
             assert first.startswith("data: ")
             assert answer.headers["content-type"].startswith("text/event-stream")
-        ports = [int(re.search(r"http://localhost:(\d+)/v1", each.output)[1]) for each in servers]
-
-        def running() -> float:
-            texts = [httpx.get(f"http://127.0.0.1:{port}/metrics").text for port in ports]
-            return sum(float(re.search(r"^jaxinfer:requests_open\{.*\} (\S+)$", text, re.M)[1]) for text in texts)
-
-        wait(lambda: running() == 0, "the engine is told that the client went")
+        wait(
+            lambda: sum(number(each, "requests_open") for each in servers) == 0,
+            "the engine is told that the client went",
+        )
         assert client.get("/metrics").status_code == 404
         assert client.get("/debug/requests/x").status_code == 404
         assert "<title>jaxinfer</title>" in client.get("/").text
