@@ -34,7 +34,6 @@ class QuantizedMatmulCase:
     has_zeros: bool
     has_order: bool
     dtype: np.dtype  # of the activations
-    devices: int = 1  # over which XLA may split the product: those of the current mesh
 
 
 def _xla_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str | None:
@@ -65,7 +64,7 @@ def _mosaic_gpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str
 
 
 def _triton_gpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str | None:
-    """The Triton kernel widens weights alone, a power of two of inputs with one scale at a time, on one device."""
+    """The Triton kernel widens weights alone, a power of two of inputs with one scale at a time."""
     if (reason := triton_support.refusal(target)) is not None:
         return reason
     if case.activations is not None:
@@ -77,8 +76,6 @@ def _triton_gpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str
         )
     if case.kind == "fp8" and case.has_zeros:
         return "weights are fp8 with zero points; fp8 must have none"
-    if case.devices > 1:
-        return f"the mesh has {case.devices} devices; it must have one"
     return None
 
 
@@ -158,11 +155,4 @@ def case_of(x: jax.Array, weight: QTensor, devices: Split | None = None) -> Quan
         has_zeros=weight.zeros is not None,
         has_order=weight.order is not None,
         dtype=np.dtype(x.dtype),
-        devices=_devices(),
     )
-
-
-def _devices() -> int:
-    """Devices of the mesh that is current while tracing; 1 without one, and where the caller has split the work."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(size for name, size in mesh.shape.items() if name not in mesh.manual_axes)

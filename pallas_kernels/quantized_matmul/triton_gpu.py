@@ -28,7 +28,7 @@ def quantized_matmul(x: jax.Array, weight: QTensor, *, target: DeviceTarget, mer
 
     Jitted so that a model's equal layers are traced and lowered once.
     """
-    del merge  # on one device no axis is split
+    del merge  # it sees one device's share, of which no axis is split
     rows, inputs = x.shape
     groups = weight.scales.shape[-1]
     plan = Plan(

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from pallas_kernels import triton_support
 from pallas_kernels.dispatch import DeviceTarget, Unsupported, select
@@ -179,14 +178,6 @@ def test_what_it_does_not_serve_has_a_reason(target: DeviceTarget, change: dict[
     rng = np.random.default_rng(0)
     assert supports(AMPERE, case_of(*cases.build(SMALL, rng))) is None
     assert supports(target, case_of(*cases.build(dataclasses.replace(SMALL, **change), rng))) == reason
-
-
-@pytest.mark.usefixtures("_installed")
-def test_a_mesh_of_several_devices_is_refused() -> None:
-    x, weight = cases.build(SMALL, np.random.default_rng(0))
-    mesh = jax.sharding.AbstractMesh((4,), ("tp",), axis_types=(AxisType.Auto,))
-    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(Unsupported, match="the mesh has 4 devices; it must have"):
-        select(OP, AMPERE, case_of(x, weight), "triton_gpu")
 
 
 def test_a_missing_package_is_named_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
