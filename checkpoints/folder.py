@@ -2,7 +2,8 @@
 
 Two kinds are served: a plain Hugging Face folder (`config.json`, safetensors) and a converted checkpoint, which has
 
-    jaxinfer_config.json     format version, ModelConfig, where it came from, the size of every file of `params/`
+    jaxinfer_config.json     format version, ModelConfig, where it came from, the size of every file of `params/`, and
+                             what is not as the model's dtype says (`checkpoints.stored`)
     params/                  the arrays (Orbax), in the layout of one device
     generation_config.json   config.json, tokenizer and chat template files: copies of the source's
     conversion_report.json   what became of every tensor; written last: without it the folder is not a checkpoint
@@ -17,6 +18,7 @@ from typing import Any
 from jaxinfer.config import ConfigError, ModelConfig
 
 FORMAT_VERSION = 1
+STORAGE_FORMAT_VERSION = 2  # of folders with matrices in few bits or a type for the KV cache, which version 1 has not
 QUANTIZATION_KEY = "quantization_config"  # of config.json
 HF_CONFIG_FILE = "config.json"
 CONFIG_FILE = "jaxinfer_config.json"
@@ -119,9 +121,10 @@ def read_stored(folder: Path) -> dict[str, Any]:
     """jaxinfer_config.json of a converted checkpoint, its format version and the sizes of its files checked."""
     path = folder / CONFIG_FILE
     data = read_json_object(path)
-    if data.get("format_version") != FORMAT_VERSION:
+    version = data.get("format_version")
+    if version not in (FORMAT_VERSION, STORAGE_FORMAT_VERSION):
         raise CheckpointError(
-            f"{path}: format_version is {data.get('format_version')!r}; expected {FORMAT_VERSION}: "
+            f"{path}: format_version is {version!r}; expected {FORMAT_VERSION} or {STORAGE_FORMAT_VERSION}: "
             "convert the source again"
         )
     files = data.get("files")
@@ -137,8 +140,12 @@ def read_stored(folder: Path) -> dict[str, Any]:
 
 
 def _stored_config(folder: Path) -> ModelConfig:
+    from checkpoints.stored import parse_storage
+
     data = read_stored(folder)
     try:
-        return ModelConfig.from_dict(data["model"])
+        config = ModelConfig.from_dict(data["model"])
+        parse_storage(data, config)
+        return config
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error

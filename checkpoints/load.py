@@ -8,8 +8,10 @@ Orbax straight into their sharding. Matrices that a quantized checkpoint stores 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +28,21 @@ from checkpoints.quantized.mapping import Quantization, plan_quantized, read_qua
 from checkpoints.reader import open_checkpoint
 from checkpoints.rules import plan_mapping
 from checkpoints.store import StoredParams
+from checkpoints.stored import read_storage
 from jaxinfer.config import ConfigError, ModelConfig
 from jaxinfer.models.axes import LogicalAxes, parameter_axes
 from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.models.stored import check_stored, input_axes
-from jaxinfer.quantization import SCHEMES, MatrixPlacing, MatrixRounding, Scheme, placing_of, rounding_of
+from jaxinfer.models.stored import StoredMatrix, check_stored, input_axes
+from jaxinfer.quantization import (
+    SCHEMES,
+    MatrixPlacing,
+    MatrixRounding,
+    Scheme,
+    placing_of,
+    rounding_of,
+    stored_parts,
+)
 from jaxinfer.runtime.sharding import TP_AXIS, make_mesh, named_sharding
 from pallas_kernels.qtensor import QTensor
 
@@ -83,6 +94,23 @@ def canonical_shapes(config: ModelConfig, dtype: np.dtype) -> dict[str, tuple[in
     return {path: parameter.shape for path, parameter in parameters.items()}
 
 
+def canonical_parts(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredMatrix]) -> dict[str, QTensor]:
+    """{path: shapes of the parts} of matrices in few bits, as a converted checkpoint has them. shapes: canonical."""
+    found = {}
+    for path, matrix in stored.items():
+        inputs = input_axes(path)
+        assert inputs is not None
+        found[path] = stored_parts(shapes[path][:-inputs], math.prod(shapes[path][-inputs:]), matrix)
+    return found
+
+
+def check_finite(folder: Path, path: str, matrix: QTensor) -> QTensor:
+    """Raises CheckpointError, naming the parameter, if the scales of a matrix are not finite."""
+    if not np.isfinite(np.asarray(matrix.scales)).all():
+        raise CheckpointError(f"{folder}: parameter {path} holds values that are not finite; it has no scale")
+    return matrix
+
+
 def load_model(
     folder: str | Path,
     *,
@@ -105,14 +133,17 @@ def load_model(
     folder = Path(folder)
     config, generation_config = read_config(folder)
     if is_converted(folder):
-        return _load(_restore, folder, config, generation_config, dtype, mesh, progress, quantization)
+        stored = read_storage(folder, config).matrices
+        return _load(_restore, folder, config, generation_config, dtype, mesh, progress, quantization, stored)
     quantized = read_quantization(folder, config)
-    return _load(_stream, folder, config, generation_config, dtype, mesh, progress, quantization, quantized)
+    stored = {} if quantized is None else quantized.stored
+    read = partial(_stream, quantized=quantized)
+    return _load(read, folder, config, generation_config, dtype, mesh, progress, quantization, stored)
 
 
 def load_unfinished(folder: Path, config: ModelConfig) -> LoadedModel:
     """A converted checkpoint whose report is not written yet, in its own dtype on one device: for its verification."""
-    return _load(_restore, folder, config, {}, "auto", None, None, None)
+    return _load(_restore, folder, config, {}, "auto", None, None, None, {})
 
 
 def _scheme(name: str | None) -> Scheme | None:
@@ -130,7 +161,7 @@ def _load(
     mesh: Mesh | None,
     progress: Progress | None,
     quantization: str | None,
-    quantized: Quantization | None = None,
+    stored: Mapping[str, StoredMatrix],
 ) -> LoadedModel:
     scheme = _scheme(quantization)
     chosen = config.dtype if dtype == "auto" else dtype
@@ -140,9 +171,9 @@ def _load(
     if tuple(mesh.axis_names) != (TP_AXIS,):
         raise ConfigError(f"mesh axes are {tuple(mesh.axis_names)}; expected one axis, {TP_AXIS!r}")
     shape = ModelShape.of(config, mesh.shape[TP_AXIS])
-    check_stored({} if quantized is None else quantized.stored, quantization, config, shape)
+    check_stored(stored, quantization, config, shape)
     graphdef, parameters, state = decoder_parameters(config, shape, DTYPES[chosen])
-    arrays = read(_Request(folder, config, shape, DTYPES[chosen], mesh, parameters, progress, scheme, quantized))
+    arrays = read(_Request(folder, config, shape, DTYPES[chosen], mesh, parameters, progress, scheme, stored))
     loaded = [(key, leaf.replace(arrays[".".join(map(str, key))])) for key, leaf in nnx.to_flat_state(state)]
     params = nnx.to_pure_dict(nnx.from_flat_state(loaded))
     return LoadedModel(config, shape, chosen, graphdef, params, generation_config, folder)
@@ -161,9 +192,9 @@ class _Request:
         parameters: dict[str, Parameter],
         progress: Progress | None,
         scheme: Scheme | None,
-        quantized: Quantization | None,
+        stored: Mapping[str, StoredMatrix],
     ) -> None:
-        self.quantized = quantized
+        self.stored = stored
         self.folder, self.config, self.shape, self.dtype = folder, config, shape, dtype
         self.parameters = parameters
         if shape.tp == 1:
@@ -172,7 +203,7 @@ class _Request:
             self.canonical = canonical_shapes(config, dtype)
         self._mesh = mesh
         self._roundings = {} if scheme is None else self._plan_roundings(scheme)
-        self._placings = {} if quantized is None else self._plan_placings(quantized)
+        self._placings = self._plan_placings()
         self._progress = progress
         self._total = sum(self._bytes(path) for path in parameters)
         self._done = 0
@@ -185,9 +216,9 @@ class _Request:
         }
         return {path: rounding for path, rounding in planned.items() if rounding is not None}
 
-    def _plan_placings(self, quantized: Quantization) -> dict[str, MatrixPlacing]:
+    def _plan_placings(self) -> dict[str, MatrixPlacing]:
         planned = {}
-        for path, stored in quantized.stored.items():
+        for path, stored in self.stored.items():
             parameter, inputs = self.parameters[path], input_axes(path)
             assert inputs is not None
             planned[path] = placing_of(path, parameter.shape, parameter.axes, inputs, stored, self._mesh)
@@ -202,10 +233,7 @@ class _Request:
         """Rounds a parameter that lies on its devices, if it is one to be rounded. Raises CheckpointError for NaN."""
         if path not in self._roundings:
             return array
-        rounded = self._roundings[path].apply(array)
-        if not np.isfinite(np.asarray(rounded.scales)).all():
-            raise CheckpointError(f"{self.folder}: parameter {path} holds values that are not finite; it has no scale")
-        return rounded
+        return check_finite(self.folder, path, self._roundings[path].apply(array))
 
     def sharding(self, path: str) -> NamedSharding:
         return named_sharding(self._mesh, self.parameters[path].axes)
@@ -237,21 +265,21 @@ class _Request:
         return int(np.prod(self.canonical[path])) * self.dtype.itemsize
 
 
-def _stream(request: _Request) -> dict[str, Any]:
+def _stream(request: _Request, quantized: Quantization | None) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     with open_checkpoint(request.folder) as source:
-        quantized, taken, plain = None, frozenset[str](), request.canonical
-        if request.quantized is not None:
-            quantized = plan_quantized(request.config, source, request.canonical, request.quantized)
-            taken = quantized.taken
-            plain = {path: shape for path, shape in plain.items() if path not in quantized.matrices}
+        planned, taken, plain = None, frozenset[str](), request.canonical
+        if quantized is not None:
+            planned = plan_quantized(request.config, source, request.canonical, quantized)
+            taken = planned.taken
+            plain = {path: shape for path, shape in plain.items() if path not in planned.matrices}
         mapping = plan_mapping(request.config, source, plain, taken)
         check_tied_head(mapping, source)
-        if quantized is not None:
-            check_no_biases(quantized, source)
+        if planned is not None:
+            check_no_biases(planned, source)
         for path in request.parameters:
-            if quantized is not None and path in quantized.matrices:
-                arrays[path] = request.place_stored(path, read_matrix(quantized.matrices[path], quantized.format))
+            if planned is not None and path in planned.matrices:
+                arrays[path] = request.place_stored(path, read_matrix(planned.matrices[path], planned.format))
             else:
                 arrays[path] = request.place(path, assemble(mapping, source, path, request.dtype))
             request.report(path)
@@ -259,17 +287,24 @@ def _stream(request: _Request) -> dict[str, Any]:
 
 
 def _restore(request: _Request) -> dict[str, Any]:
-    stored = StoredParams(request.folder, request.canonical, DTYPES[request.config.dtype])
+    plain = {path: shape for path, shape in request.canonical.items() if path not in request.stored}
+    matrices = canonical_parts(request.canonical, request.stored)
+    stored = StoredParams(request.folder, plain, DTYPES[request.config.dtype], matrices)
     # What is rounded comes one by one: no more than one wide matrix is on a device.
     unchanged = [
         path
         for path in request.parameters
-        if request.parameters[path].shape == request.canonical[path] and path not in request.rounded
+        if request.parameters[path].shape == request.canonical[path]
+        and path not in request.rounded
+        and path not in matrices
     ]
     arrays: dict[str, Any] = stored.restore(
         {path: request.sharding(path) for path in unchanged}, request.dtype, lambda group: request.report(*group)
     )
     for path in request.parameters.keys() - arrays.keys():
-        arrays[path] = request.place(path, stored.read(path, request.dtype))
+        if path in matrices:
+            arrays[path] = request.place_stored(path, check_finite(request.folder, path, stored.read_matrix(path)))
+        else:
+            arrays[path] = request.place(path, stored.read(path, request.dtype))
         request.report(path)
     return arrays

@@ -2,10 +2,12 @@
 
 Every array is one uncompressed chunk in an OCDBT store: a dozen files whatever the number of parameters, and restoring
 is a read without decompression. The tree is nested dicts with string keys: "layers" / "0" / "attention" / ...
+A matrix in few bits is a dict of its parts (`checkpoints.stored`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from checkpoints.folder import PARAMS_FOLDER, CheckpointError
+from checkpoints.stored import PARTS
+from pallas_kernels.qtensor import QTensor
 
 # Bytes of arrays that Orbax may hold beside the tree while it writes or reads; its own default is the whole tree.
 CONCURRENT_BYTES = 128 * 1024**2
@@ -43,6 +47,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+def named_parts(path: str, matrix: QTensor) -> dict[str, Any]:
+    """{path of an array in the tree: part} of a matrix in few bits."""
+    parts = {f"{path}.{name}": getattr(matrix, name) for name in PARTS}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
 def save_params(folder: Path, params: Mapping[str, jax.Array]) -> dict[str, int]:
     """Write {dotted path: array on the CPU} to `folder`/params and return {file in there: bytes}.
 
@@ -63,30 +73,41 @@ def save_params(folder: Path, params: Mapping[str, jax.Array]) -> dict[str, int]
 class StoredParams:
     """The arrays in `folder`/params, checked against what the model needs before anything is read.
 
-    `expected`: {dotted path: canonical shape}; `dtype`: the numpy dtype they must be stored in. Raises CheckpointError
-    naming the parameter, expected and found.
+    `expected`: {dotted path: canonical shape}, and `dtype` is the numpy dtype of those. `matrices`: {dotted path:
+    shapes of the parts} of what is in few bits. Raises CheckpointError naming the parameter, expected and found.
     """
 
-    def __init__(self, folder: Path, expected: Mapping[str, tuple[int, ...]], dtype: np.dtype) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        expected: Mapping[str, tuple[int, ...]],
+        dtype: np.dtype,
+        matrices: Mapping[str, QTensor] | None = None,
+    ) -> None:
         self.folder = folder.absolute() / PARAMS_FOLDER
         self._shapes = dict(expected)
         self._itemsize = dtype.itemsize
-        largest = max(math.prod(shape) for shape in expected.values())
+        self._matrices = dict(matrices or {})
+        whole = {path: (shape, dtype) for path, shape in expected.items()}
+        for path, matrix in self._matrices.items():
+            parts = named_parts(path, matrix).items()
+            whole |= {name: (tuple(part.shape), np.dtype(part.dtype)) for name, part in parts}
+        largest = max(math.prod(shape) for shape, _ in whole.values())
         # The limiter refuses an array that is not smaller than the limit; one may be read as float32 at most.
         self._concurrent_bytes = max(CONCURRENT_BYTES, 4 * largest + 1)
-        self._check(dtype)
+        self._check(whole)
 
-    def _check(self, dtype: np.dtype) -> None:
+    def _check(self, expected: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
         with _checkpointer(self._concurrent_bytes) as checkpointer:
             metadata = _restoring(self.folder, lambda: checkpointer.metadata(self.folder).item_metadata)
         if metadata is None:  # Orbax logs the reason and goes on without
             raise CheckpointError(f"{self.folder}: cannot be restored: expected an Orbax checkpoint, found none")
         found = dict(flatten(metadata.tree))
-        for path in sorted(self._shapes.keys() - found.keys()):
-            raise CheckpointError(f"{self.folder}: parameter {path} is missing; expected shape {self._shapes[path]}")
-        for path in sorted(found.keys() - self._shapes.keys()):
+        for path in sorted(expected.keys() - found.keys()):
+            raise CheckpointError(f"{self.folder}: parameter {path} is missing; expected shape {expected[path][0]}")
+        for path in sorted(found.keys() - expected.keys()):
             raise CheckpointError(f"{self.folder}: parameter {path} is left over: the model's config has no such one")
-        for path, shape in self._shapes.items():
+        for path, (shape, dtype) in expected.items():
             stored_shape, stored_dtype = tuple(found[path].shape), np.dtype(found[path].dtype)
             if stored_shape != shape or stored_dtype != dtype:
                 raise CheckpointError(
@@ -97,6 +118,14 @@ class StoredParams:
         """One parameter in host memory, converted to `dtype`."""
         arguments = ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
         return self._restore({path: 0}, {path: arguments})[path]
+
+    def read_matrix(self, path: str) -> QTensor:
+        """One matrix in few bits, its parts in host memory as they are stored."""
+        like = self._matrices[path]
+        parts = named_parts(path, like)
+        arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray, dtype=part.dtype) for name, part in parts.items()}
+        read = self._restore(dict.fromkeys(parts, 0), arguments)
+        return dataclasses.replace(like, **{name.rsplit(".", 1)[-1]: part for name, part in read.items()})
 
     def restore(
         self,

@@ -39,12 +39,15 @@ def build_engine(
 
     A composition root: the only place of the engine that reaches up to `checkpoints`.
     """
+    from checkpoints.folder import read_config
     from checkpoints.load import load_model
+    from checkpoints.stored import with_stored_defaults
     from jaxinfer.runtime.assemble import Model, assemble_engine, configure_jax
     from jaxinfer.runtime.sharding import make_mesh
 
     configure_jax(runtime)
     mesh = make_mesh(runtime.tensor_parallel_size, runtime.device)
+    runtime = with_stored_defaults(Path(model), read_config(model)[0], runtime)
 
     def on_load(done: int, total: int, detail: str) -> None:
         if progress is not None:

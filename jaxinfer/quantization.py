@@ -74,13 +74,35 @@ def rounding_of(path: str, weight: Any, axes: LogicalAxes, scheme: Scheme, mesh:
         return None
     group = None
     if scheme.grouped:
-        share = math.prod(weight.shape[-inputs:]) // _input_shards(axes, inputs, mesh)
-        group = next((size for size in GROUPS if share % size == 0), None)
-        if group is None:
-            raise ConfigError(
-                f"quantization: {path} has {share} inputs on a device; one of {GROUPS} must divide them for int4"
-            )
+        group = largest_group(path, math.prod(weight.shape[-inputs:]) // _input_shards(axes, inputs, mesh))
     return MatrixRounding(scheme, group, inputs, axes, mesh)
+
+
+def largest_group(path: str, share: int) -> int:
+    """The group of int4 for `share` inputs on a device. Raises ConfigError, naming the parameter, if there is none."""
+    group = next((size for size in GROUPS if share % size == 0), None)
+    if group is None:
+        raise ConfigError(
+            f"quantization: {path} has {share} inputs on a device; one of {GROUPS} must divide them for int4"
+        )
+    return group
+
+
+def stored_parts(outputs: tuple[int, ...], inputs: int, stored: StoredMatrix) -> QTensor:
+    """The shapes of a matrix's parts, outputs *O and I inputs as one axis, as `ShapeDtypeStruct`s."""
+    groups = stored.groups(inputs)
+
+    def part(*sizes: int, dtype: Any = np.float32) -> Any:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    return QTensor(
+        part(*outputs, inputs // 2 if stored.kind == "int4" else inputs, dtype=STORAGE[stored.kind]),
+        part(*outputs, groups),
+        part(*outputs, groups, dtype=ZEROS[stored.kind]) if stored.zeros else None,
+        part(inputs, dtype=np.int32) if stored.order else None,
+        kind=stored.kind,
+        activations=stored.activations,
+    )
 
 
 @dataclass(frozen=True)
@@ -130,17 +152,7 @@ def placing_of(
             f"{count // groups}: it must split them between groups"
         )
 
-    def part(*sizes: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sizes, dtype)
-
-    plain = QTensor(
-        part(*outputs, count // 2 if stored.kind == "int4" else count, dtype=STORAGE[stored.kind]),  # type: ignore[arg-type]
-        part(*outputs, groups),  # type: ignore[arg-type]
-        part(*outputs, groups, dtype=ZEROS[stored.kind]) if stored.zeros else None,  # type: ignore[arg-type]
-        part(count, dtype=np.int32) if stored.order else None,  # type: ignore[arg-type]
-        kind=stored.kind,
-        activations=stored.activations,
-    )
+    plain = stored_parts(outputs, count, stored)
     return MatrixPlacing(_with_shardings(plain, _shardings(plain, axes, inputs, mesh)), inputs, axes, mesh)
 
 

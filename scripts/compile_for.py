@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,11 +23,10 @@ from model_shapes import SHAPES
 from rich.console import Console
 from rich.table import Table
 
-from checkpoints.folder import CheckpointError, is_converted, read_config
-from checkpoints.quantized.mapping import read_quantization
+from checkpoints.folder import CheckpointError, read_config
+from checkpoints.stored import read_storage, with_stored_defaults
 from jaxinfer.config import ConfigError, ModelConfig, Quantization, RuntimeConfig
 from jaxinfer.models.registry import model_config
-from jaxinfer.models.stored import StoredMatrix
 from jaxinfer.plan import abstract_model
 from jaxinfer.runtime.assemble import make_layout, make_runner
 from jaxinfer.runtime.kv_cache import gib, resolve_sizes
@@ -65,21 +64,13 @@ def describe(name: str, layers: int | None) -> ModelConfig:
     return read_config(Path(name))[0]
 
 
-def stored_matrices(name: str, config: ModelConfig) -> Mapping[str, StoredMatrix] | None:
-    """What a Hugging Face folder has in few bits already."""
-    folder = Path(name)
-    if name in SHAPES or is_converted(folder):
-        return None
-    quantized = read_quantization(folder, config)
-    return None if quantized is None else quantized.stored
-
-
 def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Console) -> bool:
     """Compiles and prints; returns whether all steps fit."""
     config = describe(arguments.model, arguments.layers)
     mesh = topology.mesh
     device = mesh.devices.flat[0]
-    stored = stored_matrices(arguments.model, config)
+    folder = None if arguments.model in SHAPES else Path(arguments.model)
+    stored = None if folder is None else read_storage(folder, config).matrices
     model = abstract_model(arguments.model, config, arguments.dtype, mesh, arguments.quantization, stored)
     runtime = RuntimeConfig(
         dtype=arguments.dtype,
@@ -93,6 +84,8 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
         attention_backend=arguments.attention_backend,
         kv_cache_dtype=arguments.kv_cache_dtype,
     )
+    if folder is not None:
+        runtime = with_stored_defaults(folder, config, runtime)
     layout = make_layout(model, DeviceTarget.of(device), runtime)
     sizes = resolve_sizes(config, runtime, layout, None, device.platform)
     runner = make_runner(model, mesh, runtime, sizes, layout)

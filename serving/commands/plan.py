@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from checkpoints.folder import CheckpointError, is_converted, read_config
-from checkpoints.quantized.mapping import read_quantization
+from checkpoints.folder import CheckpointError, read_config
+from checkpoints.stored import read_storage, with_stored_defaults
 from jaxinfer.config import ConfigError
 from jaxinfer.model_path import resolve_model
 from serving.commands.options import Help, add_runtime_options, runtime_config
@@ -35,9 +35,9 @@ def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> 
     arguments = parser.parse_args(argv)
     try:
         folder = resolve_model(arguments.model, hub_cache)
-        runtime = runtime_config(arguments)
         config, _ = read_config(folder)
-        quantized = None if is_converted(folder) else read_quantization(folder, config)
+        runtime = with_stored_defaults(folder, config, runtime_config(arguments))
+        stored = read_storage(folder, config).matrices
 
         from jaxinfer.plan import make_plan
         from jaxinfer.runtime.assemble import configure_jax
@@ -45,7 +45,6 @@ def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> 
 
         configure_jax(runtime)
         mesh = make_mesh(runtime.tensor_parallel_size, runtime.device)
-        stored = None if quantized is None else quantized.stored
         report = make_plan(folder.resolve().name, config, runtime, mesh, stored)
     except (CheckpointError, ConfigError, NotImplementedError) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
