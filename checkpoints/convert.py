@@ -1,7 +1,8 @@
 """From a Hugging Face folder to a converted checkpoint: `convert`, and the command line around it.
 
 Parameters are assembled one at a time in their target type and kept until Orbax has written them: the host holds the
-model in that type, one block of a source tensor, and Orbax's bounded buffers.
+model in that type, one block of a source tensor, and Orbax's bounded buffers. With few bits (`checkpoints.quantizing`)
+that type is theirs, and the host holds one dense layer beside it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import dataclasses
 import math
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from checkpoints.assemble import DTYPES, assemble, check_tied_head
 from checkpoints.folder import (
@@ -24,6 +27,7 @@ from checkpoints.folder import (
     FORMAT_VERSION,
     GENERATION_CONFIG_FILE,
     HF_CONFIG_FILE,
+    STORAGE_FORMAT_VERSION,
     TEXT_FILES,
     CheckpointError,
     is_converted,
@@ -32,14 +36,24 @@ from checkpoints.folder import (
 )
 from checkpoints.load import Progress, canonical_shapes
 from checkpoints.quantized.mapping import read_quantization
+from checkpoints.quantizing.options import SKIPS, Quantizing
+from checkpoints.quantizing.pipeline import Pipeline
+from checkpoints.quantizing.policy import plan_matrices
+from checkpoints.quantizing.report import tables
+from checkpoints.quantizing.samples import read_samples
+from checkpoints.quantizing.verify import digest
 from checkpoints.reader import TensorSource, open_checkpoint
 from checkpoints.report import ConversionReport, tensor_reports
 from checkpoints.rules import TensorMapping, plan_mapping
 from checkpoints.staging import staged
-from checkpoints.store import save_params
+from checkpoints.store import named_parts, save_params
+from checkpoints.stored import KEY as STORAGE_KEY
+from checkpoints.stored import KV_CACHE_DTYPES, Storage
 from jaxinfer.config import ConfigError, ModelConfig
+from jaxinfer.quantization import SCHEMES
 from jaxinfer.text.errors import TokenizerError
 from jaxinfer.text.loading import load_tokenizer
+from pallas_kernels.qtensor import QTensor
 
 EXIT_BAD_INPUT = 2
 Say = Callable[[str], None]
@@ -52,6 +66,7 @@ def convert(
     dtype: str | None = None,
     verify: bool = False,
     overwrite: bool = False,
+    quantizing: Quantizing | None = None,
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> ConversionReport:
@@ -59,11 +74,12 @@ def convert(
 
     dtype: "float32" or "bfloat16"; None keeps the checkpoint's (float16 becomes bfloat16). verify: compare with the
     transformers library before the folder appears (`checkpoints.verify`). overwrite: replace a converted checkpoint in
-    `out_dir`. progress: called per parameter. say: called with one line per stage.
+    `out_dir`. quantizing: few bits for the layers' matrices, a type for keys and values. progress: called per
+    parameter. say: called with one line per stage.
 
     Raises:
         CheckpointError: bad input, an existing `out_dir`, or a comparison beyond its limits.
-        ConfigError: an unknown `dtype`.
+        ConfigError: an unknown `dtype`, or what is asked of the quantization cannot be.
     """
     hf_dir, out_dir = Path(hf_dir), Path(out_dir)
     say = say or (lambda line: None)
@@ -75,32 +91,56 @@ def convert(
             f"{hf_dir / HF_CONFIG_FILE}: expected no quantization_config; a quantized checkpoint is served as it is"
         )
     config = dataclasses.replace(config, dtype=_chosen_dtype(dtype, config))
+    asked = quantizing or Quantizing()
+    asked.check()
+    planned = plan_matrices(config, asked) if asked.scheme is not None else None
     copied = _files_to_copy(hf_dir)
-    with open_checkpoint(hf_dir) as source:
+    samples = None if asked.calibrate is None else read_samples(asked.calibrate, hf_dir, config)
+    with open_checkpoint(hf_dir) as source, jax.default_device(jax.local_devices(backend="cpu")[0]):
         mapping = plan_mapping(config, source, canonical_shapes(config, DTYPES[config.dtype]))
         with staged(out_dir, overwrite) as folder:
             say("checking and assembling the tensors")
-            checksums = _write_params(folder, config, mapping, source, progress, say)
+            check_tied_head(mapping, source)
+            pipeline = None
+            if planned is not None:
+                pipeline = Pipeline(config, mapping, source, DTYPES[config.dtype], asked, planned, samples)
+            written = _write_params(folder, config, mapping, source, asked, pipeline, progress, say)
             _copy(hf_dir, folder, copied)
             verification = None
             if verify:
-                from checkpoints.verify import verify_conversion
-
                 say("comparing with transformers")
-                verification = verify_conversion(hf_dir, folder, config, mapping, checksums, say)
-            count = sum(math.prod(shape) for shape in mapping.shapes.values())
+                verification = _verify(hf_dir, folder, config, mapping, pipeline, written, say)
             report = ConversionReport(
                 architecture=config.architecture,
                 dtype=config.dtype,
-                parameter_count=count,
-                parameter_bytes=count * DTYPES[config.dtype].itemsize,
-                tensors=tensor_reports(mapping, source, config.dtype, checksums),
+                parameter_count=sum(math.prod(shape) for shape in mapping.shapes.values()),
+                parameter_bytes=written.num_bytes,
+                tensors=tensor_reports(mapping, source, config.dtype, written.checksums),
                 ignored=mapping.ignored,
                 copied_files=copied,
                 verification=verification,
+                quantization=None if pipeline is None else pipeline.report(),
             )
             report.write(folder)  # last: it makes the folder a checkpoint
     return report
+
+
+def _verify(
+    hf_dir: Path,
+    folder: Path,
+    config: ModelConfig,
+    mapping: TensorMapping,
+    pipeline: Pipeline | None,
+    written: _Written,
+    say: Say,
+) -> dict[str, Any]:
+    if pipeline is None:
+        from checkpoints.verify import verify_conversion
+
+        return verify_conversion(hf_dir, folder, config, mapping, written.checksums, say)
+    from checkpoints.quantizing.verify import verify_quantized
+
+    return verify_quantized(hf_dir, folder, config, mapping.shapes, pipeline.stored, written.digests, say)
 
 
 def _chosen_dtype(dtype: str | None, config: ModelConfig) -> Any:
@@ -126,38 +166,85 @@ def _copy(hf_dir: Path, folder: Path, names: Sequence[str]) -> None:
         shutil.copyfile(hf_dir / name, folder / name)
 
 
+@dataclass(frozen=True)
+class _Written:
+    """checksums: {source tensor: checksum}. digests: {array in params/: digest}, of quantized conversions."""
+
+    checksums: dict[str, str]
+    digests: dict[str, str]
+    num_bytes: int
+
+
 def _write_params(
     folder: Path,
     config: ModelConfig,
     mapping: TensorMapping,
     source: TensorSource,
+    asked: Quantizing,
+    pipeline: Pipeline | None,
     progress: Progress | None,
     say: Say,
-) -> dict[str, str]:
-    """Assemble and store all parameters and our config; returns {source tensor: checksum}."""
-    check_tied_head(mapping, source)
+) -> _Written:
+    """Assemble, round and store all parameters, and our config."""
     cpu = jax.local_devices(backend="cpu")[0]
-    dtype = DTYPES[config.dtype]
-    total = sum(math.prod(shape) for shape in mapping.shapes.values()) * dtype.itemsize
-    done = 0
     checksums: dict[str, str] = {}
+    digests: dict[str, str] = {}
     params: dict[str, jax.Array] = {}
-    for path in mapping.shapes:
-        host = assemble(mapping, source, path, dtype, checksums)
-        params[path] = jax.device_put(host, cpu)  # no copy: the memory is aligned
-        done += host.nbytes
-        del host
-        if progress is not None:
-            progress(done, total, path)
-    say(f"writing {total / 1e6:.0f} MB")
+    for path, finished in _parameters(config, mapping, source, pipeline, checksums, progress, say):
+        arrays = named_parts(path, finished) if isinstance(finished, QTensor) else {path: finished}
+        if pipeline is not None:
+            digests |= {name: digest(np.asarray(array)) for name, array in arrays.items()}
+        params |= {name: jax.device_put(array, cpu) for name, array in arrays.items()}  # no copy: memory is aligned
+        del finished, arrays
+    num_bytes = sum(array.nbytes for array in params.values())
+    say(f"writing {num_bytes / 1e6:.0f} MB")
     files = save_params(folder, params)
     origin = {
         "folder": source.folder.resolve().name,
         "files": {name: (source.folder / name).stat().st_size for name in source.files},
     }
-    stored = {"format_version": FORMAT_VERSION, "model": config.to_dict(), "source": origin, "files": files}
-    write_json(folder / CONFIG_FILE, stored)
-    return checksums
+    stored: dict[str, Any] = {"format_version": FORMAT_VERSION, "model": config.to_dict(), "source": origin}
+    storage = Storage({} if pipeline is None else pipeline.stored, asked.kv_cache_dtype)
+    if storage.matrices or storage.kv_cache_dtype is not None:  # what readers of version 1 would pass over
+        stored |= {"format_version": STORAGE_FORMAT_VERSION, STORAGE_KEY: storage.to_dict()}
+    write_json(folder / CONFIG_FILE, stored | {"files": files})
+    return _Written(checksums, digests, num_bytes)
+
+
+def _parameters(
+    config: ModelConfig,
+    mapping: TensorMapping,
+    source: TensorSource,
+    pipeline: Pipeline | None,
+    checksums: dict[str, str],
+    progress: Progress | None,
+    say: Say,
+) -> Iterator[tuple[str, np.ndarray | QTensor]]:
+    """Every parameter in its target type. Progress counts the dense bytes, as often as they are read."""
+    dtype = DTYPES[config.dtype]
+    sizes = {path: math.prod(shape) * dtype.itemsize for path, shape in mapping.shapes.items()}
+    first = 0 if pipeline is None or pipeline.passes == 1 else sum(sizes[path] for path in sizes if _in_layer(path))
+    total, done = first + sum(sizes.values()), 0
+
+    def on_path(path: str) -> None:
+        nonlocal done
+        done += sizes[path]
+        if progress is not None:
+            progress(done, total, path)
+
+    if pipeline is not None:
+        if first:
+            say("calibrating" if pipeline.calibrated else "ranking the matrices")
+        pipeline.choose(on_path)
+        yield from pipeline.parameters(checksums, on_path)
+        return
+    for path in mapping.shapes:
+        yield path, assemble(mapping, source, path, dtype, checksums)
+        on_path(path)
+
+
+def _in_layer(path: str) -> bool:
+    return path.startswith("layers.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,6 +262,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="compare logits, tokenizer and chat template with the transformers library if it is installed "
         "(loads the model twice in full)",
     )
+    bits = parser.add_argument_group("few bits for the layers' matrices (docs/quantization.md)")
+    bits.add_argument("--quantize", choices=tuple(SCHEMES), help="scheme to round to (default: none)")
+    bits.add_argument("--policy", type=Path, metavar="FILE", help="TOML: rules that give matrices another scheme")
+    bits.add_argument(
+        "--calibrate", type=Path, metavar="FILE", help="samples, a text a line or JSON lines: search scales"
+    )
+    bits.add_argument("--skip", choices=SKIPS, help="auto: keep the matrices that lose most wider")
+    bits.add_argument("--group", type=int, metavar="N", help="inputs that share a scale: 32, 64 or 128")
+    bits.add_argument(
+        "--kv-cache-dtype", choices=KV_CACHE_DTYPES, help="what keys and values are kept in unless a server is told"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a converted checkpoint in OUT_DIR")
     arguments = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # an accelerator has no part in this: leave its memory alone
@@ -186,9 +284,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CheckpointError, ConfigError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    few = ""
+    if report.quantization is not None:
+        Console(highlight=False, soft_wrap=True).print(tables(report.quantization))
+        few = f"{report.quantization.scheme} and "
     print(
         f"{arguments.out_dir}: {report.architecture}, {report.parameter_count / 1e6:.1f} M parameters, "
-        f"{report.parameter_bytes / 1e6:.1f} MB in {report.dtype}, {len(report.tensors)} tensors used, "
+        f"{report.parameter_bytes / 1e6:.1f} MB in {few}{report.dtype}, {len(report.tensors)} tensors used, "
         f"{len(report.ignored)} ignored"
     )
     return 0
@@ -206,6 +308,14 @@ def _convert_with_bar(arguments: argparse.Namespace, console: Any) -> Conversion
             dtype=arguments.dtype,
             verify=arguments.verify,
             overwrite=arguments.overwrite,
+            quantizing=Quantizing(
+                arguments.quantize,
+                arguments.policy,
+                arguments.calibrate,
+                arguments.skip,
+                arguments.group,
+                arguments.kv_cache_dtype,
+            ),
             progress=lambda done, total, path: bar.update(task, completed=done, total=total),
             say=bar.console.print,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.folder import FORMAT_VERSION, REPORT_FILE, write_json
+from checkpoints.quantizing.report import QuantizationReport
 from checkpoints.reader import TensorSource
 from checkpoints.rules import Index, TensorMapping
 
@@ -33,7 +34,10 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """A whole conversion. `ignored`: {tensor: reason}. `verification`: None unless it was asked for."""
+    """A whole conversion. `ignored`: {tensor: reason}. `verification`: None unless it was asked for.
+
+    dtype: of what is not in few bits. `quantization`: what `checkpoints.quantizing.report` says, None for a dense one.
+    """
 
     architecture: str
     dtype: str
@@ -43,9 +47,12 @@ class ConversionReport:
     ignored: dict[str, str]
     copied_files: tuple[str, ...]
     verification: dict[str, Any] | None
+    quantization: QuantizationReport | None = None
 
     def write(self, folder: Path) -> None:
-        write_json(folder / REPORT_FILE, {"format_version": FORMAT_VERSION, **asdict(self)})
+        quantization = None if self.quantization is None else self.quantization.to_dict()
+        data = {"format_version": FORMAT_VERSION, **asdict(self), "quantization": quantization}
+        write_json(folder / REPORT_FILE, data)
 
 
 def tensor_reports(

@@ -153,6 +153,28 @@ def verify_conversion(
     """
     dtype = DTYPES[config.dtype]
     _check_stored(StoredParams(folder, mapping.shapes, dtype), mapping, checksums, dtype)
+
+    def run(prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        model = load_unfinished(folder, config)
+        return [dense_logits(model, prompt) for prompt in prompts]
+
+    return compare_with_transformers(hf_dir, folder, config, run, LIMITS[config.dtype], say)
+
+
+def compare_with_transformers(
+    hf_dir: Path,
+    folder: Path,
+    config: ModelConfig,
+    run: Callable[[Sequence[Sequence[int]]], list[np.ndarray]],
+    limits: Limits,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Tokenizer, template and logits beside the library's; returns what the report says about them.
+
+    run: logits of prompts by the converted model, float32 (tokens, vocab_size) of each.
+
+    Raises CheckpointError when a limit is passed, or the two tokenize differently.
+    """
     result: dict[str, Any] = {"stored_checksums": "equal"}
     if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
         say("transformers or torch is not installed: logits, tokenizer and template are not compared")
@@ -169,9 +191,7 @@ def verify_conversion(
     prompts = _prompts(config, text_prompts)
     reference = _reference_logits(hf_dir, prompts)
     say("running the converted model")
-    model = load_unfinished(folder, config)
-    comparison = compare_logits([dense_logits(model, prompt) for prompt in prompts], reference)
-    limits = LIMITS[config.dtype]
+    comparison = compare_logits(run(prompts), reference)
     result |= {"logits": asdict(comparison), "limits": asdict(limits)}
     check_limits(hf_dir, comparison, limits)
     say(
