@@ -13,6 +13,11 @@ from checkpoints.quantizing.policy import ENDS
 from checkpoints.quantizing.skipping import FACTOR, SHARE
 
 WORST = 10  # rows of the terminal's table
+_MEASURED = (
+    "outputs dB",
+    "plain dB",
+    "alpha",
+)  # columns that calibration fills; plain is without its scales and cut-offs
 
 
 @dataclass(frozen=True)
@@ -76,25 +81,28 @@ def tables(report: QuantizationReport) -> RenderableType:
         parts += ["", f"kept wider ({limits}): {names or 'none'}"]
     if report.calibration is not None and (reasons := _reasons(report)):
         parts += ["", f"inputs not scaled: {reasons}"]
+    if report.calibration is not None:
+        used = "{samples} samples of {offered_samples}, {tokens} tokens".format(**report.calibration)
+        parts += ["", f"calibrated on {used}; plain dB: of outputs without its scales and cut-offs"]
     return Group(*parts)
 
 
 def _totals(report: QuantizationReport) -> Table:
     measured = report.calibration is not None
-    columns = ["matrices", "schemes", "MB before", "MB after", "weights dB"]
-    table = _table(["kind", *columns, *(["outputs dB", "not calibrated"] if measured else [])])
+    large = sum(row.bytes_before for row in report.matrices) >= 10e9
+    name, unit = ("GB", 1e9) if large else ("MB", 1e6)
+    table = _table("kind", "scheme", "count", f"{name} was", f"{name} is", "weights dB", *_MEASURED[:2] * measured)
     for end in (*ENDS, "all"):
         rows = [row for row in report.matrices if end == "all" or row.name.endswith(end)]
         schemes: dict[str, int] = {}
         for row in rows:
             schemes[row.scheme] = schemes.get(row.scheme, 0) + 1
-        spread = ", ".join(f"{count} {scheme}" if len(schemes) > 1 else scheme for scheme, count in schemes.items())
         table.add_row(
             end,
+            ", ".join(f"{count} {scheme}" if len(schemes) > 1 else scheme for scheme, count in schemes.items()),
             str(len(rows)),
-            spread,
-            f"{sum(row.bytes_before for row in rows) / 1e6:,.1f}",
-            f"{sum(row.bytes_after for row in rows) / 1e6:,.1f}",
+            f"{sum(row.bytes_before for row in rows) / unit:,.1f}",
+            f"{sum(row.bytes_after for row in rows) / unit:,.1f}",
             _mean([row.weight_snr for row in rows]),
             *([_mean([row.output_snr for row in rows]), _mean([row.plain_output_snr for row in rows])] * measured),
         )
@@ -103,21 +111,22 @@ def _totals(report: QuantizationReport) -> Table:
 
 def _worst(report: QuantizationReport) -> Table:
     measured = report.calibration is not None
-    table = _table(
-        ["loses most", "scheme", "group", "weights dB", *["outputs dB", "not calibrated", "alpha"] * measured]
-    )
-    kept = [row for row in report.matrices if row.weight_snr is not None]
-    kept.sort(key=lambda row: row.output_snr if row.output_snr is not None else row.weight_snr or 0.0)
-    for row in kept[:WORST]:
+    table = _table("loses most", "scheme", "weights dB", *_MEASURED * measured)
+    rounded = [row for row in report.matrices if row.weight_snr is not None]
+    rounded.sort(key=lambda row: row.output_snr if row.output_snr is not None else row.weight_snr or 0.0)
+    for row in rounded[:WORST]:
+        scheme = row.scheme if row.group is None else f"{row.scheme}/{row.group}"
         calibrated = [_dB(row.output_snr), _dB(row.plain_output_snr), "-" if row.alpha is None else f"{row.alpha:g}"]
-        table.add_row(row.name, row.scheme, str(row.group or "-"), _dB(row.weight_snr), *calibrated * measured)
+        table.add_row(row.name, scheme, _dB(row.weight_snr), *calibrated * measured)
     return table
 
 
-def _table(headings: Sequence[str]) -> Table:
+def _table(first: str, second: str, *numbers: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 or heading in ("schemes", "scheme") else "right")
+    table.add_column(first, no_wrap=True)
+    table.add_column(second)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
     return table
 
 

@@ -53,15 +53,18 @@ def best_clip(weight: jax.Array, importance: jax.Array, group: int) -> jax.Array
     importance: (I,) mean square of what each input is multiplied with, so that the loss is that of the outputs as far
     as inputs do not depend on each other.
     """
-    shape = (weight.shape[0], -1, group)
-    best = jnp.full((weight.shape[0], weight.shape[1] // group), jnp.inf)
-    chosen = jnp.zeros(best.shape, jnp.uint8)
-    for index, ratio in enumerate(RATIOS):
-        rounded = dequantize(quantize(_clipped(weight, jnp.full(best.shape, ratio)), "int4", group))
-        loss = jnp.sum((importance * jnp.square(rounded - weight)).reshape(shape), axis=-1)
-        chosen = jnp.where(loss < best, jnp.uint8(index), chosen)
-        best = jnp.minimum(loss, best)
-    return chosen
+    groups = (weight.shape[0], weight.shape[1] // group)
+
+    def loss(ratio: jax.Array) -> jax.Array:
+        rounded = dequantize(quantize(_clipped(weight, jnp.full(groups, ratio)), "int4", group))
+        return jnp.sum((importance * jnp.square(rounded - weight)).reshape(*groups, group), axis=-1)
+
+    def better(index: int, best: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        found = loss(jnp.asarray(RATIOS, jnp.float32)[index])
+        return jnp.minimum(found, best[0]), jnp.where(found < best[0], jnp.uint8(index), best[1])
+
+    start = (jnp.full(groups, jnp.inf), jnp.zeros(groups, jnp.uint8))
+    return jax.lax.fori_loop(0, len(RATIOS), better, start)[1]
 
 
 @jax.jit
