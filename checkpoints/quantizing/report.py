@@ -124,7 +124,7 @@ def _worst(report: QuantizationReport) -> Table:
 def _table(first: str, second: str, *numbers: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column(first, no_wrap=True)
-    table.add_column(second)
+    table.add_column(second, min_width=11)  # as "fp8-dynamic" needs
     for heading in numbers:
         table.add_column(heading, justify="right")
     return table

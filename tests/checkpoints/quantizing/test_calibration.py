@@ -98,6 +98,25 @@ def test_search_against_the_definition() -> None:
     np.testing.assert_array_equal(shared.scales.reshape(2, 4, 8), shared.scales.reshape(2, 4, 8)[:, :1].repeat(4, 1))
 
 
+def test_rows_that_stay_dense_are_divided_exactly(tmp_path: Path) -> None:
+    """`down` is scaled and `gate_up` keeps bfloat16: up rows are divided by powers of two, gate rows are as they were."""
+    source = write_family(tmp_path / "hf", outliers=30.0)
+    rules = tmp_path / "rules.toml"
+    rules.write_text("[[rule]]\nmatch = '.*(gate_up|qkv|out)'\nuse = 'keep'\n")
+    asked = Quantizing("w8a8", policy=rules, calibrate=write_samples(tmp_path / "samples.txt"))
+    report = convert(source, tmp_path / "out", dtype="bfloat16", quantizing=asked)
+    assert report.quantization is not None
+    assert report.quantization.matrices[-1].alpha is not None
+    plain, scaled = (
+        np.asarray(load_model(folder, dtype="bfloat16").params["layers"][0]["mlp"]["gate_up"]["weight"], np.float64)
+        for folder in (source, tmp_path / "out")
+    )
+    np.testing.assert_array_equal(scaled[0], plain[0])
+    exponents = np.log2(plain[1] / scaled[1])
+    np.testing.assert_array_equal(exponents, np.broadcast_to(np.round(exponents[:, :1]), exponents.shape))
+    assert len(np.unique(exponents)) > 1
+
+
 def test_dead_channels_have_finite_scales() -> None:
     weight = np.random.default_rng(0).standard_normal((8, 32), dtype=np.float32)
     weight[:, 3] = 0

@@ -92,8 +92,7 @@ def test_a_report_of_many_layers_stays_short() -> None:
 KILLED = """
     import os, signal, sys
     from checkpoints.convert import convert
-    from checkpoints.quantizing.layerwise import rounded_activations
-from checkpoints.quantizing.options import Quantizing
+    from checkpoints.quantizing.options import Quantizing
     def say(line):
         if line.startswith(sys.argv[3]):
             os.kill(os.getpid(), signal.SIGKILL)
