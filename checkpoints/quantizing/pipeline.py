@@ -63,7 +63,7 @@ class Pipeline:
         self._asked, self._samples = asked, samples
         self._planned = dict(planned)
         self._choices: dict[str, _Choice] = {}
-        self._rows: list[MatrixReport] = []
+        self._rows: dict[str, MatrixReport] = {}
 
     @property
     def passes(self) -> int:
@@ -126,7 +126,8 @@ class Pipeline:
             }
         assert asked.scheme is not None
         policy = None if asked.policy is None else asked.policy.name
-        return QuantizationReport(asked.scheme, policy, asked.skip, calibration, tuple(self._rows))
+        rows = tuple(self._rows[name] for name in self._planned)
+        return QuantizationReport(asked.scheme, policy, asked.skip, calibration, rows)
 
     def _assemble(self, path: str, checksums: dict[str, str] | None) -> np.ndarray:
         array = assemble(self._mapping, self._source, path, self._dtype, checksums)
@@ -210,14 +211,14 @@ class Pipeline:
         planned, choice = self._planned[name], self._choices.get(name)
         before = array.size * self._dtype.itemsize
         if planned.scheme is None:
-            self._rows.append(self._row(name, choice, before, before, None))
+            self._rows[name] = self._row(name, choice, before, before, None)
             return array.astype(self._dtype, copy=False)
         matrix = array.reshape(*array.shape[:-inputs], math.prod(array.shape[-inputs:]))
         rounded = round_matrix(matrix, planned, _clip(choice, matrix))
         if not np.isfinite(np.asarray(rounded.scales)).all():
             raise CheckpointError(f"{self._source.folder}: parameter {path} is too large: its scales are not finite")
         error = weight_error(matrix, rounded)
-        self._rows.append(self._row(name, choice, before, rounded.nbytes, error))
+        self._rows[name] = self._row(name, choice, before, rounded.nbytes, error)
         return rounded
 
     def _row(

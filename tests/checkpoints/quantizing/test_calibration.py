@@ -99,7 +99,7 @@ def test_search_against_the_definition() -> None:
 
 
 def test_rows_that_stay_dense_are_divided_exactly(tmp_path: Path) -> None:
-    """`down` is scaled and `gate_up` keeps bfloat16: up rows are divided by powers of two, gate rows are as they were."""
+    """`gate_up` keeps bfloat16: up rows are divided by powers of two, gate rows are as they were."""
     source = write_family(tmp_path / "hf", outliers=30.0)
     rules = tmp_path / "rules.toml"
     rules.write_text("[[rule]]\nmatch = '.*(gate_up|qkv|out)'\nuse = 'keep'\n")
