@@ -83,14 +83,7 @@ def convert(
     """
     hf_dir, out_dir = Path(hf_dir), Path(out_dir)
     say = say or (lambda line: None)
-    if is_converted(hf_dir):
-        raise CheckpointError(f"{hf_dir}: expected a Hugging Face folder; this is a converted checkpoint already")
-    config, _ = read_config(hf_dir)
-    if read_quantization(hf_dir, config) is not None:
-        raise CheckpointError(
-            f"{hf_dir / HF_CONFIG_FILE}: expected no quantization_config; a quantized checkpoint is served as it is"
-        )
-    config = dataclasses.replace(config, dtype=_chosen_dtype(dtype, config))
+    config = _dense_config(hf_dir, dtype)
     asked = quantizing or Quantizing()
     asked.check()
     planned = plan_matrices(config, asked) if asked.scheme is not None else None
@@ -123,6 +116,18 @@ def convert(
             )
             report.write(folder)  # last: it makes the folder a checkpoint
     return report
+
+
+def _dense_config(hf_dir: Path, dtype: str | None) -> ModelConfig:
+    """The configuration, with the type to store. Raises CheckpointError unless the folder can be converted."""
+    if is_converted(hf_dir):
+        raise CheckpointError(f"{hf_dir}: expected a Hugging Face folder; this is a converted checkpoint already")
+    config, _ = read_config(hf_dir)
+    if read_quantization(hf_dir, config) is not None:
+        raise CheckpointError(
+            f"{hf_dir / HF_CONFIG_FILE}: expected no quantization_config; a quantized checkpoint is served as it is"
+        )
+    return dataclasses.replace(config, dtype=_chosen_dtype(dtype, config))
 
 
 def _verify(

@@ -110,6 +110,8 @@ def _matrix(path: str, described: Any, config: ModelConfig) -> StoredMatrix:
         value = described[name]
         if not any(value is one or (value == one and type(value) is type(one)) for one in allowed):
             raise ConfigError(f"{where}.{name} is {value!r}; it must be one of {list(allowed)}")
+    if described["zeros"] and described["kind"] == "fp8":
+        raise ConfigError(f"{where}.zeros is True; it must be False for fp8")
     group, inputs = described["group"], matrix_inputs(path, config)
     even = 2 if described["kind"] == "int4" else 1
     if group is not None and (type(group) is not int or group < 1 or inputs % group or group % even):

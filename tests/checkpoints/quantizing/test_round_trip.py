@@ -182,6 +182,10 @@ def test_parts_that_do_not_fit_the_description_are_refused(tmp_path: Path) -> No
     edit_json(path, storage=storage)
     with pytest.raises(CheckpointError, match=rf"parameter {DOWN}\.values: expected int8 \(128, 256\), found uint8"):
         load_model(tmp_path / "out")
+    storage["matrices"][DOWN] |= {"kind": "fp8", "zeros": True}
+    edit_json(path, storage=storage)
+    with pytest.raises(CheckpointError, match=r"\.zeros is True; it must be False for fp8"):
+        load_model(tmp_path / "out")
     storage["matrices"].pop(DOWN)
     edit_json(path, storage=storage)
     with pytest.raises(CheckpointError, match=rf"parameter {DOWN} is missing"):
