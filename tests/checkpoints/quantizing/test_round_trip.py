@@ -19,7 +19,6 @@ from checkpoints.verify import dense_logits
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.llm import LLM
 from jaxinfer.plan import abstract_model, make_plan
-from jaxinfer.quantization import SCHEMES
 from jaxinfer.runtime.sharding import make_mesh
 from pallas_kernels.qtensor import QTensor
 from tests.checkpoints.folders import edit_json, write_small_llama, write_tokenizer
@@ -48,13 +47,20 @@ def assert_same(one: LoadedModel, other: LoadedModel) -> None:
         assert leaf.sharding == expected[name].sharding
 
 
-@pytest.mark.parametrize(("scheme", "dtype"), [*((scheme, "bfloat16") for scheme in SCHEMES), ("int4", "float32")])
+LONGER = [("int8", "bfloat16"), ("fp8", "bfloat16"), ("fp8-dynamic", "bfloat16"), ("int4", "float32")]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "dtype"),
+    [("int4", "bfloat16"), ("w8a8", "bfloat16"), *(pytest.param(*one, marks=pytest.mark.longer) for one in LONGER)],
+)
 def test_the_bits_are_those_of_rounding_at_load(tmp_path: Path, scheme: str, dtype: str) -> None:
     source = source_of(tmp_path / "hf", "qwen2", layers=1)
     convert(source, tmp_path / "out", dtype=dtype, quantizing=Quantizing(scheme))
     assert_same(load_model(tmp_path / "out"), load_model(source, dtype=dtype, quantization=scheme))
 
 
+@pytest.mark.longer
 def test_tensor_parallel_loads_give_the_same_numbers(tmp_path: Path) -> None:
     source = source_of(tmp_path / "hf", layers=1)
     convert(source, tmp_path / "out", quantizing=Quantizing("int4", group=32))
