@@ -60,7 +60,8 @@ class MatrixRounding:
 
     def apply(self, weight: Any) -> QTensor:
         """Rounds a weight (*O, *I) that lies sharded on the mesh, or a `ShapeDtypeStruct` of one."""
-        run = _program(self.scheme, self.group, self.inputs, DeviceTarget.of(self.mesh.devices.flat[0]))
+        shards = _shards(self.axes, self.inputs, self.mesh)
+        run = _program(self.scheme, self.group, self.inputs, DeviceTarget.of(self.mesh.devices.flat[0]), shards)
         return _placed(run, weight, self.axes, self.inputs, self.mesh)
 
 
@@ -131,7 +132,7 @@ class MatrixPlacing:
         return self._kept(self.as_stored)
 
     def _kept(self, weight: QTensor) -> QTensor:
-        run = _keeping(DeviceTarget.of(self.mesh.devices.flat[0]))
+        run = _keeping(DeviceTarget.of(self.mesh.devices.flat[0]), _shards(self.axes, self.inputs, self.mesh))
         return _placed(run, weight, self.axes, self.inputs, self.mesh)
 
 
@@ -161,11 +162,16 @@ def _input_shards(axes: LogicalAxes, inputs: int, mesh: Mesh) -> int:
     return mesh.shape[TP_AXIS] if partition_spec(axes)[-inputs] is not None else 1
 
 
+def _shards(axes: LogicalAxes, inputs: int, mesh: Mesh) -> tuple[int, ...]:
+    """Over how many devices each output axis of a weight, and its inputs, are split."""
+    return tuple(1 if axis is None else mesh.shape[axis] for axis in partition_spec(axes)[: len(axes) - inputs + 1])
+
+
 def _shardings(shape: QTensor, axes: LogicalAxes, inputs: int, mesh: Mesh) -> QTensor:
     """A `QTensor` of shardings: outputs as the weight has them; groups of inputs as its first input axis."""
-    outputs, first = axes[:-inputs], axes[-inputs]
-    scales: Any = named_sharding(mesh, (*outputs, first if shape.scales.shape[-1] > 1 else None))
-    values: Any = named_sharding(mesh, (*outputs, first))
+    of_values, of_scales = shape.axes_of_parts(axes[: len(axes) - inputs + 1])
+    scales: Any = named_sharding(mesh, of_scales)
+    values: Any = named_sharding(mesh, of_values)
     order: Any = replicated(mesh)  # any device may need any input
     return replace(
         shape,
@@ -191,16 +197,16 @@ def _placed(run: Callable[[Any], QTensor], operand: Any, axes: LogicalAxes, inpu
 
 
 @functools.lru_cache
-def _keeping(target: DeviceTarget) -> Callable[[QTensor], QTensor]:
-    return lambda weight: for_target(weight, target)
+def _keeping(target: DeviceTarget, shards: tuple[int, ...]) -> Callable[[QTensor], QTensor]:
+    return lambda weight: for_target(weight, target, shards)
 
 
 @functools.lru_cache
-def _program(scheme: Scheme, group: int | None, inputs: int, target: DeviceTarget) -> Any:
+def _program(scheme: Scheme, group: int | None, inputs: int, target: DeviceTarget, shards: tuple[int, ...]) -> Any:
     def run(weight: jax.Array) -> QTensor:
         outputs = weight.shape[: weight.ndim - inputs]
         matrix = weight.reshape(*outputs, -1)
-        return for_target(quantize(matrix, scheme.kind, group, activations=scheme.activations), target)
+        return for_target(quantize(matrix, scheme.kind, group, activations=scheme.activations), target, shards)
 
     return run
 

@@ -11,6 +11,8 @@ Every published format comes down to this: a scale for each output is A = 1; gro
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -29,6 +31,8 @@ LARGEST: dict[str, float] = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
 # What zero points are stored in: they are numbers of the same range.
 ZEROS: dict[str, np.dtype] = {"int8": np.dtype(np.int8), "int4": np.dtype(np.uint8)}
 INT4_MIDDLE = 8  # int4 is stored as 0..15; without zero points 8 means 0
+NUMBERS_OF_A_WORD = 8
+BLOCK_OF_WORDS = 64  # inputs that 8 rows of words hold
 
 
 @jax.tree_util.register_dataclass
@@ -38,17 +42,22 @@ class QTensor:
 
     Invariants: `values` is (*O, I), or (*O, I // 2) bytes for int4, where a byte holds input 2j in its low half and
     2j + 1 in its high half; `scales` and `zeros` are (*O, A) and A divides I; an int4 group has an even number of
-    inputs. The output axes are those of the weight, so that they can be sharded alike; the input axes are one. A TPU
-    keeps int4 in JAX's own type instead, (*O, I), less 8.
+    inputs. The output axes are those of the weight, so that they can be sharded alike; the input axes are one.
+
+    A TPU keeps int4 in one of two other forms. In JAX's own type: (*O, I), less 8. Or as words, where `lanes` is not
+    None: with O = (*L, first, *lanes) and N the product of first and `lanes`, `values` is (*L, I // 8, N) int32 as
+    `pack_words` lays it out, `scales` and `zeros` are (*L, A, N), and I is a multiple of 64. The first of the axes that
+    are one there is the one that may be split over devices, inputs may be split between groups.
 
     Attributes:
-        values: int8, float8_e4m3fn, uint8 pairs of int4, or int4.
+        values: int8, float8_e4m3fn, uint8 pairs of int4, int4, or int32 words of eight int4.
         scales: float32.
         zeros: uint8 for int4, int8 for int8: the numbers that `q` is measured from; None: 0, and 8 for int4.
         order: (I,) int32: input i of `values` is input order[i] of the activations (GPTQ's act-order); None: as it is.
         kind: what `values` holds.
         activations: round activations to this type, with a scale for each token, before the product; None: keep them.
         target: the kind of device that it is kept for, which decides who multiplies by it; None before it is placed.
+        lanes: words only: the output axes behind the one that may be split; they are one with it.
     """
 
     values: jax.Array
@@ -58,15 +67,20 @@ class QTensor:
     kind: Kind = dataclasses.field(default="int8", metadata={"static": True})
     activations: Activations | None = dataclasses.field(default=None, metadata={"static": True})
     target: DeviceTarget | None = dataclasses.field(default=None, metadata={"static": True})
+    lanes: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def outputs(self) -> tuple[int, ...]:
         """*O."""
-        return tuple(self.values.shape[:-1])
+        if self.lanes is None:
+            return tuple(self.values.shape[:-1])
+        return (*self.values.shape[:-2], self.values.shape[-1] // math.prod(self.lanes), *self.lanes)
 
     @property
     def inputs(self) -> int:
         """I."""
+        if self.lanes is not None:
+            return self.values.shape[-2] * NUMBERS_OF_A_WORD
         return self.values.shape[-1] * (2 if self.kind == "int4" and self.values.dtype == jnp.uint8 else 1)
 
     @property
@@ -75,9 +89,23 @@ class QTensor:
         return (*self.outputs, self.inputs)
 
     @property
+    def groups(self) -> int:
+        """A."""
+        return self.scales.shape[-1 if self.lanes is None else -2]
+
+    @property
     def group(self) -> int:
         """g: inputs that share a scale."""
-        return self.inputs // self.scales.shape[-1]
+        return self.inputs // self.groups
+
+    def axes_of_parts(self, axes: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """What the axes (*O, I) of the weight have, for the axes of `values`, and for those of `scales` and `zeros`."""
+        *outputs, inputs = axes
+        groups = inputs if self.groups > 1 else None
+        if self.lanes is None:
+            return (*outputs, inputs), (*outputs, groups)
+        first = len(outputs) - len(self.lanes) - 1
+        return (*outputs[:first], inputs, outputs[first]), (*outputs[:first], groups, outputs[first])
 
     @property
     def nbytes(self) -> int:
@@ -89,17 +117,28 @@ class QTensor:
         """Raises ValueError, naming `name` and what is wrong, if the arrays do not fit together."""
         if self.kind not in STORAGE:
             raise ValueError(f"{name} is {self.kind!r}; it must be one of {', '.join(STORAGE)}")
-        if self.values.dtype != STORAGE[self.kind] and (self.kind, self.values.dtype) != ("int4", jnp.int4):
+        words = self.lanes is not None
+        stored = np.dtype(np.int32) if words else STORAGE[self.kind]
+        if words and self.kind != "int4":
+            raise ValueError(f"{name} is {self.kind!r}; as words it must be 'int4'")
+        if self.lanes is not None and self.values.shape[-1] % math.prod(self.lanes):
             raise ValueError(
-                f"{name}.values is {self.values.dtype}; {self.kind} is stored as {STORAGE[self.kind].name}"
+                f"{name}.lanes is {self.lanes}; it must divide the {self.values.shape[-1]} outputs in the last axis"
+            )
+        if self.values.dtype != stored and (words or (self.kind, self.values.dtype) != ("int4", jnp.int4)):
+            raise ValueError(
+                f"{name}.values is {self.values.dtype}; {self.kind} is stored as {stored.name}{' words' * words}"
             )
         if self.zeros is not None and self.zeros.dtype != ZEROS.get(self.kind):
             allowed = f"stored as {ZEROS[self.kind].name}" if self.kind in ZEROS else "None"
             raise ValueError(f"{name}.zeros is {self.zeros.dtype}; for {self.kind} it must be {allowed}")
-        groups = self.scales.shape[-1]
+        groups = self.groups
+        shape = (*self.outputs, groups)
+        if words:
+            shape = (*self.values.shape[:-2], groups, self.values.shape[-1])
         for part, array in (("scales", self.scales), ("zeros", self.zeros)):
-            if array is not None and tuple(array.shape) != (*self.outputs, groups):
-                raise ValueError(f"{name}.{part} has shape {array.shape}; it must be {(*self.outputs, groups)}")
+            if array is not None and tuple(array.shape) != shape:
+                raise ValueError(f"{name}.{part} has shape {array.shape}; it must be {shape}")
         if groups < 1 or self.inputs % groups or (self.kind == "int4" and self.group % 2):
             raise ValueError(f"{name} has {groups} groups; they must divide its {self.inputs} inputs into equal parts")
         if self.order is not None and tuple(self.order.shape) != (self.inputs,):
@@ -148,8 +187,63 @@ def unpack_int4(packed: jax.Array) -> jax.Array:
     return halves.reshape(*packed.shape[:-1], -1)
 
 
+def pack_words(numbers: jax.Array) -> jax.Array:
+    """Numbers 0..15 (..., I, N) as int32 words (..., I // 8, N); I is a multiple of 64.
+
+    Bits 16 h + 4 s of word r in a block of 64 inputs hold input 16 s + 2 r + h of it. One shift for each s
+    then leaves 16 inputs in the low and high halves of 8 words, in the order that 16-bit numbers have on a TPU.
+    """
+    *leading, inputs, outputs = numbers.shape
+    blocks = numbers.astype(jnp.uint32).reshape(*leading, inputs // BLOCK_OF_WORDS, 4, 8, 2, outputs)
+    shifts = (4 * jnp.arange(4, dtype=jnp.uint32)[:, None, None] + 16 * jnp.arange(2, dtype=jnp.uint32))[..., None]
+    words = jnp.sum(blocks << shifts, axis=(-4, -2), dtype=jnp.uint32)
+    return jax.lax.bitcast_convert_type(words, jnp.int32).reshape(*leading, inputs // NUMBERS_OF_A_WORD, outputs)
+
+
+def unpack_words(words: jax.Array) -> jax.Array:
+    """The inverse of `pack_words`: numbers 0..15 (..., I, N) int8."""
+    *leading, rows, outputs = words.shape
+    blocks = words.reshape(*leading, rows // 8, 1, 8, 1, outputs)
+    shifts = (4 * jnp.arange(4)[:, None, None] + 16 * jnp.arange(2))[..., None]
+    return ((blocks >> shifts) & 15).astype(jnp.int8).reshape(*leading, rows * NUMBERS_OF_A_WORD, outputs)
+
+
+def to_words(weight: QTensor, first: int = 0) -> QTensor:
+    """A weight in pairs of int4 as words; its output axes from `first` on become one. The inverse of `from_words`."""
+    leading, lanes = weight.outputs[:first], weight.outputs[first + 1 :]
+
+    def across(part: jax.Array) -> jax.Array:
+        return jnp.swapaxes(part.reshape(*leading, -1, part.shape[-1]), -1, -2)
+
+    return dataclasses.replace(
+        weight,
+        values=pack_words(across(unpack_int4(weight.values))),
+        scales=across(weight.scales),
+        zeros=None if weight.zeros is None else across(weight.zeros),
+        lanes=lanes,
+    )
+
+
+def from_words(weight: QTensor) -> QTensor:
+    """A weight that lies as words, in pairs of int4 (*O, I // 2), with scales and zero points (*O, A)."""
+    assert weight.lanes is not None
+
+    def behind(part: jax.Array) -> jax.Array:
+        return jnp.swapaxes(part, -1, -2).reshape(*weight.outputs, -1)
+
+    return dataclasses.replace(
+        weight,
+        values=pack_int4(behind(unpack_words(weight.values))),
+        scales=behind(weight.scales),
+        zeros=None if weight.zeros is None else behind(weight.zeros),
+        lanes=None,
+    )
+
+
 def dequantize(weight: QTensor) -> jax.Array:
     """The weight (*O, I) in float32, its inputs in the order of the activations."""
+    if weight.lanes is not None:
+        weight = from_words(weight)
     numbers = weight.values
     if weight.kind == "int4":
         numbers = unpack_int4(numbers) if numbers.dtype == jnp.uint8 else numbers.astype(jnp.int8) + INT4_MIDDLE

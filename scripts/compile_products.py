@@ -20,7 +20,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: the compilers are
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
+import numpy as np
+from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 from rich.console import Console
 from rich.table import Table
 
@@ -62,7 +63,8 @@ def compile_product(
         leaf.size * (1 if leaf.dtype == jnp.int4 else 2 * leaf.dtype.itemsize) // 2 for leaf in jax.tree.leaves(weight)
     )
     product = functools.partial(quantized_matmul, target=target, backend=backend)
-    program = report(jax.jit(product).lower(struct((tokens, inputs), jnp.bfloat16), weight).compile())
+    with jax.set_mesh(Mesh(np.array([device]), ("tp",), axis_types=(AxisType.Auto,))):  # kernels ask it for the device
+        program = report(jax.jit(product).lower(struct((tokens, inputs), jnp.bfloat16), weight).compile())
     return Compiled(size, size + 2 * tokens * inputs + 4 * tokens * outputs, program)
 
 

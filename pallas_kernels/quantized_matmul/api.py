@@ -34,11 +34,23 @@ class QuantizedMatmulCase:
     has_zeros: bool
     has_order: bool
     dtype: np.dtype  # of the activations
+    words: bool = False  # how int4 lies: `qtensor.QTensor`
 
 
 def _xla_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str | None:
     """Plain XLA serves every case on every device."""
     del target, case
+    return None
+
+
+def _mosaic_tpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str | None:
+    """The TPU kernel takes words apart, whatever their number; `layout.py` says which weights lie so."""
+    if target.platform != "tpu":
+        return "it runs on TPU only"
+    if not case.words:
+        return f"the weight, {case.kind} in groups of {case.group}, does not lie as words of int4"
+    if case.activations is not None:
+        return f"activations are to be rounded to {case.activations}; they must keep their type"
     return None
 
 
@@ -48,6 +60,8 @@ def _mosaic_gpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str
         return "it runs on NVIDIA GPUs only"
     if target.compute_capability is None or target.compute_capability[0] != 9:  # later ones have no wgmma either
         return f"compute capability is {target.compute_capability}; it must be (9, 0), Hopper"
+    if case.words:
+        return "the weight lies as words of int4, in which a TPU keeps it"
     if case.kind != "int4":
         return f"the weight is {case.kind}; it must be int4: XLA writes no other one out wide"
     if case.activations is not None:
@@ -69,6 +83,8 @@ def _triton_gpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str
         return reason
     if case.activations is not None:
         return f"activations are rounded to {case.activations}; they must keep their type"
+    if case.words:
+        return "the weight lies as words of int4, in which a TPU keeps it"
     least = 32 if case.kind == "int4" else 16
     if case.group != case.num_inputs and (case.group < least or case.group & (case.group - 1)):
         return (
@@ -85,6 +101,7 @@ MOSAIC_GPU_TOKENS = 512
 OP: Op[QuantizedMatmulCase] = Op(
     name="quantized_matmul",
     backends=(
+        Backend("mosaic_tpu", _mosaic_tpu_supports, "pallas_kernels.quantized_matmul.mosaic_tpu:quantized_matmul"),
         Backend("mosaic_gpu", _mosaic_gpu_supports, "pallas_kernels.quantized_matmul.mosaic_gpu:quantized_matmul"),
         Backend(
             "triton_gpu",
@@ -155,4 +172,5 @@ def case_of(x: jax.Array, weight: QTensor, devices: Split | None = None) -> Quan
         has_zeros=weight.zeros is not None,
         has_order=weight.order is not None,
         dtype=np.dtype(x.dtype),
+        words=weight.lanes is not None,
     )

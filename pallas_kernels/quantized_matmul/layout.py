@@ -2,10 +2,10 @@
 
 A GPU keeps what the checkpoint or the scheme says.
 
-A TPU keeps int4 in JAX's own type, which XLA packs: its products take numbers of that type group by group without
-writing them out wide. Ahead-of-time compilation for v5e and v6e of 28,672 x 4,096 weights in groups of 128, 8 tokens:
-0 MB of temporaries and 196 MB moved; bytes that are taken apart first need 59 MB to 1 GB of temporaries and move 477 MB
-to 3.6 GB.
+A TPU keeps int4 as words with the outputs in the lanes, which its kernel (`mosaic_tpu.py`) takes apart on the chip: in
+no form that XLA's own product knows does it move about the weight's own bytes on every generation. Of the output axes
+those from the split one on become one, so that heads of 64 fill the lanes too. What the kernel does not serve lies in
+JAX's own int4, which XLA packs and takes apart group by group.
 
 A CPU has one fast product of few bits, int8 by int8 (XLA:CPU, JAX 0.11: twice as fast as anything else at every row
 count); weights alone in 8 or 4 bits would be widened in memory at every step, eight times slower. So on a CPU every
@@ -21,17 +21,44 @@ import dataclasses
 import jax.numpy as jnp
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.qtensor import INT4_MIDDLE, QTensor, dequantize, quantize, unpack_int4
+from pallas_kernels.qtensor import BLOCK_OF_WORDS, INT4_MIDDLE, QTensor, dequantize, quantize, to_words, unpack_int4
+
+_TPU_GROUPS = (16, 32, 64)  # that share the 128 lanes of a product; and multiples of 128
 
 
-def for_target(weight: QTensor, target: DeviceTarget) -> QTensor:
-    """`weight` as `target` keeps it. Can be jitted."""
+def for_target(weight: QTensor, target: DeviceTarget, shards: tuple[int, ...] | None = None) -> QTensor:
+    """`weight` as `target` keeps it. Can be jitted.
+
+    Args:
+        shards: over how many devices each of the axes (*O, I) is split; None: on one device.
+
+    Raises:
+        ValueError: `shards` has not as many numbers as the weight has axes.
+    """
+    shards = (1,) * len(weight.shape) if shards is None else shards
+    if len(shards) != len(weight.shape):
+        raise ValueError(f"shards is {shards}; it must have a number for each axis of the weight {weight.shape}")
     if target.platform == "cpu":
         plain = weight.kind == "int8" and weight.group == weight.inputs
         if not plain or weight.zeros is not None or weight.order is not None:
             weight = quantize(dequantize(weight), "int8")
         weight = dataclasses.replace(weight, activations="int8")
     elif target.platform == "tpu" and weight.kind == "int4" and weight.values.dtype == jnp.uint8:
-        numbers = (unpack_int4(weight.values) - INT4_MIDDLE).astype(jnp.int4)
-        weight = dataclasses.replace(weight, values=numbers)
+        if _fits_words(weight, shards):
+            weight = to_words(weight, next((axis for axis, count in enumerate(shards[:-1]) if count > 1), 0))
+        else:
+            numbers = (unpack_int4(weight.values) - INT4_MIDDLE).astype(jnp.int4)
+            weight = dataclasses.replace(weight, values=numbers)
     return dataclasses.replace(weight, target=target)
+
+
+def _fits_words(weight: QTensor, shards: tuple[int, ...]) -> bool:
+    """Whether each device's share is whole blocks of words, in groups that the TPU's kernel multiplies."""
+    inputs = weight.inputs // shards[-1]
+    group = min(weight.group, inputs)
+    return (
+        weight.activations is None
+        and sum(count > 1 for count in shards[:-1]) <= 1
+        and inputs % BLOCK_OF_WORDS == 0
+        and (group % 128 == 0 or group in _TPU_GROUPS)
+    )

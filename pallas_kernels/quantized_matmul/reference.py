@@ -22,9 +22,16 @@ def values(weight: QTensor) -> np.ndarray:
     stored, scales = np.asarray(weight.values), np.asarray(weight.scales).astype(np.float64)
     zeros = None if weight.zeros is None else np.asarray(weight.zeros).astype(np.float64)
     out = np.zeros(weight.shape)
+    words = weight.lanes is not None
+    if words:
+        scales = np.moveaxis(scales, -2, -1).reshape(*weight.outputs, -1)
+        zeros = None if zeros is None else np.moveaxis(zeros, -2, -1).reshape(*weight.outputs, -1)
     for i in range(weight.inputs):
         group = i // weight.group
-        if weight.kind == "int4":
+        if words:
+            word = stored[..., i // 64 * 8 + i % 16 // 2, :].reshape(weight.outputs)
+            number, middle = (word >> (i % 2 * 16 + i % 64 // 16 * 4) & 15).astype(np.float64), float(INT4_MIDDLE)
+        elif weight.kind == "int4":
             byte = stored[..., i // 2].astype(np.int64)
             number = (byte >> 4 if i % 2 else byte & 15).astype(np.float64)
             middle = float(INT4_MIDDLE)

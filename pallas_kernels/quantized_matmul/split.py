@@ -39,8 +39,7 @@ class Split:
     def on_every_device(self, run: Callable[..., jax.Array], weight: QTensor) -> Callable[..., jax.Array]:
         """`run` (x, weight) -> (T, *O) once on every device, with its share of a weight without `order`."""
         *outputs, inputs = self.axes
-        whole = PartitionSpec(*outputs, inputs)
-        groups = PartitionSpec(*outputs, inputs if weight.scales.shape[-1] > 1 else None)
+        whole, groups = (PartitionSpec(*axes) for axes in weight.axes_of_parts(self.axes))
 
         def share(x: jax.Array, values: jax.Array, scales: jax.Array, zeros: jax.Array | None) -> jax.Array:
             y = run(x, dataclasses.replace(weight, values=values, scales=scales, zeros=zeros))
@@ -68,7 +67,7 @@ def split_of(split: PartitionSpec | None, weight: QTensor) -> Split | None:
     if mesh.empty or mesh.size == 1 or all(kind == AxisType.Manual for kind in mesh.axis_types):
         return None
     axes: tuple[str | None, ...] = () if split is None else tuple(split)
-    shape = (*weight.outputs, weight.scales.shape[-1] if weight.scales.shape[-1] > 1 else weight.inputs)
+    shape = (*weight.outputs, weight.groups if weight.groups > 1 else weight.inputs)
     if len(axes) > len(shape) or any(axis is not None and axis not in mesh.shape for axis in axes):
         raise ValueError(
             f"split is {split}; it must give for each of {len(shape)} axes of the weight None or one of the mesh's "
@@ -79,6 +78,10 @@ def split_of(split: PartitionSpec | None, weight: QTensor) -> Split | None:
         if axis is not None and size % mesh.shape[axis]:
             raise ValueError(
                 f"split is {split}; {mesh.shape[axis]} devices must divide each split axis of the weight "
-                f"{weight.shape}, and its {weight.scales.shape[-1]} groups"
+                f"{weight.shape}, and its {weight.groups} groups"
             )
+    if weight.lanes and any(axis is not None for axis in axes[-1 - len(weight.lanes) : -1]):
+        raise ValueError(
+            f"split is {split}; the last {len(weight.lanes)} output axes of the weight lie in one with others"
+        )
     return Split(mesh, axes)

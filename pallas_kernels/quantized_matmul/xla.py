@@ -2,7 +2,8 @@
 
 Why there is no kernel beside it for most formats: ahead of time for five TPU generations and for Hopper, XLA fuses the
 widening of int8 and float8 weights into the product and writes no wide weight (tests/aot/test_quantized_matmul.py); for
-int4 it does so on TPU, group by group, and not on Hopper, where `mosaic_gpu.py` has a kernel.
+int4 it does not on Hopper, and on a TPU it does, group by group, but by its own count moves the weight three times:
+`mosaic_gpu.py` and `mosaic_tpu.py` have kernels.
 
 With activations in int8, or on GPU and TPU in float8, the product is one of narrow types; scales multiply the sums, as
 long as there is one for each output. Weights alone in few bits are widened in front of the product. XLA writes the wide
@@ -13,6 +14,8 @@ fewer than two rows there.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +89,7 @@ def _fp8_to_float32(numbers: jax.Array) -> jax.Array:
 
 def _in_values_order(weight: QTensor) -> jax.Array:
     """The weight (*O, I) float32, inputs as `values` has them."""
-    return dequantize(QTensor(weight.values, weight.scales, weight.zeros, kind=weight.kind))
+    return dequantize(dataclasses.replace(weight, order=None))
 
 
 def _product(x: jax.Array, weight: jax.Array, sums: jax.typing.DTypeLike, merge: bool) -> jax.Array:

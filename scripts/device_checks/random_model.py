@@ -64,6 +64,8 @@ def _number_maker(shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.shardi
     def make(key: jax.Array) -> jax.Array:
         if dtype == jnp.uint8:  # pairs of int4
             return jax.random.bits(key, shape, jnp.uint8)
+        if dtype == jnp.int32:  # eight of them
+            return jax.lax.bitcast_convert_type(jax.random.bits(key, shape, jnp.uint32), jnp.int32)
         if dtype == jnp.int4 or dtype == jnp.int8:
             largest = 7 if dtype == jnp.int4 else 127
             return jax.random.randint(key, shape, -largest, largest + 1, jnp.int8).astype(dtype)

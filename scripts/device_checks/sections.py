@@ -83,6 +83,7 @@ SECTIONS = (
     _peer("torch_flex", "attention_torch", 60, "torch"),
     _product("xla", 90, "gpu", "tpu"),
     _product("mosaic_gpu", 45, "gpu"),
+    _product("mosaic_tpu", 45, "tpu"),
     _product("triton_gpu", 45, "gpu"),
     Section("products/pallas_mixed", "products", "device_checks.product_peers", 40, 30, ("gpu",)),
     Section("products/torch", "products", "device_checks.product_torch", 40, 30, ("gpu",), "torch", ("torch",)),

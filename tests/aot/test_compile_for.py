@@ -54,6 +54,7 @@ def test_a_step_of_few_bits_compiles(topology: str, scheme: str) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     assert f", {scheme}, " in done.stdout
     assert "all-reduce" in done.stdout
+    assert ("quantized_matmul" in done.stdout) == (scheme == "int4")
 
 
 @needs_cuda

@@ -29,7 +29,7 @@ def compiled(topology: str, name: str, tokens: int) -> ProgramReport:
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
 def test_a_tpu_writes_no_wide_weight(topology: str) -> None:
-    """A v5p copies int4 in its packed form, a quarter of the wide one, for 8 tokens; nothing else is copied."""
+    """int4 has a kernel (`test_mosaic_tpu_quantized.py`), the rest is XLA's."""
     for name in SCHEMES:
         for tokens in (8, 256):
             program = compiled(topology, name, tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +41,51 @@ def test_int4_lies_two_in_a_byte():
     packed = qtensor.pack_int4(jnp.asarray(numbers))
     np.testing.assert_array_equal(np.asarray(packed)[0], [0x10, 0x32, 0x54, 0x76])
     np.testing.assert_array_equal(np.asarray(qtensor.unpack_int4(packed)), numbers)
+
+
+def test_int4_lies_as_words():
+    """Bits 16 h + 4 s of word r hold input 16 s + 2 r + h of 64; outputs are in the last axis."""
+    rng = np.random.default_rng(1)
+    numbers = rng.integers(0, 16, (3, 128, 5))
+    words = np.asarray(qtensor.pack_words(jnp.asarray(numbers)))
+    assert (words.shape, words.dtype) == ((3, 16, 5), np.int32)
+    for r, s, h in ((0, 0, 0), (5, 2, 1), (15, 3, 1)):
+        place = r // 8 * 64 + 16 * s + 2 * (r % 8) + h
+        np.testing.assert_array_equal(words[:, r] >> (16 * h + 4 * s) & 15, numbers[:, place])
+    np.testing.assert_array_equal(np.asarray(qtensor.unpack_words(jnp.asarray(words))), numbers)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_weight_goes_to_words_and_back(first):
+    rng = np.random.default_rng(2)
+    weight = QTensor(
+        jnp.asarray(rng.integers(0, 256, (2, 3, 4, 64)).astype(np.uint8)),
+        jnp.asarray(rng.uniform(0.5, 2.0, (2, 3, 4, 4)).astype(np.float32)),
+        jnp.asarray(rng.integers(0, 16, (2, 3, 4, 4)).astype(np.uint8)),
+        jnp.arange(128)[::-1],
+        kind="int4",
+    )
+    words = jax.jit(qtensor.to_words, static_argnums=1)(weight, first)
+    words.check()
+    assert (words.outputs, words.inputs, words.group, words.nbytes) == ((2, 3, 4), 128, 32, weight.nbytes)
+    assert words.values.shape[:-2] == weight.outputs[:first]
+    back = jax.jit(qtensor.from_words)(words)
+    jax.tree.map(np.testing.assert_array_equal, back, weight)
+    np.testing.assert_array_equal(reference.values(words), reference.values(weight))
+    np.testing.assert_allclose(np.asarray(jax.jit(qtensor.dequantize)(words)), reference.values(weight), rtol=1e-6)
+
+
+def test_words_that_do_not_fit_are_named():
+    words = QTensor(jnp.ones((2, 8, 3), jnp.int32), jnp.ones((2, 2, 3)), kind="int4", lanes=())
+    words.check()
+    for change, text in (
+        ({"kind": "int8"}, "weight is 'int8'; as words it must be 'int4'"),
+        ({"values": words.values.astype(jnp.uint8)}, r"weight\.values is uint8; int4 is stored as int32 words"),
+        ({"scales": words.scales[1:]}, r"weight\.scales has shape \(1, 2, 3\); it must be \(2, 2, 3\)"),
+        ({"lanes": (2,)}, r"weight\.lanes is \(2,\); it must divide the 3 outputs in the last axis"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            dataclasses.replace(words, **change).check()
 
 
 def test_it_is_a_leaf_type():

@@ -42,6 +42,9 @@ PRODUCTS = (
     Product(tokens=512, outputs=(24,), inputs=16),
     Product("int4", tokens=19, outputs=(72,), inputs=192, group=64, zeros=True, dtype=jnp.bfloat16),
     Product("int4", tokens=2, outputs=(2, 36), inputs=384, group=128, dtype=jnp.bfloat16),
+    Product("int4", tokens=17, outputs=(2, 150), inputs=320, group=64, zeros=True, dtype=jnp.bfloat16),
+    Product("int4", tokens=3, outputs=(3, 5, 10), inputs=192, group=16, zeros=True, order=True),
+    Product("int4", tokens=70, outputs=(9,), inputs=512, dtype=jnp.bfloat16),
 )
 
 

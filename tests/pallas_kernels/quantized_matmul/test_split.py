@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxinfer.runtime.topology import collectives
 from pallas_kernels.dispatch import Backend, DeviceTarget
-from pallas_kernels.qtensor import QTensor
+from pallas_kernels.qtensor import QTensor, to_words
 from pallas_kernels.quantized_matmul import QuantizedMatmulCase, api, quantized_matmul, reference
 from tests.pallas_kernels.quantized_matmul import cases
 from tests.pallas_kernels.quantized_matmul.cases import Product
@@ -41,12 +41,12 @@ def mesh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mesh]:
 
 def _placed(mesh: Mesh, weight: QTensor, split: P) -> QTensor:
     """As `jaxinfer.quantization` places it: an order goes to every device, and scales with their inputs."""
-    groups = P(*split[:-1], split[-1] if weight.scales.shape[-1] > 1 else None)
+    whole, groups = (P(*axes) for axes in weight.axes_of_parts(split))
 
     def put(part: jax.Array | None, spec: P) -> jax.Array | None:
         return None if part is None else jax.device_put(part, NamedSharding(mesh, spec))
 
-    values, scales = put(weight.values, split), put(weight.scales, groups)
+    values, scales = put(weight.values, whole), put(weight.scales, groups)
     assert values is not None
     assert scales is not None
     parts = {"values": values, "scales": scales, "zeros": put(weight.zeros, groups), "order": put(weight.order, P())}
@@ -80,6 +80,31 @@ def test_each_device_multiplies_by_its_share(
     np.testing.assert_allclose(np.asarray(compiled(x, placed)), want, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.parametrize(
+    ("split", "first", "outputs", "inputs"),
+    [
+        (P(None, "tp", None, None), 1, 36, 256),
+        (P("tp", None, None, None), 0, 36, 256),
+        (P(None, None, None, "tp"), 0, 144, 64),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("group", [32, None])
+def test_a_weight_that_lies_as_words_is_split_too(
+    mesh: Mesh, split: P, first: int, group: int | None, outputs: int, inputs: int
+) -> None:
+    """Over the first of the output axes that are one there, or between groups."""
+    product = dataclasses.replace(SMALL, outputs=(4, 12, 3), group=group)
+    x, weight = cases.build(product, np.random.default_rng(2))
+    placed = _placed(mesh, to_words(weight, first), split)
+    y = jax.jit(lambda x, weight: quantized_matmul(x, weight, target=CPU, backend="kernel", merge=False, split=split))(
+        x, placed
+    )
+    assert (seen[-1].num_outputs, seen[-1].num_inputs, seen[-1].words) == (outputs, inputs, True)
+    want = reference.quantized_matmul(np.asarray(x), weight)
+    np.testing.assert_allclose(np.asarray(y), want, atol=1e-5 * np.abs(want).max())
+
+
 def test_a_caller_that_is_mapped_already_has_its_share(mesh: Mesh) -> None:
     x, weight = cases.build(dataclasses.replace(SMALL, zeros=False), np.random.default_rng(1))
 
@@ -105,3 +130,5 @@ def test_a_split_that_does_not_fit_is_named(mesh: Mesh) -> None:
     ):
         with pytest.raises(ValueError, match=text):
             quantized_matmul(jnp.asarray(x), weight, target=CPU, split=split)
+    with pytest.raises(ValueError, match="the last 1 output axes of the weight lie in one with others"):
+        quantized_matmul(jnp.asarray(x), to_words(weight), target=CPU, split=P(None, "tp"))

@@ -37,18 +37,33 @@ class TestXlaAsOnAnAccelerator(QuantizedMatmulContract):
 
 
 class TestXlaAsOnTpu(QuantizedMatmulContract):
-    """int4 in the type that a TPU keeps it in, run here."""
+    """int4 in JAX's own type, run here: what a TPU keeps where its kernel does not serve."""
 
     target = DeviceTarget("tpu", "TPU v5 lite")
     backend = "xla"
     seeds = range(1)
 
     def call(self, x: jax.Array, weight: QTensor) -> jax.Array:
-        kept = for_target(weight, self.target)
+        inputs_apart = (*(1 for _ in weight.outputs), weight.inputs)  # a device's share is no block of words
+        kept = for_target(weight, self.target, inputs_apart)
         assert kept.shape == weight.shape
         assert (kept.values.dtype == jnp.int4) == (weight.kind == "int4")
         np.testing.assert_array_equal(np.asarray(dequantize(kept)), np.asarray(dequantize(weight)))
         return super().call(x.astype(jnp.float32), kept)
+
+
+class TestXlaWithWords(QuantizedMatmulContract):
+    """The other form of int4 there."""
+
+    target = DeviceTarget("tpu", "TPU v5 lite")
+    backend = "xla"
+    seeds = range(1)
+
+    def refusal(self, x: jax.Array, weight: QTensor) -> str | None:
+        return None if for_target(weight, self.target).lanes is not None else "it does not lie as words"
+
+    def call(self, x: jax.Array, weight: QTensor) -> jax.Array:
+        return super().call(x.astype(jnp.float32), for_target(weight, self.target))
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
@@ -76,6 +91,6 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"weight\.values is int8; int4 is stored as uint8"):
         quantized_matmul(x, dataclasses.replace(weight, kind="int4"), target=CPU)
     with pytest.raises(
-        UnknownBackend, match="backend of quantized_matmul is 'nope'; known: mosaic_gpu, triton_gpu, xla"
+        UnknownBackend, match="backend of quantized_matmul is 'nope'; known: mosaic_tpu, mosaic_gpu, triton_gpu, xla"
     ):
         quantized_matmul(x, weight, target=CPU, backend="nope")

@@ -1,0 +1,79 @@
+"""Where the parts of a weight in few bits go on a mesh, in the form that a TPU keeps; on virtual devices of the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxinfer import quantization
+from jaxinfer.models.axes import LogicalAxes
+from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
+from jaxinfer.runtime.sharding import make_mesh
+from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.qtensor import QTensor, dequantize
+from tests.pallas_kernels.quantized_matmul import cases
+from tests.pallas_kernels.quantized_matmul.cases import Product
+
+TPU = DeviceTarget("tpu", "TPU v5 lite")
+HEADS: LogicalAxes = ("kv_heads", None, None, None)
+GATE_UP: LogicalAxes = (None, "mlp", None)
+DOWN: LogicalAxes = (None, "mlp")
+
+
+@pytest.fixture(autouse=True)
+def _for_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Target:
+        @staticmethod
+        def of(device: Any) -> DeviceTarget:
+            return TPU
+
+    monkeypatch.setattr(quantization, "DeviceTarget", Target)
+
+
+@pytest.mark.longer
+@pytest.mark.parametrize(
+    ("outputs", "axes", "values", "scales"),
+    [
+        ((4, 3, 8), HEADS, P(None, "tp"), P(None, "tp")),
+        ((2, 20), GATE_UP, P(None, None, "tp"), P(None, None, "tp")),
+        ((24,), DOWN, P("tp", None), P("tp", None)),
+    ],
+    ids=["heads", "gate_up", "down"],
+)
+def test_words_are_split_as_the_weight_is(outputs: tuple[int, ...], axes: LogicalAxes, values: P, scales: P) -> None:
+    mesh = make_mesh(4, "cpu")
+    product = Product("int4", outputs=outputs, inputs=256, group=32, zeros=True, order=True)
+    _, weight = cases.build(product, np.random.default_rng(0))
+    placing = placing_of("a matrix", weight.shape, axes, 1, StoredMatrix("int4", 32, zeros=True, order=True), mesh)
+    placed = placing.apply(jax.tree.map(np.asarray, weight))
+    abstract = placing.abstract()
+    for part, like, spec in zip(
+        jax.tree.leaves(placed), jax.tree.leaves(abstract), (values, scales, scales, P()), strict=True
+    ):
+        assert (part.shape, part.dtype) == (like.shape, like.dtype)
+        assert part.sharding.is_equivalent_to(like.sharding, part.ndim)
+        assert part.sharding.is_equivalent_to(jax.NamedSharding(mesh, spec), part.ndim)
+    assert isinstance(placed, QTensor)
+    lanes = () if axes == GATE_UP else outputs[1:]
+    assert (placed.target, placed.shape, placed.lanes) == (TPU, weight.shape, lanes)
+    np.testing.assert_array_equal(np.asarray(dequantize(placed)), np.asarray(dequantize(weight)))
+
+
+@pytest.mark.parametrize(("inputs", "lies_as_words"), [(256, True), (384, False)])
+def test_a_share_that_is_no_block_of_words_stays_in_int4(inputs: int, lies_as_words: bool) -> None:
+    """384 inputs are 96 for each of 4 devices."""
+    mesh = make_mesh(4, "cpu")
+    weight = jax.random.normal(jax.random.key(0), (24, inputs))
+    rounding = rounding_of("layers.0.mlp.down.weight", weight, DOWN, SCHEMES["int4"], mesh)
+    assert rounding is not None
+    kept = rounding.apply(weight)
+    assert (kept.lanes is not None) == lies_as_words
+    assert kept.values.dtype == (jnp.int32 if lies_as_words else jnp.int4)
+    error = np.abs(np.asarray(dequantize(kept)) - np.asarray(weight)).max()
+    assert error <= float(jnp.abs(weight).max()) / 13
