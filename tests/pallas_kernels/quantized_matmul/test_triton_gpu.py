@@ -84,7 +84,9 @@ class TestTritonGpu(QuantizedMatmulContract):
         """So that no test above takes a refusal for an answer."""
         for product in (*CONTRACT_PRODUCTS, *PRODUCTS):
             reason = self.refusal(*cases.build(product, np.random.default_rng(0)))
-            assert (reason is None) == (product.activations is None), (product, reason)
+            small = product.kind == "int4" and product.group == 16
+            served = product.activations is None and not small
+            assert (reason is None) == served, (product, reason)
 
     @pytest.mark.parametrize("product", PRODUCTS, ids=str)
     def test_what_the_contract_leaves_out(self, product: Product) -> None:
