@@ -34,6 +34,7 @@ from jaxinfer.text import Tokenizer
 from serving.access.access import Access
 from serving.access.caller import ADMIN, CALLER
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, describe_exit
+from serving.filters.contract import Filter
 from serving.frames import Unpacker, pack
 from serving.observing.record import NOWHERE, Origin
 from serving.observing.recorder import Recorder
@@ -93,6 +94,7 @@ class EngineClient(asyncio.Protocol):
         self.recorder = recorder or Recorder()
         self.access = access or Access()
         self.recorder.metrics.sources.append(self._live_metrics)
+        self.output_filter: Filter | None = None
         self.draining = self.stuck = False
         self.accepted = self.refused = 0
         self.last_news = time.monotonic()
@@ -160,7 +162,7 @@ class EngineClient(asyncio.Protocol):
         self.access.limiter.begin(caller, prepared.params.n, len(prepared.token_ids))
         engine_id = f"{prepared.request_id}/{next(self._serial)}"
         record = self.recorder.begin(prepared, engine_id, origin)
-        stream = GenerationStream(prepared, record, tokenizer)
+        stream = GenerationStream(prepared, record, tokenizer, self.output_filter)
         if not self._streams:
             self.last_news = time.monotonic()
         self._streams[engine_id] = stream
@@ -396,6 +398,11 @@ class EngineClient(asyncio.Protocol):
                 continue  # given up on this side, the Abort is on its way
             try:
                 delta = stream.push(output)
+            except Refusal as refusal:  # the output filter's
+                stream.record.failed = True
+                stream.fail(refusal)
+                self._send(Abort(stream.engine_id))
+                continue
             except Exception as error:  # one request's text must not take the others down
                 stream.record.failed = True
                 _LOG.exception("request %s: cannot turn the engine's tokens into text", stream.prepared.request_id)

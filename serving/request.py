@@ -21,11 +21,17 @@ from serving.status import Refusal
 
 MAX_REQUEST_ID = 128  # characters
 MAX_CACHE_SALT = 256  # characters
+MAX_MESSAGES = 4096  # of one conversation
+MAX_TOOLS = 128
+MAX_TOOL_LENGTH = 1 << 16  # of one function's schema, about as many characters as its JSON has
+MAX_VARIABLES_LENGTH = 1 << 16  # of all template variables
+MAX_NESTING = 32  # objects and lists within each other, in a schema or a variable
 
 # Variables of a chat template that have a field of their own, or none here.
 _RESERVED_VARIABLES = frozenset(
     {"messages", "tools", "template", "add_generation_prompt", "truncate_prompt_tokens", "self"}
 )
+NO_TOKENS = "this server filters its answers and gives no tokens of them"
 _NO_TOKENIZER = "this server runs without a tokenizer and takes token ids only"
 
 
@@ -34,7 +40,8 @@ class ModelContext:
     """What requests are checked against.
 
     defaults: sampling fields that the model's generation config sets. draw_seed: gives a seed (64 bits) to a request
-    that has none.
+    that has none. filter_prompt: the operator's; raises Refusal or InvalidRequest.
+    gives_tokens: answers come with token ids and log-probabilities, not as filtered text only.
     """
 
     info: EngineInfo
@@ -42,6 +49,8 @@ class ModelContext:
     tokenizer: Tokenizer | None
     defaults: Mapping[str, Any]
     draw_seed: Callable[[], int]
+    filter_prompt: Callable[[Prompt], Prompt] | None = None
+    gives_tokens: bool = True
 
     @property
     def kv_tokens(self) -> int:
@@ -118,10 +127,13 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
     if not -(2**31) <= request.priority < 2**31:
         raise InvalidRequest("priority", request.priority, "it must be a 32-bit integer")
     params = sampling_params(request.sampling, context, request.defaults)
-    ids = encode_prompt(request.prompt, context, params.truncate_prompt_tokens)
+    if params.logprobs is not None and not context.gives_tokens:
+        raise InvalidRequest("logprobs", params.logprobs, NO_TOKENS)
+    prompt = request.prompt if context.filter_prompt is None else context.filter_prompt(request.prompt)
+    ids = encode_prompt(prompt, context, params.truncate_prompt_tokens)
     params = _fit_context(params, len(ids), context, as_asked="max_tokens" in request.sampling)
     seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
-    text = request.prompt.text if isinstance(request.prompt, TextPrompt) else None
+    text = prompt.text if isinstance(prompt, TextPrompt) else None
     return PreparedRequest(
         request_id,
         text,
@@ -210,6 +222,7 @@ def _encode_chat(chat: ChatPrompt, tokenizer: Tokenizer, limit: int | None) -> l
     for name in chat.variables:
         if name in _RESERVED_VARIABLES:
             raise InvalidRequest("template_variables", name, "this is not a variable that a request may set")
+    _check_sizes(chat)
     # A template is a program: only the model's own are run, chosen by name.
     names = chat_template_names(tokenizer)
     if chat.template and chat.template not in names:
@@ -223,6 +236,36 @@ def _encode_chat(chat: ChatPrompt, tokenizer: Tokenizer, limit: int | None) -> l
         truncate_prompt_tokens=limit,
         **chat.variables,
     )
+
+
+def _check_sizes(chat: ChatPrompt) -> None:
+    """Bounds what a template has to go through, beside the texts themselves. Raises InvalidRequest."""
+    if len(chat.messages) > MAX_MESSAGES:
+        raise InvalidRequest("messages", f"{len(chat.messages)} messages", f"at most {MAX_MESSAGES} are allowed")
+    if len(chat.tools or ()) > MAX_TOOLS:
+        raise InvalidRequest("tools", f"{len(chat.tools or ())} tools", f"at most {MAX_TOOLS} are allowed")
+    for i, tool in enumerate(chat.tools or ()):
+        _check_size(f"tools[{i}]", tool, MAX_TOOL_LENGTH)
+    variables = {name: value for name, value in chat.variables.items() if name != "documents"}  # those are text
+    _check_size("template_variables", variables, MAX_VARIABLES_LENGTH)
+
+
+def _check_size(name: str, value: Any, limit: int) -> None:
+    length, level = 0, [value]
+    for _ in range(MAX_NESTING):
+        below: list[Any] = []
+        for found in level:
+            length += len(found) + 2 if isinstance(found, str) else 2
+            if isinstance(found, Mapping):
+                below += [*found, *found.values()]
+            elif isinstance(found, list | tuple):
+                below += found
+            if length > limit:
+                raise InvalidRequest(name, "a value of that size", f"at most {limit} characters of JSON are allowed")
+        if not below:
+            return
+        level = below
+    raise InvalidRequest(name, "a value of that depth", f"at most {MAX_NESTING} levels are allowed")
 
 
 def chat_template_names(tokenizer: Tokenizer | None) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import grpc
@@ -27,10 +27,13 @@ from jaxinfer.text import Tokenizer, TokenizerError
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 from serving.access.access import Access, AccessConfig, AccessError
+from serving.access.caller import CALLER
 from serving.access.grpc_gate import GrpcGate
 from serving.engine_client import EngineClient, EngineEnd, EngineLink
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED
 from serving.gateways.services import GatewayConfig, Gateways
+from serving.filters.contract import Filter, FilterError, load_filter
+from serving.filters.inputs import filtered
 from serving.guard import Guard
 from serving.http.api import Api, ApiConfig
 from serving.http.door import HttpDoor, bind
@@ -69,6 +72,7 @@ class ServerConfig:
     sampling_defaults: what the model's generation config sets, by SamplingParams' names. seed: starts the sequence of
     seeds that requests without one get; None draws each from the system. http_port: None opens no HTTP door. gateways:
     services of others on the gRPC port.
+    input_filter, output_filter: MODULE:FUNCTION, see serving.filters.contract.
     """
 
     host: str = "127.0.0.1"
@@ -86,6 +90,8 @@ class ServerConfig:
     observing: ObservingConfig = field(default_factory=ObservingConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
     gateways: GatewayConfig = field(default_factory=GatewayConfig)
+    input_filter: str | None = None
+    output_filter: str | None = None
 
 
 class Observer(Protocol):
@@ -167,6 +173,7 @@ class Server:
         """Binds the ports, starts the engine and answers calls with UNAVAILABLE until it is ready."""
         config = self.config
         access = self._make_access()
+        output_filter = self._load_filters()
         _check_free(config.host, config.port)
         http = self._bind_http()
         self._open_grpc(access)
@@ -183,6 +190,7 @@ class Server:
             self.client = await EngineClient.connect(
                 link, config.max_waiting, self._observer.progress, observing.recorder, access
             )
+            self.client.output_filter = output_filter
             self.worker = TextWorker(config.max_message_bytes)
             self.api = Api(self.client, self.worker, config.api)
             await self._add_services()
@@ -207,6 +215,15 @@ class Server:
             return Access(config)
         except AccessError as error:
             raise ServerError(str(error), EXIT_REFUSED) from error
+
+    def _load_filters(self) -> Filter | None:
+        """Sets the input's, returns the output's."""
+        try:
+            given = self.config.input_filter, self.config.output_filter
+            self._input_filter, output_filter = (None if name is None else load_filter(name) for name in given)
+        except FilterError as error:
+            raise ServerError(str(error), EXIT_REFUSED) from error
+        return output_filter
 
     def _open_grpc(self, access: Access) -> None:
         config = self.config
@@ -261,7 +278,7 @@ class Server:
             tokenizer = tokenizer or await loading
             if tokenizer is not None:
                 info = info._replace(notes=(*info.notes, *tokenizer.notes))
-            context = model_context(info, tokenizer, self.config)
+            context = model_context(info, tokenizer, self.config, self._input_filter)
             sampling_params({}, context)
         except InvalidRequest as error:
             raise ServerError(f"the model's generation_config.json: {error}", EXIT_REFUSED) from error
@@ -348,12 +365,18 @@ async def _first(*waiters: asyncio.Future[Any], timeout: float | None = None) ->
     await asyncio.wait(waiters, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
-def model_context(info: EngineInfo, tokenizer: Tokenizer | None, config: ServerConfig) -> ModelContext:
+def model_context(
+    info: EngineInfo, tokenizer: Tokenizer | None, config: ServerConfig, input_filter: Filter | None = None
+) -> ModelContext:
     """What requests to this engine are checked against."""
     source = random.SystemRandom() if config.seed is None else random.Random(config.seed)
-    return ModelContext(
+    found = ModelContext(
         info, config.name or info.model, tokenizer, config.sampling_defaults, lambda: source.getrandbits(64)
     )
+    found = replace(found, gives_tokens=config.output_filter is None)
+    if input_filter is None:
+        return found
+    return replace(found, filter_prompt=lambda prompt: filtered(prompt, input_filter, CALLER.get().tenant, tokenizer))
 
 
 def _check_free(host: str, port: int) -> None:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
@@ -24,12 +26,17 @@ from serving.stream import GenerationStream
 from serving.text_worker import TextWorker
 from serving.validation import encode_prompt, prepare, refuse_unknown_fields
 
+_LOG = logging.getLogger("serving")
+STALL_SECONDS = 120.0  # without taking any of the answer, as over HTTP
+
 Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
 
 
 class InferenceServicer(pb_grpc.InferenceServicer):
     """Serves calls once `model` is set."""
+
+    stall_seconds = STALL_SECONDS  # an attribute so that tests can be quick
 
     def __init__(self, client: EngineClient, worker: TextWorker, max_waiting: int, max_message_bytes: int) -> None:
         self.model: ModelContext | None = None
@@ -56,17 +63,30 @@ class InferenceServicer(pb_grpc.InferenceServicer):
         try:
             await self._send_all(stream, context)
         except Refusal as refusal:
+            if refusal.code == grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._client.close(stream)  # the status waits behind what the client does not take
             await refuse(context, refusal)
         finally:
             self._client.close(stream)
 
     async def _send_all(self, stream: GenerationStream, context: Context) -> None:
         prepared = stream.prepared
-        await context.write(replies.started(prepared.request_id, len(prepared.token_ids)))
+        await self._write(context, replies.started(prepared.request_id, len(prepared.token_ids)))
         while (batch := await stream.read()) is not None:
             for message in replies.news(batch):
-                await context.write(message)  # waits while the client's flow-control window is full
-        await context.write(replies.finished(stream))
+                await self._write(context, message)
+        await self._write(context, replies.finished(stream))
+
+    async def _write(self, context: Context, message: pb.GenerateResponse) -> None:
+        """Waits while the client's flow-control window is full, but not for ever. Raises Refusal."""
+        try:
+            async with asyncio.timeout(self.stall_seconds):
+                await context.write(message)
+        except TimeoutError:
+            _LOG.warning("a client took nothing of its answer for %g s; its call is ended", self.stall_seconds)
+            raise Refusal(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"nothing of the answer was taken for {self.stall_seconds:g} s"
+            ) from None
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         return await self._answer(request, context, self._abort)

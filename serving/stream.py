@@ -14,6 +14,8 @@ from typing import Any
 from jaxinfer.messages import PromptScored, SequenceOutput, TokenLogprobs
 from jaxinfer.outputs import CompletionOutput, Delta, RequestStream
 from jaxinfer.text import Tokenizer
+from serving.filters.contract import Filter
+from serving.filters.outputs import FilteredText
 from serving.observing.record import RequestRecord
 from serving.request import PreparedRequest
 from serving.status import Refusal
@@ -51,8 +53,18 @@ class GenerationStream:
     """Follows one request. `engine_id` is its name towards the engine, unique over the server's life, so that news of
     a request that was given up never reach a later one with the same client-chosen id."""
 
-    def __init__(self, prepared: PreparedRequest, record: RequestRecord, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        prepared: PreparedRequest,
+        record: RequestRecord,
+        tokenizer: Tokenizer | None,
+        output_filter: Filter | None = None,
+    ) -> None:
         self.prepared = prepared
+        self._filters: list[FilteredText] = []
+        if output_filter is not None:
+            self._filters = [FilteredText(output_filter, record.origin.tenant) for _ in range(prepared.params.n)]
+            self._filtered = [""] * prepared.params.n
         self.record = record
         self.engine_id = record.engine_id
         self._tokenizer = tokenizer
@@ -73,14 +85,24 @@ class GenerationStream:
 
     def push(self, output: SequenceOutput) -> Delta | None:
         """Takes one output: what the reader gets of it, None when the sequence had already ended on this side. A delta
-        that is `stopped` asks for the sequence to be aborted, because a stop string was found."""
+        that is `stopped` asks for the sequence to be aborted, because a stop string was found. Raises the output
+        filter's Refusal."""
         delta = self._request.push(output)
         if delta is None:
             return None
-        self._pieces.setdefault(delta.index, Piece(delta.index)).add(delta)
+        shown = self._filter(delta) if self._filters else delta
+        self._pieces.setdefault(delta.index, Piece(delta.index)).add(shown)
         if not self.prepared.final_only or self._request.finished:
             self._wake.set()
         return delta
+
+    def _filter(self, delta: Delta) -> Delta:
+        """What the filter lets the reader see: its tokens would tell what the text does not say."""
+        index = delta.index
+        text = self._filters[index].push(delta.text, last=delta.finish_reason is not None)
+        self._filtered[index] += text
+        self._request.result.outputs[index].text = self._filtered[index]
+        return delta._replace(text=text, token_ids=(), logprobs=())
 
     def push_prompt(self, scored: PromptScored) -> None:
         self._request.push_prompt(scored)
@@ -135,7 +157,9 @@ class GenerationStream:
         if prompt is None:
             ids = result.prompt_token_ids
             prompt = ids if self._tokenizer is None else self._tokenizer.decode(ids, skip_special_tokens=False)
-        return {"prompt": prompt, "outputs": [sequence.text or sequence.token_ids for sequence in result.outputs]}
+        tokens = not self._filters
+        outputs = [sequence.text or (sequence.token_ids if tokens else "") for sequence in result.outputs]
+        return {"prompt": prompt, "outputs": outputs}
 
     def output(self, index: int) -> CompletionOutput:
         """One sequence's result so far, whether the reader has taken it or not."""

@@ -10,6 +10,7 @@ import jinja2
 
 from jaxinfer.text.errors import ChatMessageError, ChatTemplateError, TokenizerError
 from jaxinfer.text.files import CHAT_TEMPLATE, TOKENIZER_CONFIG, TokenizerFiles
+from jaxinfer.text.template_budget import BudgetEnvironment
 from jaxinfer.text.template_environment import make_environment
 
 # Arguments of transformers' apply_chat_template that never reach a template. A caller who passes one expects an effect.
@@ -50,7 +51,7 @@ class ChatTemplates:
 
     source: str | dict[str, str] | None
     where: str
-    environment: jinja2.Environment = field(default_factory=make_environment, repr=False)
+    environment: BudgetEnvironment = field(default_factory=make_environment, repr=False)
     _compiled: dict[str, jinja2.Template] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -121,7 +122,10 @@ class ChatTemplates:
         compiled = self._compile(source)
         values: dict[str, Any] = {"documents": None, **special_tokens, **extra}
         try:
-            return compiled.render(messages=chat, tools=schemas, add_generation_prompt=add_generation_prompt, **values)
+            with self.environment.within_budget():
+                return compiled.render(
+                    messages=chat, tools=schemas, add_generation_prompt=add_generation_prompt, **values
+                )
         except jinja2.TemplateError as error:
             raise ChatTemplateError(
                 f"the chat template refused the conversation: {error.message or error!r}"
@@ -135,7 +139,7 @@ class ChatTemplates:
         compiled = self._compiled.get(source)
         if compiled is None:
             try:
-                compiled = self.environment.from_string(source)
+                compiled = self.environment.compile_template(source)
             except jinja2.TemplateSyntaxError as error:
                 raise ChatTemplateError(f"the chat template has an error in line {error.lineno}: {error}") from error
             except Exception as error:  # the compiler itself gives up on some sources, such as too deep a nesting

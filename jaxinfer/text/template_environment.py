@@ -1,8 +1,7 @@
 """The sandboxed Jinja environment in which chat templates run: the dialect that transformers defines.
 
 Templates come with checkpoints, so they are treated as untrusted: an immutable sandbox, no attribute access to Python
-internals, and plain JSON data only (see chat.py). A template can still loop for a long time; one that a client sends
-should be accepted only where the operator allows it.
+internals, plain JSON data only (see chat.py), and a budget of operations and time (see template_budget.py).
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+from jaxinfer.text.template_budget import BudgetEnvironment
 
 
 class GenerationTag(Extension):
@@ -70,11 +69,12 @@ class _Dict:
         return dict.fromkeys(*args, **kwargs)
 
 
-def make_environment(now: Callable[[], datetime] = datetime.now) -> jinja2.Environment:
+def make_environment(now: Callable[[], datetime] = datetime.now, **budget: Any) -> BudgetEnvironment:
     """An environment for chat templates.
 
     Args:
         now: the clock of `strftime_now`; local time by default, as in transformers.
+        budget: see BudgetEnvironment.
     """
 
     def raise_exception(message: str) -> None:
@@ -83,14 +83,15 @@ def make_environment(now: Callable[[], datetime] = datetime.now) -> jinja2.Envir
     def strftime_now(pattern: str) -> str:
         return now().strftime(pattern)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+    environment = BudgetEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols], **budget
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
     environment.globals["dict"] = _Dict()
     environment.globals["namespace"] = _Namespace
+    environment.limit_filters()
     return environment
 
 

@@ -19,6 +19,10 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain of both doors, PEM")
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
     group.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="clients need a certificate that this signed")
+    for which in ("input", "output"):
+        group.add_argument(
+            f"--{which}-filter", metavar="MODULE:FUNCTION", help=f"judges every {which}: allow, redact or refuse"
+        )
 
 
 def access_config(arguments: argparse.Namespace) -> AccessConfig:

@@ -155,6 +155,8 @@ def _serve(
             observing=observing_config(arguments),
             access=access_config(arguments),
             gateways=GatewayConfig(arguments.gateways, folder),
+            input_filter=arguments.input_filter,
+            output_filter=arguments.output_filter,
         )
         console.start(__version__, name, str(folder))
         server = Server(

@@ -28,6 +28,7 @@ from serving.http.reply import Reply
 from serving.http.responses import ResponsesReply
 from serving.observing.record import NOWHERE, Origin
 from serving.request import (
+    NO_TOKENS,
     ChatPrompt,
     GenerationRequest,
     ModelContext,
@@ -118,6 +119,8 @@ class Api:
     ) -> tuple[Sampling, Sequence[PreparedRequest]]:
         request = decode(body, endpoint.kind)
         check_model(request.model or "", model)
+        if not model.gives_tokens and getattr(request, "return_token_ids", None):
+            raise InvalidRequest("return_token_ids", True, NO_TOKENS)
         with convert.in_names_of_the_client(endpoint.names(request)):
             requests = endpoint.convert(request, model, self.form)
             self._check_room(requests, model)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxinfer.sampling_params import InvalidRequest
-from serving.http.models import MAX_MESSAGES, MAX_TOOLS
+from serving.request import MAX_MESSAGES, MAX_TOOLS
 
 # Newer clients write developer; templates know system.
 _ROLES = {"developer": "system"}

@@ -16,6 +16,8 @@ _STATUS: dict[grpc.StatusCode, tuple[int, str, str | None]] = {
     grpc.StatusCode.INVALID_ARGUMENT: (400, "invalid_request_error", None),
     grpc.StatusCode.UNAUTHENTICATED: (401, "authentication_error", "invalid_api_key"),
     grpc.StatusCode.PERMISSION_DENIED: (403, "permission_error", "insufficient_role"),
+    grpc.StatusCode.FAILED_PRECONDITION: (400, "invalid_request_error", "content_filter"),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (408, "invalid_request_error", None),
     grpc.StatusCode.NOT_FOUND: (404, "invalid_request_error", "model_not_found"),
     grpc.StatusCode.ALREADY_EXISTS: (409, "invalid_request_error", "duplicate_request_id"),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (429, "rate_limit_error", "server_full"),

@@ -15,11 +15,10 @@ from msgspec import Meta, Struct
 
 from jaxinfer.sampling_params import MAX_N, MAX_STOP_LENGTH, MAX_STOP_STRINGS, MAX_TOKEN_LIST
 from serving.http.fragments import FLAT_TOOL, INPUT_ITEM, MESSAGE, TOOL
-from serving.request import MAX_CACHE_SALT, MAX_REQUEST_ID
+from serving.request import MAX_CACHE_SALT, MAX_MESSAGES, MAX_REQUEST_ID, MAX_TOOLS
 
-MAX_MESSAGES = 4096  # of one conversation
 MAX_PROMPTS = 1024  # of one completion request
-MAX_TOOLS = 128
+MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512  # pairs, characters: OpenAI's
 MAX_USER = 512  # characters
 
 REPLACE = "x-replace"

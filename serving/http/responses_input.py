@@ -10,8 +10,8 @@ from jaxinfer.text.answers import AnswerFormat
 from serving.http import chat_input, convert
 from serving.http.answers import kept_tokens
 from serving.http.chat import offered_tools
-from serving.http.models import MAX_MESSAGES, ResponsesRequest
-from serving.request import ChatPrompt, GenerationRequest, ModelContext
+from serving.http.models import MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE, ResponsesRequest
+from serving.request import MAX_MESSAGES, ChatPrompt, GenerationRequest, ModelContext
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -34,6 +34,7 @@ _ITEM_KEYS: Mapping[str, tuple[str, ...]] = {
 def to_requests(request: ResponsesRequest, context: ModelContext, form: AnswerFormat) -> list[GenerationRequest]:
     """Raises InvalidRequest."""
     given = convert.sampling(request)
+    _check_metadata(request.metadata or {})
     if request.max_output_tokens is not None:
         given["max_tokens"] = request.max_output_tokens
     for i, name in enumerate(request.include or ()):
@@ -47,6 +48,15 @@ def to_requests(request: ResponsesRequest, context: ModelContext, form: AnswerFo
     prompt = ChatPrompt(_messages(request), offered, variables=request.chat_template_kwargs or {})
     kept = kept_tokens(form, context.tokenizer, tools=offered is not None)
     return [convert.generation(request, prompt, given, kept_tokens=kept)]
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    if len(metadata) > MAX_METADATA:
+        raise InvalidRequest("metadata", f"{len(metadata)} pairs", f"at most {MAX_METADATA} are allowed")
+    for key, value in metadata.items():
+        if len(key) > MAX_METADATA_KEY or len(value) > MAX_METADATA_VALUE:
+            allowed = f"keys have at most {MAX_METADATA_KEY} characters, values {MAX_METADATA_VALUE}"
+            raise InvalidRequest("metadata", f"a pair of {len(key)} and {len(value)} characters", allowed)
 
 
 def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:

@@ -1,0 +1,53 @@
+"""The input filter over a request: every text that reaches the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.text import Tokenizer
+from serving.filters.contract import Filter, Subject, judge, replaced
+from serving.request import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+
+
+def filtered(prompt: Prompt, judging: Filter, tenant: str, tokenizer: Tokenizer | None) -> Prompt:
+    """The prompt as the filter leaves it. Raises Refusal, or InvalidRequest where token ids hold what would be changed:
+    other ids for a changed text would be another prompt than the client counted."""
+    if isinstance(prompt, TextPrompt):
+        return replace(prompt, text=_text(prompt.text, "prompt", judging, tenant))
+    if isinstance(prompt, TokenPrompt):
+        if tokenizer is None:
+            raise InvalidRequest("token_ids", "token ids", "the input filter needs a tokenizer to read them")
+        text = tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False)
+        if _text(text, "prompt", judging, tenant) != text:
+            raise InvalidRequest("token_ids", "token ids", "they hold text that the input filter changes; send a text")
+        return prompt
+    return ChatPrompt(
+        [_values(message, f"messages[{i}]", judging, tenant) for i, message in enumerate(prompt.messages)],
+        None
+        if prompt.tools is None
+        else [_values(t, f"tools[{i}]", judging, tenant) for i, t in enumerate(prompt.tools)],
+        prompt.add_generation_prompt,
+        prompt.template,
+        _values(prompt.variables, "variables", judging, tenant),
+    )
+
+
+def _text(text: str, part: str, judging: Filter, tenant: str) -> str:
+    return replaced(text, judge(judging, text, Subject("input", part, tenant)))
+
+
+def _values(value: Any, part: str, judging: Filter, tenant: str) -> Any:
+    """The same with every string judged, names of fields too: a template may show them to the model."""
+    if isinstance(value, str):
+        return _text(value, part, judging, tenant)
+    if isinstance(value, Mapping):
+        return {
+            _text(str(key), part, judging, tenant): _values(item, f"{part}.{key}", judging, tenant)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_values(item, f"{part}[{i}]", judging, tenant) for i, item in enumerate(value)]
+    return value
