@@ -182,6 +182,7 @@ class Server:
             observing = Observing(config.observing)
         except (LedgerError, TracingError) as error:
             raise ServerError(str(error), EXIT_REFUSED) from error
+        access.audit_sinks.append(observing.recorder.refused_at_the_gate)
         if observing.audit is not None:
             access.audit_sinks.append(observing.audit.add)
         observing.recorder.metrics.model = config.name or ""

@@ -23,7 +23,7 @@ PROMPT_COST, OUTPUT_COST = 1.0, 2.0
 class Tenant:
     """service: what was computed for it, in prompt tokens' worth divided by weight."""
 
-    __slots__ = ("alive", "name", "running", "service", "waiting", "weight")
+    __slots__ = ("_output_cost", "_weight", "alive", "name", "running", "service", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -33,14 +33,26 @@ class Tenant:
         self.running = 0  # of those, the ones in slots
         self.waiting: list[Sequence] = []  # by order
 
+    @property
+    def weight(self) -> float:
+        return self._weight
+
+    @weight.setter
+    def weight(self, weight: float) -> None:
+        self._weight, self._output_cost = weight, OUTPUT_COST / weight
+
     def charge(self, sequence: Sequence, start: int, end: int) -> None:
         """Positions start to end are computed. What was charged before (a preemption lost it) and prefix hits are
         free."""
-        start = max(start, sequence.charged)
-        if end <= start:
+        charged = sequence.charged
+        if start == charged >= sequence.prompt_len:  # nearly every row: the next token of an answer
+            self.service += (end - start) * self._output_cost
+        elif end > charged:
+            start = max(start, charged)
+            prompt = max(0, min(end, sequence.prompt_len) - start)
+            self.service += PROMPT_COST * prompt / self._weight + (end - start - prompt) * self._output_cost
+        else:
             return
-        prompt = max(0, min(end, sequence.prompt_len) - start)
-        self.service += (PROMPT_COST * prompt + OUTPUT_COST * (end - start - prompt)) / self.weight
         sequence.charged = end
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxinfer.messages import SequenceOutput, StepOutputs
@@ -16,6 +16,7 @@ from serving.request import PreparedRequest
 
 _LOG = logging.getLogger("serving.observing")
 
+_GATE = {"UNAUTHENTICATED": "401", "PERMISSION_DENIED": "403"}  # gRPC's name -> HTTP's status
 RECENT = 1000  # finished requests that can be explained
 
 Sink = Callable[[RequestRecord], None]
@@ -106,6 +107,12 @@ class Recorder:
         self.metrics.refused[origin.door, code] += 1
         for sink in self.refusal_sinks:
             sink(origin, code, error)
+
+    def refused_at_the_gate(self, entry: Mapping[str, Any]) -> None:
+        """Counts an entry of the audit log for which no request began."""
+        status = _GATE.get(entry.get("code", ""))
+        if status is not None:
+            self.metrics.refused[entry["door"], status if entry["door"] == "http" else entry["code"]] += 1
 
     # -- explanations ---------------------------------------------------------------------------------------------
 

@@ -283,6 +283,13 @@ def test_admin_calls_and_refusals_are_in_the_audit_log(tmp_path: Path, caplog: p
                 await client.get("/version?canary")
             await stub.GetStats(pb.GetStatsRequest(), metadata=bearer(admin))
             await status(stub.GetStats(pb.GetStatsRequest()))
+            refused = s.server.client.recorder.metrics.refused
+            assert refused == {
+                ("http", "403"): 1,
+                ("http", "429"): 1,
+                ("http", "401"): 1,
+                ("grpc", "UNAUTHENTICATED"): 1,
+            }
 
     run(test())
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
