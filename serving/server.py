@@ -31,9 +31,9 @@ from serving.access.caller import CALLER
 from serving.access.grpc_gate import GrpcGate
 from serving.engine_client import EngineClient, EngineEnd, EngineLink
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED
-from serving.gateways.services import GatewayConfig, Gateways
 from serving.filters.contract import Filter, FilterError, load_filter
 from serving.filters.inputs import filtered
+from serving.gateways.services import GatewayConfig, Gateways
 from serving.guard import Guard
 from serving.http.api import Api, ApiConfig
 from serving.http.door import HttpDoor, bind

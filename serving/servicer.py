@@ -71,22 +71,12 @@ class InferenceServicer(pb_grpc.InferenceServicer):
 
     async def _send_all(self, stream: GenerationStream, context: Context) -> None:
         prepared = stream.prepared
-        await self._write(context, replies.started(prepared.request_id, len(prepared.token_ids)))
+        seconds = self.stall_seconds
+        await write(context, replies.started(prepared.request_id, len(prepared.token_ids)), seconds)
         while (batch := await stream.read()) is not None:
             for message in replies.news(batch):
-                await self._write(context, message)
-        await self._write(context, replies.finished(stream))
-
-    async def _write(self, context: Context, message: pb.GenerateResponse) -> None:
-        """Waits while the client's flow-control window is full, but not for ever. Raises Refusal."""
-        try:
-            async with asyncio.timeout(self.stall_seconds):
-                await context.write(message)
-        except TimeoutError:
-            _LOG.warning("a client took nothing of its answer for %g s; its call is ended", self.stall_seconds)
-            raise Refusal(
-                grpc.StatusCode.DEADLINE_EXCEEDED, f"nothing of the answer was taken for {self.stall_seconds:g} s"
-            ) from None
+                await write(context, message, seconds)
+        await write(context, replies.finished(stream), seconds)
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         return await self._answer(request, context, self._abort)
@@ -169,6 +159,16 @@ def _detokenize(request: pb.DetokenizeRequest, model: ModelContext) -> pb.Detoke
     ids = as_token_ids("token_ids", request.token_ids, model.info.vocab_size)
     skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
     return pb.DetokenizeResponse(text=model.tokenizer.decode(ids, skip_special_tokens=skip))
+
+
+async def write(context: Context, message: Any, seconds: float = STALL_SECONDS) -> None:
+    """Waits while the client's flow-control window is full, but not for ever. Raises Refusal."""
+    try:
+        async with asyncio.timeout(seconds):
+            await context.write(message)
+    except TimeoutError:
+        _LOG.warning("a client took nothing of its answer for %g s; its call is ended", seconds)
+        raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, f"nothing of the answer was taken for {seconds:g} s") from None
 
 
 async def refuse(context: Context, error: Exception) -> NoReturn:

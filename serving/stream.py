@@ -23,7 +23,7 @@ from serving.status import Refusal
 
 @dataclass(slots=True)
 class Piece:
-    """Consecutive deltas of one sequence, merged."""
+    """Consecutive deltas of one sequence, merged. tokens: how many, also where an output filter withholds their ids."""
 
     index: int
     text: list[str] = field(default_factory=list)
@@ -31,6 +31,7 @@ class Piece:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    tokens: int = 0
 
     def add(self, delta: Delta) -> None:
         if delta.text:
@@ -91,7 +92,9 @@ class GenerationStream:
         if delta is None:
             return None
         shown = self._filter(delta) if self._filters else delta
-        self._pieces.setdefault(delta.index, Piece(delta.index)).add(shown)
+        piece = self._pieces.setdefault(delta.index, Piece(delta.index))
+        piece.add(shown)
+        piece.tokens += len(delta.token_ids)
         if not self.prepared.final_only or self._request.finished:
             self._wake.set()
         return delta

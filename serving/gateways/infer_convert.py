@@ -279,7 +279,7 @@ class Replies:
         for piece in news.pieces:
             texts[piece.index] = "".join(piece.text)
             reasons[piece.index] = piece.finish_reason or "None"
-            counts[piece.index] = len(piece.token_ids)
+            counts[piece.index] = piece.tokens
             entries[piece.index] = piece.logprobs
         values: dict[str, Callable[[], list[Any]]] = {
             "text_output": lambda: [self._prefix + text for text in texts],

@@ -22,7 +22,7 @@ from serving.gateways.infer_convert import FINAL, INPUTS, OUTPUTS, Asked, Replie
 from serving.gateways.names import KSERVE, SERVICES
 from serving.gateways.tensors import Spec
 from serving.request import GenerationRequest, ModelContext
-from serving.servicer import refuse
+from serving.servicer import refuse, write
 from serving.status import BAD_INPUT, Refusal, internal
 from serving.validation import refuse_unknown_fields
 
@@ -114,7 +114,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                 async for response, final in responses:
                     response.parameters[FINAL].bool_param = final
                     async with writing:
-                        await context.write(pb.ModelStreamInferResponse(infer_response=response))
+                        await write(context, pb.ModelStreamInferResponse(infer_response=response))
             return
         except Refusal as error:
             refusal = error
@@ -130,7 +130,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
         response.parameters[FINAL].bool_param = True
         async with writing:
-            await context.write(pb.ModelStreamInferResponse(error_message=refusal.message, infer_response=response))
+            await write(context, pb.ModelStreamInferResponse(error_message=refusal.message, infer_response=response))
 
     async def _responses(
         self, endpoint: str, request: pb.ModelInferRequest, context: Context

@@ -26,8 +26,8 @@ from jaxinfer.sampling_params import InvalidRequest
 from serving.gateways.door import Context, Door, refuse_others, unimplemented
 from serving.gateways.tokenizer_bundle import Bundle, bundle
 from serving.gateways.vllm_convert import Replies, to_request
-from serving.request import ModelContext
-from serving.servicer import refuse
+from serving.request import NO_TOKENS, ModelContext
+from serving.servicer import refuse, write
 from serving.status import BAD_INPUT, Refusal
 from serving.validation import refuse_unknown_fields
 
@@ -56,6 +56,8 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
         """As our own service's: written with `context.write`, so that a cancellation always lands in this body."""
 
         def convert(model: ModelContext) -> tuple[Any, None]:
+            if not model.gives_tokens:
+                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"answers are tokens here; {NO_TOKENS}")
             return to_request(request, model), None
 
         try:
@@ -66,8 +68,9 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
             replies = Replies(stream, chunks=request.stream)
             while (batch := await stream.read()) is not None:
                 for message in replies.news(batch):
-                    await context.write(message)
+                    await write(context, message)
         except Refusal as refusal:
+            self._client.close(stream)  # the status may wait behind what the client does not take
             await refuse(context, refusal)
         finally:
             self._client.close(stream)
