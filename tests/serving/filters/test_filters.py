@@ -30,7 +30,7 @@ from serving.filters.redactor import redact
 from serving.server import ServerError
 from serving.status import Refusal
 from tests.fakes import FakeOptions
-from tests.serving.harness import collect, greedy, make_server, run, serving, status
+from tests.serving.harness import collect, greedy, make_server, run, serving, status, until
 from tests.serving.http.harness import greedy_chat, http_serving, says
 
 HERE = "tests.serving.filters.test_filters"
@@ -256,6 +256,6 @@ def test_a_refused_output_ends_its_request() -> None:
             assert (whole_answer.status_code, whole_answer.json()["error"]["code"]) == (400, "content_filter")
             error = await status(s.grpc.stub.Generate(greedy(max_tokens=600)))
             assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
-            assert s.grpc.server.client.open_requests == 0
+            await until(lambda: s.grpc.server.client.open_requests == 0, "nothing is left of them")
 
     run(test())
