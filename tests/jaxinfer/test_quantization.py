@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from checkpoints.load import decoder_parameters
 from jaxinfer import quantization
 from jaxinfer.models.axes import LogicalAxes
-from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.models.registry import model_config
+from jaxinfer.models.shape import ModelShape
+from jaxinfer.models.stored import StoredMatrix, input_axes
 from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
 from jaxinfer.runtime.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
@@ -77,3 +80,22 @@ def test_a_share_that_is_no_block_of_words_stays_in_int4(inputs: int, lies_as_wo
     assert kept.values.dtype == (jnp.int32 if lies_as_words else jnp.int4)
     error = np.abs(np.asarray(dequantize(kept)) - np.asarray(weight)).max()
     assert error <= float(jnp.abs(weight).max()) / 13
+
+
+def test_seven_billion_parameters_in_int4_take_four_gigabytes() -> None:
+    """Llama 2 7B as AWQ stores it: 6.5 billion numbers of 4 bits, with scales and zero points, and a dense vocabulary."""
+    config = model_config(
+        {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float16", "vocab_size": 32000,
+         "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+         "num_key_value_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+    )  # fmt: skip
+    mesh = make_mesh(1)
+    stored = StoredMatrix("int4", 128, zeros=True)
+    total = 0
+    for path, parameter in decoder_parameters(config, ModelShape.of(config, 1), np.dtype(jnp.bfloat16))[1].items():
+        inputs = input_axes(path)
+        if inputs is None:
+            total += 2 * int(np.prod(parameter.shape))
+        else:
+            total += placing_of(path, parameter.shape, parameter.axes, inputs, stored, mesh).as_stored.nbytes
+    assert 3.5e9 < total < 4.05e9
