@@ -83,7 +83,7 @@ def test_a_share_that_is_no_block_of_words_stays_in_int4(inputs: int, lies_as_wo
 
 
 def test_seven_billion_parameters_in_int4_take_four_gigabytes() -> None:
-    """Llama 2 7B as AWQ stores it: 6.5 billion numbers of 4 bits, with scales and zero points, and a dense vocabulary."""
+    """Llama 2 7B as AWQ stores it: numbers of 4 bits with scales and zero points, and a dense vocabulary."""
     config = model_config(
         {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float16", "vocab_size": 32000,
          "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
