@@ -15,7 +15,18 @@ from typing import Any, cast
 
 from jaxinfer.config import RuntimeConfig
 from jaxinfer.engine import EngineLoop
-from jaxinfer.messages import Abort, Died, EngineInfo, EngineStats, Progress, Rejected, Shutdown, StepOutputs, Submit
+from jaxinfer.messages import (
+    NO_LOGITS,
+    Abort,
+    Died,
+    EngineInfo,
+    EngineStats,
+    Progress,
+    Rejected,
+    Shutdown,
+    StepOutputs,
+    Submit,
+)
 from jaxinfer.model_path import hub_cache_from, resolve_model
 from jaxinfer.outputs import RequestOutput, RequestStream
 from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids, generation_defaults
@@ -251,6 +262,8 @@ class LLM:
                     streams[scored.request_id].push_prompt(scored)
             for output in message.sequences:
                 stream = streams.get(output.request_id)
+                if stream is not None and output.finish_reason == "error":
+                    raise RuntimeError(f"request {output.request_id}: {NO_LOGITS}")
                 delta = stream.push(output) if stream is not None else None
                 if stream is None or delta is None:
                     continue

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from jaxinfer.sampling_params import MAX_LOGPROBS, SamplingParams
 
+NO_LOGITS = "the model's logits are not numbers (NaN) for this request, so that no token can be chosen"
+
 
 class Submit(NamedTuple):
     """A validated request. `seed` is resolved (0 <= seed < 2**64); `arrival` is seconds of time.monotonic().
@@ -77,13 +79,16 @@ class SequenceAccount(NamedTuple):
 
 
 class SequenceOutput(NamedTuple):
-    """One sequence's news from one step. `token_id` is -1 when it finished without a new token (abort)."""
+    """One sequence's news from one step. `token_id` is -1 when it finished without a new token (abort, error).
+
+    "error" ends all sequences of a request at once, for the reason `NO_LOGITS`.
+    """
 
     request_id: str
     index: int  # type: ignore[assignment]  # shadows tuple.index
     token_id: int
     logprobs: TokenLogprobs | None
-    finish_reason: str | None  # "stop" | "length" | "abort"
+    finish_reason: str | None  # "stop" | "length" | "abort" | "error"
     stop_token: int | None  # the stop token id that ended it, None for end-of-sequence
     cached_tokens: int
     account: SequenceAccount | None = None  # with the finish reason

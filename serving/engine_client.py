@@ -16,6 +16,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from jaxinfer.messages import (
+    NO_LOGITS,
     Abort,
     Died,
     Drain,
@@ -396,6 +397,10 @@ class EngineClient(asyncio.Protocol):
             stream = self._streams.get(output.request_id)
             if stream is None:
                 continue  # given up on this side, the Abort is on its way
+            if output.finish_reason == "error":
+                stream.record.failed = not stream.finished  # a stop string may have ended it on this side
+                stream.fail(internal(NO_LOGITS))
+                continue
             try:
                 delta = stream.push(output)
             except Refusal as refusal:  # the output filter's

@@ -27,6 +27,7 @@ __all__ = [
     "MAX_BIAS",
     "MAX_LOGPROBS",
     "MAX_STOP_IDS",
+    "NO_TOKEN",
     "Sampled",
     "SamplingParamsRows",
     "TokenScores",
@@ -37,6 +38,7 @@ __all__ = [
     "score_prompt",
 ]
 
+NO_TOKEN = -1  # in place of a token, where no logit is above -inf
 _DRAW = 0  # the purpose in a random key: drawing a token
 _SMALLEST_EXPONENT = -87.0  # e^-87 is the last whole power above float32's denormals, which devices treat differently
 
@@ -82,7 +84,8 @@ class SamplingParamsRows:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """The chosen tokens, (S,) int32, and their scores, which mean something in rows with num_logprobs >= 0 only."""
+    """The chosen tokens, (S,) int32, ``NO_TOKEN`` where there is none to choose; and their scores, which mean something
+    in rows with num_logprobs >= 0 only."""
 
     tokens: jax.Array
     scores: TokenScores
@@ -102,7 +105,7 @@ def sample(
 
     Args:
         logits: (S, V) float32, as the model gives them; replicated when there are several devices. NaN never wins, and
-            a row of nothing but NaN yields token 0.
+            a row of nothing but NaN yields ``NO_TOKEN``.
         params: (S,) each.
         tables: state by slot, with this step's inputs already counted.
         slots: (S,) int32, each row's slot; padding rows name the trash row.
@@ -111,7 +114,7 @@ def sample(
         vocab_size: entries of V that are real; the rest is never chosen.
         max_logprobs: alternatives that the scores have room for.
 
-    A row whose bans leave no token at all yields token 0: callers refuse such requests.
+    A row whose bans leave no token at all yields ``NO_TOKEN``, too: callers refuse such requests.
     """
     if logits.ndim != 2 or logits.dtype != jnp.float32:
         raise TypeError(
@@ -135,7 +138,7 @@ def sample(
         lambda logits: TokenScores.nothing(logits.shape[0], max_logprobs),
         logits,
     )
-    return Sampled(tokens, scores)
+    return Sampled(jnp.where(best > -jnp.inf, tokens, NO_TOKEN), scores)
 
 
 def adjusted_logits(

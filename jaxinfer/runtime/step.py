@@ -144,7 +144,8 @@ def step(
         alternatives=spec.max_logprobs,
     )
     writers = jnp.where(inputs.query_lens > 0, inputs.slots, slots.last_token.shape[0] - 1)
-    kept = jnp.where(inputs.samples, sampled.tokens, slots.last_token[inputs.slots])
+    # A row without a token ends at the next update; the step in flight until then still needs an id it can look up.
+    kept = jnp.where(inputs.samples, jnp.maximum(sampled.tokens, 0), slots.last_token[inputs.slots])
     slots = SlotState(
         last_token=slots.last_token.at[writers].set(kept),
         num_computed=slots.num_computed.at[writers].set(batch.seq_lens),

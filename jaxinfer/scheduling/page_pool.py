@@ -152,6 +152,11 @@ class PagePool:
         pages = self._pages_of.get(node)
         return pages[0] if pages else None
 
+    def withdraw(self, pages: Iterable[int]) -> None:
+        """Takes the content of owned pages back: nobody finds it any more, and it is gone with the last owner."""
+        for page in pages:
+            self._forget(page)
+
     def clear_cache(self) -> int:
         """Forgets all content that nobody owns; returns how many pages became free."""
         count = len(self._cached)

@@ -51,6 +51,10 @@ class Request:
     def finished(self) -> bool:
         return all(sequence.finished for sequence in self.sequences)
 
+    @property
+    def live_sequences(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if not sequence.finished]
+
 
 class Sequence:
     """One text being generated.

@@ -91,12 +91,9 @@ class Scheduler:
         request = self._requests.get(request_id)
         if request is None:
             return
-        for sequence in request.sequences:
-            if not sequence.finished and index in (None, sequence.index):
-                account = self._finish(sequence)
-                self._ended.append(
-                    SequenceOutput(request_id, sequence.index, -1, None, "abort", None, sequence.cached_tokens, account)
-                )
+        self._ended += [
+            self._end(sequence, "abort") for sequence in request.live_sequences if index in (None, sequence.index)
+        ]
 
     @property
     def has_unfinished(self) -> bool:
@@ -351,7 +348,9 @@ class Scheduler:
             sequence.padded_tokens += padded_each * length
             if row.targets:
                 outputs.prompts.append(prompt_scores(row, start, request.params, result))
-            if row.samples:
+            if row.samples and result.tokens[i] < 0:
+                outputs.sequences += self._fail(request)
+            elif row.samples:
                 outputs.sequences.append(self._take_token(sequence, i, result))
         self.stats.steps += 1
         return outputs
@@ -376,6 +375,18 @@ class Scheduler:
         return SequenceOutput(
             request.request_id, sequence.index, token, logprobs, reason, stop_token, sequence.cached_tokens, account
         )
+
+    def _fail(self, request: Request) -> list[SequenceOutput]:
+        """Ends a request that has no token to go on with. What it computed may not be a number in any of its pages, so
+        nobody gets them as a prefix."""
+        for sequence in request.live_sequences:
+            self.pool.withdraw(sequence.pages)
+        return [self._end(sequence, "error") for sequence in request.live_sequences]
+
+    def _end(self, sequence: Sequence, reason: str) -> SequenceOutput:
+        """Ends a live sequence without a token."""
+        request_id, cached = sequence.request.request_id, sequence.cached_tokens
+        return SequenceOutput(request_id, sequence.index, -1, None, reason, None, cached, self._finish(sequence))
 
     def _finish(self, sequence: Sequence) -> SequenceAccount:
         """Ends a live sequence wherever it is; what it took."""

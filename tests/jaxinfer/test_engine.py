@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -199,3 +201,54 @@ def test_a_quantized_cache_stays_close(kv_cache_dtype: str) -> None:
     difference = np.abs(found[kv_cache_dtype] - found["float32"]).max()
     # int8 is off by up to a 254th of a vector's largest number, fp8 by up to a 16th of each: two layers of that.
     assert 1e-6 < difference < (0.06 if kv_cache_dtype == "int8" else 0.3)
+
+
+@pytest.fixture
+def not_a_number(engine: Harness) -> Iterator[int]:
+    """A token whose embedding is NaN for a while: whoever has it in a prompt computes NaN from there on."""
+    runner: Any = engine.loop.runner
+    token = next(token for token in range(runner.spec.config.vocab_size) if token not in PROMPT)
+    leaves, treedef = runner._leaves, runner.spec.treedef
+    paths = jax.tree_util.tree_flatten_with_path(jax.tree.unflatten(treedef, list(leaves)))[0]
+    (at,) = (i for i, (path, _) in enumerate(paths) if "embed" in jax.tree_util.keystr(path))
+    weight = np.array(leaves[at])
+    weight[token] = np.nan
+    runner._leaves = (*leaves[:at], jax.device_put(weight, leaves[at].sharding), *leaves[at + 1 :])
+    yield token
+    runner._leaves = leaves
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("n", [1, 2])
+def test_without_numbers_one_request_fails_and_the_others_are_as_alone(
+    engine: Harness, not_a_number: int, temperature: float, n: int
+) -> None:
+    greedy = sampled(temperature=0, max_tokens=40, bad_token_ids=(not_a_number,))
+    params = sampled(temperature=temperature, n=n, logprobs=2, bad_token_ids=(not_a_number,))
+    engine.forget_prefixes()
+    alone = engine.generate(PROMPT, greedy).tokens
+    assert len(alone) == 40
+    compiled = engine.loop.runner.compilations
+    good = engine.submit(PROMPT, greedy)
+    for _ in range(4):
+        engine.step()
+    # Longer than a page and than a step, so that pages of NaN are published before the first token is due.
+    poisoned = engine.submit([not_a_number, *PROMPT * 4][: 3 * PAGE], params, seed=5)
+    engine.run()
+    ends = [engine.heard[poisoned, i] for i in range(n)]
+    assert [(end.tokens, end.finish_reason) for end in ends] == [([], "error")] * n
+    assert engine.heard[good, 0].tokens == alone
+    stats = engine.loop.scheduler.refresh_stats()
+    assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.total_pages)
+    assert engine.loop.runner.compilations == compiled
+    assert engine.generate(PROMPT, greedy).tokens == alone  # on pages that held NaN
+
+
+def test_pages_without_numbers_are_nobodys_prefix(engine: Harness, not_a_number: int) -> None:
+    greedy = sampled(temperature=0, bad_token_ids=(not_a_number,))
+    engine.forget_prefixes()
+    poisoned = [not_a_number, *PROMPT * 4][: 3 * PAGE]
+    for _ in range(2):
+        heard = engine.generate(poisoned, greedy)
+        assert (heard.finish_reason, heard.cached_tokens) == ("error", 0)
+    assert engine.loop.scheduler.pool.num_cached == 0

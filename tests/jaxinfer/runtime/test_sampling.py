@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from jaxinfer.runtime import logits as changes
-from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS, TokenTables, adjusted_logits, count_inputs, sample
+from jaxinfer.runtime.sampling import (
+    MAX_BIAS,
+    MAX_STOP_IDS,
+    NO_TOKEN,
+    TokenTables,
+    adjusted_logits,
+    count_inputs,
+    sample,
+)
 from tests.jaxinfer.runtime import sampling_oracle as oracle
 
 VOCAB, REAL = 131, 127  # odd, with padding
@@ -43,7 +51,7 @@ def test_padding_of_the_vocabulary_never_wins() -> None:
     for temperature in (0.0, 1.0, 100.0):
         tokens = oracle.sample_rows(logits, oracle.params(8, temperature=temperature), REAL).tokens
         assert (tokens < REAL).all()
-        assert (tokens[4:] == 0).all()
+        assert (tokens[4:] == NO_TOKEN).all()
 
 
 def test_strange_numbers() -> None:
@@ -65,7 +73,7 @@ def test_strange_numbers() -> None:
         tables = empty_tables(8)
         tables.prompt_seen[5] = True  # doubling the largest float would overflow
         tokens = oracle.sample_rows(logits, settings, REAL, tables=tables).tokens
-        np.testing.assert_array_equal(tokens[[0, 1, 2, 4, 5, 6]], [6, 7, 9, 0, 11, 12])
+        np.testing.assert_array_equal(tokens[[0, 1, 2, 4, 5, 6]], [6, 7, 9, NO_TOKEN, 11, 12])
         assert 0 <= tokens[3] < REAL
 
 
