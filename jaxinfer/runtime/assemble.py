@@ -16,7 +16,8 @@ from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
 from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import EngineInfo, Progress
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.runtime.kv_cache import Sizes, device_budget, resolve_sizes
+from jaxinfer.runtime.compile_cache import compiling_into
+from jaxinfer.runtime.kv_cache import Sizes, check_room, device_budget, resolve_sizes
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.runtime.step import StepSpec
 from jaxinfer.sampling_params import MAX_LOGPROBS
@@ -136,7 +137,9 @@ def choose_sizes(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLay
             probe = probe_step(model, mesh, runtime, layout)
             extra = probe.temporaries + probe.slot_bytes
         budget = device_budget(device, runtime, temporaries=extra)
-    return resolve_sizes(model.config, runtime, layout, budget, device.platform)
+    sizes = resolve_sizes(model.config, runtime, layout, budget, device.platform)
+    check_room(device, sizes, mesh.size)
+    return sizes
 
 
 def assemble_engine(
@@ -148,9 +151,10 @@ def assemble_engine(
     """
     target = DeviceTarget.of(mesh.devices.flat[0])
     layout = make_layout(model, target, runtime)
-    sizes = choose_sizes(model, mesh, runtime, layout)
-    runner = make_runner(model, mesh, runtime, sizes, layout)
-    runner.warm_up(_warm_up_progress(progress))
+    with compiling_into(runtime.compilation_cache_dir):
+        sizes = choose_sizes(model, mesh, runtime, layout)
+        runner = make_runner(model, mesh, runtime, sizes, layout)
+        runner.warm_up(_warm_up_progress(progress))
     config = model.config
     limits = SchedulerLimits(
         max_num_seqs=sizes.max_num_seqs,

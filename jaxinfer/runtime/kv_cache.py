@@ -137,6 +137,25 @@ def resolve_sizes(
     )
 
 
+def check_room(device: Any, sizes: Sizes, num_devices: int) -> None:
+    """Raises ConfigError when the pool, sized by hand perhaps, is larger than what is free now: at once, instead of
+    after everything was compiled, or on a CPU when the system kills the process for the pages that it fills."""
+    if device.platform == "cpu":
+        free, wanted, where = free_host_bytes(), sizes.pool_bytes, "host memory"
+    else:
+        stats = device.memory_stats() or {}
+        if "bytes_limit" not in stats:
+            return
+        free, wanted = stats["bytes_limit"] - stats["bytes_in_use"], sizes.pool_bytes // num_devices
+        where = f"memory on each {device.device_kind}"
+    if wanted > free:
+        most = max(0, free) * sizes.num_pages // wanted
+        raise ConfigError(
+            f"num_pages is {sizes.num_pages}; a pool of that size takes {gib(wanted)}, and {gib(free)} of {where} are "
+            f"free: at most {most} pages fit"
+        )
+
+
 def _wanted_length(config: ModelConfig, runtime: RuntimeConfig) -> int:
     trained = config.max_position_embeddings
     border = config.dynamic_border

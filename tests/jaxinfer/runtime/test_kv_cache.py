@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from jaxinfer.config import ConfigError, LayerConfig, ModelConfig, RopeConfig, RuntimeConfig
-from jaxinfer.runtime.kv_cache import GIB, Budget, device_budget, free_host_bytes, gib, resolve_sizes
+from jaxinfer.runtime.kv_cache import GIB, Budget, check_room, device_budget, free_host_bytes, gib, resolve_sizes
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention.layout import kv_layout
 
@@ -91,6 +91,20 @@ def test_accelerator_budget_subtracts_use_and_temporaries() -> None:
     assert budget.reason == "100.00 GiB x 0.8 - 21.00 GiB in use - 5.00 GiB temporaries"
     with pytest.raises(ConfigError, match="set num_pages"):
         device_budget(FakeGpu(None), RuntimeConfig(), temporaries=0)
+
+
+def test_a_pool_that_is_larger_than_what_is_free_is_refused_before_anything_is_compiled() -> None:
+    sizes = resolve_sizes(CONFIG, RuntimeConfig(num_pages=10_000_000_000), LAYOUT, None, "cpu")
+    with pytest.raises(ConfigError, match=r"num_pages is 10000000000; .* of host memory are free: at most \d+ pages"):
+        check_room(jax.devices()[0], sizes, 1)
+    sizes = resolve_sizes(CONFIG, RuntimeConfig(num_pages=100), LAYOUT, None, "cpu")
+    check_room(jax.devices()[0], sizes, 1)
+    free = sizes.pool_bytes // 2
+    gpu = FakeGpu({"bytes_limit": free + GIB, "bytes_in_use": GIB})
+    check_room(gpu, sizes, 2)
+    with pytest.raises(ConfigError, match=r"num_pages is 100; .* on each NVIDIA H200 are free: at most 50 pages fit"):
+        check_room(gpu, sizes, 1)
+    check_room(FakeGpu(None), sizes, 1)  # it does not say
 
 
 def test_gib() -> None:
