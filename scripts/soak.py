@@ -59,7 +59,7 @@ class Table:
     def show(self) -> int:
         verdicts = {True: "holds", False: "MISSED", None: ""}
         for part, what, found, good in self.rows:
-            print(f"| {part:7} | {what:58} | {found:>24} | {verdicts[good]:6} |")
+            print(f"| {part:7} | {what:58} | {found:>32} | {verdicts[good]:6} |")
         return int(any(row[3] is False for row in self.rows))
 
 
@@ -277,11 +277,12 @@ async def soak(serving: Serving, table: Table, seconds: float, at_a_time: int, r
     tokens = last.generated_tokens - first.generated_tokens
     table.add("soak", f"{seconds:.0f} s: requests, tokens, steps", f"{done}, {tokens}, {last.steps - first.steps}")
     for name, values in memory.items():
-        quarter = len(values) // 4
-        early, late = statistics.median(values[quarter : 2 * quarter]), statistics.median(values[-quarter:])
-        growth = 100 * (late - early) / early
-        what = f"MB of the {name}, second quarter and last (bar {GROWTH_BAR:.0f} %)"
-        table.add("soak", what, f"{early:.1f}, {late:.1f}, {growth:+.1f} %", growth < GROWTH_BAR)
+        size = max(1, len(values) // 4)
+        quarters = [statistics.median(values[i * size : (i + 1) * size]) for i in range(4)]
+        growth = 100 * (quarters[3] - quarters[1]) / quarters[1]
+        what = f"MB of the {name} by quarters (2nd to 4th below {GROWTH_BAR:.0f} %)"
+        shown = " ".join(f"{value:.1f}" for value in quarters)
+        table.add("soak", what, f"{shown} {growth:+.1f} %", growth < GROWTH_BAR)
     compiled = last.compilations_after_ready
     table.add("soak", "compilations after ready", compiled, compiled == 0)
     pages = f"{last.free_pages} of {last.total_pages}"

@@ -41,7 +41,6 @@ _EVENTS = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would gather the events
 )
-_GONE = Refusal(grpc.StatusCode.CANCELLED, "the client closed its connection")
 
 
 def make_app(api: Api, max_body_bytes: int) -> Starlette:
@@ -125,7 +124,8 @@ async def _watch(receive: Receive, reply: Reply) -> None:
     """Ends the request in the engine when its client goes away."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    reply.fail(_GONE)
+    # One of its own: an exception keeps the frames of every place that ever raised it.
+    reply.fail(Refusal(grpc.StatusCode.CANCELLED, "the client closed its connection"))
 
 
 def _trace(scope: Scope) -> tuple[tuple[str, str], ...]:
