@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import httpx
 import pytest
@@ -49,7 +48,7 @@ def test_sigterm_lets_a_stream_finish(model):
 
         thread = threading.Thread(target=read)
         thread.start()
-        time.sleep(0.3)
+        wait(lambda: bool(lines), "the stream begins")
         running.process.send_signal(signal.SIGTERM)
         wait(lambda: "stopping:" in running.output, "the server drains")
         assert "1 running request;" in running.output
