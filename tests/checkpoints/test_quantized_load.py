@@ -84,6 +84,7 @@ def test_on_several_devices_the_numbers_are_the_same(tmp_path: Path, tp: int) ->
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-2 * np.abs(logits[0]).max())
 
 
+@pytest.mark.longer
 def test_the_plan_counts_what_the_model_takes(tmp_path: Path) -> None:
     source = write_small_llama(tmp_path / "hf", hidden=64, mlp=96)
     model = load_model(source, quantization="int8")

@@ -43,6 +43,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("family", "scheme"),
     [
@@ -117,6 +118,7 @@ def test_rows_that_stay_dense_are_divided_exactly(tmp_path: Path) -> None:
     assert len(np.unique(exponents)) > 1
 
 
+@pytest.mark.longer
 def test_dead_channels_have_finite_scales() -> None:
     weight = np.random.default_rng(0).standard_normal((8, 32), dtype=np.float32)
     weight[:, 3] = 0
@@ -133,6 +135,7 @@ def test_dead_channels_have_finite_scales() -> None:
             assert found.scales is None or (np.isfinite(found.scales).all() and (found.scales > 0).all())
 
 
+@pytest.mark.longer
 def test_cut_offs_are_the_best_of_the_grid() -> None:
     random = np.random.default_rng(0)
     weight = random.standard_normal((6, 64), dtype=np.float32)

@@ -100,6 +100,7 @@ KILLED = """
 """
 
 
+@pytest.mark.longer
 def test_a_killed_conversion_leaves_nothing_that_loads(tmp_path: Path) -> None:
     source, out = write_family(tmp_path / "hf"), tmp_path / "out"
     root = Path(__file__).resolve().parents[3]
@@ -116,6 +117,7 @@ def test_a_killed_conversion_leaves_nothing_that_loads(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["hf", "out"]
 
 
+@pytest.mark.longer
 def test_what_the_file_means_is_what_is_served(tmp_path: Path) -> None:
     """On a CPU w8a8 is served as it is stored, so that the two agree but for the order of sums, and for activations
     that it moves to the next step."""

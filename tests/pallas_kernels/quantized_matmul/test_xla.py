@@ -52,6 +52,7 @@ class TestXlaAsOnTpu(QuantizedMatmulContract):
         return super().call(x.astype(jnp.float32), kept)
 
 
+@pytest.mark.longer
 class TestXlaWithWords(QuantizedMatmulContract):
     """The other form of int4 there."""
 

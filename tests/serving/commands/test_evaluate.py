@@ -379,6 +379,7 @@ class RealThreadEngine(harness.ThreadEngine):
         return self._build(progress)
 
 
+@pytest.mark.longer
 @pytest.mark.timeout(240)
 def test_a_server_gives_the_same_record_as_offline(engines, tmp_path):
     runtime = RuntimeConfig(dtype="float32", compilation_cache_dir=None, **SMALL)
