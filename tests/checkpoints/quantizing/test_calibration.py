@@ -28,6 +28,8 @@ from pallas_kernels.qtensor import dequantize
 from tests.checkpoints.folders import edit_tensors, tree, write_small_llama
 from tests.checkpoints.quantizing.models import write_family, write_samples
 
+pytestmark = pytest.mark.longer
+
 PROMPTS = [[3, 17, 5, 60, 2, 41, 9, 30, 11], [84, 104, 101, 32, 113, 117, 105, 99, 107]]
 
 
@@ -43,7 +45,6 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.longer
 @pytest.mark.parametrize(
     ("family", "scheme"),
     [
@@ -118,7 +119,6 @@ def test_rows_that_stay_dense_are_divided_exactly(tmp_path: Path) -> None:
     assert len(np.unique(exponents)) > 1
 
 
-@pytest.mark.longer
 def test_dead_channels_have_finite_scales() -> None:
     weight = np.random.default_rng(0).standard_normal((8, 32), dtype=np.float32)
     weight[:, 3] = 0
@@ -135,7 +135,6 @@ def test_dead_channels_have_finite_scales() -> None:
             assert found.scales is None or (np.isfinite(found.scales).all() and (found.scales > 0).all())
 
 
-@pytest.mark.longer
 def test_cut_offs_are_the_best_of_the_grid() -> None:
     random = np.random.default_rng(0)
     weight = random.standard_normal((6, 64), dtype=np.float32)

@@ -21,6 +21,8 @@ from jaxinfer.config import ModelConfig
 from tests.checkpoints.quantized.models import PROMPT
 from tests.checkpoints.quantizing.models import write_family
 
+pytestmark = pytest.mark.longer
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 

@@ -36,6 +36,7 @@ class TestXlaAsOnAnAccelerator(QuantizedMatmulContract):
         return super().call(x.astype(jnp.float32), weight)
 
 
+@pytest.mark.longer
 class TestXlaAsOnTpu(QuantizedMatmulContract):
     """int4 in JAX's own type, run here: what a TPU keeps where its kernel does not serve."""
 
