@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from pallas_kernels.triton_support import Launch
 
@@ -28,6 +29,7 @@ def missing() -> str | None:
     return None
 
 
+interpreted = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 _KINDS = {"float32": "fp32", "bfloat16": "bf16", "int32": "i32", "int8": "i8", "uint8": "u8"}  # Triton's names
 
 

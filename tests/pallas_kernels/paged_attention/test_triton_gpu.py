@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
 from tests.pallas_kernels.paged_attention.contract import SHAPES as CONTRACT_SHAPES
 from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract, case_of, scale_of
-from tests.pallas_kernels.triton_interpreter import Interpreter, missing
+from tests.pallas_kernels.triton_interpreter import Interpreter, interpreted
 
 AMPERE = DeviceTarget("gpu", "NVIDIA A100", (8, 0))
 SMALL = Shape(dtype=jnp.bfloat16, tokens=24, rows=4, pages_per_row=6, page_size=32)
@@ -44,24 +43,9 @@ SHAPES = (
     dataclasses.replace(LONG, dtype=jnp.float32, pages_per_row=10),
 )
 
-interpreted = pytest.mark.skipif(missing() is not None, reason=str(missing()))
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """jax-triton is what launches the kernel on a GPU; the interpreter needs none of it."""
-    monkeypatch.setattr(triton_support, "_is_installed", lambda package: True)
-
 
 @interpreted
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("triton_packages")
 class TestTritonGpu(PagedAttentionContract):
     target = AMPERE
     backend = "triton_gpu"
@@ -109,7 +93,7 @@ class TestTritonGpu(PagedAttentionContract):
                 self.check(cases.build(shape, self.target, recipe(shape, rng), rng), shape)
 
 
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("triton_packages")
 @pytest.mark.parametrize(
     ("target", "change", "reason"),
     [
@@ -135,7 +119,7 @@ def test_a_missing_package_is_named_before_anything_is_compiled(monkeypatch: pyt
         select(OP, AMPERE, case_of(SMALL), "triton_gpu")
 
 
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("triton_packages")
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)])
 def test_it_is_never_chosen_without_its_name(capability: tuple[int, int]) -> None:
     target = DeviceTarget("gpu", "NVIDIA", capability)

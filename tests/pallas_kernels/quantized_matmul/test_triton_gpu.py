@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from tests.pallas_kernels.quantized_matmul import cases
 from tests.pallas_kernels.quantized_matmul.cases import Product
 from tests.pallas_kernels.quantized_matmul.contract import PRODUCTS as CONTRACT_PRODUCTS
 from tests.pallas_kernels.quantized_matmul.contract import QuantizedMatmulContract
-from tests.pallas_kernels.triton_interpreter import Interpreter, missing
+from tests.pallas_kernels.triton_interpreter import Interpreter, interpreted
 
 AMPERE = DeviceTarget("gpu", "NVIDIA A100", (8, 0))
 SMALL = Product("int4", tokens=3, inputs=512, outputs=(70,), group=128, dtype=jnp.bfloat16)
@@ -46,24 +45,9 @@ PRODUCTS = (
 # The matrices of a model of 8 billion parameters (Llama 3): outputs and inputs.
 LAYERS = {"qkv": (6144, 4096), "out": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
 
-interpreted = pytest.mark.skipif(missing() is not None, reason=str(missing()))
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """jax-triton is what launches the kernel on a GPU; the interpreter needs none of it."""
-    monkeypatch.setattr(triton_support, "_is_installed", lambda package: True)
-
 
 @interpreted
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("triton_packages")
 class TestTritonGpu(QuantizedMatmulContract):
     target = AMPERE
     backend = "triton_gpu"
@@ -151,7 +135,7 @@ def _shapes(product: Product) -> tuple[Any, QTensor]:
     return x, jax.tree.map(tile, weight)
 
 
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("triton_packages")
 @pytest.mark.parametrize(
     ("target", "change", "reason"),
     [
@@ -189,7 +173,7 @@ def test_a_missing_package_is_named_before_anything_is_compiled(monkeypatch: pyt
         quantized_matmul(x, weight, target=AMPERE, backend="triton_gpu")
 
 
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("triton_packages")
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)])
 def test_it_is_never_chosen_without_its_name(capability: tuple[int, int]) -> None:
     target = DeviceTarget("gpu", "NVIDIA", capability)
