@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from device_checks.attention_cases import AttentionCase, attention_cases
@@ -102,43 +102,44 @@ def _tests(records: list[Record], notes: Notes) -> str:
 
 
 def _attention(records: list[Record], settings: Settings, limits: Ceilings, notes: Notes) -> str:
-    read = {
-        (r["section"].removeprefix("attention/"), r["case"]): r
-        for r in records
-        if r["section"].startswith("attention/") and r["case"] != "section"
-    }
-    backends = list(dict.fromkeys(backend for backend, _ in read))
-    if not backends:
-        return ""
-    rows = []
-    for case in attention_cases(settings):
-        cells = [_cell(_of(read, backend, case.name), limits, notes) for backend in backends]
-        rows.append([case.name, _size(case), *cells])
-    heads = attention_cases(settings)[0].heads
+    cases = attention_cases(settings)
+    heads = cases[0].heads
     heading = (
         f"Attention, heads {heads.query}/{heads.kv} x {heads.dim}, bfloat16: milliseconds, rate, and share of the copy "
         "bandwidth (decode: GB/s of the keys and values that are needed) or of the matrix rate (else: TFLOP/s)."
     )
-    return heading + "\n\n" + _table(["case", "needs", *backends], rows)
+    return _backends("attention/", heading, cases, records, limits, notes)
 
 
 def _products(records: list[Record], settings: Settings, limits: Ceilings, notes: Notes) -> str:
+    heading = (
+        "Products, tokens x outputs x inputs: milliseconds, rate, and share of the copy bandwidth (a few tokens: GB/s "
+        "of the weight and its scales) or of the matrix rate of bfloat16 (else: TFLOP/s, or as many operations)."
+    )
+    return _backends("products/", heading, product_cases(settings), records, limits, notes)
+
+
+def _backends(
+    group: str,
+    heading: str,
+    cases: Sequence[AttentionCase | ProductCase],
+    records: list[Record],
+    limits: Ceilings,
+    notes: Notes,
+) -> str:
+    """A line for each case, a column for each backend of which there are records."""
     read = {
-        (r["section"].removeprefix("products/"), r["case"]): r
+        (r["section"].removeprefix(group), r["case"]): r
         for r in records
-        if r["section"].startswith("products/") and r["case"] != "section"
+        if r["section"].startswith(group) and r["case"] != "section"
     }
     backends = list(dict.fromkeys(backend for backend, _ in read))
     if not backends:
         return ""
     rows = [
         [case.name, _size(case), *(_cell(_of(read, backend, case.name), limits, notes) for backend in backends)]
-        for case in product_cases(settings)
+        for case in cases
     ]
-    heading = (
-        "Products, tokens x outputs x inputs: milliseconds, rate, and share of the copy bandwidth (a few tokens: GB/s "
-        "of the weight and its scales) or of the matrix rate of bfloat16 (else: TFLOP/s, or as many operations)."
-    )
     return heading + "\n\n" + _table(["case", "needs", *backends], rows)
 
 
