@@ -79,7 +79,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
         await write(context, replies.finished(stream), seconds)
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
-        return await self._answer(request, context, self._abort)
+        return await answer(request, context, self._abort)
 
     def _abort(self, request: pb.AbortRequest) -> pb.AbortResponse:
         if not request.request_id:
@@ -103,12 +103,12 @@ class InferenceServicer(pb_grpc.InferenceServicer):
     # -- information ----------------------------------------------------------------------------------------------
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
-        return await self._answer(
+        return await answer(
             request, context, lambda _: replies.model_info(self._ready(), self._max_waiting, self._max_message_bytes)
         )
 
     async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:
-        return await self._answer(request, context, lambda _: self._stats())
+        return await answer(request, context, lambda _: self._stats())
 
     def _stats(self) -> pb.GetStatsResponse:
         client = self._client
@@ -133,12 +133,14 @@ class InferenceServicer(pb_grpc.InferenceServicer):
         model = self._ready()
         return await self._worker.run(request.ByteSize(), lambda: work(model))
 
-    async def _answer(self, request: Any, context: Context, work: Callable[[Any], T]) -> T:
-        try:
-            refuse_unknown_fields(request)
-            return work(request)
-        except (Refusal, *BAD_INPUT) as error:
-            await refuse(context, error)
+
+async def answer(request: Any, context: Context, work: Callable[[Any], T]) -> T:
+    """What `work` makes of a request without unknown fields; a refusal ends the call."""
+    try:
+        refuse_unknown_fields(request)
+        return work(request)
+    except (Refusal, *BAD_INPUT) as error:
+        await refuse(context, error)
 
 
 def trace_headers(context: Context) -> tuple[tuple[str, str], ...]:

@@ -11,7 +11,6 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +26,7 @@ from serving.gateways.door import Context, Door, refuse_others, unimplemented
 from serving.gateways.tokenizer_bundle import Bundle, bundle
 from serving.gateways.vllm_convert import Replies, to_request
 from serving.request import NO_TOKENS, ModelContext
-from serving.servicer import refuse, write
+from serving.servicer import answer, refuse, write
 from serving.status import BAD_INPUT, Refusal
 from serving.validation import refuse_unknown_fields
 
@@ -85,7 +84,7 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
                 self._client.abort(request_id)
             return pb.AbortResponse()
 
-        return await self._answer(request, context, abort)
+        return await answer(request, context, abort)
 
     async def Embed(self, request: Any, context: Context) -> pb.EmbedResponse:
         await unimplemented(context, "Embed", "this server generates text")
@@ -97,13 +96,13 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
             state = self._door.state
             return pb.HealthCheckResponse(healthy=not state, message=state or "ready")
 
-        return await self._answer(request, context, check)
+        return await answer(request, context, check)
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
-        return await self._answer(request, context, lambda _: model_info(self._door.ready(), self._door.folder))
+        return await answer(request, context, lambda _: model_info(self._door.ready(), self._door.folder))
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
-        return await self._answer(request, context, lambda _: self._server_info())
+        return await answer(request, context, lambda _: self._server_info())
 
     def _server_info(self) -> pb.GetServerInfoResponse:
         info, now = self._door.ready().info, time.monotonic()
@@ -120,7 +119,7 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
         )
 
     async def GetLoads(self, request: pb.GetLoadsRequest, context: Context) -> pb.GetLoadsResponse:
-        return await self._answer(request, context, self._loads)
+        return await answer(request, context, self._loads)
 
     def _loads(self, request: pb.GetLoadsRequest) -> pb.GetLoadsResponse:
         refuse_others(request, frozenset({"dp_rank", "include"}))
@@ -184,15 +183,6 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
 
     async def SubscribeKvEvents(self, request: Any, context: Context) -> None:
         await unimplemented(context, "SubscribeKvEvents", "this engine publishes no events of its KV cache")
-
-    # -- help -----------------------------------------------------------------------------------------------------
-
-    async def _answer(self, request: Any, context: Context, work: Callable[[Any], T]) -> T:
-        try:
-            refuse_unknown_fields(request)
-            return work(request)
-        except (Refusal, *BAD_INPUT) as error:
-            await refuse(context, error)
 
 
 class Throughput:
