@@ -2,11 +2,17 @@
 
 Shapes: S rows, V vocabulary entries (padding included). A row goes through these stages:
 
-1. penalties, logit bias, allowed and bad ids, the ban on stop ids before min_tokens (``logits.py``);
+1. allowed and bad ids, logit bias, the ban on stop ids before min_tokens; then the penalties, which see what those left:
+   repetition, frequency, presence (``logits.py``);
 2. temperature 0 takes the largest logit, the lowest id among equals;
 3. otherwise temperature, then min-p, top-k over what is left, top-p over the renormalised rest (``thresholds.py``);
    ties at a cut all stay, and the likeliest token always does;
 4. one random number a row picks among the survivors: inverse distribution function over token ids.
+
+The order is that of vLLM 0.32 (``v1/sample/sampler.py``), and transformers 5 has the same but for two things: it cuts by
+min-p last, so that its top-p sums over more tokens, and it bans after the penalties, which comes to the same, since no
+penalty changes -inf. Ties at the cut of top-p stay here, where both keep those that their sort puts first: a row's
+result must not depend on a sort.
 
 Beyond the logits, no row's result depends on the others by a single bit: sums are integers or have a written-out order,
 everything else is done entry by entry. Stages that no row asks for are skipped by ``lax.cond``.
@@ -149,7 +155,11 @@ def adjusted_logits(
     output_len: jax.Array,
     vocab_size: int,
 ) -> jax.Array:
-    """Stage 1: (S, V) logits without NaN and +inf, with -inf for every token that must not be chosen."""
+    """Stage 1: (S, V) logits without NaN and +inf, with -inf for every token that must not be chosen.
+
+    A penalty takes the biased logit: 2.0 with a bias of 3 and a repetition penalty of 2 is 2.5. A banned token stays at
+    -inf under every penalty.
+    """
     min_tokens = output_len < params.min_tokens
 
     def penalize(logits: jax.Array) -> jax.Array:
@@ -157,13 +167,13 @@ def adjusted_logits(
         return adjust.penalize(logits, tables, slots, *penalties, params.has_penalties)
 
     def change(logits: jax.Array) -> jax.Array:
-        logits = lax.cond(jnp.any(params.has_penalties), penalize, lambda x: x, logits)
         logits = lax.cond(
             jnp.any(params.has_bias), lambda x: adjust.bias(x, tables, slots, params.has_bias), lambda x: x, logits
         )
         logits = lax.cond(
             jnp.any(min_tokens), lambda x: adjust.ban_stops(x, tables, slots, min_tokens), lambda x: x, logits
         )
+        logits = lax.cond(jnp.any(params.has_penalties), penalize, lambda x: x, logits)
         return adjust.make_orderable(logits)  # a penalty may overflow
 
     asked = jnp.any(params.has_penalties | params.has_bias | min_tokens)

@@ -103,31 +103,30 @@ def sample_rows(logits: np.ndarray, rows: SamplingParamsRows, vocab_size: int | 
 def adjusted(
     logits: np.ndarray, rows: SamplingParamsRows, tables: TokenTables, output_len: np.ndarray, vocab_size: int
 ) -> np.ndarray:
-    """Penalties, biases and bans by loops in float64; row i uses slot i."""
+    """What vLLM 0.32 makes of logits before it samples, by loops in float64; row i uses slot i.
+
+    Step by step as `Sampler.apply_logits_processors` says it: allowed ids, bad ids, min_tokens, logit bias, and then
+    `apply_penalties`: repetition over prompt and outputs, frequency by the outputs' counts, presence by their mask.
+    """
     out = np.asarray(logits, np.float64).copy()
+    out[:, vocab_size:] = -np.inf
     for i, row in enumerate(out):
-        if rows.has_penalties[i]:
-            for token in range(vocab_size):
-                count = int(tables.output_counts[i, token])
-                if count > 0 or tables.prompt_seen[i, token]:
-                    factor = float(rows.repetition_penalty[i])
-                    row[token] = row[token] / factor if row[token] > 0 else row[token] * factor
-                row[token] -= count * float(rows.frequency_penalty[i])
-                row[token] -= float(rows.presence_penalty[i]) if count > 0 else 0.0
-        if rows.has_bias[i]:
-            listed = {
-                int(t): float(v)
-                for t, v in zip(tables.bias_ids[i], tables.bias_values[i], strict=True)
-                if t < vocab_size
-            }
-            for token in range(vocab_size):
-                if token in listed:
-                    row[token] += listed[token]
-                elif tables.allow_only[i]:
-                    row[token] = -np.inf
+        pairs = zip(tables.bias_ids[i].tolist(), tables.bias_values[i].tolist(), strict=True)
+        listed = {token: value for token, value in pairs if rows.has_bias[i] and token < vocab_size}
+        if rows.has_bias[i] and tables.allow_only[i]:
+            row[[token for token in range(len(row)) if token not in listed]] = -np.inf
+        row[[token for token, value in listed.items() if value == -np.inf]] = -np.inf
         if output_len[i] < rows.min_tokens[i]:
-            row[[t for t in tables.stop_ids[i] if t < vocab_size]] = -np.inf
-        row[vocab_size:] = -np.inf
+            row[[token for token in tables.stop_ids[i] if token < vocab_size]] = -np.inf
+        for token, value in listed.items():
+            row[token] += value
+        if rows.has_penalties[i]:
+            counts = np.asarray(tables.output_counts[i], np.int64)
+            repeated, factor = tables.prompt_seen[i] | (counts > 0), float(rows.repetition_penalty[i])
+            for token in np.flatnonzero(repeated):
+                row[token] = row[token] / factor if row[token] > 0 else row[token] * factor
+            row -= float(rows.frequency_penalty[i]) * counts
+            row -= float(rows.presence_penalty[i]) * (counts > 0)
     return out
 
 

@@ -133,6 +133,53 @@ def test_adjusted_logits(name: str) -> None:
     assert changed == (name != "nothing")
 
 
+@pytest.mark.parametrize(
+    ("logit", "bias", "right"), [(2.0, 3.0, 2.5), (1.2, 3.0, 2.1), (-1.5, 3.0, 0.75), (2.0, -3.0, -2.0)]
+)
+@pytest.mark.parametrize("of", ["prompt", "output"])
+def test_a_repetition_penalty_takes_the_biased_logit(logit: float, bias: float, right: float, of: str) -> None:
+    """The values of vLLM 0.32 and transformers 5.24 with a repetition penalty of 2."""
+    logits, tables = np.zeros((8, VOCAB), np.float32), empty_tables(8)
+    logits[:, 5] = logit
+    tables.bias_ids[:, 0], tables.bias_values[:, 0] = 5, bias
+    if of == "prompt":
+        tables.prompt_seen[:, 5] = True
+    else:
+        tables.output_counts[:, 5] = 1
+    settings = oracle.params(8, repetition_penalty=2.0, has_penalties=True, has_bias=True)
+    found = adjusted_on(logits, settings, tables)
+    np.testing.assert_allclose(found[:, 5], right, rtol=1e-6)
+    np.testing.assert_allclose(oracle.adjusted(logits, settings, tables, np.zeros(8), REAL)[:, 5], right, rtol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1e-45, 1e-30, 0.5, 1.0, 2.0])
+def test_no_penalty_lifts_a_ban(factor: float) -> None:
+    """Not even a factor that float32 rounds to nothing, which would make -inf * 0 not a number."""
+    logits, tables = np.full((8, VOCAB), 3.0, np.float32), empty_tables(8)
+    tables.output_counts[:, :20] = 2
+    tables.bias_ids[:, :2], tables.bias_values[:, 0], tables.bias_values[:, 1] = [5, 6], -np.inf, 100.0
+    tables.stop_ids[:, 0] = 7
+    logits[:, 8] = -np.inf
+    settings = oracle.params(
+        8,
+        repetition_penalty=factor,
+        presence_penalty=-2.0,
+        frequency_penalty=-2.0,
+        has_penalties=True,
+        has_bias=True,
+        min_tokens=1,
+    )
+    found = adjusted_on(logits, settings, tables)
+    assert np.isneginf(found[:, [5, 7, 8]]).all()
+    assert np.isfinite(found[:, [4, 6, 9]]).all()
+
+
+def adjusted_on(logits: np.ndarray, settings: Any, tables: TokenTables) -> np.ndarray:
+    """Stage 1 for rows without outputs, row i in slot i."""
+    zeros, slots = np.zeros(len(logits), np.int32), np.arange(len(logits), dtype=np.int32)
+    return np.asarray(jax.jit(adjusted_logits, static_argnums=5)(logits, settings, tables, slots, zeros, REAL))
+
+
 def test_allowed_and_bad_ids() -> None:
     rng = np.random.default_rng(9)
     logits = some_logits(8)
