@@ -152,7 +152,7 @@ class EngineLoop:
                 outputs = None if self.idle else self.step()
                 self._post_outputs(outputs, post)
                 if self.idle:
-                    self.scheduler.check_integrity()
+                    self.scheduler.check_idle()
                     if self._draining:
                         post(Drained())
                         return

@@ -69,13 +69,12 @@ def hit_covers_everything(patch: pytest.MonkeyPatch) -> None:
     def greedy(self: Any, sequence: Sequence) -> Any:
         sequence.num_tokens += 1
         try:
-            pages, node = find(self, sequence)
+            return find(self, sequence)
         finally:
             sequence.num_tokens -= 1
-        return pages, node
 
-    def admit(self: Any, sequence: Sequence, hit: list[int], node: Any) -> None:
-        original(self, sequence, hit, node)
+    def admit(self: Any, sequence: Sequence, hit: Any) -> None:
+        original(self, sequence, hit)
         sequence.num_computed = min(sequence.num_computed, sequence.num_tokens - 1)
 
     original = KVManager.admit
@@ -117,15 +116,15 @@ def publish_half_full(patch: pytest.MonkeyPatch) -> None:
 
 def publish_before_it_ran(patch: pytest.MonkeyPatch) -> None:
     """Pages are published when their step is planned, so a row of the same step can hit what is not written yet."""
-    make_row = Scheduler._row
+    make_row = scheduler.plan_row
 
-    def eager(self: Any, sequence: Sequence, length: int) -> PlanRow:
-        row = make_row(self, sequence, length)
-        if row.token_ids and row.start + row.length <= len(sequence.token_ids):
-            self.kv.commit(sequence, row)
+    def eager(kv: Any, sequence: Sequence, length: int) -> PlanRow:
+        row = make_row(kv, sequence, length)
+        if row.token_ids and row.start + row.length <= sequence.num_known:
+            kv.commit(sequence, row)
         return row
 
-    patch.setattr(Scheduler, "_row", eager)
+    patch.setattr(scheduler, "plan_row", eager)
 
 
 def one_page_short(patch: pytest.MonkeyPatch) -> None:
@@ -167,7 +166,9 @@ def slot_lost_on_preemption(patch: pytest.MonkeyPatch) -> None:
     """Preemption forgets to give the slot back."""
 
     def leave(self: Any, sequence: Sequence) -> None:
+        self._running.remove(sequence)
         sequence.slot = -1
+        sequence.request.tenant.running -= 1
         sequence.needs_admission = True
 
     patch.setattr(Scheduler, "_leave_slot", leave)

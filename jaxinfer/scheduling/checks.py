@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from jaxinfer.messages import Submit
-from jaxinfer.sampling_params import InvalidRequest, SamplingParams
-from jaxinfer.scheduling.page_pool import PagePool
+from jaxinfer.sampling_params import MAX_STOP_TOKEN_IDS, InvalidRequest, SamplingParams
+from jaxinfer.scheduling.page_pool import IntegrityError, PagePool
 from jaxinfer.scheduling.request import Sequence
 from jaxinfer.scheduling.tenants import Tenants
 
@@ -36,25 +36,49 @@ def length_limit(submit: Submit, max_model_len: int, pool: PagePool) -> int:
     return max_total
 
 
-def stop_tokens(params: SamplingParams, eos_token_ids: tuple[int, ...]) -> frozenset[int]:
-    """The tokens that end a sequence. Raises InvalidRequest when nothing else may be generated before min_tokens."""
-    stop_ids = set(params.stop_token_ids)
-    if not params.ignore_eos:
-        stop_ids.update(eos_token_ids)
-    if params.min_tokens and params.allowed_token_ids is not None:
-        left = set(params.allowed_token_ids) - stop_ids - set(params.bad_token_ids)
-        if not left:
-            raise InvalidRequest(
-                "allowed_token_ids",
-                params.allowed_token_ids,
-                f"all of them end the text, so min_tokens {params.min_tokens} cannot be reached",
-            )
-    return frozenset(stop_ids)
+def stop_tokens(params: SamplingParams, eos_token_ids: tuple[int, ...]) -> tuple[frozenset[int], tuple[int, ...]]:
+    """The tokens that end a sequence, and those that it may not generate before min_tokens.
+
+    The latter include end tokens that `ignore_eos` keeps from ending the text, as in vLLM. Raises InvalidRequest when
+    they are more than a slot has room for, or when nothing else may be generated.
+    """
+    own, end = set(params.stop_token_ids), set(eos_token_ids)
+    stop_ids = frozenset(own if params.ignore_eos else own | end)
+    if not params.min_tokens:
+        return stop_ids, ()
+    banned = own | end
+    if len(banned) > MAX_STOP_TOKEN_IDS:
+        held = f"the {len(end)} end tokens of the model" + (f" and {len(own)} stop_token_ids" if own else "")
+        raise InvalidRequest(
+            "min_tokens", params.min_tokens, f"it holds back {held}, and at most {MAX_STOP_TOKEN_IDS} can be"
+        )
+    if params.allowed_token_ids is not None and not set(params.allowed_token_ids) - banned - set(params.bad_token_ids):
+        raise InvalidRequest(
+            "allowed_token_ids",
+            params.allowed_token_ids,
+            f"all of them end the text, so min_tokens {params.min_tokens} cannot be reached",
+        )
+    return stop_ids, tuple(sorted(banned))
+
+
+def check_nothing_left(pool: PagePool, slots: int, running: int, tenants: Tenants) -> None:
+    """Raises IntegrityError unless all pages and slots are back. slots: those that are missing."""
+    left = {
+        "pages": pool.usable_pages - pool.available,
+        "slots": slots,
+        "running sequences": running,
+        "waiting sequences": tenants.num_waiting,
+        "tenants": len(tenants.alive),
+    }
+    if any(left.values()):
+        raise IntegrityError(f"no request is left, but these are still taken: {left}")
 
 
 def check_lists(live: list[Sequence], running: list[Sequence], free: list[int], slots: int, tenants: Tenants) -> None:
     """Raises AssertionError unless every live sequence is in one list and every slot is taken once or free."""
     waiting = list(tenants.waiting())
+    if len(waiting) != tenants.num_waiting:
+        raise AssertionError(f"{len(waiting)} sequences wait, counted {tenants.num_waiting}")
     if sorted(map(id, live)) != sorted(map(id, running + waiting)):
         raise AssertionError("a live sequence is in no list, or in two")
     taken = [s.slot for s in running]
@@ -62,7 +86,10 @@ def check_lists(live: list[Sequence], running: list[Sequence], free: list[int], 
         raise AssertionError(f"slots do not add up: running {taken}, free {free}")
     if any(s.slot != -1 or s.pages for s in waiting):
         raise AssertionError("a waiting sequence holds a slot or pages")
-    counted = {tenant.name: (tenant.alive, tenant.running) for tenant in tenants.alive}
+    counted = {tenant.name: (tenant.alive, tenant.running, tenant.pages) for tenant in tenants.alive}
     alive, in_slots = (Counter(s.request.tenant.name for s in group) for group in (live, running))
-    if counted != {name: (alive[name], in_slots[name]) for name in alive}:
+    pages: Counter[str] = Counter()
+    for sequence in running:
+        pages[sequence.request.tenant.name] += len(sequence.pages)
+    if counted != {name: (alive[name], in_slots[name], pages[name]) for name in alive}:
         raise AssertionError(f"tenants do not add up: counted {counted}, alive {alive}, running {in_slots}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxinfer.scheduling.page_pool import PagePool, PrefixNode
 from jaxinfer.scheduling.plan import PlanRow
+from jaxinfer.scheduling.prefix_hit import PrefixHit
 from jaxinfer.scheduling.request import Sequence
 
 
@@ -21,34 +22,34 @@ class KVManager:
     def root(self, sequence: Sequence) -> PrefixNode:
         return self.pool.prefixes.root((sequence.request.salt, sequence.regime))
 
-    def find_prefix(self, sequence: Sequence) -> tuple[list[int], PrefixNode]:
-        """The longest run of published pages that hold the sequence's first tokens, and the last one's node.
+    def find_prefix(self, sequence: Sequence) -> PrefixHit:
+        """The longest prefix of a waiting sequence that is there to be shared, as of now; remembered with it.
 
         At least one token is always left to compute, since its hidden state is what sampling needs.
         """
-        node = self.root(sequence)
-        pages: list[int] = []
+        root = self.root(sequence)
+        hit = sequence.hit
+        if hit is None or hit.nodes[0] is not root:
+            hit = sequence.hit = PrefixHit(root)
         # Prompt log-probabilities need every position's hidden state, so those requests compute everything.
-        if not self.caching or sequence.request.params.prompt_logprobs is not None:
-            return pages, node
-        size, ids, prefixes = self.page_size, sequence.token_ids, self.pool.prefixes
-        for i in range((sequence.num_tokens - 1) // size):
-            child = prefixes.find(node, ids[i * size : (i + 1) * size])
-            page = self.pool.lookup(child) if child is not None else None
-            if child is None or page is None:
-                break
-            pages.append(page)
-            node = child
-        return pages, node
+        if self.caching and sequence.request.params.prompt_logprobs is None:
+            hit.refresh(self.pool, sequence, (sequence.num_tokens - 1) // self.page_size)
+        return hit
 
-    def admit(self, sequence: Sequence, hit: list[int], node: PrefixNode) -> None:
-        """Gives a sequence without pages the pages of its prefix hit."""
-        for page in hit:
+    def admit(self, sequence: Sequence, hit: PrefixHit) -> None:
+        """Gives a sequence without pages the pages of its prefix hit, which `find_prefix` has just found."""
+        for page in hit.pages:
             self.pool.retain(page)
-        sequence.pages = list(hit)
-        sequence.node = node
-        sequence.committed = len(hit)
-        sequence.num_computed = len(hit) * self.page_size
+        sequence.pages = list(hit.pages)
+        sequence.request.tenant.pages += len(hit.pages)
+        sequence.node = hit.node
+        sequence.committed = len(hit.pages)
+        sequence.num_computed = len(hit.pages) * self.page_size
+        sequence.hit = None
+
+    def lacks(self, sequence: Sequence) -> int:
+        """How many pages its tokens need beyond those it holds."""
+        return max(0, self.pages_for(sequence.num_tokens) - len(sequence.pages))
 
     def shortfall(self, sequence: Sequence, num_tokens: int) -> int:
         """How many more pages than available it takes to hold `num_tokens` tokens (0: `extend` will succeed)."""
@@ -61,6 +62,7 @@ class KVManager:
             return []
         pages = self.pool.allocate(missing)
         sequence.pages += pages
+        sequence.request.tenant.pages += missing
         return pages
 
     def commit(self, sequence: Sequence, row: PlanRow) -> None:
@@ -70,10 +72,10 @@ class KVManager:
         """
         if not self.caching or row.residency != sequence.residency:
             return
-        size, ids, prefixes = self.page_size, sequence.token_ids, self.pool.prefixes
+        size, prefixes = self.page_size, self.pool.prefixes
         node = sequence.node if sequence.node is not None else self.root(sequence)
         for i in range(sequence.committed, (row.start + row.length) // size):
-            node = prefixes.child(node, ids[i * size : (i + 1) * size])
+            node = prefixes.child(node, sequence.tokens(i * size, (i + 1) * size))
             self.pool.publish(sequence.pages[i], node)
             sequence.committed = i + 1
         sequence.node = node
@@ -82,6 +84,7 @@ class KVManager:
         """Gives all pages back. Safe with a step in flight that still writes to them: steps run in dispatch order on
         donated KV, so whoever gets the pages next writes later."""
         self.pool.release(reversed(sequence.pages))
+        sequence.request.tenant.pages -= len(sequence.pages)
         sequence.pages = []
         sequence.node = None
         sequence.committed = 0

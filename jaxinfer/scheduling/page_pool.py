@@ -24,13 +24,17 @@ class IntegrityError(AssertionError):
 
 
 class PrefixNode:
-    """The content of one full page in its context. Interned by `PrefixTable`; identity is equality."""
+    """The content of one full page in its context. Interned by `PrefixTable`; identity is equality.
 
-    __slots__ = ("__weakref__", "parent", "token_ids")
+    depth: pages from the start of the text to this one, which counts; 0 is a root.
+    """
+
+    __slots__ = ("__weakref__", "depth", "parent", "token_ids")
 
     def __init__(self, parent: PrefixNode | None, token_ids: tuple[Hashable, ...]) -> None:
         self.parent = parent
         self.token_ids = token_ids
+        self.depth = 0 if parent is None else parent.depth + 1
 
 
 class PrefixTable:
@@ -58,6 +62,40 @@ class PrefixTable:
         return node
 
 
+OWNED, UNOWNED, FORGOTTEN = 0, 1, 2
+Change = tuple[int, int, int]  # page, depth of its content, and one of the three above: what became of it
+
+
+class Changes:
+    """What became of pages with content, newest last: from it a prefix hit that was found earlier is brought up to date
+    at the cost of what happened since, and not of the hit's length.
+
+    Old entries are dropped; whoever has not read them looks its pages up anew.
+    """
+
+    KEPT = 1 << 14
+
+    def __init__(self) -> None:
+        self._entries: list[Change] = []
+        self._dropped = 0
+
+    def add(self, page: int, depth: int, what: int) -> None:
+        self._entries.append((page, depth, what))
+        if len(self._entries) >= 2 * self.KEPT:
+            del self._entries[: self.KEPT]
+            self._dropped += self.KEPT
+
+    @property
+    def end(self) -> int:
+        """What to give `since` later."""
+        return self._dropped + len(self._entries)
+
+    def since(self, seen: int, most: int) -> list[Change] | None:
+        """The changes after `seen`, an earlier `end`; None when they are more than `most` or no longer known."""
+        start = seen - self._dropped
+        return self._entries[start:] if start >= 0 and len(self._entries) - start <= most else None
+
+
 class PagePool:
     """`num_pages` pages of `page_size` tokens, page 0 being the null page."""
 
@@ -69,6 +107,7 @@ class PagePool:
         self.num_pages = num_pages
         self.page_size = page_size
         self.prefixes = PrefixTable()
+        self.changes = Changes()
         self._free = list(range(num_pages - 1, NULL_PAGE, -1))  # a stack: low pages first, recently freed pages again
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently released first
         self._owners = [0] * num_pages
@@ -116,6 +155,7 @@ class PagePool:
         node = self._content[page]
         if node is None:
             return
+        self.changes.add(page, node.depth, FORGOTTEN)
         self._content[page] = None
         pages = self._pages_of[node]
         pages.remove(page)
@@ -126,6 +166,9 @@ class PagePool:
         """Adds an owner to a page that has content."""
         if self._owners[page] == 0:
             del self._cached[page]
+            node = self._content[page]
+            assert node is not None, "a page without content is not cached"
+            self.changes.add(page, node.depth, OWNED)
         self._owners[page] += 1
 
     def release(self, pages: Iterable[int]) -> None:
@@ -136,10 +179,12 @@ class PagePool:
                 raise IntegrityError(f"page {page} was released without an owner")
             self._owners[page] = owners - 1
             if owners == 1:
-                if self._content[page] is None:
+                node = self._content[page]
+                if node is None:
                     self._free.append(page)
                 else:
                     self._cached[page] = None
+                    self.changes.add(page, node.depth, UNOWNED)
 
     def publish(self, page: int, node: PrefixNode) -> None:
         """Names the content of a full page so that others can find it. Nobody writes to it from now on."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from jaxinfer.messages import SequenceAccount, Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import PrefixNode
+from jaxinfer.scheduling.prefix_hit import PrefixHit
 
 if TYPE_CHECKING:
     from jaxinfer.scheduling.tenants import Tenant
@@ -22,8 +23,11 @@ class Request:
 
     __slots__ = (
         "arrival",
+        "banned_ids",
         "order",
         "params",
+        "parked",
+        "prompt",
         "prompt_len",
         "request_id",
         "salt",
@@ -31,25 +35,36 @@ class Request:
         "sequences",
         "stop_ids",
         "tenant",
+        "unfinished",
     )
 
     def __init__(
-        self, submit: Submit, order: tuple[float, int], stop_ids: frozenset[int], max_total: int, tenant: Tenant
+        self,
+        submit: Submit,
+        order: tuple[float, int],
+        stop_ids: frozenset[int],
+        banned_ids: tuple[int, ...],
+        max_total: int,
+        tenant: Tenant,
     ) -> None:
         self.request_id = submit.request_id
         self.tenant = tenant
         self.params: SamplingParams = submit.params
+        self.prompt = submit.prompt_token_ids
         self.prompt_len = len(submit.prompt_token_ids)
         self.seed = submit.seed
         self.arrival = submit.arrival
         self.order = order
         self.salt = submit.cache_salt
         self.stop_ids = stop_ids
-        self.sequences = [Sequence(self, i, list(submit.prompt_token_ids), max_total) for i in range(self.params.n)]
+        self.banned_ids = banned_ids  # until min_tokens
+        self.unfinished = self.params.n
+        self.parked: list[Sequence] = []  # waiting for the first sequence's pages, and nobody's turn until then
+        self.sequences = [Sequence(self, i, max_total) for i in range(self.params.n)]
 
     @property
     def finished(self) -> bool:
-        return all(sequence.finished for sequence in self.sequences)
+        return not self.unfinished
 
     @property
     def live_sequences(self) -> list[Sequence]:
@@ -76,6 +91,7 @@ class Sequence:
         "device_seconds",
         "epoch",
         "finished",
+        "hit",
         "index",
         "max_total",
         "min_total",
@@ -85,6 +101,7 @@ class Sequence:
         "num_pending",
         "num_tokens",
         "order",
+        "output_ids",
         "padded_tokens",
         "pages",
         "preemptions",
@@ -96,19 +113,18 @@ class Sequence:
         "started",
         "stop_ids",
         "sync",
-        "token_ids",
     )
 
-    def __init__(self, request: Request, index: int, token_ids: list[int], max_total: int) -> None:
+    def __init__(self, request: Request, index: int, max_total: int) -> None:
         self.request = request
         self.index = index
-        self.token_ids = token_ids
-        self.prompt_len = len(token_ids)
-        self.num_tokens = len(token_ids)
+        self.output_ids: list[int] = []  # after the request's prompt, which its sequences share
+        self.prompt_len = request.prompt_len
+        self.num_tokens = request.prompt_len
         self.num_pending = 0
         self.num_computed = 0
         self.max_total = max_total
-        self.min_total = len(token_ids) + request.params.min_tokens
+        self.min_total = request.prompt_len + request.params.min_tokens
         self.stop_ids = request.stop_ids
         self.order = (*request.order, index)
         self.sync = False  # wants its token on the host before its next step
@@ -117,6 +133,7 @@ class Sequence:
         self.pages: list[int] = []
         self.node: PrefixNode | None = None  # content of the committed pages
         self.committed = 0  # pages whose content is published
+        self.hit: PrefixHit | None = None  # while it waits: what is known of its prefix
         self.regime = 0  # 1: RoPE's long factors (longrope)
         self.cached_tokens = 0
         self.charged = 0  # positions whose computing its tenant was charged for
@@ -130,6 +147,20 @@ class Sequence:
         self.computed_tokens = 0
         self.padded_tokens = 0.0
         self.device_seconds = 0.0
+
+    @property
+    def num_known(self) -> int:
+        """Tokens whose ids are here: all but those pending."""
+        return self.prompt_len + len(self.output_ids)
+
+    def tokens(self, start: int, end: int) -> tuple[int, ...]:
+        """The known ids at positions start to end."""
+        split = self.prompt_len
+        if end <= split:
+            return self.request.prompt[start:end]
+        if start >= split:
+            return tuple(self.output_ids[start - split : end - split])
+        return self.request.prompt[start:] + tuple(self.output_ids[: end - split])
 
     @property
     def account(self) -> SequenceAccount:

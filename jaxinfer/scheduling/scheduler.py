@@ -9,17 +9,19 @@ token one step later.
 from __future__ import annotations
 
 import time
-from bisect import insort
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
+from itertools import islice
 
 from jaxinfer.messages import EngineStats, SequenceAccount, SequenceOutput, StepOutputs, Submit
-from jaxinfer.scheduling.checks import check_lists, length_limit, stop_tokens
+from jaxinfer.scheduling.checks import check_lists, check_nothing_left, length_limit, stop_tokens
 from jaxinfer.scheduling.kv_manager import KVManager
-from jaxinfer.scheduling.page_pool import PagePool, PrefixNode
-from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan, StepResult
+from jaxinfer.scheduling.page_pool import PagePool
+from jaxinfer.scheduling.plan import PlanRow, StepPlan, StepResult
 from jaxinfer.scheduling.request import Request, Sequence, order_of
 from jaxinfer.scheduling.results import prompt_scores, token_logprobs
-from jaxinfer.scheduling.tenants import Tenants, pages_of, slots_of
+from jaxinfer.scheduling.rows import plan_row
+from jaxinfer.scheduling.tenants import Tenant, Tenants, pages_of, slots_of
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class _Step:
         self.budget -= row.length
 
 
+def _headroom(running: int) -> int:
+    """Pages left free for so many running sequences to grow into."""
+    return (running + 3) // 4
+
+
 class DuplicateRequest(ValueError):
     """A live request has this id already."""
 
@@ -76,15 +83,18 @@ class Scheduler:
             raise DuplicateRequest(f"request id {submit.request_id!r} is in use")
         params, limits = submit.params, self.limits
         max_total = length_limit(submit, limits.max_model_len, self.pool)
-        stop_ids = stop_tokens(params, limits.eos_token_ids)
+        stop_ids, banned_ids = stop_tokens(params, limits.eos_token_ids)
         order = submit.arrival + submit.priority * limits.priority_ageing_seconds
         tenant = self._tenants.join(submit.tenant, submit.weight, params.n)
-        request = Request(submit, (order, self._arrivals), stop_ids, max_total, tenant)
+        request = Request(submit, (order, self._arrivals), stop_ids, banned_ids, max_total, tenant)
         self._arrivals += 1
         self._requests[submit.request_id] = request
         self.stats.prompt_tokens += request.prompt_len
-        for sequence in request.sequences:
-            self._tenants.enqueue(sequence)
+        leader, *siblings = request.sequences
+        self._tenants.enqueue(leader)
+        if siblings:
+            self._tenants.park(siblings)
+            self._unpark(request)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Ends a request, or one of its sequences; unknown and finished ones are left alone."""
@@ -124,7 +134,7 @@ class Scheduler:
                 if sequence.sync and sequence.num_pending:
                     continue
                 if self._grow(sequence, sequence.num_tokens, step):
-                    step.add(sequence, self._row(sequence, 1))
+                    step.add(sequence, plan_row(self.kv, sequence, 1))
         self._deal(step, behind)
         used = self.limits.max_num_batched_tokens - step.budget
         self.stats.scheduled_tokens += used
@@ -137,6 +147,8 @@ class Scheduler:
         A prompt enters only when all of it fits beside what the running ones still need for theirs and a page for
         every fourth of them to grow into; else it would soon be preempted again.
         """
+        if not behind and not (self._slots and self._tenants.num_waiting):
+            return
         turns, usable = self._tenants.turns(behind), self.pool.usable_pages
         reserved: int | None = None  # pages that are spoken for
         while step.budget and (dealt := turns.deal()) is not None:
@@ -155,7 +167,7 @@ class Scheduler:
                 if more is None:
                     # In order: nobody overtakes, so that a long prompt is not starved by short ones. Other tenants may
                     # while this one, though it was served least, has its share of the pages.
-                    turns.close(all_tenants=self._tenants.below_share(sequence.request.tenant, self._running, usable))
+                    turns.close(all_tenants=self._tenants.below_share(sequence.request.tenant, usable))
                 else:
                     reserved += more
 
@@ -177,7 +189,7 @@ class Scheduler:
         length = min(sequence.num_tokens - sequence.num_computed, step.budget)
         if not self._grow(sequence, sequence.num_computed + length, step):
             return False
-        step.add(sequence, self._row(sequence, length))
+        step.add(sequence, plan_row(self.kv, sequence, length))
         return True
 
     def _grow(self, sequence: Sequence, num_tokens: int, step: _Step) -> bool:
@@ -190,12 +202,11 @@ class Scheduler:
         if num_tokens <= len(sequence.pages) * self.pool.page_size:
             return True
         while self.kv.shortfall(sequence, num_tokens):
-            victim = self._running[-1]
+            victims = (s for s in reversed(self._running) if s not in step.planned)
             if self._tenants.contended:
-                others = [s for s in self._running if s not in step.planned]
-                victim = max(others, key=lambda s: (s.request.tenant.service, s.order))
-            elif victim is not sequence and victim in step.planned:
-                victim = [s for s in self._running if s not in step.planned][-1]
+                victim = max(victims, key=lambda s: (s.request.tenant.service, s.order))
+            else:
+                victim = next(victims)
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -205,50 +216,58 @@ class Scheduler:
         """Sends a running sequence back to wait; its tokens stay, its KV is recomputed."""
         self.kv.release(sequence)
         self._leave_slot(sequence)
-        self._running.remove(sequence)
         sequence.preemptions += 1
         self.stats.preemptions += 1
         self._tenants.enqueue(sequence)
+        self._unpark(sequence.request)
 
     def _make_way(self) -> None:
         """For tenants that wait with less than their share of slots and pages: preempts whoever has more than its own
         and was served more. A tenant that floods the engine thus holds nobody else up for longer than a step."""
         limits = ((self.limits.max_num_seqs, slots_of), (self.pool.usable_pages, pages_of))
         slots, pages = len(self._slots), 0  # slots left, and pages that are given away, in this step
+        reserved: int | None = None  # as in `_deal`
         for tenant in self._tenants.least_served():
             room = self._tenants.share(tenant, self.limits.max_num_seqs) - tenant.running
-            most = self._tenants.share(tenant, self.pool.usable_pages) - pages_of(tenant, self._running)
-            for sequence in [s for s in tenant.waiting if self._may_start(s)][: max(0, room)]:
+            most = self._tenants.share(tenant, self.pool.usable_pages) - tenant.pages
+            for sequence in self._next_to_start(tenant, room):
                 wanted = self.kv.pages_for(sequence.num_tokens)
                 if wanted > most:
                     break
-                missing = self._prefix(sequence)[2]
-                while not slots or missing + pages + self._reserved(self._running) > self.pool.available:
+                missing = self._missing(sequence)
+                reserved = self._reserved(self._running) if reserved is None else reserved
+                while not slots or missing + pages + reserved > self.pool.available:
                     victim = self._tenants.over_share(tenant, self._running, *limits[bool(slots)])
                     if victim is None:
                         return
+                    reserved += _headroom(len(self._running) - 1) - _headroom(len(self._running))
+                    reserved -= self.kv.lacks(victim)
                     self._preempt(victim)
                     slots += 1
                 slots, pages, most = slots - 1, pages + missing, most - wanted
 
+    def _next_to_start(self, tenant: Tenant, most: int) -> list[Sequence]:
+        """The first so many of those that wait and could start."""
+        return list(islice(filter(self._may_start, tenant.waiting), max(0, most)))
+
     def _reserved(self, behind: list[Sequence]) -> int:
         """Pages that running sequences are about to need."""
-        found = sum(max(0, self.kv.pages_for(s.num_tokens) - len(s.pages)) for s in behind if s.slot >= 0)
-        return found + (len(self._running) + 3) // 4
+        found = sum(self.kv.lacks(sequence) for sequence in behind if sequence.slot >= 0)
+        return found + _headroom(len(self._running))
 
-    def _prefix(self, sequence: Sequence) -> tuple[list[int], PrefixNode, int]:
-        """A waiting sequence's prefix hit, and the available pages that its admission takes: those without a hit, and
-        hits that nobody owns now."""
+    def _missing(self, sequence: Sequence) -> int:
+        """The available pages that a waiting sequence's admission takes: those without a prefix hit, and hits that
+        nobody owns now."""
         sequence.regime = self._regime(sequence)
-        hit, node = self.kv.find_prefix(sequence)
-        return hit, node, self.kv.pages_for(sequence.num_tokens) - len(hit) + sum(map(self.pool.is_available, hit))
+        hit = self.kv.find_prefix(sequence)
+        return self.kv.pages_for(sequence.num_tokens) - len(hit.pages) + hit.num_unowned
 
     def _admit(self, sequence: Sequence, step: _Step, reserved: int) -> int | None:
         """Moves a waiting sequence into a slot: the pages that it still needs, or None when it does not fit."""
-        hit, node, missing = self._prefix(sequence)
-        if missing + reserved > self.pool.available:
+        if self._missing(sequence) + reserved > self.pool.available:
             return None
-        self.kv.admit(sequence, hit, node)
+        assert sequence.hit is not None
+        self.kv.admit(sequence, sequence.hit)
         if sequence.preemptions == 0:
             sequence.cached_tokens = sequence.num_computed
             self.stats.prefix_queries += sequence.num_tokens
@@ -258,7 +277,7 @@ class Scheduler:
         sequence.request.tenant.running += 1
         self._tenants.dequeue(sequence)
         insort(self._running, sequence, key=order_of)
-        step.add(sequence, self._row(sequence, min(sequence.num_tokens - sequence.num_computed, step.budget)))
+        step.add(sequence, plan_row(self.kv, sequence, min(sequence.num_tokens - sequence.num_computed, step.budget)))
         return self.kv.pages_for(sequence.num_tokens - 1) - len(sequence.pages)
 
     def _may_start(self, sequence: Sequence) -> bool:
@@ -272,56 +291,10 @@ class Scheduler:
         # The n - 1 siblings wait until the first sequence has published the prompt's full pages.
         return leader.committed >= (sequence.prompt_len - 1) // self.pool.page_size
 
-    def _row(self, sequence: Sequence, length: int) -> PlanRow:
-        start = sequence.num_computed
-        end = start + length
-        if start < sequence.prompt_len:
-            sequence.chunks += 1
-        fresh = sequence.needs_admission
-        pages = self.kv.extend(sequence, end)
-        admission = self._admission(sequence) if fresh else None
-        sequence.num_computed = end
-        request = sequence.request
-        request.tenant.charge(sequence, start, end)
-        samples = end == sequence.num_tokens
-        known = len(sequence.token_ids)
-        token_ids = tuple(sequence.token_ids[start:end]) if start < known else ()
-        targets: tuple[int, ...] = ()
-        if request.params.prompt_logprobs is not None and not sequence.index and start < sequence.prompt_len - 1:
-            targets = tuple(sequence.token_ids[start + 1 : min(end + 1, sequence.prompt_len)])
-        if samples:
-            sequence.num_pending += 1
-            sequence.num_tokens += 1
-        return PlanRow(
-            request.request_id,
-            sequence.index,
-            sequence.epoch,
-            sequence.residency,
-            sequence.slot,
-            start,
-            length,
-            samples,
-            token_ids,
-            () if fresh else tuple(pages),
-            admission,
-            targets,
-        )
-
-    def _admission(self, sequence: Sequence) -> Admission:
-        sequence.needs_admission = False
-        request = sequence.request
-        start = sequence.num_computed
-        return Admission(
-            start,
-            sequence.prompt_len,
-            tuple(sequence.pages),
-            sequence.regime,
-            request.params,
-            request.seed,
-            sequence.index,
-            tuple(sorted(request.stop_ids)) if request.params.min_tokens else (),
-            tuple(sequence.token_ids[:start]) if request.params.has_penalties else (),
-        )
+    def _unpark(self, request: Request) -> None:
+        """Lets the siblings of a first sequence wait for their turn once they may start."""
+        if request.parked and self._may_start(request.parked[0]):
+            self._tenants.unpark(request)
 
     # -- results ----------------------------------------------------------------------------------------------------
 
@@ -343,6 +316,8 @@ class Scheduler:
             if sequence.epoch != row.epoch:
                 continue
             self.kv.commit(sequence, row)
+            if request.parked:
+                self._unpark(request)
             sequence.computed_tokens += length
             sequence.device_seconds += seconds_each * length
             sequence.padded_tokens += padded_each * length
@@ -357,12 +332,12 @@ class Scheduler:
 
     def _take_token(self, sequence: Sequence, i: int, result: StepResult) -> SequenceOutput:
         token = result.tokens[i]
-        sequence.token_ids.append(token)
+        sequence.output_ids.append(token)
         sequence.num_pending -= 1
         self.stats.generated_tokens += 1
         reason: str | None = None
         stop_token: int | None = None
-        total = len(sequence.token_ids)
+        total = sequence.num_known
         request = sequence.request
         if token in sequence.stop_ids and total > sequence.min_total:
             reason = "stop"
@@ -396,15 +371,18 @@ class Scheduler:
         self.kv.release(sequence)
         if sequence.slot >= 0:
             self._leave_slot(sequence)
-            self._running.remove(sequence)
         else:
             self._tenants.dequeue(sequence)
         self._tenants.leave(sequence.request.tenant)
-        if sequence.request.finished:
-            del self._requests[sequence.request.request_id]
+        request = sequence.request
+        request.unfinished -= 1
+        self._unpark(request)
+        if request.finished:
+            del self._requests[request.request_id]
         return account
 
     def _leave_slot(self, sequence: Sequence) -> None:
+        del self._running[bisect_left(self._running, sequence.order, key=order_of)]
         self._slots.append(sequence.slot)
         sequence.slot = -1
         sequence.request.tenant.running -= 1
@@ -417,6 +395,13 @@ class Scheduler:
         stats.running, stats.waiting = len(self._running), self._tenants.num_waiting
         stats.free_pages, stats.cached_pages = self.pool.available, self.pool.num_cached
         return stats
+
+    def check_idle(self) -> None:
+        """Raises IntegrityError when nobody is left and yet something is missing. Looks at totals alone, so that it
+        costs the same whatever the pool."""
+        if not self.has_unfinished:
+            missing_slots = self.limits.max_num_seqs - len(self._slots)
+            check_nothing_left(self.pool, missing_slots, len(self._running), self._tenants)
 
     def check_integrity(self, plan: StepPlan | None = None) -> None:
         """Raises IntegrityError unless pages, slots and lists add up, and the plan writes only what it owns alone."""

@@ -11,10 +11,11 @@ Within a tenant the order is `Request.order`, and where only one tenant has requ
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Callable, Iterable, Iterator
 
-from jaxinfer.scheduling.request import Sequence, order_of
+from sortedcontainers import SortedKeyList
+
+from jaxinfer.scheduling.request import Request, Sequence, order_of
 
 # An output token occupies the device longer than one of a prompt; the paper's own price list.
 PROMPT_COST, OUTPUT_COST = 1.0, 2.0
@@ -23,7 +24,7 @@ PROMPT_COST, OUTPUT_COST = 1.0, 2.0
 class Tenant:
     """service: what was computed for it, in prompt tokens' worth divided by weight."""
 
-    __slots__ = ("_output_cost", "_weight", "alive", "name", "running", "service", "waiting")
+    __slots__ = ("_output_cost", "_weight", "alive", "name", "pages", "running", "service", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -31,7 +32,8 @@ class Tenant:
         self.service = 0.0
         self.alive = 0  # sequences that have not ended
         self.running = 0  # of those, the ones in slots
-        self.waiting: list[Sequence] = []  # by order
+        self.pages = 0  # that those hold
+        self.waiting: SortedKeyList[Sequence] = SortedKeyList(key=order_of)
 
     @property
     def weight(self) -> float:
@@ -63,6 +65,9 @@ class Tenants:
         self._burst = burst
         self._all: dict[str, Tenant] = {}
         self.alive: list[Tenant] = []  # those with requests
+        self.num_waiting = 0  # sequences
+        self._weights: float | None = 0.0  # of those alive together; None: to be added up anew
+        self._parked: dict[int, Request] = {}  # by id(): those with parked sequences
         self._last = 0.0  # service of whoever left the engine idle
 
     # -- coming and going -----------------------------------------------------------------------------------------
@@ -73,6 +78,7 @@ class Tenants:
         if tenant is None:
             tenant = self._all[name] = Tenant(name)
         tenant.weight = weight
+        self._weights = None
         others = [other.service for other in self.alive if other is not tenant]
         if others or not tenant.alive:
             least = min(others) if others else self._last
@@ -87,6 +93,7 @@ class Tenants:
         tenant.alive -= 1
         if not tenant.alive:
             self.alive.remove(tenant)
+            self._weights = None
             self._last = max(self._last, tenant.service)
 
     @property
@@ -96,21 +103,21 @@ class Tenants:
 
     def share(self, tenant: Tenant, total: int) -> int:
         """The part of `total` slots or pages that is the tenant's among those that have requests; at least one."""
-        return max(1, int(total * tenant.weight / sum(other.weight for other in self.alive)))
+        if self._weights is None:
+            self._weights = sum(other.weight for other in self.alive)
+        return max(1, int(total * tenant.weight / self._weights))
 
-    def below_share(self, tenant: Tenant, running: list[Sequence], total: int) -> bool:
+    def below_share(self, tenant: Tenant, total: int) -> bool:
         """Whether the tenant holds less than its share of `total` pages."""
-        return pages_of(tenant, running) < self.share(tenant, total)
+        return tenant.pages < self.share(tenant, total)
 
     def over_share(
-        self, tenant: Tenant, running: list[Sequence], total: int, held: Callable[[Tenant, list[Sequence]], int]
+        self, tenant: Tenant, running: list[Sequence], total: int, held: Callable[[Tenant], int]
     ) -> Sequence | None:
         """The last running sequence of whoever holds more than its share of `total` and was served more than `tenant`;
         of several such tenants, of the one that was served most. None: there is none."""
         over = [
-            other
-            for other in self.alive
-            if other.service > tenant.service and held(other, running) > self.share(other, total)
+            other for other in self.alive if other.service > tenant.service and held(other) > self.share(other, total)
         ]
         if not over:
             return None
@@ -120,18 +127,38 @@ class Tenants:
     # -- who waits ------------------------------------------------------------------------------------------------
 
     def enqueue(self, sequence: Sequence) -> None:
-        insort(sequence.request.tenant.waiting, sequence, key=order_of)
+        sequence.request.tenant.waiting.add(sequence)
+        self.num_waiting += 1
 
     def dequeue(self, sequence: Sequence) -> None:
-        sequence.request.tenant.waiting.remove(sequence)
+        """It waits no longer, parked or not."""
+        request = sequence.request
+        if sequence in request.parked:
+            request.parked.remove(sequence)
+            if not request.parked:
+                del self._parked[id(request)]
+        else:
+            request.tenant.waiting.remove(sequence)
+        self.num_waiting -= 1
 
-    @property
-    def num_waiting(self) -> int:
-        return sum(len(tenant.waiting) for tenant in self.alive)
+    def park(self, sequences: list[Sequence]) -> None:
+        """Sequences of one request that wait, but cannot start before `unpark`: nobody looks at them in the meantime."""
+        request = sequences[0].request
+        request.parked = sequences
+        self._parked[id(request)] = request
+        self.num_waiting += len(sequences)
+
+    def unpark(self, request: Request) -> None:
+        request.tenant.waiting.update(request.parked)
+        request.parked = []
+        del self._parked[id(request)]
 
     def waiting(self) -> Iterator[Sequence]:
+        """All of them, in no order."""
         for tenant in self.alive:
             yield from tenant.waiting
+        for request in self._parked.values():
+            yield from request.parked
 
     def least_served(self) -> list[Tenant]:
         """Those with waiting sequences, the least served first."""
@@ -142,12 +169,12 @@ class Tenants:
         return Turns(self.alive, behind)
 
 
-def slots_of(tenant: Tenant, running: list[Sequence]) -> int:
+def slots_of(tenant: Tenant) -> int:
     return tenant.running
 
 
-def pages_of(tenant: Tenant, running: list[Sequence]) -> int:
-    return sum(len(sequence.pages) for sequence in running if sequence.request.tenant is tenant)
+def pages_of(tenant: Tenant) -> int:
+    return tenant.pages
 
 
 def _turn(tenant: Tenant) -> tuple[float, int]:
@@ -179,20 +206,19 @@ class Turns:
     """
 
     def __init__(self, tenants: list[Tenant], behind: Iterable[Sequence]) -> None:
-        self._queues = [_Queue(tenant) for tenant in tenants]
-        if len(self._queues) == 1:
-            self._queues[0].behind = list(behind)
-            return
-        found = {queue.tenant.name: queue for queue in self._queues}
+        self._queues = {id(tenant): _Queue(tenant) for tenant in tenants}
+        self._only = next(iter(self._queues.values())) if len(self._queues) == 1 else None
         for sequence in behind:
-            found[sequence.request.tenant.name].behind.append(sequence)
+            self._queues[id(sequence.request.tenant)].behind.append(sequence)
 
     def deal(self) -> tuple[Sequence, bool] | None:
         """A sequence, and whether it waits; None when nobody is left."""
-        queues = [queue for queue in self._queues if not queue.empty]
-        if not queues:
+        queue = self._only
+        if queue is None:
+            queue = min((q for q in self._queues.values() if not q.empty), key=_turn_of, default=None)
+        if queue is None or queue.empty:
             return None
-        queue = self._current = queues[0] if len(queues) == 1 else min(queues, key=lambda q: _turn(q.tenant))
+        self._current = queue
         if queue.next_behind < len(queue.behind):
             queue.next_behind += 1
             return queue.behind[queue.next_behind - 1], False
@@ -204,5 +230,9 @@ class Turns:
 
     def close(self, *, all_tenants: bool) -> None:
         """Nobody who waits comes in any more in this step: of the current tenant, or of all."""
-        for queue in self._queues if all_tenants else [self._current]:
+        for queue in self._queues.values() if all_tenants else [self._current]:
             queue.open = False
+
+
+def _turn_of(queue: _Queue) -> tuple[float, int]:
+    return queue.tenant.service, queue.tenant.running

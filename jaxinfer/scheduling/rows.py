@@ -1,0 +1,61 @@
+"""Makes a sequence's row of a step."""
+
+from __future__ import annotations
+
+from jaxinfer.scheduling.kv_manager import KVManager
+from jaxinfer.scheduling.plan import Admission, PlanRow
+from jaxinfer.scheduling.request import Sequence
+
+
+def plan_row(kv: KVManager, sequence: Sequence, length: int) -> PlanRow:
+    """The next `length` tokens of a running sequence: takes their pages, counts them as computed and, where the row
+    catches up with what is known, the token to come as pending."""
+    start = sequence.num_computed
+    end = start + length
+    if start < sequence.prompt_len:
+        sequence.chunks += 1
+    fresh = sequence.needs_admission
+    pages = kv.extend(sequence, end)
+    admission = _admission(sequence) if fresh else None
+    sequence.num_computed = end
+    request = sequence.request
+    request.tenant.charge(sequence, start, end)
+    samples = end == sequence.num_tokens
+    token_ids = sequence.tokens(start, end) if start < sequence.num_known else ()
+    targets: tuple[int, ...] = ()
+    if request.params.prompt_logprobs is not None and not sequence.index and start < sequence.prompt_len - 1:
+        targets = request.prompt[start + 1 : end + 1]
+    if samples:
+        sequence.num_pending += 1
+        sequence.num_tokens += 1
+    return PlanRow(
+        request.request_id,
+        sequence.index,
+        sequence.epoch,
+        sequence.residency,
+        sequence.slot,
+        start,
+        length,
+        samples,
+        token_ids,
+        () if fresh else tuple(pages),
+        admission,
+        targets,
+    )
+
+
+def _admission(sequence: Sequence) -> Admission:
+    sequence.needs_admission = False
+    request = sequence.request
+    start = sequence.num_computed
+    return Admission(
+        start,
+        sequence.prompt_len,
+        tuple(sequence.pages),
+        sequence.regime,
+        request.params,
+        request.seed,
+        sequence.index,
+        request.banned_ids,
+        sequence.tokens(0, start) if request.params.has_penalties else (),
+    )
