@@ -277,6 +277,7 @@ class Scheduler:
         sequence.request.tenant.running += 1
         self._tenants.dequeue(sequence)
         insort(self._running, sequence, key=order_of)
+        self._unpark(sequence.request)  # a hit may hold the whole prompt
         step.add(sequence, plan_row(self.kv, sequence, min(sequence.num_tokens - sequence.num_computed, step.budget)))
         return self.kv.pages_for(sequence.num_tokens - 1) - len(sequence.pages)
 
