@@ -145,7 +145,7 @@ def no_reset_after_preemption(patch: pytest.MonkeyPatch) -> None:
 
 def hit_without_owner(patch: pytest.MonkeyPatch) -> None:
     """Prefix hits are used without becoming an owner."""
-    patch.setattr(PagePool, "retain", lambda self, page: None)
+    patch.setattr(PagePool, "retain", lambda self, pages: None)
 
 
 def evicted_but_still_found(patch: pytest.MonkeyPatch) -> None:

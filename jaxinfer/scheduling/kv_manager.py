@@ -27,10 +27,9 @@ class KVManager:
 
         At least one token is always left to compute, since its hidden state is what sampling needs.
         """
-        root = self.root(sequence)
         hit = sequence.hit
-        if hit is None or hit.nodes[0] is not root:
-            hit = sequence.hit = PrefixHit(root)
+        if hit is None or hit.regime != sequence.regime:
+            hit = sequence.hit = PrefixHit(self.root(sequence), sequence.regime)
         # Prompt log-probabilities need every position's hidden state, so those requests compute everything.
         if self.caching and sequence.request.params.prompt_logprobs is None:
             hit.refresh(self.pool, sequence, (sequence.num_tokens - 1) // self.page_size)
@@ -38,8 +37,7 @@ class KVManager:
 
     def admit(self, sequence: Sequence, hit: PrefixHit) -> None:
         """Gives a sequence without pages the pages of its prefix hit, which `find_prefix` has just found."""
-        for page in hit.pages:
-            self.pool.retain(page)
+        self.pool.retain(hit.pages)
         sequence.pages = list(hit.pages)
         sequence.request.tenant.pages += len(hit.pages)
         sequence.node = hit.node

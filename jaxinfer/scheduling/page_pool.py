@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
-from weakref import WeakValueDictionary
+from operator import not_
+from weakref import ref
 
 NULL_PAGE = 0
 
@@ -26,23 +27,43 @@ class IntegrityError(AssertionError):
 class PrefixNode:
     """The content of one full page in its context. Interned by `PrefixTable`; identity is equality.
 
-    depth: pages from the start of the text to this one, which counts; 0 is a root.
+    depth: pages from the start of the text to this one, which counts; 0 is a root. growth: goes up whenever a content
+    that follows this one gets its first page.
     """
 
-    __slots__ = ("__weakref__", "depth", "parent", "token_ids")
+    __slots__ = ("__weakref__", "depth", "growth", "parent", "token_ids")
 
     def __init__(self, parent: PrefixNode | None, token_ids: tuple[Hashable, ...]) -> None:
         self.parent = parent
         self.token_ids = token_ids
         self.depth = 0 if parent is None else parent.depth + 1
+        self.growth = 0
+
+
+_Key = tuple[int, tuple[Hashable, ...]]
+
+
+class _NodeRef(ref[PrefixNode]):
+    """A weak reference that knows its key in the table."""
+
+    __slots__ = ("key",)
+    key: _Key
 
 
 class PrefixTable:
     """Interns prefix nodes. Entries live as long as a page, a sequence or a child node refers to them."""
 
     def __init__(self) -> None:
-        # The key holds the parent by id: safe because the value (the node) keeps its parent alive.
-        self._nodes: WeakValueDictionary[tuple[int, tuple[Hashable, ...]], PrefixNode] = WeakValueDictionary()
+        # The key holds the parent by id: safe because the value (the node) keeps its parent alive. A plain dict of weak
+        # references: WeakValueDictionary does in Python what a look-up of a long prompt does for each of its pages.
+        self._nodes: dict[_Key, _NodeRef] = {}
+
+        def remove(dead: ref[PrefixNode], nodes: dict[_Key, _NodeRef] = self._nodes) -> None:
+            assert isinstance(dead, _NodeRef)
+            if nodes.get(dead.key) is dead:
+                del nodes[dead.key]
+
+        self._remove = remove
 
     def root(self, salt: Hashable) -> PrefixNode:
         """The empty prefix under a salt (tenant, adapter, model, RoPE regime)."""
@@ -52,13 +73,17 @@ class PrefixTable:
         return self._intern(parent, tuple(token_ids))
 
     def find(self, parent: PrefixNode, token_ids: Sequence[int]) -> PrefixNode | None:
-        return self._nodes.get((id(parent), tuple(token_ids)))
+        found = self._nodes.get((id(parent), tuple(token_ids)))
+        return None if found is None else found()
 
     def _intern(self, parent: PrefixNode | None, token_ids: tuple[Hashable, ...]) -> PrefixNode:
         key = (id(parent), token_ids)
-        node = self._nodes.get(key)
+        found = self._nodes.get(key)
+        node = None if found is None else found()
         if node is None:
-            node = self._nodes[key] = PrefixNode(parent, token_ids)
+            node = PrefixNode(parent, token_ids)
+            entry = self._nodes[key] = _NodeRef(node, self._remove)
+            entry.key = key
         return node
 
 
@@ -79,11 +104,12 @@ class Changes:
         self._entries: list[Change] = []
         self._dropped = 0
 
-    def add(self, page: int, depth: int, what: int) -> None:
-        self._entries.append((page, depth, what))
+    def add(self, changes: Iterable[Change]) -> None:
+        self._entries += changes
         if len(self._entries) >= 2 * self.KEPT:
-            del self._entries[: self.KEPT]
-            self._dropped += self.KEPT
+            drop = len(self._entries) - self.KEPT
+            del self._entries[:drop]
+            self._dropped += drop
 
     @property
     def end(self) -> int:
@@ -127,10 +153,6 @@ class PagePool:
     def num_cached(self) -> int:
         return len(self._cached)
 
-    def is_available(self, page: int) -> bool:
-        """Whether the page counts in `available` (nobody owns it)."""
-        return self._owners[page] == 0
-
     def is_writable(self, page: int) -> bool:
         """Whether its only owner may write to it: one owner and no content that others could find."""
         return self._owners[page] == 1 and self._content[page] is None
@@ -155,24 +177,28 @@ class PagePool:
         node = self._content[page]
         if node is None:
             return
-        self.changes.add(page, node.depth, FORGOTTEN)
+        self.changes.add([(page, node.depth, FORGOTTEN)])
         self._content[page] = None
         pages = self._pages_of[node]
         pages.remove(page)
         if not pages:
             del self._pages_of[node]
 
-    def retain(self, page: int) -> None:
-        """Adds an owner to a page that has content."""
-        if self._owners[page] == 0:
-            del self._cached[page]
-            node = self._content[page]
-            assert node is not None, "a page without content is not cached"
-            self.changes.add(page, node.depth, OWNED)
-        self._owners[page] += 1
+    def retain(self, pages: Iterable[int]) -> None:
+        """Adds an owner to each of these pages, which have content."""
+        changes: list[Change] = []
+        for page in pages:
+            if self._owners[page] == 0:
+                del self._cached[page]
+                node = self._content[page]
+                assert node is not None, "a page without content is not cached"
+                changes.append((page, node.depth, OWNED))
+            self._owners[page] += 1
+        self.changes.add(changes)
 
     def release(self, pages: Iterable[int]) -> None:
         """Removes one owner from each page. Give the pages in reverse, so that prefixes outlive their tails."""
+        changes: list[Change] = []
         for page in pages:
             owners = self._owners[page]
             if owners < 1 or page == NULL_PAGE:
@@ -184,18 +210,40 @@ class PagePool:
                     self._free.append(page)
                 else:
                     self._cached[page] = None
-                    self.changes.add(page, node.depth, UNOWNED)
+                    changes.append((page, node.depth, UNOWNED))
+        self.changes.add(changes)
 
     def publish(self, page: int, node: PrefixNode) -> None:
         """Names the content of a full page so that others can find it. Nobody writes to it from now on."""
         if self._content[page] is None:
             self._content[page] = node
-            self._pages_of.setdefault(node, []).append(page)
+            pages = self._pages_of.setdefault(node, [])
+            pages.append(page)
+            if len(pages) == 1 and node.parent is not None:
+                node.parent.growth += 1
 
     def lookup(self, node: PrefixNode) -> int | None:
         """A page with this content, if there is one."""
         pages = self._pages_of.get(node)
         return pages[0] if pages else None
+
+    def run(self, parent: PrefixNode, token_ids: tuple[int, ...]) -> tuple[list[PrefixNode], list[int]]:
+        """The longest run of published pages that holds the tokens behind `parent`: contents and pages."""
+        size, find, pages_of = self.page_size, self.prefixes.find, self._pages_of.get
+        nodes, pages = [], []
+        for start in range(0, len(token_ids) - size + 1, size):
+            node = find(parent, token_ids[start : start + size])
+            found = None if node is None else pages_of(node)
+            if node is None or not found:
+                break
+            nodes.append(node)
+            pages.append(found[0])
+            parent = node
+        return nodes, pages
+
+    def unowned(self, pages: Iterable[int]) -> bytes:
+        """For each page 1 if it counts in `available` (nobody owns it), else 0."""
+        return bytes(map(not_, map(self._owners.__getitem__, pages)))
 
     def withdraw(self, pages: Iterable[int]) -> None:
         """Takes the content of owned pages back: nobody finds it any more, and it is gone with the last owner."""

@@ -14,20 +14,23 @@ class PrefixHit:
     """The longest run of published pages that hold a sequence's first tokens.
 
     A hit changes in three ways. A page of it loses its content (evicted, or withdrawn): the pool's `Changes` say so,
-    and from there on pages are looked up anew. The page after its last one is published: one look tells. Its pages gain
-    their first owner or lose their last one: `Changes`, again. So a step pays for what happened, not for the length.
+    and from there on pages are looked up anew. The page after its last one is published: the last content's `growth`
+    tells. Its pages gain their first owner or lose their last one: `Changes`, again. So a step pays for what happened,
+    not for the length.
 
     nodes: contents known so far, from the root on; they may reach beyond `pages`, since a content that was evicted may
     be published again. They are held, so that tokens are compared once only.
     """
 
-    __slots__ = ("_seen", "_unowned", "nodes", "pages")
+    __slots__ = ("_growth", "_seen", "_unowned", "nodes", "pages", "regime")
 
-    def __init__(self, root: PrefixNode) -> None:
+    def __init__(self, root: PrefixNode, regime: int) -> None:
         self.nodes = [root]
         self.pages: list[int] = []
+        self.regime = regime
         self._unowned = bytearray()  # one for each page: 1 where nobody owns it
-        self._seen = 0
+        self._seen = -1  # of the pool's changes; -1: never looked
+        self._growth = -1  # of the last content, when nothing was found behind it
 
     @property
     def node(self) -> PrefixNode:
@@ -41,19 +44,11 @@ class PrefixHit:
 
     def refresh(self, pool: PagePool, sequence: Sequence, most: int) -> None:
         """Makes it what a look-up of at most `most` pages would find now."""
-        self._follow(pool)
-        pages, nodes, size = self.pages, self.nodes, pool.page_size
-        for i in range(len(pages), most):
-            if i + 1 == len(nodes):
-                child = pool.prefixes.find(nodes[i], sequence.tokens(i * size, (i + 1) * size))
-                if child is None:
-                    return
-                nodes.append(child)
-            page = pool.lookup(nodes[i + 1])
-            if page is None:
-                return
-            pages.append(page)
-            self._unowned.append(pool.is_available(page))
+        if self._seen != pool.changes.end:
+            self._follow(pool)
+        if self._growth != self.node.growth:
+            self._extend(pool, sequence, most)
+            self._growth = self.node.growth
 
     def _follow(self, pool: PagePool) -> None:
         pages, unowned = self.pages, self._unowned
@@ -62,11 +57,29 @@ class PrefixHit:
         if changes is None:
             pages.clear()
             unowned.clear()
+            self._growth = -1
             return
         for page, depth, what in changes:
             i = depth - 1
             if i < len(pages) and pages[i] == page:
                 if what == FORGOTTEN:
                     del pages[i:], unowned[i:]
+                    self._growth = -1
                 else:
                     unowned[i] = what
+
+    def _extend(self, pool: PagePool, sequence: Sequence, most: int) -> None:
+        nodes, found = self.nodes, []
+        start = len(self.pages)
+        for node in nodes[start + 1 :]:
+            page = pool.lookup(node)
+            if page is None:
+                break
+            found.append(page)
+        end = start + len(found)
+        if end + 1 == len(nodes):
+            new, pages = pool.run(nodes[-1], sequence.tokens(end * pool.page_size, most * pool.page_size))
+            nodes += new
+            found += pages
+        self.pages += found
+        self._unowned += pool.unowned(found)

@@ -225,7 +225,10 @@ class Scheduler:
         """For tenants that wait with less than their share of slots and pages: preempts whoever has more than its own
         and was served more. A tenant that floods the engine thus holds nobody else up for longer than a step."""
         limits = ((self.limits.max_num_seqs, slots_of), (self.pool.usable_pages, pages_of))
-        slots, pages = len(self._slots), 0  # slots left, and pages that are given away, in this step
+        slots = len(self._slots)
+        # Pages for those whom way is made for in this step: at most so many. Prefixes make them less, and are looked up
+        # only where that matters; `counted` holds whose prefix was not.
+        needed, counted = 0, list[Sequence]()
         reserved: int | None = None  # as in `_deal`
         for tenant in self._tenants.least_served():
             room = self._tenants.share(tenant, self.limits.max_num_seqs) - tenant.running
@@ -234,17 +237,25 @@ class Scheduler:
                 wanted = self.kv.pages_for(sequence.num_tokens)
                 if wanted > most:
                     break
-                missing = self._missing(sequence)
                 reserved = self._reserved(self._running) if reserved is None else reserved
-                while not slots or missing + pages + reserved > self.pool.available:
+                needed += wanted
+                counted.append(sequence)
+                while not slots or needed + reserved > self.pool.available:
                     victim = self._tenants.over_share(tenant, self._running, *limits[bool(slots)])
+                    if not slots and victim is None:
+                        return
+                    if counted:
+                        needed -= sum(self.kv.pages_for(s.num_tokens) - self._missing(s) for s in counted)
+                        counted.clear()
+                        if slots:
+                            continue
                     if victim is None:
                         return
                     reserved += _headroom(len(self._running) - 1) - _headroom(len(self._running))
                     reserved -= self.kv.lacks(victim)
                     self._preempt(victim)
                     slots += 1
-                slots, pages, most = slots - 1, pages + missing, most - wanted
+                slots, most = slots - 1, most - wanted
 
     def _next_to_start(self, tenant: Tenant, most: int) -> list[Sequence]:
         """The first so many of those that wait and could start."""
