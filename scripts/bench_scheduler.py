@@ -2,8 +2,8 @@
 
     python scripts/bench_scheduler.py [--steps 1000] [--waiting 1000] [--pages 500000] [--json FILE]
 
-256 sequences run and 1,000 prompts of 16,384 tokens wait, the first half of each in the prefix cache, no two alike. What
-they wait for differs:
+256 sequences run and 1,000 prompts of 16,384 tokens wait, the first half of each in the prefix cache, no two alike.
+What they wait for differs:
   slots     every slot is taken
   pages     slots are free, but the next prompt does not fit the pages that are left
   budget    slots and pages are free, but the running rows take every token of a step

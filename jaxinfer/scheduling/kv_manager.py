@@ -22,17 +22,18 @@ class KVManager:
     def root(self, sequence: Sequence) -> PrefixNode:
         return self.pool.prefixes.root((sequence.request.salt, sequence.regime))
 
-    def find_prefix(self, sequence: Sequence) -> PrefixHit:
+    def find_prefix(self, sequence: Sequence, new: int | None = None) -> PrefixHit:
         """The longest prefix of a waiting sequence that is there to be shared, as of now; remembered with it.
 
-        At least one token is always left to compute, since its hidden state is what sampling needs.
+        At least one token is always left to compute, since its hidden state is what sampling needs. new: look at no
+        more than so many pages that were not looked at before; the prefix may then be longer than what is found.
         """
         hit = sequence.hit
         if hit is None or hit.regime != sequence.regime:
             hit = sequence.hit = PrefixHit(self.root(sequence), sequence.regime)
         # Prompt log-probabilities need every position's hidden state, so those requests compute everything.
         if self.caching and sequence.request.params.prompt_logprobs is None:
-            hit.refresh(self.pool, sequence, (sequence.num_tokens - 1) // self.page_size)
+            hit.refresh(self.pool, sequence, (sequence.num_tokens - 1) // self.page_size, new)
         return hit
 
     def admit(self, sequence: Sequence, hit: PrefixHit) -> None:

@@ -8,8 +8,7 @@ one compares token ids and never a digest: two different prefixes cannot be take
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from operator import not_
 from weakref import ref
 
@@ -27,17 +26,18 @@ class IntegrityError(AssertionError):
 class PrefixNode:
     """The content of one full page in its context. Interned by `PrefixTable`; identity is equality.
 
-    depth: pages from the start of the text to this one, which counts; 0 is a root. growth: goes up whenever a content
-    that follows this one gets its first page.
+    depth: pages from the start of the text to this one, which counts; 0 is a root. page: the one that is found by it,
+    the null page when there is none. growth: goes up whenever a content that follows this one gets a page.
     """
 
-    __slots__ = ("__weakref__", "depth", "growth", "parent", "token_ids")
+    __slots__ = ("__weakref__", "depth", "growth", "page", "parent", "token_ids")
 
     def __init__(self, parent: PrefixNode | None, token_ids: tuple[Hashable, ...]) -> None:
         self.parent = parent
         self.token_ids = token_ids
         self.depth = 0 if parent is None else parent.depth + 1
         self.growth = 0
+        self.page = NULL_PAGE
 
 
 _Key = tuple[int, tuple[Hashable, ...]]
@@ -53,17 +53,23 @@ class _NodeRef(ref[PrefixNode]):
 class PrefixTable:
     """Interns prefix nodes. Entries live as long as a page, a sequence or a child node refers to them."""
 
-    def __init__(self) -> None:
-        # The key holds the parent by id: safe because the value (the node) keeps its parent alive. A plain dict of weak
-        # references: WeakValueDictionary does in Python what a look-up of a long prompt does for each of its pages.
-        self._nodes: dict[_Key, _NodeRef] = {}
+    _SHARDS = 256  # by parent: growing one large dict would stop everything for as long as the pool is large
 
-        def remove(dead: ref[PrefixNode], nodes: dict[_Key, _NodeRef] = self._nodes) -> None:
+    def __init__(self) -> None:
+        # The key holds the parent by id: safe because the value (the node) keeps its parent alive. Plain dicts of weak
+        # references: WeakValueDictionary does in Python what a look-up of a long prompt does for each of its pages.
+        self._shards: list[dict[_Key, _NodeRef]] = [{} for _ in range(self._SHARDS)]
+
+        def remove(dead: ref[PrefixNode], shards: list[dict[_Key, _NodeRef]] = self._shards) -> None:
             assert isinstance(dead, _NodeRef)
-            if nodes.get(dead.key) is dead:
-                del nodes[dead.key]
+            shard = shards[(dead.key[0] >> 5) % len(shards)]
+            if shard.get(dead.key) is dead:
+                del shard[dead.key]
 
         self._remove = remove
+
+    def __iter__(self) -> Iterator[PrefixNode]:
+        return (node for shard in self._shards for entry in list(shard.values()) if (node := entry()) is not None)
 
     def root(self, salt: Hashable) -> PrefixNode:
         """The empty prefix under a salt (tenant, adapter, model, RoPE regime)."""
@@ -73,16 +79,18 @@ class PrefixTable:
         return self._intern(parent, tuple(token_ids))
 
     def find(self, parent: PrefixNode, token_ids: Sequence[int]) -> PrefixNode | None:
-        found = self._nodes.get((id(parent), tuple(token_ids)))
+        of = id(parent)
+        found = self._shards[(of >> 5) % self._SHARDS].get((of, tuple(token_ids)))
         return None if found is None else found()
 
     def _intern(self, parent: PrefixNode | None, token_ids: tuple[Hashable, ...]) -> PrefixNode:
         key = (id(parent), token_ids)
-        found = self._nodes.get(key)
+        shard = self._shards[(key[0] >> 5) % self._SHARDS]
+        found = shard.get(key)
         node = None if found is None else found()
         if node is None:
             node = PrefixNode(parent, token_ids)
-            entry = self._nodes[key] = _NodeRef(node, self._remove)
+            entry = shard[key] = _NodeRef(node, self._remove)
             entry.key = key
         return node
 
@@ -122,6 +130,42 @@ class Changes:
         return self._entries[start:] if start >= 0 and len(self._entries) - start <= most else None
 
 
+class CachedPages:
+    """Pages with content and without owner, the one that was released first at the front: a linked list in two lists,
+    since an OrderedDict of a large pool takes milliseconds when it grows."""
+
+    def __init__(self, num_pages: int) -> None:
+        # The null page is both ends.
+        self._after = [NULL_PAGE] * num_pages
+        self._before = [NULL_PAGE] * num_pages
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[int]:
+        page = self._after[NULL_PAGE]
+        while page != NULL_PAGE:
+            yield page
+            page = self._after[page]
+
+    def append(self, page: int) -> None:
+        last = self._before[NULL_PAGE]
+        self._after[last] = self._before[NULL_PAGE] = page
+        self._before[page], self._after[page] = last, NULL_PAGE
+        self._count += 1
+
+    def remove(self, page: int) -> None:
+        before, after = self._before[page], self._after[page]
+        self._after[before], self._before[after] = after, before
+        self._count -= 1
+
+    def pop_first(self) -> int:
+        page = self._after[NULL_PAGE]
+        self.remove(page)
+        return page
+
+
 class PagePool:
     """`num_pages` pages of `page_size` tokens, page 0 being the null page."""
 
@@ -135,10 +179,10 @@ class PagePool:
         self.prefixes = PrefixTable()
         self.changes = Changes()
         self._free = list(range(num_pages - 1, NULL_PAGE, -1))  # a stack: low pages first, recently freed pages again
-        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently released first
+        self._cached = CachedPages(num_pages)
         self._owners = [0] * num_pages
         self._content: list[PrefixNode | None] = [None] * num_pages
-        self._pages_of: dict[PrefixNode, list[int]] = {}
+        self._twins: dict[PrefixNode, list[int]] = {}  # more pages of one content, beside its node's
 
     @property
     def usable_pages(self) -> int:
@@ -169,7 +213,7 @@ class PagePool:
         return pages
 
     def _evict(self) -> int:
-        page, _ = self._cached.popitem(last=False)
+        page = self._cached.pop_first()
         self._forget(page)
         return page
 
@@ -179,17 +223,23 @@ class PagePool:
             return
         self.changes.add([(page, node.depth, FORGOTTEN)])
         self._content[page] = None
-        pages = self._pages_of[node]
-        pages.remove(page)
-        if not pages:
-            del self._pages_of[node]
+        twins = self._twins.get(node)
+        if twins is None:
+            node.page = NULL_PAGE
+            return
+        if page == node.page:
+            node.page = twins.pop(0)
+        else:
+            twins.remove(page)
+        if not twins:
+            del self._twins[node]
 
     def retain(self, pages: Iterable[int]) -> None:
         """Adds an owner to each of these pages, which have content."""
         changes: list[Change] = []
         for page in pages:
             if self._owners[page] == 0:
-                del self._cached[page]
+                self._cached.remove(page)
                 node = self._content[page]
                 assert node is not None, "a page without content is not cached"
                 changes.append((page, node.depth, OWNED))
@@ -209,35 +259,36 @@ class PagePool:
                 if node is None:
                     self._free.append(page)
                 else:
-                    self._cached[page] = None
+                    self._cached.append(page)
                     changes.append((page, node.depth, UNOWNED))
         self.changes.add(changes)
 
     def publish(self, page: int, node: PrefixNode) -> None:
         """Names the content of a full page so that others can find it. Nobody writes to it from now on."""
-        if self._content[page] is None:
-            self._content[page] = node
-            pages = self._pages_of.setdefault(node, [])
-            pages.append(page)
-            if len(pages) == 1 and node.parent is not None:
-                node.parent.growth += 1
+        if self._content[page] is not None:
+            return
+        self._content[page] = node
+        if node.page != NULL_PAGE:
+            self._twins.setdefault(node, []).append(page)
+            return
+        node.page = page
+        if node.parent is not None:
+            node.parent.growth += 1
 
     def lookup(self, node: PrefixNode) -> int | None:
         """A page with this content, if there is one."""
-        pages = self._pages_of.get(node)
-        return pages[0] if pages else None
+        return node.page or None
 
     def run(self, parent: PrefixNode, token_ids: tuple[int, ...]) -> tuple[list[PrefixNode], list[int]]:
         """The longest run of published pages that holds the tokens behind `parent`: contents and pages."""
-        size, find, pages_of = self.page_size, self.prefixes.find, self._pages_of.get
+        size, find = self.page_size, self.prefixes.find
         nodes, pages = [], []
         for start in range(0, len(token_ids) - size + 1, size):
             node = find(parent, token_ids[start : start + size])
-            found = None if node is None else pages_of(node)
-            if node is None or not found:
+            if node is None or not node.page:
                 break
             nodes.append(node)
-            pages.append(found[0])
+            pages.append(node.page)
             parent = node
         return nodes, pages
 
@@ -280,7 +331,8 @@ class PagePool:
         for page in free | cached:
             if owners[page] or (self._content[page] is None) != (page in free):
                 raise IntegrityError(f"page {page} is unowned but has owners, or sits in the wrong list")
-        named = {page: node for node, pages in self._pages_of.items() for page in pages}
+        named = {node.page: node for node in self.prefixes if node.page != NULL_PAGE}
+        named |= {page: node for node, pages in self._twins.items() for page in pages}
         if named != {p: n for p, n in enumerate(self._content) if n is not None}:
             raise IntegrityError("the content index and the pages disagree")
         for page in writes:

@@ -42,13 +42,14 @@ class PrefixHit:
         """Pages that nobody owns, so that the pool counts them as available."""
         return self._unowned.count(1)
 
-    def refresh(self, pool: PagePool, sequence: Sequence, most: int) -> None:
-        """Makes it what a look-up of at most `most` pages would find now."""
+    def refresh(self, pool: PagePool, sequence: Sequence, most: int, new: int | None = None) -> None:
+        """Makes it what a look-up of at most `most` pages would find now; with `new`, no more than so many pages are
+        looked up whose content was not known, and the rest is left to the next call."""
         if self._seen != pool.changes.end:
             self._follow(pool)
         if self._growth != self.node.growth:
-            self._extend(pool, sequence, most)
-            self._growth = self.node.growth
+            whole = self._extend(pool, sequence, most, most if new is None else new)
+            self._growth = self.node.growth if whole else -1
 
     def _follow(self, pool: PagePool) -> None:
         pages, unowned = self.pages, self._unowned
@@ -68,18 +69,22 @@ class PrefixHit:
                 else:
                     unowned[i] = what
 
-    def _extend(self, pool: PagePool, sequence: Sequence, most: int) -> None:
+    def _extend(self, pool: PagePool, sequence: Sequence, most: int, new: int) -> bool:
+        """Appends the pages that follow; whether those are all."""
         nodes, found = self.nodes, []
-        start = len(self.pages)
+        start, whole = len(self.pages), True
         for node in nodes[start + 1 :]:
             page = pool.lookup(node)
             if page is None:
                 break
             found.append(page)
-        end = start + len(found)
-        if end + 1 == len(nodes):
-            new, pages = pool.run(nodes[-1], sequence.tokens(end * pool.page_size, most * pool.page_size))
-            nodes += new
+        known = start + len(found)
+        if known + 1 == len(nodes):
+            end, size = min(most, known + new), pool.page_size
+            contents, pages = pool.run(nodes[-1], sequence.tokens(known * size, end * size))
+            nodes += contents
             found += pages
+            whole = end == most or known + len(pages) < end
         self.pages += found
         self._unowned += pool.unowned(found)
+        return whole

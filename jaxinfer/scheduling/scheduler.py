@@ -9,32 +9,21 @@ token one step later.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left, insort
+from bisect import insort
 from dataclasses import dataclass, field
 from itertools import islice
 
-from jaxinfer.messages import EngineStats, SequenceAccount, SequenceOutput, StepOutputs, Submit
-from jaxinfer.scheduling.checks import check_lists, check_nothing_left, length_limit, stop_tokens
-from jaxinfer.scheduling.kv_manager import KVManager
-from jaxinfer.scheduling.page_pool import PagePool
+from jaxinfer.messages import SequenceOutput, StepOutputs
+from jaxinfer.scheduling.books import Books, DuplicateRequest, SchedulerLimits
 from jaxinfer.scheduling.plan import PlanRow, StepPlan, StepResult
-from jaxinfer.scheduling.request import Request, Sequence, order_of
+from jaxinfer.scheduling.request import Sequence, order_of
 from jaxinfer.scheduling.results import prompt_scores, token_logprobs
 from jaxinfer.scheduling.rows import plan_row
-from jaxinfer.scheduling.tenants import Tenant, Tenants, pages_of, slots_of
+from jaxinfer.scheduling.tenants import Tenant, pages_of, slots_of
 
+__all__ = ["DuplicateRequest", "Scheduler", "SchedulerLimits"]
 
-@dataclass(frozen=True)
-class SchedulerLimits:
-    """Sizes the scheduler works within. `longrope_border`: length (tokens) beyond which RoPE's long factors apply."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    eos_token_ids: tuple[int, ...] = ()
-    longrope_border: int | None = None
-    priority_ageing_seconds: float = 30.0
-    enable_prefix_caching: bool = True
+LOOK_AHEAD = 128  # pages in a step: about 0.1 ms
 
 
 @dataclass(slots=True)
@@ -56,69 +45,10 @@ def _headroom(running: int) -> int:
     return (running + 3) // 4
 
 
-class DuplicateRequest(ValueError):
-    """A live request has this id already."""
-
-
-class Scheduler:
+class Scheduler(Books):
     """Owns every live request. Not thread-safe: the engine's one thread calls it."""
 
-    def __init__(self, limits: SchedulerLimits, pool: PagePool) -> None:
-        self.limits = limits
-        self.pool = pool
-        self.kv = KVManager(pool, enable_prefix_caching=limits.enable_prefix_caching)
-        self.stats = EngineStats(total_pages=pool.usable_pages)
-        self._requests: dict[str, Request] = {}
-        self._running: list[Sequence] = []  # by order
-        self._tenants = Tenants(burst=limits.max_model_len)  # who waits, too
-        self._slots = list(range(limits.max_num_seqs - 1, -1, -1))
-        self._arrivals = 0
-        self._ended: list[SequenceOutput] = []  # what ended outside `update`, for the next outputs
-
-    # -- requests ---------------------------------------------------------------------------------------------------
-
-    def add(self, submit: Submit) -> None:
-        """Takes a request. Raises DuplicateRequest, or InvalidRequest when it can never be served."""
-        if submit.request_id in self._requests:
-            raise DuplicateRequest(f"request id {submit.request_id!r} is in use")
-        params, limits = submit.params, self.limits
-        max_total = length_limit(submit, limits.max_model_len, self.pool)
-        stop_ids, banned_ids = stop_tokens(params, limits.eos_token_ids)
-        order = submit.arrival + submit.priority * limits.priority_ageing_seconds
-        tenant = self._tenants.join(submit.tenant, submit.weight, params.n)
-        request = Request(submit, (order, self._arrivals), stop_ids, banned_ids, max_total, tenant)
-        self._arrivals += 1
-        self._requests[submit.request_id] = request
-        self.stats.prompt_tokens += request.prompt_len
-        leader, *siblings = request.sequences
-        self._tenants.enqueue(leader)
-        if siblings:
-            self._tenants.park(siblings)
-            self._unpark(request)
-
-    def abort(self, request_id: str, index: int | None = None) -> None:
-        """Ends a request, or one of its sequences; unknown and finished ones are left alone."""
-        request = self._requests.get(request_id)
-        if request is None:
-            return
-        self._ended += [
-            self._end(sequence, "abort") for sequence in request.live_sequences if index in (None, sequence.index)
-        ]
-
-    @property
-    def has_unfinished(self) -> bool:
-        return bool(self._requests)
-
-    @property
-    def num_waiting(self) -> int:
-        return self._tenants.num_waiting
-
-    def take_ended(self) -> list[SequenceOutput]:
-        """Ends that no step will report (aborts since the last call)."""
-        ended, self._ended = self._ended, []
-        return ended
-
-    # -- planning ---------------------------------------------------------------------------------------------------
+    # -- planning ------------------------------------------------------------------------------------------------------
 
     def schedule(self) -> StepPlan:
         """Plans the next step and takes every page it may write."""
@@ -136,6 +66,7 @@ class Scheduler:
                 if self._grow(sequence, sequence.num_tokens, step):
                     step.add(sequence, plan_row(self.kv, sequence, 1))
         self._deal(step, behind)
+        self._look_ahead()
         used = self.limits.max_num_batched_tokens - step.budget
         self.stats.scheduled_tokens += used
         return StepPlan(step.rows, used)
@@ -170,6 +101,14 @@ class Scheduler:
                     turns.close(all_tenants=self._tenants.below_share(sequence.request.tenant, usable))
                 else:
                     reserved += more
+
+    def _look_ahead(self) -> None:
+        """Looks up some of the prefix of whoever comes next, so that the step that admits a long prompt need not look
+        up all of it. Decides nothing."""
+        tenant = self._tenants.next()
+        if tenant is not None and self._may_start(tenant.waiting[0]):
+            tenant.waiting[0].regime = self._regime(tenant.waiting[0])
+            self.kv.find_prefix(tenant.waiting[0], new=LOOK_AHEAD)
 
     def _regime(self, sequence: Sequence) -> int:
         border = self.limits.longrope_border
@@ -211,15 +150,6 @@ class Scheduler:
             if victim is sequence:
                 return False
         return True
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Sends a running sequence back to wait; its tokens stay, its KV is recomputed."""
-        self.kv.release(sequence)
-        self._leave_slot(sequence)
-        sequence.preemptions += 1
-        self.stats.preemptions += 1
-        self._tenants.enqueue(sequence)
-        self._unpark(sequence.request)
 
     def _make_way(self) -> None:
         """For tenants that wait with less than their share of slots and pages: preempts whoever has more than its own
@@ -292,23 +222,7 @@ class Scheduler:
         step.add(sequence, plan_row(self.kv, sequence, min(sequence.num_tokens - sequence.num_computed, step.budget)))
         return self.kv.pages_for(sequence.num_tokens - 1) - len(sequence.pages)
 
-    def _may_start(self, sequence: Sequence) -> bool:
-        if sequence.num_pending:
-            return False  # preempted with a token in flight: its id is known after the next update
-        leader = sequence.request.sequences[0]
-        if sequence is leader or leader.finished or leader.preemptions or not self.kv.caching:
-            return True
-        if sequence.request.params.prompt_logprobs is not None:
-            return True
-        # The n - 1 siblings wait until the first sequence has published the prompt's full pages.
-        return leader.committed >= (sequence.prompt_len - 1) // self.pool.page_size
-
-    def _unpark(self, request: Request) -> None:
-        """Lets the siblings of a first sequence wait for their turn once they may start."""
-        if request.parked and self._may_start(request.parked[0]):
-            self._tenants.unpark(request)
-
-    # -- results ----------------------------------------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------------------------------
 
     def update(self, plan: StepPlan, result: StepResult, seconds: float = 0.0, padded: int = 0) -> StepOutputs:
         """Takes the results of a dispatched plan: publishes pages, appends tokens, ends what is finished.
@@ -362,66 +276,3 @@ class Scheduler:
         return SequenceOutput(
             request.request_id, sequence.index, token, logprobs, reason, stop_token, sequence.cached_tokens, account
         )
-
-    def _fail(self, request: Request) -> list[SequenceOutput]:
-        """Ends a request that has no token to go on with. What it computed may not be a number in any of its pages, so
-        nobody gets them as a prefix."""
-        for sequence in request.live_sequences:
-            self.pool.withdraw(sequence.pages)
-        return [self._end(sequence, "error") for sequence in request.live_sequences]
-
-    def _end(self, sequence: Sequence, reason: str) -> SequenceOutput:
-        """Ends a live sequence without a token."""
-        request_id, cached = sequence.request.request_id, sequence.cached_tokens
-        return SequenceOutput(request_id, sequence.index, -1, None, reason, None, cached, self._finish(sequence))
-
-    def _finish(self, sequence: Sequence) -> SequenceAccount:
-        """Ends a live sequence wherever it is; what it took."""
-        account = sequence.account
-        sequence.finished = True
-        sequence.epoch += 1
-        self.kv.release(sequence)
-        if sequence.slot >= 0:
-            self._leave_slot(sequence)
-        else:
-            self._tenants.dequeue(sequence)
-        self._tenants.leave(sequence.request.tenant)
-        request = sequence.request
-        request.unfinished -= 1
-        self._unpark(request)
-        if request.finished:
-            del self._requests[request.request_id]
-        return account
-
-    def _leave_slot(self, sequence: Sequence) -> None:
-        del self._running[bisect_left(self._running, sequence.order, key=order_of)]
-        self._slots.append(sequence.slot)
-        sequence.slot = -1
-        sequence.request.tenant.running -= 1
-        sequence.needs_admission = True
-
-    # -- books ------------------------------------------------------------------------------------------------------
-
-    def refresh_stats(self) -> EngineStats:
-        stats = self.stats
-        stats.running, stats.waiting = len(self._running), self._tenants.num_waiting
-        stats.free_pages, stats.cached_pages = self.pool.available, self.pool.num_cached
-        return stats
-
-    def check_idle(self) -> None:
-        """Raises IntegrityError when nobody is left and yet something is missing. Looks at totals alone, so that it
-        costs the same whatever the pool."""
-        if not self.has_unfinished:
-            missing_slots = self.limits.max_num_seqs - len(self._slots)
-            check_nothing_left(self.pool, missing_slots, len(self._running), self._tenants)
-
-    def check_integrity(self, plan: StepPlan | None = None) -> None:
-        """Raises IntegrityError unless pages, slots and lists add up, and the plan writes only what it owns alone."""
-        live = [s for r in self._requests.values() for s in r.sequences if not s.finished]
-        writes = []
-        for row in plan.rows if plan is not None else ():
-            pages = self._requests[row.request_id].sequences[row.index].pages
-            size = self.pool.page_size
-            writes += pages[row.start // size : (row.start + row.length - 1) // size + 1]
-        self.pool.check_integrity([s.pages for s in live], writes)
-        check_lists(live, self._running, self._slots, self.limits.max_num_seqs, self._tenants)

@@ -142,7 +142,7 @@ class Tenants:
         self.num_waiting -= 1
 
     def park(self, sequences: list[Sequence]) -> None:
-        """Sequences of one request that wait, but cannot start before `unpark`: nobody looks at them in the meantime."""
+        """Sequences of one request that wait and cannot start before `unpark`: until then nobody looks at them."""
         request = sequences[0].request
         request.parked = sequences
         self._parked[id(request)] = request
@@ -163,6 +163,10 @@ class Tenants:
     def least_served(self) -> list[Tenant]:
         """Those with waiting sequences, the least served first."""
         return sorted((tenant for tenant in self.alive if tenant.waiting), key=_turn)
+
+    def next(self) -> Tenant | None:
+        """The least served of those with waiting sequences."""
+        return min((tenant for tenant in self.alive if tenant.waiting), key=_turn, default=None)
 
     def turns(self, behind: Iterable[Sequence]) -> Turns:
         """behind: running sequences that a step must serve, by order."""
