@@ -116,6 +116,21 @@ def train_sentencepiece(path: Path, kind: str, *, rules: bool = False, **options
     path.write_bytes(model.getvalue())
 
 
+def shuffle_scores(path: Path) -> None:
+    """Deals the scores of the normal pieces out anew, some of them twice."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(path.read_bytes())
+    normal = [piece for piece in model.pieces if piece.type == piece.NORMAL]
+    scores = [piece.score for piece in normal]
+    random.Random(3).shuffle(scores)
+    scores[1::7] = scores[::7][: len(scores[1::7])]  # some are equal: then the id decides
+    for piece, score in zip(normal, scores, strict=True):
+        piece.score = score
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
 def _rules() -> str:
     """Full-width capitals and digits to ASCII, the fi ligature to two letters: a small table instead of NFKC's."""
     pairs = [(0xFF21 + i, f"{0x41 + i:X}") for i in range(26)] + [(0xFF10 + i, f"{0x30 + i:X}") for i in range(10)]
@@ -190,6 +205,8 @@ def make_vocabularies(folder: Path) -> None:
     train_sentencepiece(
         folder / "sp_rules.model", "unigram", rules=True, remove_extra_whitespaces=True, byte_fallback=False, pad_id=3
     )
+    train_sentencepiece(folder / "sp_scores.model", "bpe", add_dummy_prefix=False, remove_extra_whitespaces=True)
+    shuffle_scores(folder / "sp_scores.model")
     made = {
         "byte_level": train_byte_level(
             prefix_space=False, split=_LLAMA3_SPLIT, post_processor=bos_template("<|begin|>")

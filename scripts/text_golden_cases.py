@@ -7,7 +7,7 @@ from typing import Any
 SHARED_SPECIALS = ("<|begin|>", "<|end|>", "<unk>", "<s>", "</s>")
 
 # Texts of inputs.json that exercise special tokens and spaces; variants of a pipeline record only these.
-_SHORT = [0, 1, 5, 6, 9, 11, 16, 17, 27, 28, 29, 30, 32, 33, 34, 35, 36]
+_SHORT = [0, 1, 5, 6, 9, 11, 16, 17, 27, 28, 29, 30, 32, 33, 34, 35, 36, 45, 46]
 
 
 def _token(content: str, **flags: bool) -> dict[str, Any]:
@@ -178,6 +178,24 @@ CASES: list[dict[str, Any]] = [
     ),
     _case("generic_model_rules", "sp_rules.model", {"clean_up_tokenization_spaces": True}, texts=None),
     _case("model_alone", "sp_bpe.model", None, model_type=None, texts=[0, 5, 17, 28]),
+    # Only the folder's words about `legacy` differ from generic_model_bpe.
+    _case("generic_model_not_legacy", "sp_bpe.model", _llama(legacy=False), model_type="mistral"),
+    _case(
+        "generic_model_phi3",
+        "sp_bpe.model",
+        _llama(
+            # 400 and 401 have placeholders' new names; 402 may not take that of 403, which keeps its own.
+            added_tokens_decoder=_decoder(
+                420,
+                {**_FIXED, 400: "<|assistant|>", 401: "<|user|>", 402: "▁the"},
+                **{"<|word|>": {"single_word": True}, "<|norm|>": {"normalized": True, "special": False}},
+            )
+        ),
+        model_type="phi3",
+        texts=None,
+    ),
+    # Scores that are not in the order of the ids, no space before the text, extra spaces dropped.
+    _case("generic_model_scores", "sp_scores.model", {"add_bos_token": True}, model_type="olmo2", texts=None),
     _case("gemma_model", "sp_bpe.model", {"add_bos_token": True, "bos_token": "<s>"}, model_type="gemma3_text"),
     _case(
         "metaspace_unigram",

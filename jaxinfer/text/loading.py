@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, models, normalizers, processors
+from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
-from jaxinfer.text import pipelines, sentencepiece_model
+from jaxinfer.text import pipelines, sentencepiece_model, sentencepiece_pipeline
 from jaxinfer.text.chat import ChatTemplates
 from jaxinfer.text.decoding import DecodePlan
 from jaxinfer.text.errors import TokenizerError
@@ -22,6 +22,7 @@ from jaxinfer.text.files import (
     parse_json_object,
     read_folder,
 )
+from jaxinfer.text.sentencepiece_model import SentencePieceModel
 from jaxinfer.text.special_tokens import SpecialTokens, gather, register
 from jaxinfer.text.tokenizer import Tokenizer
 
@@ -41,10 +42,11 @@ class _Draft:
 
 
 def load_tokenizer(folder: Path, *, model_type: str | None = None) -> Tokenizer:
-    """Loads the tokenizer of a Hugging Face folder so that it gives the ids and texts of transformers 5.
+    """Loads the tokenizer of a Hugging Face folder so that it gives the ids and texts of transformers 5.24.
 
     `tokenizer.json` is read when it is there, else `tokenizer.model` (sentencepiece). Both end up in the tokenizers
-    library, as they do in transformers 5. The pipeline depends on the model family too (see pipelines.py).
+    library, as they do in transformers 5. The pipeline depends on the model family too (see pipelines.py). Releases of
+    transformers differ in a few of these rules: docs/tokenizers.md says in which, `notes` where this folder is concerned.
 
     Args:
         folder: holds tokenizer.json or tokenizer.model, and optionally tokenizer_config.json, special_tokens_map.json,
@@ -70,6 +72,7 @@ def load_tokenizer(folder: Path, *, model_type: str | None = None) -> Tokenizer:
     tokens = gather(files, _added_tokens(files, document))
     try:
         draft = _from_model(files, name, tokens) if document is None else _from_json(files, document, name, tokens)
+        draft.notes += _legacy_note(name, files.tokenizer_config)
         tokens = _finish(draft, files, name, tokens)
         plan = DecodePlan.of(draft.backend, clean_up=_cleans_up(draft.backend, files))
     except TokenizerError:
@@ -140,12 +143,8 @@ def _from_model(files: TokenizerFiles, name: str, tokens: SpecialTokens) -> _Dra
     ]
     recipe = pipelines.recipe_for(name)
     if recipe is None:
-        draft = _generic_from_model(model, tokens)
-        if model.add_dummy_prefix:
-            draft.notes.append(
-                f"{path.name} asks for a space before the text, which the generic tokenizer class does not put there; "
-                'tokenizer_class "LlamaTokenizer" does'
-            )
+        draft = _generic_from_model(files, model, tokens)
+        extra = [token for token in extra if token.special]  # the pipeline itself finds user-defined pieces
     else:
         vocab = {piece: index for index, (piece, _) in enumerate(model.pieces)}
         defaults = dict(recipe.special_tokens)
@@ -160,50 +159,28 @@ def _from_model(files: TokenizerFiles, name: str, tokens: SpecialTokens) -> _Dra
     return draft
 
 
-def _generic_from_model(model: sentencepiece_model.SentencePieceModel, tokens: SpecialTokens) -> _Draft:
-    """The pipeline of a tokenizer.model without a class of its own: no space before the text, its character map."""
-    pieces = model.pieces
-    if tokens.added:
-        pieces = _with_placeholders_named(pieces, tokens)
-    if model.model_type == sentencepiece_model.UNIGRAM:
-        core: Any = models.Unigram(vocab=pieces, unk_id=model.unk_id, byte_fallback=model.byte_fallback)
-    else:
-        vocab = {piece: index for index, (piece, _) in enumerate(pieces)}
-        original = {piece: index for index, (piece, _) in enumerate(model.pieces)}
-        merges = sentencepiece_model.merges_by_id(original)
-        core = models.BPE(
-            vocab=vocab,
-            merges=merges,
-            unk_token=model.unk_piece,
-            fuse_unk=True,
-            byte_fallback=model.byte_fallback,
-            dropout=None,
-        )
-    backend = Backend(core)
-    steps = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
-    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
-    parts: list[Any] = [decoders.Replace("▁", " ")]
-    if model.byte_fallback:
-        parts += [decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence(parts)
+def _generic_from_model(files: TokenizerFiles, model: SentencePieceModel, tokens: SpecialTokens) -> _Draft:
+    config = files.tokenizer_config
+    backend = sentencepiece_pipeline.build(
+        model, {index: str(token) for index, token in tokens.added.items()}, legacy=bool(config.get("legacy", True))
+    )
+    if model.add_dummy_prefix:
+        tokens.find_added_in_raw_text()  # so that each stretch between them has its own prefix
     named = (
         ("bos_token", model.bos_id, model.bos_piece),
         ("eos_token", model.eos_id, model.eos_piece),
         ("unk_token", model.unk_id, model.unk_piece),
     )
-    return _Draft(backend, {name: piece for name, index, piece in named if index >= 0})
+    draft = _Draft(backend, {name: piece for name, index, piece in named if index >= 0})
+    if differing := sentencepiece_pipeline.releases_differ(model):
+        draft.notes.append(f"{TOKENIZER_MODEL}: {differing}")
+    return draft
 
 
-def _with_placeholders_named(pieces: list[tuple[str, float]], tokens: SpecialTokens) -> list[tuple[str, float]]:
-    """Gives pieces the spelling that added_tokens_decoder has for their id, as for Phi-3's reserved placeholders."""
-    renamed = list(pieces)
-    known = {piece for piece, _ in pieces}
-    for index, token in tokens.added.items():
-        if index < len(renamed) and str(token) not in known:
-            known.discard(renamed[index][0])
-            known.add(str(token))
-            renamed[index] = (str(token), renamed[index][1])
-    return renamed
+def _legacy_note(name: str, config: dict[str, Any]) -> list[str]:
+    if name != "LlamaTokenizer" or "legacy" in config:
+        return []
+    return [f"{TOKENIZER_CONFIG} does not say legacy: it is false as in transformers 5; transformers 4 takes true"]
 
 
 def _finish(draft: _Draft, files: TokenizerFiles, name: str, tokens: SpecialTokens) -> SpecialTokens:

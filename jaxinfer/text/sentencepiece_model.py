@@ -9,7 +9,7 @@ import beside an older one. Field numbers are those of sentencepiece's public se
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +25,13 @@ _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _PIECES, _TRAINER_SPEC, _NORMALIZER_SPEC = 1, 2, 3
 # ModelProto.SentencePiece
 _PIECE_TYPE = 3
-CONTROL, USER_DEFINED = 3, 4
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 # TrainerSpec
 _MODEL_TYPE, _BYTE_FALLBACK = 3, 35
 _UNK_ID, _BOS_ID, _EOS_ID = 40, 41, 42
 _UNK_PIECE, _BOS_PIECE, _EOS_PIECE = 45, 46, 47
 # NormalizerSpec
-_CHARSMAP, _ADD_DUMMY_PREFIX = 2, 3
-
-_NORMAL = 1  # the type of a piece that does not name one
+_CHARSMAP, _ADD_DUMMY_PREFIX, _REMOVE_EXTRA_WHITESPACES, _ESCAPE_WHITESPACES = 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,15 @@ class SentencePieceModel:
 
     Attributes:
         pieces: (piece, score) in id order.
-        types: per piece, the type number of sentencepiece_model.proto (3 control, 4 user defined).
+        types: per piece, the type number of sentencepiece_model.proto (1 normal, 3 control, 4 user defined).
         model_type: UNIGRAM or BPE.
         byte_fallback: whether characters outside the vocabulary become <0x00>..<0xFF> pieces.
         unk_id, bos_id, eos_id: -1 when the model has none.
         unk_piece, bos_piece, eos_piece: their spellings.
         charsmap: compiled normalisation table, b"" for none.
-        add_dummy_prefix: whether sentencepiece itself would put a space before the text.
+        add_dummy_prefix: whether sentencepiece puts a space before the text.
+        remove_extra_whitespaces: whether it drops spaces at both ends and makes one of several in a row.
+        escape_whitespaces: whether it writes a space as ▁.
     """
 
     pieces: list[tuple[str, float]]
@@ -63,6 +63,12 @@ class SentencePieceModel:
     eos_piece: str
     charsmap: bytes
     add_dummy_prefix: bool
+    remove_extra_whitespaces: bool
+    escape_whitespaces: bool
+
+    def ids_of_type(self, kind: int) -> list[int]:
+        """The ids of the pieces of one type."""
+        return [index for index, found in enumerate(self.types) if found == kind]
 
 
 def read_model(path: Path, data: bytes) -> SentencePieceModel:
@@ -77,7 +83,7 @@ def read_model(path: Path, data: bytes) -> SentencePieceModel:
         size = processor.GetPieceSize()
         pieces = [(processor.IdToPiece(i), processor.GetScore(i)) for i in range(size)]
         top = [(number, value) for number, value in _fields(data) if isinstance(value, bytes)]
-        types = [_int(dict(_fields(value)), _PIECE_TYPE, _NORMAL) for number, value in top if number == _PIECES]
+        types = [_int(dict(_fields(value)), _PIECE_TYPE, NORMAL) for number, value in top if number == _PIECES]
         trainer = dict(_fields(b"".join(value for number, value in top if number == _TRAINER_SPEC)))
         normalizer = dict(_fields(b"".join(value for number, value in top if number == _NORMALIZER_SPEC)))
     except (RuntimeError, ValueError, IndexError, struct.error) as error:
@@ -101,6 +107,8 @@ def read_model(path: Path, data: bytes) -> SentencePieceModel:
         eos_piece=_str(trainer, _EOS_PIECE, "</s>"),
         charsmap=_bytes(normalizer, _CHARSMAP),
         add_dummy_prefix=bool(_int(normalizer, _ADD_DUMMY_PREFIX, 1)),
+        remove_extra_whitespaces=bool(_int(normalizer, _REMOVE_EXTRA_WHITESPACES, 1)),
+        escape_whitespaces=bool(_int(normalizer, _ESCAPE_WHITESPACES, 1)),
     )
 
 
@@ -108,7 +116,7 @@ def merges_by_id(vocab: dict[str, int]) -> list[tuple[str, str]]:
     """BPE merge rules of a vocabulary whose ids are its merge order, as sentencepiece's BPE trainer numbers them.
 
     Every way to cut a piece into two pieces is a rule; rules go by the id of what they build, then by the length of
-    the left part. transformers derives them the same way from a tokenizer.model.
+    the left part. transformers derives them so for classes that read any tokenizer.model as BPE (`LlamaTokenizer`).
     """
     rules = [
         (index, cut, piece)
@@ -118,6 +126,22 @@ def merges_by_id(vocab: dict[str, int]) -> list[tuple[str, str]]:
     ]
     rules.sort(key=lambda rule: rule[:2])
     return [(piece[:cut], piece[cut:]) for _, cut, piece in rules]
+
+
+def merges_by_score(model: SentencePieceModel, spelling: Mapping[int, str]) -> list[tuple[str, str]]:
+    """BPE merge rules as sentencepiece applies them: the best scored piece first, of equals the one with the lower id.
+
+    Only normal pieces are merged, and only into normal ones. Two ways to the same piece go by the spelling of the left
+    part. spelling: id -> the piece's name in the vocabulary, which may not be the file's.
+    """
+    ids = {spelling[index]: index for index in model.ids_of_type(NORMAL)}
+    rules = [
+        (-model.pieces[index][1], index, piece[:cut], piece[cut:])
+        for piece, index in ids.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in ids and piece[cut:] in ids
+    ]
+    return [(left, right) for _, _, left, right in sorted(rules)]
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -54,6 +54,18 @@ class SpecialTokens:
         named |= {name: token for name, token in self.named.items() if name not in STANDARD_NAMES}
         return SpecialTokens(named=named, extra=self.extra, extra_given=self.extra_given, added=self.added)
 
+    def find_added_in_raw_text(self) -> None:
+        """Has the listed tokens looked for before a text is normalised, whatever the files say."""
+        for index, token in self.added.items():
+            self.added[index] = AddedToken(
+                token.content,
+                single_word=token.single_word,
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                normalized=False,
+                special=token.special,
+            )
+
     def for_templates(self) -> dict[str, str]:
         """name -> spelling of every token that is set: what chat templates see as variables."""
         return {name: str(token) for name, token in self.named.items() if token is not None}

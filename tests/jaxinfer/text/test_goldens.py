@@ -24,10 +24,9 @@ def test_encode(name: str) -> None:
         assert loaded.encode(text) == result["ids"], text
         plain = loaded.encode(text, add_special_tokens=False)
         expected: list[int] = result.get("plain", result["ids"])
-        if "plain" in result and len(expected) == 3 and expected[1] > 3:  # (first, length, last) of a longer list
-            assert [plain[0], len(plain), plain[-1]] == expected, text
-        else:
-            assert plain == expected, text
+        if "plain" in result and len(plain) > 3:  # recorded as first, length, last
+            plain = [plain[0], len(plain), plain[-1]]
+        assert plain == expected, text
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,9 +73,12 @@ def test_goldens_cover_every_pipeline() -> None:
         index = texts.index(text)
         return tuple(next(result["ids"] for result in case(name)["results"] if result["text"] == index))
 
+    assert ids("generic_model_bpe", "Hello</s>world") != ids("generic_model_not_legacy", "Hello</s>world")
     for text, names in {
         "<|turn|>user says  <|turn|> hi<|turn|>": ["llama_model", "llama_model_legacy", "llama_model_no_prefix"],
         "text<s>glued<s><s></s>": ["llama_json", "llama_json_legacy", "llama_json_no_prefix"],
-        "Hello world": ["llama_model", "generic_model_bpe", "byte_level", "byte_level_prefix"],
+        "Hello world": ["llama_model", "generic_model_scores", "byte_level", "byte_level_prefix"],
+        " Hello": ["llama_model", "generic_model_bpe", "generic_model_scores"],
+        "Hello</s>world": ["llama_model", "generic_model_bpe"],
     }.items():
         assert len({ids(name, text) for name in names}) == len(names), text

@@ -134,7 +134,9 @@ def test_notes_say_where_files_are_not_followed() -> None:
     assert any("space before the text" in note for note in tokenizer("generic_model_bpe").notes)
     assert any("replaces the pre_tokenizer" in note for note in tokenizer("gpt2_class").notes)
     assert tokenizer("byte_level").notes == ()
-    assert tokenizer("llama_model").notes == ()
+    assert tokenizer("llama_model_legacy").notes == ()
+    (note,) = tokenizer("llama_model").notes
+    assert "does not say legacy: it is false as in transformers 5" in note
 
 
 def test_the_digest_covers_files_and_class(tmp_path: Path) -> None:
