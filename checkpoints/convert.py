@@ -125,7 +125,8 @@ def _dense_config(hf_dir: Path, dtype: str | None) -> ModelConfig:
     config, _ = read_config(hf_dir)
     if read_quantization(hf_dir, config) is not None:
         raise CheckpointError(
-            f"{hf_dir / HF_CONFIG_FILE}: expected no quantization_config; a quantized checkpoint is served as it is"
+            f"{hf_dir / HF_CONFIG_FILE}: expected no quantization_config, and no file of a quantizer beside it; a "
+            "quantized checkpoint is served as it is"
         )
     return dataclasses.replace(config, dtype=_chosen_dtype(dtype, config))
 

@@ -12,6 +12,7 @@ Two kinds are served: a plain Hugging Face folder (`config.json`, safetensors) a
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ FORMAT_VERSION = 1
 STORAGE_FORMAT_VERSION = 2  # of folders with matrices in few bits or a type for the KV cache, which version 1 has not
 QUANTIZATION_KEY = "quantization_config"  # of config.json
 HF_CONFIG_FILE = "config.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CONFIG_FILE = "jaxinfer_config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 REPORT_FILE = "conversion_report.json"
@@ -32,7 +34,7 @@ TEXT_FILES = (
     HF_CONFIG_FILE,
     "tokenizer.json",
     "tokenizer.model",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
@@ -94,27 +96,61 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     generation_path = folder / GENERATION_CONFIG_FILE
     generation = read_json_object(generation_path) if generation_path.exists() else {}
     if is_converted(folder):
-        return _stored_config(folder), generation
+        return replace(_stored_config(folder), tokenizer_length=_tokenizer_length(folder)), generation
     if (folder / CONFIG_FILE).exists():
         raise CheckpointError(
             f"{folder}: expected {REPORT_FILE} beside {CONFIG_FILE}; this conversion was never finished, run it again"
         )
+    return _hf_config(folder, generation), generation
+
+
+def _hf_config(folder: Path, generation: dict[str, Any]) -> ModelConfig:
+    """The configuration of a Hugging Face folder. What the network is comes first, how it is quantized second."""
+    from checkpoints import side_files
+    from jaxinfer.models.registry import model_config
+
+    side_files.check_weights(folder)
     if not (folder / HF_CONFIG_FILE).exists():
         raise CheckpointError(
             f"{folder}: expected {HF_CONFIG_FILE} (Hugging Face) or {CONFIG_FILE} (converted); found neither"
         )
-    from jaxinfer.models.registry import model_config
-
     hf_config = read_json_object(folder / HF_CONFIG_FILE)
-    quantization = hf_config.pop(QUANTIZATION_KEY, None)
+    quantization_keys = (QUANTIZATION_KEY, side_files.COMPRESSION_KEY)
+    described = {key: value for key, value in hf_config.items() if key not in quantization_keys}
+    file = folder / HF_CONFIG_FILE
     try:
-        if quantization:
+        if all(described.get(key) in (None, "auto") for key in ("dtype", "torch_dtype")):
+            described["dtype"] = _stored_dtype(folder)
+        config = model_config(described, generation)
+        found = side_files.quantization_settings(folder, hf_config)
+        if found is not None:
             from checkpoints.quantized import parse  # brings numpy, which a server's own process does without
 
-            parse(quantization)  # `checkpoints.quantized.mapping.read_quantization` says what it means
-        return model_config(hf_config, generation), generation
+            file, settings = found
+            parse(settings)  # `checkpoints.quantized.mapping.read_quantization` says what it means
     except ConfigError as error:
-        raise CheckpointError(f"{folder / HF_CONFIG_FILE}: {error}") from error
+        raise CheckpointError(f"{file}: {error}") from error
+    return replace(config, notes=(*config.notes, *side_files.notes(folder)), tokenizer_length=_tokenizer_length(folder))
+
+
+def _stored_dtype(folder: Path) -> str | None:
+    """The type of the tensors, for a config.json that does not name one, as in vLLM; None where there are none."""
+    from checkpoints.reader import common_dtype
+
+    names = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16", None: None}
+    return names[common_dtype(folder)]
+
+
+def _tokenizer_length(folder: Path) -> int | None:
+    """tokenizer_config.json's model_max_length, tokens. Huge numbers stand for "no limit" there, as does anything else
+    that is no count."""
+    path = folder / TOKENIZER_CONFIG_FILE
+    try:
+        length = read_json_object(path).get("model_max_length") if path.is_file() else None
+    except CheckpointError:
+        return None  # whoever loads the tokenizer says what is wrong with the file
+    counts = isinstance(length, int | float) and not isinstance(length, bool) and 1 <= length < 2**53
+    return int(length) if counts else None
 
 
 def read_stored(folder: Path) -> dict[str, Any]:

@@ -21,10 +21,14 @@ import ml_dtypes
 import numpy as np
 
 from checkpoints.folder import CheckpointError, plain_file_name, read_json_object
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+from checkpoints.side_files import (
+    INDEX_FILE,
+    MAX_HEADER_BYTES,
+    SINGLE_FILE,
+    check_weights,
+    unnamed_model_files,
+    weight_files,
+)
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -151,24 +155,63 @@ def open_checkpoint(folder: str | Path) -> TensorSource:
     """
     folder = Path(folder)
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
-    if single.exists() and index.exists():
-        raise CheckpointError(
-            f"{folder}: has both {SINGLE_FILE} and {INDEX_FILE}; expected one, as they may hold different weights"
-        )
-    if single.exists():
-        return TensorSource(folder, [_MappedFile(single)])
     if index.exists():
-        return _open_shards(folder, index)
-    raise CheckpointError(_nothing_found(folder))
+        weight_map = _weight_map(index)
+        if single.exists() and SINGLE_FILE not in weight_map.values():
+            return _open_merged(folder, single, weight_map)
+        return _open_shards(folder, index, weight_map)
+    files = [SINGLE_FILE] if single.exists() else unnamed_model_files(folder)
+    if not files:
+        found = sorted(path.name for path in folder.glob("*.safetensors"))
+        if not found:
+            check_weights(folder)
+        raise CheckpointError(
+            f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}; found {found or 'no safetensors file'}"
+        )
+    return TensorSource(folder, [_MappedFile(folder / name) for name in files])
 
 
-def _open_shards(folder: Path, index: Path) -> TensorSource:
+def common_dtype(folder: Path) -> str | None:
+    """The floating-point type that most bytes of the folder's tensors have: a key of `DTYPES`; None without any.
+
+    Reads the headers of the files that are there. Types of 8 bits are those of quantized layers and do not count.
+    """
+    sizes = dict.fromkeys(("F64", "F32", "F16", "BF16"), 0)
+    for name in weight_files(folder):
+        for extent in _MappedFile(folder / name).extents.values():
+            if extent.info.dtype in sizes:
+                sizes[extent.info.dtype] += extent.end - extent.begin
+    most = max(sizes, key=lambda dtype: sizes[dtype])
+    return most if sizes[most] else None
+
+
+def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is {weight_map!r:.80}; expected an object of tensor -> file")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not plain_file_name(file):
             raise CheckpointError(f"{index}: tensor {name} is in {file!r}; expected the name of a file in this folder")
+    return weight_map
+
+
+def _open_merged(folder: Path, single: Path, weight_map: dict[str, str]) -> TensorSource:
+    """One file beside the index of the shards that it was merged from: good, as in transformers, if those are gone."""
+    if there := sorted(file for file in set(weight_map.values()) if (folder / file).exists()):
+        raise CheckpointError(
+            f"{folder}: has both {SINGLE_FILE} and {INDEX_FILE} with its shards ({there[0]}, ...); expected one, as "
+            "they may hold different weights"
+        )
+    source = TensorSource(folder, [_MappedFile(single)])
+    if differing := sorted(set(source.names) ^ weight_map.keys()):
+        raise CheckpointError(
+            f"{folder}: {SINGLE_FILE} and {INDEX_FILE} do not name the same tensors ({differing[0]}, ...)"
+        )
+    return source
+
+
+def _open_shards(folder: Path, index: Path, weight_map: dict[str, str]) -> TensorSource:
+    for name, file in weight_map.items():
         if not (folder / file).exists():
             raise CheckpointError(f"{index}: tensor {name} is in {file}; there is no such file in {folder}")
     source = TensorSource(folder, [_MappedFile(folder / file) for file in sorted(set(weight_map.values()))])
@@ -182,18 +225,6 @@ def _open_shards(folder: Path, index: Path) -> TensorSource:
         if name not in weight_map:
             raise CheckpointError(f"{folder / source.info(name).file}: tensor {name} is not named by {INDEX_FILE}")
     return source
-
-
-def _nothing_found(folder: Path) -> str:
-    pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin*"))
-    if pickled:
-        return (
-            f"{folder}: {pickled[0]} is a pickle, which can run code when it is read; expected safetensors. Convert it "
-            "where torch and transformers are installed: AutoModelForCausalLM.from_pretrained(folder, "
-            'dtype="auto").save_pretrained(folder), and remove the .bin files'
-        )
-    found = sorted(path.name for path in folder.glob("*.safetensors"))
-    return f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}; found {found or 'no safetensors file'}"
 
 
 def _header_length(path: Path, prefix: bytes, size: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
@@ -120,6 +120,10 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    linear_rope_counted: bool = False  # max_position_embeddings has linear RoPE's factor in it already (Gemma 3)
+    context_length: int | None = None  # tokens, before RoPE stretches it; None: max_position_embeddings
+    tokenizer_length: int | None = None  # the tokenizer's model_max_length, where that is less; tokens, as above
+    notes: tuple[str, ...] = field(default=(), compare=False)  # what whoever serves the model should be told
 
     def __post_init__(self) -> None:
         for name in (
@@ -177,6 +181,28 @@ class ModelConfig:
         borders = {r.original_max_position_embeddings for r in self.ropes if r.kind == "dynamic"}
         return min(borders) if borders else None
 
+    @property
+    def longest(self) -> int:
+        """The most tokens of a sequence, prompt and output. Names and rules are those of vLLM 0.32.
+
+        Linear RoPE reaches `factor` times as far as max_position_embeddings says. For all other kinds that number is
+        the stretched one already, and so it is for Gemma 3's linear RoPE. Dynamic RoPE ends at the trained length.
+        """
+        return self._stretched(self.context_length or self.max_position_embeddings)
+
+    @property
+    def usual(self) -> int:
+        """The length to serve where nobody asks for another: `longest`, or less if the tokenizer's files say so."""
+        base = self.context_length or self.max_position_embeddings
+        return self._stretched(min(base, self.tokenizer_length or base))
+
+    def _stretched(self, tokens: int) -> int:
+        factor = (
+            1.0 if self.linear_rope_counted else max((r.factor for r in self.ropes if r.kind == "linear"), default=1.0)
+        )
+        length = max(1, int(tokens * factor))
+        return length if self.dynamic_border is None else min(length, self.dynamic_border)
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -191,6 +217,7 @@ class ModelConfig:
             values["layers"] = tuple(LayerConfig(**layer) for layer in data["layers"])
             values["ropes"] = tuple(RopeConfig(**_with_tuples(rope)) for rope in data["ropes"])
             values["eos_token_ids"] = tuple(data.get("eos_token_ids", ()))
+            values["notes"] = tuple(data.get("notes", ()))
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise ConfigError(f"model config is incomplete or malformed: {error}") from error

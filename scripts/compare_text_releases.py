@@ -39,7 +39,7 @@ def read_all() -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """{folder: {"of": texts, "ids": how many have other ids, "texts": decode otherwise} or {"error"}}, but for equal ones."""
+    """{folder: {"of": texts, "ids": how many have other ids, "texts": decode otherwise} or {"error"}}."""
     found: dict[str, Any] = {}
     for name, wanted in new["folders"].items():
         given = old["folders"][name]

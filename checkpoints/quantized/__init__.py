@@ -33,7 +33,14 @@ def parse(settings: Any) -> Format:
     """
     if not isinstance(settings, dict):
         raise ConfigError(f"{KEY} is {settings!r:.80}; it must be an object")
-    method = settings.get("quant_method")
+    given = settings.get("quant_method")
+    method = given.lower().replace("_", "-") if isinstance(given, str) else given  # as vLLM takes it
     if not isinstance(method, str) or method not in _FORMATS:
-        raise UnsupportedModelError(f"{KEY}.quant_method is {method!r}; it must be one of {', '.join(_FORMATS)}")
-    return _FORMATS[method](settings)
+        producer = settings.get("producer")
+        by = f" (written by {producer['name']})" if isinstance(producer, dict) and "name" in producer else ""
+        raise UnsupportedModelError(f"{KEY}.quant_method is {given!r}{by}; it must be one of {', '.join(_FORMATS)}")
+    # GPTQModel writes the method twice.
+    other = settings.get("method")
+    if other is not None and other != given:
+        raise ConfigError(f"{KEY}.method is {other!r}; it must be the same as quant_method, {given!r}")
+    return _FORMATS[method]({key: value for key, value in settings.items() if key != "method"})

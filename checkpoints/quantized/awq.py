@@ -51,7 +51,18 @@ class Awq(Format):
             _WHERE,
             read=("quant_method", "bits", "group_size", "zero_point", version, "modules_to_not_convert"),
             harmless=_HARMLESS.split(),
-            only={"backend": ("autoawq", "auto"), "format": ("gemm",), "sym": (), "desc_act": ()},
+            only={
+                "backend": ("autoawq", "auto"),
+                "format": ("gemm",),
+                "checkpoint_format": ("gemm",),
+                "pack_dtype": ("int32",),
+                "sym": (),
+                "desc_act": (),
+                "lm_head": (),
+                "dynamic": (),
+                "rotation": (),
+                "adapter": (),
+            },
         )
         keys.one_of(settings, _WHERE, "bits", (4,))
         keys.one_of(settings, _WHERE, version, ("gemm", "GEMM"), "gemm")

@@ -14,6 +14,7 @@ from checkpoints.quantized import parse
 from checkpoints.quantized.protocol import Format, Layer, Shape, Tensors
 from checkpoints.reader import TensorSource
 from checkpoints.rules import TRANSFORMS, Dims, Layout, Placement, Rule, check_coverage, family_rules
+from checkpoints.side_files import quantization_settings
 from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
 from jaxinfer.models.stored import StoredMatrix, input_axes
 
@@ -22,7 +23,7 @@ WEIGHT, BIAS = ".weight", ".bias"
 
 @dataclass(frozen=True)
 class Quantization:
-    """What a folder's config.json says about its weights. `stored`: {path of a matrix: how it is stored}."""
+    """What a folder's files say about its weights. `stored`: {path of a matrix: how it is stored}."""
 
     format: Format
     stored: Mapping[str, StoredMatrix]
@@ -63,20 +64,21 @@ class QuantizedMapping:
 
 
 def read_quantization(folder: Path, config: ModelConfig) -> Quantization | None:
-    """How a Hugging Face folder stores the matrices of `config`; None if it is not quantized. Reads config.json only.
+    """How a Hugging Face folder stores the matrices of `config`; None if it is not quantized. Reads no weights.
 
     Raises:
         CheckpointError: see `parse`; or the settings quantize what cannot be, match nothing, or tell apart layers that
             are one matrix here.
     """
-    settings = read_json_object(folder / HF_CONFIG_FILE).get(KEY)
-    if not settings:
+    found = quantization_settings(folder, read_json_object(folder / HF_CONFIG_FILE))
+    if found is None:
         return None
+    file, settings = found
     try:
         format_ = parse(settings)
         return Quantization(format_, MappingProxyType(_stored(format_, config, folder)))
     except ConfigError as error:
-        raise CheckpointError(f"{folder / HF_CONFIG_FILE}: {error}") from error
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def _stored(format_: Format, config: ModelConfig, folder: Path) -> dict[str, StoredMatrix]:

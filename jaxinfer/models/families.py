@@ -34,8 +34,10 @@ class Family:
     layer_rule: LayerRule = "full"
     rope_types: tuple[str, ...] = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
     rope_by_layer_type: bool = False  # rope_parameters has one entry per layer type (Gemma 3)
+    linear_rope_counted: bool = False  # max_position_embeddings is the length that linear RoPE has stretched to
     partial_rotary: bool = False  # partial_rotary_factor other than 1 is understood
     rope_aliases: Mapping[str, str] = field(default_factory=lambda: {"su": "longrope"})  # older names of rope types
+    aliases: tuple[str, ...] = ()  # other spellings of the architecture
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # keys that are known, but not in all values
     harmless: tuple[str, ...] = ()  # keys that change nothing in this family
 
@@ -64,6 +66,9 @@ ACTIVATIONS: Mapping[str, str] = {
 # float16 has no counterpart here; bfloat16 is as large and covers its range. Ask for float32 to keep all its digits.
 DTYPES: Mapping[str, str] = {"float32": "float32", "bfloat16": "bfloat16", "float16": "bfloat16"}
 
+# Required keys whose null says something: yarn's factor is then how far max_position_embeddings is beyond the trained.
+NULLABLE_ROPE_KEYS = ("yarn.factor",)
+
 # What each RoPE type reads besides rope_type, rope_theta and partial_rotary_factor: (required, optional).
 ROPE_KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "default": ((), ()),
@@ -71,9 +76,8 @@ ROPE_KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "dynamic": (("factor",), ()),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ("original_max_position_embeddings",)),
     "yarn": (
-        (),
+        ("factor",),
         (
-            "factor",
             "original_max_position_embeddings",
             "attention_factor",
             "beta_fast",
@@ -118,6 +122,7 @@ _ALL_BIASES = {**_ATTENTION_BIAS, "mlp_bias": "mlp_bias"}
 
 LLAMA = Family(
     architecture="LlamaForCausalLM",
+    aliases=("LLaMAForCausalLM",),  # of the first conversions to transformers
     model_type="llama",
     defaults=_llama_like(attention_bias=False, mlp_bias=False),
     copies=_ALL_BIASES,
@@ -235,6 +240,7 @@ GEMMA3 = Family(
     layer_rule="period",
     harmless=("hidden_act",),
     rope_by_layer_type=True,
+    linear_rope_counted=True,
     activation_key="hidden_activation",
     only={"mlp_bias": (False,), "attn_logit_softcapping": ()},  # transformers reads it and then leaves it out
 )

@@ -25,7 +25,7 @@ _HARMLESS = """
     architectures model_type name_or_path auto_map custom_pipelines is_llama_config transformers.js_config
     torch_dtype dtype torchscript use_bfloat16 use_cache cache_implementation return_dict use_return_dict
     output_attentions output_hidden_states attn_implementation use_flash_attn gradient_checkpointing
-    keys_to_ignore_at_inference chunk_size_feed_forward pretraining_tp max_sequence_length model_max_length
+    keys_to_ignore_at_inference chunk_size_feed_forward pretraining_tp
     initializer_range initializer_factor neftune_noise_alpha output_router_logits dropout
     is_decoder tie_encoder_decoder decoder_start_token_id finetuning_task problem_type id2label label2id num_labels
     task_specific_params prefix sep_token_id unk_token_id mask_token_id
@@ -35,13 +35,23 @@ _HARMLESS = """
     forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
     begin_suppress_tokens tf_legacy_loss
 """
-HARMLESS = frozenset(_HARMLESS.split())
+# Other names for the longest sequence: they limit what is served, as in vLLM 0.32, and change no result.
+LENGTHS = (
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "model_max_length",
+    "max_target_positions",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+HARMLESS = frozenset((*_HARMLESS.split(), *LENGTHS))
 HARMLESS_PREFIXES = ("_", "unsloth_", "tokenizer_")
 HARMLESS_SUFFIXES = ("_version", "_dropout", "_dropout_prob", "_pdrop", "_aux_loss_coef")
 
-# Keys that give a kind of model away that is not served, so that the message can say which.
+# Keys that give a kind of model away that is not served, so that the message can say which; the first that is there.
 KINDS: Mapping[str, str] = {
-    "quantization_config": "a quantized checkpoint",
     "num_experts": "a mixture of experts",
     "num_local_experts": "a mixture of experts",
     "n_routed_experts": "a mixture of experts",
@@ -49,4 +59,7 @@ KINDS: Mapping[str, str] = {
     "text_config": "a model of several modalities",
     "vision_config": "a model of several modalities",
     "audio_config": "a model of several modalities",
+    "quantization": "a checkpoint quantized by MLX",
+    "quantization_config": "a quantized checkpoint",
+    "compression_config": "a quantized checkpoint",
 }

@@ -10,6 +10,7 @@ No key that could change the network's results is passed over in silence. A key 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,26 @@ def model_config(hf_config: dict[str, Any], generation_config: dict[str, Any] | 
         raise ConfigError(f"config.json holds {type(hf_config).__name__}; it must be an object")
     family = family_of(hf_config)
     _check_keys(family, hf_config)
+    try:
+        return _translate(family, hf_config, generation_config or {})
+    except ConfigError as error:
+        raise type(error)(f"{error}{_defaults_in(str(error), family, hf_config)}") from error
+
+
+def _defaults_in(message: str, family: Family, config: Values) -> str:
+    """Words for the values in a message that stand in no file: they are the family's defaults."""
+    named = []
+    for key, value in family.defaults.items():
+        words = {key, families.SIZES.get(key, key)}
+        silent = config.get(key) is None and value is not None
+        if silent and any(re.search(rf"\b{word}\b", message) for word in words) and repr(value) in message:
+            named.append(f"{key} {value!r}")
+    if not named:
+        return ""
+    return f" (config.json does not give {', '.join(named)}: the default of {family.architecture} in transformers)"
+
+
+def _translate(family: Family, hf_config: Values, generation_config: Values) -> ModelConfig:
     values = _values(family, hf_config)
     fields = {field: values[key] for key, field in families.SIZES.items()}
     fields["num_kv_heads"] = fields["num_kv_heads"] or values["num_attention_heads"]
@@ -55,7 +76,9 @@ def model_config(hf_config: dict[str, Any], generation_config: dict[str, Any] | 
     known = values | {"head_dim": fields["head_dim"]}
     fields |= {field: float(known[key]) ** exponent for field, (key, exponent) in family.powers.items()}
     layer_types = _layer_types(family, hf_config, values)
-    ropes, layers = _layers(family, values, layer_types, rope_configs(family, hf_config, fields["head_dim"]))
+    notes: list[str] = []
+    by_type = rope_configs(family, hf_config, fields["head_dim"], notes)
+    ropes, layers = _layers(family, values, layer_types, by_type)
     return ModelConfig(
         architecture=family.architecture,
         layers=layers,
@@ -64,7 +87,10 @@ def model_config(hf_config: dict[str, Any], generation_config: dict[str, Any] | 
         norm_eps=_positive(values, "rms_norm_eps"),
         activation=_activation(family, values),  # type: ignore[arg-type]
         tie_word_embeddings=values["tie_word_embeddings"],
-        **_special_tokens(family, hf_config, generation_config or {}, values["vocab_size"]),
+        linear_rope_counted=family.linear_rope_counted,
+        context_length=_context_length(hf_config, values["max_position_embeddings"]),
+        notes=tuple(notes),
+        **_special_tokens(family, hf_config, generation_config, values["vocab_size"]),
         **family.settings,
         **fields,
     )
@@ -73,10 +99,12 @@ def model_config(hf_config: dict[str, Any], generation_config: dict[str, Any] | 
 def family_of(hf_config: Values) -> Family:
     """The family that `architectures` names, or `model_type` where a config has no architectures."""
     names = hf_config.get("architectures")
-    if names is not None and (not isinstance(names, list) or len(names) != 1):
+    if names is not None and (not isinstance(names, list) or len(names) > 1):
         raise ConfigError(f"architectures is {names!r}; it must name exactly one of {supported_architectures()}")
     for family in FAMILIES:
-        if names == [family.architecture] or (names is None and hf_config.get("model_type") == family.model_type):
+        if names and names[0] in (family.architecture, *family.aliases):
+            return family
+        if not names and hf_config.get("model_type") == family.model_type:
             return family
     what = f"architecture {names[0]!r}" if names else f"model_type {hf_config.get('model_type')!r}"
     raise UnsupportedModelError(f"{what} is not supported; supported are {supported_architectures()}")
@@ -86,12 +114,13 @@ def _check_keys(family: Family, config: Values) -> None:
     """Refuse what is neither read nor harmless; see the rules at the top of the module."""
     only = {key: values for key, values in known_keys.ONLY.items() if key not in family.defaults} | dict(family.only)
     read = {*family.defaults, *_ROPE_KEYS, "layer_types", "bos_token_id", "eos_token_id", "pad_token_id"}
-    for key, value in config.items():
-        if key in known_keys.KINDS and value:
+    for key, kind in known_keys.KINDS.items():
+        if config.get(key):
             raise UnsupportedModelError(
-                f"config.json has {key}: this is {known_keys.KINDS[key]}, which is not supported; supported are dense, "
-                f"unquantized text models of {supported_architectures()}"
+                f"config.json has {key}: this is {kind}, which is not supported; supported are dense, unquantized text "
+                f"models of {supported_architectures()}"
             )
+    for key, value in config.items():
         if key in only:
             if value is not None and value not in only[key]:
                 allowed = [*only[key], None]
@@ -163,13 +192,29 @@ def _activation(family: Family, values: Values) -> str:
 
 
 def _dtype(config: Values) -> str:
-    """The checkpoint's type: `dtype`, or `torch_dtype` in older files; float32 where neither says."""
+    """The checkpoint's type: `dtype`, or `torch_dtype` in older files; float32 where neither says.
+
+    Of a folder whose config.json does not say, `checkpoints.folder` asks the tensors.
+    """
     key = "dtype" if config.get("dtype") is not None else "torch_dtype"
     name = config.get(key)
-    name = "float32" if name is None else str(name).removeprefix("torch.")
+    name = "float32" if name in (None, "auto") else str(name).removeprefix("torch.")
     if name not in families.DTYPES:
         raise UnsupportedModelError(f"{key} is {name!r}; it must be one of {sorted(families.DTYPES)}")
     return families.DTYPES[name]
+
+
+def _context_length(config: Values, positions: int) -> int | None:
+    """The length that a key other than max_position_embeddings sets; None where that one decides.
+
+    As in vLLM 0.32: model_max_length decides where it is given, else the shortest of all keys for a length does.
+    """
+    given = {key: config[key] for key in known_keys.LENGTHS if config.get(key) is not None}
+    for key, value in given.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise ConfigError(f"{key} is {value!r}; it must be a positive integer")
+    shortest = given.get("model_max_length") or min([positions, *given.values()])
+    return None if shortest == positions else shortest
 
 
 def _layer_types(family: Family, config: Values, values: Values) -> list[str]:

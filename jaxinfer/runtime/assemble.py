@@ -112,7 +112,7 @@ def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayou
     The model may be abstract. Raises ConfigError where the backend gives no memory analysis.
     """
     device = mesh.devices.flat[0]
-    length = runtime.max_model_len or model.config.max_position_embeddings
+    length = runtime.max_model_len or model.config.usual
     # A pool that holds one sequence gives the page tables their real width.
     whole = replace(runtime, num_pages=-(-length // runtime.page_size) + 1)
     runner = make_runner(

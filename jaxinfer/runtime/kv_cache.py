@@ -97,7 +97,7 @@ def resolve_sizes(
 
     Raises ConfigError, with the arithmetic, when what was asked for cannot fit.
     """
-    notes: list[str] = []
+    notes = list(config.notes)
     rows = runtime.max_num_seqs or min(
         _DEFAULT_ROWS.get(platform, _ACCELERATOR_ROWS), runtime.max_num_batched_tokens or 1024
     )
@@ -124,7 +124,7 @@ def resolve_sizes(
         notes.append(f"max_model_len = {holds}: the pool holds fewer tokens than the model's context of {length}")
         length = holds
     elif runtime.max_model_len is None:
-        notes.append(f"max_model_len = {length}: the model's context")
+        notes.append(f"max_model_len = {length}: the model's context{_shortened(config)}")
     return Sizes(
         max_model_len=length,
         max_num_seqs=rows,
@@ -157,17 +157,26 @@ def check_room(device: Any, sizes: Sizes, num_devices: int) -> None:
 
 
 def _wanted_length(config: ModelConfig, runtime: RuntimeConfig) -> int:
-    trained = config.max_position_embeddings
-    border = config.dynamic_border
-    if border is not None:
-        trained = min(trained, border)
-    wanted = trained if runtime.max_model_len is None else runtime.max_model_len
-    if wanted > trained:
-        why = "; dynamic RoPE is served inside the trained length only" if border is not None else ""
-        raise ConfigError(
-            f"max_model_len is {wanted}; the model's max_position_embeddings allows at most {trained}{why}"
-        )
+    """What was asked for, else the model's usual length. Raises ConfigError for more than the model's longest."""
+    wanted, longest = runtime.max_model_len, config.longest
+    if wanted is None:
+        return config.usual
+    if wanted > longest:
+        base = config.context_length or config.max_position_embeddings
+        what = "max_position_embeddings" if config.context_length is None else "shortest length in config.json"
+        stretched = f", {base}, times the factor of its linear RoPE," if longest > base else ""
+        why = "; dynamic RoPE is served inside the trained length only" if config.dynamic_border is not None else ""
+        raise ConfigError(f"max_model_len is {wanted}; the model's {what}{stretched} allows at most {longest}{why}")
     return wanted
+
+
+def _shortened(config: ModelConfig) -> str:
+    if config.usual == config.longest:
+        return ""
+    return (
+        f", which model_max_length = {config.tokenizer_length} in tokenizer_config.json shortens; "
+        f"--max-model-len up to {config.longest} is possible"
+    )
 
 
 def make_pool(layout: KVLayout, num_layers: int, num_pages: int, mesh: Mesh) -> list[tuple[Pages, Pages]]:

@@ -46,7 +46,7 @@ def load_tokenizer(folder: Path, *, model_type: str | None = None) -> Tokenizer:
 
     `tokenizer.json` is read when it is there, else `tokenizer.model` (sentencepiece). Both end up in the tokenizers
     library, as they do in transformers 5. The pipeline depends on the model family too (see pipelines.py). Releases of
-    transformers differ in a few of these rules: docs/tokenizers.md says in which, `notes` where this folder is concerned.
+    transformers differ in a few of these rules: docs/tokenizers.md says in which, `notes` when it matters here.
 
     Args:
         folder: holds tokenizer.json or tokenizer.model, and optionally tokenizer_config.json, special_tokens_map.json,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -148,7 +149,7 @@ def test_qwen_windows() -> None:
             {"kind": "yarn", "attention_factor": 0.1 * math.log(16.0) + 1.0, "beta_fast": 32.0, "truncate": True},
         ),
         (
-            {"type": "yarn", "original_max_position_embeddings": 1024},
+            {"type": "yarn", "factor": None, "original_max_position_embeddings": 1024},
             {"factor": 4.0, "attention_factor": 0.1 * math.log(4.0) + 1.0},
         ),
         (
@@ -203,6 +204,10 @@ UNSUPPORTED: list[tuple[str, dict[str, Any], list[str]]] = [
     ("Llama-2-7b", {"architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "LlamaForCausalLM"]),
     ("gemma-3-1b", {"architectures": ["Gemma3ForConditionalGeneration"]}, ["Gemma3ForConditionalGeneration"]),
     ("Llama-2-7b", {"architectures": None, "model_type": "mamba"}, ["model_type", "mamba"]),
+    ("Llama-2-7b", {"architectures": [], "model_type": "mamba"}, ["model_type", "mamba"]),
+    ("Llama-2-7b", {"architectures": ["LlamaModel"]}, ["LlamaModel"]),
+    ("Llama-2-7b", {"quantization": {"bits": 4}, "quantization_config": {"bits": 4}}, ["quantized by MLX"]),
+    ("Llama-2-7b", {"quantization_config": {"quant_method": "gptq"}, "num_experts": 8}, ["mixture of experts"]),
     ("Llama-2-7b", {"hidden_act": "relu2"}, ["hidden_act", "relu2", "silu"]),
     ("gemma-2-2b", {"hidden_activation": "quick_gelu"}, ["hidden_activation", "quick_gelu", "gelu_pytorch_tanh"]),
     ("Llama-2-7b", {"rope_scaling": {"type": "mrope"}}, ["rope_type", "mrope", "llama3"]),
@@ -237,7 +242,7 @@ MALFORMED: list[tuple[str, dict[str, Any], list[str]]] = [
     ("Llama-2-7b", {"rope_scaling": [1]}, ["rope_scaling", "[1]"]),
     ("Llama-2-7b", {"rope_scaling": {"type": "linear"}}, ["rope_scaling", "factor", "linear"]),
     ("Llama-2-7b", {"rope_scaling": {"type": "linear", "factor": "2"}}, ["rope_scaling.factor", "'2'"]),
-    ("Llama-2-7b", {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 2e4}}, ["rope_theta", "20000.0"]),
+    ("Llama-2-7b", {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 9}}, ["lacks", "factor"]),
     (
         "Llama-2-7b",
         {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
@@ -281,3 +286,111 @@ def test_keys_that_are_off_or_harmless_are_passed_over() -> None:
         "layer_types": ["full_attention"] * 32, "partial_rotary_factor": 1.0,
     }  # fmt: skip
     assert model_config(hub_configs.LLAMA_2_7B | noise) == model_config(hub_configs.LLAMA_2_7B)
+
+
+@pytest.mark.parametrize("architectures", [["LLaMAForCausalLM"], [], None])
+def test_other_ways_to_name_an_architecture(architectures: list[str] | None) -> None:
+    """The old spelling is a name of vLLM 0.32's registry; without a name the model_type decides, as there."""
+    assert model_config(changed("Llama-2-7b", architectures=architectures)) == model_config(ALL["Llama-2-7b"])
+
+
+# What AutoConfig of transformers 5.24.0 makes of a rope that is described twice.
+TWICE: list[tuple[str, dict[str, Any], float, str | None]] = [
+    ("Llama-2-7b", {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, 1e4, None),
+    (
+        "Llama-2-7b",
+        {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        5e5,
+        "rope_parameters.rope_theta = 500000.0 counts, as in transformers, and not rope_theta = 10000.0",
+    ),
+    (
+        "Llama-2-7b",
+        {"rope_theta": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}},
+        5e5,
+        "rope_scaling.rope_theta = 500000.0 counts",
+    ),
+    (
+        "Llama-2-7b",
+        {
+            "rope_scaling": {"type": "linear", "factor": 2},
+            "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+        },
+        1e4,
+        None,
+    ),
+    (
+        "gemma-3-1b",
+        {
+            "rope_theta": 5e5,
+            "rope_local_base_freq": 1e4,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+        1e6,
+        "rope_parameters.full_attention.rope_theta = 1000000.0 counts",
+    ),
+    (
+        "gemma-3-1b",
+        {
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "rope_parameters": {"full_attention": {"rope_theta": 2e6}, "sliding_attention": {"rope_theta": 1e4}},
+        },
+        2e6,
+        "rope_parameters.full_attention.rope_theta = 2000000.0 counts",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "theta", "note"), TWICE)
+def test_a_rope_that_is_described_twice(name: str, changes: dict[str, Any], theta: float, note: str | None) -> None:
+    given = changed(name, **changes)
+    before = copy.deepcopy(given)
+    config = model_config(given)
+    assert given == before, "the caller's config was changed"
+    assert config.ropes[-1].theta == theta
+    if note is None:
+        assert config.notes == ()
+    else:
+        (found,) = config.notes
+        assert note in found
+
+
+def test_gemma3_reads_truncate_for_no_layer_type() -> None:
+    """transformers 5.24.0 looks for `truncate` beside the layer types, where none is; other families read it."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "truncate": False, "original_max_position_embeddings": 1024}
+    parameters = {"full_attention": {**yarn, "rope_theta": 1e6}, "sliding_attention": {"rope_type": "default"}}
+    config = model_config(changed("gemma-3-1b", rope_scaling=None, rope_parameters=parameters))
+    (full,) = [rope for rope in config.ropes if rope.kind == "yarn"]
+    assert full.truncate
+    assert any("rope_parameters.full_attention.truncate is passed over" in note for note in config.notes)
+    llama = model_config(changed("Llama-2-7b", rope_scaling=yarn))
+    assert not llama.ropes[0].truncate
+    assert llama.notes == ()
+
+
+def test_gemma3_does_not_look_for_the_trained_length_at_the_top() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    config = model_config(changed("gemma-3-1b", rope_scaling=yarn, original_max_position_embeddings=1024))
+    (full,) = [rope for rope in config.ropes if rope.kind == "yarn"]
+    assert full.original_max_position_embeddings == hub_configs.GEMMA_3_1B["max_position_embeddings"]
+
+
+def test_an_error_says_which_of_its_values_are_defaults() -> None:
+    """A number that stands in no file must not look as if it did."""
+    factors = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
+    phi = {key: value for key, value in hub_configs.PHI_3_MINI_128K.items() if not key.startswith("original_")}
+    with pytest.raises(ConfigError) as error:
+        model_config(phi | {"rope_scaling": {**factors, "original_max_position_embeddings": 2048}})
+    assert "2048 in rope_scaling" in str(error.value)
+    assert "config.json does not give original_max_position_embeddings 4096: the default of Phi3" in str(error.value)
+    with pytest.raises(ConfigError, match=r"config\.json does not give num_attention_heads 32: the default of Llama"):
+        model_config({"model_type": "llama", "hidden_size": 100})
+    with pytest.raises(ConfigError, match=r"not give hidden_size 4096, num_attention_heads 32|not give .*hidden_size"):
+        model_config({"model_type": "llama", "num_attention_heads": 3})
+    with pytest.raises(ConfigError, match=r"does not give num_key_value_heads 8: the default of Mistral"):
+        model_config({"model_type": "mistral", "num_attention_heads": 4})
+    with pytest.raises(ConfigError) as written:
+        model_config(changed("Llama-2-7b", hidden_size=4100))
+    assert "default" not in str(written.value)
