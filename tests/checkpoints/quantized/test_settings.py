@@ -65,6 +65,59 @@ GPTQ_MODEL = {
     "quant_method": "gptq",
     "sym": False,
 }
+# GPTQModel 7.3 writes the method and the format twice, and how it worked under meta.
+GPTQ_MODEL_7 = {
+    "bits": 4,
+    "group_size": 128,
+    "desc_act": False,
+    "lm_head": False,
+    "method": "gptq",
+    "quant_method": "gptq",
+    "format": "gptq",
+    "checkpoint_format": "gptq",
+    "pack_dtype": "int32",
+    "sym": True,
+    "meta": {"quantizer": ["gptqmodel:7.3.4"], "fallback": {"strategy": "rtn"}, "pack_impl": "cpu"},
+}
+AWQ_OF_GPTQ_MODEL = {
+    key: value for key, value in GPTQ_MODEL_7.items() if key not in ("sym", "format", "checkpoint_format")
+} | {"method": "awq", "quant_method": "awq", "format": "gemm", "checkpoint_format": "gemm", "version": "gemm"}
+# GPTQModel 2 to 5 had some of these at the top.
+GPTQ_MODEL_4 = GPTQ_MODEL | {
+    "group_size": 64,
+    "damp_percent": 0.05,
+    "damp_auto_increment": 0.01,
+    "static_groups": False,
+    "true_sequential": True,
+    "act_group_aware": True,
+    "hyb_act": False,
+    "v2": True,
+    "v2_alpha": 0.25,
+    "mse": 2.4,
+    "offload_to_disk": True,
+    "dynamic": {},
+    "adapter": None,
+}
+AUTO_ROUND = {
+    "bits": 4,
+    "group_size": 128,
+    "sym": True,
+    "data_type": "int",
+    "enable_quanted_input": True,
+    "enable_minmax_tuning": True,
+    "iters": 200,
+    "lr": 0.005,
+    "minmax_lr": 0.005,
+    "nsamples": 128,
+    "seqlen": 2048,
+    "low_gpu_mem_usage": True,
+    "scale_dtype": "torch.float16",
+    "autoround_version": "0.4.2",
+    "damp_percent": 0.01,
+    "desc_act": None,
+    "true_sequential": False,
+    "quant_method": "gptq",
+}
 DEEPSEEK = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
 DENSE = {"format": "dense", "global_sparsity": 0.14, "ignore": [], "sparsity_structure": "unstructured", "targets": []}
 
@@ -73,6 +126,12 @@ PUBLISHED: list[tuple[dict[str, Any], StoredMatrix]] = [
     (AUTO_GPTQ, StoredMatrix("int4", 128, order=True)),
     (OPTIMUM, StoredMatrix("int8", 128)),
     (GPTQ_MODEL, StoredMatrix("int4", 32, zeros=True)),
+    (GPTQ_MODEL_7, StoredMatrix("int4", 128)),
+    (GPTQ_MODEL_4, StoredMatrix("int4", 64, zeros=True)),
+    (AWQ_OF_GPTQ_MODEL, StoredMatrix("int4", 128, zeros=True)),
+    (AUTO_ROUND, StoredMatrix("int4", 128)),
+    (GPTQ_MODEL_7 | {"quant_method": "GPTQ", "method": "GPTQ"}, StoredMatrix("int4", 128)),
+    (AUTO_GPTQ | {"desc_act": None, "sym": None}, StoredMatrix("int4", 128)),
     (DEEPSEEK, StoredMatrix("fp8", 128)),
     (DEEPSEEK | {"modules_to_not_convert": ["lm_head", "model.layers.3.mlp.gate"]}, StoredMatrix("fp8", 128)),
     (
@@ -108,6 +167,11 @@ REFUSED: list[tuple[Any, str]] = [
     ("awq", r"quantization_config is 'awq'; it must be an object"),
     ({"bits": 4}, r"quant_method is None; it must be one of awq, gptq, compressed-tensors, fp8"),
     ({"quant_method": "bitsandbytes"}, r"quant_method is 'bitsandbytes'; it must be one of awq"),
+    (GPTQ_MODEL_7 | {"method": "awq"}, r"method is 'awq'; it must be the same as quant_method, 'gptq'"),
+    (GPTQ_MODEL_7 | {"dynamic": {"-:.*down.*": {}}}, r"dynamic is"),
+    (GPTQ_MODEL_7 | {"lm_head": True}, r"lm_head is True"),
+    (AWQ_OF_GPTQ_MODEL | {"checkpoint_format": "gemv"}, r"checkpoint_format is 'gemv'; it must be one of \['gemm'"),
+    (AUTO_ROUND | {"data_type": "mx_fp"}, r"data_type is 'mx_fp'"),
     (AWQ | {"group_size": 128, "bits": 3}, r"bits is 3; it must be one of \[4\]"),
     (AWQ | {"group_size": 48}, r"group_size is 48; it must be one of \[32, 64, 128, -1\]"),
     (AWQ | {"group_size": None}, r"group_size is None"),
