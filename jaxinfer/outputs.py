@@ -3,25 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxinfer.messages import PromptScored, SequenceOutput, TokenLogprobs
 from jaxinfer.sampling_params import SamplingParams
-from jaxinfer.text import IncrementalDetokenizer, StopStrings, Tokenizer
+from jaxinfer.text import (
+    AnswerReading,
+    AnswerStops,
+    IncrementalDetokenizer,
+    StopStrings,
+    Tokenizer,
+    stop_automaton,
+)
 
 
-@dataclass(slots=True)
 class CompletionOutput:
-    """One sequence of a request. `stop_reason` is the stop string or stop token id that ended it, None for EOS."""
+    """One sequence of a request. `stop_reason` is the stop string or stop token id that ended it, None for EOS.
 
-    index: int
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    cumulative_logprob: float | None = None
-    logprobs: list[TokenLogprobs] | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
+    `text` is put together when it is read: a long text is not copied for each token.
+    """
+
+    __slots__ = ("_pieces", "cumulative_logprob", "finish_reason", "index", "logprobs", "stop_reason", "token_ids")
+
+    def __init__(self, index: int, *, logprobs: list[TokenLogprobs] | None = None) -> None:
+        self.index = index
+        self.token_ids: list[int] = []
+        self.cumulative_logprob: float | None = None
+        self.logprobs = logprobs
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+        self._pieces: list[str] = []
+
+    @property
+    def text(self) -> str:
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0] if self._pieces else ""
+
+    @text.setter
+    def text(self, text: str) -> None:
+        self._pieces = [text]
+
+    def add_text(self, text: str) -> None:
+        """Goes on with the text."""
+        if text:
+            self._pieces.append(text)
+
+    def __repr__(self) -> str:
+        names = ("index", "text", "token_ids", "cumulative_logprob", "logprobs", "finish_reason", "stop_reason")
+        return f"CompletionOutput({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
 @dataclass(slots=True)
@@ -52,27 +83,18 @@ class Delta(NamedTuple):
 class _SequenceText:
     """Detokenizer and stop strings of one sequence."""
 
-    __slots__ = ("detokenizer", "done", "stops")
+    __slots__ = ("detokenizer", "done", "min_tokens", "stops", "tokens")
 
-    def __init__(
-        self, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], params: SamplingParams, kept_tokens: Set[int]
-    ) -> None:
-        self.detokenizer = (
-            IncrementalDetokenizer(
-                tokenizer, prompt_ids, skip_special_tokens=params.skip_special_tokens, kept_tokens=kept_tokens
-            )
-            if tokenizer is not None
-            else None
-        )
-        self.stops = (
-            StopStrings(params.stop, include_stop_str_in_output=params.include_stop_str_in_output)
-            if params.stop
-            else None
-        )
+    def __init__(self, detokenizer: IncrementalDetokenizer | None, stops: AnswerStops | None, min_tokens: int) -> None:
+        self.detokenizer = detokenizer
+        self.stops = stops
+        self.min_tokens = min_tokens
+        self.tokens = 0
         self.done = False
 
-    def push(self, token_ids: Sequence[int], *, last: bool) -> tuple[str, str | None]:
-        """Text that is safe to show, and the stop string if one was completed."""
+    def push(self, new: int, token_ids: Sequence[int], *, last: bool) -> tuple[str, str | None]:
+        """Text that is safe to show, and the stop string if one was completed. new: tokens, `token_ids` those of them
+        that have text."""
         if self.detokenizer is None:
             return "", None
         text = self.detokenizer.push(token_ids)
@@ -80,12 +102,17 @@ class _SequenceText:
             return text + (self.detokenizer.finish() if last else ""), None
         shown, match = self.stops.push(text)
         # What the detokenizer still holds (a run of byte tokens, such as a newline's) may complete a stop string too.
-        held = self.detokenizer.held
-        if match is None and (last or (held and self.stops.peek(held) is not None)):
-            rest, match = self.stops.push(self.detokenizer.finish())
+        settled = self.detokenizer.settled
+        before, self.tokens = self.tokens, self.tokens + new
+        if before < self.min_tokens <= self.tokens:
+            self.stops.open(len(settled))
+        if match is None and (last or (settled and self.stops.peek(settled) is not None)):
+            held = self.detokenizer.finish()
+            rest, match = self.stops.push(held[: len(settled)])
             shown += rest
             if match is None:
-                shown += self.stops.finish()
+                # Bytes that never became a character are no match for a stop string that spells U+FFFD.
+                shown += self.stops.finish(held[len(settled) :])
                 match = self.stops.matched
         return shown, match
 
@@ -94,7 +121,9 @@ class RequestStream:
     """Follows one request from the caller's side and accumulates its `RequestOutput`.
 
     `tokenizer` may be None for token-only use; then text stays empty and stop strings are refused by the caller.
-    `kept_tokens` are special tokens that stay in the text though others are skipped.
+    `kept_tokens` are special tokens that stay in the text though others are skipped. `reading` says how the answers
+    are read: where it knows reasoning, stop strings count from the answer's beginning (`AnswerStops`); with None all
+    text is the answer.
     """
 
     def __init__(
@@ -106,19 +135,27 @@ class RequestStream:
         tokenizer: Tokenizer | None,
         *,
         kept_tokens: Set[int] = frozenset(),
+        reading: AnswerReading | None = None,
     ) -> None:
         self.params = params
         self.result = RequestOutput(
             request_id,
             prompt,
             list(prompt_token_ids),
-            [
-                CompletionOutput(i, logprobs=None if params.logprobs is None else [], cumulative_logprob=None)
-                for i in range(params.n)
-            ],
+            [CompletionOutput(i, logprobs=None if params.logprobs is None else []) for i in range(params.n)],
             prompt_logprobs=None if params.prompt_logprobs is None else [None],
         )
-        self._texts = [_SequenceText(tokenizer, prompt_token_ids, params, kept_tokens) for _ in range(params.n)]
+        self._texts: list[_SequenceText] = []
+        for _ in range(params.n):
+            detokenizer = None
+            if tokenizer is not None:
+                detokenizer = IncrementalDetokenizer(
+                    tokenizer,
+                    prompt_token_ids,
+                    skip_special_tokens=params.skip_special_tokens,
+                    kept_tokens=kept_tokens,
+                )
+            self._texts.append(_SequenceText(detokenizer, _stops(params, reading), params.min_tokens))
         self._open = params.n
 
     def push_prompt(self, scored: PromptScored) -> None:
@@ -136,9 +173,10 @@ class RequestStream:
         sequence = self.result.outputs[output.index]
         self.result.num_cached_tokens = max(self.result.num_cached_tokens, output.cached_tokens)
         new_ids = (output.token_id,) if output.token_id >= 0 else ()
-        # End-of-sequence and stop tokens are part of token_ids but never of the text.
-        visible = () if output.finish_reason == "stop" else new_ids
-        text, match = text_state.push(visible, last=output.finish_reason is not None)
+        # End-of-sequence and stop tokens are part of token_ids; of the text only where the request says so, and then
+        # like any other token: skip_special_tokens may leave them out.
+        hidden = output.finish_reason == "stop" and not self.params.include_stop_str_in_output
+        text, match = text_state.push(len(new_ids), () if hidden else new_ids, last=output.finish_reason is not None)
         reason = output.finish_reason
         stop_reason: int | str | None = output.stop_token
         stopped = False
@@ -146,7 +184,7 @@ class RequestStream:
             stopped = reason is None
             reason, stop_reason = "stop", match
         sequence.token_ids.extend(new_ids)
-        sequence.text += text
+        sequence.add_text(text)
         logprobs = () if output.logprobs is None else (output.logprobs,)
         if sequence.logprobs is not None:
             sequence.logprobs.extend(logprobs)
@@ -162,3 +200,11 @@ class RequestStream:
     @property
     def finished(self) -> bool:
         return self._open == 0
+
+
+def _stops(params: SamplingParams, reading: AnswerReading | None) -> AnswerStops | None:
+    """The stop strings of one sequence."""
+    if not params.stop:
+        return None
+    stops = StopStrings(stop_automaton(params.stop), include_stop_str_in_output=params.include_stop_str_in_output)
+    return AnswerStops(stops, None if reading is None else reading.splitter(), opened=not params.min_tokens)

@@ -16,7 +16,8 @@ import grpc
 
 from jaxinfer.messages import EngineInfo
 from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids
-from jaxinfer.text import Tokenizer
+from jaxinfer.text import AnswerReading, Tokenizer, stop_automaton
+from jaxinfer.text.answers import AnswerFormat
 from serving.status import Refusal
 
 MAX_REQUEST_ID = 128  # characters
@@ -26,6 +27,8 @@ MAX_TOOLS = 128
 MAX_TOOL_LENGTH = 1 << 16  # of one function's schema, about as many characters as its JSON has
 MAX_VARIABLES_LENGTH = 1 << 16  # of all template variables
 MAX_NESTING = 32  # objects and lists within each other, in a schema or a variable
+
+_PROMPT_END = 16  # tokens at the end of a prompt in which an opened reasoning is looked for
 
 # Variables of a chat template that have a field of their own, or none here.
 _RESERVED_VARIABLES = frozenset(
@@ -90,7 +93,8 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt
 class GenerationRequest:
     """What a client asked for. `sampling` holds the fields of SamplingParams that it set, unchecked; `defaults` what
     the door sets where neither client nor model does. request_id "" lets the server draw one, model "" is the served
-    one. kept_tokens: special tokens that stay in the text all the same."""
+    one. kept_tokens: special tokens that stay in the text all the same. reading: how a door parses the answers, if it
+    does; where the model reasons first, stop strings wait for the answer then."""
 
     prompt: Prompt
     sampling: Mapping[str, Any]
@@ -101,11 +105,12 @@ class GenerationRequest:
     cache_salt: str = ""
     final_only: bool = False
     kept_tokens: frozenset[int] = frozenset()
+    reading: AnswerReading | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request that passed every check of this side; `params.max_tokens` and `seed` are resolved."""
+    """A request that passed every check of this side; `params.max_tokens`, `seed` and `reading.begun` are resolved."""
 
     request_id: str
     text: str | None
@@ -116,6 +121,7 @@ class PreparedRequest:
     cache_salt: str
     final_only: bool
     kept_tokens: frozenset[int] = frozenset()
+    reading: AnswerReading | None = None
 
 
 def prepare(request: GenerationRequest, context: ModelContext) -> PreparedRequest:
@@ -134,6 +140,10 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
     params = _fit_context(params, len(ids), context, as_asked="max_tokens" in request.sampling)
     seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
     text = prompt.text if isinstance(prompt, TextPrompt) else None
+    stop_automaton(params.stop)  # made here, which for a long request is beside the event loop
+    reading = request.reading
+    if reading is not None and context.tokenizer is not None:
+        reading = reading._replace(begun=reasoning_begun(reading.form, context.tokenizer, ids))
     return PreparedRequest(
         request_id,
         text,
@@ -144,7 +154,15 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
         request.cache_salt,
         request.final_only,
         request.kept_tokens,
+        reading,
     )
+
+
+def reasoning_begun(form: AnswerFormat, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> bool:
+    """Whether the chat template has opened the reasoning for the model."""
+    if form.reasoning == "none":
+        return False
+    return form.begun(tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False))
 
 
 def check_model(name: str, context: ModelContext) -> None:

@@ -65,7 +65,7 @@ class GenerationStream:
         self._filters: list[FilteredText] = []
         if output_filter is not None:
             self._filters = [FilteredText(output_filter, record.origin.tenant) for _ in range(prepared.params.n)]
-            self._filtered = [""] * prepared.params.n
+            self._filtered: list[list[str]] = [[] for _ in range(prepared.params.n)]
         self.record = record
         self.engine_id = record.engine_id
         self._tokenizer = tokenizer
@@ -76,6 +76,7 @@ class GenerationStream:
             prepared.params,
             tokenizer,
             kept_tokens=prepared.kept_tokens,
+            reading=prepared.reading,
         )
         self._pieces: dict[int, Piece] = {}
         self._prompt_sent = 1  # position 0 has no log-probability
@@ -103,8 +104,7 @@ class GenerationStream:
         """What the filter lets the reader see: its tokens would tell what the text does not say."""
         index = delta.index
         text = self._filters[index].push(delta.text, last=delta.finish_reason is not None)
-        self._filtered[index] += text
-        self._request.result.outputs[index].text = self._filtered[index]
+        self._filtered[index].append(text)
         return delta._replace(text=text, token_ids=(), logprobs=())
 
     def push_prompt(self, scored: PromptScored) -> None:
@@ -161,11 +161,14 @@ class GenerationStream:
             ids = result.prompt_token_ids
             prompt = ids if self._tokenizer is None else self._tokenizer.decode(ids, skip_special_tokens=False)
         tokens = not self._filters
-        outputs = [sequence.text or (sequence.token_ids if tokens else "") for sequence in result.outputs]
+        outputs: list[Any] = []
+        for sequence in result.outputs:
+            text = sequence.text if tokens else "".join(self._filtered[sequence.index])
+            outputs.append(text or (sequence.token_ids if tokens else ""))
         return {"prompt": prompt, "outputs": outputs}
 
     def output(self, index: int) -> CompletionOutput:
-        """One sequence's result so far, whether the reader has taken it or not."""
+        """One sequence's result so far, whether the reader has taken it or not; its text is not filtered."""
         return self._request.result.outputs[index]
 
     @property

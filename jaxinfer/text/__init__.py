@@ -6,12 +6,15 @@ Everything here runs on the caller's side of the engine and imports neither jax 
 from jaxinfer.text.detokenize import IncrementalDetokenizer
 from jaxinfer.text.errors import ChatMessageError, ChatTemplateError, StopStringError, TextError, TokenizerError
 from jaxinfer.text.loading import load_tokenizer
-from jaxinfer.text.stop import MAX_STOP_LENGTH, MAX_STOP_STRINGS, StopStrings
+from jaxinfer.text.stop import MAX_STOP_LENGTH, MAX_STOP_STRINGS, StopStrings, stop_automaton
+from jaxinfer.text.stopping import AnswerReading, AnswerStops
 from jaxinfer.text.tokenizer import Tokenizer
 
 __all__ = [
     "MAX_STOP_LENGTH",
     "MAX_STOP_STRINGS",
+    "AnswerReading",
+    "AnswerStops",
     "ChatMessageError",
     "ChatTemplateError",
     "IncrementalDetokenizer",
@@ -21,4 +24,5 @@ __all__ = [
     "Tokenizer",
     "TokenizerError",
     "load_tokenizer",
+    "stop_automaton",
 ]

@@ -35,8 +35,8 @@ class IncrementalDetokenizer:
     In vocabularies with byte fallback (<0xNN> tokens; Llama 2, Mistral, Gemma) the decoder looks at a whole run of byte
     tokens at once: one bad byte turns every byte of the run into its own U+FFFD. So such a run is emitted when it ends
     or breaks, and each time 256 bytes of it have gathered; only if it breaks after that does the text differ from
-    `decode`, in that the characters already emitted stay. `held` shows what waits: a stop string that is complete there
-    (`StopStrings.peek`) need not wait for the run to end.
+    `decode`, in that the characters already emitted stay. `settled` shows whole characters that wait: a stop string
+    that is complete there (`StopStrings.peek`) need not wait for the run to end.
 
     **Cost.** Per token a table lookup; nothing grows with the length of the text.
 
@@ -84,6 +84,15 @@ class IncrementalDetokenizer:
         text = self._stream.held()
         return self._cleaner.rest(text) if self._cleaner is not None else text
 
+    @property
+    def settled(self) -> str:
+        """The beginning of `held` that stays if whole characters follow: without U+FFFD for bytes that are only the
+        first ones of a character so far."""
+        if self._finished:
+            return ""
+        text = self._stream.settled()
+        return self._cleaner.rest(text) if self._cleaner is not None else text
+
     def finish(self) -> str:
         """Ends the text and returns what was held back. Further calls return ""."""
         text = self.held
@@ -115,6 +124,8 @@ class _Stream(Protocol):
 
     def held(self) -> str: ...
 
+    def settled(self) -> str: ...
+
 
 class _ByteLevelStream:
     """Byte-level vocabularies: the text is the UTF-8 decoding of the tokens' bytes, with U+FFFD for bad ones."""
@@ -145,6 +156,9 @@ class _ByteLevelStream:
 
     def held(self) -> str:
         return self._waiting()[self._prompt_shows :]
+
+    def settled(self) -> str:
+        return ""  # whatever waits here is an incomplete character
 
     def _waiting(self) -> str:
         """What the bytes that wait would be if none followed: one U+FFFD, or more for an encoded surrogate."""
@@ -190,6 +204,9 @@ class _PieceStream:
 
     def held(self) -> str:
         return self._run.held()
+
+    def settled(self) -> str:
+        return self._run.settled()
 
     def _after(self, ids: Sequence[int]) -> str:
         """The text of ids after all that came before them; the head itself has no text."""
@@ -238,6 +255,9 @@ class _ByteRun:
         if not self._generated:
             return ""
         return REPLACEMENT * self._generated if self._open() else self._text_of(self._ids)
+
+    def settled(self) -> str:
+        return "" if self._open() else self.held()
 
     def clear(self) -> list[int]:
         """Ends the run; returns the ids that were still in it."""

@@ -8,10 +8,10 @@ import string
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.text import Tokenizer
 from jaxinfer.text.answers import AnswerFormat, AnswerParser, CallArguments, CallName, Content, Event, Reasoning
+from serving.request import reasoning_begun as reasoning_begun
 from serving.stream import Piece
 
 _LETTERS = string.ascii_letters + string.digits
-_PROMPT_END = 16  # tokens at the end of a prompt in which an opened reasoning is looked for
 
 
 def new_call_id(form: AnswerFormat) -> str:
@@ -19,13 +19,6 @@ def new_call_id(form: AnswerFormat) -> str:
     if form.tool_calls == "mistral":
         return "".join(secrets.choice(_LETTERS) for _ in range(9))
     return "call_" + secrets.token_hex(12)
-
-
-def reasoning_begun(form: AnswerFormat, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> bool:
-    """Whether the chat template has opened the reasoning for the model."""
-    if form.reasoning == "none":
-        return False
-    return form.begun(tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False))
 
 
 def kept_tokens(form: AnswerFormat, tokenizer: Tokenizer | None, *, tools: bool) -> frozenset[int]:

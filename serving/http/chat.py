@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.text import AnswerReading
 from jaxinfer.text.answers import (
     AnswerFormat,
     AnswerParser,
@@ -70,7 +71,8 @@ def to_requests(request: ChatRequest, context: ModelContext, form: AnswerFormat)
         variables,
     )
     kept = kept_tokens(form, context.tokenizer, tools=offered is not None)
-    return [convert.generation(request, prompt, given, kept_tokens=kept)]
+    reading = AnswerReading(form, None if offered is None else chat_input.tool_names(offered))
+    return [convert.generation(request, prompt, given, kept_tokens=kept, reading=reading)]
 
 
 def offered_tools(tools: list[dict[str, Any]], choice: Any, form: AnswerFormat) -> list[dict[str, Any]] | None:

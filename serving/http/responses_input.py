@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.text import AnswerReading
 from jaxinfer.text.answers import AnswerFormat
 from serving.http import chat_input, convert
 from serving.http.answers import kept_tokens
@@ -47,7 +48,8 @@ def to_requests(request: ResponsesRequest, context: ModelContext, form: AnswerFo
     offered = offered_tools(chat_input.tools(request.tools, flat=True), request.tool_choice, form)
     prompt = ChatPrompt(_messages(request), offered, variables=request.chat_template_kwargs or {})
     kept = kept_tokens(form, context.tokenizer, tools=offered is not None)
-    return [convert.generation(request, prompt, given, kept_tokens=kept)]
+    reading = AnswerReading(form, None if offered is None else chat_input.tool_names(offered))
+    return [convert.generation(request, prompt, given, kept_tokens=kept, reading=reading)]
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ from jaxinfer.text.answers.formats import (
     AnswerParser,
     answer_format,
 )
+from jaxinfer.text.answers.reasoning import ReasoningSplitter
 
 __all__ = [
     "REASONING_PARSERS",
@@ -23,6 +24,7 @@ __all__ = [
     "Content",
     "Event",
     "Reasoning",
+    "ReasoningSplitter",
     "ToolCall",
     "answer_format",
     "collect",

@@ -27,6 +27,20 @@ class AnswerFormat(NamedTuple):
     tool_calls: str = "none"
     reasoning: str = "none"
 
+    @property
+    def tags(self) -> ReasoningTags | None:
+        """What stands around the reasoning; None where there is none."""
+        return _REASONING.get(self.reasoning)
+
+    def splitter(self, *, begun: bool, tools: Collection[str] | None = None) -> ReasoningSplitter:
+        """What tells reasoning from answer, for one answer. Raises ValueError where the model writes no reasoning.
+
+        Arguments are those of AnswerParser.
+        """
+        if self.tags is None:
+            raise ValueError("this format has no reasoning")
+        return ReasoningSplitter(self.tags, begun=begun)
+
     def marks(self, *, tools: bool) -> tuple[str, ...]:
         """Strings that must stay in the text for the parsers, though they may be special tokens. tools: some are
         offered; without any nothing is a call."""
@@ -71,9 +85,8 @@ class AnswerParser:
     """
 
     def __init__(self, form: AnswerFormat, *, tools: Collection[str] | None, begun: bool = False) -> None:
-        tags = _REASONING.get(form.reasoning)
         calls = _CALLS.get(form.tool_calls) if tools is not None else None
-        self._reasoning = None if tags is None else ReasoningSplitter(tags, begun=begun)
+        self._reasoning = None if form.tags is None else form.splitter(begun=begun, tools=tools)
         self._calls = None if calls is None else calls(tools or ())
 
     @property

@@ -30,6 +30,11 @@ class ReasoningSplitter:
         """Whether the text is inside the tags now."""
         return self._state == "reasoning"
 
+    @property
+    def undecided(self) -> int:
+        """Characters at the end of the text so far that are neither told nor returned yet."""
+        return len(self._buffer)
+
     def push(self, text: str, events: list[Event]) -> str:
         if self._state == "rest" and not self._fresh:
             return text

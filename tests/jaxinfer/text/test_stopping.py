@@ -1,0 +1,112 @@
+"""Where stop strings count: behind the first tokens, and in the answer, not in the reasoning before it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxinfer.text import AnswerReading, AnswerStops, StopStrings
+from jaxinfer.text.answers import AnswerFormat
+
+THINK = AnswerFormat(reasoning="think")
+PIECES = ("<think>", "</think>", "a", "b", " ", "\n", "<", "think>", "</")
+
+
+def answer_begins(text: str, begun: bool) -> int | None:
+    """Where the answer begins; None where the text is all reasoning. One closing tag at most."""
+    opened = re.match(r"\s*<think>", text)
+    if not begun and opened is None:
+        return 0
+    closed = re.compile(r"</think>\s*").search(text, 0 if opened is None else opened.end())
+    return None if closed is None else closed.end()
+
+
+def search(text: str, stops: list[str], begin: int | None, opens: int) -> tuple[str, str | None]:
+    """The text up to the first stop string from `begin` on that ends behind the first `opens` characters."""
+    places = range(len(text) if begin is None else begin, len(text))
+    found = [
+        (place, order)
+        for place in places
+        for order, stop in enumerate(stops)
+        if text.startswith(stop, place) and place + len(stop) > opens
+    ]
+    return (text, None) if not found else (text[: min(found)[0]], stops[min(found)[1]])
+
+
+def play(text: str, stops: list[str], reading: AnswerReading, cuts: list[int], opens: int) -> tuple[str, str | None]:
+    """In pieces; stop strings open with the piece that ends after `opens` characters."""
+    watcher = AnswerStops(StopStrings(stops), reading.splitter(), opened=not opens)
+    borders = sorted({0, len(text), min(opens, len(text)), *(cut % (len(text) + 1) for cut in cuts)})
+    shown = ""
+    for start, end in itertools.pairwise(borders):
+        piece, match = watcher.push(text[start:end])
+        shown += piece
+        if match is not None:
+            return shown, match
+        if end == opens:
+            watcher.open(0)
+    return shown + watcher.finish(), watcher.matched
+
+
+@settings(max_examples=800, deadline=None, derandomize=True)
+@given(
+    text=st.lists(st.sampled_from(PIECES), max_size=12).map("".join).filter(lambda text: text.count("</think>") < 2),
+    stops=st.lists(st.text("ab<\nt", min_size=1, max_size=3), min_size=1, max_size=3),
+    begun=st.booleans(),
+    cuts=st.lists(st.integers(0, 1000), max_size=12),
+    opens=st.just(0) | st.integers(0, 12),
+)
+def test_equals_a_search_of_the_answer(text: str, stops: list[str], begun: bool, cuts: list[int], opens: int) -> None:
+    begin = answer_begins(text, begun)
+    assert play(text, stops, AnswerReading(THINK, begun=begun), cuts, opens) == search(text, stops, begin, opens)
+
+
+@pytest.mark.parametrize(
+    ("text", "begun", "stops", "shown", "match"),
+    [
+        ("<think>a stop</think>\n\nb stop c", False, ["stop"], "<think>a stop</think>\n\nb ", "stop"),
+        ("a stop</think>b stop c", True, ["stop"], "a stop</think>b ", "stop"),
+        ("b stop c", False, ["stop"], "b ", "stop"),
+        ("<think>a stop and no end", False, ["stop"], "<think>a stop and no end", None),
+        ("<think>a</think>\n\nb\n\nc", False, ["\n\n"], "<think>a</think>\n\nb", "\n\n"),
+        ("<think>a</think>bc", False, ["think>b", ">bc", "</think>"], "<think>a</think>bc", None),
+        ("\n\nb", False, ["\n\n"], "", "\n\n"),
+        ("<th stop", False, ["<th"], "", "<th"),
+        ("<th", False, ["<th"], "", "<th"),
+        ("<think> stop <think> stop </think> b stop", False, ["stop"], "<think> stop <think> stop </think> b ", "stop"),
+    ],
+)
+def test_stop_strings_wait_for_the_answer(
+    text: str, begun: bool, stops: list[str], shown: str, match: str | None
+) -> None:
+    for cuts in ([], list(range(len(text)))):
+        assert play(text, stops, AnswerReading(THINK, begun=begun), cuts, 0) == (shown, match)
+
+
+def test_a_format_without_reasoning_waits_for_nothing() -> None:
+    watcher = AnswerStops(StopStrings(["stop"]), AnswerReading(AnswerFormat("hermes")).splitter())
+    assert watcher.push("<think>a stop") == ("<think>a ", "stop")
+
+
+def test_reasoning_is_shown_as_it_comes() -> None:
+    watcher = AnswerStops(StopStrings(["b stop"]), AnswerReading(THINK).splitter())
+    assert watcher.push("<thi") == ("", None)
+    assert watcher.push("nk>a b st")[0].endswith("a b st")
+    assert watcher.push("op </th") == ("op", None)
+    assert watcher.peek("ink>b stop") is None
+    assert watcher.push("ink>") == (" </think>", None)
+    assert watcher.push("a b st") == ("a ", None)
+    assert watcher.peek("op") == "b stop"
+    assert watcher.push("ay") == ("b stay", None)
+    assert watcher.finish("tail") == "tail"
+
+
+def test_what_follows_at_the_end_is_no_match() -> None:
+    watcher = AnswerStops(StopStrings(["\ufffd"]), None)
+    assert watcher.push("a") == ("a", None)
+    assert watcher.finish("\ufffd") == "\ufffd"
+    assert watcher.matched is None
