@@ -84,7 +84,9 @@ def is_converted(folder: str | Path) -> bool:
 def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     """The model's configuration and its generation_config.json ({} without one), of either kind of folder.
 
-    How a quantized Hugging Face folder stores its matrices is not part of it, but must be known.
+    How a quantized Hugging Face folder stores its matrices is not part of it, but must be known. `eos_token_ids` are
+    what the folder's JSON files say now, in a converted checkpoint too; the tokenizer's is not among them
+    (`checkpoints.end_tokens`).
 
     Raises:
         CheckpointError: no such folder, neither kind, an unfinished conversion, corrupt JSON, another format version,
@@ -96,7 +98,8 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     generation_path = folder / GENERATION_CONFIG_FILE
     generation = read_json_object(generation_path) if generation_path.exists() else {}
     if is_converted(folder):
-        return replace(_stored_config(folder), tokenizer_length=_tokenizer_length(folder)), generation
+        stored = replace(_stored_config(folder), tokenizer_length=_tokenizer_length(folder))
+        return _with_end_tokens(stored, folder, generation), generation
     if (folder / CONFIG_FILE).exists():
         raise CheckpointError(
             f"{folder}: expected {REPORT_FILE} beside {CONFIG_FILE}; this conversion was never finished, run it again"
@@ -185,3 +188,17 @@ def _stored_config(folder: Path) -> ModelConfig:
         return config
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+
+
+def _with_end_tokens(config: ModelConfig, folder: Path, generation: dict[str, Any]) -> ModelConfig:
+    """A stored configuration with the end tokens that the copies of the source's files name: they may be edited."""
+    from jaxinfer.models.registry import end_tokens
+
+    path = folder / HF_CONFIG_FILE
+    # Whoever takes that copy away has what the source said.
+    hf_config = read_json_object(path) if path.exists() else {"eos_token_id": list(config.eos_token_ids)}
+    hf_config["architectures"] = [config.architecture]
+    try:
+        return replace(config, eos_token_ids=end_tokens(hf_config, generation, config.vocab_size))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import queue
@@ -15,6 +16,7 @@ from typing import Any, cast
 
 from jaxinfer.config import RuntimeConfig
 from jaxinfer.engine import EngineLoop
+from jaxinfer.generation_config import generation_defaults, generation_notes
 from jaxinfer.messages import (
     NO_LOGITS,
     Abort,
@@ -29,7 +31,7 @@ from jaxinfer.messages import (
 )
 from jaxinfer.model_path import hub_cache_from, resolve_model
 from jaxinfer.outputs import RequestOutput, RequestStream
-from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids, generation_defaults
+from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids
 from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -50,6 +52,7 @@ def build_engine(
 
     A composition root: the only place of the engine that reaches up to `checkpoints`.
     """
+    from checkpoints.end_tokens import served_end_tokens
     from checkpoints.folder import read_config
     from checkpoints.load import load_model
     from checkpoints.stored import with_stored_defaults
@@ -67,16 +70,21 @@ def build_engine(
     loaded = load_model(
         Path(model), dtype=runtime.dtype, mesh=mesh, quantization=runtime.quantization, progress=on_load
     )
-    described = Model(Path(model).name, loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
+    end_tokens, notes = served_end_tokens(Path(model), loaded.config)
+    config = dataclasses.replace(loaded.config, eos_token_ids=end_tokens)
+    described = Model(Path(model).name, config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
     del loaded
-    return assemble_engine(described, mesh, runtime, progress, check=check)
+    engine = assemble_engine(described, mesh, runtime, progress, check=check)
+    engine.info = engine.info._replace(notes=(*engine.info.notes, *notes))
+    return engine
 
 
 class LLM:
     """A model ready to generate. Keyword names follow vLLM where the thing is the same.
 
     model: converted checkpoint, Hugging Face folder or hub id in the local cache; None is the shipped demo.
-    generation_config: "auto" overlays the defaults with the model's own, "none" does not.
+    generation_config: "auto" overlays the defaults with the model's own, "none" does not; `info.notes` says what of it
+    has no effect. End tokens are read from it either way, see `checkpoints.end_tokens`.
     Other keywords are `RuntimeConfig`'s fields. Use as a context manager, or call `close`.
     """
 
@@ -97,8 +105,9 @@ class LLM:
         self._ids = itertools.count()
         self._lock = threading.Lock()
         engine = build_engine(self.model_path, self.runtime)
-        self.info: EngineInfo = engine.info
-        self._defaults = _defaults(self.model_path) if generation_config == "auto" else {}
+        found = _generation_config(self.model_path) if generation_config == "auto" else {}
+        self.info: EngineInfo = engine.info._replace(notes=(*engine.info.notes, *generation_notes(found)))
+        self._defaults = generation_defaults(found)
         self._inbox: queue.Queue[Any] = queue.Queue()
         self._outbox: queue.Queue[Any] = queue.Queue()
         self._dead: str | None = None
@@ -306,11 +315,10 @@ def _tokenizer_or_none(folder: Path) -> Tokenizer | None:
     return load_tokenizer(folder)
 
 
-def _defaults(folder: Path) -> dict[str, Any]:
+def _generation_config(folder: Path) -> dict[str, Any]:
     from checkpoints.folder import read_config
 
-    _, generation_config = read_config(folder)
-    return generation_defaults(generation_config)
+    return read_config(folder)[1]
 
 
 class _progress_bar:  # noqa: N801 (reads as the function it is used as)

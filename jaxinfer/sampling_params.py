@@ -173,23 +173,6 @@ class SamplingParams:
 
 FIELD_NAMES = tuple(f.name for f in fields(SamplingParams))
 
-# What generation_config.json may set as a default, and how transformers' greedy switch maps to ours.
-_GENERATION_CONFIG_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
-
-def generation_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling defaults that a model's `generation_config.json` carries, in our names.
-
-    `do_sample` false means greedy for transformers, but most chat checkpoints leave it out and vLLM ignores it, so it
-    is not read; `max_new_tokens` becomes `max_tokens`.
-    """
-    defaults = {
-        name: generation_config[name] for name in _GENERATION_CONFIG_FIELDS if generation_config.get(name) is not None
-    }
-    if generation_config.get("max_new_tokens") is not None:
-        defaults["max_tokens"] = generation_config["max_new_tokens"]
-    return defaults
-
 
 def as_token_ids(name: str, values: Sequence[Any], vocab_size: int) -> tuple[int, ...]:
     """Checks a prompt given as token ids. Raises `InvalidRequest` naming the first bad one."""

@@ -69,7 +69,8 @@ class ServerConfig:
 
     max_waiting: sequences accepted beyond those that can run. grace_seconds: what running work gets after SIGTERM.
     unready_seconds, stall_seconds: see serving.observing.watchdog.
-    sampling_defaults: what the model's generation config sets, by SamplingParams' names. seed: starts the sequence of
+    sampling_defaults: what the model's generation config sets, by SamplingParams' names. notes: more to say about the
+    model when it is ready. seed: starts the sequence of
     seeds that requests without one get; None draws each from the system. http_port: None opens no HTTP door. gateways:
     services of others on the gRPC port.
     input_filter, output_filter: MODULE:FUNCTION, see serving.filters.contract.
@@ -84,6 +85,7 @@ class ServerConfig:
     stall_seconds: float = 300.0
     max_message_bytes: int = 16 << 20
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     seed: int | None = None
     http_port: int | None = None
     api: ApiConfig = field(default_factory=ApiConfig)
@@ -277,8 +279,8 @@ class Server:
                 raise ServerError(end.reason, EXIT_REFUSED if end.code == EXIT_REFUSED else EXIT_CRASHED, end.traceback)
             info = ready.result()
             tokenizer = tokenizer or await loading
-            if tokenizer is not None:
-                info = info._replace(notes=(*info.notes, *tokenizer.notes))
+            more = () if tokenizer is None else tokenizer.notes
+            info = info._replace(notes=(*info.notes, *self.config.notes, *more))
             context = model_context(info, tokenizer, self.config, self._input_filter)
             sampling_params({}, context)
         except InvalidRequest as error:

@@ -288,24 +288,35 @@ def _layers(
     return tuple(ropes), tuple(layers)
 
 
+def end_tokens(hf_config: Values, generation_config: Values, vocab_size: int) -> tuple[int, ...]:
+    """End tokens that the two files name: generation_config.json's, or config.json's where that names none; the
+    family's default where config.json is silent, too. Raises ConfigError."""
+    tokens: tuple[int, ...] = _special_tokens(family_of(hf_config), hf_config, generation_config, vocab_size)[
+        "eos_token_ids"
+    ]
+    return tokens
+
+
 def _special_tokens(family: Family, config: Values, generation: Values, vocab_size: int) -> dict[str, Any]:
-    """BOS, EOS and padding ids. EOS is the union of both files; the family's default counts only where neither file
-    names the token (and only if the vocabulary has it)."""
-
-    def ids(source: Values, key: str) -> list[int]:
-        value = source.get(key)
-        listed = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(token, int) and not isinstance(token, bool) for token in listed):
-            raise ConfigError(f"{key} is {value!r}; it must be a token id or a list of them")
-        return [token for token in listed if token >= 0]  # some files write "none" as -1
-
+    """BOS, EOS and padding ids; the family's default counts only where config.json is silent and generation_config.json
+    names none (and only if the vocabulary has it)."""
     found = {}
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        found[key] = list(dict.fromkeys(ids(config, key) + ids(generation, key)))
-        if key not in config and key not in generation:
-            found[key] = [token for token in ids(family.defaults, key) if token < vocab_size]
+        own, more = _token_ids(config, key), _token_ids(generation, key, " in generation_config.json")
+        found[key] = (more or own) if key == "eos_token_id" else (own or more)
+        if not found[key] and key not in config:
+            found[key] = [token for token in _token_ids(family.defaults, key) if token < vocab_size]
     return {
         "bos_token_id": next(iter(found["bos_token_id"]), None),
         "eos_token_ids": tuple(found["eos_token_id"]),
         "pad_token_id": next(iter(found["pad_token_id"]), None),
     }
+
+
+def _token_ids(source: Values, key: str, where: str = "") -> list[int]:
+    """A file's token ids, each once; some files write "none" as -1."""
+    value = source.get(key)
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in listed):
+        raise ConfigError(f"{key}{where} is {value!r}; it must be a token id or a list of them")
+    return [token for token in dict.fromkeys(listed) if token >= 0]

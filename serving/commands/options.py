@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from checkpoints.folder import read_config
 from jaxinfer.config import KvCacheDtype, Quantization, RuntimeConfig
-from jaxinfer.sampling_params import SamplingParams, generation_defaults
+from jaxinfer.generation_config import generation_defaults, generation_notes
+from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
 from jaxinfer.text.answers import REASONING_PARSERS, TOOL_CALL_PARSERS
 from serving.observing.ledger import MAX_BYTES
@@ -171,6 +172,11 @@ def sampling_defaults(folder: Path, generation_config: str) -> dict[str, Any]:
     defaults: Mapping[str, Any] = generation_defaults(found) if generation_config == "auto" else {}
     SamplingParams(**{"max_tokens": None, **defaults})
     return dict(defaults)
+
+
+def generation_config_notes(folder: Path, generation_config: str) -> tuple[str, ...]:
+    """What of the model's generation config has no effect. Raises CheckpointError."""
+    return generation_notes(read_config(folder)[1]) if generation_config == "auto" else ()
 
 
 def tokenizer_of(folder: Path, *, skip: bool) -> Tokenizer | None:

@@ -181,8 +181,12 @@ def test_borders_of_ropes_that_end() -> None:
     ("config", "generation", "expected"),
     [
         ({"eos_token_id": 2}, None, (2,)),
-        ({"eos_token_id": [2, 7]}, {"eos_token_id": [7, 9]}, (2, 7, 9)),
-        ({"eos_token_id": 2}, {"eos_token_id": 5}, (2, 5)),
+        ({"eos_token_id": [2, 7]}, {"eos_token_id": [7, 9, 7]}, (7, 9)),
+        ({"eos_token_id": 2}, {"eos_token_id": 5}, (5,)),
+        ({"eos_token_id": 2}, {"temperature": 0.5}, (2,)),
+        ({"eos_token_id": [2, 7]}, {"eos_token_id": None}, (2, 7)),
+        ({"eos_token_id": 2}, {"eos_token_id": []}, (2,)),
+        ({"eos_token_id": 2}, {"eos_token_id": -1}, (2,)),
         ({"eos_token_id": None}, None, ()),
         ({}, {"eos_token_id": 5}, (5,)),
         ({}, None, (2,)),
@@ -190,7 +194,7 @@ def test_borders_of_ropes_that_end() -> None:
         ({"eos_token_id": -1}, None, ()),
     ],
 )
-def test_eos_tokens_of_both_files(config: dict[str, Any], generation: dict[str, Any] | None, expected: Any) -> None:
+def test_whose_end_tokens_count(config: dict[str, Any], generation: dict[str, Any] | None, expected: Any) -> None:
     base = {key: value for key, value in hub_configs.LLAMA_2_7B.items() if key != "eos_token_id"}
     assert model_config(base | config, generation).eos_token_ids == expected
 
