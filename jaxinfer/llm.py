@@ -166,7 +166,10 @@ class LLM:
         add_generation_prompt: bool = True,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
-        """Renders one conversation, or a list of them, with the model's chat template and generates the answers."""
+        """Renders one conversation, or a list of them, with the model's chat template and generates the answers.
+
+        Answers are the model's own text, reasoning and its tags included, so stop strings count from its beginning.
+        """
         single = bool(messages) and isinstance(messages[0], Mapping)
         conversations: list[Any] = [messages] if single else list(messages)
         tokenizer = self.get_tokenizer()
@@ -211,6 +214,9 @@ class LLM:
             raise InvalidRequest(
                 "prompt", f"{len(ids)} tokens", f"at most {self.info.max_model_len - 1} fit the context"
             )
+        if params.max_tokens is None and params.min_tokens > room:
+            allowed = f"with a prompt of {len(ids)} tokens at most {room} fit the context of {self.info.max_model_len}"
+            raise InvalidRequest("min_tokens", params.min_tokens, allowed)
         if params.max_tokens is not None and params.max_tokens > room:
             params = params.with_changes(max_tokens=room, min_tokens=min(params.min_tokens, room))
         if params.stop and self._tokenizer is None:

@@ -15,13 +15,19 @@ class FilteredText:
         self._window: int | None = getattr(judging, "window", None)
         self._before = ""  # the end of what was sent, as the model wrote it: a filter may look back
         self._held = ""
+        self._waiting: list[str] = []  # where the filter wants all of the text at once
 
     def push(self, text: str, *, last: bool) -> str:
         """Raises Refusal."""
-        self._held += text
+        if self._window is None and not last:
+            self._waiting.append(text)
+            return ""
+        self._held = "".join([self._held, *self._waiting, text])
+        self._waiting.clear()
         if last:
             return self._send(len(self._held), self._judge()) if self._held else ""
-        if self._window is None or len(self._held) <= self._window:
+        assert self._window is not None
+        if len(self._held) <= self._window:
             return ""
         spans = self._judge()
         cut = len(self._held) - self._window

@@ -72,9 +72,13 @@ class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
         _doc(f"Strings that end the text, at most {MAX_STOP_STRINGS} of 1 to {MAX_STOP_LENGTH} characters"),
     ] = None
     stop_token_ids: Annotated[list[int] | None, _ids("Tokens that end the text")] = None
-    include_stop_str_in_output: Annotated[bool | None, _doc("Keep the stop string in the text")] = None
+    include_stop_str_in_output: Annotated[
+        bool | None, _doc("Keep the stop string, or the token, that ended the text")
+    ] = None
     ignore_eos: Annotated[bool | None, _doc("Go on after the model's own end of text")] = None
-    min_tokens: Annotated[int | None, _doc("No end of text before so many tokens", minimum=0)] = None
+    min_tokens: Annotated[
+        int | None, _doc("No end of text, stop strings included, before so many tokens", minimum=0)
+    ] = None
     logit_bias: Annotated[
         dict[str, float] | None,
         _doc(

@@ -51,6 +51,11 @@ def test_defaults_come_from_the_generation_config(llm: LLM) -> None:
     assert len(llm.generate([[1, 2, 3]])[0].outputs[0].token_ids) <= 5
 
 
+def test_min_tokens_must_fit_the_context(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="min_tokens is 158; with a prompt of 3 tokens at most 157 fit"):
+        llm.generate([[1, 2, 3]], SamplingParams(max_tokens=None, min_tokens=158))
+
+
 def test_results_are_told_as_they_finish(llm: LLM) -> None:
     params = [GREEDY.with_changes(max_tokens=count) for count in (12, 2, 6)]
     told: list[RequestOutput] = []
