@@ -3,8 +3,15 @@
 Everything here runs on the caller's side of the engine and imports neither jax nor any model code.
 """
 
-from jaxinfer.text.detokenize import IncrementalDetokenizer
-from jaxinfer.text.errors import ChatMessageError, ChatTemplateError, StopStringError, TextError, TokenizerError
+from jaxinfer.text.detokenize import IncrementalDetokenizer, PromptEnd
+from jaxinfer.text.errors import (
+    ChatMessageError,
+    ChatTemplateError,
+    PromptTooLong,
+    StopStringError,
+    TextError,
+    TokenizerError,
+)
 from jaxinfer.text.loading import load_tokenizer
 from jaxinfer.text.stop import MAX_STOP_LENGTH, MAX_STOP_STRINGS, StopStrings, stop_automaton
 from jaxinfer.text.stopping import AnswerReading, AnswerStops
@@ -18,6 +25,8 @@ __all__ = [
     "ChatMessageError",
     "ChatTemplateError",
     "IncrementalDetokenizer",
+    "PromptEnd",
+    "PromptTooLong",
     "StopStringError",
     "StopStrings",
     "TextError",

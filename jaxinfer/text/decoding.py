@@ -58,6 +58,7 @@ class DecodePlan:
         self._backend = backend
         self._bytes: dict[int, bytes] = {}
         self._fragments: dict[int, str] = {}
+        self._fallback_bytes: dict[int, int | None] = {}
         self._anchor = [] if byte_level else [self._find_anchor()]
         self._anchor_text = self.text(self._anchor)
 
@@ -102,7 +103,16 @@ class DecodePlan:
 
     def fallback_byte(self, index: int) -> int | None:
         """The byte that a <0xNN> token stands for; None for any other token."""
-        piece = self.piece(index) if self.byte_fallback else None
+        if not self.byte_fallback:
+            return None
+        try:
+            return self._fallback_bytes[index]
+        except KeyError:
+            found = self._fallback_bytes[index] = self._find_fallback_byte(index)
+            return found
+
+    def _find_fallback_byte(self, index: int) -> int | None:
+        piece = self.piece(index)
         if piece is None or len(piece) != 6 or not (piece.startswith("<0x") and piece.endswith(">")):
             return None
         try:

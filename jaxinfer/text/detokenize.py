@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
 from typing import Protocol
 
 from jaxinfer.text.decoding import CLEAN_UP_OPEN, DecodePlan, clean_up
@@ -38,11 +39,12 @@ class IncrementalDetokenizer:
     `decode`, in that the characters already emitted stay. `settled` shows whole characters that wait: a stop string
     that is complete there (`StopStrings.peek`) need not wait for the run to end.
 
-    **Cost.** Per token a table lookup; nothing grows with the length of the text.
+    **Cost.** Per token a table lookup; nothing grows with the length of the text. The prompt is gone through once;
+    sequences of one request share what is found (`PromptEnd`).
 
     Args:
         tokenizer: whose ids they are.
-        prompt_ids: the ids before the generated ones (may be empty).
+        prompt_ids: the ids before the generated ones (may be empty), or their `PromptEnd` made with the same settings.
         skip_special_tokens: leave special tokens out of the text.
         kept_tokens: special tokens that stay all the same, such as those that mark a tool call.
 
@@ -53,19 +55,20 @@ class IncrementalDetokenizer:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        prompt_ids: Sequence[int],
+        prompt_ids: Sequence[int] | PromptEnd,
         *,
         skip_special_tokens: bool = True,
         kept_tokens: Set[int] = frozenset(),
     ) -> None:
-        check_ids("prompt_ids", prompt_ids)
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._kept = kept_tokens
+        self._visible = _visibility(tokenizer, skip_special_tokens, kept_tokens)
         self._finished = False
+        if not isinstance(prompt_ids, PromptEnd):
+            prompt_ids = PromptEnd.of(
+                tokenizer, prompt_ids, skip_special_tokens=skip_special_tokens, kept_tokens=kept_tokens
+            )
         plan = tokenizer.decode_plan
         stream = _ByteLevelStream if plan.byte_level else _PieceStream
-        self._stream: _Stream = stream(plan, _Prompt(prompt_ids, self._visible))
+        self._stream: _Stream = stream(plan, prompt_ids)
         self._cleaner = _Cleaner() if plan.clean_up else None
 
     def push(self, ids: Sequence[int]) -> str:
@@ -99,10 +102,82 @@ class IncrementalDetokenizer:
         self._finished = True
         return text
 
-    def _visible(self, index: int) -> bool:
-        if self._skip and self._tokenizer.is_special(index) and index not in self._kept:
+
+def _visibility(tokenizer: Tokenizer, skip_special_tokens: bool, kept_tokens: Set[int]) -> Callable[[int], bool]:
+    """Whether an id adds to the text."""
+
+    def visible(index: int) -> bool:
+        if skip_special_tokens and tokenizer.is_special(index) and index not in kept_tokens:
             return False
-        return self._tokenizer.decode_plan.piece(index) is not None
+        return tokenizer.decode_plan.piece(index) is not None
+
+    return visible
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEnd:
+    """What a text that goes on must know of its prompt: made once for a request, shared by its sequences.
+
+    Attributes:
+        tail: of a byte-level vocabulary, the prompt's last bytes, at least as many as a character can have.
+        head: of any other, the prompt's ids while they have no text of their own (the decoder may strip what comes
+            first); None once they have.
+        run: the byte tokens of the character that the prompt leaves open.
+        broken: the prompt ends in a run of byte tokens that is no UTF-8.
+    """
+
+    tail: bytes = b""
+    head: tuple[int, ...] | None = ()
+    run: tuple[int, ...] = ()
+    broken: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        kept_tokens: Set[int] = frozenset(),
+    ) -> PromptEnd:
+        """Arguments and errors are those of IncrementalDetokenizer. Goes through the prompt once, to check its ids."""
+        check_ids("prompt_ids", prompt_ids)
+        prompt = _Prompt(prompt_ids, _visibility(tokenizer, skip_special_tokens, kept_tokens))
+        plan = tokenizer.decode_plan
+        return cls._byte_level(plan, prompt) if plan.byte_level else cls._pieces(plan, prompt)
+
+    @classmethod
+    def _byte_level(cls, plan: DecodePlan, prompt: _Prompt) -> PromptEnd:
+        tail = b""
+        for index in reversed(prompt):
+            tail = plan.token_bytes(index) + tail
+            if len(tail) >= 4:
+                break
+        return cls(tail=tail)
+
+    @classmethod
+    def _pieces(cls, plan: DecodePlan, prompt: _Prompt) -> PromptEnd:
+        head: tuple[int, ...] | None = None
+        if not plan.text(list(itertools.islice(prompt, 32))):
+            # Rare: a prompt without text, or whose first tokens have none.
+            everything = tuple(prompt)
+            head = None if plan.text(everything) else everything
+        run: list[int] = []
+        data = bytearray()
+        for index in reversed(prompt):
+            byte = plan.fallback_byte(index)
+            if byte is None:
+                break
+            run.append(index)
+            data.append(byte)
+        data.reverse()
+        decoder = codecs.getincrementaldecoder("utf-8")("strict")
+        try:
+            decoder.decode(bytes(data))
+        except UnicodeDecodeError:
+            return cls(head=head, broken=True)
+        waiting = len(decoder.getstate()[0])
+        return cls(head=head, run=tuple(reversed(run[:waiting])))
 
 
 class _Prompt:
@@ -130,15 +205,10 @@ class _Stream(Protocol):
 class _ByteLevelStream:
     """Byte-level vocabularies: the text is the UTF-8 decoding of the tokens' bytes, with U+FFFD for bad ones."""
 
-    def __init__(self, plan: DecodePlan, prompt: _Prompt) -> None:
+    def __init__(self, plan: DecodePlan, prompt: PromptEnd) -> None:
         self._plan = plan
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        tail = b""
-        for index in reversed(prompt):
-            tail = plan.token_bytes(index) + tail
-            if len(tail) >= 4:
-                break
-        self._decoder.decode(tail)
+        self._decoder.decode(prompt.tail)
         # While the bytes that wait begin with the prompt's: how many U+FFFD they are in the prompt's own text.
         self._prompt_shows = len(self._waiting())
 
@@ -168,20 +238,12 @@ class _ByteLevelStream:
 class _PieceStream:
     """All other vocabularies: each token has its text, but for runs of byte tokens and the start of a text."""
 
-    def __init__(self, plan: DecodePlan, prompt: _Prompt) -> None:
+    def __init__(self, plan: DecodePlan, prompt: PromptEnd) -> None:
         self._plan = plan
         # While no text has come yet, the ids so far: the decoder may strip what comes first.
-        self._head: list[int] | None = []
+        self._head: list[int] | None = None if prompt.head is None else list(prompt.head)
         self._run = _ByteRun(self._after)
-        if plan.text(list(itertools.islice(prompt, 32))):
-            self._head = None
-        elif everything := list(prompt):
-            # Rare: a prompt without text, or whose first tokens have none.
-            self._head = None if plan.text(everything) else everything
-        run = list(itertools.takewhile(lambda index: plan.fallback_byte(index) is not None, reversed(prompt)))
-        for index in reversed(run):
-            self._run.push(index, plan.fallback_byte(index) or 0)
-        self._run.give_to_prompt()
+        self._run.start([(index, plan.fallback_byte(index) or 0) for index in prompt.run], broken=prompt.broken)
 
     def push(self, index: int) -> str:
         byte = self._plan.fallback_byte(index)
@@ -246,10 +308,11 @@ class _ByteRun:
         self._generated = len(self._ids)
         return text
 
-    def give_to_prompt(self) -> None:
-        """Declares all so far the prompt's, and keeps only the bytes of a character that it leaves open."""
-        del self._ids[: len(self._ids) - self._open()]
-        self._generated = 0
+    def start(self, opened: Sequence[tuple[int, int]], *, broken: bool) -> None:
+        """Takes from the prompt the (id, byte) of a character that it leaves open, or that its run is broken."""
+        self._ids = [index for index, _ in opened]
+        self._decoder.decode(bytes(byte for _, byte in opened))
+        self._broken = broken
 
     def held(self) -> str:
         if not self._generated:

@@ -14,6 +14,14 @@ class TextError(ValueError):
     """An argument of encode, decode or detokenization is out of range. The message names field, value and range."""
 
 
+class PromptTooLong(TextError):
+    """A text has more characters than `tokens` tokens can stand for: `characters`, of `allowed`."""
+
+    def __init__(self, characters: int, allowed: int, tokens: int) -> None:
+        super().__init__(f"text has {characters} characters; {tokens} tokens stand for at most {allowed}")
+        self.characters, self.allowed, self.tokens = characters, allowed, tokens
+
+
 class ChatTemplateError(ValueError):
     """A chat template is absent, does not compile, or refused the conversation."""
 

@@ -9,7 +9,14 @@ from tokenizers import Tokenizer as Backend
 
 from jaxinfer.text.chat import ChatTemplates
 from jaxinfer.text.decoding import DecodePlan, clean_up
-from jaxinfer.text.errors import TextError
+from jaxinfer.text.errors import PromptTooLong, TextError
+from jaxinfer.text.length_bound import LengthBound
+
+# The library's `encode` and `decode` keep the interpreter to themselves, all of its threads waiting; its calls for a
+# batch do not. Up to here there is nothing to gain: it takes less than a millisecond or two.
+_SHORT_TEXT = 2048  # characters
+_SHORT_IDS = 2048
+_SLICE = 1 << 16  # ids that one call of the interpreter looks at
 
 
 class Tokenizer:
@@ -22,6 +29,7 @@ class Tokenizer:
         content_digest: sha256 (hex) of the tokenizer's files and of the class rules applied to them. Two folders with
             equal digests give equal ids, texts and rendered chats.
         decode_plan: for incremental detokenization.
+        length_bound: how much text so many tokens can be at most; None for a pipeline of which nothing can be said.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class Tokenizer:
         self.notes = notes
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(index for index, token in added.items() if token.special)
+        self.length_bound = LengthBound.of(backend)
 
     @property
     def vocab_size(self) -> int:
@@ -111,9 +120,14 @@ class Tokenizer:
         return self.decode_plan.piece(index) or ""
 
     def encode(
-        self, text: str, *, add_special_tokens: bool = True, truncate_prompt_tokens: int | None = None
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
+        max_tokens: int | None = None,
     ) -> list[int]:
-        """Ids of a text prompt.
+        """Ids of a text prompt. Other threads run meanwhile, however long it is.
 
         Special tokens (BOS, EOS) are added as the tokenizer's post-processor says, whatever the text starts with: a
         text that spells BOS itself gets it twice, as in transformers. Use `encode_chat` for rendered chats.
@@ -123,27 +137,43 @@ class Tokenizer:
             add_special_tokens: whether to add BOS/EOS.
             truncate_prompt_tokens: keep only the last so many ids (what vLLM documents for this parameter); a BOS at
                 the front is dropped like any other id.
+            max_tokens: the caller's limit. A text that is certainly longer, going by its characters, is not tokenized;
+                one that passes may still have more ids.
 
         Raises:
+            PromptTooLong: by `max_tokens`.
             TextError: text is not a string, holds a lone surrogate, or holds something that the vocabulary cannot
                 express; truncate_prompt_tokens is not an integer >= 1.
         """
         check_text("text", text)
         _check_truncation(truncate_prompt_tokens)
+        self._check_length(text, max_tokens)
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            if len(text) <= _SHORT_TEXT:
+                ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            else:
+                ids = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except Exception as error:  # the library raises bare exceptions, such as for a character without a token
             raise TextError(f"text cannot be encoded by this tokenizer: {error}") from error
         return ids if truncate_prompt_tokens is None else ids[-truncate_prompt_tokens:]
 
+    def _check_length(self, text: str, max_tokens: int | None) -> None:
+        bound = self.length_bound
+        if max_tokens is not None and bound is not None and bound.exceeded(text, max_tokens):
+            raise PromptTooLong(len(text), bound.characters(max_tokens), max_tokens)
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of ids, as transformers gives it. Ids without a token are dropped; broken UTF-8 becomes U+FFFD.
+        """Text of ids, as transformers gives it. Ids without a token are dropped; broken UTF-8 becomes U+FFFD. Other
+        threads run meanwhile, however many they are.
 
         Raises:
             TextError: an id is not an integer >= 0.
         """
         check_ids("ids", ids)
-        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        if len(ids) <= _SHORT_IDS:
+            text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        else:
+            text = self._backend.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)[0]
         return clean_up(text) if self.decode_plan.clean_up else text
 
     @property
@@ -194,6 +224,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
         truncate_prompt_tokens: int | None = None,
+        max_tokens: int | None = None,
         **template_kwargs: Any,
     ) -> list[int]:
         """Ids of a rendered chat. The template writes all special tokens itself, so none are added.
@@ -204,7 +235,9 @@ class Tokenizer:
         text = self.render_chat(
             messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template, **template_kwargs
         )
-        return self.encode(text, add_special_tokens=False, truncate_prompt_tokens=truncate_prompt_tokens)
+        return self.encode(
+            text, add_special_tokens=False, truncate_prompt_tokens=truncate_prompt_tokens, max_tokens=max_tokens
+        )
 
 
 def check_text(name: str, text: object) -> None:
@@ -222,9 +255,22 @@ def check_text(name: str, text: object) -> None:
 
 def check_ids(name: str, ids: Sequence[int]) -> None:
     """Raises TextError unless every id is an integer in 0..2**32-1 (what the tokenizers library can hold)."""
-    for position, index in enumerate(ids):
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < 1 << 32:
-            raise TextError(f"{name}[{position}] must be an integer in 0..{(1 << 32) - 1}, got {index!r}")
+    position = first_bad_id(ids, 1 << 32)
+    if position is not None:
+        raise TextError(f"{name}[{position}] must be an integer in 0..{(1 << 32) - 1}, got {ids[position]!r}")
+
+
+def first_bad_id(ids: Sequence[int], end: int) -> int | None:
+    """Position of the first entry that is no integer in 0..end-1; None where all are. In slices, so that no call of
+    the interpreter is long."""
+    for start in range(0, len(ids), _SLICE):
+        part = ids if len(ids) <= _SLICE else ids[start : start + _SLICE]
+        if set(map(type, part)) == {int} and min(part) >= 0 and max(part) < end:
+            continue
+        for position, index in enumerate(part, start):
+            if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < end:
+                return position
+    return None
 
 
 def _check_truncation(value: int | None) -> None:
