@@ -12,6 +12,7 @@ from jaxinfer.text import (
     AnswerReading,
     AnswerStops,
     IncrementalDetokenizer,
+    PromptEnd,
     StopStrings,
     Tokenizer,
     stop_automaton,
@@ -117,13 +118,24 @@ class _SequenceText:
         return shown, match
 
 
+def prompt_end_of(
+    tokenizer: Tokenizer | None, prompt_token_ids: Sequence[int], params: SamplingParams, kept_tokens: Set[int]
+) -> PromptEnd:
+    """What all sequences of a request must know of their prompt; it takes time in proportion to it."""
+    if tokenizer is None:
+        return PromptEnd()
+    return PromptEnd.of(
+        tokenizer, prompt_token_ids, skip_special_tokens=params.skip_special_tokens, kept_tokens=kept_tokens
+    )
+
+
 class RequestStream:
     """Follows one request from the caller's side and accumulates its `RequestOutput`.
 
     `tokenizer` may be None for token-only use; then text stays empty and stop strings are refused by the caller.
     `kept_tokens` are special tokens that stay in the text though others are skipped. `reading` says how the answers
     are read: where it knows reasoning, stop strings count from the answer's beginning (`AnswerStops`); with None all
-    text is the answer.
+    text is the answer. `prompt_end` is what `prompt_end_of` makes of the same arguments, where the caller has it already.
     """
 
     def __init__(
@@ -136,6 +148,7 @@ class RequestStream:
         *,
         kept_tokens: Set[int] = frozenset(),
         reading: AnswerReading | None = None,
+        prompt_end: PromptEnd | None = None,
     ) -> None:
         self.params = params
         self.result = RequestOutput(
@@ -145,15 +158,14 @@ class RequestStream:
             [CompletionOutput(i, logprobs=None if params.logprobs is None else []) for i in range(params.n)],
             prompt_logprobs=None if params.prompt_logprobs is None else [None],
         )
+        if prompt_end is None:
+            prompt_end = prompt_end_of(tokenizer, prompt_token_ids, params, kept_tokens)
         self._texts: list[_SequenceText] = []
         for _ in range(params.n):
             detokenizer = None
             if tokenizer is not None:
                 detokenizer = IncrementalDetokenizer(
-                    tokenizer,
-                    prompt_token_ids,
-                    skip_special_tokens=params.skip_special_tokens,
-                    kept_tokens=kept_tokens,
+                    tokenizer, prompt_end, skip_special_tokens=params.skip_special_tokens, kept_tokens=kept_tokens
                 )
             self._texts.append(_SequenceText(detokenizer, _stops(params, reading), params.min_tokens))
         self._open = params.n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -15,13 +16,36 @@ MAX_STOP_LENGTH = 1024  # characters in one stop string
 MAX_N = 64
 
 
+_IDS_AT_ONCE = 1 << 16
+_SHOWN = 80  # characters of a value in an error
+
+
+def _beginning(value: Any, length: int) -> str:
+    """At least the first `length` characters of repr(value), or all: a value can be megabytes."""
+    if length <= 0:
+        return ""
+    kind = type(value)
+    if kind in (str, bytes):
+        return repr(value[:length])
+    if kind not in (list, tuple, dict):
+        return repr(value)
+    shown = {list: "[", tuple: "(", dict: "{"}[kind]
+    for i, item in enumerate(value.items() if kind is dict else value):
+        if len(shown) >= length:
+            return shown
+        shown += ", " if i else ""
+        for j, each in enumerate(item if kind is dict else (item,)):
+            shown += (": " if j else "") + _beginning(each, length - len(shown))
+    return shown + {list: "]", tuple: ",)" if len(value) == 1 else ")", dict: "}"}[kind]
+
+
 class InvalidRequest(ValueError):
     """A request that cannot be served as asked. The message names the field, the value and what is allowed."""
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
         self.field, self.value, self.allowed = name, value, allowed
-        shown = repr(value)
-        super().__init__(f"{name} is {shown if len(shown) <= 80 else shown[:77] + '...'}; {allowed}")
+        shown = _beginning(value, _SHOWN + 1)
+        super().__init__(f"{name} is {shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + '...'}; {allowed}")
 
 
 def _number(name: str, value: Any, low: float, high: float, allowed: str, *, open_low: bool = False) -> None:
@@ -113,6 +137,11 @@ class SamplingParams:
             raise InvalidRequest(
                 "stop_token_ids", self.stop_token_ids, f"at most {MAX_STOP_TOKEN_IDS // 2} are allowed"
             )
+        total = len(self.logit_bias) + len(self.allowed_token_ids or ()) + len(self.bad_token_ids)
+        if total > MAX_TOKEN_LIST:
+            raise InvalidRequest(
+                "logit_bias", total, f"with allowed_token_ids and bad_token_ids at most {MAX_TOKEN_LIST} entries"
+            )
         for token, bias in self.logit_bias.items():
             _integer("logit_bias", token, 0, None, "keys must be token ids")
             _number("logit_bias", bias, -100.0, 100.0, "values must be from -100 to 100")
@@ -121,11 +150,6 @@ class SamplingParams:
         for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids"):
             for token in getattr(self, name) or ():
                 _integer(name, token, 0, None, "it must hold token ids")
-        total = len(self.logit_bias) + len(self.allowed_token_ids or ()) + len(self.bad_token_ids)
-        if total > MAX_TOKEN_LIST:
-            raise InvalidRequest(
-                "logit_bias", total, f"with allowed_token_ids and bad_token_ids at most {MAX_TOKEN_LIST} entries"
-            )
 
     def _check_combinations(self) -> None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -175,9 +199,14 @@ FIELD_NAMES = tuple(f.name for f in fields(SamplingParams))
 
 
 def as_token_ids(name: str, values: Sequence[Any], vocab_size: int) -> tuple[int, ...]:
-    """Checks a prompt given as token ids. Raises `InvalidRequest` naming the first bad one."""
-    ids = tuple(values)
-    for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
-            raise InvalidRequest(name, token, f"token ids are integers from 0 to {vocab_size - 1}")
-    return ids
+    """Checks a prompt given as token ids. Raises `InvalidRequest` naming the first bad one. In slices, so that no call
+    of the interpreter is long: other threads run meanwhile."""
+    parts: list[tuple[int, ...]] = []
+    for start in range(0, len(values), _IDS_AT_ONCE):
+        part = tuple(values[start : start + _IDS_AT_ONCE])
+        if set(map(type, part)) != {int} or min(part) < 0 or max(part) >= vocab_size:
+            for token in part:
+                if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+                    raise InvalidRequest(name, token, f"token ids are integers from 0 to {vocab_size - 1}")
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else tuple(itertools.chain.from_iterable(parts))

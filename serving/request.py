@@ -15,8 +15,9 @@ from typing import Any
 import grpc
 
 from jaxinfer.messages import EngineInfo
+from jaxinfer.outputs import prompt_end_of
 from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids
-from jaxinfer.text import AnswerReading, Tokenizer, stop_automaton
+from jaxinfer.text import AnswerReading, PromptEnd, PromptTooLong, Tokenizer, stop_automaton
 from jaxinfer.text.answers import AnswerFormat
 from serving.status import Refusal
 
@@ -110,7 +111,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request that passed every check of this side; `params.max_tokens`, `seed` and `reading.begun` are resolved."""
+    """A request that passed every check of this side; `params.max_tokens`, `seed` and `reading.begun` are resolved.
+
+    prompt_end: what its sequences must know of the prompt, made here because that takes time in proportion to it.
+    """
 
     request_id: str
     text: str | None
@@ -122,10 +126,12 @@ class PreparedRequest:
     final_only: bool
     kept_tokens: frozenset[int] = frozenset()
     reading: AnswerReading | None = None
+    prompt_end: PromptEnd | None = None
 
 
 def prepare(request: GenerationRequest, context: ModelContext) -> PreparedRequest:
-    """Checks and tokenizes. May take long for long texts. Raises one of `BAD_INPUT`, or Refusal."""
+    """Checks and tokenizes: sizes first, then what costs time in proportion to them. May take long for long texts, and
+    other threads run meanwhile. Raises one of `BAD_INPUT`, or Refusal."""
     request_id = _request_id(request.request_id)
     check_model(request.model, context)
     if len(request.cache_salt) > MAX_CACHE_SALT:
@@ -135,8 +141,12 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
     params = sampling_params(request.sampling, context, request.defaults)
     if params.logprobs is not None and not context.gives_tokens:
         raise InvalidRequest("logprobs", params.logprobs, NO_TOKENS)
-    prompt = request.prompt if context.filter_prompt is None else context.filter_prompt(request.prompt)
-    ids = encode_prompt(prompt, context, params.truncate_prompt_tokens)
+    prompt = request.prompt
+    if params.truncate_prompt_tokens is None:
+        refuse_too_long(prompt, context)
+    if context.filter_prompt is not None:
+        prompt = context.filter_prompt(prompt)
+    ids = encode_prompt(prompt, context, params.truncate_prompt_tokens, must_fit=True)
     params = _fit_context(params, len(ids), context, as_asked="max_tokens" in request.sampling)
     seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
     text = prompt.text if isinstance(prompt, TextPrompt) else None
@@ -155,6 +165,7 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
         request.final_only,
         request.kept_tokens,
         reading,
+        prompt_end_of(context.tokenizer, ids, params, request.kept_tokens),
     )
 
 
@@ -204,8 +215,7 @@ def _fit_context(params: SamplingParams, prompt_len: int, context: ModelContext,
         raise InvalidRequest("prompt", "", "it must hold at least one token")
     room = context_len - prompt_len
     if room < 1:
-        allowed = f"with room for one more token, at most {context_len - 1} fit the context of {context_len}"
-        raise InvalidRequest("prompt", f"{prompt_len} tokens", allowed)
+        raise _too_many(prompt_len, context_len)
     wanted = params.max_tokens
     if wanted is not None and wanted > room and as_asked:
         allowed = f"with a prompt of {prompt_len} tokens at most {room} fit the context of {context_len}"
@@ -220,23 +230,53 @@ def _fit_context(params: SamplingParams, prompt_len: int, context: ModelContext,
     return params.with_changes(max_tokens=min(wanted, room))
 
 
-def encode_prompt(prompt: Prompt, context: ModelContext, limit: int | None = None) -> tuple[int, ...]:
-    """Ids of a prompt. limit: keep only the last so many. Raises as `prepare`."""
+def _too_many(tokens: int, context_len: int) -> InvalidRequest:
+    allowed = f"with room for one more token, at most {context_len - 1} fit the context of {context_len}"
+    return InvalidRequest("prompt", f"{tokens} tokens", allowed)
+
+
+def refuse_too_long(prompt: Prompt, context: ModelContext) -> None:
+    """Raises InvalidRequest for a prompt that its length alone shows to be too long. What a template makes of a chat is
+    known when it is rendered."""
+    context_len = context.info.max_model_len
+    if isinstance(prompt, TokenPrompt) and len(prompt.token_ids) >= context_len:
+        raise _too_many(len(prompt.token_ids), context_len)
+    bound = None if context.tokenizer is None else context.tokenizer.length_bound
+    if isinstance(prompt, TextPrompt) and bound is not None and bound.exceeded(prompt.text, context_len - 1):
+        raise _too_many_characters(len(prompt.text), bound.characters(context_len - 1), context_len)
+
+
+def _too_many_characters(characters: int, allowed: int, context_len: int) -> InvalidRequest:
+    most = f"the context of {context_len} tokens stands for at most {allowed}, with room for one more token"
+    return InvalidRequest("prompt", f"{characters} characters", most)
+
+
+def encode_prompt(
+    prompt: Prompt, context: ModelContext, limit: int | None = None, *, must_fit: bool = False
+) -> tuple[int, ...]:
+    """Ids of a prompt. limit: keep only the last so many. must_fit: a text that cannot be short enough for the context
+    is refused before it is tokenized, unless there is a limit. Raises as `prepare`."""
     if isinstance(prompt, TokenPrompt):
         ids = as_token_ids("token_ids", prompt.token_ids, context.info.vocab_size)
         return ids if limit is None else ids[-limit:]
-    if context.tokenizer is None:
+    tokenizer, context_len = context.tokenizer, context.info.max_model_len
+    if tokenizer is None:
         raise InvalidRequest("prompt", "text" if isinstance(prompt, TextPrompt) else "chat", _NO_TOKENIZER)
-    if isinstance(prompt, TextPrompt):
-        found = context.tokenizer.encode(
-            prompt.text, add_special_tokens=prompt.add_special_tokens, truncate_prompt_tokens=limit
+    text = prompt.text if isinstance(prompt, TextPrompt) else _render_chat(prompt, tokenizer)
+    try:
+        found = tokenizer.encode(
+            text,
+            add_special_tokens=isinstance(prompt, TextPrompt) and prompt.add_special_tokens,
+            truncate_prompt_tokens=limit,
+            max_tokens=context_len - 1 if must_fit and limit is None else None,
         )
-    else:
-        found = _encode_chat(prompt, context.tokenizer, limit)
+    except PromptTooLong as error:
+        raise _too_many_characters(error.characters, error.allowed, context_len) from error
     return as_token_ids("prompt", found, context.info.vocab_size)
 
 
-def _encode_chat(chat: ChatPrompt, tokenizer: Tokenizer, limit: int | None) -> list[int]:
+def _render_chat(chat: ChatPrompt, tokenizer: Tokenizer) -> str:
+    """The template writes all special tokens itself."""
     for name in chat.variables:
         if name in _RESERVED_VARIABLES:
             raise InvalidRequest("template_variables", name, "this is not a variable that a request may set")
@@ -246,12 +286,11 @@ def _encode_chat(chat: ChatPrompt, tokenizer: Tokenizer, limit: int | None) -> l
     if chat.template and chat.template not in names:
         raise InvalidRequest("template", chat.template, f"the model's chat templates are {list(names)}")
     by_name = isinstance(tokenizer.chat_template, dict)
-    return tokenizer.encode_chat(
+    return tokenizer.render_chat(
         chat.messages,
         add_generation_prompt=chat.add_generation_prompt,
         tools=chat.tools or None,
         template=chat.template if chat.template and by_name else None,
-        truncate_prompt_tokens=limit,
         **chat.variables,
     )
 

@@ -77,6 +77,7 @@ class GenerationStream:
             tokenizer,
             kept_tokens=prepared.kept_tokens,
             reading=prepared.reading,
+            prompt_end=prepared.prompt_end,
         )
         self._pieces: dict[int, Piece] = {}
         self._prompt_sent = 1  # position 0 has no log-probability
