@@ -229,7 +229,7 @@ class LLM:
             if unknown or len(prompt) != 1:
                 raise InvalidRequest("prompt", sorted(prompt), "a mapping holds either prompt or prompt_token_ids")
             prompt = cast("str | Sequence[int]", next(iter(prompt.values())))
-        limit = params.truncate_prompt_tokens
+        limit = params.prompt_limit(self.info.max_model_len)
         if isinstance(prompt, str):
             return prompt, tuple(self.get_tokenizer().encode(prompt, truncate_prompt_tokens=limit))
         ids = as_token_ids("prompt_token_ids", prompt, self.info.vocab_size)

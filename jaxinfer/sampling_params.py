@@ -60,6 +60,9 @@ def _integer(name: str, value: Any, low: int, high: int | None, allowed: str) ->
         raise InvalidRequest(name, value, allowed)
 
 
+_TRUNCATE = "it must be a positive integer, or -1 for as many as fit the context"
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """One request's sampling. Immutable and validated on construction; raises `InvalidRequest`.
@@ -68,7 +71,7 @@ class SamplingParams:
     prompt and output, frequency and presence over output only. `seed` None lets the engine draw one. `logprobs` k
     returns the chosen token's log-probability and the k most likely (0: only the chosen one, -1: the whole vocabulary,
     where the engine's `max_logprobs` allows it); they are the log-softmax of the raw logits. `max_tokens` None means up
-    to the context length.
+    to the context length. `truncate_prompt_tokens` k keeps the last k tokens of a prompt, -1 what fits the context.
     """
 
     n: int = 1
@@ -107,6 +110,11 @@ class SamplingParams:
         self._check_lists()
         self._check_combinations()
 
+    def prompt_limit(self, max_model_len: int) -> int | None:
+        """Tokens that a prompt is cut to: -1 leaves room for one generated token, as in vLLM. None: it is not cut."""
+        limit = self.truncate_prompt_tokens
+        return max(1, max_model_len - 1) if limit == -1 else limit
+
     def _check_numbers(self) -> None:
         _integer("n", self.n, 1, MAX_N, f"it must be an integer from 1 to {MAX_N}")
         _number("temperature", self.temperature, 0.0, 100.0, "it must be a number from 0 to 100")
@@ -125,7 +133,9 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), -1, None, "it must be an integer of 0 or more, or -1 for all")
         if self.truncate_prompt_tokens is not None:
-            _integer("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, None, "it must be a positive integer")
+            _integer("truncate_prompt_tokens", self.truncate_prompt_tokens, -1, None, _TRUNCATE)
+            if self.truncate_prompt_tokens == 0:
+                raise InvalidRequest("truncate_prompt_tokens", 0, _TRUNCATE)
 
     def _check_lists(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:

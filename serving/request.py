@@ -146,7 +146,7 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
         refuse_too_long(prompt, context)
     if context.filter_prompt is not None:
         prompt = context.filter_prompt(prompt)
-    ids = encode_prompt(prompt, context, params.truncate_prompt_tokens, must_fit=True)
+    ids = encode_prompt(prompt, context, params.prompt_limit(context.info.max_model_len), must_fit=True)
     params = _fit_context(params, len(ids), context, as_asked="max_tokens" in request.sampling)
     seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
     text = prompt.text if isinstance(prompt, TextPrompt) else None

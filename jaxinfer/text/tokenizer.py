@@ -135,8 +135,9 @@ class Tokenizer:
         Args:
             text: any text without lone surrogates; special tokens spelled in it are recognised.
             add_special_tokens: whether to add BOS/EOS.
-            truncate_prompt_tokens: keep only the last so many ids (what vLLM documents for this parameter); a BOS at
-                the front is dropped like any other id.
+            truncate_prompt_tokens: keep at most so many ids, the last ones of the text between the BOS and EOS that
+                are added, as truncation on the left does in transformers (and so in vLLM). A BOS that the text spells
+                is text. A number smaller than that of the added ids keeps the last of all.
             max_tokens: the caller's limit. A text that is certainly longer, going by its characters, is not tokenized;
                 one that passes may still have more ids.
 
@@ -150,12 +151,15 @@ class Tokenizer:
         self._check_length(text, max_tokens)
         try:
             if len(text) <= _SHORT_TEXT:
-                ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+                found = self._backend.encode(text, add_special_tokens=add_special_tokens)
             else:
-                ids = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+                found = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
         except Exception as error:  # the library raises bare exceptions, such as for a character without a token
             raise TextError(f"text cannot be encoded by this tokenizer: {error}") from error
-        return ids if truncate_prompt_tokens is None else ids[-truncate_prompt_tokens:]
+        ids: list[int] = found.ids
+        if truncate_prompt_tokens is None or len(ids) <= truncate_prompt_tokens:
+            return ids
+        return _cut_left(ids, found.special_tokens_mask, truncate_prompt_tokens)
 
     def _check_length(self, text: str, max_tokens: int | None) -> None:
         bound = self.length_bound
@@ -271,6 +275,18 @@ def first_bad_id(ids: Sequence[int], end: int) -> int | None:
             if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < end:
                 return position
     return None
+
+
+def _cut_left(ids: list[int], added: list[int], limit: int) -> list[int]:
+    """At most `limit` ids: the last of the text's, between those that the post-processor added (1 in `added`).
+
+    Not the library's own truncation: it is a setting of the tokenizer that all threads share, and it makes an object of
+    every stretch of `limit` ids that it cuts off.
+    """
+    start = next((i for i, mark in enumerate(added) if not mark), len(ids))
+    end = next((i for i in range(len(ids), start, -1) if not added[i - 1]), start)
+    room = limit - start - (len(ids) - end)
+    return ids[-limit:] if room < 0 else [*ids[:start], *ids[end - room : end], *ids[end:]]
 
 
 def _check_truncation(value: int | None) -> None:

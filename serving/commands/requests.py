@@ -42,7 +42,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--allowed-token-ids", type=_ids, metavar="ID,ID")
     add("--bad-token-ids", type=_ids, metavar="ID,ID")
     add("--skip-special-tokens", action=argparse.BooleanOptionalAction, help="leave them out of the text (on)")
-    add("--truncate-prompt-tokens", type=int, metavar="K", help="keep the last K tokens of the prompt")
+    add("--truncate-prompt-tokens", type=int, metavar="K", help="keep the prompt's last K tokens; -1: what fits")
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:

@@ -90,7 +90,7 @@ class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
     bad_token_ids: Annotated[list[int] | None, _ids("These tokens are never generated")] = None
     skip_special_tokens: Annotated[bool | None, _doc("Leave special tokens out of the text (on)")] = None
     truncate_prompt_tokens: Annotated[
-        int | None, _doc("Keep only the last so many tokens of the prompt", minimum=1)
+        int | None, _doc("Keep only the last so many tokens of the prompt (-1: as many as fit the context)", minimum=-1)
     ] = None
     priority: Annotated[int | None, _doc("Lower is served first; 0 is normal", minimum=-(2**31), maximum=2**31 - 1)] = (
         None

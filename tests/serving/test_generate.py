@@ -188,7 +188,21 @@ def test_truncation_keeps_the_end_of_every_kind_of_prompt():
             for prompt in ({"text": "abcdef"}, {"token_ids": pb.TokenIds(ids=[1, 2, 3])}, {"chat": chat}):
                 await collect(s.stub.Generate(pb.GenerateRequest(sampling=sampling, **prompt)))
             got = [message.prompt_token_ids for message in s.received(Submit)]
-            assert got == [tuple(b"ef"), (2, 3), tuple(b"t>")]
+            # The BOS that is added in front of a text stays; a chat's template writes its own.
+            assert got == [(BOS, *b"f"), (2, 3), tuple(b"t>")]
+
+    run(test())
+
+
+def test_truncation_to_what_fits_leaves_room_for_one_token():
+    async def test():
+        async with serving(FakeOptions(max_model_len=40)) as s:
+            sampling = pb.SamplingParams(truncate_prompt_tokens=-1)
+            for prompt in ({"text": "x" * 100 + "y" * 38}, {"token_ids": pb.TokenIds(ids=range(100))}, {"text": "ab"}):
+                await collect(s.stub.Generate(pb.GenerateRequest(sampling=sampling, **prompt)))
+            got = [message.prompt_token_ids for message in s.received(Submit)]
+            assert got == [(BOS, *b"y" * 38), tuple(range(61, 100)), (BOS, *b"ab")]
+            assert [message.params.max_tokens for message in s.received(Submit)] == [1, 1, 37]
 
     run(test())
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Backend
 
 from jaxinfer.text import TextError, load_tokenizer
-from tests.jaxinfer.text.golden_cases import GOLDENS, tokenizer
+from tests.jaxinfer.text.golden_cases import GOLDENS, cases, tokenizer
 
 CHAT = [{"role": "user", "content": "hi"}]
 
@@ -37,11 +38,28 @@ def test_truncation_is_checked(value: Any) -> None:
         loaded.encode_chat(CHAT, template="x", truncate_prompt_tokens=value)
 
 
-def test_truncation_keeps_the_last_ids() -> None:
+@pytest.mark.parametrize("name", [entry["name"] for entry in cases()])
+@pytest.mark.parametrize("text", ["the quick brown fox", "a quick brown fox " * 200, ""], ids=["short", "long", "none"])
+def test_truncation_is_the_librarys_on_the_left(name: str, text: str) -> None:
+    loaded = tokenizer(name)
+    library = Backend.from_str(loaded._backend.to_str())
+    added = library.num_special_tokens_to_add(is_pair=False)
+    for special in (True, False):
+        ids = loaded.encode(text, add_special_tokens=special)
+        for count in {added, added + 1, added + 2, len(ids) - 1, len(ids), len(ids) + 2}:
+            if count < max(1, added):  # where the library forgets its limit
+                continue
+            library.enable_truncation(count, direction="left")
+            expected = library.encode(text, add_special_tokens=special).ids
+            found = loaded.encode(text, add_special_tokens=special, truncate_prompt_tokens=count)
+            assert found == expected, (special, count)
+            assert len(found) <= count
+    if added > 1:
+        assert loaded.encode("the quick", truncate_prompt_tokens=1) == loaded.encode("the quick")[-1:]
+
+
+def test_truncation_of_a_chat_keeps_the_last_ids() -> None:
     loaded = tokenizer("llama_json")
-    ids = loaded.encode("the quick brown fox")
-    for count in range(1, len(ids) + 3):
-        assert loaded.encode("the quick brown fox", truncate_prompt_tokens=count) == ids[-count:]
     chat = loaded.encode_chat(CHAT, template="{{ messages[0].content }} there")
     assert loaded.encode_chat(CHAT, template="{{ messages[0].content }} there", truncate_prompt_tokens=2) == chat[-2:]
 
