@@ -135,7 +135,7 @@ class RequestStream:
     `tokenizer` may be None for token-only use; then text stays empty and stop strings are refused by the caller.
     `kept_tokens` are special tokens that stay in the text though others are skipped. `reading` says how the answers
     are read: where it knows reasoning, stop strings count from the answer's beginning (`AnswerStops`); with None all
-    text is the answer. `prompt_end` is what `prompt_end_of` makes of the same arguments, where the caller has it already.
+    text is the answer. `prompt_end` is what `prompt_end_of` makes of the same arguments, where the caller has it.
     """
 
     def __init__(
