@@ -215,6 +215,71 @@ def dealt_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tenants.Tenants, "dequeue", lambda self, sequence: None)
 
 
+def _untold(patch: pytest.MonkeyPatch, untold: tuple[int, ...]) -> None:
+    """Changes of some kinds are not written down."""
+    add = page_pool.Changes.add
+
+    def silent(self: Any, changes: list[page_pool.Change]) -> None:
+        add(self, [change for change in changes if change[2] not in untold])
+
+    patch.setattr(page_pool.Changes, "add", silent)
+
+
+def hit_outlives_its_pages(patch: pytest.MonkeyPatch) -> None:
+    """A remembered prefix is not told that a page of it was evicted or withdrawn."""
+    _untold(patch, (page_pool.FORGOTTEN,))
+
+
+def hit_outlives_withdrawal(patch: pytest.MonkeyPatch) -> None:
+    """A remembered prefix is told of eviction, but not when a failed request takes its pages back."""
+    withdraw = PagePool.withdraw
+
+    def untold(self: Any, pages: Any) -> None:
+        changes, self.changes = self.changes, page_pool.Changes()
+        withdraw(self, pages)
+        self.changes = changes
+
+    patch.setattr(PagePool, "withdraw", untold)
+
+
+def hit_does_not_grow(patch: pytest.MonkeyPatch) -> None:
+    """A remembered prefix is not told that the page after it was published."""
+    publish = PagePool.publish
+
+    def untold(self: Any, page: int, node: Any) -> None:
+        growth = None if node.parent is None else node.parent.growth
+        publish(self, page, node)
+        if growth is not None:
+            node.parent.growth = growth
+
+    patch.setattr(PagePool, "publish", untold)
+
+
+def hit_counts_old_owners(patch: pytest.MonkeyPatch) -> None:
+    """A remembered prefix is not told that its pages gained or lost their owners."""
+    _untold(patch, (page_pool.OWNED, page_pool.UNOWNED))
+
+
+def hit_trusts_a_gap(patch: pytest.MonkeyPatch) -> None:
+    """A remembered prefix that missed more changes than are kept stays as it was."""
+    since = page_pool.Changes.since
+    patch.setattr(page_pool.Changes, "since", lambda self, seen, most: since(self, seen, most) or [])
+
+
+def siblings_stay_parked(patch: pytest.MonkeyPatch) -> None:
+    """The siblings of a sequence that hits its whole prompt wait for it to publish something."""
+    unpark, admit = Scheduler._unpark, Scheduler._admit
+
+    def late(self: Any, sequence: Sequence, step: Any, reserved: int) -> Any:
+        self._unpark = lambda request: None
+        try:
+            return admit(self, sequence, step, reserved)
+        finally:
+            self._unpark = unpark.__get__(self)
+
+    patch.setattr(Scheduler, "_admit", late)
+
+
 MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     f.__name__: f
     for f in (
@@ -238,7 +303,22 @@ MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         running_is_not_counted_down,
         way_made_in_a_planned_row,
         dealt_twice,
+        hit_outlives_its_pages,
+        hit_outlives_withdrawal,
+        hit_does_not_grow,
+        hit_counts_old_owners,
+        hit_trusts_a_gap,
+        siblings_stay_parked,
     )
 }
+# Some of these make the scheduler no wrong plan, only another one than it would make without a memory.
+OF_MEMORY = (
+    "hit_outlives_its_pages",
+    "hit_outlives_withdrawal",
+    "hit_does_not_grow",
+    "hit_counts_old_owners",
+    "hit_trusts_a_gap",
+    "siblings_stay_parked",
+)
 # These show only where several tenants have requests.
 OF_TENANTS = ("running_is_not_counted_down", "way_made_in_a_planned_row")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.scheduling.scheduler import SchedulerLimits
@@ -11,9 +12,11 @@ from tests.jaxinfer.scheduling.simulator import VOCAB, World
 STREAMS = [tuple((i * k + k) % VOCAB for i in range(40)) for k in (1, 2, 5)]
 
 
-def run_episode(seed: int, *, actions: int = 40, tenants: tuple[str, ...] = ("",)) -> World:
+def run_episode(
+    seed: int, *, actions: int = 40, tenants: tuple[str, ...] = ("",), kind: type[World] = World, fail_every: int = 0
+) -> World:
     """Plays one random episode to its end; raises AssertionError when a book or a token is wrong. tenants: whose
-    requests come; one is drawn for each."""
+    requests come; one is drawn for each. fail_every: see SimulatedDevice."""
     rng = random.Random(seed)
     limits = SchedulerLimits(
         max_num_seqs=rng.randint(1, 4),
@@ -24,10 +27,19 @@ def run_episode(seed: int, *, actions: int = 40, tenants: tuple[str, ...] = ("",
         priority_ageing_seconds=3.0,
         enable_prefix_caching=rng.random() < 0.8,
     )
-    world = World(limits, page_size=rng.choice([1, 2, 4]), num_pages=rng.randint(4, 20))
+    world = kind(limits, page_size=rng.choice([1, 2, 4]), num_pages=rng.randint(4, 20))
+    world.device.fail_every = fail_every
     for _ in range(actions):
         _act(world, rng, tenants)
     world.finish()
+    return world
+
+
+def check_same_plans(seed: int, kind: type[World], **options: Any) -> World:
+    """Raises AssertionError unless an episode has the same plans in a world of the other kind."""
+    world, other = run_episode(seed, **options), run_episode(seed, kind=kind, **options)
+    for i, (ours, theirs) in enumerate(zip(world.plans, other.plans, strict=True)):
+        assert ours == theirs, f"step {i}: {ours} and {theirs}"
     return world
 
 

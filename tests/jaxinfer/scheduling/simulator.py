@@ -42,7 +42,10 @@ class _Slot:
 
 
 class SimulatedDevice:
-    """Runs plans in dispatch order. `salts` maps request ids to cache salts (the real device needs none)."""
+    """Runs plans in dispatch order. `salts` maps request ids to cache salts (the real device needs none).
+
+    fail_every: of the sampling rows each so manieth has no token; 0 is never.
+    """
 
     def __init__(self, limits: SchedulerLimits, page_size: int, num_pages: int) -> None:
         self.limits = limits
@@ -50,6 +53,7 @@ class SimulatedDevice:
         self.kv: list[list[Any]] = [[None] * page_size for _ in range(num_pages)]
         self.slots: dict[int, _Slot] = {}
         self.salts: dict[str, str] = {}
+        self.fail_every = self._sampled = 0
 
     def run(self, plan: StepPlan) -> StepResult:
         assert len({row.slot for row in plan.rows}) == len(plan.rows), "two rows share a slot"
@@ -116,6 +120,9 @@ class SimulatedDevice:
         token = next_token(prefix, slot.seed, slot.index, slot.regime)
         if row.samples:
             slot.last_token = token
+            self._sampled += 1
+            if self.fail_every and self._sampled % self.fail_every == 0:
+                return -1
         return token
 
 
@@ -152,6 +159,7 @@ class World:
         self.ended: dict[tuple[str, int], str] = {}
         self.in_flight: tuple[StepPlan, StepResult] | None = None
         self.clock = 0.0
+        self.plans: list[StepPlan] = []
 
     def submit(
         self,
@@ -179,6 +187,7 @@ class World:
 
     def step(self) -> StepPlan:
         plan = self.scheduler.schedule()
+        self.plans.append(plan)
         self.scheduler.check_integrity(plan)
         result = self.device.run(plan) if plan else None
         done, self.in_flight = self.in_flight, (plan, result) if result is not None else None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.jaxinfer.scheduling.episodes import run_episode
-from tests.mutants import MUTANTS, OF_TENANTS
+from tests.jaxinfer.scheduling.episodes import check_same_plans, run_episode
+from tests.jaxinfer.scheduling.fresh import FreshWorld
+from tests.mutants import MUTANTS, OF_MEMORY, OF_TENANTS
 
 EPISODES = 300
 
@@ -15,7 +16,10 @@ def test_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     MUTANTS[name](monkeypatch)
     for seed in range(EPISODES):
         try:
-            run_episode(seed, tenants=("", "a") if name in OF_TENANTS else ("",))
+            if name in OF_MEMORY:
+                check_same_plans(seed, FreshWorld, tenants=("", "a"), fail_every=29)
+            else:
+                run_episode(seed, tenants=("", "a") if name in OF_TENANTS else ("",))
         except Exception:  # a fault may show as a wrong token, a broken book or a crash: each of them is noticed
             return
     pytest.fail(f"{name} survived {EPISODES} episodes")
