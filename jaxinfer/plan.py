@@ -38,6 +38,14 @@ class PlanReport:
     sizes: Sizes
     bucket: str
 
+    @property
+    def full_length_requests(self) -> int:
+        """Requests of the longest kind that fit at once. Each holds whole pages, which it shares with nobody; the last
+        token's KV is never needed (see scheduling/checks.py)."""
+        sizes = self.sizes
+        each = -(-(sizes.max_model_len - 1) // sizes.page_size)
+        return min(sizes.max_num_seqs, (sizes.num_pages - 1) // max(1, each))
+
     def rows(self) -> list[tuple[str, str]]:
         """The report as (label, value), in reading order."""
         sizes, total = self.sizes, self.weight_bytes + self.slot_bytes + self.temporary_bytes + self.pool_bytes
@@ -51,7 +59,7 @@ class PlanReport:
             ("KV per token", f"{self.kv_bytes_per_token:,} bytes"),
             ("KV pool", f"{gib(self.pool_bytes)}: {sizes.num_pages:,} pages of {sizes.page_size} = {tokens:,} tokens"),
             ("longest request", f"{sizes.max_model_len:,} tokens"),
-            ("full-length requests at once", f"{tokens // sizes.max_model_len:,}"),
+            ("full-length requests at once", f"{self.full_length_requests:,}"),
             ("total", gib(total)),
         ]
 

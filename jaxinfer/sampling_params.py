@@ -10,7 +10,7 @@ from typing import Any
 
 MAX_LOGPROBS = 20  # alternatives per position, unless RuntimeConfig.max_logprobs says otherwise
 MAX_TOKEN_LIST = 1024  # entries in logit_bias + allowed_token_ids + bad_token_ids
-MAX_STOP_TOKEN_IDS = 128  # stop ids and end-of-sequence ids together
+MAX_STOP_TOKEN_IDS = 128  # stop ids and end-of-sequence ids together, where min_tokens holds them back
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024  # characters in one stop string
 MAX_N = 64
@@ -178,7 +178,7 @@ class SamplingParams:
             raise InvalidRequest("bad_token_ids", len(self.bad_token_ids), "it bans the whole vocabulary")
 
     def resolve_logprobs(self, vocab_size: int, max_logprobs: int) -> SamplingParams:
-        """These parameters with -1 replaced by the whole vocabulary.
+        """These parameters with -1, and what exceeds it, replaced by the whole vocabulary.
 
         Raises `InvalidRequest` when `logprobs` or `prompt_logprobs` asks for more than `max_logprobs` alternatives.
         """
@@ -189,8 +189,8 @@ class SamplingParams:
             if wanted is not None and wanted > max_logprobs:
                 allowed = f"it must be from 0 to {max_logprobs} (the engine's max_logprobs)"
                 raise InvalidRequest(name, count, allowed)
-            if wanted != count:
-                changes[name] = wanted
+            if wanted is not None and count != min(wanted, vocab_size):
+                changes[name] = min(wanted, vocab_size)
         return replace(self, **changes) if changes else self
 
     @property

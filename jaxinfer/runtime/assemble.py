@@ -85,6 +85,11 @@ def make_runner(model: Model, mesh: Mesh, runtime: RuntimeConfig, sizes: Sizes, 
     return Runner(spec, leaves, sizes, layout, model.shape.vocab, batch_invariant=runtime.batch_invariant)
 
 
+def possible_tokens(token_ids: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
+    """Those of a checkpoint's end tokens that its model can generate: the others end nothing."""
+    return tuple(token for token in token_ids if 0 <= token < vocab_size)
+
+
 def resolve_max_logprobs(runtime: RuntimeConfig, config: ModelConfig) -> int:
     """Alternatives that every step makes room for. Raises ConfigError when the vocabulary has fewer tokens."""
     if runtime.max_logprobs == -1:
@@ -160,7 +165,8 @@ def assemble_engine(
         max_num_seqs=sizes.max_num_seqs,
         max_num_batched_tokens=sizes.max_num_batched_tokens,
         max_model_len=sizes.max_model_len,
-        eos_token_ids=config.eos_token_ids,
+        eos_token_ids=possible_tokens(config.eos_token_ids, config.vocab_size),
+        vocab_size=config.vocab_size,
         longrope_border=config.longrope_border,
         priority_ageing_seconds=runtime.priority_ageing_seconds,
         enable_prefix_caching=runtime.enable_prefix_caching,

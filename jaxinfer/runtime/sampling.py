@@ -2,14 +2,14 @@
 
 Shapes: S rows, V vocabulary entries (padding included). A row goes through these stages:
 
-1. allowed and bad ids, logit bias, the ban on stop ids before min_tokens; then the penalties, which see what those left:
+1. allowed and bad ids, logit bias, the ban on stop ids before min_tokens; then the penalties of what those left:
    repetition, frequency, presence (``logits.py``);
 2. temperature 0 takes the largest logit, the lowest id among equals;
 3. otherwise temperature, then min-p, top-k over what is left, top-p over the renormalised rest (``thresholds.py``);
    ties at a cut all stay, and the likeliest token always does;
 4. one random number a row picks among the survivors: inverse distribution function over token ids.
 
-The order is that of vLLM 0.32 (``v1/sample/sampler.py``), and transformers 5 has the same but for two things: it cuts by
+The order is that of vLLM 0.32 (``v1/sample/sampler.py``). transformers 5 has the same but for two things: it cuts by
 min-p last, so that its top-p sums over more tokens, and it bans after the penalties, which comes to the same, since no
 penalty changes -inf. Ties at the cut of top-p stay here, where both keep those that their sort puts first: a row's
 result must not depend on a sort.

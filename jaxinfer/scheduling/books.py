@@ -16,7 +16,8 @@ from jaxinfer.scheduling.tenants import Tenants
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """Sizes the scheduler works within. `longrope_border`: length (tokens) beyond which RoPE's long factors apply."""
+    """Sizes the scheduler works within. `longrope_border`: length (tokens) beyond which RoPE's long factors apply.
+    `vocab_size`: None where nobody knows."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -25,6 +26,7 @@ class SchedulerLimits:
     longrope_border: int | None = None
     priority_ageing_seconds: float = 30.0
     enable_prefix_caching: bool = True
+    vocab_size: int | None = None
 
 
 class DuplicateRequest(ValueError):
@@ -54,7 +56,7 @@ class Books:
             raise DuplicateRequest(f"request id {submit.request_id!r} is in use")
         params, limits = submit.params, self.limits
         max_total = length_limit(submit, limits.max_model_len, self.pool)
-        stop_ids, banned_ids = stop_tokens(params, limits.eos_token_ids)
+        stop_ids, banned_ids = stop_tokens(params, limits.eos_token_ids, limits.vocab_size)
         order = submit.arrival + submit.priority * limits.priority_ageing_seconds
         tenant = self._tenants.join(submit.tenant, submit.weight, params.n)
         request = Request(submit, (order, self._arrivals), stop_ids, banned_ids, max_total, tenant)

@@ -36,7 +36,9 @@ def length_limit(submit: Submit, max_model_len: int, pool: PagePool) -> int:
     return max_total
 
 
-def stop_tokens(params: SamplingParams, eos_token_ids: tuple[int, ...]) -> tuple[frozenset[int], tuple[int, ...]]:
+def stop_tokens(
+    params: SamplingParams, eos_token_ids: tuple[int, ...], vocab_size: int | None = None
+) -> tuple[frozenset[int], tuple[int, ...]]:
     """The tokens that end a sequence, and those that it may not generate before min_tokens.
 
     The latter include end tokens that `ignore_eos` keeps from ending the text, as in vLLM. Raises InvalidRequest when
@@ -48,15 +50,18 @@ def stop_tokens(params: SamplingParams, eos_token_ids: tuple[int, ...]) -> tuple
         return stop_ids, ()
     banned = own | end
     if len(banned) > MAX_STOP_TOKEN_IDS:
-        held = f"the {len(end)} end tokens of the model" + (f" and {len(own)} stop_token_ids" if own else "")
+        held = f"the model's {len(end)} end tokens" + (f" and {len(own)} stop_token_ids" if own else "")
         raise InvalidRequest(
             "min_tokens", params.min_tokens, f"it holds back {held}, and at most {MAX_STOP_TOKEN_IDS} can be"
         )
-    if params.allowed_token_ids is not None and not set(params.allowed_token_ids) - banned - set(params.bad_token_ids):
+    allowed, bad = params.allowed_token_ids, set(params.bad_token_ids)
+    if allowed is not None and not set(allowed) - banned - bad:
         raise InvalidRequest(
-            "allowed_token_ids",
-            params.allowed_token_ids,
-            f"all of them end the text, so min_tokens {params.min_tokens} cannot be reached",
+            "allowed_token_ids", allowed, f"all of them end the text, so min_tokens {params.min_tokens} is out of reach"
+        )
+    if vocab_size is not None and len(banned | bad) >= vocab_size:
+        raise InvalidRequest(
+            "min_tokens", params.min_tokens, "with bad_token_ids and what ends the text it bans the whole vocabulary"
         )
     return stop_ids, tuple(sorted(banned))
 

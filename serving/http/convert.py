@@ -92,7 +92,7 @@ def completion(request: CompletionRequest) -> list[GenerationRequest]:
     if request.logprobs is not None:
         given["logprobs"] = request.logprobs
         if request.echo:
-            given["prompt_logprobs"] = max(request.logprobs, request.prompt_logprobs or 0)
+            given["prompt_logprobs"] = _most(request.logprobs, request.prompt_logprobs)
     prompts = _prompts(request)
     if len(prompts) > MAX_PROMPTS:
         raise InvalidRequest("prompt", f"{len(prompts)} prompts", f"at most {MAX_PROMPTS} are allowed")
@@ -103,6 +103,12 @@ def completion(request: CompletionRequest) -> list[GenerationRequest]:
         )
         for i, prompt in enumerate(prompts)
     ]
+
+
+def _most(logprobs: int, prompt_logprobs: int | None) -> int:
+    """The larger number of alternatives; -1 is all of them."""
+    asked = (logprobs, 0 if prompt_logprobs is None else prompt_logprobs)
+    return -1 if -1 in asked else max(asked)
 
 
 def _prompts(request: CompletionRequest) -> list[Prompt]:

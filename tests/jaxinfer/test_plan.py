@@ -10,9 +10,12 @@ import pytest
 from checkpoints.load import load_model
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.model_path import demo_path
-from jaxinfer.plan import make_plan
+from jaxinfer.plan import PlanReport, make_plan
 from jaxinfer.runtime.assemble import Model, choose_sizes, make_layout
+from jaxinfer.runtime.kv_cache import Sizes
 from jaxinfer.runtime.sharding import make_mesh
+from jaxinfer.scheduling.page_pool import PagePool
+from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
 from pallas_kernels.dispatch import DeviceTarget
 from serving.commands import plan as command
 
@@ -54,6 +57,31 @@ def test_refusals(loaded: Model, capsys: pytest.CaptureFixture[str]) -> None:
     error = capsys.readouterr().err
     assert "max_model_len is 512, but the KV pool holds 128 tokens (num_pages = 3)" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("pages", "length", "right"),
+    [
+        (41, 130, 4),  # 640 tokens and yet not 4.9 requests: each takes 9 pages
+        (41, 129, 5),  # the last token's KV is never needed: 8 pages
+        (41, 128, 5),
+        (9, 129, 1),
+        (80, 64, 8),  # slots are what limits
+        (2, 1, 1),
+    ],
+)
+def test_full_length_requests_are_counted_in_pages(pages: int, length: int, right: int) -> None:
+    sizes = Sizes(length, 8, 8, 16, pages, 1, pages * 16, ())
+    report = PlanReport("m", "cpu", 1, 1, 1, 1, 1, 1, sizes, "b")
+    assert report.full_length_requests == right
+    assert dict(report.rows())["full-length requests at once"] == str(right)
+    scheduler = Scheduler(SchedulerLimits(8, 2048, length), PagePool(pages, 16))
+    if length < 2:
+        return
+    held = 0  # as the scheduler's own check counts: requests until their pages are more than there are
+    while held < 8 and (held + 1) * scheduler.kv.pages_for(length - 1) <= scheduler.pool.usable_pages:
+        held += 1
+    assert held == right
 
 
 def test_command_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:

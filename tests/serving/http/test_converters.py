@@ -13,10 +13,10 @@ from jaxinfer.text import IncrementalDetokenizer
 from jaxinfer.text.answers import AnswerFormat
 from serving.http import chat_input, responses_input
 from serving.http.answers import kept_tokens, new_call_id, reasoning_begun
-from serving.http.convert import _SAMPLING
+from serving.http.convert import _SAMPLING, completion
 from serving.http.decode import decode
 from serving.http.logprobs import CompletionLogprobs, Spelling, chat_logprobs, prompt_logprobs
-from serving.http.models import ResponsesRequest
+from serving.http.models import CompletionRequest, ResponsesRequest
 from tests.serving.harness import run, tokenizer
 from tests.serving.http.harness import http_serving, says
 
@@ -158,6 +158,16 @@ def test_echo_scores_a_prompt_without_generating(stream):
             assert (usage["prompt_tokens"], usage["completion_tokens"]) == (4, 0)
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "prompt_logprobs", "right"),
+    [(2, None, 2), (2, 5, 5), (5, 2, 5), (0, None, 0), (-1, None, -1), (-1, 3, -1), (3, -1, -1), (0, -1, -1)],
+)
+def test_echo_asks_for_the_larger_number_and_minus_one_is_all(logprobs, prompt_logprobs, right):
+    body = {"prompt": "ab", "echo": True, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs}
+    (request,) = completion(decode(msgspec.json.encode(body), CompletionRequest))
+    assert (request.sampling["logprobs"], request.sampling["prompt_logprobs"]) == (logprobs, right)
 
 
 def test_echo_gives_what_the_model_saw():
