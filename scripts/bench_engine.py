@@ -11,7 +11,8 @@ Workloads, all greedy with end-of-sequence ignored, best of two runs after a war
 For each: output tokens per second, milliseconds a step, padding waste (tokens computed for nothing), how much of the
 memory-bound limit a decode step reaches (weight bytes over the measured read bandwidth of this machine), and backend
 compilations after ready, which must be 0. Then the host's cost of schedule + pack + update at 64 and 256 running rows
-on a pretended device, with stop ids, penalties and page growth in every row.
+on a pretended device, with stop ids, penalties and page growth in every row; and what schedule() takes while long
+prompts wait (`bench_scheduler.py`, which alone needs no model).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import bench_scheduler
 from rich.console import Console
 from rich.table import Table
 
@@ -188,8 +190,10 @@ def main() -> int:
     runs = [run_setting(args, setting, names, bandwidth) for setting in args.settings.split(",")]
     show_ratios(runs)
     show_host(host)
+    waiting = bench_scheduler.run(**bench_scheduler.SIZES)
     if args.json:
-        Path(args.json).write_text(json.dumps({"bandwidth": bandwidth, "runs": runs, "host": host}, indent=1))
+        figures = {"bandwidth": bandwidth, "runs": runs, "host": host, "waiting": waiting}
+        Path(args.json).write_text(json.dumps(figures, indent=1))
     return 0
 
 

@@ -40,6 +40,7 @@ from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
 BAR_MS = 1.2  # p99 of schedule() at 256 running rows
 RUNNING = 256
 PROMPT = 16_384
+SIZES = {"steps": 1000, "waiting": 1000, "num_pages": 500_000}
 _TOKENS = list(range(30_000))  # one object for each id: a million ints would be 30 MB
 WAITS_FOR = ("slots", "pages", "budget", "nothing")
 
@@ -71,7 +72,7 @@ class Load:
         self._rng = random.Random(setting.seed)
         slots = setting.running * (1 if setting.waits_for in ("slots", "nothing") else 2)
         budget = setting.running if setting.waits_for == "budget" else 8 * setting.running
-        limits = SchedulerLimits(slots, budget, 2 * setting.prompt + setting.prompt, eos_token_ids=(2,))
+        limits = SchedulerLimits(slots, budget, 3 * setting.prompt, eos_token_ids=(2,))
         self.scheduler = Scheduler(limits, PagePool(setting.num_pages, setting.page_size))
         self._before: StepPlan | None = None
         self._serial = 0
@@ -164,9 +165,9 @@ def run(steps: int, waiting: int, num_pages: int) -> list[dict[str, Any]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--waiting", type=int, default=1000)
-    parser.add_argument("--pages", type=int, default=500_000)
+    parser.add_argument("--steps", type=int, default=SIZES["steps"])
+    parser.add_argument("--waiting", type=int, default=SIZES["waiting"])
+    parser.add_argument("--pages", type=int, default=SIZES["num_pages"])
     parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     rows = run(args.steps, args.waiting, args.pages)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import queue
 from typing import Any
 
 import pytest
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.engine import EngineLoop
+from jaxinfer.messages import Drain, Drained, Submit
+from jaxinfer.sampling_params import InvalidRequest, SamplingParams
+from jaxinfer.scheduling import tenants
 from jaxinfer.scheduling.page_pool import IntegrityError, PagePool, PoolExhausted
-from jaxinfer.scheduling.scheduler import DuplicateRequest, SchedulerLimits
+from jaxinfer.scheduling.plan import StepPlan, StepResult
+from jaxinfer.scheduling.request import Sequence
+from jaxinfer.scheduling.scheduler import DuplicateRequest, Scheduler, SchedulerLimits
 from tests.jaxinfer.scheduling.simulator import World
 
 
@@ -132,3 +138,89 @@ def test_equal_hashes_of_different_tokens_do_not_collide() -> None:
     assert node is not None
     assert pool.lookup(node) == page
     assert pool.prefixes.find(pool.prefixes.root("other salt"), (-1, 5)) is None
+
+
+def test_an_idle_engine_looks_at_totals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between requests nothing costs what the pool is large; a page that is missing is noticed all the same."""
+    loop = EngineLoop(Scheduler(SchedulerLimits(2, 8, 64), PagePool(30, 4)), Runner(), None)  # type: ignore[arg-type]
+    looked: list[int] = []
+    check = PagePool.check_integrity
+    monkeypatch.setattr(PagePool, "check_integrity", lambda *args: looked.append(1) or check(*args))
+
+    def serve() -> list[Any]:
+        inbox: queue.Queue[Any] = queue.Queue()
+        for i in range(3):
+            inbox.put(Submit(f"r{i}", (1, 2, 3), SamplingParams(max_tokens=3), 0, 0, float(i)))
+        inbox.put(Drain())
+        posted: list[Any] = []
+        loop._draining = False
+        loop.run(inbox, posted.append)
+        return posted
+
+    assert isinstance(serve()[-1], Drained)
+    assert not looked
+    lost = loop.scheduler.pool.allocate(2)
+    with pytest.raises(
+        IntegrityError, match=r"no request is left, but these are still taken: \{'pages': 2, 'slots': 0"
+    ):
+        serve()
+    assert len(lost) == 2
+
+
+class Runner:
+    """Answers every row with a token."""
+
+    padded_tokens = compilations = 0
+
+    def dispatch(self, plan: StepPlan) -> Any:
+        return Done(StepResult([5] * len(plan.rows)))
+
+
+class Done:
+    ready = True
+
+    def __init__(self, result: StepResult) -> None:
+        self.result = lambda: result
+
+
+def test_coming_and_going_costs_the_logarithm_of_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = 0
+    order_of = tenants.order_of
+
+    def counting(sequence: Sequence) -> Any:
+        nonlocal counted
+        counted += 1
+        return order_of(sequence)
+
+    monkeypatch.setattr(tenants, "order_of", counting)
+    scheduler = Scheduler(SchedulerLimits(1, 8, 64), PagePool(30, 4))
+    for i in range(3000):
+        scheduler.add(Submit(f"r{i}", (1, 2, 3), SamplingParams(max_tokens=3), 0, i % 5, float(i)))
+    for name in ("r2999", "r1000", "r7"):
+        counted = 0
+        scheduler.abort(name)
+        assert counted < 20
+    assert scheduler.num_waiting == 3000 - 3
+    scheduler.check_integrity()
+
+
+def test_siblings_share_their_prompt() -> None:
+    scheduler = Scheduler(SchedulerLimits(4, 64, 4096), PagePool(300, 16))
+    prompt = tuple(range(3000))
+    scheduler.add(Submit("r", prompt, SamplingParams(n=64), 0, 0, 0.0))
+    sequences = scheduler._requests["r"].sequences
+    assert all(sequence.request.prompt is prompt for sequence in sequences)
+    assert sum(len(sequence.output_ids) for sequence in sequences) == 0
+
+
+def test_tokens_of_prompt_and_output() -> None:
+    w = world(num_pages=40)
+    w.submit((1, 2, 3, 4, 5), max_tokens=9, ignore_eos=True)
+    for _ in range(6):
+        w.step()
+    sequence = w.scheduler._requests["r0"].sequences[0]
+    whole = (1, 2, 3, 4, 5, *sequence.output_ids)
+    assert sequence.num_known == len(whole) > 7
+    for start in range(len(whole)):
+        for end in range(start, len(whole) + 1):
+            assert sequence.tokens(start, end) == whole[start:end]
