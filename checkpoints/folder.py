@@ -152,8 +152,9 @@ def _tokenizer_length(folder: Path) -> int | None:
         length = read_json_object(path).get("model_max_length") if path.is_file() else None
     except CheckpointError:
         return None  # whoever loads the tokenizer says what is wrong with the file
-    counts = isinstance(length, int | float) and not isinstance(length, bool) and 1 <= length < 2**53
-    return int(length) if counts else None
+    if not isinstance(length, int | float) or isinstance(length, bool) or not 1 <= length < 2**53:
+        return None
+    return int(length)
 
 
 def read_stored(folder: Path) -> dict[str, Any]:
