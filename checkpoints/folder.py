@@ -120,19 +120,20 @@ def _hf_config(folder: Path, generation: dict[str, Any]) -> ModelConfig:
     hf_config = read_json_object(folder / HF_CONFIG_FILE)
     quantization_keys = (QUANTIZATION_KEY, side_files.COMPRESSION_KEY)
     described = {key: value for key, value in hf_config.items() if key not in quantization_keys}
-    file = folder / HF_CONFIG_FILE
     try:
         if all(described.get(key) in (None, "auto") for key in ("dtype", "torch_dtype")):
             described["dtype"] = _stored_dtype(folder)
         config = model_config(described, generation)
-        found = side_files.quantization_settings(folder, hf_config)
-        if found is not None:
-            from checkpoints.quantized import parse  # brings numpy, which a server's own process does without
-
-            file, settings = found
-            parse(settings)  # `checkpoints.quantized.mapping.read_quantization` says what it means
     except ConfigError as error:
-        raise CheckpointError(f"{file}: {error}") from error
+        raise CheckpointError(f"{folder / HF_CONFIG_FILE}: {error}") from error
+    found = side_files.quantization_settings(folder, hf_config)
+    if found is not None:
+        from checkpoints.quantized import parse  # brings numpy, which a server's own process does without
+
+        try:
+            parse(found.settings)  # `checkpoints.quantized.mapping.read_quantization` says what it means
+        except ConfigError as error:
+            raise found.fault(error) from error
     return replace(config, notes=(*config.notes, *side_files.notes(folder)), tokenizer_length=_tokenizer_length(folder))
 
 

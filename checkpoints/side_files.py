@@ -11,6 +11,7 @@ import fnmatch
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,34 @@ def notes(folder: Path) -> tuple[str, ...]:
     return ()
 
 
-def quantization_settings(folder: Path, hf_config: Mapping[str, Any]) -> tuple[Path, Any] | None:
-    """Which file says how the weights are quantized, and what it says; None where they are not.
+@dataclass(frozen=True)
+class QuantizationSettings:
+    """How the weights are quantized, as in a `quantization_config`, and where that is written.
+
+    Attributes:
+        file: the file that says so.
+        key: the key of it that holds the settings; "" where the whole file does.
+        settings: with the keys of a quantization_config.
+        renamed: {key of a quantization_config: the key that the file has}.
+    """
+
+    file: Path
+    key: str
+    settings: Any
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def fault(self, error: Exception) -> CheckpointError:
+        """The error of a parser of quantization_configs, in the words of the file."""
+        text = str(error)
+        for name, written in self.renamed.items():
+            text = re.sub(rf"\b{QUANTIZATION_KEY}\.{name}\b", f"{QUANTIZATION_KEY}.{written}", text)
+        prefix = f"{self.key}." if self.key else ""
+        text = text.replace(f"{QUANTIZATION_KEY}.", prefix).replace(QUANTIZATION_KEY, self.key or "it")
+        return CheckpointError(f"{self.file}: {text}")
+
+
+def quantization_settings(folder: Path, hf_config: Mapping[str, Any]) -> QuantizationSettings | None:
+    """What the folder says of how its weights are quantized; None where they are not.
 
     config.json's quantization_config counts before the files of AutoGPTQ and AutoAWQ, as in vLLM. Those name their keys
     in their own way and no method; here both are as in a quantization_config.
@@ -103,11 +130,11 @@ def quantization_settings(folder: Path, hf_config: Mapping[str, Any]) -> tuple[P
     """
     config_file = folder / HF_CONFIG_FILE
     if settings := hf_config.get(QUANTIZATION_KEY):
-        return config_file, settings
+        return QuantizationSettings(config_file, QUANTIZATION_KEY, settings)
     if settings := hf_config.get(COMPRESSION_KEY):
-        return config_file, {"quant_method": "compressed-tensors", **settings} if isinstance(
-            settings, dict
-        ) else settings
+        if isinstance(settings, dict):
+            settings = {"quant_method": "compressed-tensors", **settings}
+        return QuantizationSettings(config_file, COMPRESSION_KEY, settings)
     if (folder / MODELOPT_FILE).is_file():
         described = read_json_object(folder / MODELOPT_FILE).get("quantization")
         algorithm = described.get("quant_algo") if isinstance(described, dict) else None
@@ -121,17 +148,17 @@ def quantization_settings(folder: Path, hf_config: Mapping[str, Any]) -> tuple[P
             f"{folder}: has {' and '.join(found)}; expected one that says how the weights are quantized"
         )
     if found:
-        return folder / found[0], _as_quantization_config(read_json_object(folder / found[0]))
+        return _of_quantizer(folder / found[0], read_json_object(folder / found[0]))
     _check_tensors(folder)
     return None
 
 
-def _as_quantization_config(settings: dict[str, Any]) -> dict[str, Any]:
+def _of_quantizer(file: Path, settings: dict[str, Any]) -> QuantizationSettings:
     """AutoAWQ wrote w_bit and q_group_size; neither it nor AutoGPTQ named a method."""
-    renamed = {"w_bit": "bits", "q_group_size": "group_size"}
-    result = {renamed.get(key, key): value for key, value in settings.items()}
-    awq = settings.keys() & {"w_bit", "q_group_size", "zero_point"}
-    return {"quant_method": "awq" if awq else "gptq"} | result
+    ours = {"w_bit": "bits", "q_group_size": "group_size"}
+    method = "awq" if settings.keys() & {*ours, "zero_point"} else "gptq"
+    result = {"quant_method": method} | {ours.get(key, key): value for key, value in settings.items()}
+    return QuantizationSettings(file, "", result, {name: key for key, name in ours.items() if key in settings})
 
 
 def _check_tensors(folder: Path) -> None:

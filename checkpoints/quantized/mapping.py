@@ -73,12 +73,11 @@ def read_quantization(folder: Path, config: ModelConfig) -> Quantization | None:
     found = quantization_settings(folder, read_json_object(folder / HF_CONFIG_FILE))
     if found is None:
         return None
-    file, settings = found
     try:
-        format_ = parse(settings)
+        format_ = parse(found.settings)
         return Quantization(format_, MappingProxyType(_stored(format_, config, folder)))
     except ConfigError as error:
-        raise CheckpointError(f"{file}: {error}") from error
+        raise found.fault(error) from error
 
 
 def _stored(format_: Format, config: ModelConfig, folder: Path) -> dict[str, StoredMatrix]:

@@ -79,6 +79,8 @@ def _translate(family: Family, hf_config: Values, generation_config: Values) -> 
     notes: list[str] = []
     by_type = rope_configs(family, hf_config, fields["head_dim"], notes)
     ropes, layers = _layers(family, values, layer_types, by_type)
+    if any(rope.kind == "dynamic" for rope in ropes):
+        notes.append("dynamic RoPE is served inside the trained length only, where it equals the default")
     return ModelConfig(
         architecture=family.architecture,
         layers=layers,

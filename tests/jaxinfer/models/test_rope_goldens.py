@@ -39,7 +39,7 @@ def test_frequencies_are_those_of_transformers(name: str) -> None:
 
 
 def test_what_transformers_refuses() -> None:
-    """yarn without a factor is refused here too; `su`, of Phi-3's first files, is longrope, as it was in transformers 4."""
+    """yarn without a factor is refused here too; `su`, of Phi-3's first files, is longrope, as in transformers 4."""
     assert {name for name in CASES if "error" in CASES[name]} == {"yarn without factor", "su"}
     with pytest.raises(ConfigError, match="factor"):
         model_config(CASES["yarn without factor"]["config"])
