@@ -79,6 +79,9 @@ class LayerConfig:
     rope: int | None = 0
 
 
+_RARE = ("linear_rope_counted", "context_length", "notes")  # fields of ModelConfig
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only Transformer. Sizes in elements; every multiplier is applied exactly once, in float32 semantics.
@@ -204,7 +207,10 @@ class ModelConfig:
         return length if self.dynamic_border is None else min(length, self.dynamic_border)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """For JSON. What most models do not have is left out, and so is what is read anew of other files."""
+        data = dataclasses.asdict(self)
+        del data["tokenizer_length"]
+        return {name: value for name, value in data.items() if name not in _RARE or value}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:

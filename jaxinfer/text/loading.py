@@ -143,7 +143,7 @@ def _from_model(files: TokenizerFiles, name: str, tokens: SpecialTokens) -> _Dra
     ]
     recipe = pipelines.recipe_for(name)
     if recipe is None:
-        draft = _generic_from_model(files, model, tokens)
+        draft = _generic_from_model(files, name, model, tokens)
         extra = [token for token in extra if token.special]  # the pipeline itself finds user-defined pieces
     else:
         vocab = {piece: index for index, (piece, _) in enumerate(model.pieces)}
@@ -159,7 +159,7 @@ def _from_model(files: TokenizerFiles, name: str, tokens: SpecialTokens) -> _Dra
     return draft
 
 
-def _generic_from_model(files: TokenizerFiles, model: SentencePieceModel, tokens: SpecialTokens) -> _Draft:
+def _generic_from_model(files: TokenizerFiles, name: str, model: SentencePieceModel, tokens: SpecialTokens) -> _Draft:
     config = files.tokenizer_config
     backend = sentencepiece_pipeline.build(
         model, {index: str(token) for index, token in tokens.added.items()}, legacy=bool(config.get("legacy", True))
@@ -171,7 +171,11 @@ def _generic_from_model(files: TokenizerFiles, model: SentencePieceModel, tokens
         ("eos_token", model.eos_id, model.eos_piece),
         ("unk_token", model.unk_id, model.unk_piece),
     )
-    draft = _Draft(backend, {name: piece for name, index, piece in named if index >= 0})
+    draft = _Draft(backend, {token: piece for token, index, piece in named if index >= 0})
+    if name != pipelines.GENERIC:
+        draft.notes.append(
+            f"tokenizer_class {name} has no rules of its own here: {TOKENIZER_MODEL} is read by its own settings"
+        )
     if differing := sentencepiece_pipeline.releases_differ(model):
         draft.notes.append(f"{TOKENIZER_MODEL}: {differing}")
     return draft

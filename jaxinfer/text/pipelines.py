@@ -1,4 +1,4 @@
-"""Which tokenization pipeline a folder gets: the rules of transformers 5, written as data and four small builders.
+"""Which tokenization pipeline a folder gets: the rules of transformers 5.24, written as data and four small builders.
 
 transformers 5 does not always run the pipeline that tokenizer.json describes. For a few tokenizer classes it takes the
 vocabulary, the merges and the post-processor from the file and rebuilds the normalizer, the pre-tokenizer and the

@@ -69,6 +69,18 @@ def test_lengths_are_counts(value: Any) -> None:
         model_config(ALL["Llama-2-7b"] | {"max_sequence_length": value})
 
 
+def test_only_what_is_not_usual_is_stored() -> None:
+    new = {"linear_rope_counted", "context_length", "tokenizer_length", "notes"}
+    assert not new & model_config(ALL["Llama-2-7b"]).to_dict().keys()
+    assert new & model_config(ALL["gemma-3-1b"]).to_dict().keys() == {"linear_rope_counted"}
+    short = model_config(
+        ALL["Llama-2-7b"] | {"max_seq_len": 99, "rope_parameters": {"rope_theta": 7.0}, "rope_theta": 5}
+    )
+    stored = ModelConfig.from_dict(json.loads(json.dumps(short.to_dict())))
+    assert (stored.longest, stored.notes) == (99, short.notes)
+    assert short.notes
+
+
 def folder(path: Path, tokenizer: Any, **changes: Any) -> ModelConfig:
     (path / "config.json").write_text(json.dumps(ALL["Llama-2-7b"] | changes))
     (path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": tokenizer}))

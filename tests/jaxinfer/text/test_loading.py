@@ -127,7 +127,7 @@ def test_the_model_type_can_be_given_instead_of_read(tmp_path: Path) -> None:
     assert not load_tokenizer(tmp_path, model_type="mistral").notes
 
 
-def test_notes_say_where_files_are_not_followed() -> None:
+def test_notes_say_where_files_are_not_followed(tmp_path: Path) -> None:
     assert any(
         "unigram model, but LlamaTokenizer reads it as BPE" in note for note in tokenizer("llama_model_unigram").notes
     )
@@ -135,6 +135,10 @@ def test_notes_say_where_files_are_not_followed() -> None:
     assert any("replaces the pre_tokenizer" in note for note in tokenizer("gpt2_class").notes)
     assert tokenizer("byte_level").notes == ()
     assert tokenizer("llama_model_legacy").notes == ()
+    unknown = write_folder(
+        tmp_path, case("model_alone"), **{"tokenizer_config.json": {"tokenizer_class": "CodeLlamaTokenizer"}}
+    )
+    assert any("CodeLlamaTokenizer has no rules of its own here" in note for note in load_tokenizer(unknown).notes)
     (note,) = tokenizer("llama_model").notes
     assert "does not say legacy: it is false as in transformers 5" in note
 
