@@ -50,8 +50,8 @@ _OTHER_WEIGHTS = (
     ("*.pth", "is a pickle, which can run code when it is read; expected safetensors"),
     ("*.pt", "is a pickle, which can run code when it is read; expected safetensors"),
     ("*.onnx", "is ONNX, which is not read; expected safetensors"),
-    ("params.json", "describes a model in the layout of its publisher's own code; expected transformers' config.json"),
 )
+_PARAMS_FILE = "params.json"  # beside a config.json it says nothing that matters
 _NOT_THE_MODEL = ("consolidated*", "adapter_*")  # safetensors files that are no part of a model in transformers' layout
 
 # Ends of tensor names that only a quantized layer has, and who writes them.
@@ -84,6 +84,11 @@ def check_weights(folder: Path) -> None:
     for pattern, what in _OTHER_WEIGHTS:
         if found := next((name for name in names if fnmatch.fnmatch(name, pattern)), None):
             raise CheckpointError(f"{folder}: {found} {what}")
+    if _PARAMS_FILE in names and HF_CONFIG_FILE not in names:
+        raise CheckpointError(
+            f"{folder}: {_PARAMS_FILE} describes a model in the layout of its publisher's own code; expected "
+            "transformers' config.json"
+        )
 
 
 def notes(folder: Path) -> tuple[str, ...]:

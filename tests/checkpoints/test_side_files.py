@@ -41,7 +41,6 @@ def config_only(folder: Path, **changes: Any) -> Path:
         ("consolidated.00.pth", "consolidated.00.pth has the names and layout"),
         ("adapter_model.safetensors", "adapter_model.safetensors is a LoRA adapter"),
         ("adapter_config.json", "adapter_config.json is a LoRA adapter"),
-        ("params.json", "params.json describes a model in the layout of its publisher's own code"),
         ("tf_model.h5", "tf_model.h5 is TensorFlow's"),
         ("flax_model.msgpack", "flax_model.msgpack is Flax's"),
         ("model.onnx", "model.onnx is ONNX"),
@@ -57,6 +56,15 @@ def test_weights_of_another_kind_are_named(tmp_path: Path, file: str, words: str
         read_config(folder)
     assert words in str(error.value)
     assert "expected" in str(error.value)
+
+
+def test_the_publishers_own_config_is_named_unless_there_is_another(tmp_path: Path) -> None:
+    folder = config_only(tmp_path / "model")
+    (folder / "params.json").write_text("{}")
+    read_config(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"params\.json describes a model in the layout of its publisher's own"):
+        read_config(folder)
 
 
 def test_the_plan_refuses_them_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
