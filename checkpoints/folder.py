@@ -198,7 +198,9 @@ def _with_end_tokens(config: ModelConfig, folder: Path, generation: dict[str, An
 
     path = folder / HF_CONFIG_FILE
     # Whoever takes that copy away has what the source said.
-    hf_config = read_json_object(path) if path.exists() else {"eos_token_id": list(config.eos_token_ids)}
+    hf_config: dict[str, Any] = {"eos_token_id": list(config.eos_token_ids)}
+    if path.exists():
+        hf_config = read_json_object(path)
     hf_config["architectures"] = [config.architecture]
     try:
         return replace(config, eos_token_ids=end_tokens(hf_config, generation, config.vocab_size))

@@ -86,10 +86,23 @@ class _SequenceText:
 
     __slots__ = ("detokenizer", "done", "min_tokens", "stops", "tokens")
 
-    def __init__(self, detokenizer: IncrementalDetokenizer | None, stops: AnswerStops | None, min_tokens: int) -> None:
-        self.detokenizer = detokenizer
-        self.stops = stops
-        self.min_tokens = min_tokens
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        prompt: PromptEnd,
+        params: SamplingParams,
+        kept_tokens: Set[int],
+        reading: AnswerReading | None,
+    ) -> None:
+        self.detokenizer = (
+            IncrementalDetokenizer(
+                tokenizer, prompt, skip_special_tokens=params.skip_special_tokens, kept_tokens=kept_tokens
+            )
+            if tokenizer is not None
+            else None
+        )
+        self.stops = _stops(params, reading)
+        self.min_tokens = params.min_tokens
         self.tokens = 0
         self.done = False
 
@@ -160,14 +173,7 @@ class RequestStream:
         )
         if prompt_end is None:
             prompt_end = prompt_end_of(tokenizer, prompt_token_ids, params, kept_tokens)
-        self._texts: list[_SequenceText] = []
-        for _ in range(params.n):
-            detokenizer = None
-            if tokenizer is not None:
-                detokenizer = IncrementalDetokenizer(
-                    tokenizer, prompt_end, skip_special_tokens=params.skip_special_tokens, kept_tokens=kept_tokens
-                )
-            self._texts.append(_SequenceText(detokenizer, _stops(params, reading), params.min_tokens))
+        self._texts = [_SequenceText(tokenizer, prompt_end, params, kept_tokens, reading) for _ in range(params.n)]
         self._open = params.n
 
     def push_prompt(self, scored: PromptScored) -> None:

@@ -6,6 +6,7 @@ import sys
 from typing import NamedTuple
 
 from jaxinfer.text.answers import AnswerFormat, Event, ReasoningSplitter
+from jaxinfer.text.answers.scanning import SPACE
 from jaxinfer.text.stop import Held, StopStrings
 
 
@@ -48,6 +49,7 @@ class AnswerStops:
         self._before = 0  # of them in front of the answer
         self._open_at = 0 if opened else sys.maxsize
         self._held = Held()  # text of which the splitter has not said what it is
+        self._space: list[str] = []  # white space that came last, which the splitter has not seen
 
     @property
     def matched(self) -> str | None:
@@ -66,8 +68,12 @@ class AnswerStops:
         self._held.add(text)
         events: list[Event] = []
         for position, character in enumerate(text, 1):
+            self._space.append(character)
+            if character in SPACE:
+                continue
             # One by one: so what is returned first is one stretch of the text, right before what is undecided.
-            answer = self._splitter.push(character, events)
+            answer = self._splitter.push("".join(self._space), events)
+            self._space.clear()
             if answer:
                 self._length += position
                 shown = self._begin(len(answer), self._splitter.undecided)
@@ -76,7 +82,7 @@ class AnswerStops:
                 more, match = self._answer(held + text[position:])
                 return shown + more, match
         self._length += len(text)
-        return self._held.take(self._length - self._splitter.undecided), None
+        return self._held.take(self._length - self._splitter.undecided - len(self._space)), None
 
     def peek(self, text: str) -> str | None:
         """As `StopStrings.peek`."""
@@ -90,7 +96,8 @@ class AnswerStops:
         shown, match = "", None
         if self._splitter is not None:
             events: list[Event] = []
-            shown = self._begin(len(self._splitter.finish(events)), 0)
+            answer = self._splitter.push("".join(self._space), events) + self._splitter.finish(events)
+            shown = self._begin(len(answer), 0)
             rest, match = self._answer(self._held.take(self._length))
             shown += rest
         if match is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jaxinfer.generation_config import generation_defaults, generation_notes, passed_over
+from serving.commands.options import generation_config_notes
+from tests.fakes import write_model
 
 
 def test_defaults_are_those_of_vllm() -> None:
@@ -62,3 +65,10 @@ def test_one_sentence_with_long_values_cut() -> None:
     assert note.startswith("generation_config.json: without effect here: suppress_tokens = [0, 1, 2, ")
     assert note.endswith("..., num_beams = 2")
     assert len(note) < 140
+
+
+def test_a_server_is_told_unless_the_file_is_left_out(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, temperature=0.5, no_repeat_ngram_size=3)
+    note = "generation_config.json: without effect here: no_repeat_ngram_size = 3"
+    assert generation_config_notes(folder, "auto") == (note,)
+    assert generation_config_notes(folder, "none") == ()

@@ -56,7 +56,8 @@ def test_model_info():
     async def test():
         options = FakeOptions(max_num_seqs=3, max_model_len=100, num_pages=11, page_size=16)
         defaults = {"temperature": 0.5, "top_k": 7}
-        async with serving(options, name="mine", max_waiting=9, sampling_defaults=defaults) as s:
+        more = {"sampling_defaults": defaults, "notes": ("a word",)}
+        async with serving(options, name="mine", max_waiting=9, **more) as s:
             info = await s.stub.GetModelInfo(pb.GetModelInfoRequest())
             assert (info.model, info.architecture, info.vocab_size) == ("mine", "FakeForCausalLM", VOCAB_SIZE)
             limits = info.limits
@@ -73,7 +74,7 @@ def test_model_info():
             assert info.has_tokenizer
             assert list(info.chat_templates) == ["default"]
             assert [(e.name, e.compile_seconds) for e in info.executables] == [("T8 S8", 0.25), ("T64 S8", 0.5)]
-            assert list(info.notes)
+            assert list(info.notes) == [*s.engine.info.notes, "a word"]
             assert info.server_version == jaxinfer.__version__
 
     run(test())

@@ -10,6 +10,7 @@ from jaxinfer.text.answers.events import Content, Event
 from jaxinfer.text.answers.llama3 import Llama3Parser
 from jaxinfer.text.answers.mistral import MistralParser
 from jaxinfer.text.answers.reasoning import ReasoningSplitter, ReasoningTags
+from jaxinfer.text.answers.scanning import SPACE
 
 _CALLS: dict[str, type[CallParser]] = {"hermes": HermesParser, "llama3": Llama3Parser, "mistral": MistralParser}
 _REASONING = {"think": ReasoningTags("<think>", "</think>"), "mistral": ReasoningTags("[THINK]", "[/THINK]")}
@@ -88,6 +89,7 @@ class AnswerParser:
         calls = _CALLS.get(form.tool_calls) if tools is not None else None
         self._reasoning = None if form.tags is None else form.splitter(begun=begun, tools=tools)
         self._calls = None if calls is None else calls(tools or ())
+        self._space: list[str] = []  # white space that came last
 
     @property
     def trivial(self) -> bool:
@@ -96,6 +98,12 @@ class AnswerParser:
 
     def push(self, text: str) -> list[Event]:
         events: list[Event] = []
+        if not text.strip(SPACE):
+            self._space.append(text)  # nothing becomes certain by it, and a model may write a lot of it
+            return events
+        if self._space:
+            text = "".join([*self._space, text])
+            self._space.clear()
         if self._reasoning is not None:
             text = self._reasoning.push(text, events)
         self._push_rest(text, events)
@@ -103,6 +111,8 @@ class AnswerParser:
 
     def finish(self) -> list[Event]:
         events: list[Event] = []
+        space = "".join(self._space)
+        self._push_rest(space if self._reasoning is None else self._reasoning.push(space, events), events)
         if self._reasoning is not None:
             self._push_rest(self._reasoning.finish(events), events)
         if self._calls is not None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxinfer.text import AnswerReading, AnswerStops, StopStrings
-from jaxinfer.text.answers import AnswerFormat
+from jaxinfer.text.answers import AnswerFormat, AnswerParser, Event, ReasoningSplitter
 
 THINK = AnswerFormat(reasoning="think")
 PIECES = ("<think>", "</think>", "a", "b", " ", "\n", "<", "think>", "</")
@@ -52,7 +52,7 @@ def play(text: str, stops: list[str], reading: AnswerReading, cuts: list[int], o
     return shown + watcher.finish(), watcher.matched
 
 
-@settings(max_examples=800, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     text=st.lists(st.sampled_from(PIECES), max_size=12).map("".join).filter(lambda text: text.count("</think>") < 2),
     stops=st.lists(st.text("ab<\nt", min_size=1, max_size=3), min_size=1, max_size=3),
@@ -103,6 +103,27 @@ def test_reasoning_is_shown_as_it_comes() -> None:
     assert watcher.peek("op") == "b stop"
     assert watcher.push("ay") == ("b stay", None)
     assert watcher.finish("tail") == "tail"
+
+
+def test_white_space_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may fill its reasoning with line breaks; what waits is not read again with each of them."""
+    read: list[int] = []
+    push = ReasoningSplitter.push
+
+    def counted(self: ReasoningSplitter, text: str, events: list[Event]) -> str:
+        read.append(self.undecided + len(text))
+        return push(self, text, events)
+
+    monkeypatch.setattr(ReasoningSplitter, "push", counted)
+    parser = AnswerParser(AnswerFormat("hermes", "think"), tools={"f"})
+    watcher = AnswerStops(StopStrings(["stop"]), AnswerReading(THINK).splitter())
+    shown = ""
+    for piece in ("<think>a", *["\n"] * 3000, "b stop</think>"):
+        parser.push(piece)
+        shown += watcher.push(piece)[0]
+    assert shown == "<think>a" + "\n" * 3000 + "b stop</think>"
+    assert sum(read) <= 5 * 3000
+    assert (watcher.push("\n\nstop"), watcher.finish()) == (("\n\n", "stop"), "")
 
 
 def test_what_follows_at_the_end_is_no_match() -> None:
