@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from jaxinfer.messages import EngineInfo
+from jaxinfer.messages import EngineInfo, Submit
 from jaxinfer.sampling_params import FIELD_NAMES, InvalidRequest, SamplingParams
 from jaxinfer.text import AnswerReading
 from jaxinfer.text.answers import AnswerFormat
@@ -24,6 +24,8 @@ from serving.http.models import ChatRequest, CompletionRequest, ResponsesRequest
 from serving.request import GenerationRequest, ModelContext, TokenPrompt, prepare
 from tests.fakes import BOS, EOS
 from tests.scripted_engine import OTHER_EOS, ScriptedEngine
+from tests.serving.harness import run
+from tests.serving.http.harness import http_serving, says
 
 
 class Halves(NamedTuple):
@@ -125,7 +127,7 @@ PAIRS = {
     ("logprobs", "n"): "test_the_prompt_is_scored_once_for_all_sequences",
     ("logprobs", "truncate_prompt_tokens"): CUT,
     ("prompt_logprobs", "n"): "test_the_prompt_is_scored_once_for_all_sequences",
-    ("prompt_logprobs", "truncate_prompt_tokens"): "test_the_prompt_is_scored_once_for_all_sequences",
+    ("prompt_logprobs", "truncate_prompt_tokens"): "test_what_is_told_of_a_prompt_is_told_of_what_is_left_of_it",
     ("n", "truncate_prompt_tokens"): CUT,
     # What may be drawn meets what ends a text:
     ("allowed_token_ids", "min_tokens"): "test_bans_that_leave_nothing_are_refused",
@@ -134,7 +136,7 @@ PAIRS = {
     ("bad_token_ids", "min_tokens"): "test_bans_that_leave_nothing_are_refused",
     ("bad_token_ids", "stop_token_ids"): "test_a_text_ends_only_by_tokens_that_may_be_drawn",
     ("allowed_token_ids", "bad_token_ids"): "test_bans_that_leave_nothing_are_refused",
-    ("seed", "n"): "tests/jaxinfer/test_batch_invariance.py",
+    ("seed", "n"): "tests/jaxinfer/test_engine.py::test_n_sequences_differ_and_share_the_prompt",
 }
 
 
@@ -189,7 +191,8 @@ def test_every_row_names_a_test_or_a_reason() -> None:
         if how.startswith("test_"):
             assert callable(globals().get(how)), (pair, how)
         elif how.startswith("tests/"):
-            assert (root / how).is_file(), (pair, how)
+            file, _, name = how.partition("::")
+            assert f"def {name}(" in (root / file).read_text(encoding="utf-8"), (pair, how)
         else:
             assert " " in how
 
@@ -385,3 +388,20 @@ def test_room_is_counted_behind_the_truncated_prompt() -> None:
         prepared(truncate_prompt_tokens=4, min_tokens=13)
     with pytest.raises(InvalidRequest, match="prompt"):
         prepared()
+
+
+def test_what_is_told_of_a_prompt_is_told_of_what_is_left_of_it() -> None:
+    asked = {"prompt": "abcdefgh", "truncate_prompt_tokens": 4, "echo": True, "logprobs": 0, "prompt_logprobs": 0}
+
+    async def test() -> None:
+        async with http_serving(says("xyz")) as s:
+            choice = (await s.complete(**asked, max_tokens=2, return_token_ids=True))["choices"][0]
+            (submit,) = s.grpc.received(Submit)
+            left = list(submit.prompt_token_ids)
+            assert choice["prompt_token_ids"] == left
+            assert len(left) == 4
+            assert choice["text"] == bytes(token for token in left if token < BOS).decode() + "xy"
+            assert [next(iter(entry)) for entry in choice["prompt_logprobs"][1:]] == [str(token) for token in left[1:]]
+            assert len(choice["logprobs"]["token_logprobs"]) == 4 + 2
+
+    run(test())
