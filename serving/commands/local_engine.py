@@ -13,10 +13,18 @@ from typing import Any
 
 import grpc
 from rich.console import Console
+from rich.markup import escape
 
 from jaxinfer.model_path import resolve_model
 from serving.commands.console import StartUpView
-from serving.commands.options import CommandError, model_name, runtime_config, sampling_defaults, tokenizer_of
+from serving.commands.options import (
+    CommandError,
+    generation_config_notes,
+    model_name,
+    runtime_config,
+    sampling_defaults,
+    tokenizer_of,
+)
 from serving.engine_client import EngineClient
 from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
 from serving.request import ModelContext
@@ -52,6 +60,9 @@ async def local_engine(
         waiters: list[asyncio.Future[Any]] = [client.ready, client.ended]
         await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
         view.close()
+        if console.is_terminal:
+            for note in generation_config_notes(folder, arguments.generation_config):
+                console.print(f"[dim]·[/dim] {escape(note)}")
         if not client.ready.done():
             end = client.ended.result()
             if end.traceback:
