@@ -8,6 +8,7 @@ Orbax straight into their sharding. Matrices that a quantized checkpoint stores 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from checkpoints.assemble import DTYPES, assemble, check_tied_head, expand
+from checkpoints.end_tokens import served_end_tokens
 from checkpoints.folder import CheckpointError, is_converted
 from checkpoints.folder import read_config as read_config
 from checkpoints.quantized.assemble import check_no_biases, read_matrix
@@ -62,9 +64,10 @@ class Parameter:
 class LoadedModel:
     """A model ready to run: `nnx.merge(graphdef, params)` is the decoder.
 
-    config: as the folder describes it; `config.dtype` is what is stored. dtype: what `params` are in ("float32" or
+    config: as the folder describes it; `config.dtype` is what is stored, `config.eos_token_ids` ends a text
+    (`checkpoints.end_tokens`). dtype: what `params` are in ("float32" or
     "bfloat16"). params: pure dict of jax.Arrays in the sizes of `shape`. generation_config: the folder's
-    generation_config.json, {} without one.
+    generation_config.json, {} without one. notes: what an operator should know.
     """
 
     config: ModelConfig
@@ -74,6 +77,7 @@ class LoadedModel:
     params: dict[str, Any]
     generation_config: dict[str, Any]
     folder: Path
+    notes: tuple[str, ...] = ()
 
 
 def decoder_parameters(
@@ -132,13 +136,17 @@ def load_model(
     """
     folder = Path(folder)
     config, generation_config = read_config(folder)
+    end_tokens, notes = served_end_tokens(folder, config)
+    config = dataclasses.replace(config, eos_token_ids=end_tokens)
     if is_converted(folder):
         stored = read_storage(folder, config).matrices
-        return _load(_restore, folder, config, generation_config, dtype, mesh, progress, quantization, stored)
-    quantized = read_quantization(folder, config)
-    stored = {} if quantized is None else quantized.stored
-    read = partial(_stream, quantized=quantized)
-    return _load(read, folder, config, generation_config, dtype, mesh, progress, quantization, stored)
+        loaded = _load(_restore, folder, config, generation_config, dtype, mesh, progress, quantization, stored)
+    else:
+        quantized = read_quantization(folder, config)
+        stored = {} if quantized is None else quantized.stored
+        read = partial(_stream, quantized=quantized)
+        loaded = _load(read, folder, config, generation_config, dtype, mesh, progress, quantization, stored)
+    return dataclasses.replace(loaded, notes=notes)
 
 
 def load_unfinished(folder: Path, config: ModelConfig) -> LoadedModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import queue
@@ -52,7 +51,6 @@ def build_engine(
 
     A composition root: the only place of the engine that reaches up to `checkpoints`.
     """
-    from checkpoints.end_tokens import served_end_tokens
     from checkpoints.folder import read_config
     from checkpoints.load import load_model
     from checkpoints.stored import with_stored_defaults
@@ -70,9 +68,8 @@ def build_engine(
     loaded = load_model(
         Path(model), dtype=runtime.dtype, mesh=mesh, quantization=runtime.quantization, progress=on_load
     )
-    end_tokens, notes = served_end_tokens(Path(model), loaded.config)
-    config = dataclasses.replace(loaded.config, eos_token_ids=end_tokens)
-    described = Model(Path(model).name, config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
+    notes = loaded.notes
+    described = Model(Path(model).name, loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
     del loaded
     engine = assemble_engine(described, mesh, runtime, progress, check=check)
     engine.info = engine.info._replace(notes=(*engine.info.notes, *notes))
