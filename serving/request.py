@@ -18,7 +18,6 @@ from jaxinfer.messages import EngineInfo
 from jaxinfer.outputs import prompt_end_of
 from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids
 from jaxinfer.text import AnswerReading, PromptEnd, PromptTooLong, Tokenizer, stop_automaton
-from jaxinfer.text.answers import AnswerFormat
 from serving.status import Refusal
 
 MAX_REQUEST_ID = 128  # characters
@@ -28,8 +27,6 @@ MAX_TOOLS = 128
 MAX_TOOL_LENGTH = 1 << 16  # of one function's schema, about as many characters as its JSON has
 MAX_VARIABLES_LENGTH = 1 << 16  # of all template variables
 MAX_NESTING = 32  # objects and lists within each other, in a schema or a variable
-
-_PROMPT_END = 16  # tokens at the end of a prompt in which an opened reasoning is looked for
 
 # Variables of a chat template that have a field of their own, or none here.
 _RESERVED_VARIABLES = frozenset(
@@ -94,8 +91,8 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt
 class GenerationRequest:
     """What a client asked for. `sampling` holds the fields of SamplingParams that it set, unchecked; `defaults` what
     the door sets where neither client nor model does. request_id "" lets the server draw one, model "" is the served
-    one. kept_tokens: special tokens that stay in the text all the same. reading: how a door parses the answers, if it
-    does; where the model reasons first, stop strings wait for the answer then."""
+    one. kept_tokens: special tokens that stay in the text all the same. reading: given the prompt's ids, how the door
+    parses the answers, if it does; where the model reasons first, stop strings wait for the answer then."""
 
     prompt: Prompt
     sampling: Mapping[str, Any]
@@ -106,12 +103,12 @@ class GenerationRequest:
     cache_salt: str = ""
     final_only: bool = False
     kept_tokens: frozenset[int] = frozenset()
-    reading: AnswerReading | None = None
+    reading: Callable[[Tokenizer, tuple[int, ...]], AnswerReading] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request that passed every check of this side; `params.max_tokens`, `seed` and `reading.begun` are resolved.
+    """A request that passed every check of this side; `params.max_tokens` and `seed` are resolved.
 
     prompt_end: what its sequences must know of the prompt, made here because that takes time in proportion to it.
     """
@@ -151,9 +148,9 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
     seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
     text = prompt.text if isinstance(prompt, TextPrompt) else None
     stop_automaton(params.stop)  # made here, which for a long request is beside the event loop
-    reading = request.reading
-    if reading is not None and context.tokenizer is not None:
-        reading = reading._replace(begun=reasoning_begun(reading.form, context.tokenizer, ids))
+    reading = None
+    if request.reading is not None and context.tokenizer is not None:
+        reading = request.reading(context.tokenizer, ids)
     return PreparedRequest(
         request_id,
         text,
@@ -164,16 +161,9 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
         request.cache_salt,
         request.final_only,
         request.kept_tokens,
-        reading,
-        prompt_end_of(context.tokenizer, ids, params, request.kept_tokens),
+        reading=reading,
+        prompt_end=prompt_end_of(context.tokenizer, ids, params, request.kept_tokens),
     )
-
-
-def reasoning_begun(form: AnswerFormat, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> bool:
-    """Whether the chat template has opened the reasoning for the model."""
-    if form.reasoning == "none":
-        return False
-    return form.begun(tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False))
 
 
 def check_model(name: str, context: ModelContext) -> None:

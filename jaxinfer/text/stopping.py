@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from jaxinfer.text.answers import AnswerFormat, Event, ReasoningSplitter
+from jaxinfer.text.answers import AnswerFormat, Event
+from jaxinfer.text.answers.reasoning import ReasoningSplitter
 from jaxinfer.text.answers.scanning import SPACE
 from jaxinfer.text.stop import Held, StopStrings
 

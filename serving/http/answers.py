@@ -6,12 +6,12 @@ import secrets
 import string
 
 from jaxinfer.messages import TokenLogprobs
-from jaxinfer.text import Tokenizer
+from jaxinfer.text import AnswerReading, Tokenizer
 from jaxinfer.text.answers import AnswerFormat, AnswerParser, CallArguments, CallName, Content, Event, Reasoning
-from serving.request import reasoning_begun as reasoning_begun
 from serving.stream import Piece
 
 _LETTERS = string.ascii_letters + string.digits
+_PROMPT_END = 16  # tokens at the end of a prompt in which an opened reasoning is looked for
 
 
 def new_call_id(form: AnswerFormat) -> str:
@@ -21,12 +21,26 @@ def new_call_id(form: AnswerFormat) -> str:
     return "call_" + secrets.token_hex(12)
 
 
+def reasoning_begun(form: AnswerFormat, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> bool:
+    """Whether the chat template has opened the reasoning for the model."""
+    if form.reasoning == "none":
+        return False
+    return form.begun(tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False))
+
+
 def kept_tokens(form: AnswerFormat, tokenizer: Tokenizer | None, *, tools: bool) -> frozenset[int]:
     """Special tokens that the parsers must see. tools: some are offered."""
     if tokenizer is None:
         return frozenset()
     found = (tokenizer.token_id(mark) for mark in form.marks(tools=tools))
     return frozenset(index for index in found if index is not None)
+
+
+def answer_reading(
+    form: AnswerFormat, tools: frozenset[str] | None, tokenizer: Tokenizer, prompt: tuple[int, ...]
+) -> AnswerReading:
+    """How answers to this prompt are read."""
+    return AnswerReading(form, tools, reasoning_begun(form, tokenizer, prompt))
 
 
 class GrowingAnswer:

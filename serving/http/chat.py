@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.sampling_params import InvalidRequest
-from jaxinfer.text import AnswerReading
 from jaxinfer.text.answers import (
     AnswerFormat,
     AnswerParser,
@@ -19,7 +19,7 @@ from jaxinfer.text.answers import (
     collect,
 )
 from serving.http import chat_input, convert
-from serving.http.answers import GrowingAnswer, joined, kept_tokens, new_call_id, reasoning_begun
+from serving.http.answers import GrowingAnswer, answer_reading, joined, kept_tokens, new_call_id, reasoning_begun
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs, prompt_logprobs
 from serving.http.models import ChatRequest
@@ -71,7 +71,7 @@ def to_requests(request: ChatRequest, context: ModelContext, form: AnswerFormat)
         variables,
     )
     kept = kept_tokens(form, context.tokenizer, tools=offered is not None)
-    reading = AnswerReading(form, None if offered is None else chat_input.tool_names(offered))
+    reading = partial(answer_reading, form, None if offered is None else chat_input.tool_names(offered))
     return [convert.generation(request, prompt, given, kept_tokens=kept, reading=reading)]
 
 

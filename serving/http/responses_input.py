@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from jaxinfer.sampling_params import InvalidRequest
-from jaxinfer.text import AnswerReading
 from jaxinfer.text.answers import AnswerFormat
 from serving.http import chat_input, convert
-from serving.http.answers import kept_tokens
+from serving.http.answers import answer_reading, kept_tokens
 from serving.http.chat import offered_tools
 from serving.http.models import MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE, ResponsesRequest
 from serving.request import MAX_MESSAGES, ChatPrompt, GenerationRequest, ModelContext
@@ -48,7 +48,7 @@ def to_requests(request: ResponsesRequest, context: ModelContext, form: AnswerFo
     offered = offered_tools(chat_input.tools(request.tools, flat=True), request.tool_choice, form)
     prompt = ChatPrompt(_messages(request), offered, variables=request.chat_template_kwargs or {})
     kept = kept_tokens(form, context.tokenizer, tools=offered is not None)
-    reading = AnswerReading(form, None if offered is None else chat_input.tool_names(offered))
+    reading = partial(answer_reading, form, None if offered is None else chat_input.tool_names(offered))
     return [convert.generation(request, prompt, given, kept_tokens=kept, reading=reading)]
 
 

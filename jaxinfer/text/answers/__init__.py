@@ -12,7 +12,6 @@ from jaxinfer.text.answers.formats import (
     AnswerParser,
     answer_format,
 )
-from jaxinfer.text.answers.reasoning import ReasoningSplitter
 
 __all__ = [
     "REASONING_PARSERS",
@@ -24,7 +23,6 @@ __all__ = [
     "Content",
     "Event",
     "Reasoning",
-    "ReasoningSplitter",
     "ToolCall",
     "answer_format",
     "collect",

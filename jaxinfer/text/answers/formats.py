@@ -89,7 +89,8 @@ class AnswerParser:
         calls = _CALLS.get(form.tool_calls) if tools is not None else None
         self._reasoning = None if form.tags is None else form.splitter(begun=begun, tools=tools)
         self._calls = None if calls is None else calls(tools or ())
-        self._space: list[str] = []  # white space that came last
+        self._after_space = False  # the text so far ends in white space
+        self._space: list[str] = []  # further white space, which no parser has seen yet
 
     @property
     def trivial(self) -> bool:
@@ -98,9 +99,10 @@ class AnswerParser:
 
     def push(self, text: str) -> list[Event]:
         events: list[Event] = []
-        if not text.strip(SPACE):
-            self._space.append(text)  # nothing becomes certain by it, and a model may write a lot of it
+        if self._after_space and not text.strip(SPACE):
+            self._space.append(text)  # nothing becomes certain by more of it, and a model may write a lot
             return events
+        self._after_space = text.endswith(tuple(SPACE))
         if self._space:
             text = "".join([*self._space, text])
             self._space.clear()

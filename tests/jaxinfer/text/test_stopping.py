@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxinfer.text import AnswerReading, AnswerStops, StopStrings
-from jaxinfer.text.answers import AnswerFormat, AnswerParser, Event, ReasoningSplitter
+from jaxinfer.text.answers import AnswerFormat, AnswerParser, Event
+from jaxinfer.text.answers.reasoning import ReasoningSplitter
 
 THINK = AnswerFormat(reasoning="think")
 PIECES = ("<think>", "</think>", "a", "b", " ", "\n", "<", "think>", "</")
