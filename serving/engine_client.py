@@ -42,6 +42,7 @@ from serving.observing.recorder import Recorder
 from serving.request import PreparedRequest
 from serving.status import DEFAULT_RETRY_MS, Refusal, duplicate, internal, invalid, overloaded, rejected, unavailable
 from serving.stream import GenerationStream
+from serving.turns import Turns
 
 _LOG = logging.getLogger("serving.engine")
 
@@ -131,21 +132,36 @@ class EngineClient(asyncio.Protocol):
         self, prepared: PreparedRequest, tokenizer: Tokenizer | None, origin: Origin = NOWHERE
     ) -> GenerationStream:
         """Admits a request and sends it to the engine. Raises Refusal. The caller must `close` the stream."""
-        return self.submit_all([prepared], tokenizer, origin)[0]
+        self._check_limits([prepared], origin)
+        self._admit([prepared])
+        self._open_sequences += prepared.params.n
+        try:
+            return self._submit(prepared, tokenizer, origin)
+        except BaseException:
+            self._open_sequences -= prepared.params.n
+            raise
 
-    def submit_all(
+    async def submit_all(
         self, requests: Sequence[PreparedRequest], tokenizer: Tokenizer | None, origin: Origin
     ) -> list[GenerationStream]:
-        """All of them or none. Raises Refusal. The caller must `close` the streams."""
+        """All of them or none. Raises Refusal. The caller must `close` the streams. In pieces: there can be many."""
         self._check_limits(requests, origin)
+        self._admit(requests)
+        left = sum(prepared.params.n for prepared in requests)  # places that are taken and not used yet
+        self._open_sequences += left
         streams: list[GenerationStream] = []
+        turns = Turns()
         try:
             for prepared in requests:
                 streams.append(self._submit(prepared, tokenizer, origin))
+                left -= prepared.params.n
+                await turns.pause()
         except BaseException:
             for stream in streams:
                 self.close(stream)
             raise
+        finally:
+            self._open_sequences -= left
         return streams
 
     def _check_limits(self, requests: Sequence[PreparedRequest], origin: Origin) -> None:
@@ -158,8 +174,11 @@ class EngineClient(asyncio.Protocol):
             raise
 
     def _submit(self, prepared: PreparedRequest, tokenizer: Tokenizer | None, origin: Origin) -> GenerationStream:
+        """Of a request that has its places."""
         caller = origin.caller
-        self._admit(prepared, caller.tenant)
+        self._check_serving()
+        if (caller.tenant, prepared.request_id) in self._by_request_id:
+            raise duplicate(prepared.request_id)
         self.access.limiter.begin(caller, prepared.params.n, len(prepared.token_ids))
         engine_id = f"{prepared.request_id}/{next(self._serial)}"
         record = self.recorder.begin(prepared, engine_id, origin)
@@ -168,7 +187,6 @@ class EngineClient(asyncio.Protocol):
             self.last_news = time.monotonic()
         self._streams[engine_id] = stream
         self._by_request_id[caller.tenant, prepared.request_id] = stream
-        self._open_sequences += prepared.params.n
         self.idle.clear()
         self.accepted += 1
         self._send(
@@ -186,16 +204,17 @@ class EngineClient(asyncio.Protocol):
         )
         return stream
 
-    def _admit(self, prepared: PreparedRequest, tenant: str) -> None:
+    def _check_serving(self) -> None:
         if self.draining:
             raise unavailable("the server is shutting down and takes no new requests")
         if self.ended.done() or self._death is not None:
             raise unavailable("the engine has ended")
         if not self.ready.done():
             raise unavailable("the model is still loading")
-        if (tenant, prepared.request_id) in self._by_request_id:
-            raise duplicate(prepared.request_id)
-        limit, n = self.max_sequences, prepared.params.n
+
+    def _admit(self, requests: Sequence[PreparedRequest]) -> None:
+        self._check_serving()
+        limit, n = self.max_sequences, sum(prepared.params.n for prepared in requests)
         if n > limit:
             raise invalid(InvalidRequest("n", n, f"this server holds at most {limit} sequences at a time"))
         if self._open_sequences + n > limit:

@@ -12,11 +12,13 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from jaxinfer.messages import Shutdown
+from jaxinfer.messages import PromptScored, Shutdown, StepOutputs
 
 _HEADER = struct.Struct("!I")
+_SCORES_AT_ONCE = 1 << 14  # values in the log-probabilities of one message
 _CHUNK = 1 << 18  # bytes taken from the socket at once
 
 
@@ -96,4 +98,27 @@ class SocketPost:
         self._sock = sock
 
     def __call__(self, message: Any) -> None:
-        self._sock.sendall(pack(message))
+        for part in _in_pieces(message):
+            self._sock.sendall(pack(part))
+
+
+def _in_pieces(message: Any) -> Iterator[Any]:
+    """The log-probabilities of a long prompt as messages of their own, before what else the step has to say: whoever
+    reads a message makes all of its objects at once."""
+    if not isinstance(message, StepOutputs) or _size(message.prompts) <= _SCORES_AT_ONCE:
+        yield message
+        return
+    part: list[PromptScored] = []
+    for scored in message.prompts:
+        count = max(1, _SCORES_AT_ONCE * len(scored.entries) // max(1, _size([scored])))
+        for i in range(0, len(scored.entries), count):
+            part.append(PromptScored(scored.request_id, scored.start + i, scored.entries[i : i + count]))
+            if _size(part) >= _SCORES_AT_ONCE // 2:
+                yield StepOutputs([], part, message.stats, message.times)
+                part = []
+    yield replace(message, prompts=part)
+
+
+def _size(prompts: list[PromptScored]) -> int:
+    """Values in them, about."""
+    return sum(len(scored.entries) * (4 + 2 * len(scored.entries[0].top)) for scored in prompts if scored.entries)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import msgspec
+
 from jaxinfer.sampling_params import InvalidRequest, as_token_ids
 from jaxinfer.text import ChatMessageError
 from jaxinfer.text.answers import AnswerFormat, answer_format
@@ -39,8 +41,9 @@ from serving.request import (
     prepare,
 )
 from serving.status import BAD_INPUT, Refusal, unavailable
-from serving.text_worker import TextWorker
+from serving.text_worker import PART_BYTES, TextWorker
 
+_VALUES_AT_ONCE = 1 << 16
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 
 
@@ -100,8 +103,9 @@ class Api:
         endpoint = ENDPOINTS[path]
         try:
             model = self.ready()
-            request, prepared = await self._worker.run(len(body), lambda: self._prepare(endpoint, body, model))
-            generation = Generation(self.client, prepared, model.tokenizer, replace(origin, user=_user(request)))
+            request, prepared = await self._worker.run(_cost(body), lambda: self._prepare(endpoint, body, model))
+            begun_by = replace(origin, user=_user(request))
+            generation = await Generation.begin(self.client, prepared, model.tokenizer, begun_by)
         except (Refusal, *BAD_INPUT) as error:
             self.client.refused += 1
             raise as_api_error(error) from error
@@ -124,7 +128,10 @@ class Api:
         with convert.in_names_of_the_client(endpoint.names(request)):
             requests = endpoint.convert(request, model, self.form)
             self._check_room(requests, model)
-            return request, [prepare(each, model) for each in requests]
+            prepared = [prepare(each, model) for each in requests]
+            if isinstance(request, CompletionRequest) and request.echo:
+                prepared = [_with_text(each, model) for each in prepared]
+            return request, prepared
 
     def _check_room(self, requests: Sequence[GenerationRequest], model: ModelContext) -> None:
         """Several prompts that can never be held at a time are refused for good, not until later."""
@@ -146,9 +153,23 @@ class Api:
     async def _text(self, body: bytes, work: Callable[[bytes, ModelContext], dict[str, Any]]) -> dict[str, Any]:
         try:
             model = self.ready()
-            return await self._worker.run(len(body), lambda: work(body, model))
+            return await self._worker.run(_cost(body), lambda: work(body, model))
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error) from error
+
+
+def _cost(body: bytes) -> int:
+    """Its size for the text worker; a short body can have many values, each of them a prompt."""
+    return len(body) + (PART_BYTES * body.count(b",") if len(body) <= 4096 else 0)
+
+
+def _with_text(prepared: PreparedRequest, model: ModelContext) -> PreparedRequest:
+    """For an answer that shows the prompt: with the text of what is left of it."""
+    params = prepared.params
+    if model.tokenizer is None or (prepared.text is not None and params.truncate_prompt_tokens is None):
+        return prepared
+    text = model.tokenizer.decode(prepared.token_ids, skip_special_tokens=params.skip_special_tokens)
+    return replace(prepared, text=text)
 
 
 def _user(request: Sampling) -> str:
@@ -188,11 +209,17 @@ def _tokenize(body: bytes, model: ModelContext) -> dict[str, Any]:
                 variables=request.chat_template_kwargs or {},
             )
             ids = encode_prompt(chat_prompt, model)
-    result: dict[str, Any] = {"count": len(ids), "max_model_len": model.info.max_model_len, "tokens": ids}
+    result: dict[str, Any] = {"count": len(ids), "max_model_len": model.info.max_model_len, "tokens": _written(ids)}
     if request.return_token_strs:
         assert model.tokenizer is not None
-        result["token_strs"] = [model.tokenizer.token_to_piece(token) for token in ids]
+        result["token_strs"] = _written([model.tokenizer.token_to_piece(token) for token in ids])
     return result
+
+
+def _written(values: Sequence[Any]) -> msgspec.Raw:
+    """A list as JSON, in slices: this is done beside the event loop, where one long call would still hold it up."""
+    slices = (values[start : start + _VALUES_AT_ONCE] for start in range(0, len(values), _VALUES_AT_ONCE))
+    return msgspec.Raw(b"[" + b",".join(msgspec.json.encode(part)[1:-1] for part in slices) + b"]")
 
 
 def _detokenize(body: bytes, model: ModelContext) -> dict[str, Any]:

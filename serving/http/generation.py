@@ -45,18 +45,23 @@ class Usage(NamedTuple):
 
 
 class Generation:
-    """The open streams of one HTTP request. Must be closed. Raises Refusal when the engine's door does not take all."""
+    """The open streams of one HTTP request. Must be closed."""
 
-    def __init__(
-        self,
+    def __init__(self, client: EngineClient, streams: Sequence[GenerationStream]) -> None:
+        self._client = client
+        self._readers: list[asyncio.Task[None]] = []
+        self.streams = streams
+
+    @classmethod
+    async def begin(
+        cls,
         client: EngineClient,
         prepared: Sequence[PreparedRequest],
         tokenizer: Tokenizer | None,
         origin: Origin = NOWHERE,
-    ) -> None:
-        self._client = client
-        self._readers: list[asyncio.Task[None]] = []
-        self.streams = client.submit_all(prepared, tokenizer, origin)
+    ) -> Generation:
+        """Raises Refusal when the engine's door does not take all."""
+        return cls(client, await client.submit_all(prepared, tokenizer, origin))
 
     async def news(self) -> AsyncIterator[tuple[int, News]]:
         """(which prompt, its news) until all have ended. Raises Refusal."""
