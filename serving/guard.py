@@ -5,6 +5,7 @@ Without it gRPC answers both with UNKNOWN and writes a traceback of the client's
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from serving.status import Refusal
+from serving.wire import MAX_PARTS, has_too_many_parts
 
 _LOG = logging.getLogger("serving")
+_LARGE = 1 << 16  # bytes; smaller messages are parsed on the event loop
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,14 @@ class Malformed:
     """Stands for a request that could not be parsed, until the call can be ended with a status."""
 
     error: str
+
+
+@dataclass(frozen=True)
+class Unparsed:
+    """Stands for a large request: it is parsed beside the event loop."""
+
+    data: bytes
+    parse: Callable[[bytes], Any]
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -46,30 +57,49 @@ class Guard(grpc.aio.ServerInterceptor):
         return self._wrapped[method]
 
 
-def _checked(request: Any) -> Any:
-    """Raises Refusal."""
+async def _checked(request: Any) -> Any:
+    """The message. Raises Refusal."""
+    if isinstance(request, Unparsed):
+        request = await asyncio.to_thread(_parse, request)
     if isinstance(request, Malformed):
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the request is no valid message: {request.error}")
     return request
 
 
+def _parse(request: Unparsed) -> Any:
+    # What grpcio has generated: the message's own method, which knows its type.
+    owner = getattr(request.parse, "__self__", None)
+    descriptor = getattr(owner, "DESCRIPTOR", None)
+    if descriptor is not None and has_too_many_parts(request.data, descriptor):
+        return Malformed(f"it has more than {MAX_PARTS} fields")
+    try:
+        return request.parse(request.data)
+    except DecodeError as error:
+        return Malformed(str(error))
+
+
 async def _checked_all(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
-        yield _checked(request)
+        yield await _checked(request)
 
 
 def _wrap(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
     behaviour = handler.stream_stream or handler.unary_stream or handler.unary_unary
 
     def deserialize(data: bytes) -> Any:
+        parse = handler.request_deserializer
+        if parse is None:
+            return data
+        if len(data) > _LARGE:
+            return Unparsed(data, parse)
         try:
-            return handler.request_deserializer(data) if handler.request_deserializer else data
+            return parse(data)
         except DecodeError as error:
             return Malformed(str(error))
 
     async def call(request: Any, context: Any) -> Any:
         try:
-            return await behaviour(_checked_all(request) if handler.stream_stream else _checked(request), context)
+            return await behaviour(_checked_all(request) if handler.stream_stream else await _checked(request), context)
         except Refusal as refusal:
             await context.abort(refusal.code, refusal.message, refusal.metadata)
         except grpc.aio.AbortError:

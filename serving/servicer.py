@@ -23,7 +23,7 @@ from serving.observing.tracing import TRACE_HEADERS
 from serving.request import ModelContext
 from serving.status import BAD_INPUT, Refusal, invalid, unavailable
 from serving.stream import GenerationStream
-from serving.text_worker import TextWorker
+from serving.text_worker import PART_BYTES, TextWorker
 from serving.validation import encode_prompt, prepare, refuse_unknown_fields
 
 _LOG = logging.getLogger("serving")
@@ -131,7 +131,13 @@ class InferenceServicer(pb_grpc.InferenceServicer):
     async def _off_loop(self, request: Message, work: Callable[[ModelContext], T]) -> T:
         """Runs tokenizer work; in a thread when the request is long, so that other streams go on meanwhile."""
         model = self._ready()
-        return await self._worker.run(request.ByteSize(), lambda: work(model))
+        return await self._worker.run(_cost(request), lambda: work(model))
+
+
+def _cost(request: Message) -> int:
+    """Its size for the text worker; a short request can have many messages."""
+    messages = len(request.chat.messages) if isinstance(request, pb.GenerateRequest | pb.TokenizeRequest) else 0
+    return request.ByteSize() + PART_BYTES * messages
 
 
 async def answer(request: Any, context: Context, work: Callable[[Any], T]) -> T:

@@ -1,9 +1,10 @@
 """Work on texts beside the event loop, so that other streams go on meanwhile.
 
 That takes three things besides threads. The work must not keep the interpreter to itself: see
-`jaxinfer.text.Tokenizer.encode`, and serving/http/decode.py for bodies. The event loop, which lets go of the interpreter
-at every read and write, must get it back soon: a thread that computes is asked for it after `SWITCH_SECONDS` and not
-after Python's 5 ms. And a text of megabytes must not stand before one of kilobytes: each kind has threads of its own.
+`jaxinfer.text.Tokenizer.encode`, and serving/http/decode.py for bodies. The event loop, which lets go of the
+interpreter at every read and write, must get it back soon: a thread that computes is asked for it after
+`SWITCH_SECONDS` and not after Python's 5 ms. And a text of megabytes must not stand before one of kilobytes: each kind
+has threads of its own.
 """
 
 from __future__ import annotations

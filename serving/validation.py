@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.sampling_params import MAX_TOKEN_LIST, InvalidRequest
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving import request as door
 from serving.request import ChatPrompt, GenerationRequest, ModelContext, PreparedRequest, TextPrompt, TokenPrompt
@@ -39,7 +39,7 @@ def to_request(request: pb.GenerateRequest) -> GenerationRequest:
     refuse_unknown_fields(request)
     return GenerationRequest(
         _prompt(request),
-        {field.name: _plain(value) for field, value in request.sampling.ListFields()},
+        {field.name: _plain(field.name, value) for field, value in request.sampling.ListFields()},
         request_id=request.request_id,
         model=request.model,
         priority=request.priority,
@@ -64,14 +64,27 @@ def _prompt(request: pb.GenerateRequest | pb.TokenizeRequest) -> TextPrompt | To
     return TokenPrompt(request.token_ids.ids)
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
     if isinstance(value, pb.TokenIds):
-        return tuple(value.ids)
+        return plain_list(name, value.ids)
     if isinstance(value, Mapping):
+        check_entries(name, value)
         return dict(value)
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return tuple(value)
+        return plain_list(name, value)
     return value
+
+
+def plain_list(name: str, values: Any) -> tuple[Any, ...]:
+    """Raises InvalidRequest where there are more than any list of sampling parameters may have."""
+    check_entries(name, values)
+    return tuple(values)
+
+
+def check_entries(name: str, values: Any) -> None:
+    """Before anything is made of them: a message can hold millions."""
+    if len(values) > MAX_TOKEN_LIST:
+        raise InvalidRequest(name, f"{len(values)} entries", f"at most {MAX_TOKEN_LIST} are allowed")
 
 
 def _chat(chat: pb.Chat) -> ChatPrompt:

@@ -89,7 +89,8 @@ def refuse_others(message: Any, handled: frozenset[str], path: str = "") -> None
     more fields than this server."""
     for descriptor, value in message.ListFields():
         if descriptor.name not in handled:
-            raise InvalidRequest(path + descriptor.name, str(value), "this server does not support it")
+            shown = str(value) if isinstance(value, str | bytes | int | float) else "set"
+            raise InvalidRequest(path + descriptor.name, shown, "this server does not support it")
 
 
 async def unimplemented(context: Context, method: str, why: str) -> NoReturn:

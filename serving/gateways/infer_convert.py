@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,14 +112,14 @@ def to_request(request: pb.ModelInferRequest, *, streams: bool) -> tuple[Generat
     )
 
 
-def _prompt(inputs: Mapping[str, list[Any]]) -> Prompt:
+def _prompt(inputs: Mapping[str, Sequence[Any]]) -> Prompt:
     found = [name for name in ("text_input", "input_ids") if name in inputs]
     if len(found) != 1:
         raise InvalidRequest("inputs", found, "exactly one of text_input and input_ids must be given")
     return TokenPrompt(inputs["input_ids"]) if found == ["input_ids"] else TextPrompt(_text(inputs, "text_input"))
 
 
-def _text(inputs: Mapping[str, list[Any]], name: str) -> str:
+def _text(inputs: Mapping[str, Sequence[Any]], name: str) -> str:
     value: bytes = inputs[name][0]
     try:
         return value.decode()
@@ -127,11 +127,11 @@ def _text(inputs: Mapping[str, list[Any]], name: str) -> str:
         raise InvalidRequest(name, value[:40], f"it must be UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def _flag(inputs: Mapping[str, list[Any]], name: str) -> bool:
+def _flag(inputs: Mapping[str, Sequence[Any]], name: str) -> bool:
     return bool(inputs.get(name, [False])[0])
 
 
-def _outputs(request: pb.ModelInferRequest, inputs: Mapping[str, list[Any]]) -> tuple[str, ...]:
+def _outputs(request: pb.ModelInferRequest, inputs: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
     """Those that are named, or text_output; and those that return_... inputs ask for."""
     for i, output in enumerate(request.outputs):
         if output.name not in OUTPUTS:
@@ -235,7 +235,7 @@ NAMES = {"token_ids": "input_ids", "prompt": "text_input", "priority": "paramete
 }
 
 
-def _sampling(inputs: Mapping[str, list[Any]], loose: Mapping[str, Any]) -> dict[str, Any]:
+def _sampling(inputs: Mapping[str, Sequence[Any]], loose: Mapping[str, Any]) -> dict[str, Any]:
     given = loose
     if "sampling_parameters" in inputs:
         given = json_object("sampling_parameters", _text(inputs, "sampling_parameters"))

@@ -7,6 +7,8 @@ length in four bytes and then itself.
 from __future__ import annotations
 
 import struct
+import sys
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,13 +38,14 @@ _FIELDS: Mapping[str, tuple[str, str | None]] = {
 }
 
 
-def read(request: pb.ModelInferRequest, specs: Mapping[str, Spec]) -> dict[str, list[Any]]:
-    """Values of each input by name, flat. Raises InvalidRequest for what is not one of `specs`, or malformed."""
+def read(request: pb.ModelInferRequest, specs: Mapping[str, Spec]) -> dict[str, Sequence[Any]]:
+    """Values of each input by name, flat; of a long one no Python objects are made yet. Raises InvalidRequest for what
+    is not one of `specs`, or malformed."""
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         allowed = f"it must hold one entry for each of the {len(request.inputs)} inputs, or none"
         raise InvalidRequest("raw_input_contents", f"{len(raw)} entries", allowed)
-    found: dict[str, list[Any]] = {}
+    found: dict[str, Sequence[Any]] = {}
     for i, tensor in enumerate(request.inputs):
         if tensor.name not in specs:
             raise InvalidRequest(f"inputs[{i}].name", tensor.name, f"the inputs are {sorted(specs)}")
@@ -76,17 +79,18 @@ def _check_count(tensor: pb.ModelInferRequest.InferInputTensor, found: int, coun
         raise InvalidRequest(tensor.name, f"{found} values", f"shape {list(tensor.shape)} holds {count}")
 
 
-def _contents(tensor: pb.ModelInferRequest.InferInputTensor, count: int) -> list[Any]:
+def _contents(tensor: pb.ModelInferRequest.InferInputTensor, count: int) -> Sequence[Any]:
     wanted = _FIELDS[tensor.datatype][0]
     for field, _ in tensor.contents.ListFields():
         if field.name != wanted:
             raise InvalidRequest(f"{tensor.name}.contents", field.name, f"{tensor.datatype} is in {wanted}")
     values = getattr(tensor.contents, wanted)
     _check_count(tensor, len(values), count)
-    return list(values)
+    found: Sequence[Any] = values
+    return found
 
 
-def _unpack(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes, count: int) -> list[Any]:
+def _unpack(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes, count: int) -> Sequence[Any]:
     kind = _FIELDS[tensor.datatype][1]
     if kind is None:
         strings = _strings(tensor.name, data, count)
@@ -97,8 +101,14 @@ def _unpack(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes, count: i
         allowed = f"{tensor.datatype} takes {size} bytes a value"
         raise InvalidRequest(f"raw_input_contents of {tensor.name}", f"{len(data)} bytes", allowed)
     _check_count(tensor, len(data) // size, count)
-    values = struct.unpack(f"<{count}{kind}", data)
-    return [bool(value) for value in values] if tensor.datatype == "BOOL" else list(values)
+    if tensor.datatype == "BOOL":
+        return [bool(value) for value in data]
+    values = array(kind)
+    assert values.itemsize == size, "the interpreter's machine type has another size"
+    values.frombytes(data)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
 
 
 def _strings(name: str, data: bytes, most: int) -> list[bytes]:

@@ -16,7 +16,7 @@ from serving.gateways.door import refuse_others
 from serving.replies import tokens_per_message
 from serving.request import GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt
 from serving.stream import GenerationStream, News, Piece
-from serving.validation import refuse_unknown_fields
+from serving.validation import check_entries, plain_list, refuse_unknown_fields
 
 # The doors' shared names -> this protocol's, for errors.
 NAMES: Mapping[str, str] = {"token_ids": "tokenized.input_ids", "prompt": "input"}
@@ -53,7 +53,7 @@ def to_request(request: pb.GenerateRequest, context: ModelContext) -> Generation
     refuse_unknown_fields(request)
     for name, why in _REFUSED.items():
         if any(field.name == name for field, _ in request.ListFields()):
-            raise InvalidRequest(name, str(getattr(request, name)), f"it must not be set: {why}")
+            raise InvalidRequest(name, "set", f"it must not be set: {why}")
     refuse_others(request, _REQUEST)
     if request.HasField("data_parallel_rank") and request.data_parallel_rank != 0:
         raise InvalidRequest("data_parallel_rank", request.data_parallel_rank, "0 is the only rank of this server")
@@ -94,11 +94,12 @@ def sampling(params: pb.SamplingParams, context: ModelContext) -> dict[str, Any]
         "top_k": params.top_k,
         "repetition_penalty": params.repetition_penalty if params.repetition_penalty != 0 else 1.0,
         "n": params.n or 1,
-        "stop_token_ids": tuple(params.stop_token_ids),
-        "logit_bias": dict(params.logit_bias),
+        "stop_token_ids": plain_list("stop_token_ids", params.stop_token_ids),
     }
+    check_entries("logit_bias", params.logit_bias)
+    given["logit_bias"] = dict(params.logit_bias)
     if params.stop:
-        given["stop"] = tuple(params.stop)
+        given["stop"] = plain_list("stop", params.stop)
     if params.include_stop_str_in_output:
         given["include_stop_str_in_output"] = True
     if context.tokenizer is not None:

@@ -28,8 +28,8 @@ _WORDS = {
 }
 _MISSING = object()
 
-# What a body's values may weigh together. Decoding keeps the interpreter to itself: 27 ns for a number of a list, 150 for
-# a list or an object, 530 for a field of one were measured, so that the heaviest body takes about 50 ms.
+# What a body's values may weigh together. Decoding keeps the interpreter to itself: 27 ns for a number of a list, 150
+# for a list or an object, 530 for a field of one were measured, so that the heaviest body takes about 50 ms.
 MAX_WEIGHT = 2_000_000
 _WEIGHTS = ((b",", 1), (b"[", 5), (b"{", 5), (b":", 20))
 _SLICE = 1 << 18  # bytes that one call of the interpreter looks at
