@@ -61,6 +61,7 @@ class FakeOptions:
     num_pages: int = 1001
     page_size: int = 16
     eos_after: int | None = None  # tokens until a sequence ends by itself
+    vocab_size: int = VOCAB_SIZE
 
     def build(self, progress: Callable[[Progress], None]) -> FakeEngine:
         for done in range(3):
@@ -100,7 +101,7 @@ class FakeEngine:
         self.info = EngineInfo(
             model="fake",
             architecture="FakeForCausalLM",
-            vocab_size=VOCAB_SIZE,
+            vocab_size=o.vocab_size,
             max_model_len=o.max_model_len,
             max_num_seqs=o.max_num_seqs,
             max_num_batched_tokens=64,

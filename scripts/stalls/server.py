@@ -1,0 +1,110 @@
+"""The server under test, in a process of its own, and what it measures of itself.
+
+A beat on the event loop says how long the loop did not come round. On a machine with other work the time of day says
+little, so the processor time that this process used between two beats is taken as well: a stall is the less of both.
+What runs beside the loop without keeping the interpreter does not stop the beat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.fakes import FakeOptions
+
+_BEAT_SECONDS = 0.004
+
+
+class Beat:
+    """Appends a line of JSON to `path` at each SIGUSR1: the stalls since the last."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, path: Path) -> None:
+        self._loop, self._path = loop, path
+        self._worst: list[float] = []
+        self._last = time.monotonic(), time.process_time()
+        loop.add_signal_handler(signal.SIGUSR1, self._report)
+        loop.call_soon(self._beat)
+
+    def _beat(self) -> None:
+        now = time.monotonic(), time.process_time()
+        self._worst.append(min(now[0] - self._last[0] - _BEAT_SECONDS, now[1] - self._last[1]))
+        self._last = time.monotonic(), time.process_time()
+        self._loop.call_later(_BEAT_SECONDS, self._beat)
+
+    def _report(self) -> None:
+        stalls = sorted(self._worst, reverse=True)
+        self._worst = []
+        with self._path.open("a") as file:
+            file.write(json.dumps({"beats": len(stalls), "worst": stalls[:5]}) + "\n")
+
+
+def main(argv: list[str]) -> int:
+    """[options of FakeOptions as JSON, file of the beat, option of `jaxinfer serve` ...]"""
+    from serving.commands import serve
+
+    options, path = FakeOptions(**json.loads(argv[0])), Path(argv[1])
+    tame = serve.tame_loop
+
+    def tame_and_beat(loop: asyncio.AbstractEventLoop) -> None:
+        tame(loop)
+        Beat(loop, path)
+
+    serve.tame_loop = tame_and_beat
+    return serve.main(argv[2:], hub_cache=Path("/nonexistent"), build=lambda _folder, _arguments: options.build)
+
+
+class ServerProcess:
+    """Started at once; http and grpc are its addresses."""
+
+    def __init__(self, folder: Path, options: FakeOptions, *arguments: str) -> None:
+        self._beats = folder / "beats.jsonl"
+        self._beats.touch()
+        command = [sys.executable, "-m", "scripts.stalls.server", json.dumps(dataclasses.asdict(options))]
+        command += [str(self._beats), str(folder), "--port", "0", *arguments]
+        self._log = folder / "server.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        self.http, self.grpc = self._addresses()
+
+    def _addresses(self) -> tuple[str, str]:
+        while True:
+            said = self._log.read_text()
+            found = re.search(r"on (\S+) \(gRPC\) and http://(\S+)/v1", said)
+            if found is not None:
+                return found[2], found[1]
+            if self._process.poll() is not None:
+                raise SystemExit(said)
+            time.sleep(0.1)
+
+    def stalls(self) -> dict[str, Any]:
+        """Since the last call. Seconds."""
+        before = self._beats.stat().st_size
+        os.kill(self._process.pid, signal.SIGUSR1)
+        deadline = time.monotonic() + 60
+        while self._beats.stat().st_size == before:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"the server has ended, or says nothing: {self._log.read_text()[-2000:]}")
+            time.sleep(0.01)
+        found: dict[str, Any] = json.loads(self._beats.read_text().splitlines()[-1])
+        return found
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
