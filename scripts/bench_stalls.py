@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -151,7 +152,10 @@ def main() -> int:
     parser.add_argument("--tokenizer", choices=("bpe", "bytes"), default="bpe")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each kind, at least")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    parser.add_argument("--explain", type=Path, metavar="FILE", help="write there where the stalls were")
     arguments = parser.parse_args()
+    if arguments.explain is not None:
+        os.environ["STALLS_EXPLAIN"] = "0.03"
     chosen = [k for k in kinds.kinds(bpe=arguments.tokenizer == "bpe") if (arguments.only or "") in k.name]
     if not chosen:
         parser.error(f"--only is {arguments.only!r}; no kind has that in its name")
@@ -172,6 +176,8 @@ def main() -> int:
         finally:
             watchers.stop()
             server.stop()
+        if arguments.explain is not None:
+            arguments.explain.write_text(server.said())
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([{**asdict(r), "passed": r.passed} for r in results], indent=2) + "\n")
     missed = [result.kind for result in results[1:] if not result.passed]

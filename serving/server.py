@@ -9,6 +9,7 @@ ended      exit code 0 after a drain, 1 when the engine failed, 2 when the model
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import signal
 import socket
@@ -146,6 +147,9 @@ class Server:
             await self.start()
             if not await self._unless_stopped(self.wait_ready()):
                 return EXIT_OK
+            # What start-up made lives as long as the process: garbage collections, which stop every thread, pass it by.
+            gc.collect()
+            gc.freeze()
             if not await self._unless_stopped(asyncio.shield(self.client.ended)):
                 await self.drain()
                 if not self._failed:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,34 @@ class Beat:
         self._last = time.monotonic(), time.process_time()
         loop.add_signal_handler(signal.SIGUSR1, self._report)
         loop.call_soon(self._beat)
+
+    def explain(self, seconds: float) -> None:
+        """Tells, for each stall longer than that, what the threads were doing, and what garbage collection took."""
+        threading.Thread(target=self._explain, args=(seconds,), daemon=True).start()
+        began = 0.0
+
+        def collected(phase: str, info: dict[str, int]) -> None:
+            nonlocal began
+            if phase == "start":
+                began = time.process_time()
+            elif time.process_time() - began > seconds / 2:
+                print(f"garbage collection {info} took {time.process_time() - began:.3f} s", flush=True)
+
+        gc.callbacks.append(collected)
+
+    def _explain(self, seconds: float) -> None:
+        known = threading.get_ident()
+        while True:
+            time.sleep(seconds / 4)
+            last = self._last
+            if min(time.monotonic() - last[0], time.process_time() - last[1]) < seconds:
+                continue
+            frames = {name: frame for name, frame in sys._current_frames().items() if name != known}
+            stacks = ["".join(traceback.format_stack(frame)[-6:]) for frame in frames.values()]
+            busy = [stack for stack in stacks if "_worker" not in stack.splitlines()[-2] and "wait" not in stack[-80:]]
+            print(f"a stall of more than {seconds} s:\n" + "---\n".join(busy), flush=True)
+            while self._last == last:
+                time.sleep(seconds / 4)
 
     def _beat(self) -> None:
         now = time.monotonic(), time.process_time()
@@ -56,7 +87,9 @@ def main(argv: list[str]) -> int:
 
     def tame_and_beat(loop: asyncio.AbstractEventLoop) -> None:
         tame(loop)
-        Beat(loop, path)
+        beat = Beat(loop, path)
+        if "STALLS_EXPLAIN" in os.environ:
+            beat.explain(float(os.environ["STALLS_EXPLAIN"]))
 
     serve.tame_loop = tame_and_beat
     return serve.main(argv[2:], hub_cache=Path("/nonexistent"), build=lambda _folder, _arguments: options.build)
@@ -92,10 +125,14 @@ class ServerProcess:
         deadline = time.monotonic() + 60
         while self._beats.stat().st_size == before:
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the server has ended, or says nothing: {self._log.read_text()[-2000:]}")
+                raise SystemExit(f"the server has ended, or says nothing: {self.said()[-2000:]}")
             time.sleep(0.01)
         found: dict[str, Any] = json.loads(self._beats.read_text().splitlines()[-1])
         return found
+
+    def said(self) -> str:
+        """All that it wrote."""
+        return self._log.read_text()
 
     def stop(self) -> None:
         self._process.terminate()
