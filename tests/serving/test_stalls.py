@@ -1,0 +1,310 @@
+"""Nobody's request holds up the others: sizes are looked at first, long work is beside the event loop or in pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import threading
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+from google.protobuf import descriptor_pb2
+
+from jaxinfer.messages import EngineStats, PromptScored, SequenceOutput, StepOutputs, TokenLogprobs
+from protos.jaxinfer.v1 import inference_pb2 as pb
+from serving import engine_client
+from serving.frames import Unpacker, _in_pieces, pack
+from serving.http import decode
+from serving.http.errors import ApiError
+from serving.http.models import CompletionRequest
+from serving.text_worker import PART_BYTES, TextWorker
+from serving.wire import has_too_many_parts
+from tests.fakes import FakeOptions
+from tests.serving.harness import collect, greedy, run, serving, status
+from tests.serving.http.harness import http_serving
+
+CONTEXT = 64
+OPTIONS = FakeOptions(max_model_len=CONTEXT)
+TOO_LONG = "a" * 2_000_000
+
+
+class Untouchable:
+    """A tokenizer's backend that must not be asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the tokenizer was asked for {name}")
+
+
+@pytest.fixture
+def untouchable(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.serving.harness import tokenizer
+
+    monkeypatch.setattr(tokenizer(), "_backend", Untouchable())
+
+
+# -- characters before tokens ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [{"prompt": TOO_LONG}, {"prompt": ["a", TOO_LONG]}, {"prompt": "a" * 190}])
+def test_a_text_that_cannot_fit_is_refused_by_its_characters(body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with http_serving(OPTIONS) as s:
+            bound = s.grpc.server.api.ready().tokenizer.length_bound  # type: ignore[union-attr]
+            assert bound is not None
+            limit = bound.characters(CONTEXT - 1)
+            error = await s.refused("/v1/completions", **body)
+            if len(body["prompt"]) > limit or isinstance(body["prompt"], list):
+                assert error["message"] == (
+                    f"prompt is '2000000 characters'; the context of {CONTEXT} tokens stands for at most {limit}, "
+                    "with room for one more token"
+                )
+            else:
+                assert "tokens'; with room for one more token" in error["message"]
+            assert error["param"] == "prompt"
+
+    run(test())
+
+
+def test_no_door_asks_the_tokenizer(untouchable: None) -> None:
+    async def test() -> None:
+        async with http_serving(OPTIONS) as s:
+            await s.refused("/v1/completions", prompt=TOO_LONG)
+            chat = [{"role": "user", "content": TOO_LONG}]
+            assert "characters" in (await s.refused("/v1/chat/completions", messages=chat))["message"]
+            assert "characters" in (await s.refused("/v1/responses", input=TOO_LONG))["message"]
+            error = await status(s.grpc.stub.Generate(greedy(TOO_LONG)))
+            assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert "2000000 characters" in (error.details() or "")
+
+    run(test())
+
+
+def test_token_ids_are_counted_before_they_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with http_serving(OPTIONS) as s:
+            error = await s.refused("/v1/completions", prompt=[-1] * 100_000)
+            assert error["message"].startswith("prompt is '100000 tokens'")
+            refused = await status(s.grpc.stub.Generate(pb.GenerateRequest(token_ids=pb.TokenIds(ids=[999] * 100_000))))
+            assert "100000 tokens" in (refused.details() or "")
+            many = pb.SamplingParams(stop_token_ids=[1] * 100_000)
+            refused = await status(s.grpc.stub.Generate(pb.GenerateRequest(text="a", sampling=many)))
+            assert "stop_token_ids is '100000 entries'" in (refused.details() or "")
+
+    run(test())
+
+
+def test_what_is_cut_may_be_as_long_as_it_likes() -> None:
+    async def test() -> None:
+        async with http_serving(OPTIONS) as s:
+            answer = await s.complete(prompt="b" * 5000, truncate_prompt_tokens=5)
+            assert answer["usage"]["prompt_tokens"] == 5
+            counted = (await s.post("/tokenize", prompt="b" * 5000)).json()
+            assert counted["count"] == 5001
+
+    run(test())
+
+
+# -- bodies and messages -----------------------------------------------------------------------------------------------
+
+
+def test_a_body_of_very_many_values_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "MAX_WEIGHT", 1000)
+    monkeypatch.setattr(decode, "_SLICE", 7)
+    for value in ("[" + "1," * 1001 + "1]", "[" + "[]," * 400 + "1]", "[" + '{"a":1},' * 60 + "1]"):
+        with pytest.raises(ApiError, match="too many values; 1000 numbers are taken") as caught:
+            decode.decode(b'{"prompt":' + value.encode() + b"}", CompletionRequest)
+        assert caught.value.status == 413
+    rng = random.Random(5)
+    for _ in range(50):
+        text = "".join(rng.choices(',[{:"\\é\n', k=1500))
+        for ascii_only in (True, False):
+            body = json.dumps({"prompt": text}, ensure_ascii=ascii_only).encode()
+            assert decode.decode(body, CompletionRequest).prompt == text  # text weighs nothing
+
+
+def test_an_unknown_field_is_named_by_its_beginning() -> None:
+    with pytest.raises(ApiError) as caught:
+        decode.decode(b'{"prompt":"a","' + b"x" * 1_000_000 + b'":1}', CompletionRequest)
+    assert caught.value.message == "x" * 100 + "... is not a field of this request"
+
+
+def test_parts_are_counted_on_the_wire() -> None:
+    message = pb.GenerateRequest(
+        chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="x" * 1000)] * 20),
+        sampling=pb.SamplingParams(stop=["a", "b"], logit_bias={3: 1.0}),
+    )
+    data, kind = message.SerializeToString(), pb.GenerateRequest.DESCRIPTOR
+    parts = 2 + 20 * 3 + 2 + 1 + 2  # chat, sampling; messages and their fields; stops; an entry and its fields
+    assert not has_too_many_parts(data, kind, parts)
+    assert has_too_many_parts(data, kind, parts - 1)
+    numbers = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1] * 1280)).SerializeToString()
+    assert not has_too_many_parts(numbers, kind, 12)
+    assert has_too_many_parts(numbers, kind, 11)
+    unknown = b"\xf8\x7f\x01" * 10
+    assert has_too_many_parts(unknown, kind, 39)
+    assert not has_too_many_parts(unknown, kind, 40)
+    rng = random.Random(1)
+    for _ in range(2000):  # whatever it is, it ends
+        broken = bytearray(data)
+        for _ in range(3):
+            broken[rng.randrange(len(broken))] = rng.randrange(256)
+        has_too_many_parts(bytes(broken[: rng.randrange(len(broken))]), kind, 50)
+    file = descriptor_pb2.FileDescriptorProto()
+    pb.DESCRIPTOR.CopyToProto(file)
+    assert not has_too_many_parts(file.SerializeToString(), descriptor_pb2.FileDescriptorProto.DESCRIPTOR)
+
+
+def test_large_messages_are_measured_and_parsed_like_small_ones() -> None:
+    async def test() -> None:
+        async with serving(FakeOptions()) as s:
+            chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="")] * 60_000)
+            refused = await status(s.stub.Generate(pb.GenerateRequest(chat=chat)))
+            assert refused.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert "more than 100000 fields" in (refused.details() or "")
+            call = s.channel.unary_stream("/jaxinfer.v1.Inference/Generate")
+            refused = await status(call(b"\x12\xff" * 50_000))
+            assert "no valid message" in (refused.details() or "")
+            found = await s.stub.Tokenize(pb.TokenizeRequest(text="a" * 100_000))
+            assert len(found.token_ids) == 100_001
+
+    run(test())
+
+
+def test_long_lists_are_written_as_short_ones() -> None:
+    from serving.http.api import _written
+
+    for values in ([], [1], list(range(200_000)), ["é"] * 70_000):
+        assert msgspec.json.decode(msgspec.json.encode({"a": _written(values)})) == {"a": values}
+
+
+# -- the engine's news -------------------------------------------------------------------------------------------------
+
+
+def test_scores_of_a_long_prompt_come_in_pieces() -> None:
+    rng = random.Random(3)
+
+    def scored(request: str, start: int, count: int) -> PromptScored:
+        top = tuple((i, -float(i)) for i in range(20))
+        return PromptScored(request, start, tuple(TokenLogprobs(rng.randrange(9), -1.0, 1, top) for _ in range(count)))
+
+    prompts = [scored("a", 0, 3000), scored("b", 0, 5), scored("a", 3000, 900), scored("c", 7, 0)]
+    tokens = [SequenceOutput("a", 0, 5, None, None, None, 0)]
+    whole = StepOutputs(tokens, prompts, EngineStats(steps=7))
+    parts = list(_in_pieces(whole))
+    assert max(len(pack(part)) for part in parts) < 1 << 18
+    assert [part.sequences for part in parts] == [[]] * (len(parts) - 1) + [tokens]
+    assert all(part.stats == whole.stats for part in parts)
+    for request in "abc":
+        entries: dict[int, TokenLogprobs] = {}
+        expected: dict[int, TokenLogprobs] = {}
+        for found, messages in ((entries, parts), (expected, [whole])):
+            for message in messages:
+                for each in message.prompts:
+                    if each.request_id == request:
+                        found |= {each.start + i: entry for i, entry in enumerate(each.entries)}
+        assert entries == expected
+    short = StepOutputs(tokens, prompts[1:2])
+    assert list(_in_pieces(short)) == [short]
+    assert list(Unpacker().feed(b"".join(map(pack, parts)))) == parts
+
+
+# -- many prompts of one request ---------------------------------------------------------------------------------------
+
+
+def test_many_prompts_are_submitted_in_pieces_and_keep_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Always:
+        paused = 0
+
+        async def pause(self) -> None:
+            Always.paused += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(engine_client, "Turns", Always)
+
+    async def test() -> None:
+        async with http_serving(FakeOptions(step_seconds=0.005), max_waiting=16) as s:
+            client = s.grpc.server.client
+            limit = client.max_sequences
+            many = asyncio.create_task(s.post("/v1/completions", prompt=["a"] * limit, max_tokens=2, temperature=0))
+            while not Always.paused:
+                await asyncio.sleep(0)
+            other = await s.post("/v1/completions", prompt="a", max_tokens=2)  # the places are all taken
+            assert other.status_code == 429, other.text
+            answer = await many
+            assert answer.status_code == 200, answer.text
+            assert len(answer.json()["choices"]) == limit
+            assert Always.paused >= limit
+            assert client._open_sequences == 0
+            assert (await s.post("/v1/completions", prompt="a", max_tokens=2)).status_code == 200
+
+    run(test())
+
+
+def test_none_of_them_when_one_is_refused() -> None:
+    async def test() -> None:
+        async with http_serving(FakeOptions(step_seconds=0.005)) as s:
+            client = s.grpc.server.client
+            call = s.grpc.stub.Generate(pb.GenerateRequest(text="a", request_id="mine-1", sampling={"max_tokens": 50}))
+            await call.read()
+            answer = await s.post("/v1/completions", prompt=["a", "b", "c"], request_id="mine", max_tokens=2)
+            assert answer.status_code == 409, answer.text
+            assert client._open_sequences == 1
+            await collect(call)
+            assert client._open_sequences == 0
+
+    run(test())
+
+
+# -- the worker --------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_text_does_not_stand_before_others() -> None:
+    async def test() -> None:
+        worker = TextWorker(16 << 20)
+        stop = threading.Event()
+        try:
+            long = [asyncio.create_task(worker.run(1 << 20, stop.wait)) for _ in range(4)]
+            await asyncio.sleep(0)
+            assert await worker.run(100_000, threading.get_ident) != threading.get_ident()
+            assert not any(task.done() for task in long)
+        finally:
+            stop.set()
+            await asyncio.gather(*long)
+            worker.close()
+
+    run(test())
+
+
+def test_the_interpreter_changes_hands_soon_while_a_worker_lives() -> None:
+    before = sys.getswitchinterval()
+    worker = TextWorker(1000)
+    assert sys.getswitchinterval() <= 0.0005
+    worker.close()
+    assert sys.getswitchinterval() == before
+
+
+def test_a_short_body_of_many_prompts_is_no_short_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    whole = TextWorker.run
+
+    async def noted(self: TextWorker, size: int, work: Any) -> Any:
+        sizes.append(size)
+        return await whole(self, size, work)
+
+    monkeypatch.setattr(TextWorker, "run", noted)
+
+    async def test() -> None:
+        async with http_serving(FakeOptions(max_num_seqs=64)) as s:
+            await s.post("/v1/completions", prompt=["a"] * 900, max_tokens=1)
+            assert sizes.pop() > 4096 + 900 * PART_BYTES - 900
+            await s.complete()
+            assert sizes.pop() < 4096
+            chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="")] * 400)
+            await collect(s.grpc.stub.Generate(pb.GenerateRequest(chat=chat, sampling={"max_tokens": 1})))
+            assert sizes.pop() > 4096
+
+    run(test())
