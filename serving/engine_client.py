@@ -39,14 +39,16 @@ from serving.filters.contract import Filter
 from serving.frames import Unpacker, pack
 from serving.observing.record import NOWHERE, Origin
 from serving.observing.recorder import Recorder
+from serving.pace import Pace
 from serving.request import PreparedRequest
 from serving.status import DEFAULT_RETRY_MS, Refusal, duplicate, internal, invalid, overloaded, rejected, unavailable
 from serving.stream import GenerationStream
-from serving.turns import Turns
 
 _LOG = logging.getLogger("serving.engine")
 
 MIN_RETRY_MS, MAX_RETRY_MS = 100, 60_000
+# What submitting a request takes, in steps of `Pace`.
+_SUBMIT_STEPS, _TOKENS_A_STEP = 200, 32
 _EXIT_WAIT = 5.0  # seconds for a process whose connection closed to tell its exit code
 
 
@@ -150,12 +152,12 @@ class EngineClient(asyncio.Protocol):
         left = sum(prepared.params.n for prepared in requests)  # places that are taken and not used yet
         self._open_sequences += left
         streams: list[GenerationStream] = []
-        turns = Turns()
+        pace = Pace()
         try:
             for prepared in requests:
                 streams.append(self._submit(prepared, tokenizer, origin))
                 left -= prepared.params.n
-                await turns.pause()
+                await pace.spend(_SUBMIT_STEPS + len(prepared.token_ids) // _TOKENS_A_STEP)
         except BaseException:
             for stream in streams:
                 self.close(stream)

@@ -16,6 +16,7 @@ from jaxinfer.text.length_bound import LengthBound
 # batch do not. Up to here there is nothing to gain: it takes less than a millisecond or two.
 _SHORT_TEXT = 2048  # characters
 _SHORT_IDS = 2048
+_FEW = 8  # ids that are sooner looked at one by one
 _SLICE = 1 << 16  # ids that one call of the interpreter looks at
 
 
@@ -269,7 +270,7 @@ def first_bad_id(ids: Sequence[int], end: int) -> int | None:
     the interpreter is long."""
     for start in range(0, len(ids), _SLICE):
         part = ids if len(ids) <= _SLICE else ids[start : start + _SLICE]
-        if set(map(type, part)) == {int} and min(part) >= 0 and max(part) < end:
+        if len(part) > _FEW and set(map(type, part)) == {int} and min(part) >= 0 and max(part) < end:
             continue
         for position, index in enumerate(part, start):
             if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < end:

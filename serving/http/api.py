@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import msgspec
-
 from jaxinfer.sampling_params import InvalidRequest, as_token_ids
 from jaxinfer.text import ChatMessageError
 from jaxinfer.text.answers import AnswerFormat, answer_format
@@ -43,7 +41,6 @@ from serving.request import (
 from serving.status import BAD_INPUT, Refusal, unavailable
 from serving.text_worker import PART_BYTES, TextWorker
 
-_VALUES_AT_ONCE = 1 << 16
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 
 
@@ -164,9 +161,9 @@ def _cost(body: bytes) -> int:
 
 
 def _with_text(prepared: PreparedRequest, model: ModelContext) -> PreparedRequest:
-    """For an answer that shows the prompt: with the text of what is left of it."""
+    """For an answer that shows its prompt: with the text, where the client gave ids."""
     params = prepared.params
-    if model.tokenizer is None or (prepared.text is not None and params.truncate_prompt_tokens is None):
+    if model.tokenizer is None or prepared.text is not None or params.truncate_prompt_tokens is not None:
         return prepared
     text = model.tokenizer.decode(prepared.token_ids, skip_special_tokens=params.skip_special_tokens)
     return replace(prepared, text=text)
@@ -209,17 +206,11 @@ def _tokenize(body: bytes, model: ModelContext) -> dict[str, Any]:
                 variables=request.chat_template_kwargs or {},
             )
             ids = encode_prompt(chat_prompt, model)
-    result: dict[str, Any] = {"count": len(ids), "max_model_len": model.info.max_model_len, "tokens": _written(ids)}
+    result: dict[str, Any] = {"count": len(ids), "max_model_len": model.info.max_model_len, "tokens": ids}
     if request.return_token_strs:
         assert model.tokenizer is not None
-        result["token_strs"] = _written([model.tokenizer.token_to_piece(token) for token in ids])
+        result["token_strs"] = [model.tokenizer.token_to_piece(token) for token in ids]
     return result
-
-
-def _written(values: Sequence[Any]) -> msgspec.Raw:
-    """A list as JSON, in slices: this is done beside the event loop, where one long call would still hold it up."""
-    slices = (values[start : start + _VALUES_AT_ONCE] for start in range(0, len(values), _VALUES_AT_ONCE))
-    return msgspec.Raw(b"[" + b",".join(msgspec.json.encode(part)[1:-1] for part in slices) + b"]")
 
 
 def _detokenize(body: bytes, model: ModelContext) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class CompletionReply(Reply):
     def __init__(self, request: CompletionRequest, generation: Generation, context: ModelContext) -> None:
         super().__init__(generation, context.name, stream=bool(request.stream))
         self._request = request
+        self._tokenizer = context.tokenizer
         self._spelling = Spelling(context.tokenizer, as_ids=bool(request.return_tokens_as_token_ids))
         self._n = request.n or 1
         self._prompts: list[list[TokenLogprobs]] = [[] for _ in generation.streams]
@@ -126,7 +127,12 @@ class CompletionReply(Reply):
     def _echo(self, choice: _Choice, prompt: int) -> None:
         """Puts the prompt in front."""
         prepared = self.generation.streams[prompt].prepared
-        text = prepared.text or ""
+        if prepared.text is not None and prepared.params.truncate_prompt_tokens is None:
+            text = prepared.text
+        elif self._tokenizer is not None:
+            text = self._tokenizer.decode(prepared.token_ids, skip_special_tokens=prepared.params.skip_special_tokens)
+        else:
+            text = ""
         choice.text.append(text)
         if choice.logprobs is not None:
             for token, entry in zip(prepared.token_ids, [None, *self._prompts[prompt]], strict=True):

@@ -10,7 +10,6 @@ import threading
 from typing import Any
 
 import grpc
-import msgspec
 import pytest
 from google.protobuf import descriptor_pb2
 
@@ -21,6 +20,7 @@ from serving.frames import Unpacker, _in_pieces, pack
 from serving.http import decode
 from serving.http.errors import ApiError
 from serving.http.models import CompletionRequest
+from serving.pace import Pace
 from serving.text_worker import PART_BYTES, TextWorker
 from serving.wire import has_too_many_parts
 from tests.fakes import FakeOptions
@@ -174,13 +174,6 @@ def test_large_messages_are_measured_and_parsed_like_small_ones() -> None:
     run(test())
 
 
-def test_long_lists_are_written_as_short_ones() -> None:
-    from serving.http.api import _written
-
-    for values in ([], [1], list(range(200_000)), ["é"] * 70_000):
-        assert msgspec.json.decode(msgspec.json.encode({"a": _written(values)})) == {"a": values}
-
-
 # -- the engine's news -------------------------------------------------------------------------------------------------
 
 
@@ -216,28 +209,29 @@ def test_scores_of_a_long_prompt_come_in_pieces() -> None:
 
 
 def test_many_prompts_are_submitted_in_pieces_and_keep_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Always:
-        paused = 0
+    paused = 0
 
-        async def pause(self) -> None:
-            Always.paused += 1
-            await asyncio.sleep(0)
+    class Always(Pace):
+        async def spend(self, steps: int) -> None:
+            nonlocal paused
+            paused += 1
+            await self.rest()
 
-    monkeypatch.setattr(engine_client, "Turns", Always)
+    monkeypatch.setattr(engine_client, "Pace", Always)
 
     async def test() -> None:
         async with http_serving(FakeOptions(step_seconds=0.005), max_waiting=16) as s:
             client = s.grpc.server.client
             limit = client.max_sequences
             many = asyncio.create_task(s.post("/v1/completions", prompt=["a"] * limit, max_tokens=2, temperature=0))
-            while not Always.paused:
+            while not paused:
                 await asyncio.sleep(0)
             other = await s.post("/v1/completions", prompt="a", max_tokens=2)  # the places are all taken
             assert other.status_code == 429, other.text
             answer = await many
             assert answer.status_code == 200, answer.text
             assert len(answer.json()["choices"]) == limit
-            assert Always.paused >= limit
+            assert paused >= limit
             assert client._open_sequences == 0
             assert (await s.post("/v1/completions", prompt="a", max_tokens=2)).status_code == 200
 

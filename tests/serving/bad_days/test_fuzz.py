@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -26,6 +27,28 @@ from tests.serving.http.harness import HttpServer, http_serving
 OPTIONS = FakeOptions(max_model_len=64, max_num_seqs=32)
 AT_A_TIME = 16
 WHOLE = 10_000
+LONGEST_TURN = 0.25  # seconds: a garbage collection of all that the tests have loaded is within
+
+
+@contextlib.asynccontextmanager
+async def turning(limit: float) -> AsyncIterator[None]:
+    """Fails when one turn of the event loop, the clients' and the server's, has used more processor seconds than
+    `limit`. What other processes do is not in it."""
+    turns: list[float] = []
+    run = asyncio.events.Handle._run  # what a turn is made of
+
+    def timed(handle: asyncio.events.Handle) -> None:
+        began = time.thread_time()
+        run(handle)
+        turns.append(time.thread_time() - began)
+
+    asyncio.events.Handle._run = timed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        asyncio.events.Handle._run = run  # type: ignore[method-assign]
+    print(f"longest turns of the event loop: {[f'{1000 * turn:.0f} ms' for turn in sorted(turns)[-3:]]}")
+    assert max(turns) < limit
 
 
 @contextlib.asynccontextmanager
@@ -33,7 +56,8 @@ async def unharmed(caplog: pytest.LogCaptureFixture) -> AsyncIterator[HttpServer
     """A server that must be as good as new when the block ends, and have logged nothing as its own fault."""
     caplog.set_level(logging.ERROR)
     async with http_serving(OPTIONS) as s:
-        yield s
+        async with turning(LONGEST_TURN):
+            yield s
         server = s.grpc
         await until(lambda: server.server.client.open_requests == 0, "no request is left over")
         assert (await collect(server.stub.Generate(greedy()))).text() == GOOD_TEXT
