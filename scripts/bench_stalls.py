@@ -1,6 +1,6 @@
 """Whether one client can stall the others: what they see while it sends the worst request of each kind.
 
-    python scripts/bench_stalls.py [--only WORD] [--tokenizer bpe|bytes] [--seconds 4] [--json FILE]
+    python -m scripts.bench_stalls [--only WORD] [--tokenizer bpe|bytes] [--seconds 4] [--json FILE]
 
 Starts a server whose engine is the tests' scripted one, 20 ms a step and asleep meanwhile, 16 clients that stream and
 one that asks for /health all the time. Three figures are judged for each kind of request:
