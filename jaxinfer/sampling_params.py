@@ -29,14 +29,14 @@ def _beginning(value: Any, length: int) -> str:
         return repr(value[:length])
     if kind not in (list, tuple, dict):
         return repr(value)
-    shown = {list: "[", tuple: "(", dict: "{"}[kind]
+    shown = "[" if kind is list else "(" if kind is tuple else "{"
     for i, item in enumerate(value.items() if kind is dict else value):
         if len(shown) >= length:
             return shown
         shown += ", " if i else ""
         for j, each in enumerate(item if kind is dict else (item,)):
             shown += (": " if j else "") + _beginning(each, length - len(shown))
-    return shown + {list: "]", tuple: ",)" if len(value) == 1 else ")", dict: "}"}[kind]
+    return shown + ("]" if kind is list else "}" if kind is dict else ",)" if len(value) == 1 else ")")
 
 
 class InvalidRequest(ValueError):
