@@ -15,6 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from jaxinfer.sampling_params import MAX_TOKEN_LIST, InvalidRequest
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving import request as door
+from serving.json_weight import MAX_WEIGHT, is_too_heavy
 from serving.request import ChatPrompt, GenerationRequest, ModelContext, PreparedRequest, TextPrompt, TokenPrompt
 
 
@@ -119,6 +120,9 @@ def json_object(name: str, text: str) -> dict[str, Any]:
     def refuse(constant: str) -> Any:
         raise InvalidRequest(name, constant, "this is not JSON")
 
+    if is_too_heavy(text.encode()):
+        allowed = f"it has too many values; {MAX_WEIGHT} numbers are taken, or fewer lists and objects"
+        raise InvalidRequest(name, f"{len(text)} characters", allowed)
     try:
         value = json.loads(text, parse_constant=refuse)
     except RecursionError as error:

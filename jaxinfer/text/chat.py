@@ -37,6 +37,7 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 _INSTEAD_OF_CONTENT = ("tool_calls", *_REASONING)
 # Compiled templates kept per tokenizer: its own few, and what callers pass.
 _COMPILED_LIMIT = 16
+_LONGEST_PATH = 200  # characters that name a value in an error
 
 
 @dataclass
@@ -213,6 +214,8 @@ def _check_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(name: str, value: Any) -> Any:
     """Rebuilds a value out of exact JSON types, so that a template meets no object with methods of its own."""
+    if len(name) > _LONGEST_PATH:  # it is there for errors, and made for every value
+        name = name[:_LONGEST_PATH] + "..."
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -222,7 +225,10 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, float):
         return float(value)
     if isinstance(value, Mapping):
-        return {_plain_str(f"key of {name}", key): _plain(f"{name}.{key}", item) for key, item in value.items()}
+        return {
+            _plain_str(f"key of {name}", key): _plain(f"{name}.{key[:_LONGEST_PATH]}", item)
+            for key, item in value.items()
+        }
     if isinstance(value, list):
         return [_plain(f"{name}[{position}]", item) for position, item in enumerate(value)]
     if isinstance(value, tuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from pathlib import Path
@@ -27,6 +28,7 @@ _TEMPLATE = """\
 {%- if add_generation_prompt %}<|assistant|>{% endif %}"""
 
 
+@functools.cache
 def words(seed: int, count: int) -> list[str]:
     rng = random.Random(seed)
     syllables = [
@@ -35,6 +37,7 @@ def words(seed: int, count: int) -> list[str]:
     return ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(count)]
 
 
+@functools.cache
 def text(characters: int, seed: int = 5) -> str:
     """Words of which most are tokens or two."""
     vocabulary = words(seed, 4000)

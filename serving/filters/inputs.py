@@ -11,6 +11,8 @@ from jaxinfer.text import Tokenizer
 from serving.filters.contract import Filter, Subject, judge, replaced
 from serving.request import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 
+_LONGEST_PART = 200  # characters
+
 
 def filtered(prompt: Prompt, judging: Filter, tenant: str, tokenizer: Tokenizer | None) -> Prompt:
     """The prompt as the filter leaves it. Raises Refusal, or InvalidRequest where token ids hold what would be changed:
@@ -39,13 +41,18 @@ def _text(text: str, part: str, judging: Filter, tenant: str) -> str:
     return replaced(text, judge(judging, text, Subject("input", part, tenant)))
 
 
+def _within(part: str, key: object) -> str:
+    """The name of a field's value; it is made for every value, and keys can be long."""
+    return f"{part[:_LONGEST_PART]}.{str(key)[:_LONGEST_PART]}"
+
+
 def _values(value: Any, part: str, judging: Filter, tenant: str) -> Any:
     """The same with every string judged, names of fields too: a template may show them to the model."""
     if isinstance(value, str):
         return _text(value, part, judging, tenant)
     if isinstance(value, Mapping):
         return {
-            _text(str(key), part, judging, tenant): _values(item, f"{part}.{key}", judging, tenant)
+            _text(str(key), part, judging, tenant): _values(item, _within(part, key), judging, tenant)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):

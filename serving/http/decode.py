@@ -12,6 +12,7 @@ import msgspec
 from jaxinfer.sampling_params import InvalidRequest
 from serving.http.errors import ApiError, invalid
 from serving.http.models import MAX_USER, RECORDED, REFUSED
+from serving.json_weight import MAX_WEIGHT, is_too_heavy
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -28,17 +29,14 @@ _WORDS = {
 }
 _MISSING = object()
 
-# What a body's values may weigh together. Decoding keeps the interpreter to itself: 27 ns for a number of a list, 150
-# for a list or an object, 530 for a field of one were measured, so that the heaviest body takes about 50 ms.
-MAX_WEIGHT = 2_000_000
-_WEIGHTS = ((b",", 1), (b"[", 5), (b"{", 5), (b":", 20))
-_SLICE = 1 << 18  # bytes that one call of the interpreter looks at
 _LONGEST_NAME = 100  # characters of a field that nobody knows, in an error
 
 
 def decode(body: bytes, kind: type[T]) -> T:
     """Raises ApiError."""
-    _refuse_heavy(body)
+    if is_too_heavy(body):
+        message = f"the request's body has too many values; {MAX_WEIGHT} numbers are taken, or fewer lists and objects"
+        raise ApiError(413, message, code="body_too_large")
     try:
         request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -49,30 +47,6 @@ def decode(body: bytes, kind: type[T]) -> T:
         raise invalid(None, "the body is nested too deeply", "invalid_json") from error
     _refuse(request, "")
     return request
-
-
-def _refuse_heavy(body: bytes) -> None:
-    """Raises ApiError for a body of so many values that decoding them would hold up everybody else."""
-    if _weight(body) <= MAX_WEIGHT:
-        return
-    weight, within = 0, False
-    start = 0
-    while start < len(body):
-        end = min(start + _SLICE, len(body))
-        while end < len(body) and body[end - 1] == 0x5C:  # an escape is not cut
-            end += 1
-        parts = body[start:end].replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
-        # What is between two quotes is text, and weighs nothing.
-        weight += _weight(b"".join(parts[int(within) :: 2]))
-        within ^= len(parts) % 2 == 0
-        start = end
-    if weight > MAX_WEIGHT:
-        message = f"the request's body has too many values; {MAX_WEIGHT} numbers are taken, or fewer lists and objects"
-        raise ApiError(413, message, code="body_too_large")
-
-
-def _weight(data: bytes) -> int:
-    return sum(weight * data.count(mark) for mark, weight in _WEIGHTS)
 
 
 def _refuse(request: msgspec.Struct, prefix: str) -> None:

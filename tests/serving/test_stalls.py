@@ -14,14 +14,21 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from jaxinfer.messages import EngineStats, PromptScored, SequenceOutput, StepOutputs, TokenLogprobs
+from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.text import ChatMessageError
+from jaxinfer.text.chat import _plain
 from protos.jaxinfer.v1 import inference_pb2 as pb
-from serving import engine_client
+from serving import engine_client, json_weight
+from serving.filters.contract import ALLOW, Subject
+from serving.filters.inputs import filtered
 from serving.frames import Unpacker, _in_pieces, pack
 from serving.http import decode
 from serving.http.errors import ApiError
 from serving.http.models import CompletionRequest
 from serving.pace import Pace
+from serving.request import ChatPrompt
 from serving.text_worker import PART_BYTES, TextWorker
+from serving.validation import json_object
 from serving.wire import has_too_many_parts
 from tests.fakes import FakeOptions
 from tests.serving.harness import collect, greedy, run, serving, status
@@ -111,19 +118,62 @@ def test_what_is_cut_may_be_as_long_as_it_likes() -> None:
 # -- bodies and messages -----------------------------------------------------------------------------------------------
 
 
-def test_a_body_of_very_many_values_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "MAX_WEIGHT", 1000)
-    monkeypatch.setattr(decode, "_SLICE", 7)
-    for value in ("[" + "1," * 1001 + "1]", "[" + "[]," * 400 + "1]", "[" + '{"a":1},' * 60 + "1]"):
-        with pytest.raises(ApiError, match="too many values; 1000 numbers are taken") as caught:
-            decode.decode(b'{"prompt":' + value.encode() + b"}", CompletionRequest)
-        assert caught.value.status == 413
+def test_json_is_weighed_outside_of_its_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_weight, "_SLICE", 7)
+    marks = {",": 1, "[": 5, "{": 5, ":": 20}
     rng = random.Random(5)
-    for _ in range(50):
-        text = "".join(rng.choices(',[{:"\\é\n', k=1500))
-        for ascii_only in (True, False):
-            body = json.dumps({"prompt": text}, ensure_ascii=ascii_only).encode()
-            assert decode.decode(body, CompletionRequest).prompt == text  # text weighs nothing
+
+    def value(depth: int = 0) -> Any:
+        kind = rng.randrange(6)
+        if kind == 0 or depth > 3:
+            return "".join(rng.choices(',[{:"\\é\n', k=rng.randrange(9)))
+        if kind < 3:
+            return [value(depth + 1) for _ in range(rng.randrange(4))]
+        return {f"{i}{rng.choice(',:')}": value(depth + 1) for i in range(rng.randrange(3))}
+
+    for _ in range(500):
+        whole = value()
+        text = json.dumps(whole, ensure_ascii=rng.random() < 0.5)
+        outside, within, escaped = 0, False, False
+        for character in text:
+            if escaped or (within and character == "\\"):
+                escaped = not escaped
+            elif character == '"':
+                within = not within
+            elif not within:
+                outside += marks.get(character, 0)
+        assert not json_weight.is_too_heavy(text.encode(), outside)
+        assert outside == 0 or json_weight.is_too_heavy(text.encode(), outside - 1)
+
+
+def test_a_body_of_very_many_values_is_refused() -> None:
+    for values in (b"1," * 2_000_001, b"[]," * 400_000, b'{"a":1},' * 80_000, (b"9" * 4000 + b",") * 2000):
+        with pytest.raises(ApiError, match="too many values; 2000000 numbers are taken") as caught:
+            decode.decode(b'{"prompt":[' + values + b"1]}", CompletionRequest)
+        assert caught.value.status == 413
+    text = ',[{:"\\' * 300_000
+    assert decode.decode(json.dumps({"prompt": text}).encode(), CompletionRequest).prompt == text
+    ids = [123_456] * 900_000
+    assert decode.decode(json.dumps({"prompt": ids}).encode(), CompletionRequest).prompt == ids
+    with pytest.raises(InvalidRequest, match=r"tools_json\[0\] is '8000003 characters'; it has too many values"):
+        json_object("tools_json[0]", "[" + "[]," * 2_666_667 + "1")
+
+
+def test_a_long_key_does_not_make_the_names_of_values_long() -> None:
+    """They are made for every value: of a megabyte each, that never ends."""
+    with pytest.raises(ChatMessageError) as caught:
+        _plain("documents[0]", {"k" * 1_000_000: [{"k" * 1000: [0] * 5 + ["\ud800"]}] * 3})
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).startswith("documents[0].kkk")
+    parts: list[str] = []
+
+    def judge(text: str, subject: Subject) -> Any:
+        parts.append(subject.part)
+        return ALLOW
+
+    chat = ChatPrompt([{"k" * 1_000_000: {"k" * 1000: ["a"] * 9}}])
+    filtered(chat, judge, "", None)
+    assert max(map(len, parts)) < 1000
 
 
 def test_an_unknown_field_is_named_by_its_beginning() -> None:
