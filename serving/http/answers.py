@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import secrets
 import string
+from collections.abc import AsyncIterator, Iterator
 
-from jaxinfer.messages import TokenLogprobs
 from jaxinfer.text import Tokenizer
-from jaxinfer.text.answers import AnswerFormat, AnswerParser, CallArguments, CallName, Content, Event, Reasoning
+from jaxinfer.text.answers import AnswerFormat, AnswerParser, CallArguments, CallName, Reasoning
+from serving.http.parts import Part, PartedAnswer, joined
+from serving.http.tokens import ShownTokens, Token
+from serving.pace import Pace
 from serving.stream import Piece
 
 _LETTERS = string.ascii_letters + string.digits
+_STEPS_AT_A_TIME = 2048  # of `Pace`
+_STEPS_PER_PUSH = 16
 _PROMPT_END = 16  # tokens at the end of a prompt in which an opened reasoning is looked for
 
 
@@ -37,73 +42,74 @@ def kept_tokens(form: AnswerFormat, tokenizer: Tokenizer | None, *, tools: bool)
 
 
 class GrowingAnswer:
-    """One of the n answers. `add` returns the events of a piece; events of calls that are not wanted are dropped.
+    """One of the n answers. Events of calls that are not wanted are dropped; hidden reasoning goes with its tokens.
 
-    single_call: only the first tool call counts.
+    shown: None where nobody wants to know of tokens. single_call: only the first tool call counts.
     """
 
-    def __init__(self, parser: AnswerParser, *, single_call: bool, with_reasoning: bool) -> None:
-        self._parser = parser
+    def __init__(
+        self, parser: AnswerParser, shown: ShownTokens | None, *, single_call: bool, with_reasoning: bool
+    ) -> None:
+        self._parts = PartedAnswer(parser)
+        self._shown = shown
         self._single, self._with_reasoning = single_call, with_reasoning
+        self._untold: list[str] = []  # reasoning whose tokens an output filter withholds
+        self._withheld = False
         self.calls = 0
-        self.reasoning: list[str] = []  # all of it, wanted or not: its tokens are counted
-        self.token_ids: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
 
-    def add(self, piece: Piece) -> list[Event]:
-        self.token_ids += piece.token_ids
-        self.logprobs += piece.logprobs
-        text = "".join(piece.text)
-        if self._parser.trivial:
-            events: list[Event] = [Content(text)] if text else []
-        else:
-            events = self._parser.push(text)
-            if piece.finish_reason is not None:
-                events += self._parser.finish()
-            events = self._wanted(events)
+    async def add(self, piece: Piece, pace: Pace) -> AsyncIterator[list[Part]]:
+        """The parts of a piece, a bounded number of tokens and characters at a time; other tasks run in between. The
+        finish reason is there with the last of them."""
+        parts: list[Part] = []
+        work = 0
+        self._withheld = piece.tokens > len(piece.token_ids)
+        for text, token in self._given(piece):
+            parts += self._wanted(self._parts.push(text, token))
+            work += _STEPS_PER_PUSH + len(text)
+            if token is not None and token.entry is not None:
+                work += len(token.entry.top)
+            if work >= _STEPS_AT_A_TIME:
+                yield joined(parts)
+                await pace.spend(work)
+                parts, work = [], 0
         if piece.finish_reason is not None:
+            parts += self._wanted(self._parts.finish())
             called = self.calls and piece.finish_reason == "stop"
             self.finish_reason = "tool_calls" if called else piece.finish_reason
             self.stop_reason = piece.stop_reason
-        return events
+        yield joined(parts)
+        await pace.spend(work + _STEPS_PER_PUSH)
 
-    def _wanted(self, events: list[Event]) -> list[Event]:
-        wanted: list[Event] = []
-        for event in events:
+    def _given(self, piece: Piece) -> Iterator[tuple[str, Token | None]]:
+        if self._shown is not None:
+            yield from self._shown.add(piece)
+            return
+        text = "".join(piece.text)
+        for start in range(0, len(text), _STEPS_AT_A_TIME):
+            yield text[start : start + _STEPS_AT_A_TIME], None
+
+    def _wanted(self, parts: list[Part]) -> list[Part]:
+        wanted: list[Part] = []
+        for part in parts:
+            event = part.event
             if isinstance(event, CallName):
                 self.calls += 1
             if isinstance(event, Reasoning):
-                self.reasoning.append(event.text)
+                if self._withheld:
+                    self._untold.append(event.text)
                 if not self._with_reasoning:
                     continue
             elif isinstance(event, CallName | CallArguments) and self._single and self.calls > 1:
-                continue
-            wanted.append(event)
+                part = Part(None, part.tokens)
+            if part.event is not None or part.tokens:
+                wanted.append(part)
         return wanted
 
-    def take(self) -> tuple[list[int], list[TokenLogprobs]]:
-        """Token ids and log-probabilities since the last call."""
-        taken = self.token_ids, self.logprobs
-        self.token_ids, self.logprobs = [], []
-        return taken
-
     def reasoning_tokens(self, tokenizer: Tokenizer | None) -> int:
-        """How long the reasoning is, as the tokenizer cuts its text."""
-        if not self.reasoning or tokenizer is None:
-            return 0
-        return len(tokenizer.encode("".join(self.reasoning), add_special_tokens=False))
-
-
-def joined(events: list[Event]) -> list[Event]:
-    """The same events with neighbours of one kind as one."""
-    result: list[Event] = []
-    for event in events:
-        last = result[-1] if result else None
-        if isinstance(event, CallName) or isinstance(last, CallName) or type(event) is not type(last):
-            result.append(event)
-        else:
-            assert last is not None
-            result[-1] = type(event)(last.text + event.text)
-    return result
+        """How many tokens the reasoning has; where they are withheld, as the tokenizer cuts its text."""
+        if self._untold and tokenizer is not None:
+            text, self._untold = "".join(self._untold), []
+            self._parts.reasoning_tokens += len(tokenizer.encode(text, add_special_tokens=False))
+        return self._parts.reasoning_tokens

@@ -30,6 +30,11 @@ class ReasoningSplitter:
         """Whether the text is inside the tags now."""
         return self._state == "reasoning"
 
+    @property
+    def settled(self) -> bool:
+        """No text waits."""
+        return not self._buffer
+
     def push(self, text: str, events: list[Event]) -> str:
         if self._state == "rest" and not self._fresh:
             return text

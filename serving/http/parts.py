@@ -1,0 +1,146 @@
+"""Which part of an answer each token belongs to.
+
+A token belongs to the part in which it begins, but reasoning takes every token that spells some of it: where reasoning
+is hidden, so are its tokens. Tags and what is around a call's name and arguments belong to the part they open or close,
+white space between two parts to the first, or to a call that it precedes. Tokens that are left at the end (the end
+token, what stands behind a stop string) belong to none.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from jaxinfer.text.answers import AnswerParser, CallArguments, CallName, Content, Event, Reasoning
+from serving.http.tokens import Token
+
+
+class Part(NamedTuple):
+    """What was added to a part and its tokens. event: without text where only tags were added; None: no part."""
+
+    event: Event | None
+    tokens: list[Token]
+
+
+class PartedAnswer:
+    """Follows one answer. However it is cut, the parts add up to the same.
+
+    Attributes:
+        reasoning_tokens: how many tokens spell reasoning; tags do not count.
+    """
+
+    def __init__(self, parser: AnswerParser) -> None:
+        self._parser = parser
+        self._open: deque[Token] = deque()  # tokens that belong to no part yet
+        self._texts: list[str] = []  # what they spell
+        self._start = self._end = 0  # where that is in the answer, in characters
+        self._last: Event | None = None
+        self.reasoning_tokens = 0
+
+    def push(self, text: str, token: Token | None) -> list[Part]:
+        """token: the one that ends with the text; None where tokens are not followed."""
+        was = self._parser.reasoning
+        if token is not None:
+            self._open.append(token)
+        if not text:
+            return []
+        self._texts.append(text)
+        self._end += len(text)
+        parts = self._assign(self._parser.push(text))
+        if was and not self._parser.reasoning and not isinstance(self._last, Content | CallName | CallArguments):
+            self._close(parts, Reasoning(""))
+        elif isinstance(self._last, CallName | CallArguments) and self._parser.settled:
+            self._close(parts, CallArguments(""))
+        return parts
+
+    def finish(self) -> list[Part]:
+        was = self._parser.reasoning
+        parts = self._assign(self._parser.finish())
+        if self._open:
+            parts.append(Part(Reasoning("") if was else None, list(self._open)))
+            self._open.clear()
+        return parts
+
+    def _close(self, parts: list[Part], event: Event) -> None:
+        """What waits belongs to the last part: all that has text, and what precedes it."""
+        tokens: list[Token] = []
+        while any(token.begin < token.end for token in self._open):
+            tokens.append(self._open.popleft())
+        self._texts, self._start = [], self._end
+        _give(parts, event, tokens)
+
+    def _assign(self, events: list[Event]) -> list[Part]:
+        if not events:
+            return []
+        window, base = "".join(self._texts), self._start
+        parts: list[Part] = []
+        places = _places(events, window)
+        for i, (event, (begin, end)) in enumerate(zip(events, places, strict=True)):
+            after = next((base + places[k][0] for k in range(i + 1, len(events)) if _is_reasoning(events[k])), None)
+            last, self._last = self._last, event
+            if last is not None and (
+                isinstance(event, CallArguments) or (isinstance(event, Content) and not isinstance(last, Content))
+            ):
+                _give(parts, _closing(last), self._take(base + begin, after))
+            tokens = self._take(base + end, after)
+            if isinstance(event, Reasoning):
+                begins = base + begin
+                self.reasoning_tokens += sum(token.begin >= begins or token.end > begins for token in tokens)
+            parts.append(Part(event, tokens))
+        rest = window[places[-1][1] :]
+        self._texts, self._start = [rest] if rest else [], base + places[-1][1]
+        return parts
+
+    def _take(self, end: int, reasoning: int | None) -> list[Token]:
+        """The open tokens that begin before `end` and do not reach `reasoning`."""
+        tokens: list[Token] = []
+        while (
+            self._open and self._open[0].begin < end and not (reasoning is not None and self._open[0].end > reasoning)
+        ):
+            tokens.append(self._open.popleft())
+        return tokens
+
+
+def _places(events: list[Event], window: str) -> list[tuple[int, int]]:
+    """Where each event's text stands in the window. From the back: a tag before a text may hold the same letters. What
+    is not there as it was told (arguments that were a string) gets no room."""
+    places: list[tuple[int, int]] = []
+    bound = len(window)
+    for event in reversed(events):
+        text = event.name if isinstance(event, CallName) else event.text
+        begin = window.rfind(text, 0, bound)
+        places.append((bound, bound) if begin < 0 else (begin, begin + len(text)))
+        bound = places[-1][0]
+    return places[::-1]
+
+
+def _is_reasoning(event: Event) -> bool:
+    return isinstance(event, Reasoning)
+
+
+def _closing(event: Event) -> Event:
+    return Reasoning("") if isinstance(event, Reasoning) else CallArguments("")
+
+
+def _give(parts: list[Part], event: Event, tokens: list[Token]) -> None:
+    if not tokens:
+        return
+    if parts:
+        parts[-1].tokens.extend(tokens)
+    else:
+        parts.append(Part(event, tokens))
+
+
+def joined(parts: list[Part]) -> list[Part]:
+    """The same with neighbours of one kind as one."""
+    result: list[Part] = []
+    for part in parts:
+        last = result[-1] if result else None
+        event = part.event
+        if last is None or type(event) is not type(last.event) or isinstance(event, CallName):
+            result.append(Part(event, list(part.tokens)))
+            continue
+        last.tokens.extend(part.tokens)
+        if event is not None and not isinstance(last.event, CallName | None):
+            result[-1] = Part(type(event)(last.event.text + event.text), last.tokens)
+    return result
