@@ -221,20 +221,25 @@ async def prompt_logprobs(
     result: list[msgspec.Raw | None] = [None]
     open_ = spelling.open_after(prompt[0]) if prompt else b""
     for entry in entries:
-        top = entry.top if alternatives < 0 else entry.top[:alternatives]
-        members = [_ranked(entry.token_id, entry.logprob, entry.rank, spelling, open_)]
-        for start in range(0, len(top), _SLICE):
-            part = top[start : start + _SLICE]
-            members += [
-                _ranked(token, value, rank, spelling, open_)
-                for rank, (token, value) in enumerate(part, start + 1)
-                if token != entry.token_id
-            ]
-            await pace.spend(len(part))
-        result.append(msgspec.Raw(f"{{{','.join(members)}}}".encode()))
+        cut = entry if alternatives < 0 else entry._replace(top=entry.top[:alternatives])
+        result.append(msgspec.Raw((await ranked(cut, spelling, open_, pace)).encode()))
         open_ = spelling.open_after(entry.token_id, open_)
-        await pace.spend(1)
     return result
+
+
+async def ranked(entry: TokenLogprobs, spelling: Spelling, open_: bytes, pace: Pace) -> str:
+    """JSON of {token id: {logprob, rank, decoded_token}} of a token and its alternatives."""
+    members = [_ranked(entry.token_id, entry.logprob, entry.rank, spelling, open_)]
+    for start in range(0, len(entry.top), _SLICE):
+        part = entry.top[start : start + _SLICE]
+        members += [
+            _ranked(token, value, rank, spelling, open_)
+            for rank, (token, value) in enumerate(part, start + 1)
+            if token != entry.token_id
+        ]
+        await pace.spend(len(part))
+    await pace.spend(1)
+    return f"{{{','.join(members)}}}"
 
 
 def _ranked(token: int, logprob: float, rank: int, spelling: Spelling, open_: bytes) -> str:
