@@ -22,7 +22,7 @@ from serving.validation import refuse_unknown_fields
 # The doors' shared names -> this protocol's, for errors.
 NAMES: Mapping[str, str] = {"token_ids": "tokenized.input_ids", "prompt": "input"}
 
-_Message = pb.GenerateStreamChunk | pb.GenerateComplete
+_Message = Any  # GenerateStreamChunk or GenerateComplete: the package has no types
 _SLICE = 256  # tokens
 _STEPS_PER_ENTRY = 4  # of `Pace`
 _REQUEST = frozenset({"request_id", "tokenized", "text", "sampling_params", "stream", "data_parallel_rank"})

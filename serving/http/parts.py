@@ -47,7 +47,7 @@ class PartedAnswer:
         self._texts.append(text)
         self._end += len(text)
         parts = self._assign(self._parser.push(text))
-        if was and not self._parser.reasoning and not isinstance(self._last, Content | CallName | CallArguments):
+        if was and not self._parser.reasoning and not self._answering:
             self._close(parts, Reasoning(""))
         elif isinstance(self._last, CallName | CallArguments) and self._parser.settled:
             self._close(parts, CallArguments(""))
@@ -57,9 +57,14 @@ class PartedAnswer:
         was = self._parser.reasoning
         parts = self._assign(self._parser.finish())
         if self._open:
-            parts.append(Part(Reasoning("") if was else None, list(self._open)))
+            parts.append(Part(Reasoning("") if was and not self._answering else None, list(self._open)))
             self._open.clear()
         return parts
+
+    @property
+    def _answering(self) -> bool:
+        """Something other than reasoning was told."""
+        return isinstance(self._last, Content | CallName | CallArguments)
 
     def _close(self, parts: list[Part], event: Event) -> None:
         """What waits belongs to the last part: all that has text, and what precedes it."""
