@@ -65,11 +65,12 @@ def test_an_event_is_one_line_to_every_reader(path: str):
             if name == "prompt":
                 body["max_tokens"] = 100
             events = [e for e in await s.events(path, **body) if e != "[DONE]"]
-            told = "".join(
-                e["delta"] if e.get("type") == "response.output_text.delta" else ""
-                for e in events
-                if path == "/v1/responses"
-            ) or "".join(c.get("text") or c["delta"].get("content") or "" for e in events for c in e.get("choices", ()))
+            told = ""
+            for event in events:
+                if event.get("type") == "response.output_text.delta":
+                    told += event["delta"]
+                for choice in event.get("choices", ()):
+                    told += choice["text"] if path == "/v1/completions" else choice["delta"].get("content", "")
             assert told == ENDS
             whole = await s.post(path, **body)
             assert len(whole.text.splitlines()) == 1
