@@ -182,9 +182,8 @@ class CompletionReply(Reply):
             text = self._tokenizer.decode(prepared.token_ids, skip_special_tokens=prepared.params.skip_special_tokens)
         logprobs = self._logprobs()
         if logprobs is not None:
-            skip = given is None and prepared.params.skip_special_tokens
             entries = [None, *self._prompts[prompt]]
-            tokens = echoed(prepared.token_ids, entries, text, self._tokenizer, self._spelling.open_after, skip=skip)
+            tokens = echoed(prepared.token_ids, entries, text, self._tokenizer, self._spelling.open_after)
             for token in tokens:
                 await logprobs.add(token, token.begin)
         self._echoes[prompt] = text, None if logprobs is None else logprobs.take()

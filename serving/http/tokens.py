@@ -65,19 +65,16 @@ def echoed(
     text: str,
     tokenizer: Tokenizer | None,
     open_after: Callable[[int, bytes], bytes],
-    *,
-    skip: bool,
 ) -> Iterator[Token]:
-    """A prompt's tokens in its text. skip: special tokens are not in it. Otherwise those in front that the text does
-    not begin with are the tokenizer's own and have no room."""
-    detokenizer = None
-    own, begin, open_ = not skip, 0, b""
+    """A prompt's tokens in its text. A special token has room where the text spells it: those that the tokenizer added,
+    or that were left out of the text, have none."""
+    detokenizer = None if tokenizer is None else IncrementalDetokenizer(tokenizer, [], skip_special_tokens=False)
+    begin, open_ = 0, b""
     for token_id, entry in zip(ids, entries, strict=True):
         end = begin
-        if tokenizer is not None:
-            own = own and tokenizer.is_special(token_id) and not text.startswith(tokenizer.token_to_piece(token_id))
-            if not own:
-                detokenizer = detokenizer or IncrementalDetokenizer(tokenizer, [], skip_special_tokens=skip)
+        if tokenizer is not None and detokenizer is not None:
+            added = tokenizer.is_special(token_id) and not text.startswith(tokenizer.token_to_piece(token_id), begin)
+            if not added:
                 detokenizer.push([token_id])
                 end = min(max(begin, detokenizer.position), len(text))
         yield Token(token_id, entry, begin, end, open_)

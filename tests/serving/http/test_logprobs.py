@@ -121,10 +121,11 @@ def test_an_echoed_prompt_whose_text_spells_special_tokens():
     loaded = tokenizer()
     spelling = Spelling(loaded)
 
-    def places(text: str, ids: list[int], *, skip: bool) -> list[tuple[int, int]]:
-        tokens = echoed(ids, [None] * len(ids), text, loaded, spelling.open_after, skip=skip)
+    def places(text: str, ids: list[int]) -> list[tuple[int, int]]:
+        tokens = echoed(ids, [None] * len(ids), text, loaded, spelling.open_after)
         return [(token.begin, token.end) for token in tokens]
 
-    assert places("ab", [256, 97, 98], skip=False) == [(0, 0), (0, 1), (1, 2)]
-    assert places("a</s>b", [256, 97, 257, 98], skip=False) == [(0, 0), (0, 1), (1, 5), (5, 6)]
-    assert places("ab", [256, 97, 257, 98], skip=True) == [(0, 0), (0, 1), (1, 1), (1, 2)]
+    assert places("ab", [256, 97, 98]) == [(0, 0), (0, 1), (1, 2)]
+    assert places("a</s>b", [256, 97, 257, 98]) == [(0, 0), (0, 1), (1, 5), (5, 6)]
+    assert places("ab", [256, 97, 257, 98]) == [(0, 0), (0, 1), (1, 1), (1, 2)]
+    assert places("<s>ab", [256, 97, 98]) == [(0, 3), (3, 4), (4, 5)]
