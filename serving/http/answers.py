@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from jaxinfer.text import Tokenizer
 from jaxinfer.text.answers import AnswerFormat, AnswerParser, CallArguments, CallName, Reasoning
@@ -44,13 +44,20 @@ def kept_tokens(form: AnswerFormat, tokenizer: Tokenizer | None, *, tools: bool)
 class GrowingAnswer:
     """One of the n answers. Events of calls that are not wanted are dropped; hidden reasoning goes with its tokens.
 
-    shown: None where nobody wants to know of tokens. single_call: only the first tool call counts.
+    marks: the format's tags. shown: None where nobody wants to know of tokens. single_call: only the first tool call
+    counts.
     """
 
     def __init__(
-        self, parser: AnswerParser, shown: ShownTokens | None, *, single_call: bool, with_reasoning: bool
+        self,
+        parser: AnswerParser,
+        marks: Sequence[str],
+        shown: ShownTokens | None,
+        *,
+        single_call: bool,
+        with_reasoning: bool,
     ) -> None:
-        self._parts = PartedAnswer(parser)
+        self._parts = PartedAnswer(parser, marks)
         self._shown = shown
         self._single, self._with_reasoning = single_call, with_reasoning
         self._untold: list[str] = []  # reasoning whose tokens an output filter withholds

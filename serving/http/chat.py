@@ -107,7 +107,8 @@ def new_answer(
     shown = None
     if tells_tokens or parser.reasons:  # reasoning's tokens are counted
         shown = ShownTokens(spelling.open_after, spelling.open_at_end(prompt))
-    return GrowingAnswer(parser, shown, single_call=single_call, with_reasoning=with_reasoning)
+    marks = form.marks(tools=offered is not None)
+    return GrowingAnswer(parser, marks, shown, single_call=single_call, with_reasoning=with_reasoning)
 
 
 class ChatReply(Reply):

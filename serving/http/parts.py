@@ -8,7 +8,9 @@ token, what stands behind a stop string) belong to none.
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jaxinfer.text.answers import AnswerParser, CallArguments, CallName, Content, Event, Reasoning
@@ -29,8 +31,10 @@ class PartedAnswer:
         reasoning_tokens: how many tokens spell reasoning; tags do not count.
     """
 
-    def __init__(self, parser: AnswerParser) -> None:
+    def __init__(self, parser: AnswerParser, marks: Sequence[str]) -> None:
+        """marks: the format's tags."""
         self._parser = parser
+        self._marks = marks
         self._open: deque[Token] = deque()  # tokens that belong to no part yet
         self._texts: list[str] = []  # what they spell
         self._start = self._end = 0  # where that is in the answer, in characters
@@ -79,9 +83,12 @@ class PartedAnswer:
             return []
         window, base = "".join(self._texts), self._start
         parts: list[Part] = []
-        places = _places(events, window)
-        for i, (event, (begin, end)) in enumerate(zip(events, places, strict=True)):
-            after = next((base + places[k][0] for k in range(i + 1, len(events)) if _is_reasoning(events[k])), None)
+        places = _places(events, window, self._marks)
+        reasoning = [base + begin for event, (begin, _) in zip(events, places, strict=True) if _is_reasoning(event)]
+        for event, (begin, end) in zip(events, places, strict=True):
+            if _is_reasoning(event):
+                reasoning.pop(0)
+            after = reasoning[0] if reasoning else None
             last, self._last = self._last, event
             if last is not None and (
                 isinstance(event, CallArguments) or (isinstance(event, Content) and not isinstance(last, Content))
@@ -106,17 +113,38 @@ class PartedAnswer:
         return tokens
 
 
-def _places(events: list[Event], window: str) -> list[tuple[int, int]]:
-    """Where each event's text stands in the window. From the back: a tag before a text may hold the same letters. What
-    is not there as it was told (arguments that were a string) gets no room."""
+def _places(events: list[Event], window: str, marks: Sequence[str]) -> list[tuple[int, int]]:
+    """Where each event's text stands in the window. A tag may hold the same letters as a text behind it, so nothing is
+    looked for inside of one. What is not there as it was told (arguments that were a string) gets no room."""
+    tags = sorted((at, at + len(mark)) for mark in marks for at in _all(mark, window))
     places: list[tuple[int, int]] = []
-    bound = len(window)
-    for event in reversed(events):
-        text = event.name if isinstance(event, CallName) else event.text
-        begin = window.rfind(text, 0, bound)
-        places.append((bound, bound) if begin < 0 else (begin, begin + len(text)))
-        bound = places[-1][0]
-    return places[::-1]
+    end = 0
+    for event in events:
+        if isinstance(event, CallName | CallArguments):
+            text = event.name if isinstance(event, CallName) else event.text
+            begin = window.find(text, end)
+        else:
+            text = event.text
+            begin = next((at for at in _all(text, window, end) if not _cuts(at, at + len(text), tags)), -1)
+        end = end if begin < 0 else begin + len(text)
+        places.append((end if begin < 0 else begin, end))
+    return places
+
+
+def _all(text: str, window: str, start: int = 0) -> Iterator[int]:
+    at = window.find(text, start)
+    while at >= 0:
+        yield at
+        at = window.find(text, at + 1)
+
+
+def _cuts(begin: int, end: int, tags: list[tuple[int, int]]) -> bool:
+    """Whether a text would begin or end inside of a tag. tags: in order, none within another."""
+    for place in (begin, end):
+        before = bisect.bisect_left(tags, (place, 0)) - 1
+        if before >= 0 and tags[before][1] > place:
+            return True
+    return False
 
 
 def _is_reasoning(event: Event) -> bool:

@@ -41,7 +41,7 @@ def cut(text: str, random_: random.Random, longest: int) -> list[Token]:
 
 
 def parts_of(form: AnswerFormat, text: str, tokens: list[Token]) -> list[Part]:
-    answer = PartedAnswer(AnswerParser(form, tools={"f", "g"}))
+    answer = PartedAnswer(AnswerParser(form, tools={"f", "g"}), form.marks(tools=True))
     parts: list[Part] = []
     for token in tokens:
         parts += answer.push(text[token.begin : token.end], token)
@@ -130,7 +130,7 @@ def test_a_token_that_spans_two_parts(cuts: list[str], expected: dict[str, str])
 
 
 def test_reasoning_is_counted_in_tokens_that_spell_it() -> None:
-    answer = PartedAnswer(AnswerParser(HERMES, tools=None))
+    answer = PartedAnswer(AnswerParser(HERMES, tools=None), HERMES.marks(tools=False))
     at = 0
     for piece in ("<think>", "\n", "one", " two", "\n\n", "three", "\n", "</think>", "\n\n", "four"):
         answer.push(piece, Token(0, None, at, at + len(piece), b""))
