@@ -60,6 +60,8 @@ class PartedAnswer:
     def finish(self) -> list[Part]:
         was = self._parser.reasoning
         parts = self._assign(self._parser.finish())
+        if isinstance(self._last, CallName | CallArguments):
+            self._close(parts, CallArguments(""))
         if self._open:
             parts.append(Part(Reasoning("") if was and not self._answering else None, list(self._open)))
             self._open.clear()
