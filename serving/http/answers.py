@@ -51,6 +51,7 @@ class GrowingAnswer:
     def __init__(
         self,
         parser: AnswerParser,
+        tokenizer: Tokenizer,
         marks: Sequence[str],
         shown: ShownTokens | None,
         *,
@@ -58,9 +59,11 @@ class GrowingAnswer:
         with_reasoning: bool,
     ) -> None:
         self._parts = PartedAnswer(parser, marks)
+        self._tokenizer = tokenizer
         self._shown = shown
         self._single, self._with_reasoning = single_call, with_reasoning
-        self._untold: list[str] = []  # reasoning whose tokens an output filter withholds
+        self._untold: list[str] = []  # reasoning whose tokens an output filter withholds, not counted yet
+        self._untold_size = 0
         self._withheld = False
         self.calls = 0
         self.finish_reason: str | None = None
@@ -74,6 +77,8 @@ class GrowingAnswer:
         self._withheld = piece.tokens > len(piece.token_ids)
         for text, token in self._given(piece):
             parts += self._wanted(self._parts.push(text, token))
+            if self._untold_size >= _STEPS_AT_A_TIME:
+                self._count_untold()
             work += _STEPS_PER_PUSH + len(text)
             if token is not None and token.entry is not None:
                 work += len(token.entry.top)
@@ -106,6 +111,7 @@ class GrowingAnswer:
             if isinstance(event, Reasoning):
                 if self._withheld:
                     self._untold.append(event.text)
+                    self._untold_size += len(event.text)
                 if not self._with_reasoning:
                     continue
             elif isinstance(event, CallName | CallArguments) and self._single and self.calls > 1:
@@ -114,9 +120,14 @@ class GrowingAnswer:
                 wanted.append(part)
         return wanted
 
-    def reasoning_tokens(self, tokenizer: Tokenizer | None) -> int:
-        """How many tokens the reasoning has; where they are withheld, as the tokenizer cuts its text."""
-        if self._untold and tokenizer is not None:
-            text, self._untold = "".join(self._untold), []
-            self._parts.reasoning_tokens += len(tokenizer.encode(text, add_special_tokens=False))
+    @property
+    def reasoning_tokens(self) -> int:
+        """How many tokens the reasoning has; where they are withheld, about as many as its text has."""
+        self._count_untold()
         return self._parts.reasoning_tokens
+
+    def _count_untold(self) -> None:
+        """A bounded text at a time, so a token at a cut may count twice."""
+        text, self._untold, self._untold_size = "".join(self._untold), [], 0
+        if text:
+            self._parts.reasoning_tokens += len(self._tokenizer.encode(text, add_special_tokens=False))

@@ -108,7 +108,9 @@ def new_answer(
     if tells_tokens or parser.reasons:  # reasoning's tokens are counted
         shown = ShownTokens(spelling.open_after, spelling.open_at_end(prompt))
     marks = form.marks(tools=offered is not None)
-    return GrowingAnswer(parser, marks, shown, single_call=single_call, with_reasoning=with_reasoning)
+    return GrowingAnswer(
+        parser, context.tokenizer, marks, shown, single_call=single_call, with_reasoning=with_reasoning
+    )
 
 
 class ChatReply(Reply):
@@ -116,7 +118,6 @@ class ChatReply(Reply):
         super().__init__(generation, context.name, stream=bool(request.stream))
         self._request = request
         self._form = form
-        self._tokenizer = context.tokenizer
         self._spelling = Spelling(context.tokenizer, as_ids=bool(request.return_tokens_as_token_ids))
         self._pace = Pace()
         self._begun_calls = [0] * (request.n or 1)
@@ -255,7 +256,7 @@ class ChatReply(Reply):
         return {"content": await chat_logprobs(tokens, self._spelling, self._pace), "refusal": None}
 
     def _usage(self) -> dict[str, Any]:
-        reasoning = sum(a.reasoning_tokens(self._tokenizer) for a in self._answers if a.finish_reason is not None)
+        reasoning = sum(a.reasoning_tokens for a in self._answers if a.finish_reason is not None)
         return self.generation.usage.chat(reasoning)
 
 

@@ -147,7 +147,6 @@ class ResponsesReply(Reply):
     ) -> None:
         super().__init__(generation, context.name, stream=bool(request.stream))
         self._request = request
-        self._tokenizer = context.tokenizer
         self._spelling = Spelling(context.tokenizer)
         tools = chat_input.tools(request.tools, flat=True)
         self._pace = Pace()
@@ -160,6 +159,7 @@ class ResponsesReply(Reply):
             tools=offered_tools(tools, request.tool_choice, form),
             single_call=request.parallel_tool_calls is False,
             tells_tokens=params.logprobs is not None,
+            with_reasoning=request.include_reasoning is not False,
         )
         self._items = _Items(form)
         self._error: ApiError | None = None
@@ -213,7 +213,7 @@ class ResponsesReply(Reply):
         params: SamplingParams = self.generation.streams[0].prepared.params
         ended = status in ("completed", "incomplete")
         reasons = {"length": "max_output_tokens", "abort": "aborted"}
-        usage = self.generation.usage.responses(self._answer.reasoning_tokens(self._tokenizer)) if ended else None
+        usage = self.generation.usage.responses(self._answer.reasoning_tokens) if ended else None
         incomplete = {"reason": reasons.get(self._answer.finish_reason or "", "aborted")}
         return {
             "id": "resp_" + self.generation.streams[0].prepared.request_id,

@@ -74,6 +74,11 @@ def test_no_door_gives_it_away(answer: str, tmp_path: Path, caplog: pytest.LogCa
                 assert not gives_away(events), fields
                 assert not gives_away((await s.http.get("/debug/requests/" + whole["id"].split("-", 1)[1])).json())
                 agree(whole, events[:-2])
+            response = {"input": "hi", "temperature": 0, "include_reasoning": False, "top_logprobs": 2}
+            response |= {"include": ["message.output_text.logprobs"], "tools": [{"type": "function", "name": "f"}]}
+            whole = (await s.post("/v1/responses", **response)).json()
+            assert whole["status"] == "completed"
+            assert not gives_away([whole, await s.events("/v1/responses", **response)])
             await batch(s, tmp_path)
         assert CANARY not in ledger.read_text()
 
