@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from jaxinfer.text import Tokenizer
 from jaxinfer.text.answers import AnswerFormat, AnswerParser, CallArguments, CallName, Reasoning
 from serving.http.parts import Part, PartedAnswer, joined
 from serving.http.tokens import ShownTokens, Token
-from serving.pace import Pace
 from serving.stream import Piece
 
 _LETTERS = string.ascii_letters + string.digits
@@ -44,8 +43,8 @@ def kept_tokens(form: AnswerFormat, tokenizer: Tokenizer | None, *, tools: bool)
 class GrowingAnswer:
     """One of the n answers. Events of calls that are not wanted are dropped; hidden reasoning goes with its tokens.
 
-    marks: the format's tags. shown: None where nobody wants to know of tokens. single_call: only the first tool call
-    counts.
+    marks: the format's tags. shown: None where tokens need not be known. tells_tokens: the client is told of them, not
+    only how many the reasoning has. single_call: only the first tool call counts.
     """
 
     def __init__(
@@ -55,12 +54,15 @@ class GrowingAnswer:
         marks: Sequence[str],
         shown: ShownTokens | None,
         *,
+        tells_tokens: bool,
         single_call: bool,
         with_reasoning: bool,
     ) -> None:
         self._parts = PartedAnswer(parser, marks)
         self._tokenizer = tokenizer
         self._shown = shown
+        self._tells_tokens = tells_tokens
+        self._untied = False  # text comes without its tokens
         self._single, self._with_reasoning = single_call, with_reasoning
         self._untold: list[str] = []  # reasoning whose tokens an output filter withholds, not counted yet
         self._untold_size = 0
@@ -69,36 +71,36 @@ class GrowingAnswer:
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
 
-    async def add(self, piece: Piece, pace: Pace) -> AsyncIterator[list[Part]]:
-        """The parts of a piece, a bounded number of tokens and characters at a time; other tasks run in between. The
-        finish reason is there with the last of them."""
+    def add(self, piece: Piece) -> Iterator[tuple[list[Part], int]]:
+        """The parts of a piece, a bounded number of tokens and characters at a time, and how many steps of `Pace` they
+        took. The finish reason is there with the last of them."""
         parts: list[Part] = []
-        work = 0
+        work = _STEPS_PER_PUSH
         self._withheld = piece.tokens > len(piece.token_ids)
         for text, token in self._given(piece):
-            parts += self._wanted(self._parts.push(text, token))
+            parts += self._wanted(self._parts.push_text(text) if self._untied else self._parts.push(text, token))
             if self._untold_size >= _STEPS_AT_A_TIME:
                 self._count_untold()
             work += _STEPS_PER_PUSH + len(text)
             if token is not None and token.entry is not None:
                 work += len(token.entry.top)
             if work >= _STEPS_AT_A_TIME:
-                yield joined(parts)
-                await pace.spend(work)
-                parts, work = [], 0
+                yield joined(parts), work
+                parts, work = [], _STEPS_PER_PUSH
         if piece.finish_reason is not None:
             parts += self._wanted(self._parts.finish())
             called = self.calls and piece.finish_reason == "stop"
             self.finish_reason = "tool_calls" if called else piece.finish_reason
             self.stop_reason = piece.stop_reason
-        yield joined(parts)
-        await pace.spend(work + _STEPS_PER_PUSH)
+        yield joined(parts), work
 
     def _given(self, piece: Piece) -> Iterator[tuple[str, Token | None]]:
-        if self._shown is not None:
+        # Tokens that nobody is told of are followed to the end of the reasoning, for their number.
+        self._untied = self._untied or (not self._tells_tokens and (self._shown is None or self._parts.answering))
+        if self._shown is not None and not self._untied:
             yield from self._shown.add(piece)
             return
-        text = "".join(piece.text)
+        text = "".join(piece.text) if self._shown is None else self._shown.rest(piece)
         for start in range(0, len(text), _STEPS_AT_A_TIME):
             yield text[start : start + _STEPS_AT_A_TIME], None
 

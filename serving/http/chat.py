@@ -109,7 +109,13 @@ def new_answer(
         shown = ShownTokens(spelling.open_after, spelling.open_at_end(prompt))
     marks = form.marks(tools=offered is not None)
     return GrowingAnswer(
-        parser, context.tokenizer, marks, shown, single_call=single_call, with_reasoning=with_reasoning
+        parser,
+        context.tokenizer,
+        marks,
+        shown,
+        tells_tokens=tells_tokens,
+        single_call=single_call,
+        with_reasoning=with_reasoning,
     )
 
 
@@ -151,8 +157,9 @@ class ChatReply(Reply):
         async for _, news in self.generation.news():
             entries += news.prompt_logprobs
             for piece in news.pieces:
-                async for more in self._answers[piece.index].add(piece, self._pace):
+                for more, work in self._answers[piece.index].add(piece):
                     parts[piece.index] += more
+                    await self._pace.spend(work)
         result: dict[str, Any] = {
             **self._head,
             "choices": [await self._choice(i, answer, parts[i]) for i, answer in enumerate(self._answers)],
@@ -200,13 +207,14 @@ class ChatReply(Reply):
         begun = [False] * len(self._answers)
         async for _, news in self.generation.news():
             for piece in news.pieces:
-                async for parts in self._answers[piece.index].add(piece, self._pace):
+                for parts, work in self._answers[piece.index].add(piece):
                     deltas = [] if begun[piece.index] else [self._first(piece.index)]
                     deltas += await self._deltas(piece.index, parts)
                     begun[piece.index] = True
                     events = [sse({**self._head, "choices": [d], **usage.so_far(self._usage)}) for d in deltas]
                     if events:
                         yield b"".join(events)
+                    await self._pace.spend(work)
         yield usage.last(self._head, self._usage) + DONE
 
     def _first(self, index: int) -> dict[str, Any]:

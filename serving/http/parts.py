@@ -42,7 +42,7 @@ class PartedAnswer:
         self.reasoning_tokens = 0
 
     def push(self, text: str, token: Token | None) -> list[Part]:
-        """token: the one that ends with the text; None where tokens are not followed."""
+        """token: the one that ends with the text; None where it is withheld."""
         was = self._parser.reasoning
         if token is not None:
             self._open.append(token)
@@ -50,11 +50,31 @@ class PartedAnswer:
             return []
         self._texts.append(text)
         self._end += len(text)
-        parts = self._assign(self._parser.push(text))
-        if was and not self._parser.reasoning and not self._answering:
+        events = self._parser.push(text)
+        if len(events) == 1 and len(self._texts) == 1 and self._goes_on(events[0], text):
+            self._texts, self._start = [], self._end
+            tokens = list(self._open)
+            self._open.clear()
+            self.reasoning_tokens += len(tokens) if was else 0
+            return [Part(events[0], tokens)]
+        parts = self._assign(events)
+        if was and not self._parser.reasoning and not self.answering:
             self._close(parts, Reasoning(""))
         elif isinstance(self._last, CallName | CallArguments) and self._parser.settled:
             self._close(parts, CallArguments(""))
+        return parts
+
+    def _goes_on(self, event: Event, text: str) -> bool:
+        """Whether the text is more of the last part and nothing else: by far the most are."""
+        return type(event) is type(self._last) and not isinstance(event, CallName) and event.text == text
+
+    def push_text(self, text: str) -> list[Part]:
+        """As `push`, where nobody wants to know of tokens from here on."""
+        self._open.clear()
+        self._texts, self._start = [], self._end
+        parts = [Part(event, []) for event in self._parser.push(text)]
+        if parts:
+            self._last = parts[-1].event
         return parts
 
     def finish(self) -> list[Part]:
@@ -63,12 +83,12 @@ class PartedAnswer:
         if isinstance(self._last, CallName | CallArguments):
             self._close(parts, CallArguments(""))
         if self._open:
-            parts.append(Part(Reasoning("") if was and not self._answering else None, list(self._open)))
+            parts.append(Part(Reasoning("") if was and not self.answering else None, list(self._open)))
             self._open.clear()
         return parts
 
     @property
-    def _answering(self) -> bool:
+    def answering(self) -> bool:
         """Something other than reasoning was told."""
         return isinstance(self._last, Content | CallName | CallArguments)
 
@@ -168,6 +188,8 @@ def _give(parts: list[Part], event: Event, tokens: list[Token]) -> None:
 
 def joined(parts: list[Part]) -> list[Part]:
     """The same with neighbours of one kind as one."""
+    if len(parts) < 2:
+        return parts
     result: list[Part] = []
     for part in parts:
         last = result[-1] if result else None

@@ -193,7 +193,7 @@ class ResponsesReply(Reply):
         """Takes the engine's news into the items, a bounded part at a time."""
         async for _, news in self.generation.news():
             for piece in news.pieces:
-                async for parts in self._answer.add(piece, self._pace):
+                for parts, work in self._answer.add(piece):
                     for event, tokens in parts:
                         if event is None or (not isinstance(event, CallName) and not event.text):
                             continue  # the tokens of tags, and of the end, are no part of an output's text
@@ -201,6 +201,7 @@ class ResponsesReply(Reply):
                         logprobs = await chat_logprobs(tokens, self._spelling, self._pace) if content else []
                         self._items.add(event, logprobs)
                     yield
+                    await self._pace.spend(work)
 
     def _end(self) -> str:
         """Closes the last item; how the response ended."""

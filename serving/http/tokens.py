@@ -58,6 +58,12 @@ class ShownTokens:
             at = len(text)
         self._text, self._given = text[at:], self._given + at
 
+    def rest(self, piece: Piece) -> str:
+        """The text that was not given out and the piece's, when nobody wants to know of tokens any more."""
+        text, self._text = self._text, ""
+        self._waiting.clear()
+        return "".join([text, *piece.text])
+
 
 def echoed(
     ids: Sequence[int],
