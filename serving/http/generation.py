@@ -56,7 +56,6 @@ class Generation:
     ) -> None:
         self._client = client
         self._readers: list[asyncio.Task[None]] = []
-        self._usage: list[int] = []
         self.streams = client.submit_all(prepared, tokenizer, origin)
 
     async def news(self) -> AsyncIterator[tuple[int, News]]:
@@ -71,7 +70,7 @@ class Generation:
         self._readers = [asyncio.create_task(_read(i, stream, queue)) for i, stream in enumerate(self.streams)]
         left = len(self.streams)
         known = [stream.usage for stream in self.streams]
-        self._usage = [sum(column) for column in zip(*known, strict=True)]
+        self._usage = usage = [sum(column) for column in zip(*known, strict=True)]
         while left:
             index, item = await queue.get()
             if item is None:
@@ -81,7 +80,7 @@ class Generation:
             else:
                 before, known[index] = known[index], self.streams[index].usage
                 for i, (old, new) in enumerate(zip(before, known[index], strict=True)):
-                    self._usage[i] += new - old
+                    usage[i] += new - old
                 yield index, item
 
     def fail(self, refusal: Refusal) -> None:
@@ -94,6 +93,8 @@ class Generation:
             reader.cancel()
         for stream in self.streams:
             self._client.close(stream)
+
+    _usage: Sequence[int] = ()  # of many prompts together, once their news are read
 
     @property
     def usage(self) -> Usage:
