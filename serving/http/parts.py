@@ -2,8 +2,8 @@
 
 A token belongs to the part in which it begins, but reasoning takes every token that spells some of it: where reasoning
 is hidden, so are its tokens. Tags and what is around a call's name and arguments belong to the part they open or close,
-white space between two parts to the first, or to a call that it precedes. Tokens that are left at the end (the end
-token, what stands behind a stop string) belong to none.
+white space between two parts to the reasoning or the call beside it. Tokens that are left at the end (the end token,
+what stands behind a stop string) belong to none.
 """
 
 from __future__ import annotations

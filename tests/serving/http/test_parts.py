@@ -85,7 +85,7 @@ def test_tokens_of_one_character_are_in_exactly_their_part(form: AnswerFormat, t
 
 
 def test_what_closes_a_part_belongs_to_it() -> None:
-    text = '<think>r</think>\nt <tool_call>{"name": "f", "arguments": {}}</tool_call>\n<tool_call>{"name": "g"'
+    text = '<think>r</think>\nt <tool_call>{"name": "f", "arguments": {}}</tool_call><tool_call>{"name": "g"'
     text += ', "arguments": {"a": 1}}</tool_call>end'
     tokens = [Token(i, None, i, i + 1, b"") for i in range(len(text))]
     found = [
@@ -97,7 +97,7 @@ def test_what_closes_a_part_belongs_to_it() -> None:
         ("Content", "t"),
         ("CallName", ' <tool_call>{"name": "f", "arguments": '),
         ("CallArguments", "{}}</tool_call>"),
-        ("CallName", '\n<tool_call>{"name": "g", "arguments": '),
+        ("CallName", '<tool_call>{"name": "g", "arguments": '),
         ("CallArguments", '{"a": 1}}</tool_call>'),
         ("Content", "end"),
     ]

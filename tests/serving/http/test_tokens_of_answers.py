@@ -11,7 +11,7 @@ from tests.serving.harness import run
 from tests.serving.http.harness import http_serving, says
 
 CALL = '<tool_call>{"name": "f", "arguments": {"q": "é"}}</tool_call>'
-TEXT = f"<think>\na€b\n</think>\n\nX 😀 <b> {CALL}\n{CALL}"
+TEXT = f"<think>\na€b\n</think>\n\nX 😀 <b> {CALL}{CALL}"
 PARSERS = {"tool_call_parser": "hermes", "reasoning_parser": "think"}
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
@@ -44,7 +44,7 @@ def test_each_delta_of_a_chat_has_the_tokens_of_its_own_part():
                 "reasoning": "<think>\na€b\n</think>\n\n",
                 "call 0 name": ' <tool_call>{"name": "f", "arguments": ',
                 "call 0 arguments": '{"q": "é"}}</tool_call>',
-                "call 1 name": '\n<tool_call>{"name": "f", "arguments": ',
+                "call 1 name": '<tool_call>{"name": "f", "arguments": ',
                 "call 1 arguments": '{"q": "é"}}</tool_call>',
                 "none": "</s>",
             }
