@@ -70,7 +70,11 @@ class RequestOutput:
 
 
 class Delta(NamedTuple):
-    """What one step added to one sequence. `stopped` asks the caller to abort it in the engine (stop string found)."""
+    """What one step added to one sequence. `stopped` asks the caller to abort it in the engine (stop string found).
+
+    end: where the tokens so far end in the sequence's text, in characters. Their text may still be held back (then it
+    comes with a later delta), or never come, behind a stop string.
+    """
 
     index: int  # type: ignore[assignment]  # shadows tuple.index
     text: str
@@ -79,6 +83,7 @@ class Delta(NamedTuple):
     finish_reason: str | None
     stop_reason: int | str | None
     stopped: bool
+    end: int = 0
 
 
 class _SequenceText:
@@ -105,6 +110,10 @@ class _SequenceText:
         self.min_tokens = params.min_tokens
         self.tokens = 0
         self.done = False
+
+    @property
+    def position(self) -> int:
+        return 0 if self.detokenizer is None else self.detokenizer.position
 
     def push(self, new: int, token_ids: Sequence[int], *, last: bool) -> tuple[str, str | None]:
         """Text that is safe to show, and the stop string if one was completed. new: tokens, `token_ids` those of them
@@ -213,7 +222,7 @@ class RequestStream:
             text_state.done = True
             self._open -= 1
             self.result.finished = self._open == 0
-        return Delta(output.index, text, new_ids, logprobs, reason, stop_reason, stopped)
+        return Delta(output.index, text, new_ids, logprobs, reason, stop_reason, stopped, text_state.position)
 
     @property
     def finished(self) -> bool:

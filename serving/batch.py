@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from serving import json_text
 from serving.http.api import ENDPOINTS, Api
 from serving.http.errors import ApiError, from_refusal, invalid
 from serving.status import Refusal
@@ -213,7 +214,7 @@ class BatchRun:
                 "response": response if status < 500 else None,
                 "error": None if status < 500 else answer["error"],
             }
-            self._output.write(msgspec.json.encode(line))
+            self._output.write(b"".join([part async for part in json_text.encode_in_parts(line)]))
             self._count(status, answer)
 
     async def _answer(self, api: Api, url: str, body: bytes) -> tuple[int, str, dict[str, Any]]:

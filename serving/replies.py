@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from jaxinfer import __version__
 from jaxinfer.messages import EngineStats, TokenLogprobs
@@ -16,15 +16,17 @@ from jaxinfer.sampling_params import (
     SamplingParams,
 )
 from protos.jaxinfer.v1 import inference_pb2 as pb
+from serving.pace import Pace
 from serving.request import ModelContext, chat_template_names
 from serving.stream import GenerationStream, News, Piece
 
 # Pieces of a long catch-up after a slow read: with 20 log-probabilities a token such a message has about 100 kB, far
 # below the 4 MiB that clients take by default.
 MAX_TOKENS_PER_MESSAGE = 256
-# About 1 MB, where the engine gives more than 20. A single position of 250,000 alternatives is already 4 MB.
-MAX_ALTERNATIVES_PER_MESSAGE = 1 << 16
+# Milliseconds of work, where the engine gives more than 20. A single position of 250,000 alternatives has 4 MB.
+MAX_ALTERNATIVES_PER_MESSAGE = 1 << 13
 MAX_CHARACTERS_PER_MESSAGE = 1 << 16
+_SLICE = 1024  # alternatives between two looks at the pace
 
 _REASONS = {
     None: pb.FINISH_REASON_UNSPECIFIED,
@@ -44,20 +46,22 @@ def finished(stream: GenerationStream) -> pb.GenerateResponse:
     return pb.GenerateResponse(finished=pb.GenerateResponse.Finished(usage=usage))
 
 
-def news(batch: News) -> Iterator[pb.GenerateResponse]:
-    """The messages for what a stream's reader took at once."""
+async def news(batch: News) -> AsyncIterator[pb.GenerateResponse]:
+    """The messages for what a stream's reader took at once; other tasks run while they are made."""
+    pace = Pace()
     entries = batch.prompt_logprobs
     size = tokens_per_message(entries)
     for i in range(0, len(entries), size):
-        part = [_logprobs(entry) for entry in entries[i : i + size]]
+        part = [await _logprobs(entry, pace) for entry in entries[i : i + size]]
         yield pb.GenerateResponse(
             prompt_logprobs=pb.GenerateResponse.PromptLogprobs(start=batch.prompt_start + i, entries=part)
         )
     for piece in batch.pieces:
-        yield from _deltas(piece)
+        async for message in _deltas(piece, pace):
+            yield message
 
 
-def _deltas(piece: Piece) -> Iterator[pb.GenerateResponse]:
+async def _deltas(piece: Piece, pace: Pace) -> AsyncIterator[pb.GenerateResponse]:
     text = "".join(piece.text)
     size = tokens_per_message(piece.logprobs)
     parts = max(1, -(-len(piece.token_ids) // size), -(-len(text) // MAX_CHARACTERS_PER_MESSAGE))
@@ -67,7 +71,7 @@ def _deltas(piece: Piece) -> Iterator[pb.GenerateResponse]:
             index=piece.index,
             text=text[i * MAX_CHARACTERS_PER_MESSAGE : (i + 1) * MAX_CHARACTERS_PER_MESSAGE],
             token_ids=piece.token_ids[tokens],
-            logprobs=[_logprobs(entry) for entry in piece.logprobs[tokens]],
+            logprobs=[await _logprobs(entry, pace) for entry in piece.logprobs[tokens]],
         )
         if i == parts - 1:
             delta.finish_reason = _REASONS[piece.finish_reason]
@@ -76,6 +80,7 @@ def _deltas(piece: Piece) -> Iterator[pb.GenerateResponse]:
             elif piece.stop_reason is not None:
                 delta.stop_token_id = piece.stop_reason
         yield pb.GenerateResponse(delta=delta)
+        await pace.spend(32)
 
 
 def tokens_per_message(entries: Sequence[TokenLogprobs]) -> int:
@@ -83,9 +88,13 @@ def tokens_per_message(entries: Sequence[TokenLogprobs]) -> int:
     return max(1, min(MAX_TOKENS_PER_MESSAGE, MAX_ALTERNATIVES_PER_MESSAGE // max(1, widest)))
 
 
-def _logprobs(entry: TokenLogprobs) -> pb.TokenLogprobs:
-    top = [pb.TokenLogprobs.Alternative(token_id=token, logprob=value) for token, value in entry.top]
-    return pb.TokenLogprobs(token_id=entry.token_id, logprob=entry.logprob, rank=entry.rank, top=top)
+async def _logprobs(entry: TokenLogprobs, pace: Pace) -> pb.TokenLogprobs:
+    message = pb.TokenLogprobs(token_id=entry.token_id, logprob=entry.logprob, rank=entry.rank)
+    for start in range(0, len(entry.top), _SLICE):
+        part = entry.top[start : start + _SLICE]
+        message.top.extend([pb.TokenLogprobs.Alternative(token_id=token, logprob=value) for token, value in part])
+        await pace.spend(len(part))
+    return message
 
 
 def sampling_to_proto(values: Mapping[str, object]) -> pb.SamplingParams:

@@ -74,7 +74,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
         seconds = self.stall_seconds
         await write(context, replies.started(prepared.request_id, len(prepared.token_ids)), seconds)
         while (batch := await stream.read()) is not None:
-            for message in replies.news(batch):
+            async for message in replies.news(batch):
                 await write(context, message, seconds)
         await write(context, replies.finished(stream), seconds)
 

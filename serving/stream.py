@@ -23,7 +23,8 @@ from serving.status import Refusal
 
 @dataclass(slots=True)
 class Piece:
-    """Consecutive deltas of one sequence, merged. tokens: how many, also where an output filter withholds their ids."""
+    """Consecutive deltas of one sequence, merged. tokens: how many, also where an output filter withholds their ids.
+    ends: of each token, where it ends in the sequence's text (`Delta.end`)."""
 
     index: int
     text: list[str] = field(default_factory=list)
@@ -32,11 +33,13 @@ class Piece:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     tokens: int = 0
+    ends: list[int] = field(default_factory=list)
 
     def add(self, delta: Delta) -> None:
         if delta.text:
             self.text.append(delta.text)
         self.token_ids.extend(delta.token_ids)
+        self.ends.extend([delta.end] * len(delta.token_ids))
         self.logprobs.extend(delta.logprobs)
         self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
 

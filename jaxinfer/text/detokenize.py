@@ -66,6 +66,7 @@ class IncrementalDetokenizer:
             prompt_ids = PromptEnd.of(
                 tokenizer, prompt_ids, skip_special_tokens=skip_special_tokens, kept_tokens=kept_tokens
             )
+        self._emitted = 0  # characters
         plan = tokenizer.decode_plan
         stream = _ByteLevelStream if plan.byte_level else _PieceStream
         self._stream: _Stream = stream(plan, prompt_ids)
@@ -77,7 +78,19 @@ class IncrementalDetokenizer:
             raise RuntimeError("push after finish: the text is complete")
         check_ids("ids", ids)
         text = "".join([self._stream.push(index) for index in ids if self._visible(index)])
-        return self._cleaner.push(text) if self._cleaner is not None and text else text
+        if self._cleaner is not None and text:
+            text = self._cleaner.push(text)
+        self._emitted += len(text)
+        return text
+
+    @property
+    def position(self) -> int:
+        """Where the ids so far end in the text, in characters: what was emitted and what waits, but for a character
+        that is not whole yet. So the id that completes a character is the one that adds it."""
+        if self._finished:
+            return self._emitted
+        waiting = 0 if self._cleaner is None else self._cleaner.waiting
+        return self._emitted + waiting + self._stream.whole
 
     @property
     def held(self) -> str:
@@ -99,6 +112,7 @@ class IncrementalDetokenizer:
     def finish(self) -> str:
         """Ends the text and returns what was held back. Further calls return ""."""
         text = self.held
+        self._emitted += len(text)
         self._finished = True
         return text
 
@@ -195,6 +209,10 @@ class _Prompt:
 
 
 class _Stream(Protocol):
+    @property
+    def whole(self) -> int:
+        """Characters that wait though they are complete."""
+
     def push(self, index: int) -> str: ...
 
     def held(self) -> str: ...
@@ -204,6 +222,8 @@ class _Stream(Protocol):
 
 class _ByteLevelStream:
     """Byte-level vocabularies: the text is the UTF-8 decoding of the tokens' bytes, with U+FFFD for bad ones."""
+
+    whole = 0
 
     def __init__(self, plan: DecodePlan, prompt: PromptEnd) -> None:
         self._plan = plan
@@ -270,6 +290,10 @@ class _PieceStream:
     def settled(self) -> str:
         return self._run.settled()
 
+    @property
+    def whole(self) -> int:
+        return self._run.whole
+
     def _after(self, ids: Sequence[int]) -> str:
         """The text of ids after all that came before them; the head itself has no text."""
         return self._plan.after_anchor(ids) if self._head is None else self._plan.text([*self._head, *ids])
@@ -283,6 +307,7 @@ class _ByteRun:
         self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
         self._ids: list[int] = []
         self._generated = 0  # how many of the ids, counted from the last, are generated ones
+        self.whole = 0  # characters that the generated ids have completed
         self._broken = False
 
     def push(self, index: int, byte: int) -> str:
@@ -291,7 +316,7 @@ class _ByteRun:
         self._ids.append(index)
         self._generated += 1
         try:
-            self._decoder.decode(bytes((byte,)))
+            self.whole += len(self._decoder.decode(bytes((byte,))))
         except UnicodeDecodeError:
             # Nothing that follows can mend the run.
             text = REPLACEMENT * self._generated
@@ -305,7 +330,7 @@ class _ByteRun:
         whole = len(self._ids) - self._open()
         text = self._text_of(self._ids[:whole])
         del self._ids[:whole]
-        self._generated = len(self._ids)
+        self._generated, self.whole = len(self._ids), 0
         return text
 
     def start(self, opened: Sequence[tuple[int, int]], *, broken: bool) -> None:
@@ -326,7 +351,7 @@ class _ByteRun:
         """Ends the run; returns the ids that were still in it."""
         ids, self._ids = self._ids, []
         self._decoder.reset()
-        self._generated = 0
+        self._generated = self.whole = 0
         self._broken = False
         return ids
 
@@ -354,6 +379,10 @@ class _Cleaner:
         ready = clean_up("".join([*self._open, text[:settled]]))
         self._open = [text[settled:]]
         return ready
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self._open))
 
     def rest(self, text: str) -> str:
         return clean_up("".join([*self._open, text]))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-import msgspec
-
+from serving import json_text
 from serving.access.access import Access
 from serving.access.caller import ADMIN, CALLER, INFER
 from serving.http.errors import from_refusal
@@ -79,7 +78,7 @@ def _presented(scope: Scope) -> str | None:
 
 async def _refuse(send: Any, refusal: Refusal) -> None:
     error = from_refusal(refusal)
-    body = msgspec.json.encode(error.body)
+    body = json_text.encode(error.body)
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *error.headers]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -28,6 +28,7 @@ from jaxinfer.evaluation.source import Source
 from jaxinfer.llm import EngineDead
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError, load_tokenizer
+from serving import json_text
 from serving.commands.evaluation_plot import require_matplotlib, write_plot
 from serving.commands.evaluation_sources import LocalSource, ServerSource
 from serving.commands.evaluation_spec import DEMO, ModelSpec, parse_spec
@@ -266,7 +267,7 @@ def _write_answers(path: Path, results: Mapping[str, TaskResult]) -> None:
                     "finish_reason": answer.finish_reason,
                     "depth": answer.item.depth,
                 }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json_text.line_safe_text(json.dumps(line, ensure_ascii=False)) + "\n")
 
 
 # -- two models -----------------------------------------------------------------------------------------------------

@@ -241,7 +241,7 @@ async def _local(
             try:
                 yield replies.started(prepared.request_id, len(prepared.token_ids))
                 while (news := await stream.read()) is not None:
-                    for message in replies.news(news):
+                    async for message in replies.news(news):
                         yield message
                 yield replies.finished(stream)
             finally:

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxinfer.sampling_params import FIELD_NAMES
 from protos.jaxinfer.v1 import inference_pb2 as pb
+from serving import json_text
 from serving.commands.options import CommandError
 from serving.replies import sampling_to_proto
 
@@ -163,7 +164,7 @@ def as_json(index: int, prompt: str, events: Sequence[pb.GenerateResponse]) -> s
             usage = event.finished.usage
             result["usage"] = {field.name: getattr(usage, field.name) for field in usage.DESCRIPTOR.fields}
     result["outputs"] = [result["outputs"][index] for index in sorted(result["outputs"])]
-    return json.dumps(result, ensure_ascii=False)
+    return json_text.line_safe_text(json.dumps(result, ensure_ascii=False))
 
 
 def _add_delta(outputs: dict[int, dict[str, Any]], delta: pb.GenerateResponse.Delta) -> None:

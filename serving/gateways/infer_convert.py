@@ -5,20 +5,20 @@ The model's tensors are those of Triton's vLLM backend, so that clients made for
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxinfer.messages import TokenLogprobs
 from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import Tokenizer
 from protos.open_inference import grpc_service_pb2 as pb
 from serving.gateways import tensors
 from serving.gateways.tensors import VECTOR, Spec
+from serving.http.logprobs import Spelling, ranked
+from serving.pace import Pace
 from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
-from serving.stream import GenerationStream, News
+from serving.stream import GenerationStream, News, Piece
 from serving.validation import json_object, refuse_unknown_fields
 
 DEFAULT_TOKENS = 16  # of the answer, as vLLM's SamplingParams has it
@@ -264,6 +264,9 @@ class Replies:
         self._asked = asked
         self._model_name = model_name
         self._tokenizer = tokenizer
+        self._spelling = Spelling(tokenizer)
+        self._open = [self._spelling.open_at_end(stream.prepared.token_ids)] * stream.prepared.params.n
+        self._pace = Pace()
         self._prefix = self._input() if asked.prepend_input else ""
 
     def _input(self) -> str:
@@ -272,37 +275,34 @@ class Replies:
             return prepared.text
         return self._tokenizer.decode(prepared.token_ids, skip_special_tokens=prepared.params.skip_special_tokens)
 
-    def message(self, news: News) -> pb.ModelInferResponse:
+    async def message(self, news: News) -> pb.ModelInferResponse:
+        """Other tasks run while a long one is made."""
         n, stream = self._stream.prepared.params.n, self._stream
         texts, reasons, counts = [""] * n, ["None"] * n, [0] * n  # "None", as the backend writes it: goes on
-        entries: list[list[TokenLogprobs]] = [[] for _ in range(n)]
+        pieces: list[Piece | None] = [None] * n
         for piece in news.pieces:
             texts[piece.index] = "".join(piece.text)
             reasons[piece.index] = piece.finish_reason or "None"
             counts[piece.index] = piece.tokens
-            entries[piece.index] = piece.logprobs
-        values: dict[str, Callable[[], list[Any]]] = {
-            "text_output": lambda: [self._prefix + text for text in texts],
-            "finish_reason": lambda: reasons,
-            "cumulative_logprob": lambda: [stream.output(i).cumulative_logprob or 0.0 for i in range(n)],
-            "logprobs": lambda: [json.dumps([self._logprobs(entry) for entry in own]) for own in entries],
-            "num_input_tokens": lambda: [len(stream.prepared.token_ids)],
-            "num_output_tokens": lambda: counts,
+            pieces[piece.index] = piece
+        values: dict[str, list[Any]] = {
+            "text_output": [self._prefix + text for text in texts],
+            "finish_reason": reasons,
+            "cumulative_logprob": [stream.output(i).cumulative_logprob or 0.0 for i in range(n)],
+            "num_input_tokens": [len(stream.prepared.token_ids)],
+            "num_output_tokens": counts,
         }
+        if "logprobs" in self._asked.outputs:
+            values["logprobs"] = [await self._logprobs(i, piece) for i, piece in enumerate(pieces)]
         response = pb.ModelInferResponse(model_name=self._model_name, model_version="1", id=self._asked.id)
         for name in self._asked.outputs:
-            tensors.add(response, OUTPUTS[name], values[name](), raw=self._asked.raw)
+            tensors.add(response, OUTPUTS[name], values[name], raw=self._asked.raw)
         return response
 
-    def _logprobs(self, entry: TokenLogprobs) -> dict[str, Any]:
-        """By token id: the chosen token, and the most likely ones."""
-        ranked = [(entry.token_id, entry.logprob, entry.rank)]
-        ranked += [(token, value, i) for i, (token, value) in enumerate(entry.top, 1) if token != entry.token_id]
-        return {
-            str(token): {
-                "logprob": value,
-                "rank": rank,
-                "decoded_token": self._tokenizer.decode([token], skip_special_tokens=False),
-            }
-            for token, value, rank in ranked
-        }
+    async def _logprobs(self, index: int, piece: Piece | None) -> str:
+        """JSON: by token id the chosen token, and the most likely ones, of each position."""
+        parts = []
+        for entry in piece.logprobs if piece is not None else ():
+            parts.append(await ranked(entry, self._spelling, self._open[index], self._pace))
+            self._open[index] = self._spelling.open_after(entry.token_id, self._open[index])
+        return f"[{','.join(parts)}]"

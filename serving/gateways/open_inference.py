@@ -157,7 +157,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                 if news is None:
                     return
                 if asked.stream or stream.finished:  # what came before a failure is no answer
-                    yield replies.message(news), stream.finished
+                    yield await replies.message(news), stream.finished
         except TimeoutError as error:
             message = f"the request's timeout of {asked.seconds:g} s is over"
             raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error

@@ -5,7 +5,7 @@ The service takes token ids or text and answers with token ids alone: its client
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
@@ -13,6 +13,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.sampling_params import InvalidRequest
 from serving.gateways.door import refuse_others
+from serving.pace import Pace
 from serving.replies import tokens_per_message
 from serving.request import GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt
 from serving.stream import GenerationStream, News, Piece
@@ -21,6 +22,9 @@ from serving.validation import check_entries, plain_list, refuse_unknown_fields
 # The doors' shared names -> this protocol's, for errors.
 NAMES: Mapping[str, str] = {"token_ids": "tokenized.input_ids", "prompt": "input"}
 
+_Message = Any  # GenerateStreamChunk or GenerateComplete: the package has no types
+_SLICE = 256  # tokens
+_STEPS_PER_ENTRY = 4  # of `Pace`
 _REQUEST = frozenset({"request_id", "tokenized", "text", "sampling_params", "stream", "data_parallel_rank"})
 _REFUSED: Mapping[str, str] = {
     "kv_transfer_params": "keys and values stay in the engine that computed them",
@@ -124,68 +128,91 @@ class Replies:
         self._params = stream.prepared.params
         self._prompt: list[TokenLogprobs] = []
         self._begun: set[int] = set()
+        self._pace = Pace()
 
-    def news(self, batch: News) -> Iterator[pb.GenerateResponse]:
+    async def news(self, batch: News) -> AsyncIterator[pb.GenerateResponse]:
+        """The messages for what was read at once; other tasks run while they are made."""
         self._prompt += batch.prompt_logprobs  # all of them are there before the first token
         for piece in batch.pieces:
             if self._chunks:
-                yield from self._piece(piece)
+                async for message in self._piece(piece):
+                    yield message
             if piece.finish_reason is not None:
-                yield self._complete(piece)
+                yield await self._complete(piece)
 
-    def _piece(self, piece: Piece) -> Iterator[pb.GenerateResponse]:
+    async def _piece(self, piece: Piece) -> AsyncIterator[pb.GenerateResponse]:
         prompt, _, cached = self._stream.usage
         size = tokens_per_message(piece.logprobs)
         for i in range(0, len(piece.token_ids), size):
             ids = piece.token_ids[i : i + size]
-            yield pb.GenerateResponse(
+            message = pb.GenerateResponse(
                 chunk=pb.GenerateStreamChunk(
                     token_ids=ids,
                     prompt_tokens=prompt,
                     completion_tokens=len(ids),
                     cached_tokens=cached,
-                    output_logprobs=self._output_logprobs(piece.logprobs[i : i + size]),
-                    input_logprobs=None if piece.index in self._begun else self._input_logprobs(),
                     index=piece.index,
                 )
             )
+            await self._add_output_logprobs(message.chunk, piece.logprobs[i : i + size])
+            if piece.index not in self._begun:
+                await self._add_input_logprobs(message.chunk)
             self._begun.add(piece.index)
+            yield message
 
-    def _complete(self, piece: Piece) -> pb.GenerateResponse:
+    async def _complete(self, piece: Piece) -> pb.GenerateResponse:
         prompt, _, cached = self._stream.usage
         output = self._stream.output(piece.index)
-        message = pb.GenerateComplete(
-            output_ids=output.token_ids,
-            finish_reason=piece.finish_reason,
-            prompt_tokens=prompt,
-            completion_tokens=len(output.token_ids),
-            cached_tokens=cached,
-            output_logprobs=self._output_logprobs(output.logprobs or ()),
-            input_logprobs=self._input_logprobs(),
-            index=piece.index,
+        response = pb.GenerateResponse(
+            complete=pb.GenerateComplete(
+                output_ids=output.token_ids,
+                finish_reason=piece.finish_reason,
+                prompt_tokens=prompt,
+                completion_tokens=len(output.token_ids),
+                cached_tokens=cached,
+                index=piece.index,
+            )
         )
+        message = response.complete
+        await self._add_output_logprobs(message, output.logprobs or ())
+        await self._add_input_logprobs(message)
         if isinstance(piece.stop_reason, str):
             message.matched_stop_str = piece.stop_reason
         elif piece.stop_reason is not None:
             message.matched_token_id = piece.stop_reason
-        return pb.GenerateResponse(complete=message)
+        return response
 
-    def _output_logprobs(self, entries: Sequence[TokenLogprobs]) -> pb.OutputLogProbs | None:
+    async def _add_output_logprobs(self, message: _Message, entries: Sequence[TokenLogprobs]) -> None:
         if not entries:
-            return None
-        return pb.OutputLogProbs(
-            token_logprobs=[entry.logprob for entry in entries],
-            token_ids=[entry.token_id for entry in entries],
-            top_logprobs=[_top(entry) for entry in entries] if self._params.logprobs else (),
-        )
+            return
+        target = message.output_logprobs
+        for start in range(0, len(entries), _SLICE):
+            part = entries[start : start + _SLICE]
+            target.token_logprobs.extend([entry.logprob for entry in part])
+            target.token_ids.extend([entry.token_id for entry in part])
+            if self._params.logprobs:
+                await self._add_top(target.top_logprobs, part)
 
-    def _input_logprobs(self) -> pb.InputLogProbs | None:
+    async def _add_input_logprobs(self, message: _Message) -> None:
         """Of the whole prompt: nothing precedes its first token, which has no value."""
         if self._params.prompt_logprobs is None:
-            return None
-        values = [pb.InputTokenLogProb(), *(pb.InputTokenLogProb(value=entry.logprob) for entry in self._prompt)]
-        top = [pb.TopLogProbs(), *(_top(entry) for entry in self._prompt)] if self._params.prompt_logprobs else ()
-        return pb.InputLogProbs(token_logprobs=values, token_ids=self._stream.prepared.token_ids, top_logprobs=top)
+            return
+        target = message.input_logprobs
+        target.token_logprobs.add()
+        target.token_ids.extend(self._stream.prepared.token_ids)
+        if self._params.prompt_logprobs:
+            target.top_logprobs.add()
+        for start in range(0, len(self._prompt), _SLICE):
+            part = self._prompt[start : start + _SLICE]
+            target.token_logprobs.extend([pb.InputTokenLogProb(value=entry.logprob) for entry in part])
+            await self._pace.spend(len(part))
+            if self._params.prompt_logprobs:
+                await self._add_top(target.top_logprobs, part)
+
+    async def _add_top(self, target: Any, entries: Sequence[TokenLogprobs]) -> None:
+        for entry in entries:
+            target.append(_top(entry))
+            await self._pace.spend(_STEPS_PER_ENTRY + len(entry.top) // 8)  # numbers are quicker than text
 
 
 def _top(entry: TokenLogprobs) -> pb.TopLogProbs:

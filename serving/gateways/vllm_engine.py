@@ -66,7 +66,7 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
         try:
             replies = Replies(stream, chunks=request.stream)
             while (batch := await stream.read()) is not None:
-                for message in replies.news(batch):
+                async for message in replies.news(batch):
                     await write(context, message)
         except Refusal as refusal:
             self._client.close(stream)  # the status may wait behind what the client does not take

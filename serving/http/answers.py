@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import secrets
 import string
+from collections.abc import Iterator, Sequence
 
-from jaxinfer.messages import TokenLogprobs
 from jaxinfer.text import AnswerReading, Tokenizer
-from jaxinfer.text.answers import AnswerFormat, AnswerParser, CallArguments, CallName, Content, Event, Reasoning
+from jaxinfer.text.answers import AnswerFormat, AnswerParser, CallArguments, CallName, Reasoning
+from serving.http.parts import Part, PartedAnswer, joined
+from serving.http.tokens import ShownTokens, Token
 from serving.stream import Piece
 
 _LETTERS = string.ascii_letters + string.digits
+_STEPS_AT_A_TIME = 2048  # of `Pace`
+_STEPS_PER_PUSH = 16
 _PROMPT_END = 16  # tokens at the end of a prompt in which an opened reasoning is looked for
 
 
@@ -44,73 +48,95 @@ def answer_reading(
 
 
 class GrowingAnswer:
-    """One of the n answers. `add` returns the events of a piece; events of calls that are not wanted are dropped.
+    """One of the n answers. Events of calls that are not wanted are dropped; hidden reasoning goes with its tokens.
 
-    single_call: only the first tool call counts.
+    marks: the format's tags. shown: None where tokens need not be known. tells_tokens: the client is told of them, not
+    only how many the reasoning has. single_call: only the first tool call counts.
     """
 
-    def __init__(self, parser: AnswerParser, *, single_call: bool, with_reasoning: bool) -> None:
-        self._parser = parser
+    def __init__(
+        self,
+        parser: AnswerParser,
+        tokenizer: Tokenizer,
+        marks: Sequence[str],
+        shown: ShownTokens | None,
+        *,
+        tells_tokens: bool,
+        single_call: bool,
+        with_reasoning: bool,
+    ) -> None:
+        self._parts = PartedAnswer(parser, marks)
+        self._tokenizer = tokenizer
+        self._shown = shown
+        self._tells_tokens = tells_tokens
+        self._untied = False  # text comes without its tokens
         self._single, self._with_reasoning = single_call, with_reasoning
+        self._untold: list[str] = []  # reasoning whose tokens an output filter withholds, not counted yet
+        self._untold_size = 0
+        self._withheld = False
         self.calls = 0
-        self.reasoning: list[str] = []  # all of it, wanted or not: its tokens are counted
-        self.token_ids: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
 
-    def add(self, piece: Piece) -> list[Event]:
-        self.token_ids += piece.token_ids
-        self.logprobs += piece.logprobs
-        text = "".join(piece.text)
-        if self._parser.trivial:
-            events: list[Event] = [Content(text)] if text else []
-        else:
-            events = self._parser.push(text)
-            if piece.finish_reason is not None:
-                events += self._parser.finish()
-            events = self._wanted(events)
+    def add(self, piece: Piece) -> Iterator[tuple[list[Part], int]]:
+        """The parts of a piece, a bounded number of tokens and characters at a time, and how many steps of `Pace` they
+        took. The finish reason is there with the last of them."""
+        parts: list[Part] = []
+        work = _STEPS_PER_PUSH
+        self._withheld = piece.tokens > len(piece.token_ids)
+        for text, token in self._given(piece):
+            parts += self._wanted(self._parts.push_text(text) if self._untied else self._parts.push(text, token))
+            if self._untold_size >= _STEPS_AT_A_TIME:
+                self._count_untold()
+            work += _STEPS_PER_PUSH + len(text)
+            if token is not None and token.entry is not None:
+                work += len(token.entry.top)
+            if work >= _STEPS_AT_A_TIME:
+                yield joined(parts), work
+                parts, work = [], _STEPS_PER_PUSH
         if piece.finish_reason is not None:
+            parts += self._wanted(self._parts.finish())
             called = self.calls and piece.finish_reason == "stop"
             self.finish_reason = "tool_calls" if called else piece.finish_reason
             self.stop_reason = piece.stop_reason
-        return events
+        yield joined(parts), work
 
-    def _wanted(self, events: list[Event]) -> list[Event]:
-        wanted: list[Event] = []
-        for event in events:
+    def _given(self, piece: Piece) -> Iterator[tuple[str, Token | None]]:
+        # Tokens that nobody is told of are followed to the end of the reasoning, for their number.
+        self._untied = self._untied or (not self._tells_tokens and (self._shown is None or self._parts.answering))
+        if self._shown is not None and not self._untied:
+            yield from self._shown.add(piece)
+            return
+        text = "".join(piece.text) if self._shown is None else self._shown.rest(piece)
+        for start in range(0, len(text), _STEPS_AT_A_TIME):
+            yield text[start : start + _STEPS_AT_A_TIME], None
+
+    def _wanted(self, parts: list[Part]) -> list[Part]:
+        wanted: list[Part] = []
+        for part in parts:
+            event = part.event
             if isinstance(event, CallName):
                 self.calls += 1
             if isinstance(event, Reasoning):
-                self.reasoning.append(event.text)
+                if self._withheld:
+                    self._untold.append(event.text)
+                    self._untold_size += len(event.text)
                 if not self._with_reasoning:
                     continue
             elif isinstance(event, CallName | CallArguments) and self._single and self.calls > 1:
-                continue
-            wanted.append(event)
+                part = Part(None, part.tokens)
+            if part.event is not None or part.tokens:
+                wanted.append(part)
         return wanted
 
-    def take(self) -> tuple[list[int], list[TokenLogprobs]]:
-        """Token ids and log-probabilities since the last call."""
-        taken = self.token_ids, self.logprobs
-        self.token_ids, self.logprobs = [], []
-        return taken
+    @property
+    def reasoning_tokens(self) -> int:
+        """How many tokens the reasoning has; where they are withheld, about as many as its text has."""
+        self._count_untold()
+        return self._parts.reasoning_tokens
 
-    def reasoning_tokens(self, tokenizer: Tokenizer | None) -> int:
-        """How long the reasoning is, as the tokenizer cuts its text."""
-        if not self.reasoning or tokenizer is None:
-            return 0
-        return len(tokenizer.encode("".join(self.reasoning), add_special_tokens=False))
-
-
-def joined(events: list[Event]) -> list[Event]:
-    """The same events with neighbours of one kind as one."""
-    result: list[Event] = []
-    for event in events:
-        last = result[-1] if result else None
-        if isinstance(event, CallName) or isinstance(last, CallName) or type(event) is not type(last):
-            result.append(event)
-        else:
-            assert last is not None
-            result[-1] = type(event)(last.text + event.text)
-    return result
+    def _count_untold(self) -> None:
+        """A bounded text at a time, so a token at a cut may count twice."""
+        text, self._untold, self._untold_size = "".join(self._untold), [], 0
+        if text:
+            self._parts.reasoning_tokens += len(self._tokenizer.encode(text, add_special_tokens=False))

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -19,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from jaxinfer import __version__
+from serving import json_text
 from serving.access.http_gate import HttpGate
 from serving.http.api import ENDPOINTS, Api
 from serving.http.body import BodyReader, ClientGone, Receive, Scope, Send
@@ -161,7 +161,7 @@ class Information:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._began = int(time.time())
-        self._document = msgspec.json.encode(document())
+        self._document = json_text.encode(document())
 
     async def models(self, _: Request) -> Response:
         return _response({"object": "list", "data": [self._card()]})
@@ -234,10 +234,14 @@ class Information:
 
 
 async def send_json(send: Send, status: int, data: Any, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-    body = msgspec.json.encode(data)
-    length = (b"content-length", b"%d" % len(body))
+    """Long answers are encoded and sent in parts; other tasks run in between."""
+    parts = [part async for part in json_text.encode_in_parts(data)]
+    length = (b"content-length", b"%d" % sum(map(len, parts)))
     await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *headers]})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    for part in parts[:-1]:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        await asyncio.sleep(0)
+    await send({"type": "http.response.body", "body": parts[-1], "more_body": False})
 
 
 async def send_error(send: Send, error: ApiError) -> None:
@@ -245,7 +249,7 @@ async def send_error(send: Send, error: ApiError) -> None:
 
 
 def _response(data: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(data), status, media_type="application/json")
+    return Response(json_text.encode(data), status, media_type="application/json")
 
 
 async def _failed(_: Request, error: Exception) -> Response:

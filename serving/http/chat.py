@@ -19,13 +19,15 @@ from jaxinfer.text.answers import (
     collect,
 )
 from serving.http import chat_input, convert
-from serving.http.answers import GrowingAnswer, answer_reading, joined, kept_tokens, new_call_id, reasoning_begun
+from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id, reasoning_begun
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs, prompt_logprobs
 from serving.http.models import ChatRequest
+from serving.http.parts import Part
 from serving.http.reply import DONE, Reply, StreamUsage, sse
+from serving.http.tokens import ShownTokens, Token
+from serving.pace import Pace
 from serving.request import ChatPrompt, GenerationRequest, ModelContext
-from serving.stream import Piece
 
 NO_TOOL_FORMAT = (
     "this server does not know how the model writes tool calls: its chat template names none, "
@@ -92,16 +94,31 @@ def new_answer(
     form: AnswerFormat,
     generation: Generation,
     context: ModelContext,
+    spelling: Spelling,
     *,
     tools: list[dict[str, Any]] | None,
     single_call: bool,
+    tells_tokens: bool,
     with_reasoning: bool = True,
 ) -> GrowingAnswer:
+    """tells_tokens: the client wants to know of token ids or log-probabilities."""
     assert context.tokenizer is not None
-    begun = reasoning_begun(form, context.tokenizer, generation.streams[0].prepared.token_ids)
+    prompt = generation.streams[0].prepared.token_ids
     offered = None if tools is None else chat_input.tool_names(tools)
-    parser = AnswerParser(form, tools=offered, begun=begun)
-    return GrowingAnswer(parser, single_call=single_call, with_reasoning=with_reasoning)
+    parser = AnswerParser(form, tools=offered, begun=reasoning_begun(form, context.tokenizer, prompt))
+    shown = None
+    if tells_tokens or parser.reasons:  # reasoning's tokens are counted
+        shown = ShownTokens(spelling.open_after, spelling.open_at_end(prompt))
+    marks = form.marks(tools=offered is not None)
+    return GrowingAnswer(
+        parser,
+        context.tokenizer,
+        marks,
+        shown,
+        tells_tokens=tells_tokens,
+        single_call=single_call,
+        with_reasoning=with_reasoning,
+    )
 
 
 class ChatReply(Reply):
@@ -109,16 +126,20 @@ class ChatReply(Reply):
         super().__init__(generation, context.name, stream=bool(request.stream))
         self._request = request
         self._form = form
-        self._tokenizer = context.tokenizer
         self._spelling = Spelling(context.tokenizer, as_ids=bool(request.return_tokens_as_token_ids))
+        self._pace = Pace()
+        self._begun_calls = [0] * (request.n or 1)
+        self._tells_tokens = bool(request.logprobs or request.return_token_ids)
         tools = offered_tools(chat_input.tools(request.tools), request.tool_choice, form)
         self._answers = [
             new_answer(
                 form,
                 generation,
                 context,
+                self._spelling,
                 tools=tools,
                 single_call=request.parallel_tool_calls is False,
+                tells_tokens=self._tells_tokens,
                 with_reasoning=request.include_reasoning is not False,
             )
             for _ in range(request.n or 1)
@@ -133,25 +154,29 @@ class ChatReply(Reply):
     # -- whole ----------------------------------------------------------------------------------------------------
 
     async def result(self) -> dict[str, Any]:
-        events: list[list[Event]] = [[] for _ in self._answers]
+        parts: list[list[Part]] = [[] for _ in self._answers]
         entries: list[TokenLogprobs] = []
         async for _, news in self.generation.news():
             entries += news.prompt_logprobs
             for piece in news.pieces:
-                events[piece.index] += self._answers[piece.index].add(piece)
+                for more, work in self._answers[piece.index].add(piece):
+                    parts[piece.index] += more
+                    await self._pace.spend(work)
         result: dict[str, Any] = {
             **self._head,
-            "choices": [self._choice(i, answer, events[i]) for i, answer in enumerate(self._answers)],
+            "choices": [await self._choice(i, answer, parts[i]) for i, answer in enumerate(self._answers)],
             "usage": self._usage(),
         }
+        prompt = self.generation.streams[0].prepared.token_ids
         if self._request.prompt_logprobs is not None:
-            result["prompt_logprobs"] = prompt_logprobs(entries, self._spelling, self._request.prompt_logprobs)
+            wanted = self._request.prompt_logprobs
+            result["prompt_logprobs"] = await prompt_logprobs(prompt, entries, self._spelling, wanted)
         if self._request.return_token_ids:
-            result["prompt_token_ids"] = self.generation.streams[0].prepared.token_ids
+            result["prompt_token_ids"] = prompt
         return result
 
-    def _choice(self, index: int, answer: GrowingAnswer, events: list[Event]) -> dict[str, Any]:
-        whole = collect(events)
+    async def _choice(self, index: int, answer: GrowingAnswer, parts: list[Part]) -> dict[str, Any]:
+        whole = collect(part.event for part in parts if part.event is not None)
         message: dict[str, Any] = {"role": "assistant", "content": whole.content, "refusal": None}
         if whole.calls:
             message["content"] = whole.content or None
@@ -165,16 +190,16 @@ class ChatReply(Reply):
             ]
         if whole.reasoning:
             message.update(_reasoning(whole.reasoning))
-        token_ids, logprobs = answer.take()
+        tokens = [token for part in parts for token in part.tokens]
         choice = {
             "index": index,
             "message": message,
-            "logprobs": self._logprobs(logprobs),
+            "logprobs": await self._logprobs(tokens),
             "finish_reason": answer.finish_reason,
             "stop_reason": answer.stop_reason,
         }
         if self._request.return_token_ids:
-            choice["token_ids"] = token_ids
+            choice["token_ids"] = [token.token_id for token in tokens]
         return choice
 
     # -- in pieces ------------------------------------------------------------------------------------------------
@@ -183,15 +208,15 @@ class ChatReply(Reply):
         usage = StreamUsage(self._request.stream_options)
         begun = [False] * len(self._answers)
         async for _, news in self.generation.news():
-            parts = []
             for piece in news.pieces:
-                deltas = self._deltas(piece)
-                if not begun[piece.index]:
-                    deltas.insert(0, self._first(piece.index))
+                for parts, work in self._answers[piece.index].add(piece):
+                    deltas = [] if begun[piece.index] else [self._first(piece.index)]
+                    deltas += await self._deltas(piece.index, parts)
                     begun[piece.index] = True
-                parts += [sse({**self._head, "choices": [delta], **usage.so_far(self._usage)}) for delta in deltas]
-            if parts:
-                yield b"".join(parts)
+                    events = [sse({**self._head, "choices": [d], **usage.so_far(self._usage)}) for d in deltas]
+                    if events:
+                        yield b"".join(events)
+                    await self._pace.spend(work)
         yield usage.last(self._head, self._usage) + DONE
 
     def _first(self, index: int) -> dict[str, Any]:
@@ -200,21 +225,23 @@ class ChatReply(Reply):
             choice["prompt_token_ids"] = self.generation.streams[0].prepared.token_ids
         return choice
 
-    def _deltas(self, piece: Piece) -> list[dict[str, Any]]:
-        answer = self._answers[piece.index]
-        calls = answer.calls
+    async def _deltas(self, index: int, parts: list[Part]) -> list[dict[str, Any]]:
+        """The deltas of a batch of parts; each has the tokens of its own part."""
+        answer = self._answers[index]
         deltas = []
-        for event in joined(answer.add(piece)):
+        for event, tokens in parts:
             if isinstance(event, CallName):
-                calls += 1
-            deltas.append(_delta(piece.index, self._content(event, calls - 1)))
-        if not deltas and (piece.finish_reason is not None or (answer.logprobs and self._request.logprobs)):
-            deltas.append(_delta(piece.index, {}))
-        if deltas:
-            token_ids, logprobs = answer.take()
-            deltas[0]["logprobs"] = self._logprobs(logprobs)
+                self._begun_calls[index] += 1
+            elif not self._tells_tokens and (event is None or not event.text):
+                continue
+            delta = _delta(index, {} if event is None else self._content(event, self._begun_calls[index] - 1))
+            delta["logprobs"] = await self._logprobs(tokens)
             if self._request.return_token_ids:
-                deltas[0]["token_ids"] = token_ids
+                delta["token_ids"] = [token.token_id for token in tokens]
+            deltas.append(delta)
+        if answer.finish_reason is not None:
+            if not deltas:
+                deltas.append(_delta(index, {}))
             deltas[-1]["finish_reason"] = answer.finish_reason
             deltas[-1]["stop_reason"] = answer.stop_reason
         return deltas
@@ -233,13 +260,13 @@ class ChatReply(Reply):
 
     # -- both -----------------------------------------------------------------------------------------------------
 
-    def _logprobs(self, entries: list[TokenLogprobs]) -> dict[str, Any] | None:
+    async def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
         if not self._request.logprobs:
             return None
-        return {"content": chat_logprobs(entries, self._spelling), "refusal": None}
+        return {"content": await chat_logprobs(tokens, self._spelling, self._pace), "refusal": None}
 
     def _usage(self) -> dict[str, Any]:
-        reasoning = sum(a.reasoning_tokens(self._tokenizer) for a in self._answers if a.finish_reason is not None)
+        reasoning = sum(a.reasoning_tokens for a in self._answers if a.finish_reason is not None)
         return self.generation.usage.chat(reasoning)
 
 

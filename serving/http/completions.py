@@ -9,42 +9,73 @@ from jaxinfer.messages import TokenLogprobs
 from serving.http.generation import Generation
 from serving.http.logprobs import CompletionLogprobs, Spelling, prompt_logprobs
 from serving.http.models import CompletionRequest
-from serving.http.reply import DONE, Reply, StreamUsage, sse
+from serving.http.reply import DONE, Reply, StreamUsage, sse, sse_in_parts
+from serving.http.tokens import ShownTokens, echoed
+from serving.pace import Pace
 from serving.request import ModelContext
 from serving.stream import News, Piece
 
+_STEPS_AT_A_TIME = 2048  # of `Pace`: of what one event is made
+
 
 class _Choice:
-    """One of the answers to one of the prompts; `take` gives what came since the last call."""
+    """One of the answers to one of the prompts; `take` gives what came since the last call.
 
-    def __init__(self, index: int, logprobs: CompletionLogprobs | None) -> None:
+    shown: None where nobody wants to know of tokens. logprobs: None where nobody wants those.
+    """
+
+    def __init__(self, index: int, shown: ShownTokens | None, logprobs: CompletionLogprobs | None) -> None:
         self.index = index
         self.logprobs = logprobs
         self.begun = False
-        self.text: list[str] = []
-        self.token_ids: list[int] = []
+        self._shown = shown
+        self._base = 0  # characters of the prompt in front
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
         self.finish_reason: str | None = None
-        self.stop_reason: int | str | None = None
+        self._stop_reason: int | str | None = None
 
-    def add(self, piece: Piece) -> None:
-        self.text += piece.text
-        self.token_ids += piece.token_ids
-        if self.logprobs is not None:
-            for entry in piece.logprobs:
-                self.logprobs.add(entry.token_id, entry)
-        self.finish_reason, self.stop_reason = piece.finish_reason, piece.stop_reason
+    def echo(self, text: str, logprobs: dict[str, list[Any]] | None) -> None:
+        """Puts the prompt in front."""
+        self._text.append(text)
+        self._base = len(text)
+        if self.logprobs is not None and logprobs is not None:
+            self.logprobs.put(logprobs)
+
+    async def add(self, piece: Piece, pace: Pace) -> AsyncIterator[None]:
+        """Takes a piece, a bounded number of tokens at a time; other tasks run in between."""
+        work = 0
+        if self._shown is None:
+            self._text += piece.text
+        else:
+            for text, token in self._shown.add(piece):
+                self._text.append(text)
+                if token is None:
+                    continue
+                self._token_ids.append(token.token_id)
+                work += 8
+                if self.logprobs is not None:
+                    await self.logprobs.add(token, self._base + token.begin)
+                    work += 0 if token.entry is None else len(token.entry.top)
+                if work >= _STEPS_AT_A_TIME:
+                    yield
+                    await pace.spend(work)
+                    work = 0
+        self.finish_reason, self._stop_reason = piece.finish_reason, piece.stop_reason
+        yield
+        await pace.spend(work + 32)
 
     def take(self, *, token_ids: bool) -> dict[str, Any]:
         choice: dict[str, Any] = {
             "index": self.index,
-            "text": "".join(self.text),
+            "text": "".join(self._text),
             "logprobs": None if self.logprobs is None else self.logprobs.take(),
             "finish_reason": self.finish_reason,
-            "stop_reason": self.stop_reason,
+            "stop_reason": self._stop_reason,
         }
         if token_ids:
-            choice["token_ids"] = self.token_ids
-        self.text, self.token_ids = [], []
+            choice["token_ids"] = self._token_ids
+        self._text, self._token_ids = [], []
         return choice
 
 
@@ -54,10 +85,14 @@ class CompletionReply(Reply):
         self._request = request
         self._tokenizer = context.tokenizer
         self._spelling = Spelling(context.tokenizer, as_ids=bool(request.return_tokens_as_token_ids))
+        self._pace = Pace()
         self._n = request.n or 1
         self._prompts: list[list[TokenLogprobs]] = [[] for _ in generation.streams]
         self._held: list[list[Piece]] = [[] for _ in generation.streams]
-        self._choices = [_Choice(i, self._logprobs()) for i in range(len(generation.streams) * self._n)]
+        self._echoes: dict[int, tuple[str, dict[str, list[Any]] | None]] = {}
+        self._choices = [
+            _Choice(i, self._shown(i // self._n), self._logprobs()) for i in range(len(generation.streams) * self._n)
+        ]
         self._head = {
             "id": "cmpl-" + generation.streams[0].prepared.request_id,
             "object": "text_completion",
@@ -65,79 +100,94 @@ class CompletionReply(Reply):
             "model": self.model,
         }
 
-    def _logprobs(self) -> CompletionLogprobs | None:
-        if self._request.logprobs is None:
+    def _shown(self, prompt: int) -> ShownTokens | None:
+        if self._request.logprobs is None and not self._request.return_token_ids:
             return None
-        return CompletionLogprobs(self._spelling, skip_special=self._request.skip_special_tokens is not False)
+        ids = self.generation.streams[prompt].prepared.token_ids
+        return ShownTokens(self._spelling.open_after, self._spelling.open_at_end(ids))
+
+    def _logprobs(self) -> CompletionLogprobs | None:
+        wanted = self._request.logprobs
+        return None if wanted is None else CompletionLogprobs(self._spelling, wanted)
 
     async def result(self) -> dict[str, Any]:
         async for prompt, news in self.generation.news():
-            self._take(prompt, news)
+            async for _ in self._take(prompt, news):
+                pass
         choices = []
+        scored: dict[int, list[Any]] = {}
         for choice in self._choices:
+            prompt = choice.index // self._n
             whole = choice.take(token_ids=bool(self._request.return_token_ids))
-            self._add_prompt(choice.index // self._n, whole)
+            self._add_prompt_ids(prompt, whole)
+            if self._request.prompt_logprobs is not None:
+                if prompt not in scored:  # once for all answers to it
+                    ids, wanted = self.generation.streams[prompt].prepared.token_ids, self._request.prompt_logprobs
+                    scored[prompt] = await prompt_logprobs(ids, self._prompts[prompt], self._spelling, wanted)
+                whole["prompt_logprobs"] = scored[prompt]
             choices.append(whole)
         return {**self._head, "choices": choices, "usage": self._usage()}
 
-    def _add_prompt(self, prompt: int, whole: dict[str, Any]) -> None:
+    def _add_prompt_ids(self, prompt: int, choice: dict[str, Any]) -> None:
         if self._request.return_token_ids:
-            whole["prompt_token_ids"] = self.generation.streams[prompt].prepared.token_ids
-        wanted = self._request.prompt_logprobs
-        if wanted is not None:
-            whole["prompt_logprobs"] = prompt_logprobs(self._prompts[prompt], self._spelling, wanted)
+            choice["prompt_token_ids"] = self.generation.streams[prompt].prepared.token_ids
 
     async def pieces(self) -> AsyncIterator[bytes]:
         usage = StreamUsage(self._request.stream_options)
-        first = [bool(self._request.return_token_ids)] * len(self.generation.streams)
+        first = [True] * len(self.generation.streams)
         async for prompt, news in self.generation.news():
-            parts = []
-            for choice in self._take(prompt, news):
+            async for choice in self._take(prompt, news):
                 part = choice.take(token_ids=bool(self._request.return_token_ids))
                 if first[prompt]:
-                    self._add_prompt(prompt, part)
-                    first[prompt] = False
-                parts.append(sse({**self._head, "choices": [part], **usage.so_far(self._usage)}))
-            if parts:
-                yield b"".join(parts)
+                    self._add_prompt_ids(prompt, part)
+                first[prompt] = False
+                event = {**self._head, "choices": [part], **usage.so_far(self._usage)}
+                if len(part["text"]) < _STEPS_AT_A_TIME:
+                    yield sse(event)
+                else:  # with a long prompt
+                    async for data in sse_in_parts(event):
+                        yield data
         yield usage.last(self._head, self._usage) + DONE
 
-    def _take(self, prompt: int, news: News) -> list[_Choice]:
-        """Takes news; the choices that changed, in the order in which they did."""
+    async def _take(self, prompt: int, news: News) -> AsyncIterator[_Choice]:
+        """Takes news; a choice each time that it has something new."""
         entries = self._prompts[prompt]
         entries += news.prompt_logprobs
         prepared = self.generation.streams[prompt].prepared
         if self._request.echo and self._request.logprobs is not None and len(entries) < len(prepared.token_ids) - 1:
             self._held[prompt] += news.pieces  # the prompt's log-probabilities come first
-            return []
+            return
         pieces, self._held[prompt] = [*self._held[prompt], *news.pieces], []
-        changed: dict[int, _Choice] = {}
         for piece in pieces:
             choice = self._choices[prompt * self._n + piece.index]
             if self._request.echo and not choice.begun:
-                self._echo(choice, prompt)
+                choice.echo(*await self._echo(prompt))
             choice.begun = True
             if self._request.max_tokens == 0:
                 choice.finish_reason = "length" if piece.finish_reason else None
-            else:
-                choice.add(piece)
-            changed[choice.index] = choice
-        return list(changed.values())
+                yield choice
+                continue
+            async for _ in choice.add(piece, self._pace):
+                yield choice
 
-    def _echo(self, choice: _Choice, prompt: int) -> None:
-        """Puts the prompt in front."""
+    async def _echo(self, prompt: int) -> tuple[str, dict[str, list[Any]] | None]:
+        """The prompt's text and log-probabilities."""
+        if prompt in self._echoes:
+            return self._echoes[prompt]
         prepared = self.generation.streams[prompt].prepared
-        if prepared.text is not None and prepared.params.truncate_prompt_tokens is None:
-            text = prepared.text
-        elif self._tokenizer is not None:
-            text = self._tokenizer.decode(prepared.token_ids, skip_special_tokens=prepared.params.skip_special_tokens)
+        given = prepared.text if prepared.params.truncate_prompt_tokens is None else None
+        if given is not None or self._tokenizer is None:
+            text = given or ""
         else:
-            text = ""
-        choice.text.append(text)
-        if choice.logprobs is not None:
-            for token, entry in zip(prepared.token_ids, [None, *self._prompts[prompt]], strict=True):
-                choice.logprobs.add(token, entry)
-            choice.logprobs.offset = len(text)
+            text = self._tokenizer.decode(prepared.token_ids, skip_special_tokens=prepared.params.skip_special_tokens)
+        logprobs = self._logprobs()
+        if logprobs is not None:
+            entries = [None, *self._prompts[prompt]]
+            tokens = echoed(prepared.token_ids, entries, text, self._tokenizer, self._spelling.open_after)
+            for token in tokens:
+                await logprobs.add(token, token.begin)
+        self._echoes[prompt] = text, None if logprobs is None else logprobs.take()
+        return self._echoes[prompt]
 
     def _usage(self) -> dict[str, Any]:
         usage = self.generation.usage

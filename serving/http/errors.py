@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import grpc
-import msgspec
 
 from jaxinfer.sampling_params import InvalidRequest
+from serving import json_text
 from serving.status import DEFAULT_RETRY_MS, RETRY_METADATA, Refusal
 
 # gRPC's status (serving.status) -> HTTP's, the error's type and code.
@@ -53,7 +53,7 @@ class ApiError(Exception):
 
     @property
     def encoded(self) -> bytes:
-        return msgspec.json.encode(self.body)
+        return json_text.encode(self.body)
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:

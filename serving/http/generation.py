@@ -74,6 +74,8 @@ class Generation:
         queue: asyncio.Queue[tuple[int, News | Refusal | None]] = asyncio.Queue(len(self.streams))
         self._readers = [asyncio.create_task(_read(i, stream, queue)) for i, stream in enumerate(self.streams)]
         left = len(self.streams)
+        known = [stream.usage for stream in self.streams]
+        self._usage = usage = [sum(column) for column in zip(*known, strict=True)]
         while left:
             index, item = await queue.get()
             if item is None:
@@ -81,6 +83,9 @@ class Generation:
             elif isinstance(item, Refusal):
                 raise item
             else:
+                before, known[index] = known[index], self.streams[index].usage
+                for i, (old, new) in enumerate(zip(before, known[index], strict=True)):
+                    usage[i] += new - old
                 yield index, item
 
     def fail(self, refusal: Refusal) -> None:
@@ -94,8 +99,13 @@ class Generation:
         for stream in self.streams:
             self._client.close(stream)
 
+    _usage: Sequence[int] = ()  # of many prompts together, once their news are read
+
     @property
     def usage(self) -> Usage:
+        """So far. Of many prompts it is kept: an event of one of them must not count all."""
+        if self._usage:
+            return Usage(*self._usage)
         return Usage(*(sum(column) for column in zip(*(stream.usage for stream in self.streams), strict=True)))
 
 

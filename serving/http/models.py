@@ -224,6 +224,7 @@ class ResponsesRequest(Sampling, kw_only=True):
         list[dict[str, Any]] | None,
         _as("Functions that the model may call", _list(FLAT_TOOL, maxItems=MAX_TOOLS)),
     ] = None
+    include_reasoning: Annotated[bool | None, _doc("Give the model's reasoning (on)")] = None
     parallel_tool_calls: Annotated[bool | None, _doc("false: at most one call in an answer")] = None
     tool_choice: Annotated[Any, _doc('"auto" or "none"', enum=["auto", "none", None])] = None
     chat_template_kwargs: Annotated[

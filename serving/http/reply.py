@@ -7,20 +7,26 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-import msgspec
-
+from serving import json_text
 from serving.http.errors import ApiError, from_refusal
 from serving.http.generation import Generation
 from serving.http.models import StreamOptions
 from serving.status import Refusal
 
 DONE = b"data: [DONE]\n\n"
-_encode = msgspec.json.Encoder().encode
 
 
 def sse(data: Any) -> bytes:
     """One server-sent event."""
-    return b"data: " + _encode(data) + b"\n\n"
+    return b"data: " + json_text.encode(data) + b"\n\n"
+
+
+async def sse_in_parts(data: Any) -> AsyncIterator[bytes]:
+    """One long server-sent event; other tasks run between its parts."""
+    yield b"data: "
+    async for part in json_text.encode_in_parts(data):
+        yield part
+    yield b"\n\n"
 
 
 class Reply(ABC):
@@ -38,7 +44,7 @@ class Reply(ABC):
 
     @abstractmethod
     def pieces(self) -> AsyncIterator[bytes]:
-        """Server-sent events, as many at once as there are. Raises Refusal."""
+        """Server-sent events, or parts of long ones; a bounded number at once. Raises Refusal."""
 
     async def events(self) -> AsyncIterator[bytes]:
         """As `pieces`, but once something was sent an error is an event too.

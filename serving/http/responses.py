@@ -9,21 +9,34 @@ from typing import Any
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.text.answers import AnswerFormat, CallArguments, CallName, Content, Event, Reasoning
 from serving.http import chat_input
-from serving.http.answers import joined, new_call_id
+from serving.http.answers import new_call_id
 from serving.http.chat import new_answer, offered_tools
 from serving.http.errors import ApiError
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs
 from serving.http.models import ResponsesRequest
-from serving.http.reply import Reply, sse
+from serving.http.reply import Reply, sse, sse_in_parts
 from serving.http.responses_input import as_sent
+from serving.pace import Pace
 from serving.request import ModelContext
 
 _PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}
 
 
-def _sse(event: dict[str, Any]) -> bytes:
-    return b"event: " + event["type"].encode() + b"\n" + sse(event)
+async def _sse(events: list[dict[str, Any]]) -> AsyncIterator[bytes]:
+    """Server-sent events; other tasks run between the parts of long ones."""
+    short: list[bytes] = []
+    for event in events:
+        head = b"event: " + event["type"].encode() + b"\n"
+        if not event["type"].endswith((".done", ".completed", ".incomplete", ".failed")):
+            short.append(head + sse(event))  # a delta: its length is bounded
+            continue
+        yield b"".join([*short, head])
+        short = []
+        async for part in sse_in_parts(event):
+            yield part
+    if short:
+        yield b"".join(short)
 
 
 class _Items:
@@ -35,23 +48,23 @@ class _Items:
         self.output: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self._number = 0
+        self._texts: list[str] = []  # what is new of the open item
 
     def emit(self, kind: str, **fields: Any) -> None:
         self.events.append({"type": kind, "sequence_number": self._number, **fields})
         self._number += 1
 
-    def take(self) -> bytes:
-        data = b"".join(map(_sse, self.events))
-        self.events = []
-        return data
+    def take(self) -> list[dict[str, Any]]:
+        events, self.events = self.events, []
+        return events
 
     @property
     def _open(self) -> dict[str, Any] | None:
         last = self.output[-1] if self.output else None
         return last if last is not None and last["status"] == "in_progress" else None
 
-    def add(self, event: Event, logprobs: list[dict[str, Any]]) -> None:
-        """Takes one event of the answer; `logprobs` are those of the tokens since the last content."""
+    def add(self, event: Event, logprobs: list[Any]) -> None:
+        """Takes one event of the answer; `logprobs` are those of its own tokens."""
         if isinstance(event, Content):
             self._text("message", "response.output_text.delta", event.text, logprobs)
         elif isinstance(event, Reasoning):
@@ -62,22 +75,22 @@ class _Items:
             self._begin("function_call", call)
         elif isinstance(event, CallArguments):
             item = self.output[-1]
-            item["arguments"] += event.text
+            self._texts.append(event.text)
             self.emit("response.function_call_arguments.delta", **self._where(item), delta=event.text)
 
-    def _text(self, kind: str, name: str, text: str, logprobs: list[dict[str, Any]] | None) -> None:
+    def _text(self, kind: str, name: str, text: str, logprobs: list[Any] | None) -> None:
         item = self._open
         if item is None or item["type"] != kind:
             self.close("completed")
             item = self._begin(kind, {"role": "assistant", "content": []} if kind == "message" else _no_reasoning())
             part = _text_part("") if kind == "message" else {"type": "reasoning_text", "text": ""}
             item["content"].append(part)
-            self.emit("response.content_part.added", **self._where(item), content_index=0, part=dict(part))
-        part = item["content"][0]
-        part["text"] += text
+            empty = {**part, **({"logprobs": []} if "logprobs" in part else {})}
+            self.emit("response.content_part.added", **self._where(item), content_index=0, part=empty)
+        self._texts.append(text)
         more: dict[str, Any] = {}
         if logprobs is not None:
-            part["logprobs"] = part["logprobs"] + logprobs
+            item["content"][0]["logprobs"] += logprobs
             more["logprobs"] = logprobs
         self.emit(name, **self._where(item), content_index=0, delta=text, **more)
 
@@ -91,11 +104,21 @@ class _Items:
     def _where(self, item: dict[str, Any]) -> dict[str, Any]:
         return {"item_id": item["id"], "output_index": len(self.output) - 1}
 
+    def settle(self) -> None:
+        """Writes the text so far into the open item. Not with each delta: that would copy all of it each time."""
+        item = self._open
+        if item is None:
+            return
+        place, name = (item, "arguments") if item["type"] == "function_call" else (item["content"][0], "text")
+        place[name] = "".join([place[name], *self._texts])
+        self._texts = []
+
     def close(self, status: str) -> None:
         """Ends the open item, if there is one."""
         item = self._open
         if item is None:
             return
+        self.settle()
         item["status"] = status
         where = self._where(item)
         if item["type"] == "function_call":
@@ -124,15 +147,19 @@ class ResponsesReply(Reply):
     ) -> None:
         super().__init__(generation, context.name, stream=bool(request.stream))
         self._request = request
-        self._tokenizer = context.tokenizer
         self._spelling = Spelling(context.tokenizer)
         tools = chat_input.tools(request.tools, flat=True)
+        self._pace = Pace()
+        params: SamplingParams = generation.streams[0].prepared.params
         self._answer = new_answer(
             form,
             generation,
             context,
+            self._spelling,
             tools=offered_tools(tools, request.tool_choice, form),
             single_call=request.parallel_tool_calls is False,
+            tells_tokens=params.logprobs is not None,
+            with_reasoning=request.include_reasoning is not False,
         )
         self._items = _Items(form)
         self._error: ApiError | None = None
@@ -147,27 +174,34 @@ class ResponsesReply(Reply):
         for kind in ("response.created", "response.in_progress"):  # sent with the first news: an error may come instead
             items.emit(kind, response=self._response("in_progress"))
         async for _ in self._grow():
-            yield items.take()
+            async for data in _sse(items.take()):
+                yield data
         status = self._end()
         items.emit(f"response.{status}", response=self._response(status))
-        yield items.take()
+        async for data in _sse(items.take()):
+            yield data
 
     def failed(self, error: ApiError) -> bytes:
         self._error = error
-        self._items.emit("error", code=error.code or error.kind, message=error.message, param=error.param)
-        self._items.emit("response.failed", response=self._response("failed"))
-        return self._items.take()
+        items = self._items
+        items.settle()
+        items.emit("error", code=error.code or error.kind, message=error.message, param=error.param)
+        items.emit("response.failed", response=self._response("failed"))
+        return b"".join(b"event: " + event["type"].encode() + b"\n" + sse(event) for event in items.take())
 
     async def _grow(self) -> AsyncIterator[None]:
-        """Takes the engine's news into the items."""
+        """Takes the engine's news into the items, a bounded part at a time."""
         async for _, news in self.generation.news():
             for piece in news.pieces:
-                for event in joined(self._answer.add(piece)):
-                    logprobs: list[dict[str, Any]] = []
-                    if isinstance(event, Content):
-                        logprobs = chat_logprobs(self._answer.take()[1], self._spelling)
-                    self._items.add(event, logprobs)
-            yield
+                for parts, work in self._answer.add(piece):
+                    for event, tokens in parts:
+                        if event is None or (not isinstance(event, CallName) and not event.text):
+                            continue  # the tokens of tags, and of the end, are no part of an output's text
+                        content = isinstance(event, Content)
+                        logprobs = await chat_logprobs(tokens, self._spelling, self._pace) if content else []
+                        self._items.add(event, logprobs)
+                    yield
+                    await self._pace.spend(work)
 
     def _end(self) -> str:
         """Closes the last item; how the response ended."""
@@ -180,7 +214,7 @@ class ResponsesReply(Reply):
         params: SamplingParams = self.generation.streams[0].prepared.params
         ended = status in ("completed", "incomplete")
         reasons = {"length": "max_output_tokens", "abort": "aborted"}
-        usage = self.generation.usage.responses(self._answer.reasoning_tokens(self._tokenizer)) if ended else None
+        usage = self.generation.usage.responses(self._answer.reasoning_tokens) if ended else None
         incomplete = {"reason": reasons.get(self._answer.finish_reason or "", "aborted")}
         return {
             "id": "resp_" + self.generation.streams[0].prepared.request_id,

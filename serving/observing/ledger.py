@@ -20,6 +20,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from serving import json_text
 from serving.observing.logs import milliseconds
 from serving.observing.record import RequestRecord
 
@@ -86,7 +87,7 @@ class Ledger:
         if len(self._pending) >= _MAX_PENDING:
             self.lost += 1
             return
-        self._pending.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._pending.append(json_text.encode(line) + b"\n")
         self._wake.set()
 
     def close(self) -> None:

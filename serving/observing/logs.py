@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TextIO
 
+from serving import json_text
 from serving.observing.record import Origin, RequestRecord
 
 LogFormat = Literal["auto", "json", "text"]
@@ -64,7 +65,7 @@ class JsonFormatter(_Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(self._event(record), ensure_ascii=False, default=str)
+        return json_text.line_safe_text(json.dumps(self._event(record), ensure_ascii=False, default=str))
 
 
 class TextFormatter(_Formatter):

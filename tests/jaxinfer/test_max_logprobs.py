@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from jaxinfer.runtime.sharding import make_mesh
 from jaxinfer.sampling_params import MAX_LOGPROBS, InvalidRequest
 from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan
 from pallas_kernels.dispatch import DeviceTarget
+from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving.replies import MAX_ALTERNATIVES_PER_MESSAGE, MAX_TOKENS_PER_MESSAGE, news
 from serving.stream import News, Piece
 from tests.golden_recipe import load_case, write_checkpoint
@@ -153,7 +155,11 @@ def test_a_server_cuts_large_tables_into_messages_that_clients_accept(alternativ
     entry = TokenLogprobs(5, -0.5, 1, tuple((i, -1.0) for i in range(min(alternatives, 20_000))))
     count = 8 if alternatives > 20 else 600
     piece = Piece(0, ["x"] * count, list(range(count)), [entry] * count, "length", None)
-    messages = list(news(News(1, [entry] * count, [piece])))
+
+    async def collect() -> list[pb.GenerateResponse]:
+        return [message async for message in news(News(1, [entry] * count, [piece]))]
+
+    messages = asyncio.run(collect())
     assert max(message.ByteSize() for message in messages) < 4 << 20
     assert sum(len(message.prompt_logprobs.entries) for message in messages) == count
     assert sum(len(message.delta.logprobs) for message in messages) == count

@@ -31,6 +31,11 @@ class CallParser(ABC):
         self._final = False
         self._state = self.start
 
+    @property
+    def settled(self) -> bool:
+        """No text waits: what is neither content nor a call's (a tag) was recognised as such."""
+        return not self._buffer and not self._gap
+
     def push(self, text: str, events: list[Event]) -> None:
         self._buffer += text
         while self._buffer and self.step(events):

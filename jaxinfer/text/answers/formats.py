@@ -97,6 +97,21 @@ class AnswerParser:
         """All text is content."""
         return self._reasoning is None and self._calls is None
 
+    @property
+    def reasoning(self) -> bool:
+        """Whether the text so far ends within the reasoning (a closing tag that is not complete is within)."""
+        return self._reasoning is not None and self._reasoning.reasoning
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the format has reasoning."""
+        return self._reasoning is not None
+
+    @property
+    def settled(self) -> bool:
+        """No text waits for more: all of it was told, or recognised as a tag."""
+        return (self._reasoning is None or self._reasoning.settled) and (self._calls is None or self._calls.settled)
+
     def push(self, text: str) -> list[Event]:
         events: list[Event] = []
         if self._after_space and not text.strip(SPACE):

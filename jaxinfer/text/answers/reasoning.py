@@ -31,6 +31,11 @@ class ReasoningSplitter:
         return self._state == "reasoning"
 
     @property
+    def settled(self) -> bool:
+        """No text waits."""
+        return not self._buffer
+
+    @property
     def undecided(self) -> int:
         """Characters at the end of the text so far that are neither told nor returned yet."""
         return len(self._buffer)

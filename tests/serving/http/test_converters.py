@@ -7,7 +7,7 @@ import json
 import msgspec
 import pytest
 
-from jaxinfer.messages import Submit, TokenLogprobs
+from jaxinfer.messages import Submit
 from jaxinfer.sampling_params import FIELD_NAMES
 from jaxinfer.text import IncrementalDetokenizer
 from jaxinfer.text.answers import AnswerFormat
@@ -15,7 +15,6 @@ from serving.http import chat_input, responses_input
 from serving.http.answers import kept_tokens, new_call_id, reasoning_begun
 from serving.http.convert import _SAMPLING, completion
 from serving.http.decode import decode
-from serving.http.logprobs import CompletionLogprobs, Spelling, chat_logprobs, prompt_logprobs
 from serving.http.models import CompletionRequest, ResponsesRequest
 from tests.serving.harness import run, tokenizer
 from tests.serving.http.harness import http_serving, says
@@ -90,42 +89,6 @@ def test_ids_of_calls():
     assert len({new_call_id(AnswerFormat("hermes")) for _ in range(50)}) == 50
     ids = [new_call_id(AnswerFormat("mistral")) for _ in range(50)]
     assert all(len(each) == 9 and each.isalnum() for each in ids)
-
-
-EURO = "€".encode()
-
-
-def test_tokens_of_half_a_character():
-    spelling = Spelling(tokenizer())
-    assert [spelling.key(byte) for byte in EURO] == ["bytes:\\xe2", "bytes:\\x82", "bytes:\\xac"]
-    assert spelling.text(EURO[0]) == "\ufffd"
-    entries = [TokenLogprobs(byte, -1.0, 1, ((byte, -1.0),)) for byte in EURO]
-    content = chat_logprobs(entries, spelling)
-    assert bytes(byte for token in content for byte in token["bytes"]) == EURO
-    assert content[0]["top_logprobs"] == [{"token": "\ufffd", "logprob": -1.0, "bytes": [EURO[0]]}]
-    assert spelling.text(259) == ""  # a row of the model without a token
-    assert Spelling(tokenizer(), as_ids=True).key(5) == Spelling(None).text(5) == "token_id:5"
-
-
-def test_offsets_count_what_is_in_the_text():
-    lists = CompletionLogprobs(Spelling(tokenizer()), skip_special=True)
-    for token in (256, ord("a"), ord("b"), 257):
-        lists.add(token, TokenLogprobs(token, -1.0, 2, ((5, -0.5),)))
-    taken = lists.take()
-    assert taken["text_offset"] == [0, 0, 1, 2]
-    assert taken["tokens"] == ["<s>", "a", "b", "</s>"]
-    assert taken["top_logprobs"][1] == {"\x05": -0.5, "a": -1.0}  # the token itself, too
-    assert lists.take() == {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
-
-
-def test_prompt_logprobs_in_vllms_shape():
-    entry = TokenLogprobs(7, -3.0, 9, ((5, -0.5), (6, -0.6)))
-    (first, second) = prompt_logprobs([entry], Spelling(tokenizer()), 1)
-    assert first is None
-    assert second == {
-        "7": {"logprob": -3.0, "rank": 9, "decoded_token": "\x07"},
-        "5": {"logprob": -0.5, "rank": 1, "decoded_token": "\x05"},
-    }
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -118,7 +118,7 @@ EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
 # These show on a model that reasons and calls, or in what the engine is told.
 FAKED = {
     "chat": {"include_reasoning": False, "parallel_tool_calls": False},
-    "responses": {"parallel_tool_calls": False},
+    "responses": {"include_reasoning": False, "parallel_tool_calls": False},
 }
 ENGINE = {"priority": -3}
 NOT_NEUTRAL: dict[str, Any] = {"best_of": 5, "tool_choice": "required", "length_penalty": 2, "suffix": "end"}
