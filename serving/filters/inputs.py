@@ -25,7 +25,7 @@ def filtered(prompt: Prompt, judging: Filter, tenant: str, tokenizer: Tokenizer 
             raise InvalidRequest("token_ids", "token ids", "they hold text that the input filter changes; send a text")
         return prompt
     return ChatPrompt(
-        [_values(message, f"messages[{i}]", judging, tenant) for i, message in enumerate(prompt.messages)],
+        [_message(message, f"messages[{i}]", judging, tenant) for i, message in enumerate(prompt.messages)],
         None
         if prompt.tools is None
         else [_values(t, f"tools[{i}]", judging, tenant) for i, t in enumerate(prompt.tools)],
@@ -37,6 +37,22 @@ def filtered(prompt: Prompt, judging: Filter, tenant: str, tokenizer: Tokenizer 
 
 def _text(text: str, part: str, judging: Filter, tenant: str) -> str:
     return replaced(text, judge(judging, text, Subject("input", part, tenant)))
+
+
+def _message(message: Mapping[str, Any], part: str, judging: Filter, tenant: str) -> Any:
+    """As `_values`; text parts are judged as the one text that a template makes of them, too."""
+    content = message.get("content")
+    if isinstance(content, list) and len(content) > 1 and all(_is_text(each) for each in content):
+        for between in ("\n", ""):
+            text = between.join(each["text"] for each in content)
+            judged = _text(text, f"{part}.content", judging, tenant)
+            if judged != text:
+                return _values({**message, "content": judged}, part, judging, tenant)
+    return _values(message, part, judging, tenant)
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, Mapping) and isinstance(part.get("text"), str)
 
 
 def _values(value: Any, part: str, judging: Filter, tenant: str) -> Any:

@@ -133,6 +133,7 @@ class ResponsesReply(Reply):
             context,
             tools=offered_tools(tools, request.tool_choice, form),
             single_call=request.parallel_tool_calls is False,
+            whole=not request.stream,
         )
         self._items = _Items(form)
         self._error: ApiError | None = None
