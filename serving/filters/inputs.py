@@ -42,17 +42,24 @@ def _text(text: str, part: str, judging: Filter, tenant: str) -> str:
 def _message(message: Mapping[str, Any], part: str, judging: Filter, tenant: str) -> Any:
     """As `_values`; text parts are judged as the one text that a template makes of them, too."""
     content = message.get("content")
-    if isinstance(content, list) and len(content) > 1 and all(_is_text(each) for each in content):
-        for between in ("\n", ""):
-            text = between.join(each["text"] for each in content)
-            judged = _text(text, f"{part}.content", judging, tenant)
-            if judged != text:
-                return _values({**message, "content": judged}, part, judging, tenant)
-    return _values(message, part, judging, tenant)
+    if not isinstance(content, list) or not all(_is_text(each) for each in content):
+        return _values(message, part, judging, tenant)
+    where = f"{part}.content"
+    changed: Any = None
+    for between in ("\n", "") if len(content) > 1 else ():
+        text = between.join(each["text"] for each in content)
+        judged = _text(text, where, judging, tenant)
+        if judged != text:
+            changed = judged
+            break
+    if changed is None:
+        changed = [{**each, "text": _text(each["text"], where, judging, tenant)} for each in content]
+    rest = {key: value for key, value in message.items() if key != "content"}
+    return {**_values(rest, part, judging, tenant), "content": changed}
 
 
 def _is_text(part: Any) -> bool:
-    return isinstance(part, Mapping) and isinstance(part.get("text"), str)
+    return isinstance(part, Mapping) and part.keys() == {"type", "text"} and isinstance(part["text"], str)
 
 
 def _values(value: Any, part: str, judging: Filter, tenant: str) -> Any:

@@ -90,7 +90,7 @@ def _add_item(name: str, item: Mapping[str, Any], messages: list[dict[str, Any]]
     elif kind == "function_call":
         _turn(messages).setdefault("tool_calls", []).append(_call(name, item))
     elif kind == "function_call_output":
-        output = chat_input.content_of(f"{name}.output", item.get("output"))
+        output = chat_input.text_of(f"{name}.output", item.get("output"))
         messages.append({"role": "tool", **_call_id(name, item), "content": output})
     else:
         _add_reasoning(name, item, messages)
@@ -101,13 +101,14 @@ def _add_message(name: str, item: Mapping[str, Any], messages: list[dict[str, An
     if role not in ("system", "developer", "user", "assistant"):
         raise InvalidRequest(f"{name}.role", role, "it must be system, developer, user or assistant")
     content = chat_input.content_of(f"{name}.content", item.get("content"))
-    if role == "assistant" and _open_turn(messages):
-        turn = messages[-1]
+    if role == "assistant":
+        content = joined(content)
+        turn = messages[-1] if _open_turn(messages) else {"content": ""}
         if "content" not in turn:
             turn["content"] = content
             return
         if "tool_calls" in turn:  # text behind a call of the same answer
-            turn["content"] = "\n".join(filter(None, (joined(turn["content"]), joined(content))))
+            turn["content"] = "\n".join(filter(None, (turn["content"], content)))
             return
     messages.append({"role": role, "content": content})
 

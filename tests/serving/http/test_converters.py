@@ -26,7 +26,7 @@ def items(*given: dict, **more) -> list[dict]:
     return responses_input._messages(request)
 
 
-def test_text_parts_become_lines_and_nulls_disappear():
+def test_what_says_nothing_disappears():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     given = [
         {"role": "developer", "content": parts, "name": None},
@@ -35,8 +35,8 @@ def test_text_parts_become_lines_and_nulls_disappear():
         {"role": "tool", "content": "c", "tool_call_id": "1"},
     ]  # fmt: skip
     assert chat_input.messages(given) == [
-        {"role": "system", "content": "a\nb"},
-        {"role": "assistant",
+        {"role": "developer", "content": parts},
+        {"role": "assistant", "content": "",
          "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]},
         {"role": "tool", "content": "c", "tool_call_id": "1"},
     ]  # fmt: skip
