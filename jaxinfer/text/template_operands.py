@@ -22,8 +22,10 @@ _SIZED = (str, bytes, list, tuple, dict)
 _NESTING = (list, tuple, dict)
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _MANY_DIGITS = re.compile(r"\d{6,}")
-# In a format with %, the width and the precision of a field; * takes them from the values.
-_PERCENT_FIELD = re.compile(r"%(?:\([^)]*\))?[#0\- +]*([\d*]*)(?:\.([\d*]*))?")
+# In a format with %, the width and the precision of a field, which may follow a key in brackets; * takes them from the
+# values. No expression here may look at a character more than a few times: a template may format megabytes.
+_PERCENT_FIELD = re.compile(r"%[#0\- +]*([\d*]*)(?:\.([\d*]*))?")
+_PERCENT_KEYED_FIELD = re.compile(r"[%)][#0\- +]*([\d*]*)(?:\.([\d*]*))?")
 _BRACE_FIELD = re.compile(r"\{[^{}]*\d{6,}")
 _NESTED_FIELD = re.compile(r"\{[^{}]*\{")  # a field whose width comes from the values
 _STRFTIME_FIELD = re.compile(r"%[^%A-Za-z]*\d{6,}")
@@ -139,7 +141,7 @@ def check_operands(operator: str, left: Any, right: Any) -> None:
 def _check_percent(text: str | bytes, values: Any) -> None:
     found = text.decode("latin-1") if isinstance(text, bytes) else text
     given = values if isinstance(values, tuple) else tuple(values.values()) if isinstance(values, dict) else (values,)
-    fields = _PERCENT_FIELD.findall(found)
+    fields = (_PERCENT_KEYED_FIELD if "%(" in found else _PERCENT_FIELD).findall(found)
     if any(_MANY_DIGITS.search(number) for field in fields for number in field):
         raise TemplateTooLong("a format asks for more than 99999 characters")
     if any("*" in number for field in fields for number in field):

@@ -5,6 +5,7 @@ The oracle is the environment in which transformers renders: jinja2's immutable 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -219,3 +220,13 @@ def test_a_template_may_write_the_longest_values_that_a_request_can_hold() -> No
     calls = [{"id": "a", "function": {"name": "f", "arguments": {"rows": list(range(300_000))}}}]
     text = render("{{ messages[0].tool_calls | tojson }}", [{"role": "assistant", "content": "", "tool_calls": calls}])
     assert text == json.dumps(calls)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("text", ["%(", "{", "%", "{12345", "%12345"])
+def test_formats_of_megabytes_are_judged_in_one_pass(text: str) -> None:
+    """Whatever they say of it: an expression that goes back and forth would take hours."""
+    for how in ("{{ (t * 400000) | format(1) }}", "{{ (t * 400000).format(1) }}", "{{ strftime_now(t * 400000)[:9] }}"):
+        environment = make_environment()
+        with environment.within_budget(), contextlib.suppress(Exception):
+            environment.compile_template(how).render(t=text)
