@@ -134,9 +134,7 @@ class ChatTemplates:
             chat = for_template(chat, self._use(source, compiled, special_tokens))
         return _explained(lambda: self._run(compiled, chat, given))
 
-    def _run(
-        self, compiled: jinja2.Template, chat: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
-    ) -> str:
+    def _run(self, compiled: jinja2.Template, chat: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
         with self.environment.within_budget():
             return compiled.render(messages=chat, **{"tools": None, "documents": None, **variables})
 

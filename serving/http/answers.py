@@ -27,7 +27,9 @@ def reasoning_begun(form: AnswerFormat, tokenizer: Tokenizer, prompt: tuple[int,
         return False
     end = prompt[-_PROMPT_END:]
     tags = {tokenizer.token_id(mark) for mark in form.marks(tools=False)}
-    turn = next((i for i in range(len(end), 0, -1) if tokenizer.is_special(end[i - 1]) and end[i - 1] not in tags), None)
+    turn = next(
+        (i for i in range(len(end), 0, -1) if tokenizer.is_special(end[i - 1]) and end[i - 1] not in tags), None
+    )
     if turn is not None:  # behind the last special token only the answer's own turn stands
         return form.begun(tokenizer.decode(end[turn:], skip_special_tokens=False), turn=True)
     return form.begun(tokenizer.decode(end, skip_special_tokens=False))

@@ -171,6 +171,10 @@ class ListedCallParser(CallParser):
 
     def _in_next(self, events: list[Event]) -> bool:
         """A further object of a list; the comma is gone."""
+        if self._scanner is None:
+            self._buffer = self._buffer.lstrip(SPACE)
+            if not self._buffer:
+                return False
         status = self.scan(0, events)
         if status is Status.BAD and not self._told:
             self._state = "text" if self._bad_arguments else "broken"

@@ -108,7 +108,23 @@ def test_every_filter_is_known() -> None:
 
 def test_tests_take_every_number() -> None:
     arguments = {"divisibleby": "(n)", "in": "([n])", "filter": "", "test": ""}
-    compared = ("eq", "equalto", "==", "ne", "!=", "gt", ">", "greaterthan", "ge", ">=", "lt", "<", "lessthan", "le", "<=")
+    compared = (
+        "eq",
+        "equalto",
+        "==",
+        "ne",
+        "!=",
+        "gt",
+        ">",
+        "greaterthan",
+        "ge",
+        ">=",
+        "lt",
+        "<",
+        "lessthan",
+        "le",
+        "<=",
+    )
     environment = make_environment()
     for name in environment.tests:
         if not name.isidentifier():

@@ -35,7 +35,9 @@ ARG_KEYS = _chatml(
     "{{ '\\n<tool_call>' + f.name + '\\n' }}{% for k, v in f.arguments | items %}<arg_key>{{ k }}</arg_key>\n"
     "<arg_value>{{ v if v is string else v | tojson }}</arg_value>\n{% endfor %}</tool_call>"
 )
-YAML = _chatml("<tool_call>\n{{ f.name }}:\n{% for k, v in f.arguments | items %}  {{ k }}: {{ v }}\n{% endfor %}</tool_call>")
+YAML = _chatml(
+    "<tool_call>\n{{ f.name }}:\n{% for k, v in f.arguments | items %}  {{ k }}: {{ v }}\n{% endfor %}</tool_call>"
+)
 OTHER_KEYS = _chatml("""<tool_call>{"tool": "{{ f.name }}", "input": {{ f.arguments | tojson }}}</tool_call>""")
 LISTED = _chatml("""<tool_call>[{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}]</tool_call>""")
 PHI4 = _chatml("""<|tool_call|>[{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}]<|/tool_call|>""")
@@ -53,10 +55,13 @@ MINIMAX = _chatml(
     """<minimax:tool_call>\n<invoke name="{{ f.name }}">{% for k, v in f.arguments | items %}"""
     """<parameter name="{{ k }}">{{ v }}</parameter>{% endfor %}</invoke>\n</minimax:tool_call>"""
 )
-COMMAND_R = _chatml("""Action: ```json\n[{"tool_name": "{{ f.name }}", "parameters": {{ f.arguments | tojson }}}]\n```""")
+COMMAND_R = _chatml(
+    """Action: ```json\n[{"tool_name": "{{ f.name }}", "parameters": {{ f.arguments | tojson }}}]\n```"""
+)
 # These show no calls of earlier turns and say only how to write one.
 SMOLLM3 = _chatml(
-    "", """return within <tool_call></tool_call> tags: <tool_call>\n{"name": <function-name>, "arguments": <args>}\n</tool_call>"""
+    "",
+    """return within <tool_call></tool_call> tags: <tool_call>\n{"name": <function-name>, "arguments": <args>}\n</tool_call>""",
 )
 HERMES2 = _chatml("", "<tool_call>\n{'arguments': <args-dict>, 'name': <function-name>}\n</tool_call>")
 GRANITE = _chatml("", "respond only with <|tool_call|> followed by a JSON list of tools used")

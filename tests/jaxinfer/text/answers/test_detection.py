@@ -42,7 +42,15 @@ def test_every_template_is_judged() -> None:
 
 @pytest.mark.parametrize(
     "template",
-    [None, "{{ messages }}", "<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", '"parameters" <|start_header_id|>', "{% x %}"],
+    [
+        None,
+        "{{ messages }}",
+        "<tool_call>",
+        "[TOOL_CALLS]",
+        "<|python_tag|>",
+        '"parameters" <|start_header_id|>',
+        "{% x %}",
+    ],
 )
 def test_a_tag_alone_says_nothing(template: str | None) -> None:
     assert answer_format("auto", "auto", template) == AnswerFormat()
@@ -61,7 +69,10 @@ def test_the_template_for_tools_is_the_one_that_is_judged() -> None:
         ("<think> </think>", AnswerFormat("none", "think")),
         ("content.split('</think>')", AnswerFormat("none", "think", unopened=True)),
         ("[THINK] [/THINK]", AnswerFormat("none", "mistral")),
-        ("Write your thoughts after 'Here is my thought process:' and 'Here is my response:'", AnswerFormat("none", "granite")),
+        (
+            "Write your thoughts after 'Here is my thought process:' and 'Here is my response:'",
+            AnswerFormat("none", "granite"),
+        ),
         ("between <think></think> and your response between <response></response>", AnswerFormat("none", "granite")),
     ],
 )
@@ -72,5 +83,7 @@ def test_reasoning_is_known_by_its_tags(source: str, expected: AnswerFormat) -> 
 def test_a_format_that_is_given_wins() -> None:
     assert answer_format("none", "none", templates.QWEN3) == AnswerFormat()
     assert answer_format("mistral", "think", None) == AnswerFormat("mistral", "think")
-    with pytest.raises(ValueError, match="tool_calls is 'xml'; it must be one of none, hermes, llama3, mistral, granite"):
+    with pytest.raises(
+        ValueError, match="tool_calls is 'xml'; it must be one of none, hermes, llama3, mistral, granite"
+    ):
         answer_format("xml", "auto", None)
