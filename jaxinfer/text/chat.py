@@ -169,7 +169,7 @@ def _explained(render: Callable[[], str]) -> str:
         return render()
     except jinja2.TemplateError as error:
         raise ChatTemplateError(
-            f"the chat template refused the conversation: {error.message or error!r}", "messages"
+            f"the chat template refused the conversation: {error.message or repr(error)}", "messages"
         ) from error
     except Exception as error:  # a template is a program: it may divide by zero, add str to list, recurse for ever
         raise ChatTemplateError(

@@ -8,7 +8,7 @@ with such operands; a test goes through all that Jinja and Python's types offer 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from jinja2.exceptions import SecurityError
@@ -21,14 +21,15 @@ MAX_PRECISION = 10_000  # digits
 _SIZED = (str, bytes, list, tuple, dict)
 _NESTING = (list, tuple, dict)
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-_MANY_DIGITS = re.compile(r"\d{6,}")
+_MAX_DIGITS = 5  # of a width or a precision that stands in a format
 # In a format with %, the width and the precision of a field, which may follow a key in brackets; * takes them from the
 # values. No expression here may look at a character more than a few times: a template may format megabytes.
 _PERCENT_FIELD = re.compile(r"%[#0\- +]*([\d*]*)(?:\.([\d*]*))?")
 _PERCENT_KEYED_FIELD = re.compile(r"[%)][#0\- +]*([\d*]*)(?:\.([\d*]*))?")
-_BRACE_FIELD = re.compile(r"\{[^{}]*\d{6,}")
+_BRACE_FIELD = re.compile(r"\{([^{}]*)")
 _NESTED_FIELD = re.compile(r"\{[^{}]*\{")  # a field whose width comes from the values
-_STRFTIME_FIELD = re.compile(r"%[^%A-Za-z]*\d{6,}")
+_STRFTIME_FIELD = re.compile(r"%([^%A-Za-z]*)")
+_NUMBER = re.compile(r"\d+")
 
 
 class TemplateTooLong(SecurityError):
@@ -87,7 +88,10 @@ def _inner(value: Any) -> list[Any]:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What is neither list nor object in a value, each object of Python once. Raises TemplateTooLong after MAX_ITEMS."""
+    """What is neither list nor object in a value; those that are there twice are looked at once.
+
+    Raises TemplateTooLong after MAX_ITEMS.
+    """
     left, seen, items = [value], set(), 0
     while left:
         found = left.pop()
@@ -142,12 +146,22 @@ def _check_percent(text: str | bytes, values: Any) -> None:
     found = text.decode("latin-1") if isinstance(text, bytes) else text
     given = values if isinstance(values, tuple) else tuple(values.values()) if isinstance(values, dict) else (values,)
     fields = (_PERCENT_KEYED_FIELD if "%(" in found else _PERCENT_FIELD).findall(found)
-    if any(_MANY_DIGITS.search(number) for field in fields for number in field):
-        raise TemplateTooLong("a format asks for more than 99999 characters")
-    if any("*" in number for field in fields for number in field):
-        for value in given:
-            _width(value)
-    check_length(len(found) * 2 + len(fields) * max(map(weigh, given), default=0))
+    widths = _widths(number for field in fields for number in field)
+    starred = sum("*" in number for field in fields for number in field)
+    if starred:
+        widths += starred * max(map(_width, given), default=0)
+    check_length(len(found) * 2 + widths + len(fields) * max(map(weigh, given), default=0))
+
+
+def _widths(fields: Iterable[str]) -> int:
+    """The sum of the numbers in the fields of a format. Raises TemplateTooLong for one of more than five digits."""
+    total = 0
+    for field in fields:
+        for number in _NUMBER.findall(field):
+            if len(number) > _MAX_DIGITS:
+                raise TemplateTooLong("a format asks for more than 99999 characters")
+            total += int(number)
+    return total
 
 
 # -- calls ------------------------------------------------------------------------------------------------------------
@@ -205,16 +219,14 @@ def _braces(text: Any, *args: Any, **kwargs: Any) -> None:
     if not isinstance(text, str):
         return
     given = (*args, *kwargs.values())
-    nested = _NESTED_FIELD.search(text)
-    if _BRACE_FIELD.search(text) or (nested and _MANY_DIGITS.search(text)):
-        raise TemplateTooLong("a format asks for more than 99999 characters")
-    if nested:
-        for leaf in _leaves(list(given)):
-            if isinstance(leaf, int) and not isinstance(leaf, bool):
-                _width(leaf)
-            elif isinstance(leaf, str) and _MANY_DIGITS.search(leaf):
-                raise TemplateTooLong("a format asks for more than 99999 characters")
-    check_length(len(text) + text.count("{") * max(map(weigh, given), default=0))
+    fields = text.count("{")
+    widths = _widths(_BRACE_FIELD.findall(text))
+    if _NESTED_FIELD.search(text):
+        leaves = list(_leaves(list(given)))
+        widths += _widths([text])
+        widths += fields * max((_width(leaf) for leaf in leaves), default=0)
+        widths += fields * max((_widths([leaf]) for leaf in leaves if isinstance(leaf, str)), default=0)
+    check_length(len(text) + widths + fields * max(map(weigh, given), default=0))
 
 
 def _tojson(
@@ -271,8 +283,9 @@ def _to_bytes(number: Any, length: Any = 1, byteorder: Any = "big", *, signed: A
 
 
 def _strftime(pattern: Any, *_: Any) -> None:
-    if isinstance(pattern, str) and _STRFTIME_FIELD.search(pattern):
-        raise TemplateTooLong("a format asks for more than 99999 characters")
+    if isinstance(pattern, str):
+        # Anything that a field may stand for, such as the whole date, is short.
+        check_length(len(pattern) * 32 + _widths(_STRFTIME_FIELD.findall(pattern)))
 
 
 FILTERS: dict[str, Callable[..., None]] = {

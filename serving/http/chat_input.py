@@ -108,7 +108,7 @@ def _tool_calls(name: str, calls: Any) -> list[dict[str, Any]]:
     for i, call in enumerate(calls):
         at = f"{name}[{i}]"
         function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or (call.get("type") or "function") != "function":
+        if not isinstance(function, dict) or call.get("type") not in (None, "function"):
             raise InvalidRequest(at, call, 'it must be {"id": ..., "type": "function", "function": {...}}')
         if not isinstance(function.get("name"), str):
             raise InvalidRequest(f"{at}.function.name", function.get("name"), "it must be a string")
@@ -126,7 +126,7 @@ def tools(given: Sequence[Mapping[str, Any]] | None, *, flat: bool = False) -> l
     result = []
     for i, tool in enumerate(given or ()):
         at = f"tools[{i}]"
-        if (tool.get("type") or "function") != "function":
+        if tool.get("type") not in (None, "function"):
             raise InvalidRequest(f"{at}.type", tool.get("type"), "only functions are supported")
         at, function = (at, {k: v for k, v in tool.items() if k != "type"}) if flat else _function(at, tool)
         result.append({"type": "function", "function": _checked_function(at, function)})

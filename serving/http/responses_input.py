@@ -79,7 +79,7 @@ def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
 
 
 def _add_item(name: str, item: Mapping[str, Any], messages: list[dict[str, Any]]) -> None:
-    kind = item.get("type") or "message"
+    kind = "message" if item.get("type") is None else item["type"]
     if not isinstance(kind, str) or kind not in _ITEM_KEYS:
         raise InvalidRequest(f"{name}.type", kind, f"only {', '.join(_ITEM_KEYS)} are supported")
     for key, value in item.items():

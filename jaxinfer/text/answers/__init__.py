@@ -1,9 +1,9 @@
 """What a chat model's text means: reasoning, content and tool calls, found as the text comes.
 
 A parser's events do not depend on how the text was cut into pieces: what it decides, it decides on characters, and it
-waits for as many as the decision needs. So a streamed answer adds up to the one that is parsed at once. One thing only
-the end can tell: whether a call's arguments are JSON. A whole answer gives other arguments as content; a stream has told
-the call by then (see AnswerParser).
+waits for as many as the decision needs. So a streamed answer adds up to the one that is parsed at once. What only the
+end can tell is judged in whole answers alone: whether a call's arguments are JSON, and whether a closing tag ends a
+reasoning that nothing has opened. A stream has told that text by then (see AnswerParser).
 """
 
 from jaxinfer.text.answers.detection import answer_format

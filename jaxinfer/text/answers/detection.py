@@ -9,7 +9,6 @@ model to write. Where neither says, the format is not known.
 from __future__ import annotations
 
 import json
-import os
 import re
 from functools import lru_cache
 from typing import Any
@@ -83,12 +82,18 @@ def _tool_calls(source: str) -> str:
         source, [_USER, _ASSISTANT, _RESULT], prompt=True
     )
     if called is not None:
-        begin = opened if opened and called.startswith(opened) else os.path.commonprefix([asked or "", called])
+        begin = opened if opened and called.startswith(opened) else _common(asked or "", called)
         turn = called[len(begin) :]
         if _NAME in turn:
             return next((name for name in CALL_FORMATS if _reads(name, turn)), "none")
     told = opened or asked or source
     return next((name for name, pattern in _INSTRUCTIONS if pattern.search(told)), "none")
+
+
+def _common(first: str, second: str) -> str:
+    """How both begin."""
+    differ = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return first[: next(differ, min(len(first), len(second)))]
 
 
 def _render(source: str, messages: list[dict[str, Any]], *, prompt: bool) -> str | None:

@@ -85,7 +85,7 @@ JUDGED = {
     "indent": "{{ t | indent(4) }}{{ t | indent('> ', first=true) }}",
     "join": "{{ [n, n] | join('-') }}{{ [t, t] | join(t) }}",
     "list": "{{ [n] | list }}{{ t | list | length }}",
-    "replace": "{{ t | replace('line', 'another line') }}{{ t | replace('é', 'e' * 200, 2) }}{{ n | replace('1', '2') }}",
+    "replace": "{{ t | replace('line', 'another line') }}{{ t | replace('é', 'e' * 200, 2) }}{{ n | replace(1, 2) }}",
     "round": "{{ n | round }}{{ 2.5e9 | round(2) }}{{ 1.25 | round(1, 'ceil') }}",
     "slice": "{% for row in [n, 1] | slice(2, n) %}{{ row }}{% endfor %}",
     "string": "{{ n | string }}{{ t | string }}",
@@ -169,7 +169,8 @@ def test_every_method_is_known(kind: type) -> None:
     "template",
     [
         "{{ t.replace('line', 'another line') }}{{ t.replace('é', 'e' * 500, 3) }}",
-        "{{ '{} at {}'.format(n, n) }}{{ 'order 12345678: {}'.format(t) }}{{ '{:,}'.format(n) }}{{ '{0:>{1}}'.format(1, 9) }}",
+        "{{ '{} at {}'.format(n, n) }}{{ 'order 12345678: {}'.format(t) }}{{ '{:,}'.format(n) }}",
+        "{{ '{0:>{1}}'.format(1, 9) }}",
         "{{ 'order 12345678: %s, %5.2f' % (t, 2) }}{{ '%(a)s' % {'a': n} }}{{ '%d' % n }}{{ '%*d' % (9, 5) }}",
         "{{ 'a\tb'.expandtabs(4) }}{{ 'x'.ljust(20) }}{{ 'x'.zfill(9) }}{{ t.center(3) }}{{ '-'.join([t, t]) }}",
         "{{ t.split('\n', n) | length }}{{ t.count('é', 0, n) }}{{ t.find('zz', 5, n) }}{{ t[:20] }}{{ t[n:] }}",
@@ -202,6 +203,13 @@ def test_calls_take_large_data_as_transformers_does(template: str) -> None:
         "{{ '{0:>{1[0]}}'.format('x', ['1000000000']) }}",
         "{{ '{a:1000000000}'.format_map({'a': 1}) }}",
         "{{ strftime_now('%1000000000d') }}",
+        "{{ strftime_now('%50000d' * 5000) }}",
+        "{{ ('%50000d' * 5000) | format(1) }}",
+        "{{ ('%(a)50000d' * 5000) % {'a': 1} }}",
+        "{{ ('%*d' * 5000) % ((50000, 1) * 5000) }}",
+        "{{ ('{0:50000}' * 5000).format(1) }}",
+        "{{ ('{0:{1}}' * 5000).format(1, 50000) }}",
+        "{{ ('{0:{1}}' * 5000).format('x', '50000') }}",
         "{{ ('ab' * 1000).replace('', 'x' * 1000000) }}",
         "{{ 'x'.join(['y' * 40000000, 'z' * 40000000]) }}",
         "{{ [[1, [2, [3]]]] | tojson(indent=2000000) }}",
@@ -242,7 +250,7 @@ def test_a_template_may_write_the_longest_values_that_a_request_can_hold() -> No
 @pytest.mark.parametrize("text", ["%(", "{", "%", "{12345", "%12345"])
 def test_formats_of_megabytes_are_judged_in_one_pass(text: str) -> None:
     """Whatever they say of it: an expression that goes back and forth would take hours."""
-    for how in ("{{ (t * 400000) | format(1) }}", "{{ (t * 400000).format(1) }}", "{{ strftime_now(t * 400000)[:9] }}"):
+    for how in ("{{ (t * 100000) | format(1) }}", "{{ (t * 100000).format(1) }}", "{{ strftime_now(t * 100000)[:9] }}"):
         environment = make_environment()
         with environment.within_budget(), contextlib.suppress(Exception):
             environment.compile_template(how).render(t=text)

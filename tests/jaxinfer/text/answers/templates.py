@@ -1,5 +1,7 @@
 """Chat templates in the forms that published models have, as short as they get: who writes which kind of call."""
 
+# ruff: noqa: E501 (lines of templates)
+
 from __future__ import annotations
 
 _CHATML_HEAD = (
