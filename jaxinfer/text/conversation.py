@@ -184,7 +184,7 @@ def _as_taken(content: str | list[Any] | None, use: TemplateUse, role: str) -> s
     return [] if content is None else [{"type": "text", "text": content}]
 
 
-def joined(content: str | Sequence[Any] | None) -> str:
+def joined(content: str | list[Any] | None) -> str:
     """The text of a content: parts become lines, as in vLLM."""
     if content is None or isinstance(content, str):
         return content or ""

@@ -13,9 +13,9 @@ class HermesParser(ListedCallParser):
     Between the tags there may be a list of such objects. The closing tag may be left out.
     """
 
-    tags = ("<tool_call>",)
+    tags: tuple[str, ...] = ("<tool_call>",)
     closes: tuple[str, ...] = ("</tool_call>",)
-    more_tags = closes
+    more_tags: tuple[str, ...] = closes
     after = "close"
 
     def _in_close(self, events: list[Event]) -> bool:

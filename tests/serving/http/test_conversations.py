@@ -1,6 +1,6 @@
 """A conversation that the server's own answer began goes on: whatever the model wrote, whole or streamed, comes back as
-the assistant's turn and renders in every template that takes tools. The doors' converters are run as they are, on the
-answers' events; only the engine and the sockets are left out."""
+the assistant's turn and renders in every template that takes tools. In the property tests the doors' converters are run
+as they are, on the answers' events; only the engine and the sockets are left out."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from serving.http.answers import new_call_id
 from serving.http.decode import decode
 from serving.http.models import ChatRequest, ResponsesRequest
 from tests.jaxinfer.text.answers import templates
+from tests.serving.harness import run
+from tests.serving.http.harness import http_serving, says
 
 TOOLS = [
     {"type": "function", "function": {"name": "get_weather", "description": None, "parameters": None}},
@@ -220,3 +222,34 @@ def test_arguments_come_back_as_objects_or_empty() -> None:
         assert given_message["tool_calls"][0]["function"]["arguments"] == expected
         shown = render("{{ messages[0].tool_calls[0].function.arguments | tojson }}", [message])  # as gRPC gives it
         assert json.loads(shown) == expected
+
+
+CUT = '<tool_call>\n{"name": "f", "arguments": {"text": "once up'
+
+
+@pytest.mark.parametrize("text", [CUT, '<tool_call>{"name": "f", "arguments": {"t": "a\nb"}}</tool_call>'])
+def test_calls_without_json_are_content_unless_they_were_streamed(text: str) -> None:
+    """Over sockets; and either way the conversation goes on with what was answered."""
+    flat = [{"type": "function", **TOOLS[1]["function"]}]
+
+    async def test() -> None:
+        async with http_serving(says(text), tool_call_parser="hermes") as s:
+            whole = (await s.chat(tools=TOOLS, max_tokens=None))["choices"][0]
+            assert (whole["message"]["content"], whole["finish_reason"]) == (text, "stop")
+            assert "tool_calls" not in whole["message"]
+            response = (await s.post("/v1/responses", input="hi", temperature=0, tools=flat)).json()
+            assert [item["content"][0]["text"] for item in response["output"]] == [text]
+            events = await s.events("/v1/chat/completions", messages=[USER], temperature=0, tools=TOOLS)
+            deltas = [event["choices"][0]["delta"] for event in events[:-1]]
+            calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+            arguments = "".join(call["function"].get("arguments", "") for call in calls)
+            assert arguments == text.removesuffix("}</tool_call>").partition('"arguments": ')[2]
+            call = {"id": calls[0]["id"], "type": "function", "function": {"name": "f", "arguments": arguments}}
+            told = {"role": "assistant", "content": None, "tool_calls": [call]}
+            result = {"role": "tool", "tool_call_id": call["id"], "content": "no JSON"}
+            for turn in ([whole["message"]], [told, result]):
+                await s.chat(messages=[USER, *turn, USER], tools=TOOLS)
+            again = await s.post("/v1/responses", input=[USER, *response["output"], USER], temperature=0, tools=flat)
+            assert again.status_code == 200, again.text
+
+    run(test())
