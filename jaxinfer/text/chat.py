@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
 
+from jaxinfer.text.conversation import TemplateUse, check_message, for_template
 from jaxinfer.text.errors import ChatMessageError, ChatTemplateError, TokenizerError
 from jaxinfer.text.files import CHAT_TEMPLATE, TOKENIZER_CONFIG, TokenizerFiles
 from jaxinfer.text.template_budget import BudgetEnvironment
@@ -38,6 +39,7 @@ _INSTEAD_OF_CONTENT = ("tool_calls", *_REASONING)
 # Compiled templates kept per tokenizer: its own few, and what callers pass.
 _COMPILED_LIMIT = 16
 _LONGEST_PATH = 200  # characters that name a value in an error
+_USES_LIMIT = 16
 
 
 @dataclass
@@ -54,6 +56,7 @@ class ChatTemplates:
     where: str
     environment: BudgetEnvironment = field(default_factory=make_environment, repr=False)
     _compiled: dict[str, jinja2.Template] = field(default_factory=dict, repr=False)
+    _uses: dict[str, TemplateUse] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, files: TokenizerFiles) -> ChatTemplates:
@@ -111,30 +114,40 @@ class ChatTemplates:
         template: str | None,
         variables: Mapping[str, Any],
         special_tokens: Mapping[str, str],
+        settle: bool = False,
     ) -> str:
-        """Renders a conversation: see `Tokenizer.render_chat`."""
+        """Renders a conversation.
+
+        settle: give the template what vLLM would (see conversation.py), as `Tokenizer.render_chat` does; otherwise it
+            gets the messages as they are, which is what transformers does.
+        """
         try:
-            chat = _check_messages(messages)
+            check = check_message if settle else _check_message
+            chat = [check(f"messages[{i}]", message) for i, message in enumerate(_check_messages(messages))]
             schemas = None if tools is None else _check_objects("tools", tools)
             extra = _check_variables(variables)
         except RecursionError as error:
             raise ChatMessageError("messages, tools or template variables are nested too deeply") from error
         source = self.select(template, has_tools=tools is not None)
         compiled = self._compile(source)
-        values: dict[str, Any] = {"documents": None, **special_tokens, **extra}
-        try:
-            with self.environment.within_budget():
-                return compiled.render(
-                    messages=chat, tools=schemas, add_generation_prompt=add_generation_prompt, **values
-                )
-        except jinja2.TemplateError as error:
-            raise ChatTemplateError(
-                f"the chat template refused the conversation: {error.message or error!r}"
-            ) from error
-        except Exception as error:  # a template is a program: it may divide by zero, add str to list, recurse for ever
-            raise ChatTemplateError(
-                f"the chat template failed on the conversation: {type(error).__name__}: {error}"
-            ) from error
+        given = {"tools": schemas, "add_generation_prompt": add_generation_prompt, **special_tokens, **extra}
+        if settle:
+            chat = for_template(chat, self._use(source, compiled, special_tokens))
+        return _explained(lambda: self._run(compiled, chat, given))
+
+    def _run(self, compiled: jinja2.Template, chat: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+        with self.environment.within_budget():
+            return compiled.render(messages=chat, **{"tools": None, "documents": None, **variables})
+
+    def _use(self, source: str, compiled: jinja2.Template, special_tokens: Mapping[str, str]) -> TemplateUse:
+        use = self._uses.get(source)
+        if use is None:
+            if len(self._uses) >= _USES_LIMIT:
+                self._uses.clear()
+            # Without anything of this request: what is found out holds for all.
+            given = {"add_generation_prompt": False, **special_tokens}
+            use = self._uses[source] = TemplateUse(source, lambda chat: self._run(compiled, chat, given))
+        return use
 
     def _compile(self, source: str) -> jinja2.Template:
         compiled = self._compiled.get(source)
@@ -151,18 +164,33 @@ class ChatTemplates:
         return compiled
 
 
+def _explained(render: Callable[[], str]) -> str:
+    """What the template makes of a conversation. Raises ChatTemplateError where it makes nothing."""
+    try:
+        return render()
+    except jinja2.TemplateError as error:
+        raise ChatTemplateError(
+            f"the chat template refused the conversation: {error.message or repr(error)}", "messages"
+        ) from error
+    except Exception as error:  # a template is a program: it may divide by zero, add str to list, recurse for ever
+        raise ChatTemplateError(
+            f"the chat template failed on the conversation: {type(error).__name__}: {error}", "messages"
+        ) from error
+
+
 def _check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise ChatMessageError(f"messages must be a list of objects, not {type(messages).__name__}")
     if not messages:
         raise ChatMessageError("messages must hold at least one message, got none")
-    return [_check_message(f"messages[{position}]", message) for position, message in enumerate(messages)]
+    for position, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            kind = type(message).__name__
+            raise ChatMessageError(f"messages[{position}] must be an object with role and content, not {kind}")
+    return [_plain(f"messages[{position}]", message) for position, message in enumerate(messages)]
 
 
-def _check_message(name: str, message: Any) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise ChatMessageError(f"{name} must be an object with role and content, not {type(message).__name__}")
-    plain: dict[str, Any] = _plain(name, message)
+def _check_message(name: str, plain: dict[str, Any]) -> dict[str, Any]:
     # Some APIs send null for absent fields; templates would render it as "None".
     plain = {key: value for key, value in plain.items() if value is not None}
     role = plain.get("role")

@@ -23,11 +23,21 @@ class PromptTooLong(TextError):
 
 
 class ChatTemplateError(ValueError):
-    """A chat template is absent, does not compile, or refused the conversation."""
+    """A chat template is absent, does not compile, or refused the conversation.
+
+    field: what is wrong of what was given, as in ``messages``; None where it is none of that.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class ChatMessageError(ChatTemplateError):
     """A chat message or tool is malformed. The message names the field, as in ``messages[2].content[0].type``."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message, field or message.removeprefix("key of ").split(" ", 1)[0])
 
 
 class StopStringError(ValueError):

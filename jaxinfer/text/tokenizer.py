@@ -197,10 +197,13 @@ class Tokenizer:
     ) -> str:
         """Renders a conversation as transformers' apply_chat_template(tokenize=False) does.
 
+        The template is given what vLLM would give it: absent, null and empty values mean the same (content "", no
+        `tool_calls`), arguments of calls are objects ({} where they cannot be read), a list of parts reaches templates
+        that take one and is joined by line breaks for others.
+
         Args:
             messages: at least one {"role": str, "content": str or [{"type": "text", "text": str}, ...], ...}. Further
-                keys (`tool_calls`, `name`, `reasoning_content` ...) reach the template. A value of None counts as
-                absent; content may be absent beside `tool_calls` or a reasoning field.
+                keys (`tool_calls`, `name`, `reasoning_content` ...) reach the template.
             add_generation_prompt: end with the opening of an assistant message.
             tools: JSON schemas of callable functions.
             template: Jinja source, or the name of one of the folder's templates; default: the folder's own
@@ -219,6 +222,7 @@ class Tokenizer:
             template=template,
             variables=template_kwargs,
             special_tokens=self._special_tokens,
+            settle=True,
         )
 
     def encode_chat(

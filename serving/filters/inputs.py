@@ -27,7 +27,7 @@ def filtered(prompt: Prompt, judging: Filter, tenant: str, tokenizer: Tokenizer 
             raise InvalidRequest("token_ids", "token ids", "they hold text that the input filter changes; send a text")
         return prompt
     return ChatPrompt(
-        [_values(message, f"messages[{i}]", judging, tenant) for i, message in enumerate(prompt.messages)],
+        [_message(message, f"messages[{i}]", judging, tenant) for i, message in enumerate(prompt.messages)],
         None
         if prompt.tools is None
         else [_values(t, f"tools[{i}]", judging, tenant) for i, t in enumerate(prompt.tools)],
@@ -44,6 +44,29 @@ def _text(text: str, part: str, judging: Filter, tenant: str) -> str:
 def _within(part: str, key: object) -> str:
     """The name of a field's value; it is made for every value, and keys can be long."""
     return f"{part[:_LONGEST_PART]}.{str(key)[:_LONGEST_PART]}"
+
+
+def _message(message: Mapping[str, Any], part: str, judging: Filter, tenant: str) -> Any:
+    """As `_values`; text parts are judged as the one text that a template makes of them, too."""
+    content = message.get("content")
+    if not isinstance(content, list) or not all(_is_text(each) for each in content):
+        return _values(message, part, judging, tenant)
+    where = f"{part}.content"
+    changed: Any = None
+    for between in ("\n", "") if len(content) > 1 else ():
+        text = between.join(each["text"] for each in content)
+        judged = _text(text, where, judging, tenant)
+        if judged != text:
+            changed = judged
+            break
+    if changed is None:
+        changed = [{**each, "text": _text(each["text"], where, judging, tenant)} for each in content]
+    rest = {key: value for key, value in message.items() if key != "content"}
+    return {**_values(rest, part, judging, tenant), "content": changed}
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.keys() == {"type", "text"} and isinstance(part["text"], str)
 
 
 def _values(value: Any, part: str, judging: Filter, tenant: str) -> Any:

@@ -29,7 +29,14 @@ def reasoning_begun(form: AnswerFormat, tokenizer: Tokenizer, prompt: tuple[int,
     """Whether the chat template has opened the reasoning for the model."""
     if form.reasoning == "none":
         return False
-    return form.begun(tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False))
+    end = prompt[-_PROMPT_END:]
+    tags = {tokenizer.token_id(mark) for mark in form.marks(tools=False)}
+    turn = next(
+        (i for i in range(len(end), 0, -1) if tokenizer.is_special(end[i - 1]) and end[i - 1] not in tags), None
+    )
+    if turn is not None:  # behind the last special token only the answer's own turn stands
+        return form.begun(tokenizer.decode(end[turn:], skip_special_tokens=False), turn=True)
+    return form.begun(tokenizer.decode(end, skip_special_tokens=False))
 
 
 def kept_tokens(form: AnswerFormat, tokenizer: Tokenizer | None, *, tools: bool) -> frozenset[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from jaxinfer.sampling_params import InvalidRequest, as_token_ids
-from jaxinfer.text import ChatMessageError
+from jaxinfer.text import ChatTemplateError
 from jaxinfer.text.answers import AnswerFormat, answer_format
 from serving.engine_client import EngineClient
 from serving.http import chat, chat_input, convert, responses_input
@@ -179,9 +179,7 @@ def as_api_error(error: Exception) -> ApiError:
         return from_refusal(error)
     if isinstance(error, InvalidRequest):
         return from_invalid(error)
-    message = str(error)
-    param = message.split(" ", 1)[0] if isinstance(error, ChatMessageError) else None
-    return invalid(param, message)
+    return invalid(error.field if isinstance(error, ChatTemplateError) else None, str(error))
 
 
 def _tokenize(body: bytes, model: ModelContext) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from serving.http import chat_input, convert
 from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id, reasoning_begun
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs, prompt_logprobs
-from serving.http.models import ChatRequest
+from serving.http.models import ChatRequest, ResponsesRequest
 from serving.http.parts import Part
 from serving.http.reply import DONE, Reply, StreamUsage, sse
 from serving.http.tokens import ShownTokens, Token
@@ -60,6 +60,7 @@ def to_requests(request: ChatRequest, context: ModelContext, form: AnswerFormat)
         raise InvalidRequest("top_logprobs", request.top_logprobs, "it needs logprobs")
     if request.logprobs:
         given["logprobs"] = request.top_logprobs or 0
+    check_tool_choice(request)
     tools = chat_input.tools(request.tools)
     offered = offered_tools(tools, request.tool_choice, form)
     variables = dict(request.chat_template_kwargs or {})
@@ -77,13 +78,15 @@ def to_requests(request: ChatRequest, context: ModelContext, form: AnswerFormat)
     return [convert.generation(request, prompt, given, kept_tokens=kept, reading=reading)]
 
 
+def check_tool_choice(request: ChatRequest | ResponsesRequest) -> None:
+    """Raises InvalidRequest. An empty list of tools is one: clients send it with their usual tool_choice."""
+    if request.tools is None and request.tool_choice not in (None, "none"):
+        raise InvalidRequest("tool_choice", request.tool_choice, "it needs tools")
+
+
 def offered_tools(tools: list[dict[str, Any]], choice: Any, form: AnswerFormat) -> list[dict[str, Any]] | None:
     """The tools that the model gets to see: none where it must not call any. Raises InvalidRequest."""
-    if not tools:
-        if choice not in (None, "none"):
-            raise InvalidRequest("tool_choice", choice, "it needs tools")
-        return None
-    if choice == "none":
+    if not tools or choice == "none":
         return None
     if form.tool_calls == "none":
         raise InvalidRequest("tools", [tool["function"]["name"] for tool in tools], NO_TOOL_FORMAT)
@@ -99,13 +102,14 @@ def new_answer(
     tools: list[dict[str, Any]] | None,
     single_call: bool,
     tells_tokens: bool,
+    whole: bool,
     with_reasoning: bool = True,
 ) -> GrowingAnswer:
-    """tells_tokens: the client wants to know of token ids or log-probabilities."""
+    """tells_tokens: the client wants to know of token ids or log-probabilities. whole: see AnswerParser."""
     assert context.tokenizer is not None
     prompt = generation.streams[0].prepared.token_ids
     offered = None if tools is None else chat_input.tool_names(tools)
-    parser = AnswerParser(form, tools=offered, begun=reasoning_begun(form, context.tokenizer, prompt))
+    parser = AnswerParser(form, tools=offered, begun=reasoning_begun(form, context.tokenizer, prompt), whole=whole)
     shown = None
     if tells_tokens or parser.reasons:  # reasoning's tokens are counted
         shown = ShownTokens(spelling.open_after, spelling.open_at_end(prompt))
@@ -140,6 +144,7 @@ class ChatReply(Reply):
                 tools=tools,
                 single_call=request.parallel_tool_calls is False,
                 tells_tokens=self._tells_tokens,
+                whole=not request.stream,
                 with_reasoning=request.include_reasoning is not False,
             )
             for _ in range(request.n or 1)

@@ -1,22 +1,33 @@
-"""Messages and tools as OpenAI's clients send them, made into what chat templates read."""
+"""Messages and tools as OpenAI's clients send them, made into what chat templates read.
+
+Here only shapes are judged, so that errors name the field as it was sent. What empty and unreadable values mean to a
+template is settled for all doors in jaxinfer/text/conversation.py.
+"""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.text.conversation import TEXT_PARTS, as_arguments, joined
 from serving.request import MAX_MESSAGES, MAX_TOOLS
 
-# Newer clients write developer; templates know system.
-_ROLES = {"developer": "system"}
 _MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning")
-# A client that sends an answer back sends these too, empty.
-_EMPTY_KEYS = ("refusal", "annotations", "audio", "function_call")
+_TEXT_KEYS = ("name", "tool_call_id", "reasoning_content", "reasoning")
+# A client that sends an answer back sends these too. They say nothing that a template could show.
+_DROPPED_KEYS = ("annotations",)
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _FUNCTION_KEYS = {"name": str, "description": str, "parameters": dict, "strict": bool}
+# OpenAI: to leave parameters out is to define a function without any.
+_NO_PARAMETERS = {"type": "object", "properties": {}}
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
+
+
+def says_nothing(value: Any) -> bool:
+    """Whether a value is one of the spellings of "absent"."""
+    return any(value == nothing and type(value) is type(nothing) for nothing in _NOTHING)
 
 
 def messages(given: Sequence[Mapping[str, Any]], name: str = "messages") -> list[dict[str, Any]]:
@@ -30,8 +41,11 @@ def messages(given: Sequence[Mapping[str, Any]], name: str = "messages") -> list
 
 def _message(name: str, message: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
+    refusal = message.get("refusal")
     for key, value in message.items():
-        if value is None or (key in _EMPTY_KEYS and not value):
+        if value is None or key in _DROPPED_KEYS or (key not in _MESSAGE_KEYS and says_nothing(value)):
+            continue
+        if key == "refusal" and isinstance(value, str):
             continue
         if key not in _MESSAGE_KEYS:
             raise InvalidRequest(f"{name}.{key}", value, f"a message may have {', '.join(_MESSAGE_KEYS)}")
@@ -41,34 +55,50 @@ def _message(name: str, message: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidRequest(
             f"{name}.role", role, "it must be system, user, assistant, tool or another that the chat template knows"
         )
-    result["role"] = _ROLES.get(role, role)
-    if "content" in result:
-        result["content"] = text_of(f"{name}.content", result["content"], ("text",))
-    for key in ("name", "tool_call_id", "reasoning_content", "reasoning"):
+    content = content_of(f"{name}.content", result.get("content"))
+    result["content"] = refusal if isinstance(refusal, str) and not content else content
+    for key in _TEXT_KEYS:
         if key in result and not isinstance(result[key], str):
             raise InvalidRequest(f"{name}.{key}", result[key], "it must be a string")
     if "tool_calls" in result:
-        result["tool_calls"] = _tool_calls(f"{name}.tool_calls", result["tool_calls"])
+        calls = _tool_calls(f"{name}.tool_calls", result.pop("tool_calls"))
+        if calls:
+            result["tool_calls"] = calls
     return result
 
 
-def text_of(name: str, content: Any, kinds: Sequence[str]) -> str:
-    """The text of a content: a string, or text parts, which become lines. Raises InvalidRequest."""
-    if isinstance(content, str):
-        return content
+def content_of(name: str, content: Any, kinds: Mapping[str, str] = TEXT_PARTS) -> str | list[dict[str, str]]:
+    """A content as every template's use of it begins: a string, or a list of parts of type text.
+
+    kinds: the types that parts may have, and the key of each that has the text. Raises InvalidRequest.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
     if not isinstance(content, list):
         raise InvalidRequest(name, content, "it must be a string or a list of text parts")
-    texts = []
-    for i, part in enumerate(content):
-        at = f"{name}[{i}]"
-        if not isinstance(part, dict):
-            raise InvalidRequest(at, part, f'it must be an object like {{"type": "{kinds[0]}", "text": "..."}}')
-        if part.get("type") not in kinds:
-            raise InvalidRequest(f"{at}.type", part.get("type"), f"only {' and '.join(kinds)} parts are supported")
-        if not isinstance(part.get("text"), str):
-            raise InvalidRequest(f"{at}.text", part.get("text"), "it must be a string")
-        texts.append(part["text"])
-    return "\n".join(texts)
+    parts = (_part_text(f"{name}[{i}]", part, kinds) for i, part in enumerate(content))
+    return [{"type": "text", "text": text} for text in parts if text is not None]
+
+
+def _part_text(name: str, part: Any, kinds: Mapping[str, str]) -> str | None:
+    """None for a part whose text is null, which vLLM passes over too."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise InvalidRequest(name, part, f'it must be an object like {{"type": "{next(iter(kinds))}", "text": "..."}}')
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise InvalidRequest(f"{name}.type", kind, f"only {' and '.join(kinds)} parts are supported")
+    key = kinds[kind]
+    text = part.get(key)
+    if not isinstance(text, str) and not (text is None and key in part):
+        raise InvalidRequest(f"{name}.{key}", text, "it must be a string")
+    return text
+
+
+def text_of(name: str, content: Any, kinds: Mapping[str, str] = TEXT_PARTS) -> str:
+    """The text of a content; parts become lines. Raises InvalidRequest."""
+    return joined(content_of(name, content, kinds))
 
 
 def _tool_calls(name: str, calls: Any) -> list[dict[str, Any]]:
@@ -78,24 +108,15 @@ def _tool_calls(name: str, calls: Any) -> list[dict[str, Any]]:
     for i, call in enumerate(calls):
         at = f"{name}[{i}]"
         function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or call.get("type", "function") != "function":
+        if not isinstance(function, dict) or call.get("type") not in (None, "function"):
             raise InvalidRequest(at, call, 'it must be {"id": ..., "type": "function", "function": {...}}')
-        if not isinstance(function.get("name"), str) or not function["name"]:
+        if not isinstance(function.get("name"), str):
             raise InvalidRequest(f"{at}.function.name", function.get("name"), "it must be a string")
-        arguments = json_arguments(f"{at}.function.arguments", function.get("arguments"))
-        result.append({**call, "type": "function", "function": {**function, "arguments": arguments}})
+        kept = {key: value for key, value in function.items() if value is not None}
+        kept["arguments"] = as_arguments(function.get("arguments"))
+        own = {key: value for key, value in call.items() if value is not None}
+        result.append({**own, "type": "function", "function": kept})
     return result
-
-
-def json_arguments(name: str, text: Any) -> dict[str, Any]:
-    """Templates render arguments as JSON themselves, so they get the object."""
-    try:
-        value = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise InvalidRequest(name, text, "it must be a string that holds a JSON object")
-    return value
 
 
 def tools(given: Sequence[Mapping[str, Any]] | None, *, flat: bool = False) -> list[dict[str, Any]]:
@@ -105,26 +126,33 @@ def tools(given: Sequence[Mapping[str, Any]] | None, *, flat: bool = False) -> l
     result = []
     for i, tool in enumerate(given or ()):
         at = f"tools[{i}]"
-        if tool.get("type") != "function":
+        if tool.get("type") not in (None, "function"):
             raise InvalidRequest(f"{at}.type", tool.get("type"), "only functions are supported")
         at, function = (at, {k: v for k, v in tool.items() if k != "type"}) if flat else _function(at, tool)
-        for key, value in function.items():
-            if key not in _FUNCTION_KEYS:
-                raise InvalidRequest(f"{at}.{key}", value, f"a function may have {', '.join(_FUNCTION_KEYS)}")
-            if key == "strict" and value:
-                raise InvalidRequest(f"{at}.strict", value, "only false is supported: there is no structured output")
-            if value is not None and not isinstance(value, _FUNCTION_KEYS[key]):
-                raise InvalidRequest(f"{at}.{key}", value, f"it must be of type {_FUNCTION_KEYS[key].__name__}")
-        if not _TOOL_NAME.fullmatch(function.get("name") or ""):
-            allowed = "it must be 1 to 64 letters, digits, dots, underscores or dashes"
-            raise InvalidRequest(f"{at}.name", function.get("name"), allowed)
-        kept = {key: value for key, value in function.items() if value is not None and key != "strict"}
-        result.append({"type": "function", "function": kept})
+        result.append({"type": "function", "function": _checked_function(at, function)})
     return result
 
 
+def _checked_function(at: str, function: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in function.items():
+        if key not in _FUNCTION_KEYS:
+            if says_nothing(value):
+                continue
+            raise InvalidRequest(f"{at}.{key}", value, f"a function may have {', '.join(_FUNCTION_KEYS)}")
+        if key == "strict" and value:
+            raise InvalidRequest(f"{at}.strict", value, "only false is supported: there is no structured output")
+        if value is not None and not isinstance(value, _FUNCTION_KEYS[key]):
+            raise InvalidRequest(f"{at}.{key}", value, f"it must be of type {_FUNCTION_KEYS[key].__name__}")
+    if not _TOOL_NAME.fullmatch(function.get("name") or ""):
+        allowed = "it must be 1 to 64 letters, digits, dots, underscores or dashes"
+        raise InvalidRequest(f"{at}.name", function.get("name"), allowed)
+    wanted = ("name", "description", "parameters")
+    kept = {key: value for key, value in function.items() if key in wanted and value is not None}
+    return {**kept, "parameters": kept.get("parameters") or dict(_NO_PARAMETERS)}
+
+
 def _function(at: str, tool: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    unknown = next((key for key in tool if key not in ("type", "function")), None)
+    unknown = next((k for k, v in tool.items() if k not in ("type", "function") and not says_nothing(v)), None)
     if unknown is not None:
         raise InvalidRequest(f"{at}.{unknown}", tool[unknown], "a tool has type and function")
     function = tool.get("function")

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from jaxinfer.sampling_params import MAX_TOKEN_LIST, InvalidRequest
-from jaxinfer.text import ChatMessageError
+from jaxinfer.text import ChatTemplateError
 from serving.http.models import MAX_PROMPTS, CompletionRequest, Sampling, TextSampling
 from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
 
@@ -139,10 +139,12 @@ def in_names_of_the_client(names: Mapping[str, str]) -> Iterator[None]:
     except InvalidRequest as error:
         name = names.get(error.field, error.field)
         raise InvalidRequest(name, error.value, _rename(error.allowed, names)) from error
-    except ChatMessageError as error:
-        # Its message begins with the path of the field.
-        message = str(error)
-        raise ChatMessageError(_rename_path(message, names)) from error
+    except ChatTemplateError as error:
+        if error.field is None:
+            raise
+        # The message may hold the path of the field too.
+        field = _rename_path(error.field, names)
+        raise type(error)(str(error).replace(error.field, field, 1), field) from error
 
 
 def _rename(text: str, names: Mapping[str, str]) -> str:

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-TEXT_PARTS: dict[str, Any] = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "properties": {"type": {"enum": ["text"]}, "text": {"type": "string"}},
-        "required": ["type", "text"],
-        "additionalProperties": False,
-    },
-}
+from jaxinfer.text import conversation
+
+# Spellings of "absent", which say nothing wherever they stand.
+NOTHING: dict[str, Any] = {"enum": [None, "", [], {}]}
+
+
+def _parts(**kinds: str) -> dict[str, Any]:
+    """Text parts: type -> the key of the text."""
+    parts = [
+        {
+            "type": "object",
+            "properties": {"type": {"enum": [kind]}, key: {"type": ["string", "null"]}},
+            "required": ["type", key],
+        }
+        for kind, key in kinds.items()
+    ]
+    return {"type": "array", "items": {"anyOf": [*parts, {"type": "string"}]}}
+
+
+TEXT_PARTS: dict[str, Any] = _parts(**conversation.TEXT_PARTS)
+CONTENT: dict[str, Any] = {"anyOf": [{"type": "string"}, TEXT_PARTS, {"type": "null"}]}
+ARGUMENTS: dict[str, Any] = {"description": "A JSON object as a string, or as it is; what cannot be read counts as {}"}
 TOOL_CALL: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "id": {"type": "string"},
-        "type": {"enum": ["function"]},
+        "id": {"type": ["string", "null"]},
+        "type": {"enum": ["function", None]},
         "function": {
             "type": "object",
-            "properties": {
-                "name": {"type": "string", "minLength": 1},
-                "arguments": {"type": "string", "description": "A JSON object"},
-            },
-            "required": ["name", "arguments"],
+            "properties": {"name": {"type": "string"}, "arguments": ARGUMENTS},
+            "required": ["name"],
         },
     },
     "required": ["function"],
@@ -35,93 +45,80 @@ MESSAGE: dict[str, Any] = {
         "role": {
             "type": "string",
             "minLength": 1,
-            "description": "system, developer (the same), user, assistant, tool, or another that the template knows",
+            "description": "system, developer (system to templates that do not know it), user, assistant, tool, or "
+            "another that the template knows",
         },
-        "content": {"anyOf": [{"type": "string"}, TEXT_PARTS, {"type": "null"}]},
-        "name": {"type": "string"},
-        "tool_calls": {"type": "array", "items": TOOL_CALL},
-        "tool_call_id": {"type": "string"},
-        "reasoning_content": {"anyOf": [{"type": "string"}, {"type": "null"}]},
-        "reasoning": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "content": CONTENT,
+        "name": {"type": ["string", "null"]},
+        "tool_calls": {"anyOf": [{"type": "array", "items": TOOL_CALL}, {"type": "null"}]},
+        "tool_call_id": {"type": ["string", "null"]},
+        "reasoning_content": {"type": ["string", "null"]},
+        "reasoning": {"type": ["string", "null"]},
+        "refusal": {"anyOf": [{"type": "string"}, NOTHING]},
+        "annotations": {"description": "Of an answer that is sent back; nothing is made of them"},
     },
     "required": ["role"],
-    # An assistant's message may have something else instead.
-    "anyOf": [{"required": [name]} for name in ("content", "tool_calls", "reasoning_content", "reasoning")],
-    "additionalProperties": False,
+    "additionalProperties": NOTHING,
 }
 FUNCTION: dict[str, Any] = {
     "name": {"type": "string", "pattern": "^[a-zA-Z0-9_.-]{1,64}$"},
-    "description": {"type": "string"},
-    "parameters": {"type": "object"},
+    "description": {"type": ["string", "null"]},
+    "parameters": {"type": ["object", "null"]},
     "strict": {"enum": [False, None]},
 }
 TOOL: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "type": {"enum": ["function"]},
+        "type": {"enum": ["function", None]},
         "function": {
             "type": "object",
             "properties": FUNCTION,
             "required": ["name"],
-            "additionalProperties": False,
+            "additionalProperties": NOTHING,
         },
     },
-    "required": ["type", "function"],
-    "additionalProperties": False,
+    "required": ["function"],
+    "additionalProperties": NOTHING,
 }
 FLAT_TOOL: dict[str, Any] = {
     "type": "object",
-    "properties": {"type": {"enum": ["function"]}, **FUNCTION},
-    "required": ["type", "name"],
-    "additionalProperties": False,
+    "properties": {"type": {"enum": ["function", None]}, **FUNCTION},
+    "required": ["name"],
+    "additionalProperties": NOTHING,
 }
 
 
-def _parts(*kinds: str) -> dict[str, Any]:
+def _item(kind: str, required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
     return {
-        "type": "array",
-        "items": {
-            "type": "object",
-            "properties": {"type": {"enum": list(kinds)}, "text": {"type": "string"}},
-            "required": ["type", "text"],
-        },
+        "type": "object",
+        "properties": {"type": {"enum": [kind]}, **properties},
+        "required": ["type", *required],
     }
 
 
+_MESSAGE_ITEM = _item(
+    "message", ("role",), role={"enum": ["system", "developer", "user", "assistant"]}, content=CONTENT
+)
 INPUT_ITEM: dict[str, Any] = {
     "anyOf": [
         {
-            "type": "object",
-            "properties": {
-                "type": {"enum": ["message"]},
-                "role": {"enum": ["system", "developer", "user", "assistant"]},
-                "content": {"anyOf": [{"type": "string"}, _parts("input_text", "output_text")]},
-            },
-            "required": ["role", "content"],
+            **_MESSAGE_ITEM,
+            "properties": {**_MESSAGE_ITEM["properties"], "type": {"enum": ["message", None]}},
+            "required": ["role"],
         },
-        {
-            "type": "object",
-            "properties": {
-                "type": {"enum": ["function_call"]},
-                "call_id": {"type": "string"},
-                "name": {"type": "string", "minLength": 1},
-                "arguments": {"type": "string", "description": "A JSON object"},
-            },
-            "required": ["type", "call_id", "name", "arguments"],
-        },
-        {
-            "type": "object",
-            "properties": {
-                "type": {"enum": ["function_call_output"]},
-                "call_id": {"type": "string"},
-                "output": {"anyOf": [{"type": "string"}, _parts("input_text")]},
-            },
-            "required": ["type", "call_id", "output"],
-        },
-        {
-            "type": "object",
-            "properties": {"type": {"enum": ["reasoning"]}, "content": _parts("reasoning_text")},
-            "required": ["type"],
-        },
+        _item(
+            "function_call",
+            ("call_id", "name"),
+            call_id={"type": "string"},
+            name={"type": "string"},
+            arguments=ARGUMENTS,
+        ),
+        _item("function_call_output", ("call_id",), call_id={"type": "string"}, output=CONTENT),
+        _item(
+            "reasoning",
+            (),
+            content={"anyOf": [{"type": "string"}, _parts(reasoning_text="text", text="text"), {"type": "null"}]},
+            summary={"anyOf": [{"type": "string"}, _parts(summary_text="text"), {"type": "null"}]},
+        ),
     ]
 }

@@ -160,6 +160,7 @@ class ResponsesReply(Reply):
             single_call=request.parallel_tool_calls is False,
             tells_tokens=params.logprobs is not None,
             with_reasoning=request.include_reasoning is not False,
+            whole=not request.stream,
         )
         self._items = _Items(form)
         self._error: ApiError | None = None

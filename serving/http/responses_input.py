@@ -8,9 +8,10 @@ from typing import Any
 
 from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text.answers import AnswerFormat
+from jaxinfer.text.conversation import as_arguments, joined
 from serving.http import chat_input, convert
 from serving.http.answers import answer_reading, kept_tokens
-from serving.http.chat import offered_tools
+from serving.http.chat import check_tool_choice, offered_tools
 from serving.http.models import MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE, ResponsesRequest
 from serving.request import MAX_MESSAGES, ChatPrompt, GenerationRequest, ModelContext
 
@@ -23,7 +24,8 @@ NAMES = {
     "messages": "input",
     "template_variables": "chat_template_kwargs",
 }
-_TEXT_PARTS = ("input_text", "output_text", "text")
+_REASONING_PARTS = {"reasoning_text": "text", "text": "text"}
+_SUMMARY_PARTS = {"summary_text": "text"}
 _ITEM_KEYS: Mapping[str, tuple[str, ...]] = {
     "message": ("type", "role", "content", "id", "status", "phase"),
     "function_call": ("type", "call_id", "name", "arguments", "id", "status"),
@@ -45,6 +47,7 @@ def to_requests(request: ResponsesRequest, context: ModelContext, form: AnswerFo
         given["logprobs"] = request.top_logprobs or 0
     elif request.top_logprobs is not None:
         raise InvalidRequest("top_logprobs", request.top_logprobs, f"it needs include with {LOGPROBS}")
+    check_tool_choice(request)
     offered = offered_tools(chat_input.tools(request.tools, flat=True), request.tool_choice, form)
     prompt = ChatPrompt(_messages(request), offered, variables=request.chat_template_kwargs or {})
     kept = kept_tokens(form, context.tokenizer, tools=offered is not None)
@@ -63,7 +66,7 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
 
 def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
-    if request.instructions is not None:
+    if request.instructions:
         messages.append({"role": "system", "content": request.instructions})
     if isinstance(request.input, str):
         messages.append({"role": "user", "content": request.input})
@@ -78,30 +81,52 @@ def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
 
 
 def _add_item(name: str, item: Mapping[str, Any], messages: list[dict[str, Any]]) -> None:
-    kind = item.get("type", "message")
+    kind = "message" if item.get("type") is None else item["type"]
     if not isinstance(kind, str) or kind not in _ITEM_KEYS:
         raise InvalidRequest(f"{name}.type", kind, f"only {', '.join(_ITEM_KEYS)} are supported")
     for key, value in item.items():
-        if key not in _ITEM_KEYS[kind] and value is not None:
+        if key not in _ITEM_KEYS[kind] and not chat_input.says_nothing(value):
             raise InvalidRequest(f"{name}.{key}", value, f"a {kind} may have {', '.join(_ITEM_KEYS[kind])}")
     if kind == "message":
-        role = item.get("role")
-        if role not in ("system", "developer", "user", "assistant"):
-            raise InvalidRequest(f"{name}.role", role, "it must be system, developer, user or assistant")
-        text = chat_input.text_of(f"{name}.content", item.get("content"), _TEXT_PARTS)
-        if role == "assistant" and _open_turn(messages) and "content" not in messages[-1]:
-            messages[-1]["content"] = text
-        else:
-            messages.append({"role": "system" if role == "developer" else role, "content": text})
+        _add_message(name, item, messages)
     elif kind == "function_call":
         _turn(messages).setdefault("tool_calls", []).append(_call(name, item))
     elif kind == "function_call_output":
-        output = chat_input.text_of(f"{name}.output", item.get("output"), _TEXT_PARTS)
-        messages.append(
-            {"role": "tool", "tool_call_id": _text(f"{name}.call_id", item.get("call_id")), "content": output}
-        )
-    elif item.get("content"):
-        reasoning = chat_input.text_of(f"{name}.content", item["content"], ("reasoning_text",))
+        output = chat_input.text_of(f"{name}.output", item.get("output"))
+        messages.append({"role": "tool", **_call_id(name, item), "content": output})
+    else:
+        _add_reasoning(name, item, messages)
+
+
+def _add_message(name: str, item: Mapping[str, Any], messages: list[dict[str, Any]]) -> None:
+    role = item.get("role")
+    if role not in ("system", "developer", "user", "assistant"):
+        raise InvalidRequest(f"{name}.role", role, "it must be system, developer, user or assistant")
+    content = chat_input.content_of(f"{name}.content", item.get("content"))
+    if role == "assistant":
+        content = joined(content)
+        turn = messages[-1] if _open_turn(messages) else {"content": ""}
+        if "content" not in turn:
+            turn["content"] = content
+            return
+        if "tool_calls" in turn:  # text behind a call of the same answer
+            turn["content"] = "\n".join(filter(None, (turn["content"], content)))
+            return
+    messages.append({"role": role, "content": content})
+
+
+def _add_reasoning(name: str, item: Mapping[str, Any], messages: list[dict[str, Any]]) -> None:
+    """As vLLM: the summary stands for a content that is not there. What is encrypted cannot be read here."""
+    reasoning = chat_input.text_of(f"{name}.content", item.get("content"), _REASONING_PARTS)
+    reasoning = reasoning or chat_input.text_of(f"{name}.summary", item.get("summary"), _SUMMARY_PARTS)
+    if not reasoning:
+        if item.get("encrypted_content"):
+            allowed = "it must be null, or come with content: this server cannot read it"
+            raise InvalidRequest(f"{name}.encrypted_content", item["encrypted_content"], allowed)
+        return
+    if _open_turn(messages) and messages[-1].keys() == {"role", "reasoning_content"}:
+        messages[-1]["reasoning_content"] += "\n" + reasoning
+    else:
         messages.append({"role": "assistant", "reasoning_content": reasoning})
 
 
@@ -119,13 +144,18 @@ def _turn(messages: list[dict[str, Any]]) -> dict[str, Any]:
 def _call(name: str, item: Mapping[str, Any]) -> dict[str, Any]:
     function = {
         "name": _text(f"{name}.name", item.get("name")),
-        "arguments": chat_input.json_arguments(f"{name}.arguments", item.get("arguments")),
+        "arguments": as_arguments(item.get("arguments")),
     }
-    return {"id": _text(f"{name}.call_id", item.get("call_id")), "type": "function", "function": function}
+    call_id = _call_id(name, item)
+    return {"id": call_id["tool_call_id"], "type": "function", "function": function}
+
+
+def _call_id(name: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    return {"tool_call_id": _text(f"{name}.call_id", item.get("call_id"))}
 
 
 def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str):
         raise InvalidRequest(name, value, "it must be a string")
     return value
 

@@ -1,4 +1,4 @@
-"""Tool calls in a text: what the formats have in common, and Hermes' (Qwen's, SmolLM3's) <tool_call> tags."""
+"""Tool calls in a text: what the formats have in common."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ class CallParser(ABC):
     """Takes text, tells content and tool calls.
 
     White space next to a call belongs to neither. What looks like a call and turns out to be none is content.
-    names: the tools that the request offers.
+    names: the tools that the request offers. whole: the answer is given whole, so a call can wait until its arguments
+    are complete, and is none where they are no JSON object; otherwise it is told as it is written.
     """
 
     tags: tuple[str, ...]  # where a call begins
     more_tags: tuple[str, ...] = ()  # what else the format is made of
     start = "text"  # the state to begin in; a state is a method, `_in_` before its name, that does a step
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], *, whole: bool = False) -> None:
         self._names = names
+        self._whole = whole
         self._buffer = ""
         self._scanned = 0  # how much of the buffer a scanner has taken
         self._scanner: CallScanner | None = None
         self._gap = ""  # white space that belongs to the text only if more text follows
         self._called = False
+        self._behind_call = False  # nothing but white space was told since the last call
         self._told = False  # the call that is being read is certain
+        self._bad_arguments = False  # the call that was read last is none for its arguments
         self._final = False
         self._state = self.start
 
@@ -45,12 +49,13 @@ class CallParser(ABC):
         self._final = True
         while self.step(events):
             pass
-        if self._buffer:
+        # Behind a call the beginning of a tag is the next call, cut off.
+        cut = self._behind_call and any(could_start(self._buffer.strip(SPACE), tag) for tag in self.tags)
+        if self._buffer and not cut:
             self.tell(self._buffer, events)
-            self._buffer = ""
         if self._gap and not self._called:
             events.append(Content(self._gap))
-        self._gap = ""
+        self._buffer = self._gap = ""
 
     def step(self, events: list[Event]) -> bool:
         """Takes what is certain from the front of the buffer; False when it needs more text (or, at the end, has
@@ -78,6 +83,7 @@ class CallParser(ABC):
             return
         events.append(Content(self._gap + body))
         self._gap = text[len(body) :]
+        self._behind_call = False
 
     def skim(self, events: list[Event]) -> str | None:
         """Tells the buffer's text up to the first tag, which stays; the tag, or None while there is none."""
@@ -92,8 +98,8 @@ class CallParser(ABC):
         """Reads the object `offset` characters into the buffer. Text up to it stays there until the call is certain."""
         if self._scanner is None:
             keys = ("type", "id", "name", "arguments") if strict else None
-            self._scanner, self._scanned = CallScanner(self._names if strict else None, keys), offset
-            self._told = False
+            self._scanner = CallScanner(self._names if strict else None, keys, whole=self._whole)
+            self._scanned, self._told = offset, False
         scanner = self._scanner
         self._scanned = scanner.feed(self._buffer, self._scanned, events)
         if scanner.told:
@@ -101,11 +107,12 @@ class CallParser(ABC):
             self.called()
             self._buffer, self._scanned = self._buffer[self._scanned :], 0
         if scanner.status is not Status.OPEN:
-            self._scanner = None
+            self._scanner, self._bad_arguments = None, scanner.bad_arguments
         return scanner.status
 
     def called(self) -> None:
-        self._called, self._gap = True, ""
+        self._called = self._behind_call = True
+        self._gap = ""
 
     def give_up(self, length: int, events: list[Event]) -> None:
         """The first `length` characters of the buffer are text after all."""
@@ -113,47 +120,79 @@ class CallParser(ABC):
         self._buffer = self._buffer[length:]
 
 
-class HermesParser(CallParser):
-    """<tool_call>{"name": ..., "arguments": {...}}</tool_call>, any number of them, anywhere in the text."""
+class ListedCallParser(CallParser):
+    """What formats share whose tag stands before one JSON object, or a list of them.
 
-    tags = ("<tool_call>",)
-    _CLOSE = "</tool_call>"
-    more_tags = (_CLOSE,)
+    after: the state behind them.
+    """
+
+    after = "text"
+
+    def __init__(self, names: Collection[str], *, whole: bool = False) -> None:
+        super().__init__(names, whole=whole)
+        self._tag = self.tags[0]  # the one that the buffer begins with
+        self._in_list = False
 
     def _in_text(self, events: list[Event]) -> bool:
-        if self.skim(events) is None:
+        tag = self.skim(events)
+        if tag is None:
             return False
-        self._state = "call"
+        self._tag, self._state = tag, "tagged"
         return True
 
-    def _in_call(self, events: list[Event]) -> bool:
-        open_tag = len(self.tags[0])
-        status = self.scan(open_tag, events)
+    def _in_tagged(self, events: list[Event]) -> bool:
+        text = self._buffer[len(self._tag) :].lstrip(SPACE)
+        if not text:
+            return False
+        if text[0] in "[{":
+            self._in_list = text[0] == "["
+            self._state = "object"
+            return True
+        return self._without_object(events)
+
+    def _without_object(self, events: list[Event]) -> bool:
+        """What stands behind the tag is neither object nor list."""
+        self.give_up(len(self._tag), events)
+        self._state = "text"
+        return True
+
+    def _in_object(self, events: list[Event]) -> bool:
+        """The first object behind a tag: until it is certain, the tag can still turn out to be text."""
+        offset = 0
+        if self._scanner is None:
+            rest = self._buffer[len(self._tag) :]
+            offset = len(self._tag) + len(rest) - len(rest.lstrip(SPACE)) + self._in_list
+        status = self.scan(offset, events)
+        if status is Status.BAD and not self._told:
+            self.give_up(len(self._tag), events)
+            self._state = "text"
+            return True
+        return self._after_scan(status)
+
+    def _in_next(self, events: list[Event]) -> bool:
+        """A further object of a list; the comma is gone."""
+        if self._scanner is None:
+            self._buffer = self._buffer.lstrip(SPACE)
+            if not self._buffer:
+                return False
+        status = self.scan(0, events)
+        if status is Status.BAD and not self._told:
+            self._state = "text" if self._bad_arguments else "broken"
+            return True
+        return self._after_scan(status)
+
+    def _after_scan(self, status: Status) -> bool:
         if status is Status.OPEN:
             return False
-        if status is Status.DONE:
-            self._state = "close"
-        elif not self._told:
-            self.give_up(open_tag, events)
-            self._state = "text"
-        else:  # the call was told already; what is left of it means nothing
-            self._state = "broken"
+        self._state = "broken" if status is Status.BAD else "between" if self._in_list else self.after
         return True
 
-    def _in_close(self, events: list[Event]) -> bool:
+    def _in_between(self, events: list[Event]) -> bool:
         text = self._buffer.lstrip(SPACE)
-        if text.startswith(self._CLOSE):
-            self._buffer = text[len(self._CLOSE) :]
-        elif not self._final and (not text or could_start(text, self._CLOSE)):
+        if not text:
             return False
-        self._state = "text"
-        return bool(self._buffer)
-
-    def _in_broken(self, events: list[Event]) -> bool:
-        """Here a call has an end of its own."""
-        _, tag, after = self._buffer.partition(self._CLOSE)
-        if tag:
-            self._buffer, self._state = after, "text"
-            return True
-        self._buffer = "" if self._final else self._buffer[-len(self._CLOSE) :]
-        return False
+        if text[0] in ",]":
+            self._buffer, self._state = text[1:], "next" if text[0] == "," else self.after
+        else:
+            self._state = self.after
+        return True

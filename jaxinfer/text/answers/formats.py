@@ -1,94 +1,107 @@
-"""Which format a model writes, and the parser for one answer in it."""
+"""The formats by name, and the parser for one answer in them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import NamedTuple
 
-from jaxinfer.text.answers.calls import CallParser, HermesParser
+from jaxinfer.text.answers.calls import CallParser
 from jaxinfer.text.answers.events import Content, Event
+from jaxinfer.text.answers.hermes import GraniteParser, HermesParser
 from jaxinfer.text.answers.llama3 import Llama3Parser
 from jaxinfer.text.answers.mistral import MistralParser
 from jaxinfer.text.answers.reasoning import ReasoningSplitter, ReasoningTags
 from jaxinfer.text.answers.scanning import SPACE
 
-_CALLS: dict[str, type[CallParser]] = {"hermes": HermesParser, "llama3": Llama3Parser, "mistral": MistralParser}
-_REASONING = {"think": ReasoningTags("<think>", "</think>"), "mistral": ReasoningTags("[THINK]", "[/THINK]")}
+CALL_FORMATS: dict[str, type[CallParser]] = {
+    "hermes": HermesParser,
+    "llama3": Llama3Parser,
+    "mistral": MistralParser,
+    "granite": GraniteParser,
+}
+REASONING_FORMATS = {
+    "think": ReasoningTags("<think>", "</think>"),
+    "mistral": ReasoningTags("[THINK]", "[/THINK]"),
+    # Granite 3.3's tags, and the sentences of 3.2, also as quantized models shorten them.
+    "granite": ReasoningTags(
+        "<think>",
+        "</think>",
+        ("Here is my thought process:", "Here's my thought process:"),
+        ("Here is my response:", "Here's my response:"),
+        ("<response>", "</response>"),
+    ),
+}
 
-TOOL_CALL_PARSERS = ("auto", "none", *_CALLS)
-REASONING_PARSERS = ("auto", "none", *_REASONING)
-
-# A chat template that writes one of these into the conversation belongs to a model that writes them too.
-_CALL_MARKS = (("hermes", "<tool_call>"), ("mistral", "[TOOL_CALLS]"), ("llama3", "<|python_tag|>"))
+TOOL_CALL_PARSERS = ("auto", "none", *CALL_FORMATS)
+REASONING_PARSERS = ("auto", "none", *REASONING_FORMATS)
 
 
 class AnswerFormat(NamedTuple):
-    """tool_calls: "hermes", "llama3", "mistral" or "none". reasoning: "think", "mistral" or "none"."""
+    """What a model writes.
+
+    tool_calls, reasoning: a name of `CALL_FORMATS` and of `REASONING_FORMATS`, or "none".
+    unopened: answers begin inside the reasoning, though the prompt does not open it.
+    """
 
     tool_calls: str = "none"
     reasoning: str = "none"
+    unopened: bool = False
 
     @property
     def tags(self) -> ReasoningTags | None:
         """What stands around the reasoning; None where there is none."""
-        return _REASONING.get(self.reasoning)
-
-    def splitter(self, *, begun: bool, tools: Collection[str] | None = None) -> ReasoningSplitter:
-        """What tells reasoning from answer, for one answer. Raises ValueError where the model writes no reasoning.
-
-        Arguments are those of AnswerParser.
-        """
-        if self.tags is None:
-            raise ValueError("this format has no reasoning")
-        return ReasoningSplitter(self.tags, begun=begun)
+        return REASONING_FORMATS.get(self.reasoning)
 
     def marks(self, *, tools: bool) -> tuple[str, ...]:
         """Strings that must stay in the text for the parsers, though they may be special tokens. tools: some are
         offered; without any nothing is a call."""
-        calls = _CALLS.get(self.tool_calls) if tools else None
+        calls = CALL_FORMATS.get(self.tool_calls) if tools else None
         return (
-            *(_REASONING.get(self.reasoning) or ()),
+            *(self.tags.all if self.tags is not None else ()),
             *((*calls.tags, *calls.more_tags) if calls is not None else ()),
         )
 
-    def begun(self, prompt_end: str) -> bool:
-        """Whether a prompt that ends with this text has opened the reasoning already."""
-        tags = _REASONING.get(self.reasoning)
-        return tags is not None and prompt_end.rstrip().endswith(tags.open)
+    def begun(self, prompt_end: str, *, turn: bool = False) -> bool:
+        """Whether an answer to a prompt that ends with this text begins inside the reasoning.
 
+        turn: the text is the beginning of the answer's own turn, so an opening tag in it may have words behind it.
+        """
+        tags = self.tags
+        if tags is None:
+            return False
+        end = prompt_end.rstrip()
+        if turn and (tags.open in end or tags.close in end):
+            return end.rfind(tags.open) > end.rfind(tags.close)
+        return end.endswith(tags.open) or (self.unopened and not end.endswith(tags.close))
 
-def answer_format(tool_calls: str, reasoning: str, template: str | dict[str, str] | None) -> AnswerFormat:
-    """Settles "auto" by what the model's chat template (its source, or name -> source) contains.
+    def splitter(self, *, begun: bool, tools: Collection[str] | None = None, whole: bool = False) -> ReasoningSplitter:
+        """What tells reasoning from answer, for one answer. Raises ValueError where the model writes no reasoning.
 
-    Llama 3's templates spell "parameters" without the tag where the model answers with bare JSON.
-    """
-    source = "\n".join(template.values()) if isinstance(template, dict) else template or ""
-    if tool_calls == "auto":
-        tool_calls = next((name for name, mark in _CALL_MARKS if mark in source), "none")
-        if tool_calls == "none" and "<|start_header_id|>" in source and "parameters" in source:
-            tool_calls = "llama3"
-    if reasoning == "auto":
-        reasoning = next((name for name, tags in _REASONING.items() if tags.close in source), "none")
-    for name, value, known in (
-        ("tool_calls", tool_calls, ("none", *_CALLS)),
-        ("reasoning", reasoning, ("none", *_REASONING)),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
-    return AnswerFormat(tool_calls, reasoning)
+        Arguments are those of AnswerParser. Its `answering` says whether the answer has begun.
+        """
+        if self.tags is None:
+            raise ValueError("this format has no reasoning")
+        calls = CALL_FORMATS.get(self.tool_calls) if tools is not None else None
+        new_calls = None if calls is None else partial(calls, tools or (), whole=True)
+        return ReasoningSplitter(self.tags, begun=begun, new_calls=new_calls, whole=whole)
 
 
 class AnswerParser:
     """Follows one answer. `push` and `finish` return what became certain.
 
     tools: names of the tools that the request offers; None: it offers none, and then nothing is a call.
-    begun: the prompt has opened the reasoning (see `AnswerFormat.begun`).
+    begun: the answer begins inside the reasoning (see `AnswerFormat.begun`).
+    whole: the answer is given whole, so whatever only its end can tell is judged by that: calls whose arguments are no
+        JSON object are content, and a closing tag alone ends a reasoning. A stream cannot take back what it told.
     """
 
-    def __init__(self, form: AnswerFormat, *, tools: Collection[str] | None, begun: bool = False) -> None:
-        calls = _CALLS.get(form.tool_calls) if tools is not None else None
-        self._reasoning = None if form.tags is None else form.splitter(begun=begun, tools=tools)
-        self._calls = None if calls is None else calls(tools or ())
+    def __init__(
+        self, form: AnswerFormat, *, tools: Collection[str] | None, begun: bool = False, whole: bool = False
+    ) -> None:
+        calls = CALL_FORMATS.get(form.tool_calls) if tools is not None else None
+        self._reasoning = None if form.tags is None else form.splitter(begun=begun, tools=tools, whole=whole)
+        self._calls = None if calls is None else calls(tools or (), whole=whole)
         self._after_space = False  # the text so far ends in white space
         self._space: list[str] = []  # further white space, which no parser has seen yet
 
@@ -110,7 +123,13 @@ class AnswerParser:
     @property
     def settled(self) -> bool:
         """No text waits for more: all of it was told, or recognised as a tag."""
-        return (self._reasoning is None or self._reasoning.settled) and (self._calls is None or self._calls.settled)
+        parsers = (self._reasoning, self._calls)
+        return not self._space and all(parser is None or parser.settled for parser in parsers)
+
+    @property
+    def answering(self) -> bool:
+        """Whether the reasoning is over, or there is none; see ReasoningSplitter."""
+        return self._reasoning is None or self._reasoning.answering
 
     def push(self, text: str) -> list[Event]:
         events: list[Event] = []

@@ -51,8 +51,11 @@ class Llama3Parser(CallParser):
         text = self._buffer.lstrip(SPACE + ";")
         if text.startswith("{"):
             self._buffer, self._state = text, "bare"
-        elif text and (self._final or not could_start(text, self.tags[0])):
+        elif text and not could_start(text, self.tags[0]):
             self._state = "text"
+        elif self._final:
+            self._buffer = ""  # a separator, or the beginning of the next call's tag: the answer was cut there
+            return False
         else:
             return False
         return True

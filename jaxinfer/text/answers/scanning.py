@@ -11,9 +11,9 @@ from jaxinfer.text.answers.events import CallArguments, CallName, Event
 SPACE = " \t\r\n"  # JSON's white space, and what surrounds tags
 
 
-def find_tag(text: str, tags: Sequence[str]) -> tuple[int, str] | None:
-    """(position, tag) of the first tag in the text."""
-    found = [(position, tag) for tag in tags if (position := text.find(tag)) >= 0]
+def find_tag(text: str, tags: Sequence[str], start: int = 0) -> tuple[int, str] | None:
+    """(position, tag) of the first tag in the text, from `start` on."""
+    found = [(position, tag) for tag in tags if (position := text.find(tag, start)) >= 0]
     return min(found, default=None)
 
 
@@ -85,13 +85,18 @@ class CallScanner:
     """Reads one JSON object {"name": ..., "arguments": ...} and tells name and arguments as soon as both are certain.
 
     From the moment at which the name and the beginning of the arguments are there the call is told; before that a
-    malformed object is simply no call. Arguments may be an object, or a string that holds one.
+    malformed object is simply no call. Arguments may be an object, or a string that holds one; null and "" are {}.
 
     names: the only names that make a call; None takes any. keys: what else may be in the object; None takes anything.
+    whole: tell a call only when its arguments are complete and a JSON object; other arguments make it no call.
+    bad_arguments: that is why it is none.
     """
 
-    def __init__(self, names: Collection[str] | None = None, keys: Collection[str] | None = None) -> None:
-        self._names, self._keys = names, keys
+    def __init__(
+        self, names: Collection[str] | None = None, keys: Collection[str] | None = None, *, whole: bool = False
+    ) -> None:
+        self._names, self._keys, self._whole = names, keys, whole
+        self.bad_arguments = False
         self._place = _Place.OPEN
         self._text: list[str] = []  # of the key or value being read
         self._key = ""
@@ -145,8 +150,8 @@ class CallScanner:
         self._value, self._text = ValueScanner(), []
         if self._key == "arguments":
             if character == "[":
-                self.status = Status.BAD
-            elif character == "{" and self._name is not None:
+                self.status, self.bad_arguments = Status.BAD, True
+            elif character == "{" and self._name is not None and not self._whole:
                 self._tell(events)
                 self._streaming = True
         elif self._key == "name" and character != '"':
@@ -177,7 +182,7 @@ class CallScanner:
             self.status = Status.BAD
             return
         if self._key == "name" or (self._key == "arguments" and word != "null"):
-            self.status = Status.BAD
+            self.status, self.bad_arguments = Status.BAD, self._key == "arguments"
 
     def _take(self, value: str, events: list[Event]) -> None:
         """A whole key, or a whole value that was not streamed."""
@@ -198,8 +203,9 @@ class CallScanner:
                 self._tell(events)
         elif self._key == "arguments":
             inner = _string(value) if value.startswith('"') else value
-            if inner is None:
-                self.status = Status.BAD
+            inner = "{}" if inner is not None and not inner.strip(SPACE) else inner
+            if inner is None or not is_json_object(inner):
+                self.status, self.bad_arguments = Status.BAD, True
                 return
             self._held = [inner]
             if self._name is not None:
@@ -220,6 +226,18 @@ class CallScanner:
             self._held = ["{}"]
             self._tell(events)
         self.status = Status.DONE
+
+
+def is_json_object(text: str) -> bool:
+    """Whether a text is a JSON object, as strictly as clients read it: no NaN, no raw line break in a string."""
+    try:
+        return isinstance(json.loads(text, parse_constant=_refuse), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _string(text: str) -> str | None:

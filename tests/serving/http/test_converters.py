@@ -25,7 +25,7 @@ def items(*given: dict, **more) -> list[dict]:
     return responses_input._messages(request)
 
 
-def test_text_parts_become_lines_and_nulls_disappear():
+def test_what_says_nothing_disappears():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     given = [
         {"role": "developer", "content": parts, "name": None},
@@ -34,8 +34,8 @@ def test_text_parts_become_lines_and_nulls_disappear():
         {"role": "tool", "content": "c", "tool_call_id": "1"},
     ]  # fmt: skip
     assert chat_input.messages(given) == [
-        {"role": "system", "content": "a\nb"},
-        {"role": "assistant",
+        {"role": "developer", "content": parts},
+        {"role": "assistant", "content": "",
          "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]},
         {"role": "tool", "content": "c", "tool_call_id": "1"},
     ]  # fmt: skip
@@ -199,6 +199,44 @@ def test_the_reasoning_that_a_prompt_opens():
         ids = tuple(tokenizer().encode(prompt))
         assert reasoning_begun(form, tokenizer(), ids) is begun
         assert not reasoning_begun(AnswerFormat(), tokenizer(), ids)
+    bos, eos = (256,), (257,)  # the only special tokens here
+    for begin, text, begun in (
+        (bos, "[INST] <think> [/INST]", False),  # the user's word
+        ((*b"<user><think>", *eos), "<assistant>\n", False),
+        ((*b"<user>hi", *eos), "<think>\nOkay,", True),
+        ((*b"<user>hi", *eos), "<think>\nOkay</think>So", False),
+    ):
+        ids = (*begin, *text.encode())
+        assert reasoning_begun(form, tokenizer(), ids) is begun, text
+
+
+def test_reasoning_items_in_all_spellings():
+    text = [{"type": "reasoning_text", "text": "so"}]
+    user = {"role": "user", "content": "x"}
+    message = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "hm"}]}
+    for reasoning in (
+        {"content": text},
+        {"content": text, "summary": [], "encrypted_content": None, "id": None, "status": None},
+        {"content": text, "encrypted_content": "opaque"},
+        {"content": None, "summary": [{"type": "summary_text", "text": "so"}]},
+        {"content": [], "summary": [{"type": "summary_text", "text": "so"}], "encrypted_content": ""},
+    ):
+        found = items(user, {"type": "reasoning", **reasoning}, message)
+        assert found[1:] == [{"role": "assistant", "reasoning_content": "so", "content": "hm"}]
+    for nothing in ({}, {"content": None}, {"content": []}, {"summary": []}, {"content": "", "summary": None}):
+        assert items(user, {"type": "reasoning", **nothing}, message)[1:] == [{"role": "assistant", "content": "hm"}]
+
+
+def test_text_behind_a_call_belongs_to_the_same_message():
+    call = {"type": "function_call", "call_id": "1", "name": "f", "arguments": ""}
+    text = {"type": "message", "role": "assistant", "content": "hm"}
+    output = {"type": "function_call_output", "call_id": "1", "output": None}
+    function = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}
+    assert items(text, call, text, output) == [
+        {"role": "assistant", "content": "hm\nhm", "tool_calls": [function]},
+        {"role": "tool", "tool_call_id": "1", "content": ""},
+    ]
+    assert items(text, text) == [{"role": "assistant", "content": "hm"}] * 2  # two of the client's own
 
 
 def test_special_tokens_that_parsers_need_stay_in_the_text():

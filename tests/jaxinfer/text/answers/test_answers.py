@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinfer.text.answers import AnswerFormat, AnswerParser, Content, Reasoning, ToolCall, answer_format, collect
+from jaxinfer.text.answers import AnswerFormat, AnswerParser, Content, Reasoning, ToolCall, collect
 
 TOOLS = ("get_weather", "f")
 
@@ -185,29 +185,6 @@ def test_what_a_model_would_write_comes_back(form, calls, content):
     answer = parse(AnswerFormat(form), [text])
     assert answer.content == content.rstrip()
     assert [(call.name, json.loads(call.arguments)) for call in answer.calls] == calls
-
-
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        (None, AnswerFormat()),
-        ("{{ messages }}", AnswerFormat()),
-        ("... <tool_call> ... </think> ...", AnswerFormat("hermes", "think")),
-        ({"default": "x", "tool_use": "[TOOL_CALLS]"}, AnswerFormat("mistral")),
-        ("[TOOL_CALLS] [THINK] [/THINK]", AnswerFormat("mistral", "mistral")),
-        ("<|python_tag|>", AnswerFormat("llama3")),
-        ('<|start_header_id|> {"name": ..., "parameters": ...}', AnswerFormat("llama3")),
-    ],
-)
-def test_the_chat_template_tells_the_format(template, expected):
-    assert answer_format("auto", "auto", template) == expected
-
-
-def test_a_format_that_is_given_wins():
-    assert answer_format("none", "none", "<tool_call></think>") == AnswerFormat()
-    assert answer_format("mistral", "think", None) == AnswerFormat("mistral", "think")
-    with pytest.raises(ValueError, match="tool_calls is 'xml'; it must be one of none, hermes, llama3, mistral"):
-        answer_format("xml", "auto", None)
 
 
 def test_special_tokens_that_the_parsers_need():

@@ -1,0 +1,119 @@
+"""Which format a model writes, judged by its chat template.
+
+A tag alone says little: <tool_call> stands before JSON (Hermes, Qwen), before <function=...> (Qwen3-Coder), before a
+name and <arg_key> (GLM), before a list (Granite). So the template renders a conversation with a call in it, and the
+format is the one whose parser reads that very call. Templates that render no calls are judged by what they tell the
+model to write. Where neither says, the format is not known.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import Any
+
+from jaxinfer.text.answers.events import collect
+from jaxinfer.text.answers.formats import CALL_FORMATS, REASONING_FORMATS, AnswerFormat, AnswerParser
+from jaxinfer.text.chat import ChatTemplates
+from jaxinfer.text.errors import ChatTemplateError
+
+_NAME, _ARGUMENTS = "look_up_tide", {"harbour": "Brest <3", "days": 2}
+_CALL = {"id": "a1b2c3d4e", "type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
+_PARAMETERS = {"type": "object", "properties": {"harbour": {"type": "string", "description": "Its name"}}}
+_TOOL = {
+    "type": "function",
+    "function": {"name": _NAME, "description": "Tides of a harbour", "parameters": _PARAMETERS},
+}
+_USER = {"role": "user", "content": "Tides?"}
+_ASSISTANT = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+_RESULT = {"role": "tool", "name": _NAME, "tool_call_id": _CALL["id"], "content": "high at 6"}
+_SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+# What a template tells the model to write, as it says it.
+_INSTRUCTIONS = (
+    ("granite", re.compile(r"<\|tool_call\|>\s*(?:followed by a JSON list|\[)")),
+    ("hermes", re.compile(r"<tool_call>\s*\{\s*['\"](?:name|arguments)['\"]\s*:")),
+)
+
+
+def answer_format(tool_calls: str, reasoning: str, template: str | dict[str, str] | None) -> AnswerFormat:
+    """Settles "auto" by the model's chat template: its source, or name -> source.
+
+    Raises ValueError for a name that is no format.
+    """
+    sources = tuple(template.values()) if isinstance(template, dict) else (template or "",)
+    if tool_calls == "auto":
+        tool_calls = _tool_calls(_for_tools(template))
+    everything = "\n".join(sources)
+    if reasoning == "auto":
+        reasoning = _reasoning(everything)
+    for name, value, known in (
+        ("tool_calls", tool_calls, ("none", *CALL_FORMATS)),
+        ("reasoning", reasoning, ("none", *REASONING_FORMATS)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+    form = AnswerFormat(tool_calls, reasoning)
+    tags = form.tags
+    # Such templates cut the reasoning off in later turns by its end: DeepSeek-R1's models may leave the beginning out.
+    unopened = tags is not None and tags.close in everything and not any(tag in everything for tag in tags.opens)
+    return form._replace(unopened=unopened)
+
+
+def _for_tools(template: str | dict[str, str] | None) -> str:
+    if isinstance(template, dict):
+        return next((template[name] for name in ("tool_use", "default") if name in template), "")
+    return template or ""
+
+
+def _reasoning(source: str) -> str:
+    granite = REASONING_FORMATS["granite"]
+    assert granite.answer is not None
+    if granite.answer[0] in source or any(tag in source for tag in granite.other_closes):
+        return "granite"
+    return next((name for name, tags in REASONING_FORMATS.items() if tags.close in source), "none")
+
+
+@lru_cache(maxsize=64)
+def _tool_calls(source: str) -> str:
+    asked = _render(source, [_USER], prompt=False)
+    opened = _render(source, [_USER], prompt=True)
+    called = _render(source, [_USER, _ASSISTANT], prompt=False) or _render(
+        source, [_USER, _ASSISTANT, _RESULT], prompt=True
+    )
+    if called is not None:
+        begin = opened if opened and called.startswith(opened) else _common(asked or "", called)
+        turn = called[len(begin) :]
+        if _NAME in turn:
+            return next((name for name in CALL_FORMATS if _reads(name, turn)), "none")
+    told = opened or asked or source
+    return next((name for name, pattern in _INSTRUCTIONS if pattern.search(told)), "none")
+
+
+def _common(first: str, second: str) -> str:
+    """How both begin."""
+    differ = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return first[: next(differ, min(len(first), len(second)))]
+
+
+def _render(source: str, messages: list[dict[str, Any]], *, prompt: bool) -> str | None:
+    """None where the template refuses the conversation."""
+    try:
+        return ChatTemplates(source, "the chat template").render(
+            messages,
+            add_generation_prompt=prompt,
+            tools=[_TOOL],
+            template=None,
+            variables={},
+            special_tokens=_SPECIAL_TOKENS,
+            settle=True,
+        )
+    except ChatTemplateError:
+        return None
+
+
+def _reads(name: str, turn: str) -> bool:
+    """Whether the format's parser finds the call that the template has written, and nothing else."""
+    parser = AnswerParser(AnswerFormat(name), tools=(_NAME,), whole=True)
+    answer = collect([*parser.push(turn), *parser.finish()])
+    return [(call.name, json.loads(call.arguments)) for call in answer.calls] == [(_NAME, _ARGUMENTS)]

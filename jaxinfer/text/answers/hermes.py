@@ -1,0 +1,48 @@
+"""Tool calls between tags: Hermes' (Qwen's, SmolLM3's) <tool_call>, and Granite's."""
+
+from __future__ import annotations
+
+from jaxinfer.text.answers.calls import ListedCallParser
+from jaxinfer.text.answers.events import Event
+from jaxinfer.text.answers.scanning import SPACE, could_start, find_tag
+
+
+class HermesParser(ListedCallParser):
+    """<tool_call>{"name": ..., "arguments": {...}}</tool_call>, any number of them, anywhere in the text.
+
+    Between the tags there may be a list of such objects. The closing tag may be left out.
+    """
+
+    tags: tuple[str, ...] = ("<tool_call>",)
+    closes: tuple[str, ...] = ("</tool_call>",)
+    more_tags: tuple[str, ...] = closes
+    after = "close"
+
+    def _in_close(self, events: list[Event]) -> bool:
+        text = self._buffer.lstrip(SPACE)
+        close = next((tag for tag in self.closes if text.startswith(tag)), None)
+        if close is not None:
+            self._buffer = text[len(close) :]
+        elif not text or any(could_start(text, tag) for tag in self.closes):
+            if not self._final:
+                return False
+            self._buffer = ""  # the answer was cut inside the closing tag
+        self._state = "text"
+        return bool(self._buffer)
+
+    def _in_broken(self, events: list[Event]) -> bool:
+        """Here a call has an end of its own."""
+        found = find_tag(self._buffer, self.closes)
+        if found is not None:
+            self._buffer, self._state = self._buffer[found[0] + len(found[1]) :], "text"
+            return True
+        self._buffer = "" if self._final else self._buffer[-max(map(len, self.closes)) :]
+        return False
+
+
+class GraniteParser(HermesParser):
+    """<|tool_call|> or <tool_call>, then a list of objects, usually without a closing tag: Granite 3, Phi-4-mini."""
+
+    tags = ("<|tool_call|>", "<tool_call>")
+    closes = ("<|/tool_call|>", "</tool_call>")
+    more_tags = closes

@@ -1,0 +1,201 @@
+"""What a template is given of a conversation: absent, empty and unreadable values settled as vLLM 0.32 settles them.
+
+The rules are those of vLLM's renderers/chat_utils.py. Clients spell "nothing" as null, "", [] or by leaving a key out,
+and send back what a model has written, so arguments may be cut or malformed. Templates are written for one spelling.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxinfer.text.errors import ChatMessageError
+
+# Keys under which a message's reasoning is passed, the one that templates read first.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+# Kinds of text parts, and the key that has the text.
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+
+Message = dict[str, Any]
+
+_FIRST, _SECOND = "Tide one.", "Tide two."
+_PARTS = [{"type": "text", "text": _FIRST}, {"type": "text", "text": _SECOND}]
+_RAW = re.compile(r"""['"](?:type|text)['"]""")  # a list that is written as it is
+_ROLES_LIMIT = 32  # roles whose contents are remembered
+
+
+class Contents(NamedTuple):
+    """How a template takes the content of a role's messages. parts: as a list of parts. strings: as a string."""
+
+    parts: bool = False
+    strings: bool = True
+
+
+class TemplateUse:
+    """How a template wants to be used.
+
+    run: renders a conversation with it, and raises what the template raises. It is called with a few short ones, whose
+        answers are remembered. vLLM looks for a loop over the content in the template's syntax tree; what the template
+        writes says the same, and says it for every role, for macros and for indexing too.
+    """
+
+    def __init__(self, source: str, run: Callable[[Sequence[Message]], str]) -> None:
+        self.knows_developer = "'developer'" in source or '"developer"' in source
+        # A template that never asks for a part's text takes strings.
+        self._reads_parts = "text" in source
+        self._run = run
+        self._contents: dict[str, Contents] = {}
+
+    def contents(self, role: str) -> Contents:
+        # vLLM: most templates take a tool's result as a string only, so all get one.
+        if role == "tool" or not self._reads_parts:
+            return Contents()
+        if role not in self._contents:
+            if len(self._contents) >= _ROLES_LIMIT:
+                self._contents.clear()
+            self._contents[role] = self._find(role)
+        return self._contents[role]
+
+    def _find(self, role: str) -> Contents:
+        whole, parts = self._written(role, _FIRST), self._written(role, _PARTS)
+        taken = parts is not None and _FIRST in parts and _SECOND in parts
+        raw = set(_RAW.findall(parts or "")) - set(_RAW.findall(whole or ""))
+        return Contents(parts=taken and not raw, strings=whole is None or _FIRST in whole)
+
+    def _written(self, role: str, content: Any) -> str | None:
+        """What the template writes with this content; None where it refuses it."""
+        message = {"role": role, "content": content}
+        # The question beside it is of the same kind: a template that takes parts only takes no others.
+        asked = {"role": "user", "content": _PARTS[:1] if isinstance(content, list) else "?"}
+        around = {"user": [[message]], "assistant": [[asked, message]]}
+        for messages in around.get(role, [[message, asked], [asked, message]]):
+            try:
+                return self._run(messages)
+            except Exception:  # a template is a program: whatever it raises, it does not take this
+                continue
+        return None
+
+
+def check_message(name: str, message: Message) -> Message:
+    """The message without keys that say nothing, its content a string or a list of {"type": "text", "text": str}.
+
+    Raises:
+        ChatMessageError: names the field.
+    """
+    # Some APIs send null for absent fields; templates would render it as "None".
+    found = {key: value for key, value in message.items() if value is not None}
+    role = found.get("role")
+    if not isinstance(role, str) or not role:
+        raise ChatMessageError(f"{name}.role must be a non-empty string, got {role!r}")
+    if "content" in found:
+        found["content"] = _check_content(f"{name}.content", found["content"])
+    for key in ("tool_calls", "name"):
+        if key in found and not found[key]:
+            del found[key]
+    if "tool_calls" in found:
+        found["tool_calls"] = _check_calls(f"{name}.tool_calls", found["tool_calls"])
+    reasoning = next((found[key] for key in _REASONING if key in found), None)
+    if reasoning is not None:
+        found = {"thinking": reasoning, **found, "reasoning_content": reasoning}
+    return found
+
+
+def _check_content(name: str, content: Any) -> str | list[Any]:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        raise ChatMessageError(f"{name} must be a string or a list of text parts, not {type(content).__name__}")
+    parts = (_check_part(f"{name}[{position}]", part) for position, part in enumerate(content))
+    return [part for part in parts if part is not None]
+
+
+def _check_part(name: str, part: Any) -> dict[str, Any] | None:
+    """The part as templates know it; None where it has no text."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, dict):
+        raise ChatMessageError(f'{name} must be an object like {{"type": "text", "text": ...}}, got {part!r}')
+    kind = part.get("type")
+    key = TEXT_PARTS.get(kind) if isinstance(kind, str) else None
+    if key is None:
+        raise ChatMessageError(f'{name}.type must be "text", got {kind!r}: only text is supported')
+    text = part.get(key)
+    if text is None and key in part:
+        return None
+    if not isinstance(text, str):
+        raise ChatMessageError(f"{name}.{key} must be a string, got {text!r}")
+    return {**{other: value for other, value in part.items() if other != key}, "type": "text", "text": text}
+
+
+def _check_calls(name: str, calls: Any) -> list[Any]:
+    if not isinstance(calls, list | tuple):
+        raise ChatMessageError(f"{name} must be a list of function calls, not {type(calls).__name__}")
+    result: list[Any] = []
+    for position, call in enumerate(calls):
+        if not isinstance(call, dict):
+            raise ChatMessageError(f"{name}[{position}] must be an object, got {call!r}")
+        function = call.get("function")
+        if isinstance(function, dict):
+            call = {**call, "function": {**function, "arguments": as_arguments(function.get("arguments"))}}
+        result.append(call)
+    return result
+
+
+def as_arguments(given: Any) -> dict[str, Any]:
+    """A call's arguments as templates take them: an object as it is, a JSON text read, anything else {}.
+
+    A text that is no JSON stands in the history of a conversation for ever: to refuse it would end the conversation.
+    """
+    if isinstance(given, str) and given:
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):  # also for a number of thousands of digits
+            return {}
+    return _without_surrogates(given) if isinstance(given, Mapping) else {}
+
+
+def _without_surrogates(value: Any) -> Any:
+    """JSON can escape half a surrogate pair, and models do; no prompt can hold one. Bounded by JSON's own depth."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, Mapping):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_surrogates(item) for item in value]
+    return value
+
+
+def for_template(messages: Sequence[Message], use: TemplateUse) -> list[Message]:
+    """Checked messages as this template takes them."""
+    if not use.knows_developer and any(message["role"] == "developer" for message in messages):
+        messages = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
+        messages = _one_system_message(messages)
+    return [{**message, "content": _as_taken(message.get("content"), use, message["role"])} for message in messages]
+
+
+def _as_taken(content: str | list[Any] | None, use: TemplateUse, role: str) -> str | list[Any]:
+    takes = use.contents(role)
+    if isinstance(content, list):
+        return content if takes.parts else joined(content)
+    if takes.strings or not takes.parts:
+        return content or ""
+    return [] if content is None else [{"type": "text", "text": content}]
+
+
+def joined(content: str | list[Any] | None) -> str:
+    """The text of a content: parts become lines, as in vLLM."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join(part["text"] for part in content)
+
+
+def _one_system_message(messages: Sequence[Message]) -> list[Message]:
+    """Templates that know one system message at most, and at the beginning, get the texts of all in one."""
+    found = [message for message in messages if message["role"] == "system"]
+    if len(found) == 1 and messages[0] is found[0]:
+        return list(messages)
+    texts = [text for message in found if (text := joined(message.get("content")))]
+    others = [message for message in messages if message["role"] != "system"]
+    return [{"role": "system", "content": "\n\n".join(texts)}, *others]

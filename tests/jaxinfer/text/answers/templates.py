@@ -1,0 +1,112 @@
+"""Chat templates in the forms that published models have, as short as they get: who writes which kind of call."""
+
+# ruff: noqa: E501 (lines of templates)
+
+from __future__ import annotations
+
+_CHATML_HEAD = (
+    "{%- if tools %}{{ '<|im_start|>system\\n' }}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
+    "INSTRUCTIONS{{ '<|im_end|>\\n' }}{% endif %}"
+)
+_CHATML = (
+    _CHATML_HEAD + "{%- for m in messages %}"
+    "{%- if m.role == 'tool' %}{{ '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}"
+    "{%- else %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}"
+    "{%- for call in m.tool_calls or [] %}{%- set f = call.function %}CALL{%- endfor %}{{ '<|im_end|>\\n' }}{%- endif %}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
+def _chatml(call: str, instructions: str = "") -> str:
+    return _CHATML.replace("CALL", call).replace("INSTRUCTIONS", instructions)
+
+
+HERMES = _chatml(
+    """{{ '\\n<tool_call>\\n{"name": "' + f.name + '", "arguments": ' + (f.arguments | tojson) + '}\\n</tool_call>' }}"""
+)
+# Qwen3: reasoning of earlier turns is cut off; the arguments are walked through by others of its kind.
+QWEN3 = HERMES.replace("m.content }}", "m.content.split('</think>')[-1].lstrip('\\n') }}").replace(
+    "'<|im_start|>assistant\\n' }}", "'<|im_start|>assistant\\n' }}{{ '<think>\\n' if enable_thinking }}"
+)
+XML = _chatml(
+    "{{ '\\n<tool_call>\\n<function=' + f.name + '>\\n' }}{% for k, v in f.arguments | items %}"
+    "{{ '<parameter=' + k + '>\\n' }}{{ v if v is string else v | tojson }}{{ '\\n</parameter>\\n' }}{% endfor %}"
+    "{{ '</function>\\n</tool_call>' }}"
+)
+ARG_KEYS = _chatml(
+    "{{ '\\n<tool_call>' + f.name + '\\n' }}{% for k, v in f.arguments | items %}<arg_key>{{ k }}</arg_key>\n"
+    "<arg_value>{{ v if v is string else v | tojson }}</arg_value>\n{% endfor %}</tool_call>"
+)
+YAML = _chatml(
+    "<tool_call>\n{{ f.name }}:\n{% for k, v in f.arguments | items %}  {{ k }}: {{ v }}\n{% endfor %}</tool_call>"
+)
+OTHER_KEYS = _chatml("""<tool_call>{"tool": "{{ f.name }}", "input": {{ f.arguments | tojson }}}</tool_call>""")
+LISTED = _chatml("""<tool_call>[{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}]</tool_call>""")
+PHI4 = _chatml("""<|tool_call|>[{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}]<|/tool_call|>""")
+PYTHONIC = _chatml("[{{ f.name }}({% for k, v in f.arguments | items %}{{ k }}={{ v | tojson }}{% endfor %})]")
+KIMI = _chatml(
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.{{ f.name }}:0<|tool_call_argument_begin|>"
+    "{{ f.arguments | tojson }}<|tool_call_end|><|tool_calls_section_end|>"
+)
+DEEPSEEK = _chatml(
+    "<\uff5ctool\u2581calls\u2581begin\uff5c><\uff5ctool\u2581call\u2581begin\uff5c>function<\uff5ctool\u2581sep\uff5c>"
+    "{{ f.name }}\n```json\n{{ f.arguments | tojson }}\n```<\uff5ctool\u2581call\u2581end\uff5c>"
+)
+FUNCTIONARY = _chatml("<function={{ f.name }}>{{ f.arguments | tojson }}</function>")
+MINIMAX = _chatml(
+    """<minimax:tool_call>\n<invoke name="{{ f.name }}">{% for k, v in f.arguments | items %}"""
+    """<parameter name="{{ k }}">{{ v }}</parameter>{% endfor %}</invoke>\n</minimax:tool_call>"""
+)
+COMMAND_R = _chatml(
+    """Action: ```json\n[{"tool_name": "{{ f.name }}", "parameters": {{ f.arguments | tojson }}}]\n```"""
+)
+# These show no calls of earlier turns and say only how to write one.
+SMOLLM3 = _chatml(
+    "",
+    """return within <tool_call></tool_call> tags: <tool_call>\n{"name": <function-name>, "arguments": <args>}\n</tool_call>""",
+)
+HERMES2 = _chatml("", "<tool_call>\n{'arguments': <args-dict>, 'name': <function-name>}\n</tool_call>")
+GRANITE = _chatml("", "respond only with <|tool_call|> followed by a JSON list of tools used")
+NO_TOOLS = "{%- for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{%- endfor %}"
+LLAMA3 = (
+    "{%- for m in messages %}{%- if 'tool_calls' in m %}"
+    "{%- if m.tool_calls | length != 1 %}{{ raise_exception('only single tool-calls') }}{%- endif %}"
+    "{%- set f = m.tool_calls[0].function %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
+    """{{ '{"name": "' + f.name + '", "parameters": ' + (f.arguments | tojson) + '}' + '<|eot_id|>' }}"""
+    "{%- elif m.role == 'tool' %}{{ '<|start_header_id|>ipython<|end_header_id|>\\n\\n' }}"
+    "{%- if m.content is mapping or m.content is iterable and m.content is not string %}{{ m.content | tojson }}"
+    "{%- else %}{{ m.content }}{%- endif %}<|eot_id|>"
+    "{%- else %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{%- endif %}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+)
+LLAMA4 = LLAMA3.replace("start_header_id", "header_start").replace(
+    """{{ '{"name": "' + f.name + '", "parameters": '""",
+    """{{ '<|python_start|>' + m.content + '<|python_end|>' }}{{ '{"name": "' + f.name + '", "parameters": '""",
+)
+_MISTRAL = (
+    "{{ bos_token }}{%- set n = namespace(user=true) %}{%- for m in messages %}"
+    "{%- if m.role == 'user' or (m.role == 'assistant' and m.tool_calls is not defined) %}"
+    "{%- if (m.role == 'user') != n.user %}{{ raise_exception('roles must alternate') }}{%- endif %}"
+    "{%- set n.user = not n.user %}{%- endif %}{%- endfor %}"
+    "{%- for m in messages %}{%- if m.role == 'user' %}{{ '[INST] ' + m.content + '[/INST]' }}"
+    "{%- elif m.tool_calls is defined and m.tool_calls is not none %}"
+    "{%- for call in m.tool_calls %}{%- if call.id is not defined or call.id | length != 9 %}"
+    "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{%- endif %}{%- endfor %}"
+    "CALLS{{ eos_token }}{%- elif m.role == 'assistant' %}{{ ' ' + m.content | trim + eos_token }}"
+    "{%- elif m.role == 'tool' %}"
+    """{{ '[TOOL_RESULTS] {"content": ' + m.content | tojson + ', "call_id": "' + m.tool_call_id + '"}[/TOOL_RESULTS]' }}"""
+    "{%- elif m.role != 'system' %}{{ raise_exception('unknown role') }}{%- endif %}{%- endfor %}"
+)
+MISTRAL = _MISTRAL.replace(
+    "CALLS",
+    "{{ '[TOOL_CALLS] [' }}{%- for call in m.tool_calls %}"
+    """{{ '{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson }}"""
+    """{{ ', "id": "' + call.id + '"}' + (']' if loop.last else ', ') }}{%- endfor %}""",
+)
+MISTRAL_NAMED = _MISTRAL.replace(
+    "CALLS",
+    "{%- for call in m.tool_calls %}{{ '[TOOL_CALLS]' + call.function.name + '[ARGS]' + call.function.arguments | tojson }}"
+    "{%- endfor %}",
+)
+# Phi-4-mini shows texts only, and takes no content that is none.
+PHI4_MINI = NO_TOOLS

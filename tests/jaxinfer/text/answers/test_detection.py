@@ -1,0 +1,89 @@
+"""A format is known by what its template writes as a whole, or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxinfer.text.answers import AnswerFormat, answer_format
+from tests.jaxinfer.text.answers import templates
+
+KNOWN = {
+    "HERMES": "hermes",
+    "QWEN3": "hermes",
+    "LISTED": "hermes",
+    "SMOLLM3": "hermes",
+    "HERMES2": "hermes",
+    "PHI4": "granite",
+    "GRANITE": "granite",
+    "LLAMA3": "llama3",
+    "MISTRAL": "mistral",
+    "MISTRAL_NAMED": "mistral",
+}
+UNKNOWN = [
+    *("XML", "ARG_KEYS", "YAML", "OTHER_KEYS", "PYTHONIC", "KIMI", "DEEPSEEK", "FUNCTIONARY", "MINIMAX", "COMMAND_R"),
+    *("LLAMA4", "NO_TOOLS"),
+]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_formats_are_known_by_the_calls_that_templates_write(name: str) -> None:
+    assert answer_format("auto", "none", getattr(templates, name)).tool_calls == KNOWN[name]
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_other_formats_with_the_same_tags_are_not(name: str) -> None:
+    assert answer_format("auto", "none", getattr(templates, name)).tool_calls == "none"
+
+
+def test_every_template_is_judged() -> None:
+    names = {name for name in vars(templates) if name.isupper() and not name.startswith("_")}
+    assert names == {*KNOWN, *UNKNOWN, "PHI4_MINI"}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{{ messages }}",
+        "<tool_call>",
+        "[TOOL_CALLS]",
+        "<|python_tag|>",
+        '"parameters" <|start_header_id|>',
+        "{% x %}",
+    ],
+)
+def test_a_tag_alone_says_nothing(template: str | None) -> None:
+    assert answer_format("auto", "auto", template) == AnswerFormat()
+
+
+def test_the_template_for_tools_is_the_one_that_is_judged() -> None:
+    assert answer_format("auto", "auto", {"default": "x", "tool_use": templates.MISTRAL}).tool_calls == "mistral"
+    assert answer_format("auto", "auto", {"default": templates.HERMES, "rag": "x"}).tool_calls == "hermes"
+    assert answer_format("auto", "auto", {"tool_use": templates.XML, "default": templates.HERMES}).tool_calls == "none"
+    assert answer_format("auto", "auto", {"rag": templates.HERMES}).tool_calls == "none"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("<think> </think>", AnswerFormat("none", "think")),
+        ("content.split('</think>')", AnswerFormat("none", "think", unopened=True)),
+        ("[THINK] [/THINK]", AnswerFormat("none", "mistral")),
+        (
+            "Write your thoughts after 'Here is my thought process:' and 'Here is my response:'",
+            AnswerFormat("none", "granite"),
+        ),
+        ("between <think></think> and your response between <response></response>", AnswerFormat("none", "granite")),
+    ],
+)
+def test_reasoning_is_known_by_its_tags(source: str, expected: AnswerFormat) -> None:
+    assert answer_format("auto", "auto", source) == expected
+
+
+def test_a_format_that_is_given_wins() -> None:
+    assert answer_format("none", "none", templates.QWEN3) == AnswerFormat()
+    assert answer_format("mistral", "think", None) == AnswerFormat("mistral", "think")
+    with pytest.raises(
+        ValueError, match="tool_calls is 'xml'; it must be one of none, hermes, llama3, mistral, granite"
+    ):
+        answer_format("xml", "auto", None)

@@ -1,0 +1,255 @@
+"""A conversation that the server's own answer began goes on: whatever the model wrote, whole or streamed, comes back as
+the assistant's turn and renders in every template that takes tools. In the property tests the doors' converters are run
+as they are, on the answers' events; only the engine and the sockets are left out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxinfer.text.answers import (
+    AnswerFormat,
+    AnswerParser,
+    CallArguments,
+    CallName,
+    Content,
+    Event,
+    answer_format,
+    collect,
+)
+from jaxinfer.text.chat import ChatTemplates
+from serving.http import chat_input, responses_input
+from serving.http.answers import new_call_id
+from serving.http.decode import decode
+from serving.http.models import ChatRequest, ResponsesRequest
+from tests.jaxinfer.text.answers import templates
+from tests.serving.harness import run
+from tests.serving.http.harness import http_serving, says
+
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "description": None, "parameters": None}},
+    {"type": "function", "function": {"name": "f", "parameters": {}}},
+]
+NAMES = ("get_weather", "f")
+_NO_SUMMARY = {"summary": [], "encrypted_content": None, "status": None}
+USER = {"role": "user", "content": "Weather?"}
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+SHAPES = {
+    "hermes": [templates.HERMES, templates.QWEN3, templates.XML, templates.LISTED, templates.PHI4_MINI],
+    "granite": [templates.GRANITE, templates.PHI4],
+    "llama3": [templates.LLAMA3],
+    "mistral": [templates.MISTRAL, templates.MISTRAL_NAMED],
+}
+ARGUMENTS = [
+    "{}",
+    '{"city": "Bern"}',
+    '{"t": "a\nb"}',
+    '{"a": 1,}',
+    '""',
+    "null",
+    "[]",
+    "5",
+    '"{}"',
+    '"x"',
+    '{"t": "\\ud83d"}',
+]
+_TEXTS = st.sampled_from(
+    ["", " ", "\n", "I look. ", "é\u2028", "</think>", "<think>\nhm\n</think>\n\n", "<think>", "once up"]
+)
+
+
+def _call(form: str, name: str, arguments: str) -> str:
+    if form == "llama3":
+        return f'{{"name": "{name}", "parameters": {arguments}}}'
+    call = f'{{"name": "{name}", "arguments": {arguments}}}'
+    tagged = {
+        "hermes": f"<tool_call>\n{call}\n</tool_call>",
+        "granite": f"<|tool_call|>[{call}]",
+        "mistral": f"[TOOL_CALLS][{call}]",
+    }
+    return tagged[form]
+
+
+@st.composite
+def answers(draw: Any) -> tuple[str, str]:
+    """A format, and what a model may write that knows it: texts, calls, nearly calls, cut anywhere."""
+    form = draw(st.sampled_from(sorted(SHAPES)))
+    calls = st.builds(_call, st.just(form), st.sampled_from([*NAMES, ""]), st.sampled_from(ARGUMENTS))
+    text = "".join(draw(st.lists(calls | _TEXTS, max_size=5)))
+    return form, text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text
+
+
+def events_of(form: AnswerFormat, text: str, *, whole: bool, begun: bool) -> list[Event]:
+    parser = AnswerParser(form, tools=NAMES, begun=begun, whole=whole)
+    events = [event for piece in ([text] if whole else text) for event in parser.push(piece)]
+    return [*events, *parser.finish()]
+
+
+def chat_turn(form: AnswerFormat, events: list[Event]) -> list[dict[str, Any]]:
+    """The message as the door gives it, and a result for each call."""
+    answer = collect(events)
+    calls = [
+        {"id": new_call_id(form), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in answer.calls
+    ]
+    message: dict[str, Any] = {"role": "assistant", "content": answer.content or None, "refusal": None}
+    message |= {"annotations": [], "audio": None, "function_call": None, "tool_calls": calls}
+    message["reasoning_content"] = answer.reasoning or None
+    return [message, *({"role": "tool", "tool_call_id": call["id"], "content": "21"} for call in calls)]
+
+
+def response_items(form: AnswerFormat, events: list[Event]) -> list[dict[str, Any]]:
+    """The output's items as the door gives them, and an output for each call."""
+    items: list[dict[str, Any]] = []
+    for event in events:
+        last = items[-1] if items else {"type": None}
+        if isinstance(event, CallName):
+            call = {
+                "call_id": new_call_id(form),
+                "name": event.name,
+                "arguments": "",
+                "id": "fc_1",
+                "status": "completed",
+            }
+            items.append({"type": "function_call", **call})
+        elif isinstance(event, CallArguments):
+            last["arguments"] += event.text
+        else:
+            kind, part = ("message", "output_text") if isinstance(event, Content) else ("reasoning", "reasoning_text")
+            if last["type"] != kind:
+                text = {"type": part, "text": "", "annotations": [], "logprobs": []}
+                more = {"role": "assistant", "status": "completed"} if kind == "message" else _NO_SUMMARY
+                items.append({"type": kind, "id": "i_1", "content": [text], **more})
+            items[-1]["content"][0]["text"] += event.text
+    parts = [{"type": "input_text", "text": "21"}]
+    calls = [item["call_id"] for item in items if item["type"] == "function_call"]
+    return [*items, *({"type": "function_call_output", "call_id": call, "output": parts, "id": None} for call in calls)]
+
+
+_CHATS = ChatTemplates(None, "here")
+
+
+def render(template: str, messages: list[dict[str, Any]]) -> str:
+    return _CHATS.render(
+        messages,
+        add_generation_prompt=True,
+        tools=chat_input.tools(TOOLS),
+        template=template,
+        variables={},
+        special_tokens=SPECIAL,
+        settle=True,
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(answer=answers(), reasoning=st.sampled_from(["none", "think"]), begun=st.booleans(), whole=st.booleans())
+def test_an_answer_can_be_sent_back(answer: tuple[str, str], reasoning: str, begun: bool, whole: bool) -> None:
+    name, text = answer
+    form = AnswerFormat(name, reasoning)
+    events = events_of(form, text, whole=whole, begun=begun and reasoning != "none")
+    body = {"messages": [USER, *chat_turn(form, events)], "tools": TOOLS, "tool_choice": "auto"}
+    chat = chat_input.messages(decode(msgspec.json.encode(body), ChatRequest).messages)
+    body = {"input": [USER, *response_items(form, events)], "tools": [], "tool_choice": "auto"}
+    items = responses_input._messages(decode(msgspec.json.encode(body), ResponsesRequest))
+    calls = sum(isinstance(event, CallName) for event in events)
+    for template in SHAPES[name]:
+        if template is templates.LLAMA3 and calls > 1:
+            continue  # it takes one call in a message, from anyone
+        assert render(template, chat).startswith(render(template, chat[:1]).split("Weather?")[0])
+        render(template, items)
+
+
+@pytest.mark.longer
+@settings(max_examples=300, deadline=None)
+@given(
+    turns=st.lists(st.tuples(answers(), st.booleans()), min_size=1, max_size=6),
+    reasoning=st.sampled_from(["none", "think", "granite"]),
+)
+def test_long_conversations_go_on(turns: list[tuple[tuple[str, str], bool]], reasoning: str) -> None:
+    form = AnswerFormat(turns[0][0][0], reasoning)
+    chat, items = [], []
+    one_call = True
+    for (_, text), whole in turns:
+        events = events_of(form, text, whole=whole, begun=False)
+        one_call = one_call and sum(isinstance(event, CallName) for event in events) < 2
+        user = USER if not chat or chat[-1]["role"] == "assistant" else None
+        chat += [*([user] if user else []), *chat_turn(form, events)]
+        items += [USER, *response_items(form, events)]
+    chat = chat_input.messages(decode(msgspec.json.encode({"messages": chat}), ChatRequest).messages)
+    items = responses_input._messages(decode(msgspec.json.encode({"input": items}), ResponsesRequest))
+    for template in SHAPES[form.tool_calls]:
+        if template is templates.LLAMA3 and not one_call:
+            continue
+        render(template, chat)
+        if "alternate" not in template:  # an answer without any text has no item, so two of the user's may meet
+            render(template, items)
+
+
+def test_the_shapes_are_those_that_the_parsers_are_for() -> None:
+    known = {
+        form: [answer_format("auto", "none", shape).tool_calls for shape in shapes] for form, shapes in SHAPES.items()
+    }
+    assert known == {
+        "hermes": ["hermes", "hermes", "none", "hermes", "none"],
+        "granite": ["granite", "granite"],
+        "llama3": ["llama3"],
+        "mistral": ["mistral", "mistral"],
+    }
+
+
+def test_arguments_come_back_as_objects_or_empty() -> None:
+    for text, expected in (
+        *(
+            (each, {})
+            for each in ("", "[]", "5", "null", '"x"', '{"a": 1,}', '{"text": "once up', "1" * 5000, "[" * 100_000)
+        ),
+        ('{"a": 1}', {"a": 1}),
+        ('{"t": "\\ud83d"}', {"t": "\ufffd"}),
+        ('{"t": "\\ud83d\\ude00"}', {"t": "\U0001f600"}),
+        (None, {}),
+        ({"a": {"b": []}}, {"a": {"b": []}}),
+        ([1], {}),
+        (True, {}),
+    ):
+        call = {"id": "a1b2c3d4e", "function": {"name": "f", "arguments": text}}
+        message = {"role": "assistant", "tool_calls": [call]}
+        (given_message,) = chat_input.messages([message])
+        assert given_message["tool_calls"][0]["function"]["arguments"] == expected
+        shown = render("{{ messages[0].tool_calls[0].function.arguments | tojson }}", [message])  # as gRPC gives it
+        assert json.loads(shown) == expected
+
+
+CUT = '<tool_call>\n{"name": "f", "arguments": {"text": "once up'
+
+
+@pytest.mark.parametrize("text", [CUT, '<tool_call>{"name": "f", "arguments": {"t": "a\nb"}}</tool_call>'])
+def test_calls_without_json_are_content_unless_they_were_streamed(text: str) -> None:
+    """Over sockets; and either way the conversation goes on with what was answered."""
+    flat = [{"type": "function", **TOOLS[1]["function"]}]
+
+    async def test() -> None:
+        async with http_serving(says(text), tool_call_parser="hermes") as s:
+            whole = (await s.chat(tools=TOOLS, max_tokens=None))["choices"][0]
+            assert (whole["message"]["content"], whole["finish_reason"]) == (text, "stop")
+            assert "tool_calls" not in whole["message"]
+            response = (await s.post("/v1/responses", input="hi", temperature=0, tools=flat)).json()
+            assert [item["content"][0]["text"] for item in response["output"]] == [text]
+            events = await s.events("/v1/chat/completions", messages=[USER], temperature=0, tools=TOOLS)
+            deltas = [event["choices"][0]["delta"] for event in events[:-1]]
+            calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+            arguments = "".join(call["function"].get("arguments", "") for call in calls)
+            assert arguments == text.removesuffix("}</tool_call>").partition('"arguments": ')[2]
+            call = {"id": calls[0]["id"], "type": "function", "function": {"name": "f", "arguments": arguments}}
+            told = {"role": "assistant", "content": None, "tool_calls": [call]}
+            result = {"role": "tool", "tool_call_id": call["id"], "content": "no JSON"}
+            for turn in ([whole["message"]], [told, result]):
+                await s.chat(messages=[USER, *turn, USER], tools=TOOLS)
+            again = await s.post("/v1/responses", input=[USER, *response["output"], USER], temperature=0, tools=flat)
+            assert again.status_code == 200, again.text
+
+    run(test())
