@@ -131,6 +131,11 @@ class AnswerParser:
         """Whether the reasoning is over, or there is none; see ReasoningSplitter."""
         return self._reasoning is None or self._reasoning.answering
 
+    @property
+    def splitter(self) -> ReasoningSplitter | None:
+        """What tells reasoning from answer; None where the format has no reasoning."""
+        return self._reasoning
+
     def push(self, text: str) -> list[Event]:
         events: list[Event] = []
         if self._after_space and not text.strip(SPACE):
