@@ -168,6 +168,17 @@ CASES: list[dict[str, Any]] = [
         _llama(added_tokens_decoder=_decoder(420, _FIXED), pad_token="<pad>", additional_special_tokens=["<image>"]),
         texts=None,
     ),
+    # Code Llama's class: tokens of its own, BOS whatever the file says, `legacy` not looked at.
+    _case("code_llama_json", "llama.json", {"tokenizer_class": "CodeLlamaTokenizer", "legacy": True, **_LLAMA_TOKENS}),
+    _case(
+        "code_llama_model",
+        "sp_bpe.model",
+        {"tokenizer_class": "CodeLlamaTokenizer", "add_bos_token": False, "suffix_token": "▁<SUF>", **_LLAMA_TOKENS},
+    ),
+    _case("code_llama_defaults", "sp_bpe.model", {"tokenizer_class": "CodeLlamaTokenizer", "add_prefix_space": False}),
+    # With a tokenizer.json that is used as it stands, add_prefix_space says nothing.
+    _case("byte_level_asks_for_a_space", "byte_level.json", {**_BYTE_TOKENS, "add_prefix_space": True}),
+    _case("byte_level_asks_for_none", "byte_level_prefix.json", {**_BYTE_TOKENS, "add_prefix_space": False}),
     _case("llama_model_unigram", "sp_unigram.model", _llama(legacy=True), texts=[0, 5, 9, 17, 28, 32]),
     _case("generic_model_bpe", "sp_bpe.model", _llama(), model_type="mistral"),
     _case(

@@ -104,6 +104,7 @@ def _from_json(files: TokenizerFiles, document: dict[str, Any], name: str, token
     if recipe is None:
         if name != pipelines.GENERIC:
             draft.notes.append(f"tokenizer_class {name} has no rules of its own here: {path.name} is used as it stands")
+        draft.notes += _prefix_space_note(document, files.tokenizer_config)
         return draft
     model = document.get("model") or {}
     vocab = model.get("vocab") or {}
@@ -181,6 +182,18 @@ def _generic_from_model(files: TokenizerFiles, name: str, model: SentencePieceMo
     return draft
 
 
+def _prefix_space_note(document: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """A tokenizer.json that is used as it stands puts its own space before a text, or none."""
+    asked, outer = config.get("add_prefix_space"), document.get("pre_tokenizer") or {}
+    steps = outer.get("pretokenizers") or [outer]
+    if asked is None or all(bool(step.get("add_prefix_space", asked)) == bool(asked) for step in steps):
+        return []
+    return [
+        f"add_prefix_space = {asked} of {TOKENIZER_CONFIG} is passed over, as in transformers 5.24 (5.0 did what it says): "
+        f"{TOKENIZER_JSON} is used as it stands"
+    ]
+
+
 def _legacy_note(name: str, config: dict[str, Any]) -> list[str]:
     if name != "LlamaTokenizer" or "legacy" in config:
         return []
@@ -199,9 +212,11 @@ def _finish(draft: _Draft, files: TokenizerFiles, name: str, tokens: SpecialToke
         backend.post_processor = draft.post_processor
     register(backend, tokens)
     # With a tokenizer.json its post-processor decides about BOS and EOS, and these two keys are not looked at.
+    recipe = pipelines.recipe_for(name)
+    adds_bos = recipe is not None and recipe.adds_bos
     explicit = files.tokenizer_json is None and ("add_bos_token" in config or "add_eos_token" in config)
-    if explicit or backend.post_processor is None:
-        add_bos = explicit and bool(config.get("add_bos_token"))
+    if explicit or adds_bos or backend.post_processor is None:
+        add_bos = bool(config.get("add_bos_token", adds_bos)) if explicit else adds_bos
         add_eos = explicit and bool(config.get("add_eos_token"))
         _set_post_processor(backend, tokens.text("bos_token") if add_bos else None, tokens, add_eos)
     if name == "Qwen2Tokenizer":

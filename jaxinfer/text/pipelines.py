@@ -1,4 +1,4 @@
-"""Which tokenization pipeline a folder gets: the rules of transformers 5.24, written as data and four small builders.
+"""Which tokenization pipeline a folder gets: the rules of transformers 5.24, written as data and small builders.
 
 transformers 5 does not always run the pipeline that tokenizer.json describes. For a few tokenizer classes it takes the
 vocabulary, the merges and the post-processor from the file and rebuilds the normalizer, the pre-tokenizer and the
@@ -57,11 +57,13 @@ class Recipe:
         name: the class's name in transformers, without "Fast".
         special_tokens: the class's own named tokens, used where no file mentions the name.
         build: (vocab, merges, tokenizer_config, unk_token) -> backend without added tokens or post-processor.
+        adds_bos: BOS comes before a text unless `add_bos_token` says otherwise, whatever the file's post-processor is.
     """
 
     name: str
     special_tokens: Mapping[str, str | None]
     build: Callable[[Vocab, Merges, Mapping[str, Any], str | None], Tokenizer]
+    adds_bos: bool = False
 
 
 def class_name(
@@ -118,6 +120,21 @@ def _llama(vocab: Vocab, merges: Merges, config: Mapping[str, Any], unk_token: s
     return backend
 
 
+def _code_llama(vocab: Vocab, merges: Merges, config: Mapping[str, Any], unk_token: str | None) -> Tokenizer:
+    """Code Llama: as Llama 2, but `legacy` is not looked at, unknown characters have a token, and decoding always drops
+    the first space."""
+    add_prefix_space = config.get("add_prefix_space")
+    backend = Tokenizer(
+        BPE(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True, dropout=None, unk_token=str(unk_token))
+    )
+    scheme = "never" if add_prefix_space is not None and not add_prefix_space else "first"
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
+    )
+    return backend
+
+
 def _gemma(vocab: Vocab, merges: Merges, config: Mapping[str, Any], unk_token: str | None) -> Tokenizer:
     """Gemma: spaces become ▁, no space is put before the text, bytes for unknown characters."""
     backend = Tokenizer(
@@ -169,6 +186,21 @@ _RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("LlamaTokenizer", {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}, _llama),
+        Recipe(
+            "CodeLlamaTokenizer",
+            {
+                "unk_token": "<unk>",
+                "bos_token": "<s>",
+                "eos_token": "</s>",
+                "prefix_token": "▁<PRE>",
+                "middle_token": "▁<MID>",
+                "suffix_token": "▁<SUF>",
+                "eot_token": "▁<EOT>",
+                "fill_token": "<FILL_ME>",
+            },
+            _code_llama,
+            adds_bos=True,
+        ),
         Recipe(
             "GemmaTokenizer",
             {

@@ -51,7 +51,8 @@ class SpecialTokens:
         for name in STANDARD_NAMES:
             if name in self.named or name in defaults:
                 named[name] = self.named[name] if name in self.named else defaults[name]
-        named |= {name: token for name, token in self.named.items() if name not in STANDARD_NAMES}
+        own = {name: token for name, token in defaults.items() if name not in STANDARD_NAMES}
+        named |= own | {name: token for name, token in self.named.items() if name not in STANDARD_NAMES}
         return SpecialTokens(named=named, extra=self.extra, extra_given=self.extra_given, added=self.added)
 
     def find_added_in_raw_text(self) -> None:

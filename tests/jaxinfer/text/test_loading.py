@@ -136,9 +136,11 @@ def test_notes_say_where_files_are_not_followed(tmp_path: Path) -> None:
     assert tokenizer("byte_level").notes == ()
     assert tokenizer("llama_model_legacy").notes == ()
     unknown = write_folder(
-        tmp_path, case("model_alone"), **{"tokenizer_config.json": {"tokenizer_class": "CodeLlamaTokenizer"}}
+        tmp_path, case("model_alone"), **{"tokenizer_config.json": {"tokenizer_class": "CamembertTokenizer"}}
     )
-    assert any("CodeLlamaTokenizer has no rules of its own here" in note for note in load_tokenizer(unknown).notes)
+    assert any("CamembertTokenizer has no rules of its own here" in note for note in load_tokenizer(unknown).notes)
+    for name in ("byte_level_asks_for_a_space", "byte_level_asks_for_none"):
+        assert any("is passed over, as in transformers 5.24" in note for note in tokenizer(name).notes)
     (note,) = tokenizer("llama_model").notes
     assert "does not say legacy: it is false as in transformers 5" in note
 
