@@ -189,7 +189,7 @@ def _prefix_space_note(document: dict[str, Any], config: dict[str, Any]) -> list
     if asked is None or all(bool(step.get("add_prefix_space", asked)) == bool(asked) for step in steps):
         return []
     return [
-        f"add_prefix_space = {asked} of {TOKENIZER_CONFIG} is passed over, as in transformers 5.24 (5.0 did what it says): "
+        f"add_prefix_space = {asked} of {TOKENIZER_CONFIG} is passed over, as in transformers 5.24 (not in 5.0): "
         f"{TOKENIZER_JSON} is used as it stands"
     ]
 
