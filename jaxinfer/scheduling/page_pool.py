@@ -35,7 +35,7 @@ class PrefixNode:
     def __init__(self, parent: PrefixNode | None, token_ids: tuple[Hashable, ...]) -> None:
         self.parent = parent
         self.token_ids = token_ids
-        self.depth = 0 if parent is None else parent.depth + 1
+        self.depth: int = 0 if parent is None else parent.depth + 1
         self.growth = 0
         self.page = NULL_PAGE
 

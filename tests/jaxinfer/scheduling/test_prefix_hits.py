@@ -25,11 +25,11 @@ TENANTS = [("",), ("", "a"), ("", "a", "b", "c")]
 @pytest.mark.parametrize("fail_every", [0, 23])
 def test_plans_are_those_of_a_scheduler_without_memory(tenants: tuple[str, ...], fail_every: int) -> None:
     hits = preemptions = 0
-    for seed in range(15):
+    for seed in range(8):
         stats = check_same_plans(seed, FreshWorld, tenants=tenants, fail_every=fail_every).scheduler.stats
         hits, preemptions = hits + stats.prefix_hits, preemptions + stats.preemptions
-    assert hits > 100
-    assert preemptions > 5
+    assert hits > 50
+    assert preemptions > 2
 
 
 @pytest.mark.longer
@@ -66,9 +66,9 @@ class _WatchedWorld(World):
 def test_a_remembered_prefix_is_what_a_look_up_finds(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_pool.Changes, "KEPT", kept)
     _WatchedWorld.checked = 0
-    for seed in range(25):
+    for seed in range(10):
         run_episode(seed, tenants=("", "a"), kind=_WatchedWorld, fail_every=31)
-    assert _WatchedWorld.checked > 400, "hardly anything was found, so nothing is proven"
+    assert _WatchedWorld.checked > 150, "hardly anything was found, so nothing is proven"
 
 
 class Looks:
