@@ -142,7 +142,8 @@ class CompletionReply(Reply):
                     self._add_prompt_ids(prompt, part)
                 first[prompt] = False
                 event = {**self._head, "choices": [part], **usage.so_far(self._usage)}
-                if len(part["text"]) < _STEPS_AT_A_TIME:
+                tokens = len(part["logprobs"]["tokens"]) if part["logprobs"] is not None else 0
+                if len(part["text"]) < _STEPS_AT_A_TIME and tokens < _STEPS_AT_A_TIME // 8:
                     yield sse(event)
                 else:  # with a long prompt
                     async for data in sse_in_parts(event):

@@ -21,6 +21,8 @@ ANSWERS = {
     "cut in the tag": "<think>so %</thi",
     "line ends": "\n <think>\n%\n%\n </think>\n",
     "a call at once": f"<think>%</think>{CALL}",
+    "a draft of a call": f"<think>so % {CALL} or % not</think>Hi",
+    "a call that ends it": f"<think>so % then\n{CALL}",
 }
 PARSERS = {"tool_call_parser": "hermes", "reasoning_parser": "think"}
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
