@@ -36,7 +36,7 @@ from serving.filters.inputs import filtered
 from serving.gateways.services import GatewayConfig, Gateways
 from serving.guard import Guard
 from serving.http.api import Api, ApiConfig
-from serving.http.door import HttpDoor, bind
+from serving.http.door import HttpConfig, HttpDoor, bind
 from serving.observing.ledger import LedgerError
 from serving.observing.setup import Observing, ObservingConfig
 from serving.observing.tracing import TracingError
@@ -86,6 +86,7 @@ class ServerConfig:
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     http_port: int | None = None
+    http: HttpConfig = field(default_factory=HttpConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
     observing: ObservingConfig = field(default_factory=ObservingConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
@@ -198,7 +199,7 @@ class Server:
             await self._server.start()
             if http is not None:
                 tls = None if access.tls is None else access.tls.context
-                self._http = HttpDoor(self.api, http, config.max_message_bytes, tls)
+                self._http = HttpDoor(self.api, http, config.max_message_bytes, tls, config.http)
                 await self._http.start()
         except BaseException:
             link.kill()
@@ -394,6 +395,7 @@ def _check_free(host: str, port: int) -> None:
 
 
 def grpc_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """gRPC ignores a name that it does not know: tests look each of them up in its core."""
     return [
         ("grpc.so_reuseport", 0),  # else a second server would take the port too, and half of the connections
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -404,8 +406,11 @@ def grpc_options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.server_handshake_timeout_ms", 15_000),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small message stays small
         ("grpc.keepalive_time_ms", 60_000),  # finds clients that vanished without a word
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        # A stream can be silent for long, in the queue or in a long prefill, while its client or a proxy pings: no ping
+        # comes too often, as with vLLM. What pings may make the server queue is bounded by gRPC itself.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 0),
     ]
 
 
