@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from jaxinfer.sampling_params import InvalidRequest, as_token_ids
-from jaxinfer.text import ChatMessageError
+from jaxinfer.text import ChatMessageError, ChatTemplateError, StopStringError
 from jaxinfer.text.answers import AnswerFormat, answer_format
 from serving.engine_client import EngineClient
 from serving.http import chat, chat_input, convert, responses_input
@@ -15,6 +15,7 @@ from serving.http.chat import ChatReply
 from serving.http.completions import CompletionReply
 from serving.http.decode import decode
 from serving.http.errors import ApiError, from_invalid, from_refusal, invalid
+from serving.http.every_fault import every_fault
 from serving.http.generation import Generation
 from serving.http.models import (
     ChatRequest,
@@ -34,6 +35,7 @@ from serving.request import (
     ModelContext,
     PreparedRequest,
     TextPrompt,
+    check_fields,
     check_model,
     encode_prompt,
     prepare,
@@ -104,7 +106,7 @@ class Api:
             generation = Generation(self.client, prepared, model.tokenizer, replace(origin, user=_user(request)))
         except (Refusal, *BAD_INPUT) as error:
             self.client.refused += 1
-            raise as_api_error(error) from error
+            raise as_api_error(error, "input" if path == RESPONSES else "messages") from error
         except ApiError:
             self.client.refused += 1
             raise
@@ -115,6 +117,25 @@ class Api:
             raise
 
     def _prepare(
+        self, endpoint: _Endpoint, body: bytes, model: ModelContext
+    ) -> tuple[Sampling, Sequence[PreparedRequest]]:
+        """Raises ApiError with all faults that are found, one of BAD_INPUT, or Refusal."""
+        try:
+            return self._prepared(endpoint, body, model)
+        except (ApiError, InvalidRequest) as error:
+            first = error if isinstance(error, ApiError) else from_invalid(error)
+            if first.status != 400:
+                raise
+            raise every_fault(body, endpoint.kind, first, lambda each: self._check(endpoint, each, model)) from error
+
+    def _check(self, endpoint: _Endpoint, request: Sampling, model: ModelContext) -> None:
+        """All but the prompt's tokens. Raises InvalidRequest, one of BAD_INPUT, or Refusal."""
+        with convert.in_names_of_the_client(endpoint.names(request)):
+            requests = endpoint.convert(request, model, self.form)
+            check_fields(requests[0], model)
+            self._check_room(requests, model)
+
+    def _prepared(
         self, endpoint: _Endpoint, body: bytes, model: ModelContext
     ) -> tuple[Sampling, Sequence[PreparedRequest]]:
         request = decode(body, endpoint.kind)
@@ -149,21 +170,29 @@ class Api:
             return await self._worker.run(len(body), lambda: work(body, model))
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error) from error
+        except ApiError as error:
+            kind = TokenizeRequest if work is _tokenize else DetokenizeRequest
+            raise every_fault(body, kind, error, lambda _: None) from error
 
 
 def _user(request: Sampling) -> str:
     return request.user or getattr(request, "safety_identifier", None) or ""
 
 
-def as_api_error(error: Exception) -> ApiError:
-    """Of BAD_INPUT or a Refusal."""
+def as_api_error(error: Exception, conversation: str | None = "messages") -> ApiError:
+    """Of BAD_INPUT or a Refusal. conversation: the field that the client has it in."""
     if isinstance(error, Refusal):
         return from_refusal(error)
     if isinstance(error, InvalidRequest):
         return from_invalid(error)
     message = str(error)
-    param = message.split(" ", 1)[0] if isinstance(error, ChatMessageError) else None
-    return invalid(param, message)
+    if isinstance(error, ChatMessageError):
+        return invalid(message.split(" ", 1)[0], message, reason="a message or a tool is malformed")
+    if isinstance(error, StopStringError):
+        return invalid("stop", message, reason="the stop strings are malformed")
+    if isinstance(error, ChatTemplateError):  # a template judges the conversation as a whole
+        return invalid(conversation, message, reason="the chat template does not take it")
+    return invalid(None, message, reason="the text cannot be tokenized")
 
 
 def _tokenize(body: bytes, model: ModelContext) -> dict[str, Any]:
@@ -175,7 +204,7 @@ def _tokenize(body: bytes, model: ModelContext) -> dict[str, Any]:
     with convert.in_names_of_the_client({"template_variables": "chat_template_kwargs"}):
         if request.prompt is not None:
             for name in ("tools", "add_generation_prompt", "chat_template_kwargs"):
-                if getattr(request, name) is not None:
+                if getattr(request, name) not in (None, [], {}):
                     raise InvalidRequest(name, getattr(request, name), "it applies to messages only")
             ids = encode_prompt(TextPrompt(request.prompt, request.add_special_tokens is not False), model)
         else:

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TextIO
 
-from serving.observing.record import Origin, RequestRecord
+from serving.observing.record import RequestRecord
 
 LogFormat = Literal["auto", "json", "text"]
 LEVELS = ("debug", "info", "warning", "error")
@@ -213,16 +213,6 @@ def log_access(record: RequestRecord) -> None:
         **(record.content or {}),
     }
     _ACCESS.info("request", extra={"fields": fields})
-
-
-def refusal_log(*, content: bool) -> Any:
-    """A line for each request that was not taken; why, only with `content`: the sentence quotes the request."""
-
-    def log_refusal(origin: Origin, code: str, error: Exception) -> None:
-        fields = {"door": origin.door, "endpoint": origin.endpoint, "tenant": origin.tenant, "code": code}
-        _ACCESS.info("refused", extra={"fields": {**fields, **({"reason": str(error)} if content else {})}})
-
-    return log_refusal
 
 
 def milliseconds(seconds: float) -> float:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.observing.ledger import MAX_BYTES, Ledger
-from serving.observing.logs import log_access, refusal_log
+from serving.observing.logs import log_access
 from serving.observing.metrics import Metrics, Values
 from serving.observing.recorder import Recorder
+from serving.observing.refusals import refusal_log
 from serving.observing.tracing import Tracer
 
 

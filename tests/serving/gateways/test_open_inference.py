@@ -229,7 +229,10 @@ BAD = {
     "raw count": (raw(b"\0\0\0\0\0\0\0\0"), ["text_input is '2 values'", "holds 1"]),
     "raw ids": (raw(b"abc", name="input_ids", datatype="INT32"), ["is '3 bytes'", "INT32 takes 4 bytes"]),
     "raw and typed": (raw(b"", contents=pb.InferTensorContents()), ["text_input.contents is 'set'"]),
-    "raw entries": (infer(raw_input_contents=[b""]), ["raw_input_contents is '1 entries'", "each of the 2 inputs"]),
+    "raw entries": (
+        infer(raw_input_contents=[b""]),
+        ["raw_input_contents is '1 entries'", "each of the 0 inputs without"],
+    ),
     "json": (written("{"), ["sampling_parameters is '{'", "it must be JSON"]),
     "nested": (written("[" * 100_000), ["sampling_parameters is '[[[", "nested too deeply"]),
     "no object": (written("[]"), ["sampling_parameters is '[]'", "a JSON object"]),
@@ -244,13 +247,14 @@ BAD = {
     "digits": (infer(sampling={"seed": "9" * 5000}), ["sampling_parameters.seed is '999"]),
     "range": (infer(sampling={"top_p": 1.5}), ["sampling_parameters.top_p is 1.5", "at most 1"]),
     "inf": (infer(sampling={"temperature": "inf"}), ["sampling_parameters.temperature is inf"]),
-    "context": (infer(sampling={"max_tokens": 10**9}), ["sampling_parameters.max_tokens is 1000000000", "context"]),
+    "context": (infer(sampling={"min_tokens": 10**9}), ["sampling_parameters.min_tokens is 1000000000"]),
+    "fraction": (infer(sampling={"max_tokens": 16.5}), ["sampling_parameters.max_tokens is 16.5", "an integer"]),
     "streamed": (infer(stream=True), ["stream is True", "ModelStreamInfer streams"]),
     "sequence": (parameter("sequence_id", int64_param=1), ["parameters[sequence_id] is 1"]),
     "mixed": (parameter("top_k", int64_param=1), ["parameters[top_k] is 1", "sampling_parameters"]),
     "no value": (parameter("top_k"), ["parameters[top_k] is None"]),
     "timeout": (parameter("timeout", int64_param=-1), ["parameters[timeout] is -1"]),
-    "timeout type": (parameter("timeout", string_param="1"), ["parameters[timeout] is '1'", "integer"]),
+    "timeout type": (parameter("timeout", string_param="x"), ["parameters[timeout] is 'x'", "integer"]),
     "priority": (parameter("priority", uint64_param=2**63), ["parameters[priority] is", "32-bit"]),
     "empty final": (parameter("triton_enable_empty_final_response", int64_param=1), ["is 1", "a boolean"]),
     "output": (
@@ -404,5 +408,62 @@ def test_a_full_server_refuses_in_the_stream():
             assert s.server.client.accepted == 4
             stats = await s.stub.GetStats(own_pb.GetStatsRequest())
             assert (stats.accepted_requests, stats.refused_requests) == (4, 2)
+
+    run(test())
+
+
+def kserve(text: str = "hi", **sizes: int) -> pb.ModelInferRequest:
+    """As KServe's Python client writes inputs of numpy arrays (set_data_from_numpy): raw, and their length told."""
+    request = infer(text, raw=True)
+    for tensor, data in zip(request.inputs, request.raw_input_contents, strict=True):
+        tensor.parameters["binary_data_size"].int64_param = sizes.get(tensor.name, len(data))
+    return request
+
+
+def test_inputs_of_kserves_client_are_taken():
+    async def test():
+        async with serving(gateways=BOTH) as s:
+            response = await stub(s).ModelInfer(kserve("grüß"))
+            assert response.raw_output_contents == [struct.pack("<I", 14) + "grüßabcdefgh".encode()]
+            # One input of an array, the other of a list: only the former is raw.
+            request = kserve()
+            del request.inputs[1], request.raw_input_contents[1]
+            add_input(request, "sampling_parameters", json.dumps({"temperature": 0, "max_tokens": 3}))
+            assert (await stub(s).ModelInfer(request)).raw_output_contents == [struct.pack("<I", 5) + b"hiabc"]
+            # What its HTTP messages have beside it.
+            request = infer(outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name="text_output")])
+            request.outputs[0].parameters["binary_data"].bool_param = True
+            request.parameters["binary_data_output"].bool_param = True
+            del request.inputs[1]
+            request.parameters["max_tokens"].int64_param = 3
+            request.parameters["temperature"].double_param = 0
+            assert text_output(await stub(s).ModelInfer(request)) == ["hiabc"]
+
+    run(test())
+
+
+def test_a_size_that_is_not_that_of_the_input_is_refused():
+    typed = infer()
+    typed.inputs[0].parameters["binary_data_size"].int64_param = 2
+    word = kserve()
+    word.inputs[0].parameters["binary_data_size"].string_param = "6"
+    shared = kserve()
+    shared.inputs[0].parameters["shared_memory_region"].string_param = "x"
+    output = infer(outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name="text_output")])
+    output.outputs[0].parameters["classification"].int64_param = 3
+    cases = {
+        "text_input.parameters[binary_data_size] is 5; its raw form has 6 bytes": kserve(text_input=5),
+        "text_input.parameters[binary_data_size] is 2; it belongs to an input in raw_input_contents": typed,
+        "text_input.parameters[binary_data_size] is '6'; it must be an integer": word,
+        "text_input.parameters is 'shared_memory_region'; only binary_data_size is one": shared,
+        "text_output.parameters is 'classification'; only binary_data is one": output,
+    }
+
+    async def test():
+        async with serving(gateways=BOTH) as s:
+            for words, request in cases.items():
+                error = await status(stub(s).ModelInfer(request))
+                assert (error.code(), words in error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, True), words
+                assert s.received(Submit) == []
 
     run(test())
