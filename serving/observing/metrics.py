@@ -117,6 +117,10 @@ class Buckets:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
     def cumulative(self) -> list[tuple[str, float]]:
         pairs, sofar = [], 0
         for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
@@ -136,6 +140,8 @@ class Metrics:
         self.histograms = {spec.name: Buckets(spec.buckets) for spec in SPECS if spec.buckets}
         self.prompt_tokens = self.generation_tokens = 0
         self.finished: Counter[tuple[str, ...]] = Counter({(reason,): 0 for reason in FINISH_REASONS})
+        self.finished_seconds: Counter[str] = Counter()  # from arrival to end, by the reason of the end
+        self.last_arrival = 0.0  # Unix time, of the finished requests
         self.refused: Counter[tuple[str, ...]] = Counter()
         self.tenant_tokens: Counter[tuple[str, ...]] = Counter()
         self.tenant_device: Counter[tuple[str, ...]] = Counter()
@@ -180,6 +186,8 @@ class Metrics:
         self.count_prompt(record)
         self.finished[(record.finish_reason,)] += 1
         phases, observe = record.phases(), self._observe
+        self.finished_seconds[record.finish_reason] += sum(phases.values())  # type: ignore[assignment]
+        self.last_arrival = max(self.last_arrival, record.time)
         observe("e2e_request_latency_seconds", sum(phases.values()))
         observe("request_queue_time_seconds", record.queue_seconds)
         if record.first_token:

@@ -15,7 +15,7 @@ import pytest
 from grpc._cython import cygrpc
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 
-from serving import server
+from serving import grpc_door, server
 from serving.observing import tracing
 from tests.fakes import FakeOptions
 from tests.serving.harness import greedy, run, serving, until
@@ -49,7 +49,7 @@ def test_every_channel_argument_is_one_of_grpcs():
         for path, text in strings(*ROOMS)
         if re.fullmatch(r"grpc\.(?!aio|_)[a-z0-9_.]*[a-z0-9]", text) and "_" in text
     }
-    assert {name for name, _ in server.grpc_options(1)} <= {name for name, _ in used}
+    assert {name for name, _ in grpc_door.grpc_options(1)} <= {name for name, _ in used}
     assert [each for each in sorted(used) if each[0] not in known_to_grpc()] == []
 
 

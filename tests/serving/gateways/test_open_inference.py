@@ -231,7 +231,7 @@ BAD = {
     "raw and typed": (raw(b"", contents=pb.InferTensorContents()), ["text_input.contents is 'set'"]),
     "raw entries": (
         infer(raw_input_contents=[b""]),
-        ["raw_input_contents is '1 entries'", "each of the 0 inputs without"],
+        ["raw_input_contents is '1 entries'", "the 0 inputs without"],
     ),
     "json": (written("{"), ["sampling_parameters is '{'", "it must be JSON"]),
     "nested": (written("[" * 100_000), ["sampling_parameters is '[[[", "nested too deeply"]),
@@ -465,5 +465,33 @@ def test_a_size_that_is_not_that_of_the_input_is_refused():
                 error = await status(stub(s).ModelInfer(request))
                 assert (error.code(), words in error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, True), words
                 assert s.received(Submit) == []
+
+    run(test())
+
+
+def test_statistics_are_those_of_the_metrics():
+    async def test():
+        async with serving(FakeOptions(step_seconds=0.001), gateways=BOTH) as s:
+            (before,) = (await stub(s).ModelStatistics(pb.ModelStatisticsRequest())).model_stats
+            assert (before.name, before.version, before.inference_count, before.last_inference) == ("fake", "1", 0, 0)
+            await stub(s).ModelInfer(infer())
+            await collect(s.stub.Generate(greedy()))  # another door's count as well
+            call = s.stub.Generate(greedy(max_tokens=2000))
+            await call.read()
+            call.cancel()
+            metrics = s.server.client.recorder.metrics
+            await until(lambda: sum(metrics.finished.values()) == 3, "all have ended")
+            (found,) = (await stub(s).ModelStatistics(pb.ModelStatisticsRequest(name="fake", version="1"))).model_stats
+            stats = found.inference_stats
+            assert (found.inference_count, stats.success.count, stats.fail.count) == (2, 2, 1)
+            assert found.execution_count == metrics.stats.steps > 8
+            total = metrics.histograms["e2e_request_latency_seconds"].total
+            assert (stats.success.ns + stats.fail.ns) / 1e9 == pytest.approx(total, rel=1e-6)
+            assert stats.queue.count == 3
+            assert stats.compute_infer.count in (2, 3)  # the one that was cancelled may have had no token yet
+            assert 0 < stats.compute_infer.ns <= stats.success.ns + stats.fail.ns
+            assert found.last_inference == round(1000 * metrics.last_arrival) > 0
+            error = await status(stub(s).ModelStatistics(pb.ModelStatisticsRequest(name="other")))
+            assert error.code() == grpc.StatusCode.NOT_FOUND
 
     run(test())
