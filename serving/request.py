@@ -125,7 +125,8 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
     prompt = request.prompt if context.filter_prompt is None else context.filter_prompt(request.prompt)
     ids = encode_prompt(prompt, context, params.truncate_prompt_tokens)
     params = _fit_context(params, len(ids), context)
-    seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
+    # -1 asks for a random one, as in vLLM.
+    seed = context.draw_seed() if params.seed in (None, -1) else (params.seed or 0) & (2**64 - 1)
     text = prompt.text if isinstance(prompt, TextPrompt) else None
     return PreparedRequest(
         request_id,
@@ -187,6 +188,8 @@ def sampling_params(
     values = {"max_tokens": None, **context.defaults, **(door_defaults or {})}
     if "max_tokens" not in given and given.get("min_tokens", 0) > (values["max_tokens"] or 0):
         values["max_tokens"] = None  # a default must not contradict what the client asked for
+    if given.get("truncate_prompt_tokens") == -1:  # vLLM's: as much as leaves room for one more token
+        given = {**given, "truncate_prompt_tokens": max(1, context.info.max_model_len - 1)}
     try:
         return _params({**values, **given}, context)
     except InvalidRequest as error:

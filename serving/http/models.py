@@ -12,7 +12,13 @@ from typing import Annotated, Any, NamedTuple
 
 from msgspec import Meta, Struct
 
-from jaxinfer.sampling_params import MAX_N, MAX_STOP_LENGTH, MAX_STOP_STRINGS, MAX_TOKEN_LIST
+from jaxinfer.sampling_params import (
+    MAX_N,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    MAX_TOKEN_LIST,
+)
 from serving.http.fragments import FLAT_TOOL, INPUT_ITEM, MESSAGE, TOOL
 from serving.request import MAX_CACHE_SALT, MAX_MESSAGES, MAX_REQUEST_ID, MAX_TOOLS
 
@@ -61,11 +67,13 @@ class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
         None
     )
     repetition_penalty: Annotated[
-        float | None, _doc("Over prompt and output; 1 is off", exclusiveMinimum=0, maximum=2)
+        float | None, _doc("Over prompt and output; 1 is off", exclusiveMinimum=0, maximum=MAX_REPETITION_PENALTY)
     ] = None
     presence_penalty: Annotated[float | None, _doc("Over the output", minimum=-2, maximum=2)] = None
     frequency_penalty: Annotated[float | None, _doc("Over the output", minimum=-2, maximum=2)] = None
-    seed: Annotated[int | None, _doc("Repeats the same text", minimum=-(2**63), maximum=2**64 - 1)] = None
+    seed: Annotated[
+        int | None, _doc("Repeats the same text; -1: another one each time", minimum=-(2**63), maximum=2**64 - 1)
+    ] = None
     stop: Annotated[
         str | list[str] | None,
         _doc(f"Strings that end the text, at most {MAX_STOP_STRINGS} of 1 to {MAX_STOP_LENGTH} characters"),
@@ -85,7 +93,7 @@ class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
     bad_token_ids: Annotated[list[int] | None, _ids("These tokens are never generated")] = None
     skip_special_tokens: Annotated[bool | None, _doc("Leave special tokens out of the text (on)")] = None
     truncate_prompt_tokens: Annotated[
-        int | None, _doc("Keep only the last so many tokens of the prompt", minimum=1)
+        int | None, _doc("Keep only the last so many tokens of the prompt; -1: what the context takes", minimum=-1)
     ] = None
     priority: Annotated[int | None, _doc("Lower is served first; 0 is normal", minimum=-(2**31), maximum=2**31 - 1)] = (
         None

@@ -227,5 +227,21 @@ def test_without_a_tokenizer_what_needs_none_is_taken():
     run(test())
 
 
+def test_minus_one_and_large_penalties_mean_what_they_mean_to_vllm():
+    async def test():
+        async with http_serving(FakeOptions(max_model_len=16)) as s:
+            await s.complete(prompt="x" * 40, truncate_prompt_tokens=-1)
+            submit = s.grpc.received(Submit)[-1]
+            assert (len(submit.prompt_token_ids), submit.params.max_tokens) == (15, 1)
+            assert (await s.refused("/v1/completions", prompt="x", truncate_prompt_tokens=-2))["param"]
+            for _ in range(2):
+                await s.complete(seed=-1, repetition_penalty=2.5, temperature=1)
+            first, second = s.grpc.received(Submit)[-2:]
+            assert first.seed != second.seed
+            assert first.params.repetition_penalty == 2.5
+
+    run(test())
+
+
 def test_options_of_a_stream_that_say_nothing_equal_none():
     assert StreamOptions() == msgspec.json.decode(b'{"include_usage": null}', type=StreamOptions)
