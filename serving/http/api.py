@@ -44,6 +44,7 @@ from serving.status import BAD_INPUT, Refusal, unavailable
 from serving.text_worker import TextWorker
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+_PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Api:
             generation = Generation(self.client, prepared, model.tokenizer, replace(origin, user=_user(request)))
         except (Refusal, *BAD_INPUT) as error:
             self.client.refused += 1
-            raise as_api_error(error, "input" if path == RESPONSES else "messages") from error
+            raise as_api_error(error, _PROMPTS[path]) from error
         except ApiError:
             self.client.refused += 1
             raise
@@ -179,8 +180,8 @@ def _user(request: Sampling) -> str:
     return request.user or getattr(request, "safety_identifier", None) or ""
 
 
-def as_api_error(error: Exception, conversation: str | None = "messages") -> ApiError:
-    """Of BAD_INPUT or a Refusal. conversation: the field that the client has it in."""
+def as_api_error(error: Exception, prompt: str | None = None) -> ApiError:
+    """Of BAD_INPUT or a Refusal. prompt: the field that the client has its text in."""
     if isinstance(error, Refusal):
         return from_refusal(error)
     if isinstance(error, InvalidRequest):
@@ -191,8 +192,8 @@ def as_api_error(error: Exception, conversation: str | None = "messages") -> Api
     if isinstance(error, StopStringError):
         return invalid("stop", message, reason="the stop strings are malformed")
     if isinstance(error, ChatTemplateError):  # a template judges the conversation as a whole
-        return invalid(conversation, message, reason="the chat template does not take it")
-    return invalid(None, message, reason="the text cannot be tokenized")
+        return invalid(prompt or "messages", message, reason="the chat template does not take it")
+    return invalid(prompt, message, reason="the text cannot be tokenized")
 
 
 def _tokenize(body: bytes, model: ModelContext) -> dict[str, Any]:

@@ -48,17 +48,16 @@ def enveloped(app: App, paths: frozenset[str], leaving: Callable[[], bool], cors
     """`app` with: a slash behind one of `paths` taken away, where a redirection would lose a POST's body or a client's
     key; `Connection: close` in every answer that begins while the server is `leaving`; and CORS, where preflights are
     answered before a key is asked for (browsers send none with them) and refusals and errors carry its headers too."""
-    app = _Slashes(_Closing(app, leaving), paths)
-    if not cors.allowed_origins:
-        return app
-    return CORSMiddleware(
-        app,
-        allow_origins=tuple(cors.allowed_origins),
-        allow_methods=tuple(method if method == "*" else method.upper() for method in cors.allowed_methods),
-        allow_headers=tuple(cors.allowed_headers),
-        allow_credentials=cors.allow_credentials,
-        expose_headers=EXPOSED,
-    )
+    if cors.allowed_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=tuple(cors.allowed_origins),
+            allow_methods=tuple(method if method == "*" else method.upper() for method in cors.allowed_methods),
+            allow_headers=tuple(cors.allowed_headers),
+            allow_credentials=cors.allow_credentials,
+            expose_headers=EXPOSED,
+        )
+    return _Slashes(_Closing(app, leaving), paths)
 
 
 class _Slashes:

@@ -16,7 +16,10 @@ from grpc._cython import cygrpc
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 
 from serving import grpc_door, server
+from serving.http.errors import from_refusal
 from serving.observing import tracing
+from serving.observing.metrics import SPECS
+from serving.status import RETRY_METADATA, overloaded
 from tests.fakes import FakeOptions
 from tests.serving.harness import greedy, run, serving, until
 
@@ -140,3 +143,51 @@ def test_headers_of_traces_are_those_of_the_propagator(name):
 
     assert name in TraceContextTextMapPropagator().fields
     assert name in tracing.TRACE_HEADERS
+
+
+# -- what others read from our answers --------------------------------------------------------------------------------
+
+# The metrics of vLLM 0.32 (vllm/v1/metrics/loggers.py) that this server has too, with the labels beside model_name and
+# engine. Dashboards and gateways made for vLLM ask for them.
+VLLMS = {
+    "num_requests_running": (),
+    "num_requests_waiting": (),
+    "kv_cache_usage_perc": (),
+    "cache_config_info": ("block_size", "num_gpu_blocks"),  # of many: the fields of CacheConfig
+    "prompt_tokens_total": (),
+    "generation_tokens_total": (),
+    "request_success_total": ("finished_reason",),
+    "num_preemptions_total": (),
+    "prefix_cache_queries_total": (),
+    "prefix_cache_hits_total": (),
+    "time_to_first_token_seconds": (),
+    "inter_token_latency_seconds": (),
+    "e2e_request_latency_seconds": (),
+    "request_queue_time_seconds": (),
+    "request_prefill_time_seconds": (),
+    "request_decode_time_seconds": (),
+    "request_inference_time_seconds": (),
+    "request_prompt_tokens": (),
+    "request_generation_tokens": (),
+    "request_max_num_generation_tokens": (),
+    "request_params_n": (),
+    "request_params_max_tokens": (),
+    "iteration_tokens_total": (),
+}
+
+
+def test_metrics_that_bear_vllms_prefix_are_vllms():
+    assert {spec.name: spec.labels for spec in SPECS if spec.shared} == VLLMS
+
+
+def test_headers_that_ask_for_patience_are_those_that_clients_obey():
+    import inspect
+
+    from openai import _base_client
+
+    answer = from_refusal(overloaded("full", 1500))
+    headers = {name.decode(): value.decode() for name, value in answer.headers}
+    assert headers == {"retry-after": "2", "retry-after-ms": "1500"}
+    read = inspect.getsource(_base_client)
+    assert all(f'"{name}"' in read for name in headers)
+    assert RETRY_METADATA.encode() in Path(cygrpc.__file__).read_bytes()  # gRPC's own

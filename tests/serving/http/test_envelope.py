@@ -119,7 +119,8 @@ def test_idle_connections_are_kept_as_long_as_the_setting_says():
 
 def test_every_answer_of_a_server_that_drains_closes_its_connection():
     async def test():
-        async with http_serving(FakeOptions(step_seconds=0.01)) as s:
+        cors = HttpConfig(cors=CorsConfig((PAGE,)))
+        async with http_serving(FakeOptions(step_seconds=0.01), http=cors) as s:
             for path in ("/ready", "/nothing"):
                 assert "connection" not in (await s.http.get(path)).headers
             async with s.http.stream(
@@ -132,6 +133,7 @@ def test_every_answer_of_a_server_that_drains_closes_its_connection():
                 for path, status in (("/health", 200), ("/ready", 503), ("/nothing", 404)):
                     answer = await s.http.get(path)
                     assert (answer.status_code, answer.headers["connection"]) == (status, "close"), path
+                assert (await preflight(s)).headers["connection"] == "close"
                 refused = await s.post("/v1/completions", prompt="a")
                 assert (refused.status_code, refused.headers["connection"]) == (503, "close")
                 assert [line async for line in lines][-2] == "data: [DONE]"
