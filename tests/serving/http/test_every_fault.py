@@ -71,16 +71,19 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "faults"), CASES)
-def test_all_are_told(path, body, faults):
+def test_all_are_told():
+    async def check(s: HttpServer, path: str, body: dict[str, Any], faults: list[str]) -> None:
+        error = await s.refused("/v1/" + path, **body)
+        assert error["message"].startswith(f"{len(faults)} faults: (1) "), error["message"]
+        assert error["message"].count("; (") == len(faults) - 1
+        for i, fault in enumerate(faults, 1):
+            assert f"({i}) {fault}" in error["message"], error["message"]
+        assert error["param"] == faults[0].split(" ")[0]
+
     async def test():
         async with http_serving(tool_call_parser="hermes") as s:
-            error = await s.refused("/v1/" + path, **body)
-            assert error["message"].startswith(f"{len(faults)} faults: (1) "), error["message"]
-            assert error["message"].count("; (") == len(faults) - 1
-            for i, fault in enumerate(faults, 1):
-                assert f"({i}) {fault}" in error["message"], error["message"]
-            assert error["param"] == faults[0].split(" ")[0]
+            for case in CASES:
+                await check(s, *case)
 
     run(test())
 
