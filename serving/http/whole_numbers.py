@@ -26,16 +26,29 @@ def _struct(value: Any, kind: type[msgspec.Struct]) -> Any:
 def _value(value: Any, types: tuple[_Type, ...]) -> Any:
     """types: those of a union."""
     if isinstance(value, float):
-        takes_float = any(isinstance(each, msgspec.inspect.FloatType | msgspec.inspect.AnyType) for each in types)
-        takes_int = any(isinstance(each, msgspec.inspect.IntType) for each in types)
-        return int(value) if takes_int and not takes_float and value.is_integer() else value
+        return int(value) if _takes_ints_alone(types) and value.is_integer() else value
     for each in types:
         if isinstance(value, list) and isinstance(each, msgspec.inspect.ListType):
-            inner = _members(each.item_type)
-            return [_value(item, inner) for item in value]
+            return _list(value, _members(each.item_type))
         if isinstance(value, dict) and isinstance(each, msgspec.inspect.StructType):
             return _struct(value, each.cls)
     return value
+
+
+def _list(values: list[Any], types: tuple[_Type, ...]) -> list[Any]:
+    """A prompt can be millions of numbers: they are looked at in one go."""
+    kinds = set(map(type, values))
+    if list in kinds or dict in kinds:
+        return [_value(item, types) for item in values]
+    if float not in kinds or not _takes_ints_alone(types):
+        return values
+    return [int(item) if type(item) is float and item.is_integer() else item for item in values]
+
+
+def _takes_ints_alone(types: tuple[_Type, ...]) -> bool:
+    """Of all kinds of numbers."""
+    takes_float = any(isinstance(each, msgspec.inspect.FloatType | msgspec.inspect.AnyType) for each in types)
+    return not takes_float and any(isinstance(each, msgspec.inspect.IntType) for each in types)
 
 
 @cache
