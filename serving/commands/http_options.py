@@ -14,6 +14,7 @@ def add_http_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("HTTP (docs/http.md)")
     group.add_argument(
         "--http-keep-alive",
+        "--timeout-keep-alive",  # uvicorn's name
         type=_seconds,
         metavar="S",
         default=KEEP_ALIVE_SECONDS,

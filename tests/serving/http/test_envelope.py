@@ -285,6 +285,7 @@ def test_options_have_vllms_names_and_form():
     assert arguments.allowed_origins == [PAGE, "*"]
     assert (arguments.allowed_methods, arguments.allowed_headers) == (["GET"], ["x-a"])
     assert (arguments.allow_credentials, arguments.http_keep_alive) == (True, 5.0)
+    assert make_parser("jaxinfer").parse_args(["--timeout-keep-alive", "0.5"]).http_keep_alive == 0.5
     assert make_parser("jaxinfer").parse_args(["--allowed-origins", PAGE]).allowed_origins == [PAGE]
 
 
