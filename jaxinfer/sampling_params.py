@@ -14,6 +14,7 @@ MAX_STOP_TOKEN_IDS = 128  # stop ids and end-of-sequence ids together, where min
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024  # characters in one stop string
 MAX_N = 64
+MAX_REPETITION_PENALTY = 100  # vLLM and transformers have no bound; beyond this one a token is as good as banned
 
 
 _IDS_AT_ONCE = 1 << 16
@@ -121,7 +122,9 @@ class SamplingParams:
         _number("top_p", self.top_p, 0.0, 1.0, "it must be above 0 and at most 1", open_low=True)
         _integer("top_k", self.top_k, -1, None, "it must be a positive integer, or 0 or -1 for off")
         _number("min_p", self.min_p, 0.0, 1.0, "it must be from 0 to 1")
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 2.0, "it must be above 0, at most 2", open_low=True)
+        most = MAX_REPETITION_PENALTY
+        allowed = f"it must be above 0, at most {most}"
+        _number("repetition_penalty", self.repetition_penalty, 0.0, most, allowed, open_low=True)
         for name in ("presence_penalty", "frequency_penalty"):
             _number(name, getattr(self, name), -2.0, 2.0, "it must be from -2 to 2")
         if self.seed is not None:

@@ -20,12 +20,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from serving import json_text
+from serving.append_file import AppendFile
 from serving.http.api import ENDPOINTS, Api
 from serving.http.errors import ApiError, from_refusal, invalid
 from serving.status import Refusal
 
 MAX_CUSTOM_ID = 512  # characters
 _SYNC_SECONDS = 1.0  # what a power cut may cost
+_LINE_ID = "batch_req_"
+_LINE_BEGINS = b'{"id":"' + _LINE_ID.encode()  # as every line of an output does
 
 
 class BatchError(Exception):
@@ -100,18 +103,21 @@ class Output:
         self.done: set[str] = set()
         self._synced = time.monotonic()
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._file = AppendFile(path, 0o644)
         except OSError as error:
             raise BatchError(f"cannot write {path}: {error.strerror or error}") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(self._file)
+            self.close()
             raise BatchError(f"cannot write {path}: another process is writing it") from error
         try:
-            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            if not stat.S_ISREG(os.fstat(self._file.descriptor).st_mode):
                 raise BatchError(f"{path} is no file; the answers of a batch need one, to go on after a kill")
             self._resume()
+        except OSError as error:
+            self.close()
+            raise BatchError(f"cannot write {path}: {error.strerror or error}") from error
         except BaseException:
             self.close()
             raise
@@ -120,8 +126,9 @@ class Output:
         whole = 0
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break  # cut by a kill
+                if not line.endswith(b"\n") and _is_torn(line):
+                    self._file.cut(whole)
+                    break
                 try:
                     self.done.add(msgspec.json.decode(line, type=_Done).custom_id)
                 except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -129,25 +136,27 @@ class Output:
                         f"{self.path} line {number} is no answer of a batch; give another output file"
                     ) from error
                 whole += len(line)
-        os.ftruncate(self._file, whole)
 
     def write(self, line: bytes) -> None:
-        """Appends a line, whole. Raises BatchError, for instance when the disk is full."""
-        rest = memoryview(line + b"\n")
+        """Appends a line, whole or not at all. Raises BatchError, for instance when the disk is full."""
         try:
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
+            self._file.append(line + b"\n")
             if time.monotonic() - self._synced > _SYNC_SECONDS:
                 self.sync()
         except OSError as error:
             raise BatchError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def sync(self) -> None:
-        os.fsync(self._file)
+        self._file.sync()
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        os.close(self._file)
+        self._file.close()
+
+
+def _is_torn(line: bytes) -> bool:
+    """Without its end: a line that a kill or a full disk cut, or the zeros that a power cut leaves; nobody else's."""
+    return line[: len(_LINE_BEGINS)] == _LINE_BEGINS[: len(line)] or not line.strip(b"\0")
 
 
 @dataclass
@@ -209,7 +218,7 @@ class BatchRun:
             status, request_id, answer = await self._answer(api, url, body)
             response = {"status_code": status, "request_id": request_id, "body": answer}
             line = {
-                "id": "batch_req_" + secrets.token_hex(12),
+                "id": _LINE_ID + secrets.token_hex(12),
                 "custom_id": custom_id,
                 "response": response if status < 500 else None,
                 "error": None if status < 500 else answer["error"],

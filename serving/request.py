@@ -18,6 +18,7 @@ from jaxinfer.messages import EngineInfo
 from jaxinfer.outputs import prompt_end_of
 from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids
 from jaxinfer.text import AnswerReading, PromptEnd, PromptTooLong, Tokenizer, stop_automaton
+from serving.faults import Gathering, one_of
 from serving.status import Refusal
 
 MAX_REQUEST_ID = 128  # characters
@@ -129,23 +130,16 @@ class PreparedRequest:
 def prepare(request: GenerationRequest, context: ModelContext) -> PreparedRequest:
     """Checks and tokenizes: sizes first, then what costs time in proportion to them. May take long for long texts, and
     other threads run meanwhile. Raises one of `BAD_INPUT`, or Refusal."""
-    request_id = _request_id(request.request_id)
-    check_model(request.model, context)
-    if len(request.cache_salt) > MAX_CACHE_SALT:
-        raise InvalidRequest("cache_salt", request.cache_salt, f"at most {MAX_CACHE_SALT} characters are allowed")
-    if not -(2**31) <= request.priority < 2**31:
-        raise InvalidRequest("priority", request.priority, "it must be a 32-bit integer")
-    params = sampling_params(request.sampling, context, request.defaults)
-    if params.logprobs is not None and not context.gives_tokens:
-        raise InvalidRequest("logprobs", params.logprobs, NO_TOKENS)
+    request_id, params = check_fields(request, context)
     prompt = request.prompt
     if params.truncate_prompt_tokens is None:
         refuse_too_long(prompt, context)
     if context.filter_prompt is not None:
         prompt = context.filter_prompt(prompt)
     ids = encode_prompt(prompt, context, params.prompt_limit(context.info.max_model_len), must_fit=True)
-    params = _fit_context(params, len(ids), context, as_asked="max_tokens" in request.sampling)
-    seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
+    params = _fit_context(params, len(ids), context)
+    # -1 asks for a random one, as in vLLM.
+    seed = context.draw_seed() if params.seed in (None, -1) else (params.seed or 0) & (2**64 - 1)
     text = prompt.text if isinstance(prompt, TextPrompt) else None
     stop_automaton(params.stop)  # made here, which for a long request is beside the event loop
     reading = None
@@ -166,6 +160,26 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
     )
 
 
+def check_fields(request: GenerationRequest, context: ModelContext) -> tuple[str, SamplingParams]:
+    """All but the prompt: id and sampling parameters. Raises InvalidRequest with every fault, or Refusal."""
+    gathering = Gathering()
+    with gathering:
+        request_id = _request_id(request.request_id)
+    check_model(request.model, context)
+    with gathering:
+        if len(request.cache_salt) > MAX_CACHE_SALT:
+            raise InvalidRequest("cache_salt", request.cache_salt, f"at most {MAX_CACHE_SALT} characters are allowed")
+    with gathering:
+        if not -(2**31) <= request.priority < 2**31:
+            raise InvalidRequest("priority", request.priority, "it must be a 32-bit integer")
+    with gathering:
+        params = sampling_params(request.sampling, context, request.defaults)
+        if params.logprobs is not None and not context.gives_tokens:
+            raise InvalidRequest("logprobs", params.logprobs, NO_TOKENS)
+    gathering.done()
+    return request_id, params
+
+
 def check_model(name: str, context: ModelContext) -> None:
     """Raises Refusal unless the name is the served model's, or empty."""
     if name and name != context.name:
@@ -184,40 +198,53 @@ def _request_id(given: str) -> str:
 def sampling_params(
     given: Mapping[str, Any], context: ModelContext, door_defaults: Mapping[str, Any] | None = None
 ) -> SamplingParams:
-    """The door's defaults overlaid by the model's and by what the client set; max_tokens None where nobody says
+    """The model's defaults overlaid by the door's and by what the client set; max_tokens None where nobody says
     anything."""
     if context.tokenizer is None:
-        for name in ("stop", "include_stop_str_in_output", "skip_special_tokens"):
-            if name in given:
+        for name, neutral in (("stop", ()), ("include_stop_str_in_output", False), ("skip_special_tokens", True)):
+            if given.get(name, neutral) != neutral:
                 raise InvalidRequest(name, given[name], _NO_TOKENIZER)
-    values = {"max_tokens": None, **(door_defaults or {}), **context.defaults}
+    values = {"max_tokens": None, **context.defaults, **(door_defaults or {})}
     if "max_tokens" not in given and given.get("min_tokens", 0) > (values["max_tokens"] or 0):
         values["max_tokens"] = None  # a default must not contradict what the client asked for
-    params = SamplingParams(**{**values, **given})
+    try:
+        return _params({**values, **given}, context)
+    except InvalidRequest as error:
+        raise _with_others(error, given, context) from error
+
+
+def _params(values: Mapping[str, Any], context: ModelContext) -> SamplingParams:
+    params = SamplingParams(**values)
     params.check_vocabulary(context.info.vocab_size)
     return params.resolve_logprobs(context.info.vocab_size, context.info.max_logprobs)
 
 
-def _fit_context(params: SamplingParams, prompt_len: int, context: ModelContext, *, as_asked: bool) -> SamplingParams:
-    """Resolves max_tokens. A default shrinks to what fits; what the client asked for (`as_asked`) does not."""
+def _with_others(error: InvalidRequest, given: Mapping[str, Any], context: ModelContext) -> InvalidRequest:
+    """What is wrong with each field by itself, or else `error`, which is with several together."""
+    gathering = Gathering()
+    for name, value in given.items():
+        with gathering:
+            _params({"max_tokens": None, name: value}, context)
+    return one_of(gathering.faults or [error])
+
+
+def _fit_context(params: SamplingParams, prompt_len: int, context: ModelContext) -> SamplingParams:
+    """Resolves max_tokens: at most what context and pool leave, as in vLLM's get_max_tokens, for clients send the most
+    that they would take. min_tokens is a promise and does not shrink."""
     context_len = context.info.max_model_len
     if not prompt_len:
         raise InvalidRequest("prompt", "", "it must hold at least one token")
     room = context_len - prompt_len
     if room < 1:
         raise _too_many(prompt_len, context_len)
-    wanted = params.max_tokens
-    if wanted is not None and wanted > room and as_asked:
-        allowed = f"with a prompt of {prompt_len} tokens at most {room} fit the context of {context_len}"
-        raise InvalidRequest("max_tokens", wanted, allowed)
     if params.min_tokens > room:
         allowed = f"with a prompt of {prompt_len} tokens at most {room} fit the context of {context_len}"
         raise InvalidRequest("min_tokens", params.min_tokens, allowed)
-    if wanted is None:
-        # The last token's KV is never needed, hence + 1. A pool that cannot hold the prompt is the engine's to refuse.
-        fits_pool = context.kv_tokens + 1 - prompt_len
-        wanted = min(room, fits_pool) if fits_pool >= max(1, params.min_tokens) else room
-    return params.with_changes(max_tokens=min(wanted, room))
+    # The last token's KV is never needed, hence + 1. A pool that cannot hold the prompt is the engine's to refuse.
+    fits_pool = context.kv_tokens + 1 - prompt_len
+    left = min(room, fits_pool) if fits_pool >= max(1, params.min_tokens) else room
+    wanted = left if params.max_tokens is None else min(params.max_tokens, left)
+    return params.with_changes(max_tokens=wanted)
 
 
 def _too_many(tokens: int, context_len: int) -> InvalidRequest:

@@ -35,9 +35,10 @@ from serving.engine_process import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED
 from serving.filters.contract import Filter, FilterError, load_filter
 from serving.filters.inputs import filtered
 from serving.gateways.services import GatewayConfig, Gateways
+from serving.grpc_door import bracketed, check_free, grpc_options
 from serving.guard import Guard
 from serving.http.api import Api, ApiConfig
-from serving.http.door import HttpDoor, bind
+from serving.http.door import HttpConfig, HttpDoor, bind
 from serving.observing.ledger import LedgerError
 from serving.observing.setup import Observing, ObservingConfig
 from serving.observing.tracing import TracingError
@@ -52,8 +53,6 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _CLOSE_SECONDS = 2.0  # for statuses to reach their clients, and for the engine to leave by itself
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-MAX_METADATA_BYTES = 64 << 10  # of a call, as HTTP's headers
-MAX_CONCURRENT_STREAMS = 4096  # calls on one connection
 
 
 class ServerError(Exception):
@@ -89,6 +88,7 @@ class ServerConfig:
     notes: tuple[str, ...] = ()
     seed: int | None = None
     http_port: int | None = None
+    http: HttpConfig = field(default_factory=HttpConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
     observing: ObservingConfig = field(default_factory=ObservingConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
@@ -180,7 +180,11 @@ class Server:
         config = self.config
         access = self._make_access()
         output_filter = self._load_filters()
-        _check_free(config.host, config.port)
+        try:
+            check_free(config.host, config.port)
+        except OSError as error:
+            message = f"cannot listen on {config.host}:{config.port}: {error.strerror or error}"
+            raise ServerError(message) from error
         http = self._bind_http()
         self._open_grpc(access)
         self._started = time.monotonic()
@@ -204,7 +208,7 @@ class Server:
             await self._server.start()
             if http is not None:
                 tls = None if access.tls is None else access.tls.context
-                self._http = HttpDoor(self.api, http, config.max_message_bytes, tls)
+                self._http = HttpDoor(self.api, http, config.max_message_bytes, tls, config.http)
                 await self._http.start()
         except BaseException:
             link.kill()
@@ -237,7 +241,7 @@ class Server:
         self._server = grpc.aio.server(
             interceptors=[GrpcGate(access), Guard(*self._services)], options=grpc_options(config.max_message_bytes)
         )
-        host = _bracketed(config.host)
+        host = bracketed(config.host)
         where = f"{host}:{config.port}"
         if access.tls is None:
             port = self._server.add_insecure_port(where)
@@ -255,7 +259,7 @@ class Server:
         except OSError as error:
             what = f"cannot listen on {host}:{port} for HTTP: {error.strerror or error}"
             raise ServerError(f"{what} (--http-port takes another port, or none)") from error
-        self.http_address = f"{_bracketed(host)}:{sock.getsockname()[1]}"
+        self.http_address = f"{bracketed(host)}:{sock.getsockname()[1]}"
         return sock
 
     async def _add_services(self) -> None:
@@ -384,36 +388,3 @@ def model_context(
     if input_filter is None:
         return found
     return replace(found, filter_prompt=lambda prompt: filtered(prompt, input_filter, CALLER.get().tenant, tokenizer))
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raises ServerError when the port is taken; gRPC's own answer goes to the log of its C++ core."""
-    if port == 0:
-        return
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(found[0], socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(found[4])
-    except OSError as error:
-        raise ServerError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-
-
-def grpc_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    return [
-        ("grpc.so_reuseport", 0),  # else a second server would take the port too, and half of the connections
-        ("grpc.max_receive_message_length", max_message_bytes),
-        # What a client may make the server hold, or wait for.
-        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
-        ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
-        ("grpc.server_handshake_timeout_ms", 15_000),
-        ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small message stays small
-        ("grpc.keepalive_time_ms", 60_000),  # finds clients that vanished without a word
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-    ]
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

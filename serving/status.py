@@ -25,6 +25,19 @@ _REJECTED = {
 }
 
 
+# Why, in words that quote nobody.
+_WHY = {
+    grpc.StatusCode.INVALID_ARGUMENT: "the engine cannot hold it",
+    grpc.StatusCode.NOT_FOUND: "there is none of this name",
+    grpc.StatusCode.ALREADY_EXISTS: "its id is in use",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "there is no room, or a limit is used",
+    grpc.StatusCode.UNAVAILABLE: "the server is not ready",
+    grpc.StatusCode.UNAUTHENTICATED: "it has no valid key",
+    grpc.StatusCode.PERMISSION_DENIED: "its key lacks the role",
+    grpc.StatusCode.FAILED_PRECONDITION: "a filter or a setting of the server forbids it",
+}
+
+
 class Refusal(Exception):
     """The answer to a call that ends without OK: status code, one sentence, trailing metadata. reason: a word for
     programs where the code alone says too little."""
@@ -34,6 +47,11 @@ class Refusal(Exception):
     ) -> None:
         super().__init__(message)
         self.code, self.message, self.metadata, self.reason = code, message, metadata, reason
+
+    @property
+    def why(self) -> str:
+        """For logs: the message may quote the request."""
+        return _WHY.get(self.code, self.code.name)
 
 
 def invalid(error: Exception) -> Refusal:

@@ -15,6 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from jaxinfer.sampling_params import MAX_TOKEN_LIST, InvalidRequest
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving import request as door
+from serving.faults import renamed
 from serving.json_weight import MAX_WEIGHT, is_too_heavy
 from serving.request import ChatPrompt, GenerationRequest, ModelContext, PreparedRequest, TextPrompt, TokenPrompt
 
@@ -24,7 +25,7 @@ def prepare(request: pb.GenerateRequest, context: ModelContext) -> PreparedReque
     try:
         return door.prepare(to_request(request), context)
     except InvalidRequest as error:
-        raise _in_our_names(error) from error
+        raise renamed(error, _in_our_names) from error
 
 
 def encode_prompt(request: pb.TokenizeRequest, context: ModelContext) -> tuple[int, ...]:
@@ -32,7 +33,7 @@ def encode_prompt(request: pb.TokenizeRequest, context: ModelContext) -> tuple[i
     try:
         return door.encode_prompt(_prompt(request), context)
     except InvalidRequest as error:
-        raise _in_our_names(error) from error
+        raise renamed(error, _in_our_names) from error
 
 
 def to_request(request: pb.GenerateRequest) -> GenerationRequest:

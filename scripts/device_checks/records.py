@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from serving.append_file import AppendFile
 
 # A case begins and then ends in one of these ways.
 BEGIN, OK, FAILED, UNSUPPORTED, CRASHED, TIMEOUT, SKIPPED = (
@@ -16,18 +18,20 @@ Record = dict[str, Any]
 
 
 class Records:
-    """Appends to and reads `results.jsonl`. Several processes may append: a line is one write."""
+    """Appends to and reads `results.jsonl`. Several processes may append: one at a time, whole lines."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
 
     def add(self, section: str, case: str, status: str, **fields: Any) -> None:
         line = json.dumps({"section": section, "case": case, "status": status, **fields}, default=str) + "\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        file = AppendFile(self.path, 0o644)
         try:
-            os.write(descriptor, line.encode())
+            fcntl.flock(file.descriptor, fcntl.LOCK_EX)  # until it is closed
+            file.cut_tail(lambda found: found.endswith(b"\n"))  # of a process that was killed within a write
+            file.append(line.encode())
         finally:
-            os.close(descriptor)
+            file.close()
 
     def read(self, section: str | None = None) -> list[Record]:
         """All records so far, of one section or of all, in order."""

@@ -37,6 +37,7 @@ NEEDS: Mapping[str, str | None] = {
     _KSERVE + "ModelMetadata": None,
     _KSERVE + "ModelConfig": None,
     _KSERVE + "RepositoryIndex": None,
+    _KSERVE + "ModelStatistics": ADMIN,
     _KSERVE + "ModelInfer": INFER,
     _KSERVE + "ModelStreamInfer": INFER,
     "/grpc.health.v1.Health/": _OPEN,

@@ -17,6 +17,7 @@ from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import TokenizerError
 from serving.commands.access_options import access_config, add_access_options, check_access_options
 from serving.commands.console import ServeConsole
+from serving.commands.http_options import add_http_options, check_http_options, http_config
 from serving.commands.options import (
     Help,
     add_model_options,
@@ -99,6 +100,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         default=_DEFAULTS.stall_seconds,
         help="silence after which a busy engine counts as failed; 0: never",
     )
+    add_http_options(parser)
     add_access_options(parser)
     add_observing_options(parser)
     add_runtime_options(parser)
@@ -153,6 +155,7 @@ def _serve(
             notes=generation_config_notes(folder, arguments.generation_config),
             seed=arguments.seed,
             http_port=http_port,
+            http=http_config(arguments),
             api=ApiConfig(arguments.tool_call_parser, arguments.reasoning_parser),
             observing=observing_config(arguments),
             access=access_config(arguments),
@@ -209,6 +212,7 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
         if not getattr(arguments, name) >= 0:  # also refuses NaN
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 0 or more")
     check_access_options(parser, arguments)
+    check_http_options(parser, arguments)
     if arguments.ledger_max_bytes < 1:
         parser.error(f"--ledger-max-bytes is {arguments.ledger_max_bytes}; it must be positive")
 

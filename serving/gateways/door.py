@@ -12,6 +12,7 @@ import grpc
 
 from jaxinfer.sampling_params import InvalidRequest
 from serving.engine_client import EngineClient
+from serving.faults import renamed
 from serving.observing.record import Origin
 from serving.request import GenerationRequest, ModelContext, prepare
 from serving.servicer import trace_headers
@@ -79,9 +80,13 @@ class Door:
 
     def refusal(self, error: Exception) -> Refusal:
         """The status that bad input ends with, in the client's names."""
-        if isinstance(error, InvalidRequest) and error.field in self.names:
-            error = InvalidRequest(self.names[error.field], error.value, error.allowed)
+        if isinstance(error, InvalidRequest):
+            error = renamed(error, self._in_its_names)
         return error if isinstance(error, Refusal) else invalid(error)
+
+    def _in_its_names(self, fault: InvalidRequest) -> InvalidRequest:
+        name = self.names.get(fault.field)
+        return fault if name is None else InvalidRequest(name, fault.value, fault.allowed)
 
 
 def refuse_others(message: Any, handled: frozenset[str], path: str = "") -> None:

@@ -23,6 +23,9 @@ from serving.validation import json_object, refuse_unknown_fields
 
 DEFAULT_TOKENS = 16  # of the answer, as vLLM's SamplingParams has it
 MAX_ID = 100  # characters
+# Of HTTP's messages, where they choose the form of outputs. KServe's client sends them over gRPC too, where that form
+# is the inputs', as KServe's own server has it.
+BINARY, BINARY_OUTPUT = "binary_data", "binary_data_output"
 FINAL, EMPTY_FINAL = "triton_final_response", "triton_enable_empty_final_response"
 
 # Input -> the output that it asks for.
@@ -136,9 +139,10 @@ def _outputs(request: pb.ModelInferRequest, inputs: Mapping[str, Sequence[Any]])
     for i, output in enumerate(request.outputs):
         if output.name not in OUTPUTS:
             raise InvalidRequest(f"outputs[{i}].name", output.name, f"the outputs are {list(OUTPUTS)}")
-        if output.parameters:
-            name = sorted(output.parameters)[0]
-            raise InvalidRequest(f"{output.name}.parameters", name, "outputs take none; there is no shared memory")
+        for name, parameter in sorted(output.parameters.items()):
+            if name != BINARY or parameter.WhichOneof("parameter_choice") != "bool_param":
+                allowed = f"only {BINARY} is one, a boolean; there is no shared memory"
+                raise InvalidRequest(f"{output.name}.parameters", name, allowed)
     wanted = {output.name for output in request.outputs} or {"text_output"}
     wanted |= {output for name, output in _RETURNS.items() if _flag(inputs, name)}
     return tuple(name for name in OUTPUTS if name in wanted)
@@ -155,9 +159,10 @@ def _parameters(request: pb.ModelInferRequest) -> tuple[int, float | None, dict[
     for name in ("sequence_id", "sequence_start", "sequence_end"):
         if name in loose:
             raise InvalidRequest(f"parameters[{name}]", loose[name], "requests do not depend on each other here")
-    empty = loose.pop(EMPTY_FINAL, False)
-    if not isinstance(empty, bool):
-        raise InvalidRequest(f"parameters[{EMPTY_FINAL}]", empty, "it must be a boolean")
+    for name in (EMPTY_FINAL, BINARY_OUTPUT):
+        value = loose.pop(name, False)
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"parameters[{name}]", value, "it must be a boolean")
     timeout, priority = (_whole(name, loose.pop(name, 0)) for name in ("timeout", "priority"))
     if timeout < 0:
         raise InvalidRequest("parameters[timeout]", timeout, "it must be microseconds, or 0 for none")
@@ -165,9 +170,10 @@ def _parameters(request: pb.ModelInferRequest) -> tuple[int, float | None, dict[
 
 
 def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"parameters[{name}]", value, "it must be an integer")
-    return value
+    try:
+        return _integer(value)
+    except ValueError as error:
+        raise InvalidRequest(f"parameters[{name}]", value, "it must be an integer") from error
 
 
 # -- sampling parameters: JSON, whose numbers and booleans may be strings, as Triton's clients write them --------------
@@ -175,6 +181,8 @@ def _whole(name: str, value: Any) -> int:
 
 def _integer(value: Any) -> int:
     if isinstance(value, str):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError

@@ -21,6 +21,7 @@ from serving.gateways.door import Context, Door, unimplemented
 from serving.gateways.infer_convert import FINAL, INPUTS, OUTPUTS, Asked, Replies, to_request
 from serving.gateways.names import KSERVE, SERVICES
 from serving.gateways.tensors import Spec
+from serving.observing.metrics import Metrics
 from serving.request import GenerationRequest, ModelContext
 from serving.servicer import refuse, write
 from serving.status import BAD_INPUT, Refusal, internal
@@ -30,7 +31,7 @@ _LOG = logging.getLogger("serving.gateways")
 
 VERSION = "1"  # of the model: there is one
 PLATFORM = "jaxinfer"
-EXTENSIONS = ("model_configuration", "parameters", "schedule_policy")
+EXTENSIONS = ("model_configuration", "parameters", "schedule_policy", "statistics")
 # Requests of one stream that are open at a time; more are left unread.
 MAX_IN_FLIGHT = 256
 # Metadata by which a client asks for a gRPC status, and the end of the stream, at the first error.
@@ -39,7 +40,6 @@ GRPC_ERROR = "triton_grpc_error"
 _MODEL = "models are chosen when the server starts"
 _MEMORY = "tensors travel in the messages"
 UNSERVED: Mapping[str, str] = {
-    "ModelStatistics": "the HTTP door's /metrics has them",
     "RepositoryModelLoad": _MODEL,
     "RepositoryModelUnload": _MODEL,
     "SystemSharedMemoryStatus": _MEMORY,
@@ -244,6 +244,17 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
 
         return await _answer(request, context, index)
 
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
+        """Since the start. Without a name of every model: there is one."""
+
+        def statistics() -> pb.ModelStatisticsResponse:
+            model = self._door.ready()
+            if request.name or request.version:
+                _check_model("name", request.name or model.name, "version", request.version, model)
+            return pb.ModelStatisticsResponse(model_stats=[_statistics(self._client.recorder.metrics, model.name)])
+
+        return await _answer(request, context, statistics)
+
     def _named(self, request: pb.ModelMetadataRequest | pb.ModelConfigRequest) -> str:
         model = self._door.ready()
         _check_model("name", request.name, "version", request.version, model)
@@ -256,6 +267,33 @@ def _check_model(name_field: str, name: str, version_field: str, version: str, m
         if value != served:
             message = str(InvalidRequest(field, value, f"this server serves {served!r} only"))
             raise Refusal(grpc.StatusCode.NOT_FOUND, message)
+
+
+def _statistics(metrics: Metrics, name: str) -> pb.ModelStatistics:
+    """Of the same numbers as the metrics, of every door's requests. What is not measured by itself (compute_input,
+    compute_output, caches of answers) is left out."""
+    ends = {"success": ("stop", "length"), "fail": ("abort", "error")}
+    found = {
+        outcome: pb.StatisticDuration(
+            count=sum(metrics.finished[reason,] for reason in reasons),
+            ns=round(1e9 * sum(metrics.finished_seconds[reason] for reason in reasons)),
+        )
+        for outcome, reasons in ends.items()
+    }
+    for part, histogram in (
+        ("queue", "request_queue_time_seconds"),
+        ("compute_infer", "request_inference_time_seconds"),
+    ):
+        times = metrics.histograms[histogram]
+        found[part] = pb.StatisticDuration(count=times.count, ns=round(1e9 * times.total))
+    return pb.ModelStatistics(
+        name=name,
+        version=VERSION,
+        last_inference=round(1e3 * metrics.last_arrival),
+        inference_count=found["success"].count,
+        execution_count=metrics.stats.steps,
+        inference_stats=pb.InferStatistics(**found),
+    )
 
 
 def _metadata(context: Context) -> tuple[tuple[str, str], ...]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from jaxinfer.sampling_params import InvalidRequest
 from protos.open_inference import grpc_service_pb2 as pb
 
+SIZE = "binary_data_size"  # parameter of an input: bytes of its raw form
 ANY = -1  # a dimension of any length
 VECTOR, SCALAR = (ANY,), (1,)
 
@@ -41,28 +42,54 @@ _FIELDS: Mapping[str, tuple[str, str | None]] = {
 def read(request: pb.ModelInferRequest, specs: Mapping[str, Spec]) -> dict[str, Sequence[Any]]:
     """Values of each input by name, flat; of a long one no Python objects are made yet. Raises InvalidRequest for what
     is not one of `specs`, or malformed."""
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        allowed = f"it must hold one entry for each of the {len(request.inputs)} inputs, or none"
-        raise InvalidRequest("raw_input_contents", f"{len(raw)} entries", allowed)
+    raw = _raw(request)
     found: dict[str, Sequence[Any]] = {}
     for i, tensor in enumerate(request.inputs):
         if tensor.name not in specs:
             raise InvalidRequest(f"inputs[{i}].name", tensor.name, f"the inputs are {sorted(specs)}")
         if tensor.name in found:
             raise InvalidRequest(f"inputs[{i}].name", tensor.name, "an input must not come twice")
+        data = raw[i]
+        _check_parameters(tensor, data)
         count = _count(tensor, specs[tensor.name])
-        if raw and tensor.HasField("contents"):
-            raise InvalidRequest(f"{tensor.name}.contents", "set", "it must be unset where raw_input_contents is used")
-        found[tensor.name] = _unpack(tensor, raw[i], count) if raw else _contents(tensor, count)
+        found[tensor.name] = _contents(tensor, count) if data is None else _unpack(tensor, data, count)
     return found
+
+
+def _raw(request: pb.ModelInferRequest) -> list[bytes | None]:
+    """The raw form of each input. An input may have typed contents beside others that are raw, as KServe's client sends
+    them: the entries belong to those without contents, in order. Raises InvalidRequest."""
+    entries, typed = request.raw_input_contents, [tensor.HasField("contents") for tensor in request.inputs]
+    if not entries:
+        return [None] * len(typed)
+    if len(entries) == len(typed) and any(typed):
+        name = request.inputs[typed.index(True)].name
+        raise InvalidRequest(f"{name}.contents", "set", "it must be unset where raw_input_contents has the input")
+    if len(entries) != typed.count(False):
+        allowed = f"it must hold one entry for each of the {typed.count(False)} inputs without contents, or none"
+        raise InvalidRequest("raw_input_contents", f"{len(entries)} entries", allowed)
+    left = iter(entries)
+    return [None if has_contents else next(left) for has_contents in typed]
+
+
+def _check_parameters(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes | None) -> None:
+    """KServe's client tells the length of the raw form, as it must over HTTP. Raises InvalidRequest."""
+    for name, parameter in sorted(tensor.parameters.items()):
+        at = f"{tensor.name}.parameters[{name}]"
+        if name != SIZE:
+            raise InvalidRequest(f"{tensor.name}.parameters", name, f"only {SIZE} is one; there is no shared memory")
+        kind = parameter.WhichOneof("parameter_choice")
+        size = None if kind is None else getattr(parameter, kind)
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise InvalidRequest(at, size, "it must be an integer")
+        if data is None:
+            raise InvalidRequest(at, size, "it belongs to an input in raw_input_contents, and this one has contents")
+        if size != len(data):
+            raise InvalidRequest(at, size, f"its raw form has {len(data)} bytes")
 
 
 def _count(tensor: pb.ModelInferRequest.InferInputTensor, spec: Spec) -> int:
     """How many values the tensor must hold."""
-    if tensor.parameters:
-        name = sorted(tensor.parameters)[0]
-        raise InvalidRequest(f"{tensor.name}.parameters", name, "inputs take none; there is no shared memory")
     if tensor.datatype not in spec.datatypes:
         raise InvalidRequest(f"{tensor.name}.datatype", tensor.datatype, f"it must be {' or '.join(spec.datatypes)}")
     shape = list(tensor.shape)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from jaxinfer.sampling_params import InvalidRequest, as_token_ids
-from jaxinfer.text import ChatTemplateError
+from jaxinfer.text import ChatMessageError, ChatTemplateError, StopStringError
 from jaxinfer.text.answers import AnswerFormat, answer_format
 from serving.engine_client import EngineClient
 from serving.http import chat, chat_input, convert, responses_input
@@ -15,6 +15,7 @@ from serving.http.chat import ChatReply
 from serving.http.completions import CompletionReply
 from serving.http.decode import decode
 from serving.http.errors import ApiError, from_invalid, from_refusal, invalid
+from serving.http.every_fault import every_fault
 from serving.http.generation import Generation
 from serving.http.models import (
     ChatRequest,
@@ -34,6 +35,7 @@ from serving.request import (
     ModelContext,
     PreparedRequest,
     TextPrompt,
+    check_fields,
     check_model,
     encode_prompt,
     prepare,
@@ -42,6 +44,7 @@ from serving.status import BAD_INPUT, Refusal, unavailable
 from serving.text_worker import PART_BYTES, TextWorker
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+_PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Api:
             generation = await Generation.begin(self.client, prepared, model.tokenizer, begun_by)
         except (Refusal, *BAD_INPUT) as error:
             self.client.refused += 1
-            raise as_api_error(error) from error
+            raise as_api_error(error, _PROMPTS[path]) from error
         except ApiError:
             self.client.refused += 1
             raise
@@ -116,6 +119,25 @@ class Api:
             raise
 
     def _prepare(
+        self, endpoint: _Endpoint, body: bytes, model: ModelContext
+    ) -> tuple[Sampling, Sequence[PreparedRequest]]:
+        """Raises ApiError with all faults that are found, one of BAD_INPUT, or Refusal."""
+        try:
+            return self._prepared(endpoint, body, model)
+        except (ApiError, InvalidRequest) as error:
+            first = error if isinstance(error, ApiError) else from_invalid(error)
+            if first.status != 400:
+                raise
+            raise every_fault(body, endpoint.kind, first, lambda each: self._check(endpoint, each, model)) from error
+
+    def _check(self, endpoint: _Endpoint, request: Sampling, model: ModelContext) -> None:
+        """All but the prompt's tokens. Raises InvalidRequest, one of BAD_INPUT, or Refusal."""
+        with convert.in_names_of_the_client(endpoint.names(request)):
+            requests = endpoint.convert(request, model, self.form)
+            check_fields(requests[0], model)
+            self._check_room(requests, model)
+
+    def _prepared(
         self, endpoint: _Endpoint, body: bytes, model: ModelContext
     ) -> tuple[Sampling, Sequence[PreparedRequest]]:
         request = decode(body, endpoint.kind)
@@ -153,6 +175,9 @@ class Api:
             return await self._worker.run(_cost(body), lambda: work(body, model))
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error) from error
+        except ApiError as error:
+            kind = TokenizeRequest if work is _tokenize else DetokenizeRequest
+            raise every_fault(body, kind, error, lambda _: None) from error
 
 
 def _cost(body: bytes) -> int:
@@ -173,13 +198,20 @@ def _user(request: Sampling) -> str:
     return request.user or getattr(request, "safety_identifier", None) or ""
 
 
-def as_api_error(error: Exception) -> ApiError:
-    """Of BAD_INPUT or a Refusal."""
+def as_api_error(error: Exception, prompt: str | None = None) -> ApiError:
+    """Of BAD_INPUT or a Refusal. prompt: the field that the client has its text in."""
     if isinstance(error, Refusal):
         return from_refusal(error)
     if isinstance(error, InvalidRequest):
         return from_invalid(error)
-    return invalid(error.field if isinstance(error, ChatTemplateError) else None, str(error))
+    message = str(error)
+    if isinstance(error, ChatMessageError):
+        return invalid(error.field, message, reason="a message or a tool is malformed")
+    if isinstance(error, StopStringError):
+        return invalid("stop", message, reason="the stop strings are malformed")
+    if isinstance(error, ChatTemplateError):  # a template judges the conversation as a whole
+        return invalid(error.field or prompt or "messages", message, reason="the chat template does not take it")
+    return invalid(prompt, message, reason="the text cannot be tokenized")
 
 
 def _tokenize(body: bytes, model: ModelContext) -> dict[str, Any]:
@@ -191,7 +223,7 @@ def _tokenize(body: bytes, model: ModelContext) -> dict[str, Any]:
     with convert.in_names_of_the_client({"template_variables": "chat_template_kwargs"}):
         if request.prompt is not None:
             for name in ("tools", "add_generation_prompt", "chat_template_kwargs"):
-                if getattr(request, name) is not None:
+                if getattr(request, name) not in (None, [], {}):
                     raise InvalidRequest(name, getattr(request, name), "it applies to messages only")
             ids = encode_prompt(TextPrompt(request.prompt, request.add_special_tokens is not False), model)
         else:

@@ -21,7 +21,8 @@ from jaxinfer import __version__
 from serving import json_text
 from serving.access.http_gate import HttpGate
 from serving.http.api import ENDPOINTS, Api
-from serving.http.body import BodyReader, ClientGone, Receive, Scope, Send
+from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
+from serving.http.envelope import CorsConfig, enveloped
 from serving.http.errors import ApiError, from_refusal, internal
 from serving.http.openapi import document
 from serving.http.page import Page
@@ -35,6 +36,7 @@ from serving.status import Refusal
 
 _LOG = logging.getLogger("serving.http")
 
+_NO_CORS = CorsConfig()
 _JSON = (b"content-type", b"application/json")
 _EVENTS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -43,7 +45,7 @@ _EVENTS = (
 )
 
 
-def make_app(api: Api, max_body_bytes: int) -> Starlette:
+def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS) -> App:
     reader = BodyReader(max_body_bytes)
     information = Information(api)
     routes = [Route(path, Generate(api, reader, path), methods=["POST"]) for path in ENDPOINTS]
@@ -66,7 +68,9 @@ def make_app(api: Api, max_body_bytes: int) -> Starlette:
         exception_handlers={HTTPException: _unrouted, ApiError: _failed, Exception: _unforeseen},
     )
     app.router.redirect_slashes = False
-    return app
+    client = api.client
+    paths = frozenset(route.path for route in routes if len(route.path) > 1 and "{" not in route.path)
+    return enveloped(app, paths, lambda: client.draining or client.failing, cors)
 
 
 class Generate:
@@ -169,7 +173,7 @@ class Information:
     async def model(self, request: Request) -> Response:
         try:
             model = self._api.ready()
-            check_model(request.path_params["name"], model)
+            check_model(request.path_params["name"].rstrip("/"), model)
         except Refusal as refusal:
             raise from_refusal(refusal) from refusal
         return _response(self._card())

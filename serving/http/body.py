@@ -15,6 +15,7 @@ _MAX_READING = 16  # bodies of the largest size, by all clients at a time
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class ClientGone(Exception):
@@ -54,7 +55,8 @@ class BodyReader:
                         return b"".join(parts)
         except TimeoutError:
             message_text = f"the request's body did not come within {self.seconds:g} s"
-            raise ApiError(408, message_text, headers=((b"connection", b"close"),)) from None
+            closing = ((b"connection", b"close"),)
+            raise ApiError(408, message_text, headers=closing, reason="the body did not come in time") from None
         finally:
             self._reading -= size
 
@@ -62,13 +64,15 @@ class BodyReader:
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if kind != b"application/json":
             shown = kind.decode("latin-1") or None
-            raise ApiError(415, f"Content-Type is {shown!r}; it must be application/json", param="Content-Type")
+            allowed = "it must be application/json"
+            message = f"Content-Type is {shown!r}; {allowed}"
+            raise ApiError(415, message, param="Content-Type", reason=allowed)
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding not in (b"", b"identity"):
             shown = encoding.decode("latin-1")
-            raise ApiError(
-                415, f"Content-Encoding is {shown!r}; compressed bodies are not taken", param="Content-Encoding"
-            )
+            allowed = "compressed bodies are not taken"
+            message = f"Content-Encoding is {shown!r}; {allowed}"
+            raise ApiError(415, message, param="Content-Encoding", reason=allowed)
         length = headers.get(b"content-length")
         if length is not None and length.isdigit() and int(length) > self._limit:
             raise self._too_large()

@@ -56,7 +56,7 @@ def to_requests(request: ChatRequest, context: ModelContext, form: AnswerFormat)
         raise InvalidRequest("max_tokens", wanted, allowed)
     if wanted is not None:
         given["max_tokens"] = wanted
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("top_logprobs", request.top_logprobs, "it needs logprobs")
     if request.logprobs:
         given["logprobs"] = request.top_logprobs or 0

@@ -10,10 +10,12 @@ import msgspec
 
 from jaxinfer.sampling_params import MAX_TOKEN_LIST, InvalidRequest
 from jaxinfer.text import ChatTemplateError
-from serving.http.models import MAX_PROMPTS, CompletionRequest, Sampling, TextSampling
+from serving.faults import renamed
+from serving.http.models import MAX_PROMPTS, CompletionRequest, Sampling, StreamOptions, TextSampling
 from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's
+MAX_BIAS = 100.0
 
 # Fields that are SamplingParams' own, name for name.
 _SAMPLING = (
@@ -50,7 +52,7 @@ def sampling(request: Sampling) -> dict[str, Any]:
             given["prompt_logprobs"] = request.prompt_logprobs
             if request.stream:
                 raise InvalidRequest("prompt_logprobs", request.prompt_logprobs, "it needs an answer without stream")
-        if request.stream_options is not None and not request.stream:
+        if not request.stream and request.stream_options not in (None, StreamOptions()):
             raise InvalidRequest("stream_options", msgspec.to_builtins(request.stream_options), "it needs stream")
     return given
 
@@ -61,7 +63,8 @@ def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
     for token in bias:
         if not (token.isascii() and token.isdigit() and len(token) < 11):
             raise InvalidRequest("logit_bias", token, "keys must be token ids")
-    return {int(token): value for token, value in bias.items()}
+    # As far as a bias can matter, as in vLLM.
+    return {int(token): min(MAX_BIAS, max(-MAX_BIAS, value)) for token, value in bias.items()}
 
 
 def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **more: Any) -> GenerationRequest:
@@ -81,11 +84,11 @@ def completion(request: CompletionRequest) -> list[GenerationRequest]:
     """One request for each prompt. Raises InvalidRequest."""
     given = sampling(request)
     defaults: dict[str, Any] = {}
-    if request.max_tokens is msgspec.UNSET:
+    if request.max_tokens is None:
         defaults["max_tokens"] = DEFAULT_COMPLETION_TOKENS
     elif request.max_tokens == 0 and request.echo:
         given["max_tokens"] = 1  # the engine generates at least one token; nobody will see it
-    elif request.max_tokens is not None:
+    else:
         given["max_tokens"] = request.max_tokens
     if request.best_of is not None and (isinstance(request.best_of, bool) or request.best_of != (request.n or 1)):
         raise InvalidRequest("best_of", request.best_of, f"it must be the value of n, {request.n or 1}")
@@ -137,14 +140,17 @@ def in_names_of_the_client(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        name = names.get(error.field, error.field)
-        raise InvalidRequest(name, error.value, _rename(error.allowed, names)) from error
+        raise renamed(error, lambda fault: _fault_in(names, fault)) from error
     except ChatTemplateError as error:
         if error.field is None:
             raise
         # The message may hold the path of the field too.
         field = _rename_path(error.field, names)
         raise type(error)(str(error).replace(error.field, field, 1), field) from error
+
+
+def _fault_in(names: Mapping[str, str], fault: InvalidRequest) -> InvalidRequest:
+    return InvalidRequest(names.get(fault.field, fault.field), fault.value, _rename(fault.allowed, names))
 
 
 def _rename(text: str, names: Mapping[str, str]) -> str:

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from jaxinfer.sampling_params import InvalidRequest
-from serving.http.errors import ApiError, invalid
+from serving.http.errors import ApiError, from_invalid, invalid
 from serving.http.models import MAX_USER, RECORDED, REFUSED
+from serving.http.whole_numbers import with_whole_numbers
 from serving.json_weight import MAX_WEIGHT, is_too_heavy
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -40,23 +41,33 @@ def decode(body: bytes, kind: type[T]) -> T:
     try:
         request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise _explain(error, body, kind) from error
+        request = _with_whole_numbers(error, body, kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid(None, f"the body is not JSON: {error}", "invalid_json") from error
     except RecursionError as error:
         raise invalid(None, "the body is nested too deeply", "invalid_json") from error
-    _refuse(request, "")
+    refuse(request)
     return request
 
 
-def _refuse(request: msgspec.Struct, prefix: str) -> None:
+def _with_whole_numbers(error: msgspec.ValidationError, body: bytes, kind: type[T]) -> T:
+    """The request where all that is wrong are integers written as 16.0. Raises ApiError."""
+    if "got `float`" not in str(error):
+        raise explain(error, body, kind) from error
+    try:
+        return msgspec.convert(with_whole_numbers(msgspec.json.decode(body), kind), kind)
+    except msgspec.ValidationError as other:
+        raise explain(other, body, kind) from other
+
+
+def refuse(request: msgspec.Struct, prefix: str = "") -> None:
     """Raises InvalidRequest for a field that is taken with its neutral values only and has another."""
     for name in request.__struct_fields__:
         value = getattr(request, name)
         if value is None or value is msgspec.UNSET:
             continue
         if isinstance(value, msgspec.Struct):
-            _refuse(value, f"{prefix}{name}.")
+            refuse(value, f"{prefix}{name}.")
         elif name in RECORDED and len(value) > MAX_USER:
             raise InvalidRequest(name, value, f"at most {MAX_USER} characters are allowed")
         elif name in _untyped(type(request)):
@@ -78,7 +89,8 @@ def _untyped(kind: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(name for name, inner in types.items() if isinstance(inner, msgspec.inspect.AnyType))
 
 
-def _explain(error: msgspec.ValidationError, body: bytes, kind: type[msgspec.Struct]) -> ApiError:
+def explain(error: msgspec.ValidationError, body: bytes, kind: type[msgspec.Struct]) -> ApiError:
+    """What is told of it. body: where the value is found."""
     said = str(error)
     if len(said) > 1000:  # it quotes the name of a field, however long; the path is at the end
         said = said[:500] + said[-500:]
@@ -90,17 +102,18 @@ def _explain(error: msgspec.ValidationError, body: bytes, kind: type[msgspec.Str
         own = named[2] if len(named[2]) <= _LONGEST_NAME else named[2][:_LONGEST_NAME] + "..."
         name = f"{path}.{own}" if path else own
         if named[1].startswith("missing"):
-            return invalid(name, f"{name} is missing; it is required", "missing_required_parameter")
+            return invalid(name, f"{name} is missing; it is required", "missing_required_parameter", "it is required")
         close = difflib.get_close_matches(own, kind.__struct_fields__, n=1) if not path else []
         hint = f"; did you mean {close[0]}?" if close else ""
-        return invalid(name, f"{name} is not a field of this request{hint}", "unknown_parameter")
+        message = f"{name} is not a field of this request{hint}"
+        return invalid(name, message, "unknown_parameter", "it is no field of this request")
     if not path:
         return invalid(None, "the body must be a JSON object")
     value = _value_at(body, path)
     allowed = _allowed(what)
     if value is _MISSING:
-        return invalid(path, f"{path} cannot be read; {allowed}")
-    return invalid(path, str(InvalidRequest(path, value, allowed)))
+        return invalid(path, f"{path} cannot be read; {allowed}", reason=allowed)
+    return from_invalid(InvalidRequest(path, value, allowed))
 
 
 def _allowed(what: str) -> str:

@@ -8,14 +8,16 @@ import logging
 import socket
 import ssl
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import uvicorn
 
 from serving.http.api import Api
 from serving.http.app import make_app
+from serving.http.envelope import CorsConfig
 from serving.http.protocol import BoundedProtocol
 
-KEEP_ALIVE_SECONDS = 75  # longer than a gateway keeps an idle connection, so that it never writes into a closed one
+KEEP_ALIVE_SECONDS = 75.0  # longer than a gateway keeps an idle connection, so that it never writes into a closed one
 _BACKLOG = 2048
 _START_SECONDS = 5.0
 
@@ -47,13 +49,29 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+@dataclass(frozen=True)
+class HttpConfig:
+    """keep_alive_seconds: how long a connection may be idle between two requests; 0 closes it behind each answer."""
+
+    keep_alive_seconds: float = KEEP_ALIVE_SECONDS
+    cors: CorsConfig = field(default_factory=CorsConfig)
+
+
 class HttpDoor:
     """Serves an Api on a socket. `stop` gives running answers `seconds` to end."""
 
-    def __init__(self, api: Api, sock: socket.socket, max_body_bytes: int, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        api: Api,
+        sock: socket.socket,
+        max_body_bytes: int,
+        tls: ssl.SSLContext | None = None,
+        settings: HttpConfig | None = None,
+    ) -> None:
+        settings = settings or HttpConfig()
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's malformed request is no warning of ours
         config = uvicorn.Config(
-            make_app(api, max_body_bytes),
+            make_app(api, max_body_bytes, settings.cors),
             http=BoundedProtocol,
             ws="none",
             lifespan="off",
@@ -61,7 +79,7 @@ class HttpDoor:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]  # seconds of loop.call_later
         )
         config.load()
         config.ssl = tls  # a context of ours, so that a renewed certificate can be loaded into it

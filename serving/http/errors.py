@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 
 from jaxinfer.sampling_params import InvalidRequest
 from serving import json_text
+from serving.faults import faults_of, together
 from serving.status import DEFAULT_RETRY_MS, RETRY_METADATA, Refusal
 
 # gRPC's status (serving.status) -> HTTP's, the error's type and code.
@@ -25,11 +28,13 @@ _STATUS: dict[grpc.StatusCode, tuple[int, str, str | None]] = {
     grpc.StatusCode.INTERNAL: (500, "server_error", None),
 }
 _CHALLENGE = ((b"www-authenticate", b"Bearer"),)
+_FIELD = re.compile(r"([a-z][a-z0-9_]*(?:\[\d+\]|\.[a-z0-9_]+)*) is ")
 _PARAM = {grpc.StatusCode.NOT_FOUND: "model", grpc.StatusCode.ALREADY_EXISTS: "request_id"}
 
 
 class ApiError(Exception):
-    """An answer that is an error. retry_ms: when it is worth another try; None: it is not."""
+    """An answer that is an error. retry_ms: when it is worth another try; None: it is not. reason: why, in words of the
+    server's own, for its log. faults: each by itself, where the error tells several."""
 
     def __init__(
         self,
@@ -41,11 +46,14 @@ class ApiError(Exception):
         code: str | None = None,
         retry_ms: int | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
+        reason: str = "",
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.kind = status, message, kind
         self.param, self.code, self.retry_ms = param, code, retry_ms
         self._headers = headers
+        self.reason = reason or code or ""
+        self.faults: tuple[ApiError, ...] = (self,)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -64,16 +72,31 @@ class ApiError(Exception):
         return headers
 
 
-def invalid(name: str | None, message: str, code: str | None = None) -> ApiError:
-    return ApiError(400, message, param=name, code=code)
+def invalid(name: str | None, message: str, code: str | None = None, reason: str = "") -> ApiError:
+    return ApiError(400, message, param=name, code=code, reason=reason)
 
 
 def from_invalid(error: InvalidRequest) -> ApiError:
-    return invalid(error.field, str(error))
+    return all_of([invalid(fault.field, str(fault), reason=fault.allowed) for fault in faults_of(error)])
+
+
+def all_of(errors: Sequence[ApiError]) -> ApiError:
+    """One answer that tells all of them; param and code are those of the first."""
+    first = errors[0]
+    if len(errors) == 1:
+        return first
+    message = together([error.message for error in errors])
+    found = invalid(first.param, message, first.code, first.reason)
+    found.faults = tuple(errors)
+    return found
 
 
 def from_refusal(refusal: Refusal) -> ApiError:
     status, kind, code = _STATUS.get(refusal.code, _STATUS[grpc.StatusCode.INTERNAL])
+    param = _PARAM.get(refusal.code)
+    if refusal.code == grpc.StatusCode.INVALID_ARGUMENT:  # the engine's, whose sentences begin with the field
+        named = _FIELD.match(refusal.message)
+        param = None if named is None else named[1]
     retry_ms: int | None = None
     if status in (429, 503):
         retry_ms = int(dict(refusal.metadata).get(RETRY_METADATA, DEFAULT_RETRY_MS))
@@ -81,10 +104,11 @@ def from_refusal(refusal: Refusal) -> ApiError:
         status,
         refusal.message,
         kind=kind,
-        param=_PARAM.get(refusal.code),
+        param=param,
         code=refusal.reason or code,
         retry_ms=retry_ms,
         headers=_CHALLENGE if status == 401 else (),
+        reason=refusal.why,
     )
 
 

@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
-import msgspec
 from msgspec import Meta, Struct
 
-from jaxinfer.sampling_params import MAX_N, MAX_STOP_LENGTH, MAX_STOP_STRINGS, MAX_TOKEN_LIST
+from jaxinfer.sampling_params import (
+    MAX_N,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    MAX_TOKEN_LIST,
+)
 from serving.http.fragments import FLAT_TOOL, INPUT_ITEM, MESSAGE, TOOL
 from serving.request import MAX_CACHE_SALT, MAX_MESSAGES, MAX_REQUEST_ID, MAX_TOOLS
 
@@ -62,11 +67,13 @@ class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
         None
     )
     repetition_penalty: Annotated[
-        float | None, _doc("Over prompt and output; 1 is off", exclusiveMinimum=0, maximum=2)
+        float | None, _doc("Over prompt and output; 1 is off", exclusiveMinimum=0, maximum=MAX_REPETITION_PENALTY)
     ] = None
     presence_penalty: Annotated[float | None, _doc("Over the output", minimum=-2, maximum=2)] = None
     frequency_penalty: Annotated[float | None, _doc("Over the output", minimum=-2, maximum=2)] = None
-    seed: Annotated[int | None, _doc("Repeats the same text", minimum=-(2**63), maximum=2**64 - 1)] = None
+    seed: Annotated[
+        int | None, _doc("Repeats the same text; -1: another one each time", minimum=-(2**63), maximum=2**64 - 1)
+    ] = None
     stop: Annotated[
         str | list[str] | None,
         _doc(f"Strings that end the text, at most {MAX_STOP_STRINGS} of 1 to {MAX_STOP_LENGTH} characters"),
@@ -82,7 +89,7 @@ class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
     logit_bias: Annotated[
         dict[str, float] | None,
         _doc(
-            f"Token id -> bias from -100 to 100; at most {MAX_TOKEN_LIST} entries",
+            f"Token id -> bias, of which -100 to 100 matter; at most {MAX_TOKEN_LIST} entries",
             propertyNames={"pattern": "^[0-9]+$"},
         ),
     ] = None
@@ -146,9 +153,9 @@ class CompletionRequest(TextSampling, kw_only=True):
         ),
     ]
     max_tokens: Annotated[
-        int | msgspec.UnsetType | None,
-        _doc("Most tokens of an answer (16); null: the rest of the context; 0 only with echo", minimum=0),
-    ] = msgspec.UNSET
+        int | None,
+        _doc("Most tokens of an answer (16); at most what the context leaves; 0 only with echo", minimum=0),
+    ] = None
     logprobs: Annotated[int | None, _doc("Log-probabilities, with so many alternatives", minimum=-1)] = None
     echo: Annotated[bool | None, _doc("Put the prompt in front of the text")] = None
     add_special_tokens: Annotated[bool | None, _doc("Let the tokenizer put its special tokens around a text (on)")] = (
@@ -177,7 +184,7 @@ class ChatRequest(TextSampling, kw_only=True):
     continue_final_message: Annotated[Any, _doc("Only false", enum=[False, None])] = None
     max_tokens: Annotated[int | None, _doc("Older name of max_completion_tokens", minimum=1)] = None
     max_completion_tokens: Annotated[
-        int | None, _doc("Most tokens of an answer; left out: the rest of the context", minimum=1)
+        int | None, _doc("Most tokens of an answer; left out, or more: what the context leaves", minimum=1)
     ] = None
     logprobs: Annotated[bool | None, _doc("Log-probabilities of the answer's tokens")] = None
     top_logprobs: Annotated[int | None, _doc("Alternatives per token; needs logprobs", minimum=0)] = None
@@ -188,8 +195,8 @@ class ChatRequest(TextSampling, kw_only=True):
     safety_identifier: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
     add_special_tokens: Annotated[Any, _doc("Only false: templates write them", enum=[False, None])] = None
     echo: Annotated[Any, _doc("Only false", enum=[False, None])] = None
-    functions: Annotated[Any, _doc("Only null: use tools", enum=[None])] = None
-    function_call: Annotated[Any, _doc("Only null: use tool_choice", enum=[None])] = None
+    functions: Annotated[Any, _doc("Only null or []: use tools", enum=[[], None])] = None
+    function_call: Annotated[Any, _doc("Only null, auto or none: use tool_choice", enum=["auto", "none", None])] = None
     modalities: Annotated[Any, _doc('Only ["text"]', enum=[["text"], None])] = None
     audio: Annotated[Any, _doc("Only null", enum=[None])] = None
     prediction: Annotated[Any, _doc("Only null", enum=[None])] = None
@@ -197,7 +204,7 @@ class ChatRequest(TextSampling, kw_only=True):
     verbosity: Annotated[Any, _doc("Only null", enum=[None])] = None
     service_tier: Annotated[Any, _doc("Only auto or default", enum=["auto", "default", None])] = None
     store: Annotated[Any, _doc("Only false: nothing is stored", enum=[False, None])] = None
-    metadata: Annotated[Any, _doc("Only null: nothing is stored", enum=[None])] = None
+    metadata: Annotated[Any, _doc("Only null or {}: nothing is stored", enum=[{}, None])] = None
     web_search_options: Annotated[Any, _doc("Only null", enum=[None])] = None
 
 
@@ -214,7 +221,7 @@ class ResponsesRequest(Sampling, kw_only=True):
     ]
     instructions: Annotated[str | None, _doc("The system's message")] = None
     max_output_tokens: Annotated[
-        int | None, _doc("Most tokens of the answer; left out: the rest of the context", minimum=1)
+        int | None, _doc("Most tokens of the answer; left out, or more: what the context leaves", minimum=1)
     ] = None
     top_logprobs: Annotated[int | None, _doc("Alternatives per token; needs include", minimum=0)] = None
     include: Annotated[
@@ -295,8 +302,8 @@ REFUSED: Mapping[str, Refused] = {
     "continue_final_message": Refused((False,), "only false is supported"),
     "add_special_tokens": Refused((False,), "only false is supported: chat templates write the special tokens"),
     "echo": Refused((False,), "only completions echo their prompt"),
-    "functions": Refused((), "it is replaced by tools"),
-    "function_call": Refused((), "it is replaced by tool_choice"),
+    "functions": Refused(([],), "it is replaced by tools"),
+    "function_call": Refused(("auto", "none"), "it is replaced by tool_choice"),
     "modalities": Refused((["text"],), 'only ["text"] is supported'),
     "audio": _NOTHING,
     "prediction": _NOTHING,
@@ -308,7 +315,7 @@ REFUSED: Mapping[str, Refused] = {
     "reasoning": Refused(({},), "set what the model's chat template reads through chat_template_kwargs"),
     "service_tier": Refused(("auto", "default"), 'only "auto" and "default" are supported'),
     "store": Refused((False,), "nothing is stored here: only false is supported"),
-    "metadata": _NOT_STORED,
+    "metadata": Refused(({},), "nothing is stored here"),
     "background": Refused((False,), "only false is supported"),
     "previous_response_id": _NOT_STORED,
     "conversation": _NOT_STORED,

@@ -10,7 +10,7 @@ import logging
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.http.errors import ApiError
 
@@ -86,6 +86,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head, self._receiving = False, True
         self._cancel_head_timer()
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            _as_http_1_0(self.cycle)
 
     def on_message_complete(self) -> None:
         self._receiving = False
@@ -161,6 +163,31 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
+
+
+class _UntilClose(int):
+    """The length that is left of an answer whose end is the connection's: never exceeded, never missing."""
+
+    def __lt__(self, other: int) -> bool:
+        return False
+
+    __gt__ = __lt__
+
+    def __sub__(self, other: int) -> _UntilClose:
+        return self
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = int.__hash__
+
+
+def _as_http_1_0(cycle: RequestResponseCycle) -> None:
+    """Such a client knows neither chunks (RFC 9112, section 6.1) nor interim answers (RFC 9110, section 15.2): what has
+    no length ends where the connection does, which uvicorn closes behind each answer to HTTP/1.0."""
+    cycle.chunked_encoding = False
+    cycle.expected_content_length = _UntilClose()
+    cycle.waiting_for_100_continue = False
 
 
 def _too_large(limit: int) -> ApiError:

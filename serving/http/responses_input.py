@@ -45,7 +45,7 @@ def to_requests(request: ResponsesRequest, context: ModelContext, form: AnswerFo
             raise InvalidRequest(f"include[{i}]", name, f"only {LOGPROBS} is supported")
     if request.include:
         given["logprobs"] = request.top_logprobs or 0
-    elif request.top_logprobs is not None:
+    elif request.top_logprobs:
         raise InvalidRequest("top_logprobs", request.top_logprobs, f"it needs include with {LOGPROBS}")
     check_tool_choice(request)
     offered = offered_tools(chat_input.tools(request.tools, flat=True), request.tool_choice, form)

@@ -1,9 +1,10 @@
 """The usage ledger: one line of JSON for each finished request, appended to a file that survives a kill.
 
-A line is written whole or, after a crash in the middle of a write, cut off at the next start; what `written` counts is
-in the file exactly once. The event loop only queues lines; a thread writes them, many at once when they come fast.
-Written lines are safe from the end of the process at once, and from a power cut after the fsync that follows within
-FSYNC_SECONDS. A full file is renamed to NAME.000001, NAME.000002, ..., and none of them is ever removed.
+A line is written whole or, after a crash in the middle of a write, cut off at the next start: see serving.append_file.
+What `written` counts is in the file exactly once. The event loop only queues lines; a thread writes them, many at once
+when they come fast. Written lines are safe from the end of the process at once, and from a power cut after the fsync
+that follows within FSYNC_SECONDS. A full file is renamed to NAME.000001, NAME.000002, ..., and none of them is ever
+removed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import json_text
+from serving.append_file import AppendFile, ForeignFile
 from serving.observing.logs import milliseconds
 from serving.observing.record import RequestRecord
 
@@ -32,7 +34,6 @@ _RETRY_SECONDS = 1.0
 _MAX_PENDING = 100_000  # lines kept while the disk takes none
 _BATCH = 1000
 _CLOSE_SECONDS = 5.0
-_TAIL = 1 << 20  # no line is longer
 
 
 class LedgerError(Exception):
@@ -58,10 +59,12 @@ def entry(record: RequestRecord) -> dict[str, Any]:
 
 
 class Ledger:
-    """Appends to `path`; one process at a time. Raises LedgerError when it cannot. `close` writes what is left."""
+    """Appends to `path`; one process at a time. Raises LedgerError when it cannot. `close` writes what is left.
 
-    def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
-        self.path = path
+    what: the file's name in messages; the audit log is kept in the same way."""
+
+    def __init__(self, path: Path, max_bytes: int = MAX_BYTES, what: str = "usage ledger") -> None:
+        self.path, self._what = path, what
         self.written = self.lost = 0
         self._max_bytes = max_bytes
         self._pending: deque[bytes] = deque()
@@ -73,9 +76,11 @@ class Ledger:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._open()
         except BlockingIOError as error:
-            raise LedgerError(f"the ledger {path} is kept by another process") from error
+            raise LedgerError(f"the {what} {path} is kept by another process") from error
+        except ForeignFile as error:
+            raise LedgerError(f"the {what} {path} holds lines that no ledger wrote; give another file") from error
         except OSError as error:
-            raise LedgerError(f"the ledger {path} cannot be written: {error.strerror or error}") from error
+            raise LedgerError(f"the {what} {path} cannot be written: {error.strerror or error}") from error
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
@@ -85,6 +90,8 @@ class Ledger:
     def add(self, line: dict[str, Any]) -> None:
         """Queues a line. Lines are lost, and counted, only when the disk has taken none for very long."""
         if len(self._pending) >= _MAX_PENDING:
+            if not self.lost:
+                _LOG.error("lines of the %s are lost from now on: %d wait for the disk", self._what, _MAX_PENDING)
             self.lost += 1
             return
         self._pending.append(json_text.encode(line) + b"\n")
@@ -98,7 +105,7 @@ class Ledger:
         self._thread.join(_CLOSE_SECONDS + 2 * _RETRY_SECONDS)
         if self._pending:
             self.lost += len(self._pending)
-            _LOG.error("%d lines of the usage ledger are lost: the disk does not take them", len(self._pending))
+            _LOG.error("%d lines of the %s are lost: the disk does not take them", len(self._pending), self._what)
             self._pending.clear()
 
     # -- the thread -----------------------------------------------------------------------------------------------
@@ -115,72 +122,58 @@ class Ledger:
                     dirty = True
                     complained = False
                 if dirty and (self._closing or time.monotonic() - synced >= FSYNC_SECONDS):
-                    os.fdatasync(self._file)
+                    self._file.sync()
                     synced, dirty = time.monotonic(), False
             except OSError as error:
                 if not complained:
-                    _LOG.error("the usage ledger %s cannot be written now: %s", self.path, error.strerror or error)
+                    _LOG.error("the %s %s cannot be written now: %s", self._what, self.path, error.strerror or error)
                     complained = True
                 if self._closing and time.monotonic() > self._deadline:
                     break
                 time.sleep(_RETRY_SECONDS)
                 self._wake.set()
         with contextlib.suppress(OSError):  # it was said above
-            os.fsync(self._file)
-        os.close(self._file)
+            self._file.sync()
+        self._file.close()
         os.close(self._lock)
 
     def _write(self) -> None:
-        """Appends a batch. A write that ends in the middle is taken back, so that the next try doubles nothing."""
-        if self._size >= self._max_bytes:
+        """Appends a batch, whole or not at all, so that the next try doubles nothing."""
+        if self._file.size >= self._max_bytes:
             self._rotate()
         batch = [self._pending[i] for i in range(min(_BATCH, len(self._pending)))]
-        data = b"".join(batch)
-        try:
-            if os.write(self._file, data) != len(data):
-                raise OSError(None, "the disk took only a part")
-        except OSError:
-            os.ftruncate(self._file, self._size)
-            raise
-        self._size += len(data)
+        self._file.append(b"".join(batch))
         self.written += len(batch)
         for _ in batch:
             self._pending.popleft()
 
     def _rotate(self) -> None:
-        os.fsync(self._file)
-        numbers = [int(p.suffix[1:]) for p in self.path.parent.glob(self.path.name + ".*") if p.suffix[1:].isdigit()]
-        full = self.path.with_name(f"{self.path.name}.{max(numbers, default=0) + 1:06d}")
-        os.rename(self.path, full)
-        os.close(self._file)
+        """The full file stays the one that is written until the next one is open: a failure in between is tried again,
+        and writes to no descriptor that is closed."""
+        full = self._file
+        full.sync()
+        if self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(full.descriptor)):
+            found = (path.suffix[1:] for path in self.path.parent.glob(self.path.name + ".*"))
+            number = max((int(suffix) for suffix in found if suffix.isdigit()), default=0) + 1
+            os.rename(self.path, self.path.with_name(f"{self.path.name}.{number:06d}"))
         self._open()
+        full.close()
 
     def _open(self) -> None:
-        self._file = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._size = _repair(self._file, self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
+        file = AppendFile(self.path)
         try:
-            os.fsync(folder)  # the name is safe, too
-        finally:
-            os.close(folder)
-
-
-def _repair(file: int, path: Path) -> int:
-    """Cuts off what a crash left of a line that was never counted as written; the file's size."""
-    size = os.fstat(file).st_size
-    tail = os.pread(file, _TAIL, max(0, size - _TAIL))
-    good = len(tail)
-    while good:
-        begin = tail.rfind(b"\n", 0, good - 1) + 1
-        if tail[good - 1 : good] == b"\n" and _is_line(tail[begin:good]):
-            break
-        good = begin
-    torn = len(tail) - good
-    if torn:
-        os.ftruncate(file, size - torn)
-        os.fsync(file)
-        _LOG.warning("the usage ledger %s ended in %d bytes that are no line; they are cut off", path, torn)
-    return size - torn
+            torn = file.cut_tail(_is_line)
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the name is safe, too
+            finally:
+                os.close(folder)
+        except BaseException:
+            file.close()
+            raise
+        if torn:
+            _LOG.warning("the %s %s ended in %d bytes that are no line; they are cut off", self._what, self.path, torn)
+        self._file = file
 
 
 def _is_line(data: bytes) -> bool:

@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import json
 import logging
+import os
 import queue
 import sys
 import threading
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, TextIO
 
 from serving import json_text
-from serving.observing.record import Origin, RequestRecord
+from serving.observing.record import RequestRecord
 
 LogFormat = Literal["auto", "json", "text"]
 LEVELS = ("debug", "info", "warning", "error")
@@ -80,13 +81,15 @@ class TextFormatter(_Formatter):
 
 
 class _Writer(logging.Handler):
-    """Writes from a thread of its own. Lines that do not fit the queue are counted, and the count is a line."""
+    """Writes from a thread of its own. Lines that do not fit the queue, or that nobody takes, are counted, and the
+    count is a line. A line of which a part was taken is written to its end before another begins."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
         self._lines: queue.Queue[str | None] = queue.Queue(_MAX_QUEUED)
         self._lost = 0
+        self._torn = b""  # what is left of a line
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
@@ -100,10 +103,33 @@ class _Writer(logging.Handler):
         while (line := self._lines.get()) is not None:
             lost, self._lost = self._lost, 0
             if lost:
-                line += f"\n{lost} lines of the log are lost: nobody read them in time"
-            with contextlib.suppress(OSError, ValueError):  # nobody is left to be told
-                self._stream.write(line + "\n")
+                line += f"\n{lost} lines of the log are lost: nobody took them in time"
+            if not self._write(line + "\n"):
+                self._lost += lost + 1
+
+    def _write(self, text: str) -> bool:
+        """False where nothing of it was taken."""
+        try:
+            file = self._stream.fileno()
+        except (OSError, ValueError, AttributeError):  # a stream of Python's alone
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write(text)
                 self._stream.flush()
+                return True
+            return False
+        data = text.encode(errors="backslashreplace")
+        begun = False
+        try:
+            while self._torn:  # of an earlier line
+                self._torn = self._torn[os.write(file, self._torn) :]
+            while data:
+                data = data[os.write(file, data) :]
+                begun = True
+        except OSError:
+            if begun:
+                self._torn = data
+            return begun
+        return True
 
     def close(self) -> None:
         """Writes what is queued, for at most a few seconds. Idempotent."""
@@ -188,16 +214,6 @@ def log_access(record: RequestRecord) -> None:
         **(record.content or {}),
     }
     _ACCESS.info("request", extra={"fields": fields})
-
-
-def refusal_log(*, content: bool) -> Any:
-    """A line for each request that was not taken; why, only with `content`: the sentence quotes the request."""
-
-    def log_refusal(origin: Origin, code: str, error: Exception) -> None:
-        fields = {"door": origin.door, "endpoint": origin.endpoint, "tenant": origin.tenant, "code": code}
-        _ACCESS.info("refused", extra={"fields": {**fields, **({"reason": str(error)} if content else {})}})
-
-    return log_refusal
 
 
 def milliseconds(seconds: float) -> float:

@@ -98,6 +98,7 @@ SPECS = (
     _counter("tenant_tokens_total", "Tokens of finished requests, by kind", "tenant", "kind"),
     _counter("tenant_device_seconds_total", "Finished requests' share of their steps' device time", "tenant"),
     _counter("ledger_lines_total", "Lines in the usage ledger: written, or lost because they could not be", "state"),
+    _counter("audit_lines_total", "Lines in the audit log's file: written, or lost because they could not be", "state"),
     _gauge("engine_stuck", "1 while the engine owes news for longer than --unready-seconds"),
 )
 
@@ -115,6 +116,10 @@ class Buckets:
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
 
     def cumulative(self) -> list[tuple[str, float]]:
         pairs, sofar = [], 0
@@ -135,6 +140,8 @@ class Metrics:
         self.histograms = {spec.name: Buckets(spec.buckets) for spec in SPECS if spec.buckets}
         self.prompt_tokens = self.generation_tokens = 0
         self.finished: Counter[tuple[str, ...]] = Counter({(reason,): 0 for reason in FINISH_REASONS})
+        self.finished_seconds: Counter[str] = Counter()  # from arrival to end, by the reason of the end
+        self.last_arrival = 0.0  # Unix time, of the finished requests
         self.refused: Counter[tuple[str, ...]] = Counter()
         self.tenant_tokens: Counter[tuple[str, ...]] = Counter()
         self.tenant_device: Counter[tuple[str, ...]] = Counter()
@@ -179,6 +186,8 @@ class Metrics:
         self.count_prompt(record)
         self.finished[(record.finish_reason,)] += 1
         phases, observe = record.phases(), self._observe
+        self.finished_seconds[record.finish_reason] += sum(phases.values())  # type: ignore[assignment]
+        self.last_arrival = max(self.last_arrival, record.time)
         observe("e2e_request_latency_seconds", sum(phases.values()))
         observe("request_queue_time_seconds", record.queue_seconds)
         if record.first_token:

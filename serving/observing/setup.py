@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.observing.ledger import MAX_BYTES, Ledger
-from serving.observing.logs import log_access, refusal_log
+from serving.observing.logs import log_access
 from serving.observing.metrics import Metrics, Values
 from serving.observing.recorder import Recorder
+from serving.observing.refusals import refusal_log
 from serving.observing.tracing import Tracer
 
 
@@ -34,19 +36,21 @@ class Observing:
         self.recorder.refusal_sinks.append(refusal_log(content=config.log_content))
         self.tracer = None if config.otlp_endpoint is None else Tracer.sending_to(config.otlp_endpoint)
         self.ledger = None if config.ledger is None else Ledger(config.ledger, config.ledger_max_bytes)
-        self.audit = None if config.audit is None else Ledger(config.audit, config.ledger_max_bytes)
+        self.audit = None if config.audit is None else Ledger(config.audit, config.ledger_max_bytes, "audit log")
         if self.ledger is not None:
             self.recorder.sinks.append(self.ledger)
-            self.recorder.metrics.sources.append(self._ledger_lines)
+            self.recorder.metrics.sources.append(_lines("ledger_lines_total", self.ledger))
+        if self.audit is not None:
+            self.recorder.metrics.sources.append(_lines("audit_lines_total", self.audit))
         if self.tracer is not None:
             self.recorder.sinks.append(self.tracer)
         self.recorder.sinks.append(log_access)
-
-    def _ledger_lines(self) -> dict[str, Values]:
-        assert self.ledger is not None
-        return {"ledger_lines_total": {("written",): self.ledger.written, ("lost",): self.ledger.lost}}
 
     async def close(self) -> None:
         for part in (self.ledger, self.audit, self.tracer):
             if part is not None:
                 await asyncio.to_thread(part.close)
+
+
+def _lines(name: str, ledger: Ledger) -> Callable[[], dict[str, Values]]:
+    return lambda: {name: {("written",): ledger.written, ("lost",): ledger.lost}}

@@ -140,7 +140,7 @@ def test_cancel_and_deadline_give_the_pages_back(server: Process) -> None:
 
 def test_bad_requests_are_refused_by_name(server: Process) -> None:
     for sampling, words in [
-        ({"max_tokens": 5000}, "max_tokens is 5000"),
+        ({"min_tokens": 5000, "max_tokens": 5000}, "min_tokens is 5000"),
         ({"top_p": 1.5}, "top_p is 1.5; it must be above 0 and at most 1"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"n": 0}, "n is 0"),

@@ -10,7 +10,7 @@ import pytest
 
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
-from serving.server import MAX_METADATA_BYTES
+from serving.grpc_door import MAX_METADATA_BYTES
 from tests.fakes import FakeOptions
 from tests.serving.harness import collect, greedy, run, serving, status, until
 from tests.serving.http.harness import greedy_chat, http_serving

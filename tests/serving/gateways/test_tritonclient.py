@@ -58,14 +58,18 @@ def check_sync(found, sampled):
     assert found["infer"][:3] == [["abcdefgh"], ["helloabc"], ["abcdefgh"]]
     assert found["infer"][3] == [[8, 8], ["length", "length"], [-4.0, -4.0]]
     assert found["infer"][4] == [sampled]
+    (statistics,) = found["statistics"]["model_stats"]
+    assert (statistics["name"], statistics["version"]) == ("fake", "1")
+    assert int(statistics["inference_count"]) >= 4
+    assert int(statistics["inference_stats"]["success"]["ns"]) > 0
     codes = [code for code, _ in found["errors"]]
     assert codes == [
         f"StatusCode.{name}"
-        for name in ("INVALID_ARGUMENT", "NOT_FOUND", "INVALID_ARGUMENT", "UNIMPLEMENTED", "DEADLINE_EXCEEDED")
+        for name in ("INVALID_ARGUMENT", "NOT_FOUND", "INVALID_ARGUMENT", "NOT_FOUND", "DEADLINE_EXCEEDED")
     ]
     messages = [message for _, message in found["errors"]]
     for part, message in zip(
-        ("'image'", "model_name is 'other'", "top_p is 2.0", "ModelStatistics"), messages, strict=False
+        ("'image'", "model_name is 'other'", "top_p is 2.0", "name is 'other'"), messages, strict=False
     ):
         assert part in message
     streams = found["streams"]

@@ -223,7 +223,7 @@ BAD = {
     "truncate": (generate(truncate_prompt_tokens=0), ["truncate_prompt_tokens is 0", "positive"]),
     "stop": (generate(stop=[""]), ["stop is ''", "1 to 1024"]),
     "request_id": (pb.GenerateRequest(request_id="\n", text="a"), ["request_id is", "printable"]),
-    "max_tokens": (generate(max_tokens=5000), ["max_tokens is 5000", "context of 4096"]),
+    "min_tokens": (generate(min_tokens=5000, max_tokens=5000), ["min_tokens is 5000", "context of 4096"]),
 }
 
 

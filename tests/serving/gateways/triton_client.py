@@ -94,11 +94,12 @@ def synchronous() -> dict[str, Any]:
             [output(more, name) for name in ("num_output_tokens", "finish_reason", "cumulative_logprob")],
             output(client.infer(MODEL, inputs(temperature=0.9, seed=11, max_tokens=24))),
         ]
+        found["statistics"] = client.get_inference_statistics(MODEL, as_json=True)
         found["errors"] = [
             error_of(client.infer, MODEL, [text("image", "x")]),
             error_of(client.infer, "other", inputs()),
             error_of(client.infer, MODEL, inputs(top_p=2)),
-            error_of(client.get_inference_statistics, MODEL),
+            error_of(client.get_inference_statistics, "other"),
             error_of(client.infer, MODEL, inputs(max_tokens=4000), client_timeout=0.1),
         ]
         found["streams"] = streamed(

@@ -154,10 +154,12 @@ def test_defaults_of_max_tokens_are_openais_and_vllms():
             await s.post("/v1/completions", prompt="x", min_tokens=20)
             await s.post("/v1/chat/completions", messages=[{"role": "user", "content": "x"}])
             told = [submit.params.max_tokens for submit in s.grpc.received(Submit)]
-            assert told[:3] == [16, 4094, 4094]
+            assert told[:3] == [16, 16, 4094]  # null is 16, too: vLLM's normalize_null_max_tokens
             assert told[3] > 4000
         async with http_serving(sampling_defaults={"max_tokens": 7, "top_k": 3}) as s:
             await s.post("/v1/completions", prompt="x")
+            assert s.grpc.received(Submit)[-1].params.max_tokens == 16  # vLLM's own default comes before the model's
+            await s.post("/v1/chat/completions", messages=[{"role": "user", "content": "x"}])
             assert s.grpc.received(Submit)[-1].params.max_tokens == 7
             assert s.grpc.received(Submit)[-1].params.top_k == 3
 
@@ -274,7 +276,7 @@ def test_models_and_tokens():
             for change, param in (
                 ({"prompt": "x", **chat}, "prompt"),
                 ({}, "prompt"),
-                ({"prompt": "x", "tools": []}, "tools"),
+                ({"prompt": "x", "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
                 ({**chat, "add_special_tokens": True}, "add_special_tokens"),
                 ({**chat, "chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
             ):

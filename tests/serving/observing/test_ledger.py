@@ -77,7 +77,7 @@ async def mixed_requests(s: HttpServer) -> None:
     await call.read()
     call.cancel()
     await s.refused("/v1/completions", prompt="x", max_tokens=-1)
-    assert (await s.post("/v1/completions", prompt="x", max_tokens=5000, n=5)).status_code == 400
+    assert (await s.post("/v1/completions", prompt="x", min_tokens=5000, max_tokens=5000, n=5)).status_code == 400
 
 
 def test_full_files_are_renamed_and_none_is_removed(tmp_path):

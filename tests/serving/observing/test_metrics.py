@@ -58,7 +58,7 @@ def test_requests_of_both_doors_count():
             await s.chat(max_tokens=7)
             await collect(s.grpc.stub.Generate(greedy(max_tokens=3)))
             await s.refused("/v1/completions", prompt="x", max_tokens=-1)
-            await status(s.grpc.stub.Generate(greedy(max_tokens=99_999)))
+            await status(s.grpc.stub.Generate(greedy(max_tokens=99_999, min_tokens=99_999)))
             m = await quiet(s)
             prompts = [6, 2 + len("<user>;<assistant>"), 3]
             assert m("prompt_tokens_total") == sum(prompts)

@@ -1,0 +1,77 @@
+"""Command-line options of the HTTP door."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+
+from serving.http.door import KEEP_ALIVE_SECONDS, HttpConfig
+from serving.http.envelope import CorsConfig, CorsError
+
+
+def add_http_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("HTTP (docs/http.md)")
+    group.add_argument(
+        "--http-keep-alive",
+        "--timeout-keep-alive",  # uvicorn's name
+        type=_seconds,
+        metavar="S",
+        default=KEEP_ALIVE_SECONDS,
+        help="how long a connection may be idle between two requests; 0 closes it behind each answer",
+    )
+    for name, default, what in (
+        (
+            "origins",
+            [],
+            "pages of these origins may call, as '[\"https://example.org\"]' or '[\"*\"]'; by default none",
+        ),
+        ("methods", ["*"], "with these methods"),
+        ("headers", ["*"], "and these request headers"),
+    ):
+        group.add_argument(f"--allowed-{name}", type=_strings, metavar="JSON", default=default, help=what)
+    group.add_argument(
+        "--allow-credentials", action="store_true", help="browsers may send cookies and client certificates along"
+    )
+
+
+def http_config(arguments: argparse.Namespace) -> HttpConfig:
+    """Raises CorsError."""
+    cors = CorsConfig(
+        tuple(arguments.allowed_origins),
+        tuple(arguments.allowed_methods),
+        tuple(arguments.allowed_headers),
+        arguments.allow_credentials,
+    )
+    return HttpConfig(arguments.http_keep_alive, cors)
+
+
+def check_http_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Ends the program with a word on the option that cannot be."""
+    try:
+        http_config(arguments)
+    except CorsError as error:
+        name, _, rest = str(error).partition(" ")
+        parser.error(f"--{name.replace('_', '-')} {rest}")
+
+
+def _strings(text: str) -> list[str]:
+    """A JSON list of strings, as vLLM takes it; a string alone is a list of one."""
+    try:
+        found = json.loads(text) if text.lstrip().startswith(("[", '"')) else text
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON list of strings: {error}") from error
+    found = [found] if isinstance(found, str) else found
+    if not isinstance(found, list) or not all(isinstance(each, str) and each for each in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON list of strings")
+    return found
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 0 or more")
+    return value
