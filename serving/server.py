@@ -233,10 +233,13 @@ class Server:
         )
         host = _bracketed(config.host)
         where = f"{host}:{config.port}"
-        if access.tls is None:
-            port = self._server.add_insecure_port(where)
-        else:
-            port = self._server.add_secure_port(where, access.tls.grpc_credentials())
+        try:
+            if access.tls is None:
+                port = self._server.add_insecure_port(where)
+            else:
+                port = self._server.add_secure_port(where, access.tls.grpc_credentials())
+        except RuntimeError as error:  # taken since it was found to be free
+            raise ServerError(f"cannot listen on {where} for gRPC: {error}") from error
         self.address = f"{host}:{port}"
 
     def _bind_http(self) -> socket.socket | None:

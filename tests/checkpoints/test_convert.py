@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoints.convert import convert, main
+from checkpoints.convert import convert
 from checkpoints.folder import REPORT_FILE, CheckpointError, is_converted
 from checkpoints.load import load_model
 from jaxinfer.config import ConfigError
 from jaxinfer.text import load_tokenizer
+from serving.commands.convert import main
 from tests.checkpoints.folders import edit_json, edit_tensors, raw_safetensors, tree, write_golden, write_small_llama
 
 

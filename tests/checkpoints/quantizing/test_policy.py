@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from checkpoints.convert import convert, main
+from checkpoints.convert import convert
 from checkpoints.folder import CheckpointError, read_config
 from checkpoints.load import load_model
 from checkpoints.quantizing.options import Quantizing
 from checkpoints.quantizing.policy import ENDS, Planned, plan_matrices
 from jaxinfer.config import ConfigError, ModelConfig
 from pallas_kernels.qtensor import QTensor
+from serving.commands.convert import main
 from tests.checkpoints.folders import tree, write_small_llama
 from tests.checkpoints.quantizing.models import write_family
 

@@ -24,7 +24,7 @@ from jaxinfer.text import load_tokenizer
 from serving.commands import evaluate
 from serving.commands.evaluation_sources import LocalSource, ServerSource
 from serving.commands.evaluation_spec import parse_spec
-from serving.commands.options import CommandError
+from serving.commands.parsing import CommandError
 from serving.engine_process import Engine, build_model_engine
 from serving.server import Server, ServerConfig
 from tests.fakes import FakeOptions, write_model
@@ -220,7 +220,7 @@ def test_a_model_without_chat_template_is_told(tmp_path, capsys):
         (["x", "--server", "localhost:1"], "MODEL cannot go with --server"),
         (["--server", "localhost:1", "--dtype", "float32"], "--dtype is an option of the server"),
         (["x", "--compare", "demo", "demo"], "MODEL cannot go with --compare"),
-        (["--server", "x", "--compare", "demo", "demo"], "--server cannot go with --compare"),
+        (["--server", "x:1", "--compare", "demo", "demo"], "--server cannot go with --compare"),
         (["--compare", "demo", "demo@dtypo=float32"], "demo@dtypo=float32: unknown setting 'dtypo'; it must be one of"),
         (["--compare", "demo", "demo@dtype=int4"], "dtype is 'int4'; it must be auto, float32 or bfloat16"),
         (["--compare", "demo", "/nonexistent"], "MODEL is '/nonexistent'; there is no such folder"),
