@@ -26,6 +26,7 @@ def _serve(argv: Sequence[str]) -> int:
 
 
 def _generate(argv: Sequence[str]) -> int:
+    _quiet_grpc()
     from serving.commands.generate import main
 
     return main(argv, hub_cache=hub_cache_from(os.environ))
@@ -50,9 +51,15 @@ def _plan(argv: Sequence[str]) -> int:
 
 
 def _eval(argv: Sequence[str]) -> int:
+    _quiet_grpc()
     from serving.commands.evaluate import main
 
     return main(argv, hub_cache=hub_cache_from(os.environ))
+
+
+def _quiet_grpc() -> None:
+    """A client's failures are told in its own words; gRPC's C++ core would log them in others, beforehand."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _keys(argv: Sequence[str]) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +15,10 @@ import pytest
 
 import jaxinfer
 from jaxinfer import cli
-from jaxinfer.config import RuntimeConfig
-from serving.commands import generate, serve
+from jaxinfer.config import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, RuntimeConfig
+from serving.commands import batch, convert, evaluate, generate, keys, plan, serve
 from serving.commands.options import RUNTIME_NAMES, runtime_config
+from tests.fakes import write_model
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_CACHE = Path("/nonexistent")
@@ -86,3 +91,297 @@ def test_runtime_options_are_the_configs_fields():
     assert all(getattr(config, name) != getattr(default, name) for name in RUNTIME_NAMES)
     assert config.compilation_cache_dir is None
     assert runtime_config(serve.make_parser("x").parse_args([])) == default
+
+
+# -- one look -------------------------------------------------------------------------------------------------------
+
+PARSERS = {
+    command: module.make_parser("jaxinfer")
+    for command, module in {
+        "serve": serve,
+        "generate": generate,
+        "batch": batch,
+        "convert": convert,
+        "plan": plan,
+        "eval": evaluate,
+        "keys": keys,
+    }.items()
+}
+(_KEYS,) = (action for action in PARSERS["keys"]._actions if isinstance(action, argparse._SubParsersAction))
+LEAVES = {**PARSERS, **{f"keys {name}": parser for name, parser in _KEYS.choices.items()}}
+del LEAVES["keys"]
+
+
+def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    return [action for action in parser._actions if action.option_strings and action.dest != "help"]
+
+
+def test_every_command_has_a_parser_here():
+    assert PARSERS.keys() == cli.COMMANDS.keys()
+
+
+@pytest.mark.parametrize("command", LEAVES)
+def test_every_option_says_what_it_does_and_what_holds_without_it(command):
+    parser = LEAVES[command]
+    shown = " ".join(parser.format_help().split())
+    assert shown.startswith(f"usage: jaxinfer {command} ")
+    for action in options(parser):
+        text = " ".join((parser._get_formatter()._expand_help(action)).split())
+        what, _, default = text.rpartition(" (")
+        assert what, f"{action.option_strings}: {text!r} does not say what it does"
+        assert default.startswith("default: ") or default == "required)", f"{action.option_strings}: {text!r}"
+        assert f"{', '.join(action.option_strings)}" in shown.replace(f" {action.metavar}", "")
+        assert text in shown, f"{text!r} is not in the help"
+
+
+def test_defaults_in_the_help_are_those_that_hold():
+    shown = " ".join(PARSERS["serve"].format_help().split())
+    for field in dataclasses.fields(RuntimeConfig):
+        if field.name != "seed" and field.default not in (None, True, False, 1):
+            said = f"{field.default:g}" if isinstance(field.default, float) else field.default
+            about = shown.split(f"--{field.name.replace('_', '-')} ")[1].split(" --")[0]
+            assert f"(default: {said})" in about, field.name
+    assert f"sequences in one step (default: {MAX_NUM_SEQS['cpu']} on a CPU, {MAX_NUM_SEQS['accelerator']} " in shown
+    assert f"(default: {MAX_NUM_BATCHED_TOKENS['cpu']} on a CPU, {MAX_NUM_BATCHED_TOKENS['accelerator']} " in shown
+    assert "devices to split the model over (default: 1)" in shown  # and not "on", to which 1 is equal
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["serve", "--prot", "1"], "serve: error: there is no option --prot; did you mean --port?"),
+        (["generate", "--maxtokens=3"], "generate: error: there is no option --maxtokens; did you mean --max-tokens?"),
+        (["batch", "--modle", "x", "a", "b"], "batch: error: there is no option --modle; did you mean --model?"),
+        (["plan", "-x"], "plan: error: there is no option -x; jaxinfer plan --help lists those there are"),
+        (["convert", "--quantise", "int4"], "convert: error: there is no option --quantise; did you mean --quantize?"),
+        (
+            ["convert", "a", "b", "--quantize", "int5"],
+            "convert: error: --quantize is 'int5'; it must be one of int8, int4, fp8, w8a8, fp8-dynamic; did you mean "
+            "int8?",
+        ),
+        (["keys", "nwe"], "keys: error: COMMAND is 'nwe'; it must be one of new, list; did you mean new?"),
+        (["keys", "new", "--tennant", "a"], "keys new: error: there is no option --tennant; did you mean --tenant?"),
+        (["keys", "new"], "keys new: error: missing: --tenant; usage: jaxinfer keys new [OPTION ...]"),
+        (["serve", "a", "b"], "serve: error: 'b' is one argument too many; usage: jaxinfer serve [OPTION ...] [MODEL]"),
+        (["plan", "--page-size", "x"], "plan: error: --page-size is 'x'; it must be a whole number"),
+        (["eval", "--tasks", "additoin", "--texts", "0"], None),
+    ],
+)
+def test_what_was_meant_is_asked_in_one_line(argv, message, capsys):
+    assert run(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    if message is None:
+        assert captured.err.endswith("; did you mean addition?\n")
+    else:
+        assert captured.err == f"jaxinfer {message}\n"
+
+
+def run(argv: list[str]) -> int:
+    """The exit code, however it comes."""
+    try:
+        return cli.main(argv)
+    except SystemExit as ended:
+        assert isinstance(ended.code, int)
+        return ended.code
+
+
+def test_names_may_be_spelt_with_underscores():
+    given = PARSERS["serve"].parse_args(["--max_model_len=64", "--http_port", "9", "--served-model-name", "a_b"])
+    assert (given.max_model_len, given.http_port, given.served_model_name) == (64, 9, "a_b")
+
+
+def test_keys_alone_names_its_commands(capsys):
+    assert run(["keys"]) == 2
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: jaxinfer keys COMMAND")
+    assert "new  " in shown
+    assert "list  " in shown
+
+
+JUNK = ("nonsense", "-5", "nan")
+MORE_JUNK = (
+    "",
+    "1e999",
+    "9" * 5000,
+    "[]",
+    "x\ny",
+    "\N{SNOWMAN}=1",
+    "0",
+    "0=nan",
+    "1,,2",
+    "../..",
+    "host:0",
+    "[::1]:1:2",
+)
+# So that nothing runs where a value is taken after all.
+NOWHERE = {
+    "serve": ["/nonexistent/model"],
+    "generate": ["--model=/nonexistent/model", "x"],
+    "batch": ["--model=/nonexistent/model", "/nonexistent/in", "/nonexistent/out"],
+    "convert": ["/nonexistent/model", "/nonexistent/out"],
+    "plan": ["/nonexistent/model"],
+    "eval": ["/nonexistent/model"],
+    "keys new": ["--tenant=!", "--file=/nonexistent/keys"],
+    "keys list": ["--file=/nonexistent/keys"],
+}
+
+
+@pytest.mark.parametrize("values", [JUNK, pytest.param(MORE_JUNK, marks=pytest.mark.longer)], ids=["some", "more"])
+@pytest.mark.parametrize("command", LEAVES)
+def test_no_value_of_any_option_is_answered_by_a_traceback(command, values, capsys):
+    for action in options(LEAVES[command]):
+        for value in values if action.nargs != 0 else ("x",):
+            given = [f"{action.option_strings[-1]}={value}"] if action.nargs is None else [action.option_strings[-1]]
+            given += [value, value] if action.nargs == 2 else []
+            code = run([*command.split(), *NOWHERE[command], *given])
+            captured = capsys.readouterr()
+            assert code in (1, 2), given
+            program = "keys" if captured.err.startswith("jaxinfer keys: ") else command
+            assert captured.err.startswith(f"jaxinfer {program}: error: "), captured.err
+            assert captured.err.count("\n") == 1, captured.err
+
+
+REFUSED = [  # what cannot be, with the shipped demo where a model is needed
+    ["eval", "nosuch"],
+    ["eval", "--compare", "demo", "nosuch"],
+    ["eval", "--compare", "demo@max_model_len=9999", "demo"],
+    ["eval", "--tasks", "nosuch"],
+    ["eval", "--items", "/nonexistent/items"],
+    ["eval", "--answers", "/nonexistent/answers"],
+    ["eval", "--json=both", "--answers=both"],
+    ["eval", "--max-model-len", "9999"],
+    ["eval", "--server", "http://localhost:8000"],
+    ["serve", "nosuch"],
+    ["serve", "--port=8000"],
+    ["serve", "--max-model-len", "9999"],
+    ["serve", "--tensor-parallel-size", "3"],
+    ["serve", "--num-pages", "1"],
+    ["serve", "--num-pages", "3", "--max-model-len", "1024"],
+    ["serve", "--api-keys", "/nonexistent/keys"],
+    ["serve", "--ledger", "file/ledger"],
+    ["serve", "--tls-cert", "/nonexistent/pem", "--tls-key", "/nonexistent/key"],
+    ["serve", "--input-filter", "nosuch:filter"],
+    ["generate", "x", "--model", "nosuch"],
+    ["generate", "-", "--model", "nosuch"],
+    ["generate", "x", "--top-p", "3"],
+    ["generate", "x", "--chat", "--template-variables", "{"],
+    ["generate", "x", "--chat", "--template-variables", "[]"],
+    ["generate", "--token-ids", "999999"],
+    ["generate", "x", "--max-tokens", "9999"],
+    ["generate", "x", "--timeout", "-1"],
+    ["generate", "x", "--api-key-file", "key"],
+    ["batch", "/nonexistent/in", "out", "--model", "nosuch"],
+    ["batch", "/nonexistent/in", "out"],
+    ["batch", "/nonexistent/in", "out", "--max-model-len", "9999"],
+    ["convert", "nosuch", "out"],
+    ["convert", str(ROOT / "checkpoints" / "demo"), "out"],
+    ["convert", "{model}", "."],
+    ["convert", "{model}", "file/out"],
+    ["convert", "{model}", "out", "--quantize", "int8", "--policy", "/nonexistent/policy"],
+    ["convert", "{model}", "out", "--policy", "{model}/config.json"],
+    ["convert", "{model}", "out", "--group", "33", "--quantize", "int4"],
+    ["plan", "nosuch"],
+    ["plan", "--max-model-len", "9999"],
+]
+
+
+@pytest.mark.longer
+def test_what_cannot_run_is_refused_before_jax_is_imported(tmp_path):
+    """One process for all of them: the second half of its answer is whether anything long has begun."""
+    model = write_model(tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"not read")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "file").touch()
+    argvs = [[part.format(model=model) if "{model}" in part else part for part in argv] for argv in REFUSED]
+    code = (
+        "import json, sys\nfrom jaxinfer import cli\n"
+        "for argv in json.loads(sys.argv[1]):\n"
+        "    try: code = cli.main(argv)\n"
+        "    except SystemExit as ended: code = ended.code\n"
+        "    print(code, 'jax' in sys.modules, flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(argvs)],
+        cwd=tmp_path / "work",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    answers = [line for line in done.stdout.splitlines() if line.split()[0].isdigit()]
+    assert [(argv, line) for argv, line in zip(argvs, answers, strict=True) if line != "2 False"] == []
+    errors = done.stderr.splitlines()
+    assert len(errors) == len(argvs), done.stderr
+    for argv, error in zip(argvs, errors, strict=True):
+        assert error.startswith(f"jaxinfer {argv[0]}: error: ")
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["file"]  # no output of what never ran
+
+
+def test_failures_of_the_system_and_a_reader_that_left(monkeypatch, capsys):
+    def no_space(*_: object) -> int:
+        raise OSError(28, "No space left on device", "/full/file")
+
+    def stopped(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "plan", cli.Command("", no_space))
+    assert cli.main(["plan"]) == 1
+    assert capsys.readouterr().err == "jaxinfer plan: error: [Errno 28] No space left on device: '/full/file'\n"
+    monkeypatch.setitem(cli.COMMANDS, "plan", cli.Command("", stopped))
+    assert cli.main(["plan"]) == 130
+
+
+def test_a_line_to_paste_begins_as_the_program_was_called(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "bin" / "jaxinfer"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert cli._called() == "bin/jaxinfer"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/jaxinfer/__main__.py"])
+    assert cli._called() == "python -m jaxinfer"
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert cli._called() == "jaxinfer"
+    assert cli.usage().startswith("usage: jaxinfer COMMAND")
+
+
+# -- names that documents use ---------------------------------------------------------------------------------------
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "deploy" / "README.md"]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+OTHERS = {  # options of other programs, which our documents show
+    "docker": {"--gpus", "--rm", "--name"},
+    "pip": {"--no-deps", "--wheel-dir"},
+    "gcloud": {"--accelerator-type", "--project", "--version", "--zone"},
+    "kubectl": {"--dry-run", "--previous"},
+    "lm-eval": {"--model", "--model_args", "--tasks"},
+}
+
+
+def known_options(*parsers: argparse.ArgumentParser) -> set[str]:
+    return {name for parser in parsers for action in parser._actions for name in action.option_strings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_options_that_documents_name_exist(document):
+    own = known_options(*LEAVES.values())
+    scripts = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("scripts", "deploy", "tests/conftest.py")
+        for path in ([ROOT / folder] if folder.endswith(".py") else sorted((ROOT / folder).rglob("*")))
+        if path.suffix in (".py", ".sh")
+    )
+    for line in document.read_text(encoding="utf-8").splitlines():
+        for name in re.findall(r"(?<![\w-])--[a-z][\w-]+", line):
+            known = name in own or any(name in names for names in OTHERS.values())
+            assert known or f'"{name}"' in scripts, f"{document.name}: no program has {name}: {line}"
+        for command, rest in re.findall(r"jaxinfer (keys new|keys list|[a-z]+)((?: [^`|]*)?)", line):
+            if command in LEAVES:
+                names = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", rest.split(" jaxinfer ")[0]))
+                assert names <= known_options(LEAVES[command]), f"{document.name}: {command} lacks one of these: {line}"

@@ -93,8 +93,11 @@ def client_channel(arguments: argparse.Namespace, options: list[tuple[str, Any]]
     """To `arguments.server`. Raises CommandError."""
     if arguments.tls_ca is None:
         return grpc.aio.insecure_channel(arguments.server, options=options)
+    authority = _read(arguments.tls_ca)
+    if b"-----BEGIN CERTIFICATE-----" not in authority:
+        raise CommandError(f"--tls-ca is {str(arguments.tls_ca)!r}; it must be a file with a certificate in PEM")
     own = [None if path is None else _read(path) for path in (arguments.tls_client_key, arguments.tls_client_cert)]
-    credentials = grpc.ssl_channel_credentials(_read(arguments.tls_ca), own[0], own[1])
+    credentials = grpc.ssl_channel_credentials(authority, own[0], own[1])
     return grpc.aio.secure_channel(arguments.server, credentials, options=options)
 
 

@@ -233,7 +233,7 @@ def test_bad_input_stops_with_one_line_and_leaves_nothing(
 
 
 def test_absent_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(capsys, [str(tmp_path / "no"), str(tmp_path / "out")], "no: expected a folder with a model")
+    assert_refused(capsys, [str(tmp_path / "no"), str(tmp_path / "out")], "HF_DIR is ", "no'; there is no such folder")
     assert tree(tmp_path) == []
 
 

@@ -139,7 +139,7 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path, asked: dict[str, Any
 
 def test_a_policy_is_judged_before_weights_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_family(tmp_path / "hf")
-    (source / "model.safetensors").unlink()
+    (source / "model.safetensors").write_bytes(b"")
     rules = policy(tmp_path, RULE.format(match="x", use="int8"))
     assert main([str(source), str(tmp_path / "out"), "--quantize", "int4", "--policy", str(rules)]) == 2
     assert "rules.toml: rule 1: match is 'x'" in capsys.readouterr().err
