@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +113,10 @@ del LEAVES["keys"]
 
 def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return [action for action in parser._actions if action.option_strings and action.dest != "help"]
+
+
+def known_options(*parsers: argparse.ArgumentParser) -> set[str]:
+    return {name for parser in parsers for action in parser._actions for name in action.option_strings}
 
 
 def test_every_command_has_a_parser_here():
@@ -349,39 +352,3 @@ def test_a_line_to_paste_begins_as_the_program_was_called(monkeypatch, tmp_path)
     monkeypatch.setenv("PATH", str(script.parent))
     assert cli._called() == "jaxinfer"
     assert cli.usage().startswith("usage: jaxinfer COMMAND")
-
-
-# -- names that documents use ---------------------------------------------------------------------------------------
-
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "deploy" / "README.md"]
-DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
-OTHERS = {  # options of other programs, which our documents show
-    "docker": {"--gpus", "--rm", "--name"},
-    "pip": {"--no-deps", "--wheel-dir"},
-    "gcloud": {"--accelerator-type", "--project", "--version", "--zone"},
-    "kubectl": {"--dry-run", "--previous"},
-    "lm-eval": {"--model", "--model_args", "--tasks"},
-}
-
-
-def known_options(*parsers: argparse.ArgumentParser) -> set[str]:
-    return {name for parser in parsers for action in parser._actions for name in action.option_strings}
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_options_that_documents_name_exist(document):
-    own = known_options(*LEAVES.values())
-    scripts = "".join(
-        path.read_text(encoding="utf-8")
-        for folder in ("scripts", "deploy", "tests/conftest.py")
-        for path in ([ROOT / folder] if folder.endswith(".py") else sorted((ROOT / folder).rglob("*")))
-        if path.suffix in (".py", ".sh")
-    )
-    for line in document.read_text(encoding="utf-8").splitlines():
-        for name in re.findall(r"(?<![\w-])--[a-z][\w-]+", line):
-            known = name in own or any(name in names for names in OTHERS.values())
-            assert known or f'"{name}"' in scripts, f"{document.name}: no program has {name}: {line}"
-        for command, rest in re.findall(r"jaxinfer (keys new|keys list|[a-z]+)((?: [^`|]*)?)", line):
-            if command in LEAVES:
-                names = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", rest.split(" jaxinfer ")[0]))
-                assert names <= known_options(LEAVES[command]), f"{document.name}: {command} lacks one of these: {line}"

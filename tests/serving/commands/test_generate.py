@@ -15,6 +15,7 @@ import pytest
 from jaxinfer.sampling_params import FIELD_NAMES, SamplingParams
 from serving.commands import generate
 from tests.fakes import BOS, FakeOptions, write_model
+from tests.serving import harness
 from tests.serving.commands.background import Background
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,7 +29,9 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Background]:
-    background = Background(FakeOptions(step_seconds=0.001))
+    background = Background(
+        lambda: harness.serving(FakeOptions(step_seconds=0.001), sampling_defaults={"temperature": 0.0})
+    )
     yield background
     background.close()
 
@@ -229,3 +232,24 @@ def test_a_closed_pipe_is_no_traceback(server):
     assert process.wait(30) == 1
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top-p", "1.5", "x"], "top_p is 1.5; it must be above 0 and at most 1"),
+        (["--token-ids", "999"], "token_ids is 999; token ids are integers from 0 to 259"),
+        (["--max-tokens", "999999", "x"], "max_tokens is 999999; with a prompt of 2 tokens at most "),
+        (["--json", "--logprobs", "30", "x"], "logprobs is 30; it must be"),
+        (["--skip-tokenizer-init", "x"], "prompt is 'text'; this server runs without a tokenizer"),
+        (["--max-model-len", "999999", "x"], "max_model_len is 999999; the model's max_position_embeddings allows"),
+    ],
+)
+def test_a_request_that_cannot_be_is_refused_before_an_engine_is_made(model, arguments, message, capsys):
+    def build(*_: object) -> None:
+        pytest.fail("an engine was made")
+
+    assert generate.main(["--model", str(model), *arguments], hub_cache=NO_CACHE, build=build) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"jaxinfer generate: error: {message}")
+    assert error.count("\n") == 1
