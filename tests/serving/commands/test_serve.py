@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints.folder import CheckpointError
+from jaxinfer.config import ConfigError, RuntimeConfig
 from serving.commands import serve
 from serving.commands.console import reachable
+from serving.commands.early import check_model
 from tests.fakes import FakeOptions, write_model
 
 NO_CACHE = Path("/nonexistent")
@@ -78,3 +81,48 @@ def test_serve_tells_why_a_model_cannot_be_loaded(model, capfd):
 def test_addresses_as_a_client_writes_them():
     assert reachable("0.0.0.0:1") == reachable("127.0.0.1:1") == reachable("[::]:1") == "localhost:1"
     assert reachable("10.0.0.7:50051") == "10.0.0.7:50051"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "8000"], "--port and --http-port are both 8000; gRPC and HTTP need a port each"),
+        (["--port", "9", "--http-port", "9"], "--port and --http-port are both 9"),
+        (["--http-port", "65536"], "--http-port is '65536'; it must be a port from 0 to 65535, or none"),
+        (["--gateways", "vllm,kserv"], "--gateways is 'vllm,kserv'; it must be a list of vllm, kserve, or none; did"),
+    ],
+)
+def test_ports_and_gateways(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        serve.main(arguments, hub_cache=NO_CACHE)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"jaxinfer serve: error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        (RuntimeConfig(max_model_len=10**6), "max_model_len is 1000000; the model's max_position_embeddings"),
+        (RuntimeConfig(tensor_parallel_size=7), "tensor_parallel_size is 7; with "),
+        (RuntimeConfig(num_pages=1), "num_pages is 1; pages of 64 tokens hold 0 then, and at least 2 pages are needed"),
+        (RuntimeConfig(num_pages=2, max_model_len=100), "num_pages is 2; pages of 64 tokens hold 64 then, and max_mo"),
+    ],
+)
+def test_a_model_that_cannot_run_so_is_known_by_its_files(model, runtime, message):
+    with pytest.raises(ConfigError) as found:
+        check_model(model, runtime, weights=False)
+    assert str(found.value).startswith(message)
+
+
+def test_weights_are_looked_for_before_an_engine_is_made(tmp_path):
+    folder = write_model(tmp_path / "tiny")
+    check_model(folder, RuntimeConfig(), weights=False)
+    with pytest.raises(CheckpointError, match="found no safetensors file"):
+        check_model(folder, RuntimeConfig())
+    index = folder / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}')
+    (folder / "1.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"tensor b is in 2\.safetensors; there is no such file"):
+        check_model(folder, RuntimeConfig())
+    (folder / "2.safetensors").touch()
+    check_model(folder, RuntimeConfig())  # what is in them the engine reads
