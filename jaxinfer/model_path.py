@@ -40,10 +40,14 @@ def resolve_model(name: str | None, hub_cache: Path | None = None, what: str = "
     """
     if name is None:
         return demo_path()
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
+    try:
+        folder = Path(name).expanduser()
+        there, is_folder = folder.exists(), folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown user's home, a name that no file can have
+        raise ConfigError(f"{what} is {name[:200]!r}; there cannot be such a folder: {error}") from error
+    if name and is_folder:
         return folder
-    if name and folder.exists():
+    if name and there:
         raise ConfigError(f"{what} is {name!r}, a file; it must be a checkpoint folder or a hub id in the local cache")
     if not _HUB_ID.fullmatch(name):
         raise ConfigError(f"{what} is {name!r}; there is no such folder, and it is not a hub id (ORGANISATION/NAME)")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.commands.parsing import spelled
 from tests.test_cli import LEAVES, known_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,3 +40,16 @@ def test_options_that_documents_name_exist(document):
             if command in LEAVES:
                 names = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", rest.split(" jaxinfer ")[0]))
                 assert names <= known_options(LEAVES[command]), f"{document.name}: {command} lacks one of these: {line}"
+
+
+def test_defaults_of_the_table_of_settings_are_the_programs():
+    """docs/operations.md says what holds without an option of `serve`."""
+    found = {}
+    for line in (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        names = re.findall(r"`(--[a-z-]+)", cells[0]) if line.startswith("| `--") else []
+        found |= dict.fromkeys(names, cells[1].strip("`") if len(cells) > 1 else "")
+    assert len(found) > 15
+    actions = {name: action for action in LEAVES["serve"]._actions for name in action.option_strings}
+    for name, said in found.items():
+        assert said == spelled(actions[name].default if actions[name].default != "" else None), name

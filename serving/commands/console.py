@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -78,7 +79,7 @@ class StartUpView:
         if progress.done < progress.total:
             lines.doing(f"{title}: {_amount(progress.done)} of {_amount(progress.total)} {unit}")
             return
-        lines.doing(f"{title}: done")
+        lines.doing("compiling" if progress.stage == "load" else "almost ready")
         if not self._brief:
             seconds = time.monotonic() - self._began[progress.stage]
             lines.say(f"{title}: {_amount(progress.total)} {unit} in {seconds:.1f} s")
@@ -204,7 +205,9 @@ def _summary(info: EngineInfo, *, detailed: bool) -> Iterator[tuple[str, str]]:
 def _has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer's files bring a chat template; the tokenizer itself is loaded elsewhere, later."""
     settings = folder / "tokenizer_config.json"
-    named = settings.exists() and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
+    named = False
+    with contextlib.suppress(OSError, ValueError):  # whoever loads the tokenizer says what is wrong with it
+        named = "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
     return named or (folder / "chat_template.jinja").exists()
 
 

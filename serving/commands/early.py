@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -31,9 +32,22 @@ def check_model(folder: Path, runtime: RuntimeConfig, *, weights: bool = True) -
                 f"num_pages is {runtime.num_pages}; pages of {runtime.page_size} tokens hold {holds} then, and "
                 f"{f'max_model_len is {length}' if needed > 1 else 'at least 2 pages are needed'}"
             )
+    _check_cache(runtime.compilation_cache_dir)
     if weights:
         check_weight_files(folder)
     return config
+
+
+def _check_cache(name: str | None) -> None:
+    """Whether the folder is there or can be made; it is not made here."""
+    if name is None:
+        return
+    with contextlib.suppress(OSError, RuntimeError):
+        path = Path(name).expanduser().absolute()
+        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+        if nearest.is_dir() and os.access(nearest, os.W_OK):
+            return
+    raise ConfigError(f"compilation_cache_dir is {name!r}; it must be a folder that can be written, or none")
 
 
 def check_output(name: str, path: Path | None) -> None:

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +25,13 @@ from serving.commands.progress import PlainLines
 _BAR = 20  # characters of an accuracy bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _GOOD, _FAIR = 0.9, 0.5
+
+
+class _Counted(MofNCompleteColumn):
+    """Nothing, rather than 0/?, of what has no known length."""
+
+    def render(self, task: RichTask) -> Text:
+        return super().render(task) if task.total is not None else Text("")
 
 
 class EvaluationProgress:
@@ -36,7 +44,7 @@ class EvaluationProgress:
             SpinnerColumn(finished_text="[green]✓[/green]"),
             TextColumn("{task.description:<22}"),
             BarColumn(bar_width=28),
-            MofNCompleteColumn(),
+            _Counted(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,

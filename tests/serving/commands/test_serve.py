@@ -26,6 +26,8 @@ def model(tmp_path_factory) -> Path:
     [
         (["/nonexistent"], "MODEL is '/nonexistent'; there is no such folder"),
         (["some/model"], "hf download some/model"),
+        (["~nosuchuser/model"], "MODEL is '~nosuchuser/model'; there cannot be such a folder"),
+        (["x" * 5000], "MODEL is 'xxx"),
         (["--page-size", "0", "{model}"], "page_size is 0; it must be a positive integer"),
         (["--gpu-memory-utilization", "1.5", "{model}"], "gpu_memory_utilization is 1.5"),
     ],
@@ -104,6 +106,8 @@ def test_ports_and_gateways(arguments, message, capsys):
     [
         (RuntimeConfig(max_model_len=10**6), "max_model_len is 1000000; the model's max_position_embeddings"),
         (RuntimeConfig(tensor_parallel_size=7), "tensor_parallel_size is 7; with "),
+        (RuntimeConfig(compilation_cache_dir=f"{__file__}/x"), "compilation_cache_dir is "),
+        (RuntimeConfig(compilation_cache_dir="~nosuchuser/x"), "compilation_cache_dir is '~nosuchuser/x'; it must be"),
         (RuntimeConfig(num_pages=1), "num_pages is 1; pages of 64 tokens hold 0 then, and at least 2 pages are needed"),
         (RuntimeConfig(num_pages=2, max_model_len=100), "num_pages is 2; pages of 64 tokens hold 64 then, and max_mo"),
     ],
