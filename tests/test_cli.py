@@ -30,6 +30,12 @@ def test_overview_and_version(capsys):
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"  {name} " in shown for name in ("serve", "generate", "batch", "convert", "plan", "eval"))
+    assert cli.main(["help"]) == 0
+    assert capsys.readouterr().out == shown
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["help", "plan"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: jaxinfer plan ")
     assert cli.main([]) == 2
     assert capsys.readouterr().out == shown
     assert cli.main(["--version"]) == 0
@@ -167,6 +173,23 @@ def test_defaults_in_the_help_are_those_that_hold():
         (["keys", "new"], "keys new: error: missing: --tenant; usage: jaxinfer keys new [OPTION ...]"),
         (["serve", "a", "b"], "serve: error: 'b' is one argument too many; usage: jaxinfer serve [OPTION ...] [MODEL]"),
         (["plan", "--page-size", "x"], "plan: error: --page-size is 'x'; it must be a whole number"),
+        (
+            ["serve", "--model", "x"],
+            "serve: error: there is no option --model; MODEL is given without one: usage: "
+            "jaxinfer serve [OPTION ...] [MODEL]",
+        ),
+        (
+            ["batch", "--input=x"],
+            "batch: error: there is no option --input; INPUT is given without one: "
+            "usage: jaxinfer batch [OPTION ...] INPUT OUTPUT",
+        ),
+        (["plan", "--page-size"], "plan: error: --page-size needs a value"),
+        (["eval", "--compare", "demo"], "eval: error: --compare needs 2 values"),
+        (["generate", "--json=x", "y"], "generate: error: --json takes no value, and 'x' was given"),
+        (
+            ["plan", "--max-num=4"],
+            "plan: error: --max-num=4 could be --max-num-seqs, --max-num-batched-tokens: say which",
+        ),
         (["eval", "--tasks", "additoin", "--texts", "0"], None),
     ],
 )

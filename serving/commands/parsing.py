@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,15 @@ BAD_INPUT = 2  # exit code of what cannot be, as argparse has it
 FAILURE = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
+# What argparse says, and how it is said here.
+_WORDS = (
+    (r"^the following arguments are required: ", "missing: "),
+    (r"^(\S+): not allowed with argument (\S+)$", r"\1 cannot go with \2"),
+    (r"^(\S+): expected (one|at least one) argument$", r"\1 needs a value"),
+    (r"^(\S+): expected (\d+) arguments$", r"\1 needs \2 values"),
+    (r"^(\S+): ignored explicit argument (.*)$", r"\1 takes no value, and \2 was given"),
+    (r"^ambiguous option: (\S+) could match (.*)$", r"\1 could be \2: say which"),
+)
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 
@@ -109,13 +119,18 @@ class CommandParser(argparse.ArgumentParser):
 
     def _refuse(self, text: str) -> NoReturn:
         if text.startswith("-"):
+            for action in self._actions:
+                if not action.option_strings and text.lstrip("-") == action.dest.rstrip("s"):
+                    usage = " ".join(self.format_usage().split())
+                    self.error(f"there is no option {text}; {action.metavar} is given without one: {usage}")
             hint = meant(text, self._option_string_actions) or f"; {self.prog} --help lists those there are"
             self.error(f"there is no option {text}{hint}")
         self.error(f"{text!r} is one argument too many; {' '.join(self.format_usage().split())}")
 
     def error(self, message: str) -> NoReturn:
         said = message.removeprefix("argument ")
-        said = said.replace("the following arguments are required: ", "missing: ")
+        for found, ours in _WORDS:
+            said = re.sub(found, ours, said)
         if said.startswith("missing: "):
             said += f"; {' '.join(self.format_usage().split())}"
         sys.exit(fail(self.prog, said, BAD_INPUT))

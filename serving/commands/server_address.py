@@ -38,6 +38,8 @@ def server_address(text: str) -> str:
 def why_not(error: grpc.aio.AioRpcError, address: str, *, tls: bool) -> str:
     """What a call that failed is to be blamed on, in a sentence."""
     details = error.details() or error.code().name
+    if tls and "CERTIFICATE_VERIFY_FAILED" in details:
+        return f"the certificate of {address} is not signed by --tls-ca, or it names another host"
     if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
         return details
     if error.trailing_metadata() and error.code() != grpc.StatusCode.UNAVAILABLE:

@@ -186,7 +186,7 @@ def test_errors_about_the_source(arguments, code, message, capsys):
     ("arguments", "message"),
     [
         ([], "missing: PROMPT; usage: jaxinfer generate [OPTION ...] PROMPT [PROMPT ...]"),
-        (["x", "--server", "a:1", "--model", "b"], "--model: not allowed with argument --server"),
+        (["x", "--server", "a:1", "--model", "b"], "--model cannot go with --server"),
         (["x", "--seed", "1e3"], "--seed is '1e3'; it must be a whole number of 64 bits"),
         (["x", "--logit-bias", "a=1"], "--logit-bias is 'a=1'; it must be like 15=-2.5, a token id and a number"),
     ],

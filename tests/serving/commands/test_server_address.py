@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.access.access import AccessConfig
+from serving.access.tls import TlsConfig
 from serving.commands import evaluate, generate
 from serving.commands.server_address import server_address
 from tests.serving import harness
@@ -118,5 +120,29 @@ def test_a_server_without_tls_is_asked_with_tls(tmp_path, capsys):
         # The server's own words are passed on.
         assert generate.main(["--server", background.address, "--top-p", "7", "x"], hub_cache=NO_CACHE) == 2
         assert "top_p is 7.0; it must be" in capsys.readouterr().err
+    finally:
+        background.close()
+
+
+def test_a_server_with_tls_is_asked_without_it_or_with_another_authority(tmp_path, capsys):
+    trustme = pytest.importorskip("trustme")
+    authority, other = trustme.CA(), trustme.CA()
+    own = authority.issue_cert("127.0.0.1", "localhost")
+    own.private_key_pem.write_to_path(tmp_path / "key.pem")
+    own.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    other.cert_pem.write_to_path(tmp_path / "other.pem")
+    tls = TlsConfig(tmp_path / "cert.pem", tmp_path / "key.pem", None)
+    background = Background(lambda: harness.serving(access=AccessConfig(tls=tls)))
+
+    def ask(*arguments: str) -> tuple[int, str]:
+        code = generate.main(["--server", background.address, *arguments, "x"], hub_cache=NO_CACHE)
+        return code, capsys.readouterr().err.partition("error: ")[2]
+
+    try:
+        assert ask() == (1, f"{background.address} does not speak plain gRPC; a server with TLS needs --tls-ca\n")
+        said = f"the certificate of {background.address} is not signed by --tls-ca, or it names another host\n"
+        assert ask("--tls-ca", str(tmp_path / "other.pem")) == (1, said)
+        assert ask("--tls-ca", str(tmp_path / "ca.pem"), "--max-tokens", "3") == (0, "")
     finally:
         background.close()
