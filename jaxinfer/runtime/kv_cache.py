@@ -112,7 +112,7 @@ def resolve_sizes(
     length = context_length(config, runtime)
     per_sequence = -(-length // page)
     if runtime.num_pages is not None:
-        pages, source = runtime.num_pages, f"num_pages = {runtime.num_pages}, of which one holds nothing"
+        pages, source = runtime.num_pages, f"num_pages = {runtime.num_pages}"
     else:
         assert budget is not None
         fitting = budget.num_bytes * runtime.tensor_parallel_size // page_bytes
@@ -132,6 +132,8 @@ def resolve_sizes(
         length = holds
     elif runtime.max_model_len is None:
         notes.append(f"max_model_len = {length}: the model's context")
+    if runtime.num_pages is not None:
+        source += ", of which one holds nothing"
     return Sizes(
         max_model_len=length,
         max_num_seqs=rows,

@@ -95,16 +95,15 @@ def main(argv: Sequence[str], *, hub_cache: Path | None = None, program: str = "
 
 def _check(source: Path, arguments: argparse.Namespace) -> None:
     """Refuses what can be refused without jax, and before a tensor is read."""
-    for name in ("policy", "calibrate"):
-        path = getattr(arguments, name)
-        if path is None:
-            continue
-        if arguments.quantize is None:
+    for name in ("policy", "calibrate", "skip", "group"):
+        if arguments.quantize is None and getattr(arguments, name) is not None:
             raise CommandError(f"--{name} goes with --quantize")
+    for path in (arguments.policy, arguments.calibrate):
         try:
-            path.open("rb").close()
+            if path is not None:
+                path.open("rb").close()
         except OSError as error:
-            raise CommandError(f"--{name}: {path} cannot be read: {error.strerror or error}") from error
+            raise CommandError(f"{path} cannot be read: {error.strerror or error}") from error
     if is_converted(source):
         raise CheckpointError(f"{source}: expected a Hugging Face folder; this is a converted checkpoint already")
     read_config(source)

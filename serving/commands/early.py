@@ -8,7 +8,7 @@ from pathlib import Path
 
 from checkpoints.folder import check_weight_files, read_config
 from checkpoints.stored import read_storage
-from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig, context_length
+from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig, context_length, require
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.models.stored import check_stored
 from serving.commands.parsing import CommandError
@@ -26,12 +26,12 @@ def check_model(folder: Path, runtime: RuntimeConfig, *, weights: bool = True) -
         check_stored(read_storage(folder, config).matrices, runtime.quantization, config, shape)
     if runtime.num_pages is not None:
         holds = (runtime.num_pages - 1) * runtime.page_size  # one page is nobody's
-        needed = length if runtime.max_model_len is not None else 1
-        if holds < needed:
-            raise ConfigError(
-                f"num_pages is {runtime.num_pages}; pages of {runtime.page_size} tokens hold {holds} then, and "
-                f"{f'max_model_len is {length}' if needed > 1 else 'at least 2 pages are needed'}"
-            )
+        require(runtime.num_pages > 1, f"num_pages is {runtime.num_pages}; at least 2 are needed, as one holds nothing")
+        require(
+            runtime.max_model_len is None or holds >= length,
+            f"max_model_len is {length}, but the KV pool holds {holds} tokens (num_pages = {runtime.num_pages}); lower "
+            "max_model_len",
+        )
     _check_cache(runtime.compilation_cache_dir)
     if weights:
         check_weight_files(folder)

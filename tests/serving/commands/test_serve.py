@@ -108,8 +108,11 @@ def test_ports_and_gateways(arguments, message, capsys):
         (RuntimeConfig(tensor_parallel_size=7), "tensor_parallel_size is 7; with "),
         (RuntimeConfig(compilation_cache_dir=f"{__file__}/x"), "compilation_cache_dir is "),
         (RuntimeConfig(compilation_cache_dir="~nosuchuser/x"), "compilation_cache_dir is '~nosuchuser/x'; it must be"),
-        (RuntimeConfig(num_pages=1), "num_pages is 1; pages of 64 tokens hold 0 then, and at least 2 pages are needed"),
-        (RuntimeConfig(num_pages=2, max_model_len=100), "num_pages is 2; pages of 64 tokens hold 64 then, and max_mo"),
+        (RuntimeConfig(num_pages=1), "num_pages is 1; at least 2 are needed, as one holds nothing"),
+        (
+            RuntimeConfig(num_pages=2, max_model_len=100),
+            "max_model_len is 100, but the KV pool holds 64 tokens (num_pages = 2)",
+        ),
     ],
 )
 def test_a_model_that_cannot_run_so_is_known_by_its_files(model, runtime, message):
