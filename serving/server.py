@@ -393,7 +393,8 @@ def _check_free(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(found[4])
     except OSError as error:
-        raise ServerError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        code = EXIT_REFUSED if isinstance(error, socket.gaierror) else EXIT_CRASHED  # no such host: not for another try
+        raise ServerError(f"cannot listen on {host}:{port}: {error.strerror or error}", code) from error
 
 
 def grpc_options(max_message_bytes: int) -> list[tuple[str, int]]:

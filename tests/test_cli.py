@@ -280,6 +280,7 @@ REFUSED = [  # what cannot be, with the shipped demo where a model is needed
     ["eval", "--server", "http://localhost:8000"],
     ["serve", "nosuch"],
     ["serve", "--port=8000"],
+    ["serve", "--host", "nosuch.invalid"],
     ["serve", "--max-model-len", "9999"],
     ["serve", "--tensor-parallel-size", "3"],
     ["serve", "--num-pages", "1"],
