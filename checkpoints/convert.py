@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to a converted checkpoint: `convert`, and the command line around it.
+"""From a Hugging Face folder to a converted checkpoint: `convert`.
 
 Parameters are assembled one at a time in their target type and kept until Orbax has written them: the host holds the
 model in that type, one block of a source tensor, and Orbax's bounded buffers. With few bits (`checkpoints.quantizing`)
@@ -7,11 +7,9 @@ that type is theirs, and the host holds one dense layer beside it.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +34,9 @@ from checkpoints.folder import (
 )
 from checkpoints.load import Progress, canonical_shapes
 from checkpoints.quantized.mapping import read_quantization
-from checkpoints.quantizing.options import SKIPS, Quantizing
+from checkpoints.quantizing.options import Quantizing
 from checkpoints.quantizing.pipeline import Pipeline
 from checkpoints.quantizing.policy import plan_matrices
-from checkpoints.quantizing.report import tables
 from checkpoints.quantizing.samples import read_samples
 from checkpoints.quantizing.verify import digest
 from checkpoints.reader import TensorSource, open_checkpoint
@@ -48,14 +45,12 @@ from checkpoints.rules import TensorMapping, plan_mapping
 from checkpoints.staging import staged
 from checkpoints.store import named_parts, save_params
 from checkpoints.stored import KEY as STORAGE_KEY
-from checkpoints.stored import KV_CACHE_DTYPES, Storage
+from checkpoints.stored import Storage
 from jaxinfer.config import ConfigError, ModelConfig
-from jaxinfer.quantization import SCHEMES
 from jaxinfer.text.errors import TokenizerError
 from jaxinfer.text.loading import load_tokenizer
 from pallas_kernels.qtensor import QTensor
 
-EXIT_BAD_INPUT = 2
 Say = Callable[[str], None]
 
 
@@ -251,77 +246,3 @@ def _parameters(
 
 def _in_layer(path: str) -> bool:
     return path.startswith("layers.")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns 0, or 2 with one line on stderr when the input or the comparison is bad."""
-    parser = argparse.ArgumentParser(
-        prog="convert",
-        description="Convert a Hugging Face folder (safetensors) into a checkpoint for jaxinfer.",
-    )
-    parser.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="folder with config.json, safetensors, tokenizer")
-    parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="folder to make")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="type of the stored weights (default: the source's)")
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="compare logits, tokenizer and chat template with the transformers library if it is installed "
-        "(loads the model twice in full)",
-    )
-    bits = parser.add_argument_group("few bits for the layers' matrices (docs/quantization.md)")
-    bits.add_argument("--quantize", choices=tuple(SCHEMES), help="scheme to round to (default: none)")
-    bits.add_argument("--policy", type=Path, metavar="FILE", help="TOML: rules that give matrices another scheme")
-    bits.add_argument(
-        "--calibrate", type=Path, metavar="FILE", help="samples, a text a line or JSON lines: search scales"
-    )
-    bits.add_argument("--skip", choices=SKIPS, help="auto: keep the matrices that lose most wider")
-    bits.add_argument("--group", type=int, metavar="N", help="inputs that share a scale: 32, 64 or 128")
-    bits.add_argument(
-        "--kv-cache-dtype", choices=KV_CACHE_DTYPES, help="what keys and values are kept in unless a server is told"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a converted checkpoint in OUT_DIR")
-    arguments = parser.parse_args(argv)
-    jax.config.update("jax_platforms", "cpu")  # an accelerator has no part in this: leave its memory alone
-    from rich.console import Console
-
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        report = _convert_with_bar(arguments, console)
-    except (CheckpointError, ConfigError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    few = ""
-    if report.quantization is not None:
-        Console(highlight=False, soft_wrap=True).print(tables(report.quantization))
-        few = f"{report.quantization.scheme} and "
-    print(
-        f"{arguments.out_dir}: {report.architecture}, {report.parameter_count / 1e6:.1f} M parameters, "
-        f"{report.parameter_bytes / 1e6:.1f} MB in {few}{report.dtype}, {len(report.tensors)} tensors used, "
-        f"{len(report.ignored)} ignored"
-    )
-    return 0
-
-
-def _convert_with_bar(arguments: argparse.Namespace, console: Any) -> ConversionReport:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("converting", total=None)
-        return convert(
-            arguments.hf_dir,
-            arguments.out_dir,
-            dtype=arguments.dtype,
-            verify=arguments.verify,
-            overwrite=arguments.overwrite,
-            quantizing=Quantizing(
-                arguments.quantize,
-                arguments.policy,
-                arguments.calibrate,
-                arguments.skip,
-                arguments.group,
-                arguments.kv_cache_dtype,
-            ),
-            progress=lambda done, total, path: bar.update(task, completed=done, total=total),
-            say=bar.console.print,
-        )

@@ -158,6 +158,23 @@ def _tokenizer_length(folder: Path) -> int | None:
     return int(length)
 
 
+def check_weight_files(folder: Path) -> None:
+    """Raises CheckpointError when a folder of either kind lacks its weights. Looks at names, not into the files."""
+    index = folder / "model.safetensors.index.json"
+    if is_converted(folder):
+        read_stored(folder)  # knows the size of every file
+        return
+    if index.is_file():
+        named = read_json_object(index).get("weight_map")
+        there = isinstance(named, dict) and named and all((folder / str(file)).is_file() for file in named.values())
+    else:
+        there = (folder / "model.safetensors").is_file()
+    if not there:
+        from checkpoints.reader import open_checkpoint  # brings numpy; says what is missing, and what to do
+
+        open_checkpoint(folder).close()
+
+
 def read_stored(folder: Path) -> dict[str, Any]:
     """jaxinfer_config.json of a converted checkpoint, its format version and the sizes of its files checked."""
     path = folder / CONFIG_FILE

@@ -48,6 +48,16 @@ def staged(target: Path, overwrite: bool) -> Iterator[Path]:
         os.close(lock)
 
 
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raises CheckpointError when `staged` would refuse the target now; makes nothing."""
+    target = Path(os.path.abspath(target))
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise CheckpointError(f"{target}: expected a place that can be written; {parent} is none")
+    if target.exists() or not target.with_name(f".{target.name}{_REPLACED_SUFFIX}").exists():
+        _check_free(target, overwrite)
+
+
 def _check_free(target: Path, overwrite: bool) -> None:
     if not target.exists() and not target.is_symlink():
         return

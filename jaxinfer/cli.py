@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shutil
 import sys
@@ -21,43 +22,50 @@ class Command(NamedTuple):
 def _serve(argv: Sequence[str]) -> int:
     from serving.commands.serve import main
 
-    return main(argv, hub_cache=hub_cache_from(os.environ), program=_program())
+    return main(argv, hub_cache=hub_cache_from(os.environ), called=_called())
 
 
 def _generate(argv: Sequence[str]) -> int:
+    _quiet_grpc()
     from serving.commands.generate import main
 
-    return main(argv, hub_cache=hub_cache_from(os.environ), program=_program())
+    return main(argv, hub_cache=hub_cache_from(os.environ))
 
 
 def _batch(argv: Sequence[str]) -> int:
     from serving.commands.batch import main
 
-    return main(argv, hub_cache=hub_cache_from(os.environ), program=_program())
+    return main(argv, hub_cache=hub_cache_from(os.environ))
 
 
 def _convert(argv: Sequence[str]) -> int:
-    from checkpoints.convert import main
+    from serving.commands.convert import main
 
-    return main(argv)
+    return main(argv, hub_cache=hub_cache_from(os.environ))
 
 
 def _plan(argv: Sequence[str]) -> int:
     from serving.commands.plan import main
 
-    return main(argv, hub_cache=hub_cache_from(os.environ), program=_program())
+    return main(argv, hub_cache=hub_cache_from(os.environ))
 
 
 def _eval(argv: Sequence[str]) -> int:
+    _quiet_grpc()
     from serving.commands.evaluate import main
 
-    return main(argv, hub_cache=hub_cache_from(os.environ), program=_program())
+    return main(argv, hub_cache=hub_cache_from(os.environ))
+
+
+def _quiet_grpc() -> None:
+    """A client's failures are told in its own words; gRPC's C++ core would log them in others, beforehand."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _keys(argv: Sequence[str]) -> int:
     from serving.commands.keys import main
 
-    return main(argv, program=_program())
+    return main(argv)
 
 
 COMMANDS = {
@@ -71,27 +79,33 @@ COMMANDS = {
 }
 
 
-def _program() -> str:
-    """How this program is called from a shell: what help and hints tell the user to type."""
-    called = sys.argv[0]
-    if Path(called).name == "__main__.py":
+def _called() -> str:
+    """How this program was called from a shell: what a line to paste begins with. Help and errors say `jaxinfer`."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
         return "python -m jaxinfer"
-    return "jaxinfer" if shutil.which("jaxinfer") == os.path.abspath(called) else called
+    found = shutil.which("jaxinfer")
+    if called.name != "jaxinfer" or (found is not None and os.path.samefile(found, called)):
+        return "jaxinfer"
+    here = Path.cwd()
+    return str(called.relative_to(here) if called.is_relative_to(here) else called)
 
 
 def usage() -> str:
-    lines = [f"usage: {_program()} COMMAND [OPTION ...]", "", "commands:"]
+    lines = ["usage: jaxinfer COMMAND [OPTION ...]", "", "commands:"]
     lines += [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
     lines += [
         "",
-        f"{_program()} COMMAND --help lists the options. MODEL is optional everywhere: the shipped demo then.",
+        "jaxinfer COMMAND --help lists the options. Where a command takes a MODEL, the shipped demo is the default.",
     ]
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 2 for bad input, 1 for other failures."""
+    """Runs one command and returns its exit code: 0, 2 for bad input, 1 for other failures, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         print(usage())
@@ -101,9 +115,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = COMMANDS.get(name)
     if command is None:
-        print(f"jaxinfer: error: command is {name!r}; it must be one of {', '.join(COMMANDS)}", file=sys.stderr)
+        close = difflib.get_close_matches(name.lstrip("-"), COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        print(f"jaxinfer: error: COMMAND is {name!r}; it must be one of {', '.join(COMMANDS)}{hint}", file=sys.stderr)
         return 2
     try:
         return command.run(arguments[1:])
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output left: there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a full disk, a folder that may not be written: no fault of the program
+        print(f"jaxinfer {name}: error: {error}", file=sys.stderr)
+        return 1

@@ -31,26 +31,30 @@ def demo_path() -> Path:
     raise ConfigError("this installation has no demo checkpoint (checkpoints/demo); name a MODEL")
 
 
-def resolve_model(name: str | None, hub_cache: Path | None = None) -> Path:
+def resolve_model(name: str | None, hub_cache: Path | None = None, what: str = "MODEL") -> Path:
     """The folder of a model.
 
     name: a folder, a hub id "organisation/name", or None for the shipped demo. hub_cache: the Hugging Face cache, where
-    hub ids are looked up; None is the default place in the home folder. Raises ConfigError, with the command that
-    downloads when the name looks like a hub id.
+    hub ids are looked up; None is the default place in the home folder. what: calls the name so in errors. Raises
+    ConfigError, with the command that downloads when the name looks like a hub id.
     """
     if name is None:
         return demo_path()
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
+    try:
+        folder = Path(name).expanduser()
+        there, is_folder = folder.exists(), folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown user's home, a name that no file can have
+        raise ConfigError(f"{what} is {name[:200]!r}; there cannot be such a folder: {error}") from error
+    if name and is_folder:
         return folder
-    if name and folder.exists():
-        raise ConfigError(f"MODEL is {name!r}, a file; it must be a checkpoint folder or a hub id in the local cache")
+    if name and there:
+        raise ConfigError(f"{what} is {name!r}, a file; it must be a checkpoint folder or a hub id in the local cache")
     if not _HUB_ID.fullmatch(name):
-        raise ConfigError(f"MODEL is {name!r}; there is no such folder, and it is not a hub id (ORGANISATION/NAME)")
-    return _cached_snapshot(name, hub_cache if hub_cache is not None else hub_cache_from({}))
+        raise ConfigError(f"{what} is {name!r}; there is no such folder, and it is not a hub id (ORGANISATION/NAME)")
+    return _cached_snapshot(name, hub_cache if hub_cache is not None else hub_cache_from({}), what)
 
 
-def _cached_snapshot(hub_id: str, hub_cache: Path) -> Path:
+def _cached_snapshot(hub_id: str, hub_cache: Path, what: str) -> Path:
     """Layout: models--ORG--NAME/refs/main holds a commit, models--ORG--NAME/snapshots/COMMIT/ the files."""
     entry = hub_cache / f"models--{hub_id.replace('/', '--')}"
     reference = entry / "refs" / "main"
@@ -59,6 +63,6 @@ def _cached_snapshot(hub_id: str, hub_cache: Path) -> Path:
         if (snapshot / "config.json").is_file():
             return snapshot
     raise ConfigError(
-        f"MODEL is {hub_id!r}; there is no such folder, and {hub_cache} does not hold that model. "
+        f"{what} is {hub_id!r}; there is no such folder, and {hub_cache} does not hold that model. "
         f"Download it with: hf download {hub_id}"
     )

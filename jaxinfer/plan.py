@@ -57,7 +57,10 @@ class PlanReport:
             ("slot state", f"{gib(self.slot_bytes)} for {sizes.max_num_seqs} sequences"),
             ("temporaries", f"{gib(self.temporary_bytes)} in the largest step, {self.bucket}"),
             ("KV per token", f"{self.kv_bytes_per_token:,} bytes"),
-            ("KV pool", f"{gib(self.pool_bytes)}: {sizes.num_pages:,} pages of {sizes.page_size} = {tokens:,} tokens"),
+            (
+                "KV pool",
+                f"{gib(self.pool_bytes)}: {sizes.num_pages - 1:,} pages of {sizes.page_size} = {tokens:,} tokens",
+            ),
             ("longest request", f"{sizes.max_model_len:,} tokens"),
             ("full-length requests at once", f"{self.full_length_requests:,}"),
             ("total", gib(total)),

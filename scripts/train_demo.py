@@ -27,7 +27,7 @@ from demo_training.training import Report, TrainConfig, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from checkpoints.convert import main as convert
+from serving.commands.convert import main as convert
 
 DEFAULT_MINUTES = 80.0
 # The demo, and its sibling of about a million parameters.

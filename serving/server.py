@@ -184,7 +184,8 @@ class Server:
             check_free(config.host, config.port)
         except OSError as error:
             message = f"cannot listen on {config.host}:{config.port}: {error.strerror or error}"
-            raise ServerError(message) from error
+            # No such host: not for another try.
+            raise ServerError(message, EXIT_REFUSED if isinstance(error, socket.gaierror) else EXIT_CRASHED) from error
         http = self._bind_http()
         self._open_grpc(access)
         self._started = time.monotonic()
@@ -243,10 +244,13 @@ class Server:
         )
         host = bracketed(config.host)
         where = f"{host}:{config.port}"
-        if access.tls is None:
-            port = self._server.add_insecure_port(where)
-        else:
-            port = self._server.add_secure_port(where, access.tls.grpc_credentials())
+        try:
+            if access.tls is None:
+                port = self._server.add_insecure_port(where)
+            else:
+                port = self._server.add_secure_port(where, access.tls.grpc_credentials())
+        except RuntimeError as error:  # taken since it was found to be free
+            raise ServerError(f"cannot listen on {where} for gRPC: {error}") from error
         self.address = f"{host}:{port}"
 
     def _bind_http(self) -> socket.socket | None:

@@ -1,80 +1,26 @@
-"""The command line: dispatch, `generate` with a server and without, exit codes, one-line errors."""
+"""The command line as a whole: dispatch, options that commands share, one look of every help and every error."""
 
 from __future__ import annotations
 
-import asyncio
+import argparse
 import dataclasses
-import io
 import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import jaxinfer
 from jaxinfer import cli
-from jaxinfer.config import RuntimeConfig
-from jaxinfer.messages import Submit
-from jaxinfer.sampling_params import FIELD_NAMES, SamplingParams
-from serving.commands import generate, serve
-from serving.commands.console import reachable
+from jaxinfer.config import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, RuntimeConfig
+from serving.commands import batch, convert, evaluate, generate, keys, plan, serve
 from serving.commands.options import RUNTIME_NAMES, runtime_config
-from tests.fakes import BOS, FakeOptions, write_model
-from tests.serving import harness
+from tests.fakes import write_model
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_CACHE = Path("/nonexistent")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny", temperature=0.0)
-
-
-class Background:
-    """A server over the fake engine, in a thread with an event loop of its own."""
-
-    def __init__(self, options: FakeOptions) -> None:
-        self.running: harness.Running
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve(options)))
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    async def _serve(self, options: FakeOptions) -> None:
-        async with harness.serving(options, sampling_defaults={"temperature": 0.0}) as self.running:
-            self._ready.set()
-            await self._stop.wait()
-
-    @property
-    def address(self) -> str:
-        return self.running.server.address
-
-    @property
-    def submitted(self) -> Submit:
-        return self.running.received(Submit)[-1]
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
-        self._loop.close()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Background]:
-    background = Background(FakeOptions(step_seconds=0.001))
-    yield background
-    background.close()
-
-
-def ask(server: Background, *arguments: str) -> int:
-    return generate.main([*arguments, "--server", server.address], hub_cache=NO_CACHE)
 
 
 # -- dispatch -------------------------------------------------------------------------------------------------------
@@ -84,6 +30,12 @@ def test_overview_and_version(capsys):
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"  {name} " in shown for name in ("serve", "generate", "batch", "convert", "plan", "eval"))
+    assert cli.main(["help"]) == 0
+    assert capsys.readouterr().out == shown
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["help", "plan"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: jaxinfer plan ")
     assert cli.main([]) == 2
     assert capsys.readouterr().out == shown
     assert cli.main(["--version"]) == 0
@@ -93,7 +45,8 @@ def test_overview_and_version(capsys):
 def test_unknown_command(capsys):
     assert cli.main(["serv"]) == 2
     expected = (
-        "jaxinfer: error: command is 'serv'; it must be one of serve, generate, batch, convert, plan, keys, eval\n"
+        "jaxinfer: error: COMMAND is 'serv'; it must be one of serve, generate, batch, convert, plan, keys, eval; "
+        "did you mean serve?\n"
     )
     assert capsys.readouterr().err == expected
 
@@ -145,255 +98,281 @@ def test_runtime_options_are_the_configs_fields():
     assert runtime_config(serve.make_parser("x").parse_args([])) == default
 
 
-# -- generate -------------------------------------------------------------------------------------------------------
+# -- one look -------------------------------------------------------------------------------------------------------
+
+PARSERS = {
+    command: module.make_parser("jaxinfer")
+    for command, module in {
+        "serve": serve,
+        "generate": generate,
+        "batch": batch,
+        "convert": convert,
+        "plan": plan,
+        "eval": evaluate,
+        "keys": keys,
+    }.items()
+}
+(_KEYS,) = (action for action in PARSERS["keys"]._actions if isinstance(action, argparse._SubParsersAction))
+LEAVES = {**PARSERS, **{f"keys {name}": parser for name, parser in _KEYS.choices.items()}}
+del LEAVES["keys"]
 
 
-def test_streams_text_from_a_server(server, capsys):
-    assert ask(server, "--max-tokens", "8", "Once upon a time") == 0
+def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    return [action for action in parser._actions if action.option_strings and action.dest != "help"]
+
+
+def known_options(*parsers: argparse.ArgumentParser) -> set[str]:
+    return {name for parser in parsers for action in parser._actions for name in action.option_strings}
+
+
+def test_every_command_has_a_parser_here():
+    assert PARSERS.keys() == cli.COMMANDS.keys()
+
+
+@pytest.mark.parametrize("command", LEAVES)
+def test_every_option_says_what_it_does_and_what_holds_without_it(command):
+    parser = LEAVES[command]
+    shown = " ".join(parser.format_help().split())
+    assert shown.startswith(f"usage: jaxinfer {command} ")
+    for action in options(parser):
+        text = " ".join((parser._get_formatter()._expand_help(action)).split())
+        what, _, default = text.rpartition(" (")
+        assert what, f"{action.option_strings}: {text!r} does not say what it does"
+        assert default.startswith("default: ") or default == "required)", f"{action.option_strings}: {text!r}"
+        assert f"{', '.join(action.option_strings)}" in shown.replace(f" {action.metavar}", "")
+        assert text in shown, f"{text!r} is not in the help"
+
+
+def test_defaults_in_the_help_are_those_that_hold():
+    shown = " ".join(PARSERS["serve"].format_help().split())
+    for field in dataclasses.fields(RuntimeConfig):
+        if field.name != "seed" and field.default not in (None, True, False, 1):
+            said = f"{field.default:g}" if isinstance(field.default, float) else field.default
+            about = shown.split(f"--{field.name.replace('_', '-')} ")[1].split(" --")[0]
+            assert f"(default: {said})" in about, field.name
+    assert f"sequences in one step (default: {MAX_NUM_SEQS['cpu']} on a CPU, {MAX_NUM_SEQS['accelerator']} " in shown
+    assert f"(default: {MAX_NUM_BATCHED_TOKENS['cpu']} on a CPU, {MAX_NUM_BATCHED_TOKENS['accelerator']} " in shown
+    assert "devices to split the model over (default: 1)" in shown  # and not "on", to which 1 is equal
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["serve", "--prot", "1"], "serve: error: there is no option --prot; did you mean --port?"),
+        (["generate", "--maxtokens=3"], "generate: error: there is no option --maxtokens; did you mean --max-tokens?"),
+        (["batch", "--modle", "x", "a", "b"], "batch: error: there is no option --modle; did you mean --model?"),
+        (["plan", "-x"], "plan: error: there is no option -x; jaxinfer plan --help lists those there are"),
+        (["convert", "--quantise", "int4"], "convert: error: there is no option --quantise; did you mean --quantize?"),
+        (
+            ["convert", "a", "b", "--quantize", "int5"],
+            "convert: error: --quantize is 'int5'; it must be one of int8, int4, fp8, w8a8, fp8-dynamic; did you mean "
+            "int8?",
+        ),
+        (["keys", "nwe"], "keys: error: COMMAND is 'nwe'; it must be one of new, list; did you mean new?"),
+        (["keys", "new", "--tennant", "a"], "keys new: error: there is no option --tennant; did you mean --tenant?"),
+        (["keys", "new"], "keys new: error: missing: --tenant; usage: jaxinfer keys new [OPTION ...]"),
+        (["serve", "a", "b"], "serve: error: 'b' is one argument too many; usage: jaxinfer serve [OPTION ...] [MODEL]"),
+        (["plan", "--page-size", "x"], "plan: error: --page-size is 'x'; it must be a whole number"),
+        (
+            ["serve", "--model", "x"],
+            "serve: error: there is no option --model; MODEL is given without one: usage: "
+            "jaxinfer serve [OPTION ...] [MODEL]",
+        ),
+        (
+            ["batch", "--input=x"],
+            "batch: error: there is no option --input; INPUT is given without one: "
+            "usage: jaxinfer batch [OPTION ...] INPUT OUTPUT",
+        ),
+        (["plan", "--page-size"], "plan: error: --page-size needs a value"),
+        (["eval", "--compare", "demo"], "eval: error: --compare needs 2 values"),
+        (["generate", "--json=x", "y"], "generate: error: --json takes no value, and 'x' was given"),
+        (
+            ["plan", "--max-num=4"],
+            "plan: error: --max-num=4 could be --max-num-seqs, --max-num-batched-tokens: say which",
+        ),
+        (["eval", "--tasks", "additoin", "--texts", "0"], None),
+    ],
+)
+def test_what_was_meant_is_asked_in_one_line(argv, message, capsys):
+    assert run(argv) == 2
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("abcdefgh\n", "")
-    assert server.submitted.prompt_token_ids == (BOS, *b"Once upon a time")
+    assert captured.out == ""
+    if message is None:
+        assert captured.err.endswith("; did you mean addition?\n")
+    else:
+        assert captured.err == f"jaxinfer {message}\n"
 
 
-def test_text_appears_as_it_is_generated(server):
-    """Each piece is flushed when it comes, not at the end."""
-    pieces = []
-
-    class Spy(io.StringIO):
-        def flush(self):
-            if self.getvalue() and (not pieces or pieces[-1] != self.getvalue()):
-                pieces.append(self.getvalue())
-
-    before, sys.stdout = sys.stdout, Spy()
+def run(argv: list[str]) -> int:
+    """The exit code, however it comes."""
     try:
-        assert ask(server, "--max-tokens", "60", "x") == 0
-    finally:
-        sys.stdout = before
-    assert len(pieces) > 10
+        return cli.main(argv)
+    except SystemExit as ended:
+        assert isinstance(ended.code, int)
+        return ended.code
 
 
-OPTIONS: dict[str, tuple[list[str], object]] = {
-    "n": (["--n", "2", "--temperature", "1"], 2),
-    "temperature": (["--temperature", "0.5"], 0.5),
-    "top_p": (["--top-p", "0.5"], 0.5),
-    "top_k": (["--top-k", "5"], 5),
-    "min_p": (["--min-p", "0.25"], 0.25),
-    "repetition_penalty": (["--repetition-penalty", "1.5"], 1.5),
-    "presence_penalty": (["--presence-penalty", "-0.5"], -0.5),
-    "frequency_penalty": (["--frequency-penalty", "0.5"], 0.5),
-    "seed": (["--seed", "-1"], 2**64 - 1),
-    "max_tokens": (["--max-tokens", "5"], 5),
-    "min_tokens": (["--min-tokens", "2"], 2),
-    "stop": (["--stop", "x", "--stop", "yz"], ("x", "yz")),
-    "stop_token_ids": (["--stop-token-ids", "1,2"], (1, 2)),
-    "include_stop_str_in_output": (["--include-stop-str-in-output"], True),
-    "ignore_eos": (["--ignore-eos"], True),
-    "logprobs": (["--json", "--logprobs", "2"], 2),
-    "prompt_logprobs": (["--json", "--prompt-logprobs", "1"], 1),
-    "logit_bias": (["--logit-bias", "3=1.5", "--logit-bias", "4=-2"], {3: 1.5, 4: -2.0}),
-    "allowed_token_ids": (["--allowed-token-ids", "7,8"], (7, 8)),
-    "bad_token_ids": (["--bad-token-ids", "9"], (9,)),
-    "skip_special_tokens": (["--no-skip-special-tokens"], False),
-    "truncate_prompt_tokens": (["--truncate-prompt-tokens", "1"], 1),
+def test_names_may_be_spelt_with_underscores():
+    given = PARSERS["serve"].parse_args(["--max_model_len=64", "--http_port", "9", "--served-model-name", "a_b"])
+    assert (given.max_model_len, given.http_port, given.served_model_name) == (64, 9, "a_b")
+
+
+def test_keys_alone_names_its_commands(capsys):
+    assert run(["keys"]) == 2
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: jaxinfer keys COMMAND")
+    assert "new  " in shown
+    assert "list  " in shown
+
+
+JUNK = ("nonsense", "-5", "nan")
+MORE_JUNK = (
+    "",
+    "1e999",
+    "9" * 5000,
+    "[]",
+    "x\ny",
+    "\N{SNOWMAN}=1",
+    "0",
+    "0=nan",
+    "1,,2",
+    "../..",
+    "host:0",
+    "[::1]:1:2",
+)
+# So that nothing runs where a value is taken after all.
+NOWHERE = {
+    "serve": ["/nonexistent/model"],
+    "generate": ["--model=/nonexistent/model", "x"],
+    "batch": ["--model=/nonexistent/model", "/nonexistent/in", "/nonexistent/out"],
+    "convert": ["/nonexistent/model", "/nonexistent/out"],
+    "plan": ["/nonexistent/model"],
+    "eval": ["/nonexistent/model"],
+    "keys new": ["--tenant=!", "--file=/nonexistent/keys"],
+    "keys list": ["--file=/nonexistent/keys"],
 }
 
 
-def test_every_sampling_field_has_an_option_that_arrives(server):
-    assert set(OPTIONS) == set(FIELD_NAMES)
-    default = SamplingParams(temperature=0.0, max_tokens=6)
-    for name, (argv, value) in OPTIONS.items():
-        assert ask(server, "--max-tokens", "6", *argv, "ab") == 0
-        assert getattr(server.submitted.params, name) == value != getattr(default, name), name
+@pytest.mark.parametrize("values", [JUNK, pytest.param(MORE_JUNK, marks=pytest.mark.longer)], ids=["some", "more"])
+@pytest.mark.parametrize("command", LEAVES)
+def test_no_value_of_any_option_is_answered_by_a_traceback(command, values, capsys):
+    for action in options(LEAVES[command]):
+        for value in values if action.nargs != 0 else ("x",):
+            given = [f"{action.option_strings[-1]}={value}"] if action.nargs is None else [action.option_strings[-1]]
+            given += [value, value] if action.nargs == 2 else []
+            code = run([*command.split(), *NOWHERE[command], *given])
+            captured = capsys.readouterr()
+            assert code in (1, 2), given
+            program = "keys" if captured.err.startswith("jaxinfer keys: ") else command
+            assert captured.err.startswith(f"jaxinfer {program}: error: "), captured.err
+            assert captured.err.count("\n") == 1, captured.err
 
 
-def test_kinds_of_prompts(server, monkeypatch):
-    def prompt(*arguments: str) -> tuple[int, ...]:
-        assert ask(server, "--max-tokens", "1", *arguments) == 0
-        return server.submitted.prompt_token_ids
-
-    assert prompt("ab", "--no-add-special-tokens") == tuple(b"ab")
-    assert prompt("--token-ids", "1,2,3") == (1, 2, 3)
-    assert bytes(prompt("--chat", "--system", "be brief", "hi")) == b"<system>be brief;<user>hi;<assistant>"
-    styled = prompt("--chat", "--template-variables", '{"style": 1}', "hi")
-    assert bytes(styled) == b"<user>hi;style=1;<assistant>"
-    monkeypatch.setattr("sys.stdin", io.StringIO("from stdin\n"))
-    assert prompt("-") == (BOS, *b"from stdin")
-    assert prompt("--priority", "-2", "--cache-salt", "mine", "x")
-    assert (server.submitted.priority, server.submitted.cache_salt) == (-2, "mine")
-
-
-def test_several_texts_are_printed_one_after_the_other(server, capsys):
-    assert ask(server, "--max-tokens", "3", "first", "second\nline") == 0
-    assert capsys.readouterr().out == "[1] first\nabc\n[2] second line\nabc\n"
-    assert ask(server, "--max-tokens", "3", "--temperature", "1", "--seed", "1", "--n", "2", "x") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert (lines[0], lines[2]) == ("[1.1] x", "[1.2] x")
-    assert lines[1] != lines[3]
-
-
-def test_json_tells_everything(server, capsys):
-    assert ask(server, "--json", "--max-tokens", "3", "--logprobs", "1", "--prompt-logprobs", "0", "ab", "cd") == 0
-    results = sorted(map(json.loads, capsys.readouterr().out.splitlines()), key=lambda result: result["index"])
-    assert [result["prompt"] for result in results] == ["ab", "cd"]
-    first = results[0]
-    assert first["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "cached_tokens": 3}
-    assert [entry and entry["token_id"] for entry in first["prompt_logprobs"]] == [None, *b"ab"]
-    (output,) = first["outputs"]
-    assert output["text"] == "abc"
-    assert output["token_ids"] == [97, 98, 99]
-    assert (output["finish_reason"], output["stop_reason"]) == ("length", None)
-    assert output["logprobs"][0]["top"] == [{"token_id": 97, "logprob": -0.5}]
-
-
-def test_usage_goes_to_standard_error(server, capsys):
-    assert ask(server, "--usage", "--max-tokens", "3", "ab") == 0
-    assert "prompt 3 tokens (3 cached), generated 3 tokens, " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["--top-p", "1.5", "x"], 2, "top_p is 1.5; it must be above 0 and at most 1"),
-        (["--token-ids", "999"], 2, "token_ids is 999; token ids are integers from 0 to 259"),
-        (["--token-ids", "1,x"], 2, "PROMPT is '1,x'; with --token-ids it must be a list like 1,15,7"),
-        (["--max-tokens", "99999999999", "x"], 2, "--max-tokens is 99999999999; it is out of range"),
-        (["--logprobs", "1", "x"], 2, "--logprobs needs --json, which shows them"),
-        (["--system", "s", "x"], 2, "--system needs --chat"),
-        (["--chat", "--token-ids", "1"], 2, "--chat and --token-ids exclude each other"),
-        (["--chat", "--template-variables", "{", "x"], 2, "template_variables_json is '{'; it must be JSON"),
-        (["--dtype", "float32", "x"], 2, "--dtype is an option of the server; it cannot go with --server"),
-        (["--skip-tokenizer-init", "x"], 2, "--skip-tokenizer-init is an option of the server"),
-        (["--generation-config", "none", "x"], 2, "--generation-config is an option of the server"),
-        (["--timeout", "0.2", "--max-tokens", "4000", "x"], 1, "not finished within --timeout 0.2 s"),
-    ],
-)
-def test_errors_are_one_line(server, arguments, code, message, capsys):
-    assert ask(server, *arguments) == code
-    error = capsys.readouterr().err
-    assert error.startswith(f"jaxinfer generate: error: {message}")
-    assert error.count("\n") == 1
+REFUSED = [  # what cannot be, with the shipped demo where a model is needed
+    ["eval", "nosuch"],
+    ["eval", "--compare", "demo", "nosuch"],
+    ["eval", "--compare", "demo@max_model_len=9999", "demo"],
+    ["eval", "--tasks", "nosuch"],
+    ["eval", "--items", "/nonexistent/items"],
+    ["eval", "--answers", "/nonexistent/answers"],
+    ["eval", "--json=both", "--answers=both"],
+    ["eval", "--max-model-len", "9999"],
+    ["eval", "--server", "http://localhost:8000"],
+    ["serve", "nosuch"],
+    ["serve", "--port=8000"],
+    ["serve", "--host", "nosuch.invalid"],
+    ["serve", "--max-model-len", "9999"],
+    ["serve", "--tensor-parallel-size", "3"],
+    ["serve", "--num-pages", "1"],
+    ["serve", "--num-pages", "3", "--max-model-len", "1024"],
+    ["serve", "--api-keys", "/nonexistent/keys"],
+    ["serve", "--ledger", "file/ledger"],
+    ["serve", "--tls-cert", "/nonexistent/pem", "--tls-key", "/nonexistent/key"],
+    ["serve", "--input-filter", "nosuch:filter"],
+    ["generate", "x", "--model", "nosuch"],
+    ["generate", "-", "--model", "nosuch"],
+    ["generate", "x", "--top-p", "3"],
+    ["generate", "x", "--chat", "--template-variables", "{"],
+    ["generate", "x", "--chat", "--template-variables", "[]"],
+    ["generate", "--token-ids", "999999"],
+    ["generate", "x", "--max-tokens", "9999"],
+    ["generate", "x", "--timeout", "-1"],
+    ["generate", "x", "--api-key-file", "key"],
+    ["batch", "/nonexistent/in", "out", "--model", "nosuch"],
+    ["batch", "/nonexistent/in", "out"],
+    ["batch", "/nonexistent/in", "out", "--max-model-len", "9999"],
+    ["convert", "nosuch", "out"],
+    ["convert", str(ROOT / "checkpoints" / "demo"), "out"],
+    ["convert", "{model}", "."],
+    ["convert", "{model}", "file/out"],
+    ["convert", "{model}", "out", "--quantize", "int8", "--policy", "/nonexistent/policy"],
+    ["convert", "{model}", "out", "--policy", "{model}/config.json"],
+    ["convert", "{model}", "out", "--group", "33", "--quantize", "int4"],
+    ["plan", "nosuch"],
+    ["plan", "--max-model-len", "9999"],
+]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["--model", "/nonexistent", "x"], 2, "there is no such folder"),
-        (["--model", "some/model", "x"], 2, "hf download some/model"),
-        (["--model", str(ROOT), "x"], 2, "expected config.json"),
-        (["--server", "localhost:1", "x"], 1, "no server answers at localhost:1"),
-    ],
-)
-def test_errors_about_the_source(arguments, code, message, capsys):
-    assert generate.main(arguments, hub_cache=NO_CACHE) == code
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize("arguments", [[], ["x", "--server", "a", "--model", "b"], ["x", "--seed", "1e3"]])
-def test_bad_usage(arguments, capsys):
-    with pytest.raises(SystemExit) as ended:
-        generate.main(arguments, hub_cache=NO_CACHE)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("usage: jaxinfer generate [OPTION ...] PROMPT [PROMPT ...]\n")
-
-
-def local(options: FakeOptions, *arguments: str) -> int:
-    return generate.main(arguments, hub_cache=NO_CACHE, build=lambda _folder, _arguments: options.build)
-
-
-def test_without_a_server(model, capfd):
-    """An engine process of its own; the model's generation config makes it greedy."""
-    assert local(FakeOptions(), "--model", str(model), "--max-tokens", "8", "--stop", "fg", "Once") == 0
-    captured = capfd.readouterr()
-    assert (captured.out, captured.err) == ("abcde\n", "")
-
-
-def test_without_a_server_bad_input_and_failures(model, capfd):
-    assert local(FakeOptions(), "--model", str(model), "--n", "0", "x") == 2
-    assert capfd.readouterr().err == "jaxinfer generate: error: n is 0; it must be an integer from 1 to 64\n"
-    assert local(FakeOptions(crash_at_step=3), "--model", str(model), "x") == 1
-    captured = capfd.readouterr()
-    assert "Traceback" in captured.err
-    assert captured.err.endswith(
-        "jaxinfer generate: error: the engine failed: RuntimeError: the fake engine crashes, as it was told to\n"
+@pytest.mark.longer
+def test_what_cannot_run_is_refused_before_jax_is_imported(tmp_path):
+    """One process for all of them: the second half of its answer is whether anything long has begun."""
+    model = write_model(tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"not read")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "file").touch()
+    argvs = [[part.format(model=model) if "{model}" in part else part for part in argv] for argv in REFUSED]
+    code = (
+        "import json, sys\nfrom jaxinfer import cli\n"
+        "for argv in json.loads(sys.argv[1]):\n"
+        "    try: code = cli.main(argv)\n"
+        "    except SystemExit as ended: code = ended.code\n"
+        "    print(code, 'jax' in sys.modules, flush=True)\n"
     )
-    assert local(FakeOptions(refuse="not this one"), "--model", str(model), "x") == 2
-    assert capfd.readouterr().err == "jaxinfer generate: error: not this one\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(argvs)],
+        cwd=tmp_path / "work",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    answers = [line for line in done.stdout.splitlines() if line.split()[0].isdigit()]
+    assert [(argv, line) for argv, line in zip(argvs, answers, strict=True) if line != "2 False"] == []
+    errors = done.stderr.splitlines()
+    assert len(errors) == len(argvs), done.stderr
+    for argv, error in zip(argvs, errors, strict=True):
+        assert error.startswith(f"jaxinfer {argv[0]}: error: ")
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["file"]  # no output of what never ran
 
 
-def test_a_closed_pipe_is_no_traceback(server):
-    command = [sys.executable, "-m", "jaxinfer", "generate", "--server", server.address, "--max-tokens", "4000", "x"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    os.read(process.stdout.fileno(), 3)
-    process.stdout.close()
-    assert process.wait(30) == 1
-    assert process.stderr.read() == b""
-    process.stderr.close()
+def test_failures_of_the_system_and_a_reader_that_left(monkeypatch, capsys):
+    def no_space(*_: object) -> int:
+        raise OSError(28, "No space left on device", "/full/file")
+
+    def stopped(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "plan", cli.Command("", no_space))
+    assert cli.main(["plan"]) == 1
+    assert capsys.readouterr().err == "jaxinfer plan: error: [Errno 28] No space left on device: '/full/file'\n"
+    monkeypatch.setitem(cli.COMMANDS, "plan", cli.Command("", stopped))
+    assert cli.main(["plan"]) == 130
 
 
-# -- serve ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["/nonexistent"], "MODEL is '/nonexistent'; there is no such folder"),
-        (["some/model"], "hf download some/model"),
-        (["--page-size", "0", "{model}"], "page_size is 0; it must be a positive integer"),
-        (["--gpu-memory-utilization", "1.5", "{model}"], "gpu_memory_utilization is 1.5"),
-    ],
-)
-def test_serve_refuses_in_one_line(model, arguments, message, capsys):
-    assert serve.main([argument.format(model=model) for argument in arguments], hub_cache=NO_CACHE) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("jaxinfer serve: error: ")
-    assert message in error
-    assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("argument", "value", "allowed"),
-    [
-        ("--port", "65536", "from 0 to 65535"),
-        ("--max-waiting", "-1", "0 or more"),
-        ("--grace-seconds", "nan", "0 or more"),
-    ],
-)
-def test_serve_refuses_its_own_options(argument, value, allowed, capsys):
-    with pytest.raises(SystemExit) as ended:
-        serve.main([argument, value], hub_cache=NO_CACHE)
-    assert ended.value.code == 2
-    assert f"{argument} is {value}; it must be {allowed}" in capsys.readouterr().err
-
-
-def test_serve_refuses_a_model_without_tokenizer(tmp_path, capfd):
-    """Named, with the way out; a tokenizer that is broken or absent must not be served around."""
-    folder = write_model(tmp_path / "bare")
-    (folder / "tokenizer.json").unlink()
-    code = serve.main([str(folder), "--port", "0"], hub_cache=NO_CACHE, build=lambda *_: FakeOptions().build)
-    assert code == 2
-    error = capfd.readouterr().err
-    assert "no tokenizer in" in error
-    assert "--skip-tokenizer-init" in error
-
-
-def test_serve_tells_why_a_model_cannot_be_loaded(model, capfd):
-    """One line and exit code 2; a traceback and exit code 1 only where the program is at fault."""
-
-    def start(options: FakeOptions) -> int:
-        return serve.main([str(model), "--port", "0"], hub_cache=NO_CACHE, build=lambda *_: options.build)
-
-    assert start(FakeOptions(refuse="config.json: rope type 'x'\nis unknown")) == 2
-    assert capfd.readouterr().err == "jaxinfer serve: error: config.json: rope type 'x' is unknown\n"
-    assert start(FakeOptions(break_load="a bug")) == 1
-    error = capfd.readouterr().err
-    assert "Traceback" in error
-    assert error.endswith("\njaxinfer serve: error: RuntimeError: a bug\n")
-
-
-def test_addresses_as_a_client_writes_them():
-    assert reachable("0.0.0.0:1") == reachable("127.0.0.1:1") == reachable("[::]:1") == "localhost:1"
-    assert reachable("10.0.0.7:50051") == "10.0.0.7:50051"
+def test_a_line_to_paste_begins_as_the_program_was_called(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "bin" / "jaxinfer"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert cli._called() == "bin/jaxinfer"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/jaxinfer/__main__.py"])
+    assert cli._called() == "python -m jaxinfer"
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert cli._called() == "jaxinfer"
+    assert cli.usage().startswith("usage: jaxinfer COMMAND")

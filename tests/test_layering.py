@@ -30,6 +30,10 @@ NO_JAX += (
     "jaxinfer/models/shape.py",
     "protos",
     "jaxinfer/evaluation",
+    # What a command refuses it refuses without waiting for jax.
+    "jaxinfer/cli.py",
+    "serving/commands",
+    "serving/lm_eval/__main__.py",
 )
 
 

@@ -46,7 +46,8 @@ def configure_jax(runtime: RuntimeConfig) -> None:
     """Process-wide JAX settings: virtual CPU devices for tensor parallelism without accelerators, and the persistent
     compilation cache, which keeps every entry, however quick.
 
-    Device counts are fixed once JAX has started; then `make_mesh` says how many there are.
+    Device counts are fixed once JAX has started; then `make_mesh` says how many there are. Raises ConfigError for a
+    cache that cannot be written.
     """
     if runtime.tensor_parallel_size > max(1, getattr(jax.config, "jax_num_cpu_devices", 1)):
         try:
@@ -55,8 +56,14 @@ def configure_jax(runtime: RuntimeConfig) -> None:
             logging.getLogger(__name__).info("JAX has started; its device count stays as it is")
     if runtime.compilation_cache_dir is None:
         return
-    folder = Path(runtime.compilation_cache_dir).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder = Path(runtime.compilation_cache_dir).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        raise ConfigError(
+            f"compilation_cache_dir is {runtime.compilation_cache_dir!r}; it must be a folder that can be written, or "
+            f"none: {error}"
+        ) from error
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -8,20 +8,20 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
+from jaxinfer.config import (
+    MAX_NUM_BATCHED_TOKENS,
+    MAX_NUM_SEQS,
+    ConfigError,
+    ModelConfig,
+    RuntimeConfig,
+    context_length,
+)
 from jaxinfer.runtime.sharding import TP_AXIS
 from pallas_kernels.paged_attention.layout import KVLayout, Pages
 
 GIB = 1 << 30
 CPU_SHARE = 0.4  # of the memory that is free once the weights are loaded
 CPU_LIMIT = 4 * GIB
-
-_DEFAULT_ROWS = {"cpu": 64}
-# On a CPU products are compute-bound from about 128 rows on, so a larger step only makes decode rows wait longer, and
-# each bucket less makes a cold start 1.5 s shorter.
-_DEFAULT_TOKENS = {"cpu": 256}
-_ACCELERATOR_ROWS = 256
-_ACCELERATOR_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,10 @@ def device_budget(device: Any, runtime: RuntimeConfig, *, temporaries: int, weig
     """What the pool may take on one device. `temporaries`: the largest step's; `weights_to_come`: not loaded yet."""
     if device.platform == "cpu":
         free = free_host_bytes() - weights_to_come
-        share = min(int(CPU_SHARE * max(free, 0)) // runtime.tensor_parallel_size, CPU_LIMIT)
-        return Budget(share, f"{CPU_SHARE:.0%} of {gib(free)} free host memory, at most {gib(CPU_LIMIT)}")
+        share = int(CPU_SHARE * max(free, 0)) // runtime.tensor_parallel_size
+        if share > CPU_LIMIT:
+            return Budget(CPU_LIMIT, f"{gib(CPU_LIMIT)}, the most that is taken unasked on a CPU")
+        return Budget(share, f"{CPU_SHARE:.0%} of {gib(free)} free host memory = {gib(share)}")
     stats = device.memory_stats()
     if not stats or "bytes_limit" not in stats:
         raise ConfigError(f"{device.device_kind} does not report its memory; set num_pages to size the KV pool by hand")
@@ -86,7 +88,8 @@ def device_budget(device: Any, runtime: RuntimeConfig, *, temporaries: int, weig
     left = int(limit * runtime.gpu_memory_utilization) - used - temporaries
     return Budget(
         left,
-        f"{gib(limit)} x {runtime.gpu_memory_utilization:g} - {gib(used)} in use - {gib(temporaries)} temporaries",
+        f"{gib(limit)} x {runtime.gpu_memory_utilization:g} - {gib(used)} in use - {gib(temporaries)} temporaries"
+        f" = {gib(left)}",
     )
 
 
@@ -99,12 +102,14 @@ def resolve_sizes(
     """
     notes = list(config.notes)
     rows = runtime.max_num_seqs or min(
-        _DEFAULT_ROWS.get(platform, _ACCELERATOR_ROWS), runtime.max_num_batched_tokens or 1024
+        MAX_NUM_SEQS.get(platform, MAX_NUM_SEQS["accelerator"]), runtime.max_num_batched_tokens or 1024
     )
-    tokens = runtime.max_num_batched_tokens or max(_DEFAULT_TOKENS.get(platform, _ACCELERATOR_TOKENS), rows)
+    tokens = runtime.max_num_batched_tokens or max(
+        MAX_NUM_BATCHED_TOKENS.get(platform, MAX_NUM_BATCHED_TOKENS["accelerator"]), rows
+    )
     page = runtime.page_size
     page_bytes = layout.bytes_per_page * config.num_layers
-    length = _wanted_length(config, runtime)
+    length = context_length(config, runtime)
     per_sequence = -(-length // page)
     if runtime.num_pages is not None:
         pages, source = runtime.num_pages, f"num_pages = {runtime.num_pages}"
@@ -112,7 +117,9 @@ def resolve_sizes(
         assert budget is not None
         fitting = budget.num_bytes * runtime.tensor_parallel_size // page_bytes
         pages = int(min(fitting, rows * per_sequence + 1))
-        source = f"{budget.reason} = {gib(budget.num_bytes)}; a page of {page} tokens takes {page_bytes:,} bytes"
+        source = f"{budget.reason}; a page of {page} tokens takes {page_bytes:,} bytes"
+        if pages <= fitting and pages == rows * per_sequence + 1:
+            source = f"room for {rows} sequences of {length:,} tokens"
     if pages < 2:
         raise ConfigError(f"the KV pool does not fit: {source}, so {max(pages, 0)} pages; at least 2 are needed")
     holds = (pages - 1) * page
@@ -125,6 +132,8 @@ def resolve_sizes(
         length = holds
     elif runtime.max_model_len is None:
         notes.append(f"max_model_len = {length}: the model's context{_shortened(config)}")
+    if runtime.num_pages is not None:
+        source += ", of which one holds nothing"
     return Sizes(
         max_model_len=length,
         max_num_seqs=rows,
@@ -133,7 +142,7 @@ def resolve_sizes(
         num_pages=pages,
         kv_bytes_per_token=page_bytes // page,
         pool_bytes=pages * page_bytes,
-        notes=(*notes, f"KV pool: {pages} pages of {page} tokens, {gib(pages * page_bytes)} ({source})"),
+        notes=(*notes, f"KV pool: {pages - 1:,} pages of {page} tokens, {gib(pages * page_bytes)}: {source}"),
     )
 
 
@@ -154,20 +163,6 @@ def check_room(device: Any, sizes: Sizes, num_devices: int) -> None:
             f"num_pages is {sizes.num_pages}; a pool of that size takes {gib(wanted)}, and {gib(free)} of {where} are "
             f"free: at most {most} pages fit"
         )
-
-
-def _wanted_length(config: ModelConfig, runtime: RuntimeConfig) -> int:
-    """What was asked for, else the model's usual length. Raises ConfigError for more than the model's longest."""
-    wanted, longest = runtime.max_model_len, config.longest
-    if wanted is None:
-        return config.usual
-    if wanted > longest:
-        base = config.context_length or config.max_position_embeddings
-        what = "max_position_embeddings" if config.context_length is None else "shortest length in config.json"
-        stretched = f", {base}, times the factor of its linear RoPE," if longest > base else ""
-        why = "; dynamic RoPE is served inside the trained length only" if config.dynamic_border is not None else ""
-        raise ConfigError(f"max_model_len is {wanted}; the model's {what}{stretched} allows at most {longest}{why}")
-    return wanted
 
 
 def _shortened(config: ModelConfig) -> str:

@@ -10,13 +10,20 @@ import grpc
 
 from serving.access.access import AccessConfig
 from serving.access.tls import TlsConfig
-from serving.commands.options import CommandError
+from serving.commands.parsing import CommandError
 
 
 def add_access_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("who may call (docs/operations.md)")
-    group.add_argument("--api-keys", type=Path, metavar="FILE", help="calls need a key of this file (jaxinfer keys)")
-    group.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain of both doors, PEM")
+    group.add_argument(
+        "--api-keys",
+        type=Path,
+        metavar="FILE",
+        help="calls need a key of this file, made by `jaxinfer keys` (default: none needed)",
+    )
+    group.add_argument(
+        "--tls-cert", type=Path, metavar="FILE", help="certificate chain of both ports, PEM (default: no TLS)"
+    )
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
     group.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="clients need a certificate that this signed")
     for which in ("input", "output"):
@@ -42,17 +49,37 @@ def check_access_options(parser: argparse.ArgumentParser, arguments: argparse.Na
         parser.error("--tls-client-ca needs --tls-cert and --tls-key")
 
 
+_CLIENT_OPTIONS = ("api_key_file", "tls_ca", "tls_client_cert", "tls_client_key")
+
+
 # -- clients ----------------------------------------------------------------------------------------------------------
 
 
 def add_client_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("with --server")
-    group.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds the API key")
     group.add_argument(
-        "--tls-ca", type=Path, metavar="FILE", help="use TLS; PEM of who signed the server's certificate"
+        "--api-key-file", type=Path, metavar="FILE", help="holds the API key, where the server wants one"
+    )
+    group.add_argument(
+        "--tls-ca",
+        type=Path,
+        metavar="FILE",
+        help="use TLS; PEM of who signed the server's certificate (default: no TLS)",
     )
     group.add_argument("--tls-client-cert", type=Path, metavar="FILE", help="the client's own certificate chain, PEM")
     group.add_argument("--tls-client-key", type=Path, metavar="FILE", help="its private key, PEM")
+
+
+def check_client_options(arguments: argparse.Namespace) -> None:
+    """Raises CommandError for options that need another, or that need --server."""
+    given = [name for name in _CLIENT_OPTIONS if getattr(arguments, name) is not None]
+    if given and arguments.server is None:
+        raise CommandError(f"--{given[0].replace('_', '-')} goes with --server")
+    own = [name for name in given if name.startswith("tls_client")]
+    if own and arguments.tls_ca is None:
+        raise CommandError("--tls-client-cert and --tls-client-key need --tls-ca")
+    if len(own) == 1:
+        raise CommandError("--tls-client-cert and --tls-client-key go together")
 
 
 def client_metadata(arguments: argparse.Namespace) -> tuple[tuple[str, str], ...]:
@@ -65,13 +92,12 @@ def client_metadata(arguments: argparse.Namespace) -> tuple[tuple[str, str], ...
 def client_channel(arguments: argparse.Namespace, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
     """To `arguments.server`. Raises CommandError."""
     if arguments.tls_ca is None:
-        if arguments.tls_client_cert is not None or arguments.tls_client_key is not None:
-            raise CommandError("--tls-client-cert and --tls-client-key need --tls-ca")
         return grpc.aio.insecure_channel(arguments.server, options=options)
+    authority = _read(arguments.tls_ca)
+    if b"-----BEGIN CERTIFICATE-----" not in authority:
+        raise CommandError(f"--tls-ca is {str(arguments.tls_ca)!r}; it must be a file with a certificate in PEM")
     own = [None if path is None else _read(path) for path in (arguments.tls_client_key, arguments.tls_client_cert)]
-    if (own[0] is None) != (own[1] is None):
-        raise CommandError("--tls-client-cert and --tls-client-key go together")
-    credentials = grpc.ssl_channel_credentials(_read(arguments.tls_ca), own[0], own[1])
+    credentials = grpc.ssl_channel_credentials(authority, own[0], own[1])
     return grpc.aio.secure_channel(arguments.server, credentials, options=options)
 
 

@@ -15,10 +15,15 @@ from rich.progress import Progress as Bars
 
 from checkpoints.folder import CheckpointError
 from jaxinfer.config import ConfigError
+from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError
 from serving.batch import BatchError, BatchRun, Output, Progress, read_input
+from serving.commands.early import check_model
 from serving.commands.local_engine import local_engine
-from serving.commands.options import CommandError, Help, add_model_options, add_parser_options, add_runtime_options
+from serving.commands.options import add_model_options, add_parser_options, add_runtime_options, runtime_config
+from serving.commands.parsing import BAD_INPUT as BAD_INPUT_CODE
+from serving.commands.parsing import FAILURE, INTERRUPTED, CommandError, CommandParser, fail
+from serving.commands.progress import PlainLines
 from serving.engine_process import Build
 from serving.http.api import Api, ApiConfig
 from serving.status import BAD_INPUT
@@ -29,11 +34,10 @@ _AHEAD = 2  # requests under way for each sequence of a step, so that the engine
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"{program} batch",
         usage="%(prog)s [OPTION ...] INPUT OUTPUT",
         description="Answer the requests of a file in OpenAI's batch format. After a kill the same command goes on.",
-        formatter_class=Help,
     )
     parser.add_argument("input", type=Path, metavar="INPUT", help='lines {"custom_id", "method", "url", "body"}')
     parser.add_argument(
@@ -44,7 +48,9 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         metavar="MODEL",
         help="converted checkpoint, Hugging Face folder, or hub id in the local cache (default: the demo)",
     )
-    parser.add_argument("--served-model-name", metavar="NAME", help="name of the model in the requests")
+    parser.add_argument(
+        "--served-model-name", metavar="NAME", help="name of the model in the requests (default: its hub id or folder)"
+    )
     add_parser_options(parser)
     add_model_options(parser)
     add_runtime_options(parser)
@@ -63,32 +69,34 @@ def main(
     parser = make_parser(program)
     arguments = parser.parse_args(argv)
     try:
+        # The output is made last: what cannot be run leaves none.
+        check_model(resolve_model(arguments.model, hub_cache), runtime_config(arguments), weights=build is None)
         entries = read_input(arguments.input)
         output = Output(arguments.output)
-    except BatchError as error:
-        return _fail(parser.prog, str(error), 2)
+    except (BatchError, CheckpointError, ConfigError) as error:
+        return fail(parser.prog, str(error), BAD_INPUT_CODE)
     view = _View(arguments.output)
     try:
         run = BatchRun(arguments.input, entries, output, view.show)
     except BatchError as error:
         output.close()
-        return _fail(parser.prog, str(error), 2)
+        return fail(parser.prog, str(error), BAD_INPUT_CODE)
     try:
         if run.left:
             asyncio.run(_run(arguments, run, hub_cache, build, view))
         view.end(run.progress)
         return 0
     except (CheckpointError, ConfigError, TokenizerError, *BAD_INPUT) as error:
-        return _fail(parser.prog, str(error), 2)
+        return fail(parser.prog, str(error), BAD_INPUT_CODE)
     except CommandError as error:
-        return _fail(parser.prog, str(error), error.code)
+        return fail(parser.prog, str(error), error.code)
     except BatchError as error:
         view.close()
-        return _fail(parser.prog, f"{error}; the same command goes on with them", 1)
+        return fail(parser.prog, f"{error}; the same command goes on with them", FAILURE)
     except KeyboardInterrupt:
         view.close()
         print(f"{parser.prog}: stopped with {run.left} requests left; the same command goes on", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     finally:
         view.close()
         output.close()
@@ -113,13 +121,14 @@ async def _run(
 
 
 class _View:
-    """A bar on a terminal; elsewhere a line at the end."""
+    """A bar on a terminal; elsewhere a line now and then. A line at the end for both."""
 
     def __init__(self, output: Path) -> None:
         self._output = output
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bars: Bars | None = None
         self._task: TaskID | None = None
+        self._lines: PlainLines | None = None
         self._before = 0
 
     def start(self, progress: Progress) -> None:
@@ -138,18 +147,29 @@ class _View:
             )
             self._bars.start()
             self._task = self._bars.add_task("", total=progress.total, completed=progress.done, speed="")
+        else:
+            self._lines = PlainLines(self._console)
+            self._tell(self._lines, progress)
 
     def show(self, progress: Progress) -> None:
         if self._bars is not None and self._task is not None:
             refused = f", {progress.refused} refused" if progress.refused else ""
             speed = f"{progress.completion_tokens / max(time.monotonic() - progress.began, 1e-3):.0f} tokens/s{refused}"
             self._bars.update(self._task, completed=progress.done, speed=speed)
+        elif self._lines is not None:
+            self._tell(self._lines, progress)
+
+    def _tell(self, lines: PlainLines, progress: Progress) -> None:
+        lines.doing(f"answering: {progress.done} of {progress.total} requests")
 
     def close(self) -> None:
         """Leaves the terminal in order; idempotent."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
 
     def end(self, progress: Progress) -> None:
         self.close()
@@ -162,8 +182,3 @@ class _View:
         if here:
             parts.append(f"{progress.prompt_tokens} tokens in, {progress.completion_tokens} out, {seconds:.1f} s")
         self._console.print(f"{self._output}: {'; '.join(parts)}", markup=False)
-
-
-def _fail(program: str, message: str, code: int) -> int:
-    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
-    return code

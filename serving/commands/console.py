@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -15,44 +16,52 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bars
 
 from jaxinfer.messages import EngineInfo, Progress
+from serving.commands.progress import PlainLines
 from serving.engine_client import EngineEnd
 
-_STAGES = {"load": "loading weights", "warmup": "compiling"}
-_PLAIN_SECONDS = 10.0  # between the lines of one stage in a log
+_STAGES = {"load": ("loading weights", "parameters"), "warmup": ("compiling", "programs")}
 
 
 class StartUpView:
-    """Progress of loading and warm-up. On a terminal bars that stay when full, elsewhere a line when a stage ends."""
+    """Progress of loading and warm-up. On a terminal bars that stay when full; elsewhere a line when a stage ends
+    (`brief`: none) and, while one takes long, a line now and then."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, brief: bool = False) -> None:
         self._console = console
+        self._brief = brief
         self._bars: Bars | None = None
+        self._lines: PlainLines | None = None
         self._tasks: dict[str, Any] = {}
         self._began: dict[str, float] = {}
-        self._last_line = time.monotonic()
+        self._latest = 0.0  # when there was news last: a stage begins where the one before it ended
 
     def start(self) -> None:
         """Something moves from the first moment: importing the engine's libraries alone takes seconds."""
-        if self._console.is_terminal:
-            self._bars = Bars(
-                SpinnerColumn(finished_text="[green]✓[/green]"),
-                TextColumn("{task.description:<16}"),
-                BarColumn(bar_width=28),
-                TextColumn("{task.fields[count]:>13}"),
-                TimeElapsedColumn(),
-                TextColumn("[dim]{task.fields[detail]}"),
-                console=self._console,
-            )
-            self._bars.start()
-            self._tasks[""] = self._bars.add_task("starting engine", total=None, count="", detail="")
+        if not self._console.is_terminal:
+            self._lines = PlainLines(self._console)
+            self._lines.doing("starting the engine")
+            return
+        self._bars = Bars(
+            SpinnerColumn(finished_text="[green]✓[/green]"),
+            TextColumn("{task.description:<16}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[count]:>13}"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[detail]}"),
+            console=self._console,
+        )
+        self._bars.start()
+        self._tasks[""] = self._bars.add_task("starting engine", total=None, count="", detail="")
 
     def show(self, progress: Progress) -> None:
-        title = _STAGES.get(progress.stage, progress.stage)
-        self._began.setdefault(progress.stage, time.monotonic())
+        now = time.monotonic()
+        self._began.setdefault(progress.stage, self._latest or now)
+        self._latest = now
+        title, unit = _STAGES.get(progress.stage, (progress.stage, ""))
         if self._bars is not None:
             self._draw(self._bars, title, progress)
-        elif not self._console.is_terminal:
-            self._log(title, progress)
+        elif self._lines is not None:
+            self._log(self._lines, title, unit, progress)
 
     def _draw(self, bars: Bars, title: str, progress: Progress) -> None:
         bars.update(self._tasks[""], total=1, completed=1)
@@ -66,23 +75,23 @@ class StartUpView:
             detail=escape(progress.detail) if progress.done < progress.total else "",
         )
 
-    def _log(self, title: str, progress: Progress) -> None:
-        now = time.monotonic()
-        if progress.done >= progress.total:
-            self._console.print(f"{title}: {_amount(progress.total)} in {now - self._began[progress.stage]:.1f} s")
-        elif now - self._last_line > _PLAIN_SECONDS:
-            self._console.print(
-                f"{title}: {_amount(progress.done)} of {_amount(progress.total)}, {progress.detail}", markup=False
-            )
-        else:
+    def _log(self, lines: PlainLines, title: str, unit: str, progress: Progress) -> None:
+        if progress.done < progress.total:
+            lines.doing(f"{title}: {_amount(progress.done)} of {_amount(progress.total)} {unit}")
             return
-        self._last_line = now
+        lines.doing("compiling" if progress.stage == "load" else "almost ready")
+        if not self._brief:
+            seconds = time.monotonic() - self._began[progress.stage]
+            lines.say(f"{title}: {_amount(progress.total)} {unit} in {seconds:.1f} s")
 
     def close(self) -> None:
         """Leaves the terminal in order; idempotent."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
 
 
 def _amount(value: int) -> str:
@@ -93,12 +102,21 @@ def _amount(value: int) -> str:
 
 
 class ServeConsole:
-    """The observer of `serve`. `client_line` makes the command to paste out of an address."""
+    """The observer of `serve`. called: how a line to paste begins. detailed: what was compiled, too, for debugging."""
 
     _chats = False
 
-    def __init__(self, program: str, stream: TextIO | None = None, *, secure: bool = False) -> None:
-        self._program = program
+    def __init__(
+        self,
+        called: str,
+        stream: TextIO | None = None,
+        *,
+        secure: bool = False,
+        keys: bool = False,
+        detailed: bool = False,
+    ) -> None:
+        self._called = called
+        self._secure, self._keys, self._detailed = secure, keys, detailed
         self._scheme = "https" if secure else "http"
         self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
         self._view = StartUpView(self._console)
@@ -116,7 +134,7 @@ class ServeConsole:
         self._view.close()
         for note in info.notes:
             self._console.print(f"[dim]·[/dim] {escape(note)}")
-        for label, value in _summary(info):
+        for label, value in _summary(info, detailed=self._detailed):
             self._console.print(f"[dim]{label:<12}[/dim] {escape(value)}")
         doors = f"[bold]{address}[/bold]"
         if http_address is not None:
@@ -124,14 +142,34 @@ class ServeConsole:
         self._console.print(
             f"[bold green]ready[/bold green] after {seconds:.1f} s: {escape(name)} on {doors}. Ctrl-C stops. Try:"
         )
-        self._console.print(f"\n    {escape(self.client_line(address))}\n")
+        lines = [self.client_line(address)]
         if http_address is not None:
-            self._console.print(f"or open http://{reachable(http_address)}/ in a browser.\n")
+            lines.append(self.curl_line(http_address))
+        self._console.print("\n" + "".join(f"    {escape(line)}\n" for line in lines))
+        if http_address is not None:
+            self._console.print(f"or open {self._scheme}://{reachable(http_address)}/ in a browser.\n")
 
     def client_line(self, address: str) -> str:
         what = '--chat "What is 347 + 586?"' if self._chats else '--max-tokens 24 "Once upon a time"'
-        tls = " --tls-ca CA.pem" if self._scheme == "https" else ""
-        return f"{self._program} generate --server {reachable(address)}{tls} {what}"
+        tls = " --tls-ca CA.pem" if self._secure else ""
+        key = " --api-key-file KEY.txt" if self._keys else ""
+        return f"{self._called} generate --server {reachable(address)}{tls}{key} {what}"
+
+    def curl_line(self, address: str) -> str:
+        """One that a shell takes as it is; with TLS and keys the user has to fill in his own."""
+        question = '"messages": [{"role": "user", "content": "What is 347 + 586?"}]'
+        endpoint, body = (
+            ("chat/completions", question)
+            if self._chats
+            else (
+                "completions",
+                '"prompt": "Once upon a time", "max_tokens": 24',
+            )
+        )
+        tls = " --cacert CA.pem" if self._secure else ""
+        key = ' -H "Authorization: Bearer $KEY"' if self._keys else ""
+        where = f"{self._scheme + '://' if self._secure else ''}{reachable(address)}"
+        return f"curl{tls} {where}/v1/{endpoint}{key} -H \"Content-Type: application/json\" -d '{{{body}}}'"
 
     def draining(self, open_requests: int, grace_seconds: float) -> None:
         self._view.close()
@@ -150,25 +188,26 @@ class ServeConsole:
         if end is not None:
             if end.traceback:
                 print(end.traceback.rstrip(), file=sys.stderr)
-            print(f"{self._program} serve: error: the engine failed: {end.reason}", file=sys.stderr)
+            print(f"jaxinfer serve: error: the engine failed: {end.reason}", file=sys.stderr)
 
 
-def _summary(info: EngineInfo) -> Iterator[tuple[str, str]]:
-    """What the engine settled on and what it compiled: (label, value) in reading order."""
-    tokens = (info.num_pages - 1) * info.page_size
+def _summary(info: EngineInfo, *, detailed: bool) -> Iterator[tuple[str, str]]:
+    """What the engine settled on, and in detail what it compiled: (label, value) in reading order."""
     yield "model", f"{info.architecture}, {info.dtype}, {info.device}"
     yield "context", f"{info.max_model_len:,} tokens, {info.max_num_seqs} sequences a step"
-    yield "KV pool", f"{tokens:,} tokens in {info.num_pages - 1:,} pages of {info.page_size}"
+    yield "KV pool", f"{(info.num_pages - 1) * info.page_size:,} tokens"
     yield "backends", ", ".join(f"{op}: {backend}" for op, backend in sorted(info.backends.items()))
     width = max((len(name) for name, _ in info.executables), default=0)
-    for i, (name, seconds) in enumerate(info.executables):
+    for i, (name, seconds) in enumerate(info.executables if detailed else ()):
         yield "" if i else "executables", f"{name:<{width}}  {seconds:6.2f} s to compile"
 
 
 def _has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer's files bring a chat template; the tokenizer itself is loaded elsewhere, later."""
     settings = folder / "tokenizer_config.json"
-    named = settings.exists() and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
+    named = False
+    with contextlib.suppress(OSError, ValueError):  # whoever loads the tokenizer says what is wrong with it
+        named = "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
     return named or (folder / "chat_template.jinja").exists()
 
 

@@ -9,35 +9,38 @@ import functools
 import importlib.metadata
 import json
 import platform
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 from rich.console import Console
 
-from checkpoints.folder import CheckpointError
+from checkpoints.folder import CheckpointError, check_weight_files
 from jaxinfer import __version__
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.evaluation import compare
-from jaxinfer.evaluation.item import Kind, held_out_items
-from jaxinfer.evaluation.items import ItemsError, Task, read_items
+from jaxinfer.evaluation.item import Kind
+from jaxinfer.evaluation.items import ItemsError, Task
 from jaxinfer.evaluation.run import TaskResult, TextResult, report, run_tasks, run_texts
 from jaxinfer.evaluation.source import Source
 from jaxinfer.llm import EngineDead
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError, load_tokenizer
 from serving import json_text
-from serving.commands.evaluation_plot import require_matplotlib, write_plot
+from serving.commands.access_options import add_client_options, client_channel, client_metadata
+from serving.commands.early import check_model
+from serving.commands.evaluation_plot import write_plot
+from serving.commands.evaluation_questions import Kinds, Questions, Stories, check_options
 from serving.commands.evaluation_sources import LocalSource, ServerSource
 from serving.commands.evaluation_spec import DEMO, ModelSpec, parse_spec
 from serving.commands.evaluation_view import EvaluationProgress, print_comparison, print_report
-from serving.commands.options import CommandError, Help, add_runtime_options, runtime_given
+from serving.commands.options import add_runtime_options, runtime_given
+from serving.commands.parsing import BAD_INPUT as EXIT_BAD_INPUT
+from serving.commands.parsing import FAILURE, CommandError, CommandParser, fail
+from serving.commands.server_address import server_address, why_not
 from serving.status import BAD_INPUT
 
-Kinds = Callable[[], Mapping[str, Kind]]
-Stories = Callable[[int, int], list[str]]
 Local = Callable[[str, Path, RuntimeConfig], contextlib.AbstractContextManager[Source]]
 
 _BAD_INPUT_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE)
@@ -57,20 +60,24 @@ def shipped_stories(count: int, seed: int) -> list[str]:
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"{program} eval",
         usage="%(prog)s [OPTION ...] [MODEL]",
         description="Measure how good a model's answers are: accuracy on tasks with known answers, recall by depth, "
         "valid JSON and perplexity on stories that no model was trained on.",
-        formatter_class=Help,
     )
     parser.add_argument(
         "model",
         nargs="?",
         metavar="MODEL",
-        help="converted checkpoint, Hugging Face folder, or hub id in the local cache; default: the shipped demo",
+        help="converted checkpoint, Hugging Face folder, or hub id in the local cache (default: the shipped demo)",
     )
-    parser.add_argument("--server", metavar="HOST:PORT", help="ask a running server instead")
+    parser.add_argument(
+        "--server",
+        type=server_address,
+        metavar="HOST:PORT",
+        help="ask a running server, at its gRPC port (default: a model is run here)",
+    )
     parser.add_argument(
         "--compare",
         nargs=2,
@@ -90,6 +97,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     )
     what.add_argument("--seed", type=int, default=0, metavar="N", help="draws other items and resamples")
     what.add_argument("--concurrency", type=int, default=64, metavar="N", help="with --server: requests in flight")
+    add_client_options(parser)
     out = parser.add_argument_group("where it goes, beside the tables on standard output")
     out.add_argument(
         "--json", type=Path, metavar="FILE", help="everything, under tasks: kind -> accuracy, n, low, high"
@@ -117,15 +125,10 @@ def main(
     arguments = parser.parse_args(argv)
     console = Console(highlight=False)
     try:
-        _check(arguments)
-        tasks = _tasks(arguments, kinds)
-        texts = stories(arguments.texts, arguments.seed) if arguments.texts else []
-        if arguments.compare:
-            record = _compare(arguments, tasks, texts, hub_cache, local)
-            show = print_comparison
-        else:
-            record = _evaluate(arguments, tasks, texts, hub_cache, local)
-            show = print_report
+        check_options(arguments)
+        questions = Questions(arguments, kinds, stories)
+        run, show = (_compare, print_comparison) if arguments.compare else (_evaluate, print_report)
+        record = run(arguments, questions, hub_cache, local)
         show(console, record)
         if arguments.json is not None:
             arguments.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -133,106 +136,63 @@ def main(
             write_plot(record, arguments.plot)
         return 0
     except CommandError as error:
-        return _fail(parser.prog, str(error), error.code)
+        return fail(parser.prog, str(error), error.code)
     except (CheckpointError, ConfigError, NotImplementedError, TokenizerError) as error:
-        return _fail(parser.prog, str(error), 2)
-    except (ItemsError, compare.TokenizersDifferError) as error:
-        return _fail(parser.prog, str(error), 2)
-    except BAD_INPUT as error:
-        return _fail(parser.prog, str(error), 2)
+        return fail(parser.prog, str(error), EXIT_BAD_INPUT)
+    except (ItemsError, compare.TokenizersDifferError, *BAD_INPUT) as error:
+        return fail(parser.prog, str(error), EXIT_BAD_INPUT)
     except grpc.aio.AioRpcError as error:
-        return _fail(parser.prog, _explain(error, arguments.server), 2 if error.code() in _BAD_INPUT_CODES else 1)
+        code = EXIT_BAD_INPUT if error.code() in _BAD_INPUT_CODES else FAILURE
+        return fail(parser.prog, _explain(error, arguments), code)
     except (EngineDead, OSError) as error:
-        return _fail(parser.prog, str(error), 1)
+        return fail(parser.prog, str(error), FAILURE)
 
 
-def _fail(program: str, message: str, code: int) -> int:
-    sys.stdout.flush()
-    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
-    return code
-
-
-def _explain(error: grpc.aio.AioRpcError, address: str) -> str:
-    details = error.details() or error.code().name
-    if error.code() == grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
-        return f"no server answers at {address} ({details})"
-    return details
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    """Refuses what can be refused before anything long runs."""
-    for name, least in (("limit", 1), ("texts", 0), ("positions", 1), ("concurrency", 1)):
-        value = getattr(arguments, name)
-        if value < least:
-            raise CommandError(f"--{name} is {value}; it must be {least} or more")
-    others = [name for name in ("model", "server", "plot", "answers") if getattr(arguments, name) is not None]
-    if arguments.compare and others:
-        shown = others[0].upper() if others[0] == "model" else f"--{others[0]}"
-        raise CommandError(f"{shown} cannot go with --compare, which names its two models itself")
-    if arguments.server is not None:
-        if arguments.model is not None:
-            raise CommandError("MODEL cannot go with --server, which has its own")
-        given = sorted(runtime_given(arguments))
-        if given:
-            raise CommandError(f"--{given[0].replace('_', '-')} is an option of the server; it cannot go with --server")
-    for name in ("json", "plot", "answers"):
-        path = getattr(arguments, name)
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise CommandError(f"--{name} is {str(path)!r}; it must be a file in a folder that exists")
-    if arguments.plot is not None:
-        require_matplotlib()
-
-
-def _tasks(arguments: argparse.Namespace, kinds: Kinds) -> dict[str, Task]:
-    """What is to be answered: kinds drawn with the seed, and the user's own items."""
-    own = read_items(arguments.items) if arguments.items is not None else {}
-    if arguments.tasks is None and own:
-        return own
-    known = kinds()
-    names = list(known) if arguments.tasks is None else [name.strip() for name in arguments.tasks.split(",")]
-    for name in names:
-        if name not in known:
-            raise CommandError(f"--tasks names {name!r}; tasks are {', '.join(known)}")
-        if name in own:
-            raise CommandError(f"--items has items of kind {name!r}, which --tasks names too; give them another kind")
-    try:
-        drawn = {
-            name: Task(known[name], held_out_items(known[name], arguments.limit, arguments.seed)) for name in names
-        }
-    except ValueError as error:
-        raise CommandError(f"--limit is {arguments.limit}; {error}") from error
-    return {**drawn, **own}
+def _explain(error: grpc.aio.AioRpcError, arguments: argparse.Namespace) -> str:
+    return why_not(error, arguments.server, tls=arguments.tls_ca is not None)
 
 
 # -- one model ------------------------------------------------------------------------------------------------------
 
 
-def _evaluate(
-    arguments: argparse.Namespace, tasks: Mapping[str, Task], texts: Sequence[str], hub_cache: Path, local: Local
-) -> dict[str, Any]:
-    with EvaluationProgress(Console(stderr=True)) as progress, _source(arguments, hub_cache, local, progress) as source:
-        results = run_tasks(source, tasks, progress)
-        scored = run_texts(source, texts, progress) if texts else None
-        record = {**_provenance(arguments), **report(source, results, scored)}
+def _evaluate(arguments: argparse.Namespace, questions: Questions, hub_cache: Path, local: Local) -> dict[str, Any]:
+    with EvaluationProgress(Console(stderr=True)) as progress:
+        source_when_asked = _source(arguments, hub_cache, local, progress)
+        progress.waiting("drawing the questions")
+        tasks, texts = questions.draw(), questions.texts()
+        with source_when_asked() as source:
+            results = run_tasks(source, tasks, progress)
+            scored = run_texts(source, texts, progress) if texts else None
+            record = {**_provenance(arguments), **report(source, results, scored)}
     if arguments.answers is not None:
         _write_answers(arguments.answers, results)
     return record
 
 
-@contextlib.contextmanager
 def _source(
     arguments: argparse.Namespace, hub_cache: Path, local: Local, progress: EvaluationProgress
-) -> Iterator[Source]:
+) -> Callable[[], contextlib.AbstractContextManager[Source]]:
+    """What answers, when it is called: a server is asked for its name and a model's files are looked at now."""
     if arguments.server is not None:
         progress.waiting("asking the server")
-        yield ServerSource(arguments.server, arguments.concurrency)
-        return
+        metadata = client_metadata(arguments)
+        server = ServerSource(
+            arguments.server,
+            arguments.concurrency,
+            lambda options: client_channel(arguments, options),
+            metadata,
+        )
+        return lambda: contextlib.nullcontext(server)
     folder = resolve_model(arguments.model, hub_cache)
     runtime = RuntimeConfig(**runtime_given(arguments))
+    check_model(folder, runtime)
     load_tokenizer(folder)  # a model without one is refused before its weights are read
-    progress.waiting("loading and compiling")
-    with local(arguments.model or DEMO, folder, runtime) as source:
-        yield source
+
+    def make() -> contextlib.AbstractContextManager[Source]:
+        progress.waiting("loading and compiling")
+        return local(arguments.model or DEMO, folder, runtime)
+
+    return make
 
 
 def _provenance(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -273,17 +233,22 @@ def _write_answers(path: Path, results: Mapping[str, TaskResult]) -> None:
 # -- two models -----------------------------------------------------------------------------------------------------
 
 
-def _compare(
-    arguments: argparse.Namespace, tasks: Mapping[str, Task], texts: Sequence[str], hub_cache: Path, local: Local
-) -> dict[str, Any]:
+def _compare(arguments: argparse.Namespace, questions: Questions, hub_cache: Path, local: Local) -> dict[str, Any]:
     common = runtime_given(arguments)
     specs = [parse_spec(spec, common, hub_cache) for spec in arguments.compare]
+    for spec in specs:
+        check_model(spec.folder, spec.runtime, weights=False)
+    texts = questions.texts()
     first, second = (load_tokenizer(spec.folder) for spec in specs)
     compare.check_tokenizers(first.encode, second.encode, specs[0].vocab_size, specs[1].vocab_size, texts[:20])
+    for spec in specs:
+        check_weight_files(spec.folder)
     alternatives = min(spec.alternatives for spec in specs)
     _prepare_devices(specs)
     found = []
     with EvaluationProgress(Console(stderr=True)) as progress:
+        progress.waiting("drawing the questions")
+        tasks = questions.draw()
         for letter, spec in zip("AB", specs, strict=True):
             progress.waiting(f"{letter}: loading and compiling")
             prefixed = functools.partial(_with_prefix, progress, letter)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.commands.options import CommandError
+from serving.commands.parsing import CommandError
 
 _ACCURACY, _BASELINE, _INK, _GRID = "#2f6f9f", "#c7c7c7", "#222222", "#e4e4e4"
 _ROW = 0.34  # inches of height for each task

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ from jaxinfer.outputs import RequestOutput
 from jaxinfer.sampling_params import SamplingParams
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
-from serving.commands.options import CommandError
+from serving.commands.parsing import CommandError
 
 Stub = Any  # pb_grpc.InferenceStub on an asynchronous channel
 _In = TypeVar("_In")
@@ -123,11 +124,29 @@ def _engine_settings(info: EngineInfo, **more: Any) -> dict[str, Any]:
     }
 
 
+class _Carrying:
+    """A stub whose calls carry metadata."""
+
+    def __init__(self, stub: Any, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._stub, self._metadata = stub, metadata
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return functools.partial(getattr(self._stub, name), metadata=self._metadata)
+
+
 class ServerSource:
     """A running server. Every call opens a channel of its own and keeps at most `concurrency` requests in flight."""
 
-    def __init__(self, address: str, concurrency: int) -> None:
-        self._address, self._concurrency = address, concurrency
+    def __init__(
+        self,
+        address: str,
+        concurrency: int,
+        channel: Callable[[list[tuple[str, Any]]], grpc.aio.Channel] | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """channel: makes one with the options it is given; None: without TLS. metadata: what every call carries."""
+        self._concurrency, self._metadata = concurrency, tuple(metadata)
+        self._channel = channel or (lambda options: grpc.aio.insecure_channel(address, options=options))
         (info,) = self._each([None], lambda stub, _: stub.GetModelInfo(pb.GetModelInfoRequest()))
         if not info.has_tokenizer:
             raise CommandError(f"the server at {address} runs without a tokenizer; tasks are text, so it needs one")
@@ -218,8 +237,8 @@ class ServerSource:
         """The answers in the order of the inputs. The first failure ends the others."""
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         places = asyncio.Semaphore(self._concurrency)
-        async with grpc.aio.insecure_channel(self._address, options=options) as channel:
-            stub: Stub = pb_grpc.InferenceStub(channel)
+        async with self._channel(options) as channel:
+            stub: Stub = _Carrying(pb_grpc.InferenceStub(channel), self._metadata)
 
             async def one(value: _In) -> _Out:
                 async with places:

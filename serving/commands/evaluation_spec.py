@@ -12,7 +12,7 @@ from typing import Any
 from checkpoints.folder import read_config
 from jaxinfer.config import RuntimeConfig
 from jaxinfer.model_path import resolve_model
-from serving.commands.options import CommandError
+from serving.commands.parsing import CommandError
 
 DEMO = "demo"
 EXACT_VOCABULARY = 16_384

@@ -16,23 +16,35 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
+
+from serving.commands.progress import PlainLines
 
 _BAR = 20  # characters of an accuracy bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _GOOD, _FAIR = 0.9, 0.5
 
 
+class _Counted(MofNCompleteColumn):
+    """Nothing, rather than 0/?, of what has no known length."""
+
+    def render(self, task: RichTask) -> Text:
+        return super().render(task) if task.total is not None else Text("")
+
+
 class EvaluationProgress:
-    """One bar at a time for whatever runs; on anything but a terminal nothing moves and nothing is printed."""
+    """One bar at a time for whatever runs; elsewhere than on a terminal a line now and then."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lines: PlainLines | None = None
         self._bars = Bars(
             SpinnerColumn(finished_text="[green]✓[/green]"),
             TextColumn("{task.description:<22}"),
             BarColumn(bar_width=28),
-            MofNCompleteColumn(),
+            _Counted(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -44,10 +56,14 @@ class EvaluationProgress:
 
     def __enter__(self) -> EvaluationProgress:
         self._bars.start()
+        if not self._console.is_terminal:
+            self._lines = PlainLines(self._console)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
+        if self._lines is not None:
+            self._lines.close()
 
     def waiting(self, what: str) -> None:
         """Something of unknown length runs."""
@@ -57,12 +73,16 @@ class EvaluationProgress:
         if what != self._what or not done:
             self._begin(what, total)
         self._bars.update(self._task, completed=done, total=total)
+        if self._lines is not None:
+            self._lines.doing(f"{what}: {done} of {total}")
 
     def _begin(self, what: str, total: int | None) -> None:
         if self._task is not None:
             self._bars.remove_task(self._task)
         self._what = what
         self._task = self._bars.add_task(escape(what), total=total)
+        if self._lines is not None:
+            self._lines.doing(what)
 
 
 def print_report(console: Console, record: Mapping[str, Any]) -> None:

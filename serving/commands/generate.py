@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import os
 import sys
 import time
@@ -15,21 +16,25 @@ import grpc
 
 from checkpoints.folder import CheckpointError
 from jaxinfer.config import ConfigError
+from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 from serving import replies
-from serving.commands.access_options import add_client_options, client_channel, client_metadata
-from serving.commands.local_engine import local_engine
-from serving.commands.options import (
-    CommandError,
-    Help,
-    add_model_options,
-    add_runtime_options,
-    runtime_given,
+from serving.commands.access_options import (
+    add_client_options,
+    check_client_options,
+    client_channel,
+    client_metadata,
 )
+from serving.commands.local_engine import local_engine
+from serving.commands.options import add_model_options, add_runtime_options, runtime_given
+from serving.commands.parsing import BAD_INPUT as EXIT_BAD_INPUT
+from serving.commands.parsing import FAILURE, INTERRUPTED, CommandError, CommandParser, fail
 from serving.commands.requests import add_prompt_options, add_sampling_options, as_json, make_requests
+from serving.commands.server_address import server_address, why_not
 from serving.engine_process import Build
+from serving.request import ModelContext
 from serving.status import BAD_INPUT, Refusal
 from serving.validation import prepare
 
@@ -47,23 +52,27 @@ _BAD_INPUT_CODES = (
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"{program} generate",
         usage="%(prog)s [OPTION ...] PROMPT [PROMPT ...]",
         description="Generate text and stream it to standard output.",
-        formatter_class=Help,
     )
     add_prompt_options(parser)
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--server", metavar="HOST:PORT", help="ask a running server")
+    where.add_argument(
+        "--server",
+        type=server_address,
+        metavar="HOST:PORT",
+        help="ask a running server, at its gRPC port (default: a model is run here)",
+    )
     where.add_argument(
         "--model",
         metavar="MODEL",
-        help="or here: converted checkpoint, Hugging Face folder, or hub id in the local cache (default: the demo)",
+        help="run here: converted checkpoint, Hugging Face folder, or hub id in the local cache (default: the demo)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON line for each prompt instead of text")
     parser.add_argument("--usage", action="store_true", help="tokens and speed on standard error")
-    parser.add_argument("--timeout", type=float, metavar="S", help="give up after so many seconds")
+    parser.add_argument("--timeout", type=float, metavar="S", help="give up after so many seconds (default: never)")
     add_client_options(parser)
     add_sampling_options(parser)
     add_model_options(parser)
@@ -82,6 +91,9 @@ def main(
     parser = make_parser(program)
     arguments = parser.parse_args(argv)
     try:
+        _check(arguments)
+        if arguments.server is None:
+            resolve_model(arguments.model, hub_cache)  # before standard input is waited for
         requests = make_requests(arguments)
         with contextlib.suppress(BrokenPipeError):
             asyncio.run(_generate(arguments, requests, hub_cache, build))
@@ -90,32 +102,43 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to tell it
         return 1
     except CommandError as error:
-        return _fail(parser.prog, str(error), error.code)
+        return fail(parser.prog, str(error), error.code)
     except (CheckpointError, ConfigError, TokenizerError, *BAD_INPUT) as error:
-        return _fail(parser.prog, str(error), 2)
+        return fail(parser.prog, str(error), EXIT_BAD_INPUT)
     except Refusal as refusal:
-        return _fail(parser.prog, refusal.message, 2 if refusal.code in _BAD_INPUT_CODES else 1)
+        return fail(parser.prog, refusal.message, _code(refusal.code))
     except grpc.aio.AioRpcError as error:
-        return _fail(parser.prog, _explain(error, arguments), 2 if error.code() in _BAD_INPUT_CODES else 1)
+        return fail(parser.prog, _explain(error, arguments), _code(error.code()))
     except TimeoutError:
-        return _fail(parser.prog, f"not finished within --timeout {arguments.timeout:g} s", 1)
+        return fail(parser.prog, f"not finished within --timeout {arguments.timeout:g} s", FAILURE)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
-def _fail(program: str, message: str, code: int) -> int:
-    sys.stdout.flush()
-    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
-    return code
+def _code(status: grpc.StatusCode) -> int:
+    return EXIT_BAD_INPUT if status in _BAD_INPUT_CODES else FAILURE
 
 
 def _explain(error: grpc.aio.AioRpcError, arguments: argparse.Namespace) -> str:
-    details = error.details() or error.code().name
-    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and arguments.timeout is not None:
         return f"not finished within --timeout {arguments.timeout:g} s"
-    if error.code() == grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
-        return f"no server answers at {arguments.server} ({details})"
-    return details
+    return why_not(error, arguments.server, tls=arguments.tls_ca is not None)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses what goes with a server, or without one, only."""
+    if arguments.timeout is not None and not 0 < arguments.timeout < math.inf:
+        raise CommandError(f"--timeout is {arguments.timeout:g}; it must be a number of seconds above 0")
+    check_client_options(arguments)
+    if arguments.server is None:
+        return
+    given = sorted(runtime_given(arguments))
+    if arguments.skip_tokenizer_init:
+        given.append("skip_tokenizer_init")
+    if arguments.generation_config != "auto":
+        given.append("generation_config")
+    if given:
+        raise CommandError(f"--{given[0].replace('_', '-')} is an option of the server; it cannot go with --server")
 
 
 async def _generate(
@@ -124,7 +147,11 @@ async def _generate(
     hub_cache: Path,
     build: Callable[[str, argparse.Namespace], Build] | None,
 ) -> None:
-    source = _server(arguments) if arguments.server is not None else _local(arguments, hub_cache, build)
+    source = (
+        _server(arguments)
+        if arguments.server is not None
+        else _local(arguments, [request for _, request in requests], hub_cache, build)
+    )
     async with source as generate:
         printer = Printer(requests, as_json=arguments.json, usage=arguments.usage)
         tasks = [asyncio.create_task(_follow(i, request, generate, printer)) for i, (_, request) in enumerate(requests)]
@@ -214,13 +241,6 @@ class Printer:
 @contextlib.asynccontextmanager
 async def _server(arguments: argparse.Namespace) -> AsyncIterator[Source]:
     """A running server as the source. Options about how a model runs are the server's."""
-    given = sorted(runtime_given(arguments))
-    if arguments.skip_tokenizer_init:
-        given.append("skip_tokenizer_init")
-    if arguments.generation_config != "auto":
-        given.append("generation_config")
-    if given:
-        raise CommandError(f"--{given[0].replace('_', '-')} is an option of the server; it cannot go with --server")
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     metadata = client_metadata(arguments)
     async with client_channel(arguments, options) as channel:
@@ -230,10 +250,18 @@ async def _server(arguments: argparse.Namespace) -> AsyncIterator[Source]:
 
 @contextlib.asynccontextmanager
 async def _local(
-    arguments: argparse.Namespace, hub_cache: Path, build: Callable[[str, argparse.Namespace], Build] | None
+    arguments: argparse.Namespace,
+    requests: Sequence[pb.GenerateRequest],
+    hub_cache: Path,
+    build: Callable[[str, argparse.Namespace], Build] | None,
 ) -> AsyncIterator[Source]:
     """An engine of its own as the source: the same process and the same checks as behind a server, but no network."""
-    async with local_engine(arguments, hub_cache, build) as (client, context):
+
+    def check(context: ModelContext) -> None:
+        for request in requests:
+            prepare(request, context)
+
+    async with local_engine(arguments, hub_cache, build, check=check) as (client, context):
 
         async def generate(request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
             prepared = prepare(request, context)

@@ -11,18 +11,24 @@ from pathlib import Path
 
 from serving.access import keys
 from serving.access.caller import INFER, ROLES
-from serving.commands.options import Help
+from serving.commands.parsing import BAD_INPUT, CommandParser, fail
 
 DEFAULT_FILE = Path("keys.toml")
+_MOST_DAYS = 36_500  # the calendar ends some time
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"{program} keys", description="API keys of `serve --api-keys FILE`.", formatter_class=Help
+    parser = CommandParser(
+        prog=f"{program} keys",
+        usage="%(prog)s COMMAND [OPTION ...]",
+        description="API keys of `serve --api-keys FILE`. To take one back, delete its entry there or disable it.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    new = commands.add_parser("new", help="make a key, print it once, append its hash", formatter_class=Help)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands", prog=parser.prog
+    )
+    what = "make a key, print it once, append its hash"
+    new = commands.add_parser("new", help=what, description=f"{what}.".capitalize(), usage="%(prog)s [OPTION ...]")
     new.add_argument("--tenant", required=True, metavar="NAME", type=_tenant, help="whom the key's use is charged to")
     new.add_argument(
         "--role", action="append", choices=ROLES, help=f"what the key may do; may be repeated (default: {INFER})"
@@ -32,9 +38,12 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         ("tokens-per-minute", "tokens of prompts and answers"),
         ("max-concurrency", "sequences at a time"),
     ):
-        new.add_argument(f"--{name}", type=_positive, metavar="N", help=f"of this key, beside its tenant's: {what}")
-    new.add_argument("--expires-in-days", type=_positive, metavar="N", help="not valid after so many days")
-    show = commands.add_parser("list", help="show a file's keys, without any secret", formatter_class=Help)
+        new.add_argument(f"--{name}", type=_positive, metavar="N", help=f"most {what} of this key")
+    new.add_argument(
+        "--expires-in-days", type=_days, metavar="N", help="not valid after so many days (default: never ends)"
+    )
+    what = "show a file's keys, without any secret"
+    show = commands.add_parser("list", help=what, description=f"{what}.".capitalize(), usage="%(prog)s [OPTION ...]")
     for command in (new, show):
         command.add_argument("--file", type=Path, default=DEFAULT_FILE, metavar="FILE", help="the file of keys")
     return parser
@@ -43,12 +52,14 @@ def make_parser(program: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str], *, program: str = "jaxinfer") -> int:
     """Returns the exit code: 0, or 2 where the file cannot be used."""
     parser = make_parser(program)
+    if not argv:
+        parser.print_help()
+        return BAD_INPUT
     arguments = parser.parse_args(argv)
     try:
         return _new(arguments) if arguments.command == "new" else _list(arguments)
     except keys.KeysError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+        return fail(parser.prog, str(error), BAD_INPUT)
 
 
 def _new(arguments: argparse.Namespace) -> int:
@@ -85,11 +96,17 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _tenant(text: str) -> str:
     if not _TENANT.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be 1 to 64 letters, digits, dots, underscores or dashes")
+        raise argparse.ArgumentTypeError("it must be 1 to 64 letters, digits, dots, underscores or dashes")
     return text
 
 
+def _days(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= _MOST_DAYS:
+        raise argparse.ArgumentTypeError(f"it must be a whole number of days from 1 to {_MOST_DAYS}")
+    return int(text)
+
+
 def _positive(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 10**9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 999999999")
+    if not text.isdecimal() or not 0 < int(text) < 10**9:
+        raise argparse.ArgumentTypeError("it must be a whole number from 1 to 999999999")
     return int(text)

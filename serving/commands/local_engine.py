@@ -15,16 +15,19 @@ import grpc
 from rich.console import Console
 from rich.markup import escape
 
+from jaxinfer.config import ModelConfig, RuntimeConfig, context_length
+from jaxinfer.messages import EngineInfo
 from jaxinfer.model_path import resolve_model
 from serving.commands.console import StartUpView
+from serving.commands.early import check_model
 from serving.commands.options import (
-    CommandError,
     generation_config_notes,
     model_name,
     runtime_config,
     sampling_defaults,
     tokenizer_of,
 )
+from serving.commands.parsing import CommandError
 from serving.engine_client import EngineClient
 from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
 from serving.request import ModelContext
@@ -36,26 +39,33 @@ _NO_LIMIT = 1 << 30  # waiting sequences: all of them are the user's own
 
 @contextlib.asynccontextmanager
 async def local_engine(
-    arguments: argparse.Namespace, hub_cache: Path, build: Callable[[str, argparse.Namespace], Build] | None
+    arguments: argparse.Namespace,
+    hub_cache: Path,
+    build: Callable[[str, argparse.Namespace], Build] | None,
+    *,
+    check: Callable[[ModelContext], None] = lambda _: None,
 ) -> AsyncIterator[tuple[EngineClient, ModelContext]]:
-    """A client of the engine, ready, and what requests are checked against. `build`: see serve.
+    """A client of the engine, ready, and what requests are checked against. `build`: see serve. check: is shown
+    what requests will be checked against before the engine starts, to refuse them then; its limits are upper bounds.
 
-    Raises CheckpointError, ConfigError, TokenizerError or CommandError when the model cannot be had.
+    Raises CheckpointError, ConfigError, TokenizerError or CommandError when the model cannot be had, and what `check`
+    raises.
     """
     folder = resolve_model(arguments.model, hub_cache)
     runtime = runtime_config(arguments)
     defaults = sampling_defaults(folder, arguments.generation_config)
+    model = check_model(folder, runtime, weights=build is None)
     tokenizer = tokenizer_of(folder, skip=arguments.skip_tokenizer_init)
+    config = ServerConfig(name=model_name(arguments, folder), sampling_defaults=defaults)
+    check(model_context(_expected(model, runtime), tokenizer, config))
     make_engine = (
         functools.partial(build_model_engine, str(folder), runtime) if build is None else build(str(folder), arguments)
     )
     link = EngineProcess.started(make_engine)
     console = Console(stderr=True)
-    view = StartUpView(console)
+    view = StartUpView(console, brief=True)
     view.start()
-    # Only a terminal gets progress here: in a script, standard error is for errors.
-    show = view.show if console.is_terminal else lambda _: None
-    client = await EngineClient.connect(link, _NO_LIMIT, show)
+    client = await EngineClient.connect(link, _NO_LIMIT, view.show)
     try:
         waiters: list[asyncio.Future[Any]] = [client.ready, client.ended]
         await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
@@ -68,7 +78,6 @@ async def local_engine(
             if end.traceback:
                 print(end.traceback.rstrip(), file=sys.stderr)
             raise CommandError(end.reason, 2 if end.code == EXIT_REFUSED else 1)
-        config = ServerConfig(name=model_name(arguments, folder), sampling_defaults=defaults)
         try:
             yield client, model_context(client.ready.result(), tokenizer, config)
         except Refusal as refusal:
@@ -78,3 +87,28 @@ async def local_engine(
     finally:
         view.close()
         await client.disconnect()
+
+
+def _expected(model: ModelConfig, runtime: RuntimeConfig) -> EngineInfo:
+    """What the engine will say of itself, as far as requests are checked against it. The pool's size is not known yet:
+    any prompt fits that fits the context."""
+    length = context_length(model, runtime)
+    return EngineInfo(
+        model="",
+        architecture=model.architecture,
+        vocab_size=model.vocab_size,
+        max_model_len=length,
+        max_num_seqs=runtime.max_num_seqs or 1,
+        max_num_batched_tokens=runtime.max_num_batched_tokens or 1,
+        page_size=runtime.page_size,
+        num_pages=2 + length // runtime.page_size,
+        dtype=model.dtype,
+        tensor_parallel_size=runtime.tensor_parallel_size,
+        device="",
+        backends={},
+        eos_token_ids=model.eos_token_ids,
+        notes=(),
+        executables=(),
+        extra={},
+        max_logprobs=model.vocab_size if runtime.max_logprobs == -1 else runtime.max_logprobs,
+    )

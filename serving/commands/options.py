@@ -3,76 +3,77 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from checkpoints.folder import read_config
-from jaxinfer.config import KvCacheDtype, Quantization, RuntimeConfig
+from jaxinfer.config import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, KvCacheDtype, Quantization, RuntimeConfig
 from jaxinfer.generation_config import generation_defaults, generation_notes
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
 from jaxinfer.text.answers import REASONING_PARSERS, TOOL_CALL_PARSERS
+from serving.commands.parsing import spelled
 from serving.observing.ledger import MAX_BYTES
 from serving.observing.logs import LEVELS, LogFormat
 from serving.observing.metrics import PREFIXES
 from serving.observing.setup import ObservingConfig
 
 _NONE = "none"
-
-
-class CommandError(Exception):
-    """Ends a command: one line for stderr and an exit code, 2 for bad input."""
-
-    def __init__(self, message: str, code: int = 2) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults where there are any to show."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34, width=110)
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, "", False, argparse.SUPPRESS) or not action.option_strings:
-            return action.help
-        return super()._get_help_string(action)
+_LENGTH = "the model's context, or what the KV pool holds"
 
 
 # Names are RuntimeConfig's fields. What is not given is not in the namespace, so that the config's own defaults hold.
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how the model runs")
+    defaults = {field.name: field.default for field in dataclasses.fields(RuntimeConfig)}
 
-    def add(name: str, **settings: Any) -> None:
-        group.add_argument(name, default=argparse.SUPPRESS, **settings)
+    def add(name: str, *, help: str, without: str = "", **settings: Any) -> None:
+        """without: what holds when the option is not given, where that is no value of its own."""
+        default = defaults[name.removeprefix("--").replace("-", "_")]
+        said = without or spelled(default)
+        group.add_argument(name, default=argparse.SUPPRESS, help=f"{help} (default: {said})", **settings)
 
-    add("--dtype", choices=("auto", "float32", "bfloat16"), help="type of weights; auto: the checkpoint's")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), help="type of weights; auto is the checkpoint's")
     add(
         "--quantization",
         choices=get_args(Quantization),
-        help="few bits for the layers' matrices, rounded at load (default: as the checkpoint has them)",
+        help="few bits for the layers' matrices, rounded at load",
+        without="as the checkpoint has them",
     )
-    add("--device", choices=("cpu", "gpu", "tpu"), help="default: what JAX finds")
-    add("--max-model-len", type=int, metavar="N", help="longest prompt and output together, tokens")
-    add("--max-num-seqs", type=int, metavar="N", help="sequences in one step")
-    add("--max-num-batched-tokens", type=int, metavar="N", help="tokens in one step")
-    add("--max-logprobs", type=int, metavar="N", help="most logprobs of a request, -1 the vocabulary (default: 20)")
+    add("--device", choices=("cpu", "gpu", "tpu"), help="where to run", without="what JAX finds")
+    add("--max-model-len", type=int, metavar="N", help="longest prompt and output together, tokens", without=_LENGTH)
+    add("--max-num-seqs", type=int, metavar="N", help="sequences in one step", without=_by_device(MAX_NUM_SEQS))
+    add(
+        "--max-num-batched-tokens",
+        type=int,
+        metavar="N",
+        help="tokens in one step",
+        without=f"{_by_device(MAX_NUM_BATCHED_TOKENS)}, at least --max-num-seqs",
+    )
+    add("--max-logprobs", type=int, metavar="N", help="most logprobs of a request; -1 is the whole vocabulary")
     add(
         "--kv-cache-dtype",
         choices=get_args(KvCacheDtype),
-        help="type of keys and values; int8 and fp8 halve their memory (default: the model's)",
+        help="type of keys and values, auto: the model's; int8 and fp8 halve their memory",
     )
-    add("--page-size", type=int, metavar="N", help="tokens in one KV page (default: 64)")
-    add("--num-pages", type=int, metavar="N", help="size of the KV pool, instead of measuring memory")
-    add("--gpu-memory-utilization", type=float, metavar="X", help="share of an accelerator's memory (default: 0.9)")
-    add("--tensor-parallel-size", type=int, metavar="N", help="devices to split the model over (default: 1)")
-    add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="share KV of equal prefixes (on)")
-    add("--batch-invariant", action=argparse.BooleanOptionalAction, help="bytes do not depend on the batch (on)")
-    add("--priority-ageing-seconds", type=float, metavar="S", help="waiting time worth a level of priority (30)")
-    add("--attention-backend", metavar="NAME", help="insist on one backend; default: the best that can")
+    add("--page-size", type=int, metavar="N", help="tokens in one KV page")
+    add("--num-pages", type=int, metavar="N", help="size of the KV pool", without="what fits into free memory")
+    add("--gpu-memory-utilization", type=float, metavar="X", help="share of an accelerator's memory")
+    add("--tensor-parallel-size", type=int, metavar="N", help="devices to split the model over")
+    add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="share KV of equal prefixes")
+    add("--batch-invariant", action=argparse.BooleanOptionalAction, help="bytes do not depend on the batch")
+    add("--priority-ageing-seconds", type=float, metavar="S", help="waiting time worth a level of priority")
+    add("--attention-backend", metavar="NAME", help="insist on one backend", without="the best that can")
     add("--compilation-cache-dir", metavar="DIR", help=f"where compiled programs are kept, or {_NONE}")
+
+
+def _by_device(sizes: Mapping[str, int]) -> str:
+    others = sizes["accelerator"]
+    return ", ".join(f"{size} on a {name.upper()}" for name, size in sizes.items() if name != "accelerator") + (
+        f", {others} elsewhere"
+    )
 
 
 RUNTIME_NAMES = (
@@ -114,11 +115,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--generation-config",
         choices=("auto", _NONE),
         default="auto",
-        help="auto: the model's generation_config.json sets sampling defaults; none: it does not",
+        help="auto: the model's generation_config.json sets defaults of sampling; none: it does not",
     )
-    parser.add_argument(
-        "--skip-tokenizer-init", action="store_true", help="load no tokenizer; prompts are token ids then"
-    )
+    parser.add_argument("--skip-tokenizer-init", action="store_true", help="load no tokenizer: prompts are token ids")
 
 
 def model_name(arguments: argparse.Namespace, folder: Path) -> str:

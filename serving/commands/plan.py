@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from checkpoints.folder import CheckpointError, read_config
+from checkpoints.folder import CheckpointError
 from checkpoints.stored import read_storage, with_stored_defaults
 from jaxinfer.config import ConfigError
 from jaxinfer.model_path import resolve_model
-from serving.commands.options import Help, add_runtime_options, runtime_config
+from serving.commands.early import check_model
+from serving.commands.options import add_runtime_options, runtime_config
+from serving.commands.parsing import BAD_INPUT, CommandParser, fail
+from serving.commands.progress import PlainLines
+
+_PLAIN_WIDTH = 200  # columns where no terminal has its own: lines are not broken
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"{program} plan",
         usage="%(prog)s [OPTION ...] [MODEL]",
         description="Print the memory that a model needs and what fits beside it. Loads no weights; compiles one step.",
-        formatter_class=Help,
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint folder or hub id; default: the demo")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="converted checkpoint, Hugging Face folder, or hub id in the local cache (default: the shipped demo)",
+    )
     add_runtime_options(parser)
     return parser
 
@@ -35,8 +45,9 @@ def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> 
     arguments = parser.parse_args(argv)
     try:
         folder = resolve_model(arguments.model, hub_cache)
-        config, _ = read_config(folder)
-        runtime = with_stored_defaults(folder, config, runtime_config(arguments))
+        runtime = runtime_config(arguments)
+        config = check_model(folder, runtime, weights=False)
+        runtime = with_stored_defaults(folder, config, runtime)
         stored = read_storage(folder, config).matrices
 
         from jaxinfer.plan import make_plan
@@ -45,15 +56,33 @@ def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> 
 
         configure_jax(runtime)
         mesh = make_mesh(runtime.tensor_parallel_size, runtime.device)
-        report = make_plan(folder.resolve().name, config, runtime, mesh, stored)
+        with _patience():
+            report = make_plan(folder.resolve().name, config, runtime, mesh, stored)
     except (CheckpointError, ConfigError, NotImplementedError) as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return fail(parser.prog, str(error), BAD_INPUT)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for label, value in report.rows():
-        table.add_row(f"[dim]{label}[/dim]", value)
-    console = Console(highlight=False)
+        table.add_row(f"[dim]{label}[/dim]", escape(value))
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
     console.print(table)
     for note in report.sizes.notes:
-        console.print(f"[dim]·[/dim] {note}")
+        console.print(f"[dim]·[/dim] {escape(note)}")
     return 0
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Compiling a step takes a while: something moves on a terminal, and a log gets a line now and then."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status("compiling one step"):
+            yield
+        return
+    lines = PlainLines(console)
+    lines.doing("compiling one step")
+    try:
+        yield
+    finally:
+        lines.close()

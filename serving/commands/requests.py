@@ -11,8 +11,10 @@ from typing import Any
 from jaxinfer.sampling_params import FIELD_NAMES
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving import json_text
-from serving.commands.options import CommandError
+from serving.commands.parsing import CommandError
 from serving.replies import sampling_to_proto
+
+_OR_MODEL = "default: the model's, else "
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -22,28 +24,49 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     def add(name: str, **settings: Any) -> None:
         group.add_argument(name, default=argparse.SUPPRESS, **settings)
 
-    add("--max-tokens", type=int, metavar="N", help="default: the rest of the context")
-    add("--min-tokens", type=int, metavar="N", help="no end of sequence before that many")
-    add("--temperature", type=float, metavar="X", help="0 is greedy (default: 1, or the model's)")
-    add("--top-p", type=float, metavar="X")
-    add("--top-k", type=int, metavar="N", help="0 is off")
-    add("--min-p", type=float, metavar="X")
-    add("--repetition-penalty", type=float, metavar="X")
-    add("--presence-penalty", type=float, metavar="X")
-    add("--frequency-penalty", type=float, metavar="X")
+    add("--max-tokens", type=int, metavar="N", help=f"most tokens to generate ({_OR_MODEL}the rest of the context)")
+    add("--min-tokens", type=int, metavar="N", help="no end of sequence before that many (default: 0)")
+    add("--temperature", type=float, metavar="X", help=f"0 is greedy ({_OR_MODEL}1)")
+    add(
+        "--top-p", type=float, metavar="X", help=f"draw from the likeliest that together have this share ({_OR_MODEL}1)"
+    )
+    add("--top-k", type=int, metavar="N", help=f"draw from the N likeliest; 0 is off ({_OR_MODEL}0)")
+    add(
+        "--min-p",
+        type=float,
+        metavar="X",
+        help=f"draw from those at least X times as likely as the first ({_OR_MODEL}0)",
+    )
+    add("--repetition-penalty", type=float, metavar="X", help=f"above 1 discourages what was said ({_OR_MODEL}1)")
+    add(
+        "--presence-penalty",
+        type=float,
+        metavar="X",
+        help="taken off once from tokens that were generated (default: 0)",
+    )
+    add("--frequency-penalty", type=float, metavar="X", help="taken off each time they were (default: 0)")
     add("--seed", type=_seed, metavar="N", help="repeats the same text (default: drawn)")
-    add("--n", type=int, metavar="N", help="sequences for each prompt")
+    add("--n", type=int, metavar="N", help="sequences for each prompt (default: 1)")
     add("--stop", action="append", metavar="TEXT", help="ends the text; may be given several times")
-    add("--stop-token-ids", type=_ids, metavar="ID,ID")
-    add("--include-stop-str-in-output", action="store_true")
-    add("--ignore-eos", action="store_true")
+    add("--stop-token-ids", type=_ids, metavar="ID,ID", help="tokens that end it")
+    add("--include-stop-str-in-output", action="store_true", help="keep the stop string at the end of the text")
+    add("--ignore-eos", action="store_true", help="go on after an end of sequence")
     add("--logprobs", type=int, metavar="K", help="with --json: the K most likely tokens of each position")
     add("--prompt-logprobs", type=int, metavar="K", help="with --json: the same for the prompt")
-    add("--logit-bias", type=_bias, action="append", metavar="ID=X", help="may be given several times")
-    add("--allowed-token-ids", type=_ids, metavar="ID,ID")
-    add("--bad-token-ids", type=_ids, metavar="ID,ID")
-    add("--skip-special-tokens", action=argparse.BooleanOptionalAction, help="leave them out of the text (on)")
-    add("--truncate-prompt-tokens", type=int, metavar="K", help="keep the prompt's last K tokens; -1: what fits")
+    add("--logit-bias", type=_bias, action="append", metavar="ID=X", help="adds X; may be given several times")
+    add("--allowed-token-ids", type=_ids, metavar="ID,ID", help="no other tokens (default: all)")
+    add("--bad-token-ids", type=_ids, metavar="ID,ID", help="tokens that are never generated")
+    add(
+        "--skip-special-tokens",
+        action=argparse.BooleanOptionalAction,
+        help="leave special tokens out of the text (default: on)",
+    )
+    add(
+        "--truncate-prompt-tokens",
+        type=int,
+        metavar="K",
+        help="keep the last K tokens; -1: what fits (default: all)",
+    )
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +80,7 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
         "--add-special-tokens",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="let the tokenizer put its special tokens around a text (on)",
+        help="let the tokenizer put its special tokens around a text (default: on)",
     )
     group.add_argument("--priority", type=int, default=0, metavar="N", help="lower is served first")
     group.add_argument("--cache-salt", default="", metavar="TEXT", help="share cached prefixes with equal salts only")
@@ -89,10 +112,21 @@ def _check_prompt_options(arguments: argparse.Namespace) -> None:
     for name in ("system", "template_variables"):
         if getattr(arguments, name) is not None and not arguments.chat:
             raise CommandError(f"--{name.replace('_', '-')} needs --chat")
+    if arguments.template_variables is not None:
+        _check_variables(arguments.template_variables)
     if not arguments.json:
         for name in ("logprobs", "prompt_logprobs"):
             if hasattr(arguments, name):
                 raise CommandError(f"--{name.replace('_', '-')} needs --json, which shows them")
+
+
+def _check_variables(text: str) -> None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CommandError(f"--template-variables is {text!r}; it must be a JSON object: {error}") from error
+    if not isinstance(found, dict):
+        raise CommandError(f"--template-variables is {text!r}; it must be a JSON object")
 
 
 def _request(prompt: str, arguments: argparse.Namespace, sampling: pb.SamplingParams) -> pb.GenerateRequest:
@@ -121,23 +155,29 @@ def _read(prompt: str) -> str:
     """`-` is standard input, without the line end that a shell adds."""
     if prompt != "-":
         return prompt
-    return sys.stdin.read().removesuffix("\n")
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise CommandError(f"PROMPT on standard input is no UTF-8: {error}") from error
 
 
 def _ids(text: str) -> list[int]:
     try:
         ids = [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of token ids like 1,15,7") from error
+        raise argparse.ArgumentTypeError("it must be a list of token ids like 1,15,7") from error
     if any(not 0 <= token < 1 << 32 for token in ids):
-        raise argparse.ArgumentTypeError(f"{text!r} holds a number that is no token id")
+        raise argparse.ArgumentTypeError("it must be a list of token ids from 0 to 4294967295")
     return ids
 
 
 def _seed(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 2**64
     if not -(2**63) <= value < 2**64:
-        raise argparse.ArgumentTypeError(f"{text} is not a 64-bit number")
+        raise argparse.ArgumentTypeError("it must be a whole number of 64 bits")
     return value % 2**64
 
 
@@ -146,7 +186,7 @@ def _bias(text: str) -> tuple[int, float]:
     try:
         return int(token), float(bias)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 15=-2.5") from error
+        raise argparse.ArgumentTypeError("it must be like 15=-2.5, a token id and a number") from error
 
 
 def as_json(index: int, prompt: str, events: Sequence[pb.GenerateResponse]) -> str:

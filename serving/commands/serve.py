@@ -17,9 +17,9 @@ from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import TokenizerError
 from serving.commands.access_options import access_config, add_access_options, check_access_options
 from serving.commands.console import ServeConsole
+from serving.commands.early import check_model
 from serving.commands.http_options import add_http_options, check_http_options, http_config
 from serving.commands.options import (
-    Help,
     add_model_options,
     add_observing_options,
     add_parser_options,
@@ -31,6 +31,7 @@ from serving.commands.options import (
     sampling_defaults,
     tokenizer_of,
 )
+from serving.commands.parsing import CommandParser, fail, meant
 from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
 from serving.gateways import names as gateways
 from serving.gateways.services import GatewayConfig
@@ -43,20 +44,19 @@ DEFAULT_HTTP_PORT = 8000  # vLLM's
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"{program} serve",
         usage="%(prog)s [OPTION ...] [MODEL]",
         description="Serve a model over gRPC (protos/jaxinfer/v1) and over HTTP as OpenAI does (docs/http.md).",
-        formatter_class=Help,
     )
     parser.add_argument(
         "model",
         nargs="?",
         metavar="MODEL",
-        help="converted checkpoint, Hugging Face folder, or hub id in the local cache; default: the shipped demo",
+        help="converted checkpoint, Hugging Face folder, or hub id in the local cache (default: the shipped demo)",
     )
-    parser.add_argument("--host", default=_DEFAULTS.host, help="address to listen on; see --api-keys")
-    parser.add_argument("--port", type=int, default=_DEFAULTS.port, help="0 takes a free one")
+    parser.add_argument("--host", metavar="HOST", default=_DEFAULTS.host, help="address to listen on; see --api-keys")
+    parser.add_argument("--port", type=int, metavar="N", default=_DEFAULTS.port, help="of gRPC; 0 takes a free one")
     parser.add_argument(
         "--http-port",
         type=_http_port,
@@ -73,9 +73,13 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         help=f"services of others on the gRPC port: {' and '.join(gateways.SERVICES)}, or none (docs/gateways.md)",
     )
     add_parser_options(parser)
-    parser.add_argument("--served-model-name", metavar="NAME", help="name of the model towards clients")
+    parser.add_argument(
+        "--served-model-name", metavar="NAME", help="name of the model towards clients (default: its hub id or folder)"
+    )
     add_model_options(parser)
-    parser.add_argument("--seed", type=int, help="makes the seeds of requests without one repeatable")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="makes the seeds of requests without one repeatable (default: drawn)"
+    )
     parser.add_argument(
         "--max-waiting",
         type=int,
@@ -112,13 +116,20 @@ def main(
     *,
     hub_cache: Path,
     program: str = "jaxinfer",
+    called: str = "jaxinfer",
     build: Callable[[str, argparse.Namespace], Build] | None = None,
 ) -> int:
-    """Serves until a signal; returns the exit code (see serving.server). `build`: another engine, for tests."""
+    """Serves until a signal; returns the exit code (see serving.server). called: how a line to paste begins.
+    build: another engine, for tests."""
     parser = make_parser(program)
     arguments = parser.parse_args(argv)
     _check(parser, arguments)
-    console = ServeConsole(program, secure=arguments.tls_cert is not None)
+    console = ServeConsole(
+        called,
+        secure=arguments.tls_cert is not None,
+        keys=arguments.api_keys is not None,
+        detailed=arguments.log_level == "debug",
+    )
     with logging_to(form=arguments.log_format, level=arguments.log_level, content=arguments.log_content):
         failure = _serve(arguments, console, hub_cache, build)
     # The log is complete: what ended the server is the last that is said.
@@ -136,6 +147,7 @@ def _serve(
     try:
         folder = resolve_model(arguments.model, hub_cache)
         runtime = runtime_config(arguments)
+        check_model(folder, runtime, weights=build is None)
         if build is None:
             make_engine: Build = functools.partial(build_model_engine, str(folder), runtime)
         else:
@@ -190,7 +202,7 @@ def _http_port(text: str) -> int | None:
     if text == "none":
         return None
     if not text.isdigit() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535, nor none")
+        raise argparse.ArgumentTypeError("it must be a port from 0 to 65535, or none")
     return int(text)
 
 
@@ -199,7 +211,7 @@ def _gateways(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in gateways.SERVICES:
             raise argparse.ArgumentTypeError(
-                f"{name!r} is not one of {', '.join(gateways.SERVICES)}; none is none of them"
+                f"it must be a list of {', '.join(gateways.SERVICES)}, or none{meant(name, gateways.SERVICES)}"
             )
     return names
 
@@ -208,6 +220,8 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
     """Refuses option values that no later check names as an option."""
     if not 0 <= arguments.port <= 65_535:
         parser.error(f"--port is {arguments.port}; it must be from 0 to 65535")
+    if arguments.port and getattr(arguments, "http_port", DEFAULT_HTTP_PORT) == arguments.port:
+        parser.error(f"--port and --http-port are both {arguments.port}; gRPC and HTTP need a port each")
     for name in ("max_waiting", "grace_seconds", "unready_seconds", "stall_seconds"):
         if not getattr(arguments, name) >= 0:  # also refuses NaN
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 0 or more")
@@ -221,5 +235,4 @@ def _fail(console: ServeConsole, program: str, error: ServerError) -> int:
     console.close()
     if error.traceback:
         print(error.traceback.rstrip(), file=sys.stderr)
-    print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return error.code
+    return fail(program, str(error), error.code)

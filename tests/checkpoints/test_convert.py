@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoints.convert import convert, main
+from checkpoints.convert import convert
 from checkpoints.folder import REPORT_FILE, CheckpointError, is_converted
 from checkpoints.load import load_model
 from jaxinfer.config import ConfigError
 from jaxinfer.text import load_tokenizer
+from serving.commands.convert import main
 from tests.checkpoints.folders import edit_json, edit_tensors, raw_safetensors, tree, write_golden, write_small_llama
 
 
@@ -232,7 +233,7 @@ def test_bad_input_stops_with_one_line_and_leaves_nothing(
 
 
 def test_absent_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(capsys, [str(tmp_path / "no"), str(tmp_path / "out")], "no: expected a folder with a model")
+    assert_refused(capsys, [str(tmp_path / "no"), str(tmp_path / "out")], "HF_DIR is ", "no'; there is no such folder")
     assert tree(tmp_path) == []
 
 

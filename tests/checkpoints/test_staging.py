@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints.folder import CONFIG_FILE, REPORT_FILE, CheckpointError, is_converted, read_config
-from checkpoints.staging import staged
+from checkpoints.staging import check_target, staged
 from tests.checkpoints.folders import tree
 
 
@@ -75,7 +75,7 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     from checkpoints.folder import CONFIG_FILE, REPORT_FILE
-    from checkpoints.staging import staged
+    from checkpoints.staging import check_target, staged
     with staged(Path(sys.argv[1]), True) as folder:
         for name in sys.argv[2:]:
             (folder / name).write_text("{}")
@@ -157,3 +157,24 @@ def test_two_runs_for_one_folder_are_kept_apart(tmp_path: Path) -> None:
             make(tmp_path / "model", "new")
         assert (folder / "mine").exists()
     assert (tmp_path / "model" / "mine").exists()
+
+
+def test_a_target_is_judged_before_anything_is_made(tmp_path: Path) -> None:
+    """As `staged` would judge it, without a trace."""
+    check_target(tmp_path / "deep" / "model", False)
+    (tmp_path / "empty").mkdir()
+    check_target(tmp_path / "empty", False)
+    make(tmp_path / "model", "old")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    before = tree(tmp_path)
+    check_target(tmp_path / "model", True)
+    for target, overwrite, message in [
+        (tmp_path / "model", False, "expected no such folder; it exists"),
+        (tmp_path / "other", False, "expected no such folder; it exists"),
+        (tmp_path / "other", True, "expected a converted checkpoint to overwrite"),
+        (tmp_path / "other" / "file" / "model", False, "expected a place that can be written"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            check_target(target, overwrite)
+    assert tree(tmp_path) == before

@@ -16,11 +16,12 @@ import pytest
 
 import checkpoints.verify as verify
 from checkpoints import rules
-from checkpoints.convert import convert, main
+from checkpoints.convert import convert
 from checkpoints.folder import REPORT_FILE, CheckpointError
 from checkpoints.load import load_model
 from checkpoints.verify import LIMITS, check_limits, compare_logits, compare_tokenizers, dense_logits
 from jaxinfer.text import ChatTemplateError, Tokenizer, load_tokenizer
+from serving.commands.convert import main
 from tests.checkpoints.folders import write_golden, write_small_llama, write_tokenizer
 from tests.golden_recipe import load_case
 

@@ -1,6 +1,6 @@
 // The conversation: what was asked, what came, and what becomes of both.
 
-import { AnswerError, chat, headers } from "./stream.js";
+import { AnswerError, asCurl, chat, headers } from "./stream.js";
 import { WrongSetting, clearMarks, control, key, mark, requestBody } from "./settings.js";
 import { TokenView, make } from "./tokens.js";
 import { watch } from "./state.js";
@@ -10,6 +10,10 @@ const prompt = document.getElementById("prompt");
 const buttons = Object.fromEntries(["send", "stop", "clear"].map((id) => [id, document.getElementById(id)]));
 const empty = document.getElementById("empty");
 const turns = [];
+const touch = matchMedia("(pointer: coarse)"); // where Enter is the only way to a new line, and the button is near
+const wide = matchMedia("(min-width: 60rem)"); // as in page.css: the settings stand beside the conversation
+const settings = document.getElementById("settings");
+const EXAMPLES = ["What is 347 + 586?", "Tell me a short story."];
 let running = null; // the AbortController of the answer under way
 
 class Turn {
@@ -28,6 +32,7 @@ class Turn {
     this.state = "asking";
     this.answer = "";
     this.tokens = null;
+    this.asked = null;
     this.text = make("p", "text");
     this.thinking = null;
     this.tools = make("p", "tools");
@@ -74,10 +79,27 @@ class Turn {
     this.tools.replaceChildren();
     if (note) this.tools.append(make("span", "note", note));
     if (this.tokens) this.tools.append(this.#toggle());
+    if (this.asked) this.#showRequest();
     const again = make("button", "quiet again", state === "failed" ? "Try again" : "Again");
     again.type = "button";
     again.addEventListener("click", () => repeat(this));
     this.tools.append(again);
+  }
+
+  /** The same question for a shell, behind a button: what this page does any client can. */
+  #showRequest() {
+    const shown = make("pre", "request", asCurl(this.asked, key() !== ""));
+    shown.hidden = true;
+    const button = make("button", "quiet curl", "curl");
+    button.type = "button";
+    button.setAttribute("aria-pressed", "false");
+    button.title = "This request as a line for a shell";
+    button.addEventListener("click", () => {
+      shown.hidden = !shown.hidden;
+      button.setAttribute("aria-pressed", String(!shown.hidden));
+    });
+    this.tools.append(button);
+    this.tools.after(shown);
   }
 
   #toggle() {
@@ -113,7 +135,8 @@ async function answer(turn) {
   const began = performance.now();
   const seen = { first: 0, finish: null, usage: null };
   try {
-    for await (const event of chat(requestBody(messages(turn)), key(), stopping.signal)) take(turn, event, seen);
+    turn.asked = requestBody(messages(turn));
+    for await (const event of chat(turn.asked, key(), stopping.signal)) take(turn, event, seen);
     const full = seen.finish === "length" ? "max tokens reached" : "";
     turn.end("done", [full, timing(seen, began)].filter(Boolean).join(" · "));
   } catch (error) {
@@ -185,6 +208,7 @@ function send() {
   if (!question || running) return;
   const turn = new Turn(question);
   turns.push(turn);
+  if (!wide.matches) settings.open = false; // what is answered is to be seen
   talk.append(turn.element);
   prompt.value = "";
   grow();
@@ -230,15 +254,21 @@ document.getElementById("ask").addEventListener("submit", (event) => {
 });
 prompt.addEventListener("input", grow);
 prompt.addEventListener("keydown", (event) => {
-  // On a touch screen Enter is the only way to a new line, and the button is near.
-  const sends = event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches;
+  const sends = event.key === "Enter" && !event.shiftKey && !event.isComposing && !touch.matches;
   if (!sends) return;
   event.preventDefault();
   send();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") stop();
+  if (event.key !== "Escape") return;
+  if (settings.open && !wide.matches) settings.open = false;
+  else stop();
 });
+document.addEventListener("pointerdown", (event) => {
+  // Settings that lie over the conversation go when something else is touched.
+  if (!wide.matches && !settings.contains(event.target)) settings.open = false;
+});
+touch.addEventListener("change", explain);
 buttons.stop.addEventListener("click", stop);
 buttons.clear.addEventListener("click", () => {
   turns.length = 0;
@@ -248,6 +278,25 @@ buttons.clear.addEventListener("click", () => {
 });
 control("key").addEventListener("change", nameModel);
 
-document.getElementById("settings").open = matchMedia("(min-width: 60rem)").matches;
+/** How to send, as the keys of this device do it, and something to begin with. */
+function explain() {
+  document.getElementById("how").textContent = touch.matches
+    ? "Tap Send to send; Enter starts a new line."
+    : "Enter sends, Shift+Enter starts a new line, Escape stops an answer.";
+  prompt.enterKeyHint = touch.matches ? "enter" : "send";
+}
+
+for (const example of EXAMPLES) {
+  const button = make("button", "quiet", example);
+  button.type = "button";
+  button.addEventListener("click", () => {
+    prompt.value = example;
+    send();
+  });
+  document.getElementById("examples").append(button);
+}
+
+settings.open = wide.matches;
+explain();
 arrange();
 watch(nameModel);

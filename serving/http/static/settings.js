@@ -62,6 +62,7 @@ function label(input) {
 
 export function clearMarks() {
   for (const input of document.querySelectorAll("#settings [aria-invalid]")) input.removeAttribute("aria-invalid");
+  for (const said of document.querySelectorAll("#settings .wrong")) said.remove();
 }
 
 /** Marks the control that an error is about, if it is one's. */
@@ -69,6 +70,11 @@ export function mark(error) {
   const input = error.status === 401 ? control("key") : error.param && control(error.param);
   if (!input) return;
   input.setAttribute("aria-invalid", "true");
+  // On a small screen the settings lie over the conversation and its words.
+  const said = document.createElement("span");
+  said.className = "wrong";
+  said.textContent = error.message;
+  input.closest("label").append(said);
   document.getElementById("settings").open = true;
   input.focus();
 }

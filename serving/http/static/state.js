@@ -14,7 +14,8 @@ const WORDS = {
   unreachable: "unreachable",
   locked: "locked",
 };
-const history = [];
+const SAMPLES = 60;
+const history = new Array(SAMPLES).fill(0);
 let before = null; // the last tokens and their time
 let refused = null; // the key that /metrics did not want: it is not asked again with the same one
 
@@ -92,7 +93,7 @@ function show(numbers, now) {
     const rate = (1000 * (tokens - before.tokens)) / (now - before.now);
     at("rate").textContent = rate >= 10 ? rate.toFixed(0) : rate.toFixed(1).replace(/\.0$/, "");
     history.push(rate);
-    if (history.length > 60) history.shift();
+    history.shift();
     draw();
   }
   before = tokens === undefined ? null : { tokens, now };
@@ -100,6 +101,7 @@ function show(numbers, now) {
 
 function draw() {
   const top = Math.max(...history, 1);
-  const points = history.map((rate, i) => `${60 - history.length + i + 1},${(19 - (18 * rate) / top).toFixed(2)}`);
+  const points = history.map((rate, i) => `${(SAMPLES * i) / (SAMPLES - 1)},${(19 - (18 * rate) / top).toFixed(2)}`);
   document.querySelector("#history polyline").setAttribute("points", points.join(" "));
+  document.querySelector("#history polygon").setAttribute("points", [`0,20`, ...points, `${SAMPLES},20`].join(" "));
 }

@@ -1,4 +1,4 @@
-// Asking the server: requests, server-sent events, and errors in words. No DOM in this file.
+// Asking the server: requests, server-sent events, and errors in words. No DOM in this file but the page's own address.
 
 /** What the server, or the way to it, said instead of an answer. */
 export class AnswerError extends Error {
@@ -11,6 +11,14 @@ export class AnswerError extends Error {
 
 export function headers(key) {
   return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+/** A request as a line for a shell, where the key is what $KEY holds. */
+export function asCurl(body, withKey) {
+  const authorization = withKey ? ' -H "Authorization: Bearer $KEY"' : "";
+  const quoted = `'${body.replaceAll("'", "'\\''")}'`;
+  const url = new URL("v1/chat/completions", document.baseURI);
+  return `curl -N ${url}${authorization} -H "Content-Type: application/json" -d ${quoted}`;
 }
 
 /** The events of a chat completion, as they come. Raises AnswerError; an abort of `signal` is an AbortError. */

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from checkpoints.convert import convert, main
+from checkpoints.convert import convert
 from checkpoints.folder import CheckpointError, read_config
 from checkpoints.load import load_model
 from checkpoints.quantizing.options import Quantizing
 from checkpoints.quantizing.policy import ENDS, Planned, plan_matrices
 from jaxinfer.config import ConfigError, ModelConfig
 from pallas_kernels.qtensor import QTensor
+from serving.commands.convert import main
 from tests.checkpoints.folders import tree, write_small_llama
 from tests.checkpoints.quantizing.models import write_family
 
@@ -138,7 +139,7 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path, asked: dict[str, Any
 
 def test_a_policy_is_judged_before_weights_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_family(tmp_path / "hf")
-    (source / "model.safetensors").unlink()
+    (source / "model.safetensors").write_bytes(b"")
     rules = policy(tmp_path, RULE.format(match="x", use="int8"))
     assert main([str(source), str(tmp_path / "out"), "--quantize", "int4", "--policy", str(rules)]) == 2
     assert "rules.toml: rule 1: match is 'x'" in capsys.readouterr().err

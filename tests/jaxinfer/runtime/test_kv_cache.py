@@ -57,7 +57,7 @@ def test_refusals_name_field_value_and_limit() -> None:
     )
     with pytest.raises(ConfigError, match="dynamic RoPE is served inside the trained length only"):
         resolve_sizes(dynamic, RuntimeConfig(max_model_len=5000), LAYOUT, Budget(GIB, ""), "cpu")
-    with pytest.raises(ConfigError, match=r"does not fit: nothing left = -100\.0 MiB"):
+    with pytest.raises(ConfigError, match=r"does not fit: nothing left; a page of 64 tokens takes .*, so 0 pages"):
         resolve_sizes(CONFIG, RuntimeConfig(), LAYOUT, Budget(-100 << 20, "nothing left"), "cpu")
     with pytest.raises(ConfigError, match="max_num_batched_tokens is 4; it must be at least max_num_seqs 8"):
         RuntimeConfig(max_num_seqs=8, max_num_batched_tokens=4)
@@ -66,7 +66,9 @@ def test_refusals_name_field_value_and_limit() -> None:
 def test_cpu_budget_is_a_share_of_what_is_free() -> None:
     budget = device_budget(jax.devices()[0], RuntimeConfig(), temporaries=0)
     assert 0 < budget.num_bytes <= min(4 * GIB, 0.5 * free_host_bytes())
-    assert "40% of" in budget.reason
+    capped = budget.num_bytes == 4 * GIB
+    assert ("the most that is taken unasked on a CPU" if capped else "40% of") in budget.reason
+    assert budget.reason.count("GiB") + budget.reason.count("MiB") == (1 if capped else 2)
     with_weights = device_budget(
         jax.devices()[0], RuntimeConfig(), temporaries=0, weights_to_come=free_host_bytes() * 2
     )
@@ -88,7 +90,7 @@ def test_accelerator_budget_subtracts_use_and_temporaries() -> None:
     gpu = FakeGpu({"bytes_limit": 100 * GIB, "bytes_in_use": 20 * GIB})
     budget = device_budget(gpu, RuntimeConfig(gpu_memory_utilization=0.8), temporaries=5 * GIB, weights_to_come=GIB)
     assert budget.num_bytes == 80 * GIB - 20 * GIB - GIB - 5 * GIB
-    assert budget.reason == "100.00 GiB x 0.8 - 21.00 GiB in use - 5.00 GiB temporaries"
+    assert budget.reason == "100.00 GiB x 0.8 - 21.00 GiB in use - 5.00 GiB temporaries = 54.00 GiB"
     with pytest.raises(ConfigError, match="set num_pages"):
         device_budget(FakeGpu(None), RuntimeConfig(), temporaries=0)
 

@@ -1,14 +1,12 @@
-"""`jaxinfer eval`: records, tables, pictures and errors over a fake server, and what it says of the shipped demo."""
+"""`jaxinfer eval`: records, tables, pictures and errors over a fake server."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import math
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +15,23 @@ import pytest
 import serving.commands.evaluation_plot as plot
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.evaluation.item import Kind
-from jaxinfer.evaluation.source import Source
-from jaxinfer.messages import Progress, Submit
+from jaxinfer.messages import Submit
 from jaxinfer.model_path import demo_path
 from jaxinfer.text import load_tokenizer
+from serving.access.access import AccessConfig
+from serving.access.keys import Limits, add_key
 from serving.commands import evaluate
-from serving.commands.evaluation_sources import LocalSource, ServerSource
+from serving.commands.evaluation_sources import ServerSource
 from serving.commands.evaluation_spec import parse_spec
-from serving.commands.options import CommandError
-from serving.engine_process import Engine, build_model_engine
+from serving.commands.parsing import CommandError
 from serving.server import Server, ServerConfig
 from tests.fakes import FakeOptions, write_model
 from tests.jaxinfer.evaluation.fake_source import KINDS
 from tests.serving import harness
+from tests.serving.commands.background import Background
 
 NO_CACHE = Path("/nonexistent")
 REPLY = "Twice is 7."
-
-
-class Background:
-    """A server in a thread with an event loop of its own."""
-
-    def __init__(self, make: Callable[[], contextlib.AbstractAsyncContextManager[Any]]) -> None:
-        self.running: Any = None
-        self._make = make
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()))
-        self._thread.start()
-        assert self._ready.wait(60)
-
-    async def _serve(self) -> None:
-        async with self._make() as self.running:
-            self._ready.set()
-            await self._stop.wait()
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
-        self._loop.close()
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +174,21 @@ def test_a_model_without_chat_template_is_told(tmp_path, capsys):
     assert json.loads(path.read_text())["tasks"]["items"]["right"] == 1
 
 
+def test_a_server_that_wants_a_key_gets_it(tmp_path, capsys):
+    key, _ = add_key(tmp_path / "keys.toml", "acme", ["infer"], Limits())
+    (tmp_path / "key.txt").write_text(key + "\n")
+    options = FakeOptions(script=REPLY, eos_after=len(REPLY))
+    background = Background(lambda: harness.serving(options, access=AccessConfig(keys=tmp_path / "keys.toml")))
+    small = ["--tasks", "double", "--limit", "2", "--texts", "1"]
+    try:
+        assert ask_server(background.running, *small) == 1
+        assert "key" in capsys.readouterr().err
+        assert ask_server(background.running, *small, "--api-key-file", str(tmp_path / "key.txt")) == 0
+    finally:
+        background.close()
+    assert "double" in capsys.readouterr().out
+
+
 # -- bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +210,7 @@ def test_a_model_without_chat_template_is_told(tmp_path, capsys):
         (["x", "--server", "localhost:1"], "MODEL cannot go with --server"),
         (["--server", "localhost:1", "--dtype", "float32"], "--dtype is an option of the server"),
         (["x", "--compare", "demo", "demo"], "MODEL cannot go with --compare"),
-        (["--server", "x", "--compare", "demo", "demo"], "--server cannot go with --compare"),
+        (["--server", "x:1", "--compare", "demo", "demo"], "--server cannot go with --compare"),
         (["--compare", "demo", "demo@dtypo=float32"], "demo@dtypo=float32: unknown setting 'dtypo'; it must be one of"),
         (["--compare", "demo", "demo@dtype=int4"], "dtype is 'int4'; it must be auto, float32 or bfloat16"),
         (["--compare", "demo", "/nonexistent"], "MODEL is '/nonexistent'; there is no such folder"),
@@ -297,115 +287,3 @@ def test_specs_are_models_with_settings(tmp_path):
             parse_spec(bad, {}, NO_CACHE)
     with pytest.raises(ConfigError, match="page_size is 0"):
         parse_spec("demo@page_size=0", {}, NO_CACHE)
-
-
-# -- the shipped demo -----------------------------------------------------------------------------------------------
-
-# Small, so that it compiles quickly: two buckets.
-SMALL = {"max_num_seqs": 8, "max_num_batched_tokens": 16, "max_model_len": 512, "num_pages": 128}
-FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()] + ["--compilation-cache-dir=none"]
-SHORT_EVAL = ["--tasks", "addition,sorting,json", "--limit", "20", "--texts", "4", "--positions", "300"]
-
-
-class Engines:
-    """Engines of the demo that several tests use; each is compiled once, with room for whole distributions."""
-
-    def __init__(self) -> None:
-        self.sources: dict[tuple[str, int], LocalSource] = {}
-
-    def __call__(self, name: str, folder: Path, runtime: RuntimeConfig) -> contextlib.AbstractContextManager[Source]:
-        key = (runtime.dtype, runtime.tensor_parallel_size)
-        if key not in self.sources:
-            self.sources[key] = LocalSource(name, folder, dataclasses.replace(runtime, max_logprobs=-1))
-        return contextlib.nullcontext(self.sources[key])
-
-
-@pytest.fixture(scope="module")
-def engines() -> Iterator[Engines]:
-    engines = Engines()
-    yield engines
-    for source in engines.sources.values():
-        source.close()
-
-
-def evaluated(engines: Engines, path: Path, *argv: str) -> dict[str, Any]:
-    assert evaluate.main([*argv, *FLAGS, "--json", str(path)], hub_cache=NO_CACHE, local=engines) == 0
-    return json.loads(path.read_text())
-
-
-@pytest.mark.longer
-@pytest.mark.timeout(240)
-def test_bfloat16_is_no_worse_than_float32_beyond_noise(engines, tmp_path, capsys):
-    sides = ["demo@dtype=float32", "demo@dtype=bfloat16"]
-    record = evaluated(engines, tmp_path / "a.json", "--compare", *sides, *SHORT_EVAL)
-    assert [record[side]["settings"]["dtype"] for side in "ab"] == ["float32", "bfloat16"]
-    for name, task in record["tasks"].items():
-        assert task["n"] + task["skipped"] == 20, name
-        assert task["n"] > 0, name
-        assert task["high"] >= 0, f"{name}: bfloat16 is worse beyond noise: {task}"
-    assert record["overall"]["high"] >= 0
-    divergence = record["divergence"]
-    assert divergence["exact"]
-    assert divergence["positions"] == 300
-    assert 0 < divergence["mean_kl"] < 0.02  # rounding to 8 bits leaves a logit of 10 uncertain by some 0.04
-    assert divergence["top1_agreement"]["share"] > 0.9
-    a, b = (record[side]["perplexity"] for side in "ab")
-    assert a["tokens"] == b["tokens"]
-    assert b["per_token"] == pytest.approx(a["per_token"], rel=0.03)
-    shown = capsys.readouterr().out
-    assert "mean KL(A||B)" in shown
-    assert "all items" in shown
-
-
-@pytest.mark.longer
-@pytest.mark.timeout(240)
-def test_two_devices_answer_as_one(engines, tmp_path):
-    sides = ["demo@dtype=float32", "demo@dtype=float32,tensor_parallel_size=2"]
-    record = evaluated(engines, tmp_path / "a.json", "--compare", *sides, *SHORT_EVAL)
-    assert [record[side]["settings"]["tensor_parallel_size"] for side in "ab"] == [1, 2]
-    for name, task in record["tasks"].items():
-        assert abs(task["difference"]) <= 1 / 20, name  # sums in another order may turn one answer that hung by 1e-6
-    divergence = record["divergence"]
-    assert abs(divergence["mean_kl"]) < 1e-6  # float32 log-probabilities are good to about 1e-6
-    assert divergence["top1_agreement"]["share"] >= 0.995
-    a, b = (record[side]["perplexity"] for side in "ab")
-    assert b["per_token"] == pytest.approx(a["per_token"], rel=1e-4)
-
-
-class RealThreadEngine(harness.ThreadEngine):
-    """The server's engine link around a real engine, in a thread of this process."""
-
-    def _keep(self, progress: Callable[[Progress], None]) -> Engine:
-        return self._build(progress)
-
-
-@pytest.mark.longer
-@pytest.mark.timeout(240)
-def test_a_server_gives_the_same_record_as_offline(engines, tmp_path):
-    runtime = RuntimeConfig(dtype="float32", compilation_cache_dir=None, **SMALL)
-
-    @contextlib.asynccontextmanager
-    async def running() -> Any:
-        server = Server(
-            ServerConfig(port=0, stall_seconds=0),
-            lambda: RealThreadEngine(lambda progress: build_model_engine(str(demo_path()), runtime, progress)),
-            lambda: load_tokenizer(demo_path()),
-            harness.Record(),
-        )
-        await server.start()
-        await server.wait_ready()
-        yield server
-        await server.stop()
-
-    background = Background(running)
-    path = tmp_path / "online.json"
-    asked = ["--tasks", "addition,json", "--limit", "10", "--texts", "3"]
-    try:
-        argv = ["--server", background.running.address, *asked, "--json", str(path)]
-        assert evaluate.main(argv, hub_cache=NO_CACHE) == 0
-    finally:
-        background.close()
-    online, offline = json.loads(path.read_text()), evaluated(engines, tmp_path / "a.json", "--dtype=float32", *asked)
-    for field in ("tasks", "recall_by_depth", "json_validity", "asked", "prompts"):
-        assert online[field] == offline[field], field
-    assert online["perplexity"] == pytest.approx(offline["perplexity"])

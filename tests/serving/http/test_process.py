@@ -91,4 +91,4 @@ def test_a_taken_port_and_a_wrong_one(model):
         assert refused.stderr.rstrip().endswith(said + "or none)")
     refused = serve(model, "--http-port", "70000")
     assert refused.returncode == 2
-    assert "argument --http-port: '70000' is not a port from 0 to 65535, nor none" in refused.stderr
+    assert "--http-port is '70000'; it must be a port from 0 to 65535, or none" in refused.stderr
