@@ -125,13 +125,16 @@ def kinds(*, bpe: bool) -> list[Kind]:
     """bpe: the tokenizer has 32,000 tokens; else those of the tests, and prompts are as long in bytes."""
     ids = _IDS if bpe else [97 + i % 26 for i in range(_LONGEST)]
     ends_in_bytes = _BYTES_AT_THE_END if bpe else [0xC3, 0xA9] * (_LONGEST // 2)
-    longest = _words(_LONGEST) if bpe else text(_LONGEST)
     long = {"prompt": ids, **_SHORT}
+
+    def longest() -> str:
+        return _words(_LONGEST) if bpe else text(_LONGEST)
+
     return [
         Kind("text of 2 MB", lambda: _json(COMPLETIONS, prompt=text(2_000_000), **_SHORT), 4),
         Kind("text of 16 MiB", lambda: _json(COMPLETIONS, prompt=text(1000) * (_FULL // 1000), **_SHORT), 2),
         Kind("text, cut", lambda: _json(COMPLETIONS, prompt=text(4_000_000), truncate_prompt_tokens=100, **_SHORT)),
-        Kind("longest text", lambda: _json(COMPLETIONS, prompt=longest, **_SHORT), 4),
+        Kind("longest text", lambda: _json(COMPLETIONS, prompt=longest(), **_SHORT), 4),
         Kind("1024 texts", lambda: _json(COMPLETIONS, prompt=[text(3000, i % 9) for i in range(1024)], **_SHORT)),
         Kind("1024 short texts", lambda: _json(COMPLETIONS, prompt=["a"] * 1024, max_tokens=1)),
         Kind("longest token ids", lambda: _json(COMPLETIONS, **long), 4),
@@ -161,10 +164,10 @@ def kinds(*, bpe: bool) -> list[Kind]:
             {"prompt": "a", "logit_bias": {str(i): 1 for i in range(1_200_000)}}).encode())),
         Kind("responses", lambda: _json(RESPONSES, input=_conversation(4096, 3500), max_output_tokens=4)),
         Kind("tokenize 2 MB", lambda: _json("/tokenize", prompt=text(2_000_000), return_token_strs=True)),
-        Kind("tokenize 16 MiB", lambda: _json("/tokenize", prompt=text(1000) * (_FULL // 1000))),
+        Kind("tokenize 8 MB", lambda: _json("/tokenize", prompt=text(1000) * 8000)),
         Kind("detokenize", lambda: _many("/detokenize", b'{"tokens":[', b"97" if not bpe else b"12345", b"]}")),
         Kind("gRPC text of 16 MiB", lambda: _generate(text=text(1000) * (_FULL // 1000)), 2),
-        Kind("gRPC longest text", lambda: _generate(text=longest), 4),
+        Kind("gRPC longest text", lambda: _generate(text=longest()), 4),
         Kind("gRPC token ids", lambda: _generate(token_ids=pb.TokenIds(ids=[97] * (_FULL - 100)))),
         Kind("gRPC n 64", lambda: _generate(token_ids=pb.TokenIds(ids=ids), sampling={"n": 64})),
         Kind("gRPC chat", lambda: _generate(chat=_chat(4096, 3500))),
