@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from serving.filters.contract import ALLOW, Redact, Span, Subject, Verdict
 
@@ -16,6 +17,7 @@ _PATTERNS = {
     "[key]": re.compile(r"jx-[0-9a-f]{12}-[A-Za-z0-9_-]{43}"),
 }
 _LONGEST = 64 + 1 + 3 * 64 + 24
+_SLICE = 1 << 14  # characters that one call of a pattern looks at: other threads wait for its end
 
 
 def redact(text: str, subject: Subject) -> Verdict:
@@ -23,7 +25,7 @@ def redact(text: str, subject: Subject) -> Verdict:
     found = [
         Span(match.start(), match.end(), mark)
         for mark, pattern in _PATTERNS.items()
-        for match in pattern.finditer(text)
+        for match in _finds(pattern, text)
         if mark != "[card]" or _luhn(match[0])
     ]
     spans: list[Span] = []
@@ -31,6 +33,21 @@ def redact(text: str, subject: Subject) -> Verdict:
         if not spans or span.start >= spans[-1].end:
             spans.append(span)
     return Redact(spans) if spans else ALLOW
+
+
+def _finds(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """As `pattern.finditer`, in slices. No find is longer than _LONGEST, and none looks further than a character behind
+    itself: so whatever begins within a slice is found in it and that much more."""
+    at = 0
+    while at < len(text):
+        end = at + _SLICE
+        after = end
+        for match in pattern.finditer(text, at, end + _LONGEST + 1):
+            if match.start() >= end:
+                break
+            yield match
+            after = max(end, match.end())
+        at = after
 
 
 redact.window = _LONGEST + 1  # type: ignore[attr-defined]  # and the character behind, which the patterns look at

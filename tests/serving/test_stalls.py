@@ -19,6 +19,7 @@ from jaxinfer.text import ChatMessageError
 from jaxinfer.text.chat import _plain
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving import engine_client, json_weight
+from serving.filters import redactor
 from serving.filters.contract import ALLOW, Subject
 from serving.filters.inputs import filtered
 from serving.frames import Unpacker, _in_pieces, pack
@@ -222,6 +223,32 @@ def test_large_messages_are_measured_and_parsed_like_small_ones() -> None:
             assert len(found.token_ids) == 100_001
 
     run(test())
+
+
+def test_the_example_of_a_filter_looks_at_a_long_text_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(2)
+    parts = [
+        "ann@example.com",
+        "4111 1111 1111 1111",
+        "jx-0123456789ab-" + "k" * 43,
+        " ",
+        "a",
+        "1",
+        "-",
+        ".",
+        "@b.cd",
+        "1 ",
+    ]
+    found = 0
+    for size in (1, 2, 3, 7, 50):
+        monkeypatch.setattr(redactor, "_SLICE", size)
+        for _ in range(60):
+            text = "".join(rng.choices(parts, k=rng.randrange(30)))
+            for pattern in redactor._PATTERNS.values():
+                whole = [match.span() for match in pattern.finditer(text)]
+                assert [match.span() for match in redactor._finds(pattern, text)] == whole
+                found += len(whole)
+    assert found > 500
 
 
 # -- the engine's news -------------------------------------------------------------------------------------------------
