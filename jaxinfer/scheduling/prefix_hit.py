@@ -55,6 +55,8 @@ class PrefixHit:
         pages, unowned = self.pages, self._unowned
         changes = pool.changes.since(self._seen, len(pages))
         self._seen = pool.changes.end
+        if not pages:
+            return  # there is nothing that could have changed
         if changes is None:
             pages.clear()
             unowned.clear()
@@ -80,11 +82,24 @@ class PrefixHit:
             found.append(page)
         known = start + len(found)
         if known + 1 == len(nodes):
-            end, size = min(most, known + new), pool.page_size
-            contents, pages = pool.run(nodes[-1], sequence.tokens(known * size, end * size))
-            nodes += contents
-            found += pages
-            whole = end == most or known + len(pages) < end
+            end = min(most, known + new)
+            while known < end:
+                # More at a time the more is found: where nothing is, tokens of one page are read.
+                count = min(end - known, 1 + 4 * (known - start))
+                contents, pages = self._look_up(pool, sequence, known, count)
+                nodes += contents
+                found += pages
+                known += len(pages)
+                if len(pages) < count:
+                    break
+            whole = known < end or end == most
         self.pages += found
         self._unowned += pool.unowned(found)
         return whole
+
+    def _look_up(
+        self, pool: PagePool, sequence: Sequence, start: int, count: int
+    ) -> tuple[list[PrefixNode], list[int]]:
+        """Contents and pages of up to `count` pages from the one at `start` on, whose tokens are compared."""
+        size = pool.page_size
+        return pool.run(self.nodes[start], sequence.tokens(start * size, (start + count) * size))
