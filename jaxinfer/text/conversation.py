@@ -23,6 +23,7 @@ Message = dict[str, Any]
 _FIRST, _SECOND = "Tide one.", "Tide two."
 _PARTS = [{"type": "text", "text": _FIRST}, {"type": "text", "text": _SECOND}]
 _RAW = re.compile(r"""['"](?:type|text)['"]""")  # a list that is written as it is
+_MAX_DEPTH = 200  # of arguments; deeper ones are unreadable, before the next reader finds them so
 _ROLES_LIMIT = 32  # roles whose contents are remembered
 
 
@@ -151,19 +152,22 @@ def as_arguments(given: Any) -> dict[str, Any]:
     if isinstance(given, str) and given:
         try:
             given = json.loads(given)
+            # JSON can escape half a surrogate pair, and models do; no prompt can hold one.
+            return _without_surrogates(given) if isinstance(given, dict) else {}
         except (ValueError, RecursionError):  # also for a number of thousands of digits
             return {}
-    return _without_surrogates(given) if isinstance(given, Mapping) else {}
+    return dict(given) if isinstance(given, Mapping) else {}
 
 
-def _without_surrogates(value: Any) -> Any:
-    """JSON can escape half a surrogate pair, and models do; no prompt can hold one. Bounded by JSON's own depth."""
+def _without_surrogates(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if depth > _MAX_DEPTH:
+        raise RecursionError("the arguments are nested too deeply")
     if isinstance(value, Mapping):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_surrogates(item) for item in value]
+        return {_without_surrogates(key): _without_surrogates(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_surrogates(item, depth + 1) for item in value]
     return value
 
 

@@ -8,6 +8,8 @@ from collections.abc import Collection
 from jaxinfer.text.answers.events import Content, Event
 from jaxinfer.text.answers.scanning import SPACE, CallScanner, Status, could_start, find_tag, settled
 
+_SHARE = 16  # a buffer that is kept whole gets more when that is this part of it
+
 
 class CallParser(ABC):
     """Takes text, tells content and tool calls.
@@ -25,6 +27,8 @@ class CallParser(ABC):
         self._names = names
         self._whole = whole
         self._buffer = ""
+        self._pieces: list[str] = []  # text that is not in the buffer yet
+        self._waiting = 0  # how long that is
         self._scanned = 0  # how much of the buffer a scanner has taken
         self._scanner: CallScanner | None = None
         self._gap = ""  # white space that belongs to the text only if more text follows
@@ -38,15 +42,27 @@ class CallParser(ABC):
     @property
     def settled(self) -> bool:
         """No text waits: what is neither content nor a call's (a tag) was recognised as such."""
-        return not self._buffer and not self._gap
+        return not self._buffer and not self._gap and not self._pieces
 
     def push(self, text: str, events: list[Event]) -> None:
+        if self._whole:
+            # A call's buffer grows until its end. Nobody waits for parts of it, so it need not be copied each time.
+            self._pieces.append(text)
+            self._waiting += len(text)
+            if self._waiting * _SHARE < len(self._buffer):
+                return
+            text = "".join(self._pieces)
+            self._pieces, self._waiting = [], 0
+        self._read(text, events)
+
+    def _read(self, text: str, events: list[Event]) -> None:
         self._buffer += text
         while self._buffer and self.step(events):
             pass
 
     def finish(self, events: list[Event]) -> None:
-        self._final = True
+        self._read("".join(self._pieces), events)
+        self._pieces, self._waiting, self._final = [], 0, True
         while self.step(events):
             pass
         # Behind a call the beginning of a tag is the next call, cut off.

@@ -62,6 +62,7 @@ class ReasoningSplitter:
         self._new_calls, self._whole = new_calls, whole
         self._call_tags = () if new_calls is None else new_calls().tags
         self._buffer = ""
+        self._pieces: list[str] = []  # in the state "unopened", what follows the buffer
         self._state = "reasoning" if begun else "start"
         self._fresh = True  # nothing of the current part has been told yet
         self._draft: CallParser | None = None  # reads what may be a call in the reasoning
@@ -82,17 +83,20 @@ class ReasoningSplitter:
     @property
     def undecided(self) -> int:
         """Characters at the end of the text so far that are neither told nor returned yet."""
-        return len(self._buffer)
+        return len(self._buffer) + sum(map(len, self._pieces))
 
     @property
     def settled(self) -> bool:
         """No text waits."""
-        return not self._buffer
+        return not self._buffer and not self._pieces
 
     def push(self, text: str, events: list[Event]) -> str:
         """Takes more text. Returns what of it, and of text that waited, is certain to be answer."""
         if self.answering and not self._fresh and not self._open_answer:
             return text
+        if self._state == "unopened":  # until its end
+            self._pieces.append(text)
+            return ""
         self._buffer += text
         if self._state == "start":
             self._start()
@@ -103,6 +107,8 @@ class ReasoningSplitter:
     def finish(self, events: list[Event]) -> str:
         """The text has ended. Returns what of the text that waited is answer."""
         rest = ""
+        self._buffer += "".join(self._pieces)
+        self._pieces = []
         if self._state in ("start", "rest"):
             rest = self._buffer
         elif self._state == "unopened":

@@ -206,7 +206,18 @@ def test_arguments_come_back_as_objects_or_empty() -> None:
     for text, expected in (
         *(
             (each, {})
-            for each in ("", "[]", "5", "null", '"x"', '{"a": 1,}', '{"text": "once up', "1" * 5000, "[" * 100_000)
+            for each in (
+                "",
+                "[]",
+                "5",
+                "null",
+                '"x"',
+                '{"a": 1,}',
+                '{"text": "once up',
+                "1" * 5000,
+                "[" * 100_000,
+                '{"a":' * 300 + "1" + "}" * 300,
+            )
         ),
         ('{"a": 1}', {"a": 1}),
         ('{"t": "\\ud83d"}', {"t": "\ufffd"}),
