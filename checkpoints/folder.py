@@ -139,7 +139,7 @@ def _hf_config(folder: Path, generation: dict[str, Any]) -> ModelConfig:
 
 def _stored_dtype(folder: Path) -> str | None:
     """The type of the tensors, for a config.json that does not name one, as in vLLM; None where there are none."""
-    from checkpoints.reader import common_dtype
+    from checkpoints.side_files import common_dtype
 
     names = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16", None: None}
     return names[common_dtype(folder)]

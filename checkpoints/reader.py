@@ -27,7 +27,6 @@ from checkpoints.side_files import (
     SINGLE_FILE,
     check_weights,
     unnamed_model_files,
-    weight_files,
 )
 
 DTYPES: dict[str, np.dtype] = {
@@ -169,20 +168,6 @@ def open_checkpoint(folder: str | Path) -> TensorSource:
             f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}; found {found or 'no safetensors file'}"
         )
     return TensorSource(folder, [_MappedFile(folder / name) for name in files])
-
-
-def common_dtype(folder: Path) -> str | None:
-    """The floating-point type that most bytes of the folder's tensors have: a key of `DTYPES`; None without any.
-
-    Reads the headers of the files that are there. Types of 8 bits are those of quantized layers and do not count.
-    """
-    sizes = dict.fromkeys(("F64", "F32", "F16", "BF16"), 0)
-    for name in weight_files(folder):
-        for extent in _MappedFile(folder / name).extents.values():
-            if extent.info.dtype in sizes:
-                sizes[extent.info.dtype] += extent.end - extent.begin
-    most = max(sizes, key=lambda dtype: sizes[dtype])
-    return most if sizes[most] else None
 
 
 def _weight_map(index: Path) -> dict[str, str]:

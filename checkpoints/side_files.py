@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -186,14 +187,38 @@ def tensor_names(folder: Path) -> tuple[str, ...]:
         if (folder / INDEX_FILE).is_file():
             listed = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8")).get("weight_map", {})
         elif len(files) == 1:
-            with (folder / files[0]).open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                listed = json.loads(file.read(length)) if length <= MAX_HEADER_BYTES else {}
+            listed = _header(folder / files[0])
         else:
             return ()
     except (OSError, ValueError, AttributeError, RecursionError):
         return ()
     return tuple(listed) if isinstance(listed, dict) else ()
+
+
+def common_dtype(folder: Path) -> str | None:
+    """The floating-point type, as safetensors spells it, that most elements of the folder's tensors have; None without
+    any.
+
+    Types of 8 bits are those of quantized layers and do not count. What cannot be read, `checkpoints.reader` will name.
+    """
+    counts = dict.fromkeys(("F64", "F32", "F16", "BF16"), 0)
+    for name in weight_files(folder):
+        try:
+            for tensor in _header(folder / name).values():
+                if tensor.get("dtype") in counts:
+                    counts[tensor["dtype"]] += math.prod(tensor["shape"])
+        except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+            continue
+    most = max(counts, key=lambda dtype: counts[dtype])
+    return most if counts[most] else None
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """A safetensors file's header, unchecked. Raises what reading and decoding raise."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        found: dict[str, Any] = json.loads(opened.read(length)) if length <= MAX_HEADER_BYTES else {}
+    return found
 
 
 def unnamed_model_files(folder: Path) -> list[str]:

@@ -27,8 +27,8 @@ _STEP = re.compile(r"\[(\d+)\]")
 def every_fault(body: bytes, kind: type[T], first: ApiError, check: Callable[[T], None]) -> ApiError:
     """`first`, the error that a body of `kind` met, together with all others that are found. check: raises
     InvalidRequest for what only the whole request shows; anything else that it raises ends the search."""
-    value = _object(body)
-    if value is None or len(body) > MAX_BYTES:
+    value = _object(body) if len(body) <= MAX_BYTES else None
+    if value is None:
         return first
     value = with_whole_numbers(value, kind)
     found: list[ApiError] = []

@@ -186,7 +186,7 @@ def test_a_ledger_holds_whole_lines_when_the_disk_comes_back(monkeypatch, tmp_pa
 def test_a_ledger_whose_next_file_cannot_be_made_goes_on_with_the_full_one(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(keeping, "_RETRY_SECONDS", 0.001)
     path = tmp_path / "l"
-    ledger = Ledger(path, max_bytes=9)
+    ledger = Ledger(path, max_bytes=8)
     ledger.add({"i": 0})
     wait(lambda: ledger.written == 1)
     real, failing = os.open, [True]
@@ -204,7 +204,7 @@ def test_a_ledger_whose_next_file_cannot_be_made_goes_on_with_the_full_one(monke
     ledger.close()
     files = sorted(tmp_path.glob("l*"))
     assert [file.name for file in files] == ["l", "l.000001", "l.lock"]
-    assert (files[1].read_text(), files[0].read_text()) == ('{"i": 0}\n', '{"i": 1}\n{"i": 2}\n')
+    assert (files[1].read_text(), files[0].read_text()) == ('{"i":0}\n', '{"i":1}\n{"i":2}\n')
     assert (ledger.written, ledger.lost) == (3, 0)
 
 

@@ -239,7 +239,10 @@ def test_a_closed_pipe_is_no_traceback(server):
     [
         (["--top-p", "1.5", "x"], "top_p is 1.5; it must be above 0 and at most 1"),
         (["--token-ids", "999"], "token_ids is 999; token ids are integers from 0 to 259"),
-        (["--max-tokens", "999999", "x"], "max_tokens is 999999; with a prompt of 2 tokens at most "),
+        (
+            ["--min-tokens", "9999", "--max-tokens", "9999", "x"],
+            "min_tokens is 9999; with a prompt of 2 tokens at most ",
+        ),
         (["--json", "--logprobs", "30", "x"], "logprobs is 30; it must be"),
         (["--skip-tokenizer-init", "x"], "prompt is 'text'; this server runs without a tokenizer"),
         (["--max-model-len", "999999", "x"], "max_model_len is 999999; the model's max_position_embeddings allows"),
