@@ -79,7 +79,7 @@ CASES = {
     ),
     "no messages": (chat(), ["messages", "at least one"]),
     "no role": (chat(pb.ChatMessage(content="x")), ["messages[0].role", "''"]),
-    "no content": (chat(USER, pb.ChatMessage(role="user")), ["messages[1].content"]),
+    "content not text": (chat(USER, pb.ChatMessage(role="user", extra_json='{"content": 5}')), ["messages[1].content"]),
     "extra not json": (chat(pb.ChatMessage(role="user", content="x", extra_json="{")), ["messages[0].extra_json"]),
     "extra role": (
         chat(pb.ChatMessage(role="user", content="x", extra_json='{"role": "system"}')),
