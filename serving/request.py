@@ -17,7 +17,7 @@ import grpc
 from jaxinfer.messages import EngineInfo
 from jaxinfer.outputs import prompt_end_of
 from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids
-from jaxinfer.text import AnswerReading, PromptEnd, PromptTooLong, Tokenizer, stop_automaton
+from jaxinfer.text import AnswerReading, PromptEnd, PromptTooLong, Tokenizer, TooManyTokens, stop_automaton
 from serving.faults import Gathering, one_of
 from serving.status import Refusal
 
@@ -287,6 +287,8 @@ def encode_prompt(
             truncate_prompt_tokens=limit,
             max_tokens=context_len - 1 if must_fit and limit is None else None,
         )
+    except TooManyTokens as error:
+        raise _too_many(error.count, context_len) from error
     except PromptTooLong as error:
         raise _too_many_characters(error.characters, error.allowed, context_len) from error
     return as_token_ids("prompt", found, context.info.vocab_size)

@@ -11,6 +11,7 @@ from jaxinfer.text.errors import (
     StopStringError,
     TextError,
     TokenizerError,
+    TooManyTokens,
 )
 from jaxinfer.text.loading import load_tokenizer
 from jaxinfer.text.stop import MAX_STOP_LENGTH, MAX_STOP_STRINGS, StopStrings, stop_automaton
@@ -32,6 +33,7 @@ __all__ = [
     "TextError",
     "Tokenizer",
     "TokenizerError",
+    "TooManyTokens",
     "load_tokenizer",
     "stop_automaton",
 ]

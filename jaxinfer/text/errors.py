@@ -22,6 +22,14 @@ class PromptTooLong(TextError):
         self.characters, self.allowed, self.tokens = characters, allowed, tokens
 
 
+class TooManyTokens(TextError):
+    """A text has more tokens than the caller's limit: `count`, of `allowed`."""
+
+    def __init__(self, count: int, allowed: int) -> None:
+        super().__init__(f"text has {count} tokens; at most {allowed} are allowed")
+        self.count, self.allowed = count, allowed
+
+
 class ChatTemplateError(ValueError):
     """A chat template is absent, does not compile, or refused the conversation.
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 
 from jaxinfer.text.chat import ChatTemplates
 from jaxinfer.text.decoding import DecodePlan, clean_up
-from jaxinfer.text.errors import PromptTooLong, TextError
+from jaxinfer.text.errors import PromptTooLong, TextError, TooManyTokens
 from jaxinfer.text.length_bound import LengthBound
 
 # The library's `encode` and `decode` keep the interpreter to themselves, all of its threads waiting; its calls for a
@@ -140,10 +140,10 @@ class Tokenizer:
                 are added, as truncation on the left does in transformers (and so in vLLM). A BOS that the text spells
                 is text. A number smaller than that of the added ids keeps the last of all.
             max_tokens: the caller's limit. A text that is certainly longer, going by its characters, is not tokenized;
-                one that passes may still have more ids.
+                of any other that is longer no list of ids is made.
 
         Raises:
-            PromptTooLong: by `max_tokens`.
+            PromptTooLong, TooManyTokens: by `max_tokens`, before and after the text was tokenized.
             TextError: text is not a string, holds a lone surrogate, or holds something that the vocabulary cannot
                 express; truncate_prompt_tokens is not an integer >= 1.
         """
@@ -157,6 +157,8 @@ class Tokenizer:
                 found = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
         except Exception as error:  # the library raises bare exceptions, such as for a character without a token
             raise TextError(f"text cannot be encoded by this tokenizer: {error}") from error
+        if max_tokens is not None and len(found) > max_tokens:
+            raise TooManyTokens(len(found), max_tokens)
         ids: list[int] = found.ids
         if truncate_prompt_tokens is None or len(ids) <= truncate_prompt_tokens:
             return ids

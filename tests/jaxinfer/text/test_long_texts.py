@@ -11,7 +11,7 @@ import pytest
 
 from jaxinfer.outputs import RequestStream, prompt_end_of
 from jaxinfer.sampling_params import InvalidRequest, SamplingParams, _beginning, as_token_ids
-from jaxinfer.text import PromptEnd, PromptTooLong, TextError, Tokenizer
+from jaxinfer.text import PromptEnd, PromptTooLong, TextError, Tokenizer, TooManyTokens
 from jaxinfer.text.tokenizer import first_bad_id
 from tests.jaxinfer.text.golden_cases import tokenizer
 
@@ -55,6 +55,25 @@ def test_what_cannot_fit_never_reaches_the_library(kind: str, monkeypatch: pytes
     with pytest.raises(PromptTooLong):
         loaded.encode("b" * (loaded.length_bound.characters(10) + 1), max_tokens=10)
     assert calls == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("words", [3, 3000])
+def test_of_too_many_tokens_no_list_is_made(kind: str, words: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "the " * words
+    ids = tokenizer(kind).encode(text)
+
+    class Counted:
+        def __len__(self) -> int:
+            return len(ids)
+
+    loaded, _ = spied(kind, monkeypatch)
+    monkeypatch.setattr(loaded._backend, "encode", lambda *_, **__: Counted(), raising=False)
+    monkeypatch.setattr(loaded._backend, "encode_batch_fast", lambda *_, **__: [Counted()], raising=False)
+    with pytest.raises(TooManyTokens, match=f"text has {len(ids)} tokens; at most {len(ids) - 1} are allowed"):
+        loaded.encode(text, max_tokens=len(ids) - 1)
+    with pytest.raises(AttributeError, match="ids"):
+        loaded.encode(text, max_tokens=len(ids))
 
 
 @pytest.mark.longer
