@@ -23,7 +23,8 @@ from jaxinfer.scheduling.tenants import Tenant, pages_of, slots_of
 
 __all__ = ["DuplicateRequest", "Scheduler", "SchedulerLimits"]
 
-LOOK_AHEAD = 128  # pages in a step: about 0.1 ms
+LOOK_AHEAD = 2048  # tokens in a step: about 0.1 ms
+LOOK_AT = 4  # tenants: who is served next changes with every step
 
 
 @dataclass(slots=True)
@@ -103,12 +104,16 @@ class Scheduler(Books):
                     reserved += more
 
     def _look_ahead(self) -> None:
-        """Looks up some of the prefix of whoever comes next, so that the step that admits a long prompt need not look
+        """Looks up some of the prefixes of who comes next, so that the step that admits a long prompt need not look
         up all of it. Decides nothing."""
-        tenant = self._tenants.next()
-        if tenant is not None and self._may_start(tenant.waiting[0]):
-            tenant.waiting[0].regime = self._regime(tenant.waiting[0])
-            self.kv.find_prefix(tenant.waiting[0], new=LOOK_AHEAD)
+        left = max(1, LOOK_AHEAD // self.pool.page_size)
+        for sequence in self._tenants.first_in_line(LOOK_AT):
+            if self._may_start(sequence):
+                sequence.regime = self._regime(sequence)
+                known = 0 if sequence.hit is None else len(sequence.hit.nodes)
+                left -= max(0, len(self.kv.find_prefix(sequence, new=left).nodes) - known)
+                if left <= 0:
+                    return
 
     def _regime(self, sequence: Sequence) -> int:
         border = self.limits.longrope_border

@@ -12,6 +12,7 @@ Within a tenant the order is `Request.order`, and where only one tenant has requ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from heapq import nsmallest
 
 from sortedcontainers import SortedKeyList
 
@@ -164,9 +165,10 @@ class Tenants:
         """Those with waiting sequences, the least served first."""
         return sorted((tenant for tenant in self.alive if tenant.waiting), key=_turn)
 
-    def next(self) -> Tenant | None:
-        """The least served of those with waiting sequences."""
-        return min((tenant for tenant in self.alive if tenant.waiting), key=_turn, default=None)
+    def first_in_line(self, most: int) -> list[Sequence]:
+        """Who waits longest of each of the least served tenants, in the order of their turns."""
+        tenants = nsmallest(most, (tenant for tenant in self.alive if tenant.waiting), key=_turn)
+        return [tenant.waiting[0] for tenant in tenants]
 
     def turns(self, behind: Iterable[Sequence]) -> Turns:
         """behind: running sequences that a step must serve, by order."""
