@@ -151,8 +151,9 @@ def hit_without_owner(patch: pytest.MonkeyPatch) -> None:
 def evicted_but_still_found(patch: pytest.MonkeyPatch) -> None:
     """Eviction leaves the page in the content index."""
 
-    def forget(self: Any, page: int) -> None:
-        self._content[page] = None
+    def forget(self: Any, pages: list[int]) -> None:
+        for page in pages:
+            self._content[page] = None
 
     patch.setattr(PagePool, "_forget", forget)
 

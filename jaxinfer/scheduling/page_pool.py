@@ -160,10 +160,16 @@ class CachedPages:
         self._after[before], self._before[after] = after, before
         self._count -= 1
 
-    def pop_first(self) -> int:
-        page = self._after[NULL_PAGE]
-        self.remove(page)
-        return page
+    def pop_first(self, count: int) -> list[int]:
+        """Takes the first `count` pages out; there must be so many."""
+        pages, after, page = [], self._after, NULL_PAGE
+        for _ in range(count):
+            page = after[page]
+            pages.append(page)
+        first = after[page]
+        after[NULL_PAGE], self._before[first] = first, NULL_PAGE
+        self._count -= count
+        return pages
 
 
 class PagePool:
@@ -205,28 +211,37 @@ class PagePool:
         """Takes `count` pages with one owner each and no content, evicting the least recently used cached ones."""
         if count > self.available:
             raise PoolExhausted(f"{count} pages wanted, {self.available} available")
-        pages = []
-        for _ in range(count):
-            page = self._free.pop() if self._free else self._evict()
+        taken = min(count, len(self._free))
+        pages = self._free[len(self._free) - taken :]
+        del self._free[len(self._free) - taken :]
+        pages.reverse()
+        if taken < count:
+            pages += self._evict(count - taken)
+        for page in pages:
             self._owners[page] = 1
-            pages.append(page)
         return pages
 
-    def _evict(self) -> int:
-        page = self._cached.pop_first()
-        self._forget(page)
-        return page
+    def _evict(self, count: int) -> list[int]:
+        pages = self._cached.pop_first(count)
+        self._forget(pages)
+        return pages
 
-    def _forget(self, page: int) -> None:
-        node = self._content[page]
-        if node is None:
-            return
-        self.changes.add([(page, node.depth, FORGOTTEN)])
-        self._content[page] = None
-        twins = self._twins.get(node)
-        if twins is None:
-            node.page = NULL_PAGE
-            return
+    def _forget(self, pages: Iterable[int]) -> None:
+        changes: list[Change] = []
+        for page in pages:
+            node = self._content[page]
+            if node is None:
+                continue
+            changes.append((page, node.depth, FORGOTTEN))
+            self._content[page] = None
+            if node in self._twins:
+                self._forget_twin(page, node)
+            else:
+                node.page = NULL_PAGE
+        self.changes.add(changes)
+
+    def _forget_twin(self, page: int, node: PrefixNode) -> None:
+        twins = self._twins[node]
         if page == node.page:
             node.page = twins.pop(0)
         else:
@@ -298,14 +313,12 @@ class PagePool:
 
     def withdraw(self, pages: Iterable[int]) -> None:
         """Takes the content of owned pages back: nobody finds it any more, and it is gone with the last owner."""
-        for page in pages:
-            self._forget(page)
+        self._forget(pages)
 
     def clear_cache(self) -> int:
         """Forgets all content that nobody owns; returns how many pages became free."""
         count = len(self._cached)
-        while self._cached:
-            self._free.append(self._evict())
+        self._free += self._evict(count)
         return count
 
     def check_integrity(self, tables: Iterable[Sequence[int]], writes: Iterable[int] = ()) -> None:

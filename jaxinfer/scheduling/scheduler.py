@@ -165,22 +165,23 @@ class Scheduler(Books):
         # only where that matters; `counted` holds whose prefix was not.
         needed, counted = 0, list[Sequence]()
         reserved: int | None = None  # as in `_deal`
+        pages_for, available = self.kv.pages_for, self.pool.available
         for tenant in self._tenants.least_served():
             room = self._tenants.share(tenant, self.limits.max_num_seqs) - tenant.running
             most = self._tenants.share(tenant, self.pool.usable_pages) - tenant.pages
             for sequence in self._next_to_start(tenant, room):
-                wanted = self.kv.pages_for(sequence.num_tokens)
+                wanted = pages_for(sequence.num_tokens)
                 if wanted > most:
                     break
                 reserved = self._reserved(self._running) if reserved is None else reserved
                 needed += wanted
                 counted.append(sequence)
-                while not slots or needed + reserved > self.pool.available:
+                while not slots or needed + reserved > available:
                     victim = self._tenants.over_share(tenant, self._running, *limits[bool(slots)])
                     if not slots and victim is None:
                         return
                     if counted:
-                        needed -= sum(self.kv.pages_for(s.num_tokens) - self._missing(s) for s in counted)
+                        needed -= sum(pages_for(s.num_tokens) - self._missing(s) for s in counted)
                         counted.clear()
                         if slots:
                             continue
@@ -189,7 +190,7 @@ class Scheduler(Books):
                     reserved += _headroom(len(self._running) - 1) - _headroom(len(self._running))
                     reserved -= self.kv.lacks(victim)
                     self._preempt(victim)
-                    slots += 1
+                    slots, available = slots + 1, self.pool.available
                 slots, most = slots - 1, most - wanted
 
     def _next_to_start(self, tenant: Tenant, most: int) -> list[Sequence]:
