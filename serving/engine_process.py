@@ -7,7 +7,6 @@ only the parent holds open, and exits even from the middle of a compilation.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.messages import Died, EngineInfo, Progress, Ready
+from serving import garbage
 from serving.frames import SocketInbox, SocketPost
 
 EXIT_OK = 0
@@ -75,9 +75,7 @@ def run_engine(sock: socket.socket, build: Build) -> int:
         except Exception as error:
             post(Died(f"{type(error).__name__}: {error}", traceback.format_exc()))
             return EXIT_CRASHED
-        # What start-up made lives as long as the process: keep it out of the garbage collections of a running engine.
-        gc.collect()
-        gc.freeze()
+        garbage.settle()
         post(Ready(engine.info))
         engine.run(SocketInbox(sock), post)
     except ConnectionError:

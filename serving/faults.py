@@ -57,7 +57,9 @@ class Gathering:
     ) -> bool:
         if not isinstance(error, InvalidRequest):
             return False
-        self.faults += faults_of(error)
+        # Without its traceback: that leads to the frame which holds this object, and so the request with all its text
+        # would stay until a garbage collection found the circle.
+        self.faults += [fault.with_traceback(None) for fault in faults_of(error)]
         return True
 
     def done(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from serving import garbage
 from serving.status import Refusal
 from serving.wire import MAX_PARTS, has_too_many_parts
 
@@ -97,7 +98,7 @@ def _wrap(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
         except DecodeError as error:
             return Malformed(str(error))
 
-    async def call(request: Any, context: Any) -> Any:
+    async def answered(request: Any, context: Any) -> Any:
         try:
             return await behaviour(_checked_all(request) if handler.stream_stream else await _checked(request), context)
         except Refusal as refusal:
@@ -109,6 +110,14 @@ def _wrap(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
                 return None  # writing to a client that has left
             _LOG.exception("a call failed in a way that nobody foresaw")
             await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+
+    async def call(request: Any, context: Any) -> Any:
+        given, request = [request], None  # so that this frame, which is still busy when a call is ended, holds it not
+        try:
+            return await answered(given.pop(), context)
+        except BaseException as error:
+            garbage.let_go(error)
+            raise
 
     make = grpc.unary_stream_rpc_method_handler if handler.unary_stream else grpc.unary_unary_rpc_method_handler
     if handler.stream_stream:

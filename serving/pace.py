@@ -6,7 +6,7 @@ import asyncio
 
 # Small steps of work between two rests, each of about a microsecond (an alternative of a token's log-probabilities as
 # JSON): a few milliseconds together, far below the 50 ms that others may be kept waiting.
-STEPS = 4096
+STEPS = 512
 
 
 class Pace:

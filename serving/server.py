@@ -9,7 +9,6 @@ ended      exit code 0 after a drain, 1 when the engine failed, 2 when the model
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import signal
 import socket
@@ -27,6 +26,7 @@ from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import Tokenizer, TokenizerError
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
+from serving import garbage
 from serving.access.access import Access, AccessConfig, AccessError
 from serving.access.caller import CALLER
 from serving.access.grpc_gate import GrpcGate
@@ -147,9 +147,7 @@ class Server:
             await self.start()
             if not await self._unless_stopped(self.wait_ready()):
                 return EXIT_OK
-            # What start-up made lives as long as the process: garbage collections, which stop every thread, pass it by.
-            gc.collect()
-            gc.freeze()
+            garbage.settle()
             if not await self._unless_stopped(asyncio.shield(self.client.ended)):
                 await self.drain()
                 if not self._failed:

@@ -6,13 +6,14 @@ depend on seed, sequence and position. Token ids are bytes, as in `write_tokeniz
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from jaxinfer.messages import (
 )
 from serving.engine_process import EngineRefused
 
+_SCORED_IN_A_STEP = 128  # chunks of a prompt, which are 512 positions
 BOS, EOS, VOCAB_SIZE = 256, 257, 260  # the model has more rows than the tokenizer has tokens (258)
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "
 CHAT_TEMPLATE = (
@@ -82,6 +84,7 @@ class _Sequence:
     index: int
     tokens: int = 0
     started: float = 0.0
+    unscored: Iterator[PromptScored] = field(default_factory=lambda: iter(()))
 
 
 @dataclass
@@ -194,14 +197,19 @@ class FakeEngine:
         if stats.steps == o.hang_at_step:
             self.released.wait()
         time.sleep(o.step_seconds)
-        prompts = []
+        prompts: list[PromptScored] = []
         while self._waiting and len(self._running) < o.max_num_seqs:
             sequence = self._waiting.pop(0)
             sequence.started = time.monotonic()
             self._running.append(sequence)
-            prompts += _score_prompt(sequence.submit) if sequence.index == 0 else []
+            if sequence.index == 0:
+                sequence.unscored = _score_prompt(sequence.submit)
         outputs, self._ended = self._ended, []
         for sequence in list(self._running):
+            scored = list(itertools.islice(sequence.unscored, _SCORED_IN_A_STEP))
+            prompts += scored
+            if len(scored) == _SCORED_IN_A_STEP:
+                continue  # its prompt takes another step
             output = self._next(sequence)
             outputs.append(output)
             if output.finish_reason is not None:
@@ -240,12 +248,13 @@ def _scored(token: int, alternatives: int) -> TokenLogprobs:
     return TokenLogprobs(token, -0.5, 1, tuple((token + i, -0.5 - i) for i in range(alternatives)))
 
 
-def _score_prompt(submit: Submit) -> list[PromptScored]:
+def _score_prompt(submit: Submit) -> Iterator[PromptScored]:
     """As the engine does it: in chunks (of four positions), the first position without an entry."""
-    if submit.params.prompt_logprobs is None:
-        return []
-    entries = [_scored(token, submit.params.prompt_logprobs) for token in submit.prompt_token_ids[1:]]
-    return [PromptScored(submit.request_id, i, tuple(entries[i : i + 4])) for i in range(0, len(entries), 4)]
+    count = submit.params.prompt_logprobs
+    tokens = () if count is None else submit.prompt_token_ids[1:]
+    for i in range(0, len(tokens), 4):
+        entries = tuple(_scored(token, count or 0) for token in tokens[i : i + 4])
+        yield PromptScored(submit.request_id, i, entries)
 
 
 def write_tokenizer(folder: Path) -> Path:
