@@ -1,0 +1,100 @@
+"""What a refused request was made of is freed at once, and not by a garbage collection that everybody waits for."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from jaxinfer.sampling_params import InvalidRequest
+from protos.jaxinfer.v1 import inference_pb2 as pb
+from serving import garbage, servicer
+from serving.faults import Gathering
+from serving.text_worker import TextWorker
+from tests.fakes import FakeOptions
+from tests.serving.harness import collect, run, serving
+from tests.serving.http.harness import http_serving
+
+
+class Text:
+    """Stands for megabytes."""
+
+
+@pytest.fixture
+def kept() -> Iterator[list[weakref.ref[Text]]]:
+    """References to what `refuses` has made; collections are off."""
+    gc.collect()
+    gc.disable()
+    yield []
+    gc.enable()
+
+
+def refuses(kept: list[weakref.ref[Text]]) -> None:
+    """As a check does that keeps the fault it found: the exception leads to this frame, and the frame to it."""
+    text = Text()
+    kept.append(weakref.ref(text))
+    fault = InvalidRequest("prompt", "x", "it is too long")
+    faults = [fault]
+    raise faults[0]
+
+
+def test_without_help_it_stays(kept):
+    with pytest.raises(InvalidRequest):
+        refuses(kept)
+    assert kept[0]() is not None
+
+
+@pytest.mark.parametrize("size", [10, 10_000, 1 << 20], ids=["inline", "thread", "long"])
+def test_what_a_worker_made_is_freed(kept, size):
+    async def test():
+        worker = TextWorker(1 << 22)
+        with pytest.raises(InvalidRequest):
+            await worker.run(size, lambda: refuses(kept))
+        worker.close()
+
+    run(test())
+    assert kept[0]() is None
+
+
+def test_a_gathering_keeps_no_frame(kept):
+    gathering = Gathering()
+    with gathering:
+        refuses(kept)
+    assert len(gathering.faults) == 1
+    assert gathering.faults[0].__traceback__ is None
+
+
+def test_exceptions_in_a_ring_end(kept):
+    with pytest.raises(InvalidRequest) as caught:
+        refuses(kept)
+    other = ValueError()
+    caught.value.__cause__, other.__context__ = other, caught.value
+    garbage.let_go(caught.value)
+    assert kept[0]() is None
+
+
+def test_a_refused_call_is_freed(kept, monkeypatch):
+    monkeypatch.setattr(servicer, "prepare", lambda *_: refuses(kept))
+
+    async def test():
+        async with serving(FakeOptions()) as s:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await collect(s.stub.Generate(pb.GenerateRequest(text="a" * 5000)))
+
+    run(test())
+    assert kept[0]() is None
+
+
+def test_a_refused_http_request_is_freed(kept, monkeypatch):
+    monkeypatch.setattr("serving.http.api.prepare", lambda *_: refuses(kept))
+
+    async def test():
+        async with http_serving(FakeOptions()) as s:
+            for prompt in ("a", "a" * 5000):
+                assert (await s.post("/v1/completions", prompt=prompt)).status_code == 400
+
+    run(test())
+    assert [each() for each in kept] == [None, None]
