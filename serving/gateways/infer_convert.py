@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.sampling_params import InvalidRequest, clamped_bias
 from jaxinfer.text import Tokenizer
 from protos.open_inference import grpc_service_pb2 as pb
 from serving.gateways import tensors
@@ -219,7 +219,7 @@ def _integers(value: Any) -> tuple[int, ...]:
 def _bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise ValueError
-    return {_integer(token): _number(bias) for token, bias in value.items()}
+    return {_integer(token): clamped_bias(_number(bias)) for token, bias in value.items()}
 
 
 _KINDS: Mapping[Callable[[Any], Any], tuple[str, tuple[str, ...]]] = {
