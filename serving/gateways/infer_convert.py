@@ -100,14 +100,13 @@ def to_request(request: pb.ModelInferRequest, *, streams: bool) -> tuple[Generat
         bool(request.raw_input_contents),
         seconds,
     )
-    # Clients number their requests as they like, several of them alike.
-    request_id = f"{request.id}-{secrets.token_hex(8)}" if request.id else ""
     return (
         GenerationRequest(
             _prompt(inputs),
             given,
             defaults={"max_tokens": DEFAULT_TOKENS},
-            request_id=request_id,
+            request_id=request.id,
+            suffix=f"-{secrets.token_hex(8)}",  # clients number their requests as they like, several of them alike
             priority=priority,
             final_only=not stream,
         ),
@@ -238,9 +237,12 @@ _KINDS: Mapping[Callable[[Any], Any], tuple[str, tuple[str, ...]]] = {
 }
 _READERS = {name: (read, what) for read, (what, names) in _KINDS.items() for name in names}
 # The doors' shared names -> this protocol's, for errors.
-NAMES = {"token_ids": "input_ids", "prompt": "text_input", "priority": "parameters[priority]"} | {
-    name: f"sampling_parameters.{name}" for name in _READERS
-}
+NAMES = {
+    "token_ids": "input_ids",
+    "prompt": "text_input",
+    "priority": "parameters[priority]",
+    "request_id": "id",
+} | {name: f"sampling_parameters.{name}" for name in _READERS}
 
 
 def _sampling(inputs: Mapping[str, Sequence[Any]], loose: Mapping[str, Any]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def completion(request: CompletionRequest) -> list[GenerationRequest]:
         raise InvalidRequest("prompt", f"{len(prompts)} prompts", f"at most {MAX_PROMPTS} are allowed")
     several = len(prompts) > 1
     return [
-        generation(request, prompt, given, defaults=defaults, part=i if several else None)
+        generation(request, prompt, given, defaults=defaults, suffix=f"-{i}" if several else "")
         for i, prompt in enumerate(prompts)
     ]
 

@@ -208,6 +208,7 @@ def shared_memory(where: str) -> pb.ModelInferRequest:
 
 
 BAD = {
+    "long id": (infer("a", id="7" * 101), ["id is '777", "up to 100 printable"]),
     "input": (infer(image="x"), ["inputs[2].name is 'image'", "text_input"]),
     "twice": (twice(), ["inputs[2].name is 'text_input'", "twice"]),
     "no prompt": (infer(None), ["inputs is []", "exactly one of"]),
