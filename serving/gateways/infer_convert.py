@@ -237,12 +237,9 @@ _KINDS: Mapping[Callable[[Any], Any], tuple[str, tuple[str, ...]]] = {
 }
 _READERS = {name: (read, what) for read, (what, names) in _KINDS.items() for name in names}
 # The doors' shared names -> this protocol's, for errors.
-NAMES = {
-    "token_ids": "input_ids",
-    "prompt": "text_input",
-    "priority": "parameters[priority]",
-    "request_id": "id",
-} | {name: f"sampling_parameters.{name}" for name in _READERS}
+NAMES = {"token_ids": "input_ids", "prompt": "text_input", "priority": "parameters[priority]"} | {
+    name: f"sampling_parameters.{name}" for name in _READERS
+}
 
 
 def _sampling(inputs: Mapping[str, Sequence[Any]], loose: Mapping[str, Any]) -> dict[str, Any]:
