@@ -214,8 +214,11 @@ class LLM:
         if params.max_tokens is None and params.min_tokens > room:
             allowed = f"with a prompt of {len(ids)} tokens at most {room} fit the context of {self.info.max_model_len}"
             raise InvalidRequest("min_tokens", params.min_tokens, allowed)
-        if params.max_tokens is not None and params.max_tokens > room:
-            params = params.with_changes(max_tokens=room, min_tokens=min(params.min_tokens, room))
+        # The last token's KV is never needed, hence + 1. A pool that cannot hold the prompt is the engine's to refuse.
+        in_pool = (self.info.num_pages - 1) * self.info.page_size + 1 - len(ids)
+        left = min(room, in_pool) if in_pool >= max(1, min(params.min_tokens, room)) else room
+        if params.max_tokens is None or params.max_tokens > left:
+            params = params.with_changes(max_tokens=left, min_tokens=min(params.min_tokens, left))
         if params.stop and self._tokenizer is None:
             raise InvalidRequest("stop", params.stop, "stop strings need a tokenizer, and this model has none")
         return RequestStream(str(next(self._ids)), text, ids, params, self._tokenizer)
@@ -236,7 +239,8 @@ class LLM:
         self._check_alive()
         for stream, level in zip(streams, priority, strict=True):
             result, params = stream.result, stream.params
-            seed = self._seeds.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
+            given = None if params.seed == -1 else params.seed  # -1 asks for a random one, as in vLLM
+            seed = self._seeds.getrandbits(64) if given is None else given & (2**64 - 1)
             ids = tuple(result.prompt_token_ids)
             self._inbox.put(Submit(result.request_id, ids, params, seed, level, time.monotonic()))
 

@@ -89,7 +89,7 @@ class SequenceOutput(NamedTuple):
     token_id: int
     logprobs: TokenLogprobs | None
     finish_reason: str | None  # "stop" | "length" | "abort" | "error"
-    stop_token: int | None  # the stop token id that ended it, None for end-of-sequence
+    stop_token: int | None  # what ended it: one of stop_token_ids or an end token
     cached_tokens: int
     account: SequenceAccount | None = None  # with the finish reason
 

@@ -20,7 +20,8 @@ from jaxinfer.text import (
 
 
 class CompletionOutput:
-    """One sequence of a request. `stop_reason` is the stop string or stop token id that ended it, None for EOS.
+    """One sequence of a request. `stop_reason` is the stop string or token id that ended it, None for the
+    tokenizer's own end token.
 
     `text` is put together when it is read: a long text is not copied for each token.
     """
@@ -184,6 +185,9 @@ class RequestStream:
             prompt_end = prompt_end_of(tokenizer, prompt_token_ids, params, kept_tokens)
         self._texts = [_SequenceText(tokenizer, prompt_end, params, kept_tokens, reading) for _ in range(params.n)]
         self._open = params.n
+        # As in vLLM 0.32 (v1/core/sched/utils.py, check_stop): the tokenizer's own end token is no reason to name,
+        # unless it is ignored as such and a stop token all the same.
+        self._own_end = None if tokenizer is None or params.ignore_eos else tokenizer.eos_token_id
 
     def push_prompt(self, scored: PromptScored) -> None:
         entries = self.result.prompt_logprobs
@@ -205,7 +209,7 @@ class RequestStream:
         hidden = output.finish_reason == "stop" and not self.params.include_stop_str_in_output
         text, match = text_state.push(len(new_ids), () if hidden else new_ids, last=output.finish_reason is not None)
         reason = output.finish_reason
-        stop_reason: int | str | None = output.stop_token
+        stop_reason: int | str | None = None if output.stop_token == self._own_end else output.stop_token
         stopped = False
         if match is not None:
             stopped = reason is None

@@ -10,6 +10,7 @@ from typing import Any
 
 MAX_LOGPROBS = 20  # alternatives per position, unless RuntimeConfig.max_logprobs says otherwise
 MAX_TOKEN_LIST = 1024  # entries in logit_bias + allowed_token_ids + bad_token_ids
+MAX_BIAS = 100.0  # of logit_bias, either way
 MAX_STOP_TOKEN_IDS = 128  # stop ids and end-of-sequence ids together, where min_tokens holds them back
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024  # characters in one stop string
@@ -157,7 +158,7 @@ class SamplingParams:
             )
         for token, bias in self.logit_bias.items():
             _integer("logit_bias", token, 0, None, "keys must be token ids")
-            _number("logit_bias", bias, -100.0, 100.0, "values must be from -100 to 100")
+            _number("logit_bias", bias, -MAX_BIAS, MAX_BIAS, "values must be from -100 to 100")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequest("allowed_token_ids", (), "it must name at least one token, or be left out")
         for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids"):
@@ -206,6 +207,11 @@ class SamplingParams:
 
     def with_changes(self, **changes: Any) -> SamplingParams:
         return replace(self, **changes)
+
+
+def clamped_bias(bias: float) -> float:
+    """As far as a bias can matter, which is what vLLM makes of it (SamplingParams.from_optional). NaN stays NaN."""
+    return bias if math.isnan(bias) else min(MAX_BIAS, max(-MAX_BIAS, bias))
 
 
 FIELD_NAMES = tuple(f.name for f in fields(SamplingParams))

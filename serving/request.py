@@ -93,7 +93,8 @@ class GenerationRequest:
     """What a client asked for. `sampling` holds the fields of SamplingParams that it set, unchecked; `defaults` what
     the door sets where neither client nor model does. request_id "" lets the server draw one, model "" is the served
     one. kept_tokens: special tokens that stay in the text all the same. reading: given the prompt's ids, how the door
-    parses the answers, if it does; where the model reasons first, stop strings wait for the answer then."""
+    parses the answers, if it does; where the model reasons first, stop strings wait for the answer then. suffix: what
+    the door puts behind a request_id of the client's, to tell several of one name apart."""
 
     prompt: Prompt
     sampling: Mapping[str, Any]
@@ -104,6 +105,7 @@ class GenerationRequest:
     cache_salt: str = ""
     final_only: bool = False
     kept_tokens: frozenset[int] = frozenset()
+    suffix: str = ""
     reading: Callable[[Tokenizer, tuple[int, ...]], AnswerReading] | None = None
 
 
@@ -164,7 +166,7 @@ def check_fields(request: GenerationRequest, context: ModelContext) -> tuple[str
     """All but the prompt: id and sampling parameters. Raises InvalidRequest with every fault, or Refusal."""
     gathering = Gathering()
     with gathering:
-        request_id = _request_id(request.request_id)
+        request_id = _request_id(request.request_id, request.suffix)
     check_model(request.model, context)
     with gathering:
         if len(request.cache_salt) > MAX_CACHE_SALT:
@@ -187,12 +189,12 @@ def check_model(name: str, context: ModelContext) -> None:
         raise Refusal(grpc.StatusCode.NOT_FOUND, f"model is {shown}; this server serves {context.name!r} only")
 
 
-def _request_id(given: str) -> str:
+def _request_id(given: str, suffix: str) -> str:
     if not given:
         return secrets.token_hex(16)
     if len(given) > MAX_REQUEST_ID or not (given.isascii() and given.isprintable()):
         raise InvalidRequest("request_id", given, f"it must be 1 to {MAX_REQUEST_ID} printable ASCII characters")
-    return given
+    return given + suffix
 
 
 def sampling_params(

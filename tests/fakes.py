@@ -227,7 +227,7 @@ class FakeEngine:
         reason: str | None = None
         stop: int | None = None
         if self.options.eos_after is not None and sequence.tokens > self.options.eos_after and not params.ignore_eos:
-            token, reason = EOS, "stop"
+            token, reason, stop = EOS, "stop", EOS
         elif token in params.stop_token_ids:
             reason, stop = "stop", token
         elif sequence.tokens == params.max_tokens:

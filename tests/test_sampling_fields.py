@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from jaxinfer.messages import EngineInfo, Submit
+from jaxinfer.messages import EngineInfo, SequenceOutput, Submit
+from jaxinfer.outputs import RequestStream
 from jaxinfer.sampling_params import FIELD_NAMES, InvalidRequest, SamplingParams
 from jaxinfer.text import AnswerReading
 from jaxinfer.text.answers import AnswerFormat
@@ -276,6 +277,25 @@ def test_ignored_end_tokens_count_and_show_as_special_tokens_do(engine: Scripted
 def test_an_ignored_end_token_may_still_be_a_stop_token(engine: ScriptedEngine) -> None:
     found = engine.one([ord("a"), EOS, OTHER_EOS, ord("b")], ignore_eos=True, stop_token_ids=(OTHER_EOS,))
     assert found == ("a", [ord("a"), EOS, OTHER_EOS], "stop", OTHER_EOS)
+
+
+def test_the_reason_names_every_end_token_but_the_tokenizers_own(engine: ScriptedEngine) -> None:
+    """As in vLLM 0.32: generation_config.json's further end tokens are stop_token_ids there, and the tokenizer's own is
+    looked for before those (SamplingParams.update_from_generation_config; v1/core/sched/utils.py, check_stop)."""
+    assert engine.one([ord("a"), OTHER_EOS])[2:] == ("stop", OTHER_EOS)
+    assert engine.one([ord("a"), EOS])[2:] == ("stop", None)
+    assert engine.one([ord("a"), EOS], stop_token_ids=(EOS,))[2:] == ("stop", None)
+    assert engine.one([ord("a"), EOS], stop_token_ids=(EOS,), ignore_eos=True)[2:] == ("stop", EOS)
+    assert engine.one([EOS, EOS], max_tokens=2, ignore_eos=True)[2:] == ("length", None)
+    found = engine.one([ord("a"), EOS], stop=("</s>",), include_stop_str_in_output=True, skip_special_tokens=False)
+    assert found[2:] == ("stop", "</s>")
+
+
+def test_without_a_tokenizer_every_end_token_is_a_reason(engine: ScriptedEngine) -> None:
+    output = SequenceOutput("r", 0, EOS, None, "stop", EOS, 0)
+    stream = RequestStream("r", None, [1], SamplingParams(), None)
+    stream.push(output)
+    assert stream.result.outputs[0].stop_reason == EOS
 
 
 def test_whichever_stop_comes_first_ends_the_text(engine: ScriptedEngine) -> None:

@@ -272,9 +272,7 @@ class Scheduler(Books):
         total = sequence.num_known
         request = sequence.request
         if token in sequence.stop_ids and total > sequence.min_total:
-            reason = "stop"
-            if token in request.params.stop_token_ids:
-                stop_token = token
+            reason, stop_token = "stop", token
         elif total >= sequence.max_total:
             reason = "length"
         account = self._finish(sequence) if reason is not None else None

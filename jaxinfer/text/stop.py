@@ -39,10 +39,9 @@ class StopAutomaton:
         self._branches: dict[int, dict[str, int]] = {}
         self._fail = array("H", [0])  # the node of the longest proper end of the node's text
         self._depth = array("H", [0])  # length of the node's text
-        # The longest stop string that the node's text ends with, the first listed of equal ones; _NO_STOP for none.
+        # The first listed stop string that the node's text ends with; _NO_STOP for none.
         self._ends = array("h", [_NO_STOP])
-        # The first listed stop string that goes on from the node; _NO_STOP where none does.
-        self._extends = array("h", [_NO_STOP])
+        self._extended = bytearray(1)  # whether a stop string goes on from the node
         # The node of the longest end of the node's text that a stop string goes on from.
         self._open = array("H", [0])
         levels = self._grow()
@@ -57,8 +56,7 @@ class StopAutomaton:
         for order, stop in enumerate(self.stops):
             node = 0
             for depth, character in enumerate(stop, 1):
-                if self._extends[node] == _NO_STOP:
-                    self._extends[node] = order
+                self._extended[node] = 1
                 if follow[node] == character:
                     node += 1
                     continue
@@ -76,7 +74,7 @@ class StopAutomaton:
                 self._fail.append(0)
                 self._depth.append(depth)
                 self._ends.append(_NO_STOP)
-                self._extends.append(_NO_STOP)
+                self._extended.append(0)
                 self._open.append(0)
                 node = child
             if self._ends[node] == _NO_STOP:
@@ -91,9 +89,9 @@ class StopAutomaton:
                 if parent:
                     self._fail[node] = self.step(self._fail[parent], character)
                 shorter = self._fail[node]
-                if self._ends[node] == _NO_STOP:
+                if self._ends[shorter] != _NO_STOP and not 0 <= self._ends[node] < self._ends[shorter]:
                     self._ends[node] = self._ends[shorter]
-                self._open[node] = self._open[shorter] if self._extends[node] == _NO_STOP else node
+                self._open[node] = node if self._extended[node] else self._open[shorter]
 
     def step(self, node: int, character: str) -> int:
         """The node after one character more."""
@@ -113,16 +111,12 @@ class StopAutomaton:
         return len(text) if found is None else found.start()
 
     def ended(self, node: int) -> int:
-        """Index of the longest stop string that ends here, of equal ones the first listed; negative for none."""
+        """Index of the first listed stop string that ends here; negative for none."""
         return self._ends[node]
 
     def unfinished(self, node: int) -> int:
         """Characters at the end of the text that begin a stop string without being all of it; the most there are."""
         return self._depth[self._open[node]]
-
-    def contender(self, node: int) -> int:
-        """The first listed of the stop strings that `unfinished` characters begin."""
-        return self._extends[self._open[node]]
 
 
 @functools.lru_cache(maxsize=32)
@@ -134,24 +128,21 @@ def stop_automaton(stops: tuple[str, ...]) -> StopAutomaton:
 
 @dataclass(slots=True)
 class _Cursor:
-    """How far a text was read. `best`: (position, index of the stop string) of the match so far."""
+    """How far a text was read. `match`: (position, index of the stop string)."""
 
     node: int = 0
     position: int = 0
-    best: tuple[int, int] | None = None
-    decided: bool = False  # nothing that follows can take precedence over `best`
+    match: tuple[int, int] | None = None
 
 
 class StopStrings:
     """Finds the first stop string in a stream, however the text is cut into pieces. One per sequence.
 
-    The match is the one that a search of the whole text would give: the one that begins earliest; of several that
-    begin there, the first listed. Everything returned together is the text before the match (and, with
-    `include_stop_str_in_output`, the stop string), or the whole text when nothing matches.
-
-    Only the longest end of the text that could be the start of a stop string is held back. When a stop string is
-    complete but an overlapping one with precedence may still become complete, the decision waits for at most the length
-    of that one; `finish` and `peek` decide at once.
+    The match is the stop string that is complete first; of several that end at the same character, the first listed. So
+    does vLLM 0.32 (v1/engine/detokenizer.py, check_stop_strings), and it ends a text as soon as possible. Everything
+    returned together is the text before the match (and, with `include_stop_str_in_output`, the stop string), or the
+    whole text when nothing matches. Only the longest end of the text that could be the start of a stop string is held
+    back.
 
     **Cost.** Each character is looked at once, by one automaton for all stop strings (`StopAutomaton`).
 
@@ -196,7 +187,7 @@ class StopStrings:
         self._ahead = None
         self._held.add(text)
         cursor = self._cursor
-        if cursor.decided:
+        if cursor.match is not None:
             return self._end(), self._matched
         return self._held.take(cursor.position - self._automaton.unfinished(cursor.node)), None
 
@@ -212,20 +203,18 @@ class StopStrings:
         if text:
             cursor = self._read(text)
             self._ahead = text, cursor
-        return None if cursor.best is None else self._automaton.stops[cursor.best[1]]
+        return None if cursor.match is None else self._automaton.stops[cursor.match[1]]
 
     def finish(self) -> str:
-        """Ends the text; returns what was held back, up to a match among it (then `matched` is set)."""
+        """Ends the text; returns what was held back."""
         if self._done:
             return ""
-        if self._cursor.best is not None:
-            return self._end()
         self._done = True
         return self._held.take(self._cursor.position)
 
     def _end(self) -> str:
-        assert self._cursor.best is not None
-        start, order = self._cursor.best
+        assert self._cursor.match is not None
+        start, order = self._cursor.match
         self._matched = self._automaton.stops[order]
         self._done = True
         return self._held.take(start + len(self._matched) if self._include else start)
@@ -239,8 +228,8 @@ class StopStrings:
             cursor, begin = replace(self._cursor), 0
         automaton, closed = self._automaton, self.closed
         node, offset = cursor.node, cursor.position - begin  # offset + index is the position in the whole text
-        index = len(text) if cursor.decided else begin
-        while index < len(text):
+        index = begin
+        while index < len(text) and cursor.match is None:
             if not node:
                 index = automaton.skip(text, index)
                 if index == len(text):
@@ -249,18 +238,9 @@ class StopStrings:
             index += 1
             order = automaton.ended(node)
             if order >= 0 and offset + index > closed:
-                match = offset + index - len(automaton.stops[order]), order
-                cursor.best = match if cursor.best is None else min(cursor.best, match)
-            if cursor.best is not None and self._settled(node, offset + index, cursor.best):
-                cursor.decided = True
-                break
+                cursor.match = offset + index - len(automaton.stops[order]), order
         cursor.node, cursor.position = node, offset + len(text)
         return cursor
-
-    def _settled(self, node: int, position: int, best: tuple[int, int]) -> bool:
-        """Whether no stop string that is still unfinished could take precedence over `best`."""
-        unfinished = self._automaton.unfinished(node)
-        return not unfinished or (position - unfinished, self._automaton.contender(node)) > best
 
 
 class Held:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.sampling_params import InvalidRequest, clamped_bias
 from jaxinfer.text import Tokenizer
 from protos.open_inference import grpc_service_pb2 as pb
 from serving.gateways import tensors
@@ -100,14 +100,13 @@ def to_request(request: pb.ModelInferRequest, *, streams: bool) -> tuple[Generat
         bool(request.raw_input_contents),
         seconds,
     )
-    # Clients number their requests as they like, several of them alike.
-    request_id = f"{request.id}-{secrets.token_hex(8)}" if request.id else ""
     return (
         GenerationRequest(
             _prompt(inputs),
             given,
             defaults={"max_tokens": DEFAULT_TOKENS},
-            request_id=request_id,
+            request_id=request.id,
+            suffix=f"-{secrets.token_hex(8)}",  # clients number their requests as they like, several of them alike
             priority=priority,
             final_only=not stream,
         ),
@@ -219,7 +218,7 @@ def _integers(value: Any) -> tuple[int, ...]:
 def _bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise ValueError
-    return {_integer(token): _number(bias) for token, bias in value.items()}
+    return {_integer(token): clamped_bias(_number(bias)) for token, bias in value.items()}
 
 
 _KINDS: Mapping[Callable[[Any], Any], tuple[str, tuple[str, ...]]] = {

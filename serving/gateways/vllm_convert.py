@@ -11,7 +11,7 @@ from typing import Any
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from jaxinfer.messages import TokenLogprobs
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.sampling_params import InvalidRequest, clamped_bias
 from serving.gateways.door import refuse_others
 from serving.pace import Pace
 from serving.replies import tokens_per_message
@@ -101,7 +101,7 @@ def sampling(params: pb.SamplingParams, context: ModelContext) -> dict[str, Any]
         "stop_token_ids": plain_list("stop_token_ids", params.stop_token_ids),
     }
     check_entries("logit_bias", params.logit_bias)
-    given["logit_bias"] = dict(params.logit_bias)
+    given["logit_bias"] = {token: clamped_bias(bias) for token, bias in params.logit_bias.items()}
     if params.stop:
         given["stop"] = plain_list("stop", params.stop)
     if params.include_stop_str_in_output:

@@ -94,7 +94,7 @@ class CompletionReply(Reply):
             _Choice(i, self._shown(i // self._n), self._logprobs()) for i in range(len(generation.streams) * self._n)
         ]
         self._head = {
-            "id": "cmpl-" + generation.streams[0].prepared.request_id,
+            "id": "cmpl-" + (request.request_id or generation.streams[0].prepared.request_id),
             "object": "text_completion",
             "created": self.created,
             "model": self.model,

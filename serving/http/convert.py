@@ -8,14 +8,13 @@ from typing import Any
 
 import msgspec
 
-from jaxinfer.sampling_params import MAX_TOKEN_LIST, InvalidRequest
+from jaxinfer.sampling_params import MAX_TOKEN_LIST, InvalidRequest, clamped_bias
 from jaxinfer.text import ChatTemplateError
 from serving.faults import renamed
 from serving.http.models import MAX_PROMPTS, CompletionRequest, Sampling, StreamOptions, TextSampling
 from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's
-MAX_BIAS = 100.0
 
 # Fields that are SamplingParams' own, name for name.
 _SAMPLING = (
@@ -63,8 +62,7 @@ def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
     for token in bias:
         if not (token.isascii() and token.isdigit() and len(token) < 11):
             raise InvalidRequest("logit_bias", token, "keys must be token ids")
-    # As far as a bias can matter, as in vLLM.
-    return {int(token): min(MAX_BIAS, max(-MAX_BIAS, value)) for token, value in bias.items()}
+    return {int(token): clamped_bias(value) for token, value in bias.items()}
 
 
 def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **more: Any) -> GenerationRequest:
@@ -72,7 +70,7 @@ def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **mo
         prompt,
         given,
         model=request.model or "",
-        request_id=more.pop("request_id", None) or request.request_id or "",
+        request_id=request.request_id or "",
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
         final_only=not request.stream,
@@ -99,11 +97,9 @@ def completion(request: CompletionRequest) -> list[GenerationRequest]:
     prompts = _prompts(request)
     if len(prompts) > MAX_PROMPTS:
         raise InvalidRequest("prompt", f"{len(prompts)} prompts", f"at most {MAX_PROMPTS} are allowed")
-    ids = request.request_id
+    several = len(prompts) > 1
     return [
-        generation(
-            request, prompt, given, defaults=defaults, request_id=f"{ids}-{i}" if ids and len(prompts) > 1 else None
-        )
+        generation(request, prompt, given, defaults=defaults, suffix=f"-{i}" if several else "")
         for i, prompt in enumerate(prompts)
     ]
 

@@ -1,9 +1,10 @@
 """Which part of an answer each token belongs to.
 
 A token belongs to the part in which it begins, but reasoning takes every token that spells some of it: where reasoning
-is hidden, so are its tokens. Tags and what is around a call's name and arguments belong to the part they open or close,
-white space between two parts to the reasoning or the call beside it. Tokens that are left at the end (the end token,
-what stands behind a stop string) belong to none.
+is hidden, so are its tokens. Of the white space in front of the answer a token may spell some (" Hi"): it is the
+answer's. Tags and what is around a call's name and arguments belong to the part they open or close, white space between
+two parts to the reasoning or the call beside it. Tokens that are left at the end (the end token, what stands behind a
+stop string) belong to none.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ class PartedAnswer:
             if last is not None and (
                 isinstance(event, CallArguments) or (isinstance(event, Content) and not isinstance(last, Content))
             ):
-                _give(parts, _closing(last), self._take(base + begin, after))
+                space = begin - len(window[:begin].rstrip()) if isinstance(last, Reasoning) else 0
+                _give(parts, _closing(last), self._take(self._first_of(base + begin, space), after))
             tokens = self._take(base + end, after)
             if isinstance(event, Reasoning):
                 begins = base + begin
@@ -124,6 +126,12 @@ class PartedAnswer:
         rest = window[places[-1][1] :]
         self._texts, self._start = [rest] if rest else [], base + places[-1][1]
         return parts
+
+    def _first_of(self, begin: int, space: int) -> int:
+        """Where the first token of a text begins that does so at `begin`, behind so many characters of white space: the
+        same token may spell some of that, as in " Hi"."""
+        first = next((token.begin for token in self._open if token.end > begin), begin)
+        return first if first >= begin - space else begin
 
     def _take(self, end: int, reasoning: int | None) -> list[Token]:
         """The open tokens that begin before `end` and do not reach `reasoning`."""

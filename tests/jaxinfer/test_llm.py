@@ -71,6 +71,23 @@ def test_seeded_runs_repeat(llm: LLM) -> None:
     assert len({tuple(o.token_ids) for o in first.outputs}) == 3
 
 
+def test_a_seed_of_minus_one_is_drawn(llm: LLM) -> None:
+    """As in vLLM 0.32, SamplingParams.__post_init__."""
+    params = SamplingParams(temperature=5.0, max_tokens=8, seed=-1, ignore_eos=True)
+    ids = [list(CASE.prompts[0])] * 4
+    assert len({tuple(result.outputs[0].token_ids) for result in llm.generate(ids, params)}) > 1
+
+
+def test_output_ends_where_the_pool_does(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over the server's doors."""
+    monkeypatch.setattr(llm, "info", llm.info._replace(num_pages=5))
+    for max_tokens in (None, 100):
+        stream = llm._stream([1, 2, 3], SamplingParams(max_tokens=max_tokens))
+        assert stream.params.max_tokens == 4 * 16 + 1 - 3
+    stream = llm._stream([1, 2, 3], SamplingParams(max_tokens=100, min_tokens=90))
+    assert stream.params.max_tokens == 100, "out of reach: the engine refuses it"
+
+
 def test_output_ends_at_the_context(llm: LLM) -> None:
     output = llm.generate([[3] * 150], SamplingParams(temperature=0, max_tokens=1000, ignore_eos=True))[0].outputs[0]
     assert (len(output.token_ids), output.finish_reason) == (10, "length")

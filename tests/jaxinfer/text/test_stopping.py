@@ -27,15 +27,15 @@ def answer_begins(text: str, begun: bool) -> int | None:
 
 
 def search(text: str, stops: list[str], begin: int | None, opens: int) -> tuple[str, str | None]:
-    """The text up to the first stop string from `begin` on that ends behind the first `opens` characters."""
-    places = range(len(text) if begin is None else begin, len(text))
+    """The text up to the stop string from `begin` on that is the first to end behind the first `opens` characters."""
+    begin = len(text) if begin is None else begin
     found = [
-        (place, order)
-        for place in places
+        (place + len(stop), order, place)
+        for place in range(begin, len(text))
         for order, stop in enumerate(stops)
         if text.startswith(stop, place) and place + len(stop) > opens
     ]
-    return (text, None) if not found else (text[: min(found)[0]], stops[min(found)[1]])
+    return (text, None) if not found else (text[: min(found)[2]], stops[min(found)[1]])
 
 
 def play(text: str, stops: list[str], reading: AnswerReading, cuts: list[int], opens: int) -> tuple[str, str | None]:

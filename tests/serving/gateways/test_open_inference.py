@@ -137,7 +137,7 @@ SAMPLING = {
     "stop_token_ids": ([7], (7,)),
     "allowed_token_ids": ([97, 98], (97, 98)),
     "bad_token_ids": ([5], (5,)),
-    "logit_bias": ({"5": "1.5"}, {5: 1.5}),
+    "logit_bias": ({"5": "1.5", "6": 101, "7": -1e9}, {5: 1.5, 6: 100.0, 7: -100.0}),
 }
 
 
@@ -208,6 +208,7 @@ def shared_memory(where: str) -> pb.ModelInferRequest:
 
 
 BAD = {
+    "long id": (infer("a", id="7" * 101), ["id is '777", "up to 100 printable"]),
     "input": (infer(image="x"), ["inputs[2].name is 'image'", "text_input"]),
     "twice": (twice(), ["inputs[2].name is 'text_input'", "twice"]),
     "no prompt": (infer(None), ["inputs is []", "exactly one of"]),

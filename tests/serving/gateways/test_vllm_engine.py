@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
+import math
 import zipfile
 
 import grpc
@@ -139,7 +140,7 @@ SAMPLING = {
     "prompt_logprobs": (1, 1),
     "seed": (2, ...),  # in Submit.seed
     "include_stop_str_in_output": (True, True),
-    "logit_bias": ({5: 1.5}, {5: 1.5}),
+    "logit_bias": ({5: 1.5, 6: 101.0, 7: -math.inf}, {5: 1.5, 6: 100.0, 7: -100.0}),
     "truncate_prompt_tokens": (2, 2),
     "grammar_from_first_token": (True, None),
     "json_schema": ("{}", None),
@@ -220,6 +221,7 @@ BAD = {
     "n": (generate(n=65), ["n is 65", "from 1 to 64"]),
     "logprobs": (generate(logprobs=21), ["logprobs is 21", "from 0 to 20"]),
     "bias": (generate(logit_bias={-1: 1.0}), ["logit_bias is -1", "token ids"]),
+    "bias that is no number": (generate(logit_bias={1: math.nan}), ["logit_bias is nan", "-100 to 100"]),
     "truncate": (generate(truncate_prompt_tokens=0), ["truncate_prompt_tokens is 0", "positive"]),
     "stop": (generate(stop=[""]), ["stop is ''", "1 to 1024"]),
     "request_id": (pb.GenerateRequest(request_id="\n", text="a"), ["request_id is", "printable"]),

@@ -144,7 +144,22 @@ def test_an_id_is_taken_while_its_request_lives():
             first = await s.complete(request_id="mine")
             assert first["id"] == "cmpl-mine"
             again = await s.post("/v1/completions", prompt=["a", "b"], request_id="mine", max_tokens=2)
-            assert again.json()["id"] == "cmpl-mine-0"
+            assert again.json()["id"] == "cmpl-mine"
+            assert again.headers["x-request-id"] == "mine-0"
+
+    run(test())
+
+
+def test_an_id_is_measured_as_the_client_wrote_it():
+    async def test():
+        async with http_serving() as s:
+            for prompt in ("a", ["a"], ["a", "b"], [[97], [98]]):
+                assert (await s.complete(prompt=prompt, request_id="x" * 128))["id"] == "cmpl-" + "x" * 128
+                error = await s.refused("/v1/completions", prompt=prompt, request_id="x" * 129)
+                assert error["param"] == "request_id"
+                assert "-0" not in error["message"]
+                error = await s.refused("/v1/completions", prompt=prompt, request_id="\u00e9")
+                assert error["message"].startswith("request_id is '\u00e9';"), error["message"]
 
     run(test())
 

@@ -108,6 +108,15 @@ def test_what_closes_a_part_belongs_to_it() -> None:
     [
         # A token belongs to the part in which it begins; reasoning takes every token that has some of it.
         (["<think>", "why", "</think>\n\nThe", " end"], {"Reasoning": "<think>why</think>\n\nThe", "Content": " end"}),
+        (["<think>", "why", "</think>", "\n", "\n", " The", " end"], {
+            "Reasoning": "<think>why</think>\n\n",
+            "Content": " The end",
+        }),
+        (["<think>why", " ", " The", " end"], {"Reasoning": "<think>why  The end"}),
+        (["<think>why</think>", " ", " <tool_call>x"], {
+            "Reasoning": "<think>why</think> ",
+            "Content": " <tool_call>x",
+        }),
         (["<think>why</think>The", " end"], {"Reasoning": "<think>why</think>The", "Content": " end"}),
         (["  <think>w", "hy</think>", "The", " end"], {"Reasoning": "  <think>why</think>", "Content": "The end"}),
         (['The<tool_call>{"name": "f", "arguments": {"a', '": 1}}</tool_call>'], {
