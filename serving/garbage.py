@@ -6,7 +6,7 @@ import gc
 import traceback
 
 # Objects made since the last collection of the youngest; collections until the next older ones go through one, too.
-# Python's own are 700 (2,000 from 3.13 on), 10 and 10: with a few large requests alive all that is there is gone through
+# Python's own are 700 (2,000 from 3.13 on), 10 and 10: with a few large requests alive all that is there is looked at
 # every second or so. What requests leave behind has few circles, and is freed without a collection.
 _THRESHOLDS = (10_000, 20, 100)
 

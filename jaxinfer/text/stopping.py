@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from jaxinfer.text.answers import AnswerFormat, AnswerParser, Event
-from jaxinfer.text.answers.reasoning import ReasoningSplitter
+from jaxinfer.text.answers import AnswerFormat, Event, ReasoningSplitter
 from jaxinfer.text.answers.scanning import SPACE
 from jaxinfer.text.stop import Held, StopStrings
 
@@ -24,7 +23,7 @@ class AnswerReading(NamedTuple):
 
     def splitter(self) -> ReasoningSplitter | None:
         """What finds the reasoning of one answer; None where the model writes none."""
-        return AnswerParser(self.form, tools=self.tools, begun=self.begun).splitter
+        return self.form.splitter(tools=self.tools, begun=self.begun)
 
 
 class AnswerStops:
