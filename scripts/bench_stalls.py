@@ -11,9 +11,9 @@ one that asks for /health all the time. Three figures are judged for each kind o
 - the longest stall of the server's event loop, at most 50 ms: see scripts/stalls/server.py for how other work on the
   machine is kept out of it.
 
-Server, watching clients and the hostile one have a process each. The hostile one rests after each request for as long as
-that took, since sending takes a core as answering does; with fewer than four cores to spare the first two figures are
-still of the machine more than of the server. Exits with 1 when one is missed.
+Server, watching clients and the hostile one have a process each. The hostile one rests after each request for as long
+as that took, since sending takes a core as answering does; with fewer than four cores to spare the first two figures
+are still of the machine more than of the server. Exits with 1 when one is missed.
 """
 
 from __future__ import annotations
