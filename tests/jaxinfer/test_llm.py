@@ -71,6 +71,14 @@ def test_seeded_runs_repeat(llm: LLM) -> None:
     assert len({tuple(o.token_ids) for o in first.outputs}) == 3
 
 
+def test_seed_minus_one_is_none(llm: LLM) -> None:
+    """As in vLLM 0.32: another seed each time."""
+    params = SamplingParams(seed=-1, n=2, max_tokens=10, ignore_eos=True)
+    assert params == SamplingParams(n=2, max_tokens=10, ignore_eos=True)
+    first, second = (llm.generate([[4, 5, 6]], params)[0] for _ in range(2))
+    assert [o.token_ids for o in first.outputs] != [o.token_ids for o in second.outputs]
+
+
 def test_output_ends_at_the_context(llm: LLM) -> None:
     output = llm.generate([[3] * 150], SamplingParams(temperature=0, max_tokens=1000, ignore_eos=True))[0].outputs[0]
     assert (len(output.token_ids), output.finish_reason) == (10, "length")
