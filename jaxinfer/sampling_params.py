@@ -72,7 +72,8 @@ class SamplingParams:
     prompt and output, frequency and presence over output only. `seed` None lets the engine draw one, and so does
     -1, which becomes None. `logprobs` k returns the chosen token's log-probability and the k most likely (0: only the
     chosen one, -1: the whole vocabulary, where the engine's `max_logprobs` allows it); they are the log-softmax of the
-    raw logits. `max_tokens` None means up to the context length. `truncate_prompt_tokens` k keeps the last k tokens of a prompt, -1 what fits the context.
+    raw logits. `max_tokens` None means up to the context length. `truncate_prompt_tokens` k keeps the last k tokens of
+    a prompt, -1 what fits the context.
     """
 
     n: int = 1
