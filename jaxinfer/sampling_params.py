@@ -70,10 +70,11 @@ class SamplingParams:
     """One request's sampling. Immutable and validated on construction; raises `InvalidRequest`.
 
     temperature 0 is greedy. `top_k` 0 or -1, `top_p` 1 and `min_p` 0 are off. Penalties follow vLLM: repetition over
-    prompt and output, frequency and presence over output only. `seed` None lets the engine draw one. `logprobs` k
-    returns the chosen token's log-probability and the k most likely (0: only the chosen one, -1: the whole vocabulary,
-    where the engine's `max_logprobs` allows it); they are the log-softmax of the raw logits. `max_tokens` None means up
-    to the context length. `truncate_prompt_tokens` k keeps the last k tokens of a prompt, -1 what fits the context.
+    prompt and output, frequency and presence over output only. `seed` None lets the engine draw one, and so does
+    -1, which becomes None. `logprobs` k returns the chosen token's log-probability and the k most likely (0: only the
+    chosen one, -1: the whole vocabulary, where the engine's `max_logprobs` allows it); they are the log-softmax of the
+    raw logits. `max_tokens` None means up to the context length. `truncate_prompt_tokens` k keeps the last k tokens of
+    a prompt, -1 what fits the context.
     """
 
     n: int = 1
@@ -108,6 +109,8 @@ class SamplingParams:
         set_field(self, "logit_bias", dict(self.logit_bias or {}))
         if self.allowed_token_ids is not None:
             set_field(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+        if self.seed == -1:
+            set_field(self, "seed", None)
         self._check_numbers()
         self._check_lists()
         self._check_combinations()

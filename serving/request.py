@@ -140,8 +140,7 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
         prompt = context.filter_prompt(prompt)
     ids = encode_prompt(prompt, context, params.prompt_limit(context.info.max_model_len), must_fit=True)
     params = _fit_context(params, len(ids), context)
-    # -1 asks for a random one, as in vLLM.
-    seed = context.draw_seed() if params.seed in (None, -1) else (params.seed or 0) & (2**64 - 1)
+    seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
     text = prompt.text if isinstance(prompt, TextPrompt) else None
     stop_automaton(params.stop)  # made here, which for a long request is beside the event loop
     reading = None

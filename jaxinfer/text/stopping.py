@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from jaxinfer.text.answers import AnswerFormat, AnswerParser, Event
-from jaxinfer.text.answers.reasoning import ReasoningSplitter
+from jaxinfer.text.answers import AnswerFormat, Event, ReasoningSplitter
 from jaxinfer.text.answers.scanning import SPACE
 from jaxinfer.text.stop import Held, StopStrings
 
@@ -24,7 +23,7 @@ class AnswerReading(NamedTuple):
 
     def splitter(self) -> ReasoningSplitter | None:
         """What finds the reasoning of one answer; None where the model writes none."""
-        return AnswerParser(self.form, tools=self.tools, begun=self.begun).splitter
+        return self.form.splitter(tools=self.tools, begun=self.begun)
 
 
 class AnswerStops:
@@ -68,11 +67,15 @@ class AnswerStops:
             return self._answer(text)
         self._held.add(text)
         events: list[Event] = []
-        for position, character in enumerate(text, 1):
-            self._space.append(character)
-            if character in SPACE:
+        position = 0
+        while position < len(text):
+            # Where the answer may begin, one by one: so what is returned first is one stretch of the text, right before
+            # what is undecided.
+            begin, position = position, max(position + 1, self._splitter.reasons_until(text, position))
+            stretch = text[begin:position]
+            self._space.append(stretch)
+            if not stretch.strip(SPACE):
                 continue
-            # One by one: so what is returned first is one stretch of the text, right before what is undecided.
             answer = self._splitter.push("".join(self._space), events)
             self._space.clear()
             if answer:

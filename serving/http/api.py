@@ -149,7 +149,7 @@ class Api:
             self._check_room(requests, model)
             prepared = [prepare(each, model) for each in requests]
             if isinstance(request, CompletionRequest) and request.echo:
-                prepared = [_with_text(each, model) for each in prepared]
+                prepared = [_with_shown_text(each, model) for each in prepared]
             return request, prepared
 
     def _check_room(self, requests: Sequence[GenerationRequest], model: ModelContext) -> None:
@@ -185,10 +185,10 @@ def _cost(body: bytes) -> int:
     return len(body) + (PART_BYTES * body.count(b",") if len(body) <= 4096 else 0)
 
 
-def _with_text(prepared: PreparedRequest, model: ModelContext) -> PreparedRequest:
-    """For an answer that shows its prompt: with the text, where the client gave ids."""
+def _with_shown_text(prepared: PreparedRequest, model: ModelContext) -> PreparedRequest:
+    """For an answer that shows its prompt: with the text of its ids, where the client gave those or a limit."""
     params = prepared.params
-    if model.tokenizer is None or prepared.text is not None or params.truncate_prompt_tokens is not None:
+    if model.tokenizer is None or (prepared.text is not None and params.truncate_prompt_tokens is None):
         return prepared
     text = model.tokenizer.decode(prepared.token_ids, skip_special_tokens=params.skip_special_tokens)
     return replace(prepared, text=text)

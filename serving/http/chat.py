@@ -19,7 +19,7 @@ from jaxinfer.text.answers import (
     collect,
 )
 from serving.http import chat_input, convert
-from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id, reasoning_begun
+from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs, prompt_logprobs
 from serving.http.models import ChatRequest, ResponsesRequest
@@ -94,30 +94,28 @@ def offered_tools(tools: list[dict[str, Any]], choice: Any, form: AnswerFormat) 
 
 
 def new_answer(
-    form: AnswerFormat,
     generation: Generation,
     context: ModelContext,
     spelling: Spelling,
     *,
-    tools: list[dict[str, Any]] | None,
     single_call: bool,
     tells_tokens: bool,
     whole: bool,
-    with_reasoning: bool = True,
+    with_reasoning: bool,
 ) -> GrowingAnswer:
     """tells_tokens: the client wants to know of token ids or log-probabilities. whole: see AnswerParser."""
+    prepared = generation.streams[0].prepared
+    reading = prepared.reading
+    assert reading is not None
     assert context.tokenizer is not None
-    prompt = generation.streams[0].prepared.token_ids
-    offered = None if tools is None else chat_input.tool_names(tools)
-    parser = AnswerParser(form, tools=offered, begun=reasoning_begun(form, context.tokenizer, prompt), whole=whole)
+    parser = AnswerParser(reading.form, tools=reading.tools, begun=reading.begun, whole=whole)
     shown = None
     if tells_tokens or parser.reasons:  # reasoning's tokens are counted
-        shown = ShownTokens(spelling.open_after, spelling.open_at_end(prompt))
-    marks = form.marks(tools=offered is not None)
+        shown = ShownTokens(spelling.open_after, spelling.open_at_end(prepared.token_ids))
     return GrowingAnswer(
         parser,
         context.tokenizer,
-        marks,
+        reading.form.marks(tools=reading.tools is not None),
         shown,
         tells_tokens=tells_tokens,
         single_call=single_call,
@@ -134,14 +132,11 @@ class ChatReply(Reply):
         self._pace = Pace()
         self._begun_calls = [0] * (request.n or 1)
         self._tells_tokens = bool(request.logprobs or request.return_token_ids)
-        tools = offered_tools(chat_input.tools(request.tools), request.tool_choice, form)
         self._answers = [
             new_answer(
-                form,
                 generation,
                 context,
                 self._spelling,
-                tools=tools,
                 single_call=request.parallel_tool_calls is False,
                 tells_tokens=self._tells_tokens,
                 whole=not request.stream,

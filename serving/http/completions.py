@@ -176,11 +176,7 @@ class CompletionReply(Reply):
         if prompt in self._echoes:
             return self._echoes[prompt]
         prepared = self.generation.streams[prompt].prepared
-        given = prepared.text if prepared.params.truncate_prompt_tokens is None else None
-        if given is not None or self._tokenizer is None:
-            text = given or ""
-        else:
-            text = self._tokenizer.decode(prepared.token_ids, skip_special_tokens=prepared.params.skip_special_tokens)
+        text = prepared.text or ""
         logprobs = self._logprobs()
         if logprobs is not None:
             entries = [None, *self._prompts[prompt]]

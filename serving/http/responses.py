@@ -8,9 +8,8 @@ from typing import Any
 
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.text.answers import AnswerFormat, CallArguments, CallName, Content, Event, Reasoning
-from serving.http import chat_input
 from serving.http.answers import new_call_id
-from serving.http.chat import new_answer, offered_tools
+from serving.http.chat import new_answer
 from serving.http.errors import ApiError
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs
@@ -148,15 +147,12 @@ class ResponsesReply(Reply):
         super().__init__(generation, context.name, stream=bool(request.stream))
         self._request = request
         self._spelling = Spelling(context.tokenizer)
-        tools = chat_input.tools(request.tools, flat=True)
         self._pace = Pace()
         params: SamplingParams = generation.streams[0].prepared.params
         self._answer = new_answer(
-            form,
             generation,
             context,
             self._spelling,
-            tools=offered_tools(tools, request.tool_choice, form),
             single_call=request.parallel_tool_calls is False,
             tells_tokens=params.logprobs is not None,
             with_reasoning=request.include_reasoning is not False,

@@ -60,39 +60,56 @@ def prompt(server: HttpServer) -> str:
 
 
 @pytest.mark.parametrize(
-    ("template", "request_file", "prompt_seen"),
+    ("template", "request_file", "expect_file", "prompt_seen"),
     [
         (
             "f01a.template.jinja",
             "f01.request.json",
+            "f01a.expect.json",
             '\n<user>Weather in Bern?</user>\n<assistant>[call get_weather {"city": "Bern"}]</assistant>\n'
             "<tool>21 degrees</tool>",
         ),
-        ("f01b.template.jinja", "f01.request.json", 'user="Weather in Bern?";assistant="";tool="21 degrees";'),
-        (None, "f02a.request.json", "user:Time?;assistant:({});tool:12:00;"),
+        (
+            "f01b.template.jinja",
+            "f01.request.json",
+            "f01b.expect.json",
+            'user="Weather in Bern?";assistant="";tool="21 degrees";',
+        ),
+        (None, "f02a.request.json", "f02a.expect.json", "user:Time?;assistant:({});tool:12:00;"),
         (
             None,
             "f02b.request.json",
+            "f02b.expect.json",
             "user:Write it.;assistant:({});tool:error: arguments are not JSON;user:Again.;",
         ),
-        ("f07a.template.jinja", "f07a.request.json", "[user]First part.Second part."),
+        ("f07a.template.jinja", "f07a.request.json", "f07a.expect.json", "[user]First part.Second part."),
     ],
 )
-def test_what_a_template_sees(with_template, template: str | None, request_file: str, prompt_seen: str) -> None:
+def test_what_a_template_sees(
+    with_template, template: str | None, request_file: str, expect_file: str, prompt_seen: str
+) -> None:
     with_template(SHOWS_ARGUMENTS if template is None else report(template))
+    expected = report(expect_file)
+    seen = prompt_seen.replace("\n", "")
+    if "prompt" in expected:
+        assert expected["prompt"].startswith(seen)  # a remark may follow
+    else:
+        assert f"({json.dumps(expected['arguments_seen_by_template'])})" in seen
 
     async def test() -> None:
         async with http_serving(FakeOptions()) as s:
             response = await s.post("/v1/chat/completions", **report(request_file))
             assert response.status_code == 200, response.text
             # transformers drops the line break at a template's end, and a block's first.
-            assert prompt(s).replace("\n", "") == prompt_seen.replace("\n", "")
+            assert prompt(s).replace("\n", "") == seen
 
     run(test())
 
 
 def test_a_format_that_shares_a_tag_with_another_is_refused(with_template) -> None:
     with_template(report("f03a.template.jinja"))
+    refusal, _ = report("f03a.expect.json")["either"]
+    assert refusal["status"] == 400  # of the two that would do, the one that is built
 
     async def test() -> None:
         async with http_serving(says(report("f03a.answer.txt"))) as s:

@@ -34,6 +34,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
 
 def test_gptqmodel_names_the_method_twice() -> None:
     settings = report("f09a.quantization_config.json")
+    assert report("f09a.expect.json")["read_as"].startswith("the same without the key method")
     once = {key: value for key, value in settings.items() if key != "method"}
     assert parse(settings) == parse(once)
     with pytest.raises(ConfigError, match="method is 'awq'; it must be the same as quant_method, 'gptq'"):

@@ -341,7 +341,7 @@ MEASURED = """
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to see the peak of resident memory")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_peak_memory_is_the_model_the_largest_tensor_and_a_constant(tmp_path: Path, dtype: str) -> None:
-    """About 600 MB of float32 weights in three shards; the bound is the issue's, VmHWM counts the libraries too."""
+    """About 600 MB of float32 weights in three shards; VmHWM counts the libraries too."""
     source = write_small_llama(tmp_path / "hf", layers=11, hidden=1024, mlp=3328)
     tensors = load_file(source / "model.safetensors")
     total = sum(array.nbytes for array in tensors.values())

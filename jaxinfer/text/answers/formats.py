@@ -75,13 +75,13 @@ class AnswerFormat(NamedTuple):
             return end.rfind(tags.open) > end.rfind(tags.close)
         return end.endswith(tags.open) or (self.unopened and not end.endswith(tags.close))
 
-    def splitter(self, *, begun: bool, tools: Collection[str] | None = None, whole: bool = False) -> ReasoningSplitter:
-        """What tells reasoning from answer, for one answer. Raises ValueError where the model writes no reasoning.
-
-        Arguments are those of AnswerParser. Its `answering` says whether the answer has begun.
-        """
+    def splitter(
+        self, *, tools: Collection[str] | None, begun: bool = False, whole: bool = False
+    ) -> ReasoningSplitter | None:
+        """What tells reasoning from answer, for one answer; None where the model writes no reasoning. Arguments are
+        those of AnswerParser."""
         if self.tags is None:
-            raise ValueError("this format has no reasoning")
+            return None
         calls = CALL_FORMATS.get(self.tool_calls) if tools is not None else None
         new_calls = None if calls is None else partial(calls, tools or (), whole=True)
         return ReasoningSplitter(self.tags, begun=begun, new_calls=new_calls, whole=whole)
@@ -100,15 +100,10 @@ class AnswerParser:
         self, form: AnswerFormat, *, tools: Collection[str] | None, begun: bool = False, whole: bool = False
     ) -> None:
         calls = CALL_FORMATS.get(form.tool_calls) if tools is not None else None
-        self._reasoning = None if form.tags is None else form.splitter(begun=begun, tools=tools, whole=whole)
+        self._reasoning = form.splitter(tools=tools, begun=begun, whole=whole)
         self._calls = None if calls is None else calls(tools or (), whole=whole)
         self._after_space = False  # the text so far ends in white space
         self._space: list[str] = []  # further white space, which no parser has seen yet
-
-    @property
-    def trivial(self) -> bool:
-        """All text is content."""
-        return self._reasoning is None and self._calls is None
 
     @property
     def reasoning(self) -> bool:
@@ -125,16 +120,6 @@ class AnswerParser:
         """No text waits for more: all of it was told, or recognised as a tag."""
         parsers = (self._reasoning, self._calls)
         return not self._space and all(parser is None or parser.settled for parser in parsers)
-
-    @property
-    def answering(self) -> bool:
-        """Whether the reasoning is over, or there is none; see ReasoningSplitter."""
-        return self._reasoning is None or self._reasoning.answering
-
-    @property
-    def splitter(self) -> ReasoningSplitter | None:
-        """What tells reasoning from answer; None where the format has no reasoning."""
-        return self._reasoning
 
     def push(self, text: str) -> list[Event]:
         events: list[Event] = []

@@ -40,7 +40,7 @@ class ReasoningSplitter:
     """Takes reasoning off the front of a text; what `push` and `finish` return is the answer, for the next parser.
 
     White space around the reasoning belongs to neither. Whoever wants to know which text is answer, as it comes, needs
-    this class alone: pushes the text, uses what is returned, and finds in `answering` whether the reasoning is over.
+    this class alone: pushes the text and uses what is returned.
 
     begun: the prompt already ends with the opening tag.
     new_calls: makes a parser of the tool calls that the answer may have, for a whole text. A call ends a reasoning that
@@ -61,6 +61,7 @@ class ReasoningSplitter:
         self._tags = tags
         self._new_calls, self._whole = new_calls, whole
         self._call_tags = () if new_calls is None else new_calls().tags
+        self._last_characters = frozenset(close[-1] for close in tags.closes)
         self._buffer = ""
         self._pieces: list[str] = []  # in the state "unopened", what follows the buffer
         self._state = "reasoning" if begun else "start"
@@ -79,6 +80,14 @@ class ReasoningSplitter:
     def answering(self) -> bool:
         """Whether the reasoning is over, or there is none: all further text is answer."""
         return self._state == "rest"
+
+    def reasons_until(self, text: str, start: int) -> int:
+        """Up to which position of the text that comes next, text[start:], no tag can be complete that ends the
+        reasoning; `start` outside of one."""
+        if not self.reasoning:
+            return start
+        found = (text.find(character, start) for character in self._last_characters)
+        return min((position for position in found if position >= 0), default=len(text))
 
     @property
     def undecided(self) -> int:

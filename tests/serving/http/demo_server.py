@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 FLAGS = ("--max-num-seqs=4", "--max-num-batched-tokens=16", "--max-model-len=512", "--num-pages=64")
 TEMPLATE = (
     "{{- bos_token }}"
-    "{%- if tools %}<|system|>{{ tools | tojson }} <tool_call><|end|>{%- endif %}"
+    '{%- if tools %}<|system|>{{ tools | tojson }} <tool_call>{"name": "f"}</tool_call><|end|>{%- endif %}'
     "{%- if documents %}<|system|>{{ documents | tojson }}<|end|>{%- endif %}"
     "{%- if style is defined %}<|system|>{{ style }}<|end|>{%- endif %}"
     "{%- for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{%- endfor %}"

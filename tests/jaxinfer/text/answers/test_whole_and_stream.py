@@ -143,11 +143,11 @@ def test_reasoning_streams_up_to_what_may_be_a_call() -> None:
     parser = AnswerParser(AnswerFormat("hermes", "think"), tools=TOOLS, begun=True)
     assert [event.text for event in parser.push("I think. <tool_")] == ["I think."]
     assert [event.text for event in parser.push("call> is")] == [" <tool_call>", " is"]
-    assert not parser.answering
+    assert parser.reasoning
     parser.push(f" {CALL} and ")
-    assert not parser.answering  # the reasoning may still be closed
+    assert parser.reasoning  # the reasoning may still be closed
     assert parser.push("so</think>")[0].text == f" {CALL} and so"
-    assert parser.answering
+    assert not parser.reasoning
 
 
 @BOTH
