@@ -72,13 +72,14 @@ class Ledger:
         self._closing, self._deadline = False, 0.0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._look()
             self._lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._open()
         except BlockingIOError as error:
             raise LedgerError(f"the {what} {path} is kept by another process") from error
         except ForeignFile as error:
-            raise LedgerError(f"the {what} {path} holds lines that no ledger wrote; give another file") from error
+            raise LedgerError(f"the {what} {path} holds lines of another kind; give another file") from error
         except OSError as error:
             raise LedgerError(f"the {what} {path} cannot be written: {error.strerror or error}") from error
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -158,6 +159,13 @@ class Ledger:
             os.rename(self.path, self.path.with_name(f"{self.path.name}.{number:06d}"))
         self._open()
         full.close()
+
+    def _look(self) -> None:
+        """What cannot be kept leaves nothing behind, not even a lock."""
+        if self.path.exists() and not self.path.is_file():
+            raise LedgerError(f"the {self._what} {self.path} is no file; it must be one that can be appended to")
+        with contextlib.closing(AppendFile(self.path)) as file:
+            file.whole(_is_line)
 
     def _open(self) -> None:
         file = AppendFile(self.path)

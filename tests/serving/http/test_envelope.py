@@ -293,12 +293,12 @@ def test_options_have_vllms_names_and_form():
     ("options", "words"),
     [
         (["--allowed-origins", '["https://a.b/"]'], "--allowed-origins has 'https://a.b/'; each must be"),
-        (["--allowed-origins", "[5]"], "'[5]' is no JSON list of strings"),
-        (["--allowed-origins", '["x"'], "is no JSON list of strings"),
+        (["--allowed-origins", "[5]"], "--allowed-origins is '[5]'; it must be a JSON list of strings"),
+        (["--allowed-origins", '["x"'], "it must be a JSON list of strings"),
         (["--allowed-methods", '["A B"]'], "--allowed-methods has 'A B'"),
         (["--allowed-headers", '["a:"]'], "--allowed-headers has 'a:'"),
-        (["--http-keep-alive", "-1"], "'-1' is no number of seconds"),
-        (["--http-keep-alive", "nan"], "'nan' is no number of seconds"),
+        (["--http-keep-alive", "-1"], "'-1'; it must be a number of seconds"),
+        (["--http-keep-alive", "nan"], "'nan'; it must be a number of seconds"),
     ],
 )
 def test_settings_that_cannot_be_are_named(tmp_path, capsys, options, words):
