@@ -45,7 +45,8 @@ _EVENTS = (
 )
 
 
-def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS) -> App:
+def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, closing: bool = False) -> App:
+    """closing: every answer says that its connection ends with it."""
     reader = BodyReader(max_body_bytes)
     information = Information(api)
     routes = [Route(path, Generate(api, reader, path), methods=["POST"]) for path in ENDPOINTS]
@@ -70,7 +71,7 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS) -> App:
     app.router.redirect_slashes = False
     client = api.client
     paths = frozenset(route.path for route in routes if len(route.path) > 1 and "{" not in route.path)
-    return enveloped(app, paths, lambda: client.draining or client.failing, cors)
+    return enveloped(app, paths, lambda: closing or client.draining or client.failing, cors)
 
 
 class Generate:

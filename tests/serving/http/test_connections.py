@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from typing import Any
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from jaxinfer.messages import Abort, Drain
 from serving.http import body, protocol
 from serving.http.completions import CompletionReply
+from serving.http.errors import ApiError
 from serving.server import ServerError
 from tests.fakes import FakeOptions
 from tests.serving.harness import collect, greedy, make_server, run, until
@@ -195,6 +197,29 @@ def test_the_end_of_the_grace_period_is_an_error_in_the_stream():
             *_, failed, done = await running
             assert done == "[DONE]"
             assert "its grace period is over" in failed["error"]["message"]
+
+    run(test())
+
+
+def test_a_body_that_has_not_come_when_the_door_closes_is_refused_as_any_other_new_work():
+    """uvicorn cancels the task of a request that outlasts the door, and would answer it in its own words."""
+
+    async def test():
+        never = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            await never.wait()
+            raise AssertionError
+
+        scope = {"headers": [(b"content-type", b"application/json"), (b"content-length", b"9")]}
+        reader = body.BodyReader(1000)
+        reading = asyncio.create_task(reader.read(scope, receive))
+        await asyncio.sleep(0)
+        reading.cancel("timeout graceful shutdown exceeded")
+        with pytest.raises(ApiError, match="shutting down") as refused:
+            await reading
+        assert refused.value.status == 503
+        assert dict(refused.value.headers)[b"retry-after"] == b"1"
 
     run(test())
 
