@@ -6,6 +6,7 @@ A request's field either takes effect or is refused: `tests/serving/test_every_f
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from serving import request as door
 from serving.faults import renamed
 from serving.json_weight import MAX_WEIGHT, is_too_heavy
 from serving.request import ChatPrompt, GenerationRequest, ModelContext, PreparedRequest, TextPrompt, TokenPrompt
+
+_MAX_BIAS = 100.0  # vLLM's and OpenAI's
 
 
 def prepare(request: pb.GenerateRequest, context: ModelContext) -> PreparedRequest:
@@ -87,6 +90,11 @@ def check_entries(name: str, values: Any) -> None:
     """Before anything is made of them: a message can hold millions."""
     if len(values) > MAX_TOKEN_LIST:
         raise InvalidRequest(name, f"{len(values)} entries", f"at most {MAX_TOKEN_LIST} are allowed")
+
+
+def within_bias(value: float) -> float:
+    """A bias as far as it can matter, as in vLLM; NaN stays, to be refused."""
+    return value if math.isnan(value) else min(_MAX_BIAS, max(-_MAX_BIAS, value))
 
 
 def _chat(chat: pb.Chat) -> ChatPrompt:

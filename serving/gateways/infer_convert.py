@@ -20,7 +20,7 @@ from serving.http.logprobs import Spelling, ranked
 from serving.pace import Pace
 from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
 from serving.stream import GenerationStream, News, Piece
-from serving.validation import json_object, refuse_unknown_fields
+from serving.validation import json_object, refuse_unknown_fields, within_bias
 
 DEFAULT_TOKENS = 16  # of the answer, as vLLM's SamplingParams has it
 MAX_ID = 100  # characters
@@ -220,7 +220,7 @@ def _integers(value: Any) -> tuple[int, ...]:
 def _bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise ValueError
-    return {_integer(token): _number(bias) for token, bias in value.items()}
+    return {_integer(token): within_bias(_number(bias)) for token, bias in value.items()}
 
 
 _KINDS: Mapping[Callable[[Any], Any], tuple[str, tuple[str, ...]]] = {

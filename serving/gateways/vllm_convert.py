@@ -17,7 +17,7 @@ from serving.pace import Pace
 from serving.replies import tokens_per_message
 from serving.request import GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt
 from serving.stream import GenerationStream, News, Piece
-from serving.validation import check_entries, plain_list, refuse_unknown_fields
+from serving.validation import check_entries, plain_list, refuse_unknown_fields, within_bias
 
 # The doors' shared names -> this protocol's, for errors.
 NAMES: Mapping[str, str] = {"token_ids": "tokenized.input_ids", "prompt": "input"}
@@ -101,7 +101,7 @@ def sampling(params: pb.SamplingParams, context: ModelContext) -> dict[str, Any]
         "stop_token_ids": plain_list("stop_token_ids", params.stop_token_ids),
     }
     check_entries("logit_bias", params.logit_bias)
-    given["logit_bias"] = dict(params.logit_bias)
+    given["logit_bias"] = {token: within_bias(bias) for token, bias in params.logit_bias.items()}
     if params.stop:
         given["stop"] = plain_list("stop", params.stop)
     if params.include_stop_str_in_output:

@@ -13,9 +13,9 @@ from jaxinfer.text import ChatTemplateError
 from serving.faults import renamed
 from serving.http.models import MAX_PROMPTS, CompletionRequest, Sampling, StreamOptions, TextSampling
 from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
+from serving.validation import within_bias
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's
-MAX_BIAS = 100.0
 
 # Fields that are SamplingParams' own, name for name.
 _SAMPLING = (
@@ -63,8 +63,7 @@ def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
     for token in bias:
         if not (token.isascii() and token.isdigit() and len(token) < 11):
             raise InvalidRequest("logit_bias", token, "keys must be token ids")
-    # As far as a bias can matter, as in vLLM.
-    return {int(token): min(MAX_BIAS, max(-MAX_BIAS, value)) for token, value in bias.items()}
+    return {int(token): within_bias(value) for token, value in bias.items()}
 
 
 def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **more: Any) -> GenerationRequest:

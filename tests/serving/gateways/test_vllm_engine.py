@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
+import math
 import zipfile
 
 import grpc
@@ -139,7 +140,7 @@ SAMPLING = {
     "prompt_logprobs": (1, 1),
     "seed": (2, ...),  # in Submit.seed
     "include_stop_str_in_output": (True, True),
-    "logit_bias": ({5: 1.5}, {5: 1.5}),
+    "logit_bias": ({5: 1.5, 6: 250.0, 7: -math.inf}, {5: 1.5, 6: 100.0, 7: -100.0}),
     "truncate_prompt_tokens": (2, 2),
     "grammar_from_first_token": (True, None),
     "json_schema": ("{}", None),
@@ -219,6 +220,7 @@ BAD = {
     "nan": (generate(temperature=float("nan")), ["temperature is nan", "0 to 100"]),
     "n": (generate(n=65), ["n is 65", "from 1 to 64"]),
     "logprobs": (generate(logprobs=21), ["logprobs is 21", "from 0 to 20"]),
+    "bias nan": (generate(logit_bias={1: math.nan}), ["logit_bias is nan", "from -100 to 100"]),
     "bias": (generate(logit_bias={-1: 1.0}), ["logit_bias is -1", "token ids"]),
     "truncate": (generate(truncate_prompt_tokens=0), ["truncate_prompt_tokens is 0", "positive"]),
     "stop": (generate(stop=[""]), ["stop is ''", "1 to 1024"]),
