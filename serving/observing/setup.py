@@ -36,9 +36,10 @@ class Observing:
         self.recorder.refusal_sinks.append(refusal_log(content=config.log_content))
         self.tracer = None if config.otlp_endpoint is None else Tracer.sending_to(config.otlp_endpoint)
         _check_apart(config.ledger, config.audit)
-        self.ledger = None if config.ledger is None else Ledger(config.ledger, config.ledger_max_bytes)
+        most = config.ledger_max_bytes
+        self.ledger = None if config.ledger is None else Ledger(config.ledger, most, mark="request_id")
         try:
-            self.audit = None if config.audit is None else Ledger(config.audit, config.ledger_max_bytes, "audit log")
+            self.audit = None if config.audit is None else Ledger(config.audit, most, "audit log", mark="event")
         except LedgerError:
             if self.ledger is not None:
                 self.ledger.close()

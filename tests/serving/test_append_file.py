@@ -141,6 +141,20 @@ def test_what_is_no_file_is_refused_and_no_lock_is_left(tmp_path):
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_lines_of_json_that_are_others_are_left_alone(tmp_path):
+    """A file of data, and one file given for the other."""
+    for content, config in (
+        (b'{"text": "a"}\n{"text": "b"', ObservingConfig(ledger=tmp_path / "f")),
+        (b'{"time": "", "event": "refused"}\n', ObservingConfig(ledger=tmp_path / "f")),
+        (b'{"time": "", "request_id": "a"}\n', ObservingConfig(audit=tmp_path / "f")),
+    ):
+        (tmp_path / "f").write_bytes(content)
+        with pytest.raises(LedgerError, match="holds lines of another kind"):
+            Observing(config)
+        assert (tmp_path / "f").read_bytes() == content
+        assert os.listdir(tmp_path) == ["f"]
+
+
 def test_ledger_and_audit_log_need_a_file_each(tmp_path):
     (tmp_path / "same").symlink_to("f")
     for other in ("f", "same"):
