@@ -61,8 +61,8 @@ def entry(record: RequestRecord) -> dict[str, Any]:
 class Ledger:
     """Appends to `path`; one process at a time. Raises LedgerError when it cannot. `close` writes what is left.
 
-    what: the file's name in messages; the audit log is kept in the same way. mark: a field that its lines have and those
-    of other files do not."""
+    what: the file's name in messages; the audit log is kept in the same way. mark: a field that its lines have and
+    those of other files do not."""
 
     def __init__(
         self, path: Path, max_bytes: int = MAX_BYTES, what: str = "usage ledger", mark: str | None = None

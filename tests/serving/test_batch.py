@@ -131,7 +131,7 @@ def test_an_engine_that_fails_leaves_the_rest_for_another_run(model, tmp_path):
         tmp_path / "in.jsonl", *(request(str(i), prompt="x", temperature=0, max_tokens=10) for i in range(30))
     )
     output = tmp_path / "out.jsonl"
-    failed = run(model, source, output, crash_at_step=35)
+    failed = run(model, source, output, crash_at_step=35, step_seconds=0.01)  # time to write what is done
     assert failed.returncode == 1
     assert "requests are left; the same command goes on with them" in failed.stderr.splitlines()[-1]
     assert 0 < len(read(output)) < 30

@@ -54,6 +54,9 @@ def test_unknown_paths_methods_and_bodies():
             squeezed = await post("/v1/completions", content=b"x", headers={**JSON, "content-encoding": "gzip"})
             assert error(squeezed, 415)["param"] == "Content-Encoding"
             assert error(await post("/v1/completions", content=b"{", headers=JSON), 400)["code"] == "invalid_json"
+            for nothing in (b"", b" \n"):
+                empty = error(await post("/v1/completions", content=nothing, headers=JSON), 400)
+                assert (empty["code"], empty["message"]) == ("invalid_json", "the body is not JSON: it is empty")
             long = json.dumps({"prompt": "x" * 10_000}).encode()
             assert error(await post("/v1/completions", content=long, headers=JSON), 413)["code"] == "body_too_large"
 
