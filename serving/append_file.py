@@ -65,17 +65,22 @@ class AppendFile:
         os.fsync(self.descriptor)
 
     def cut_tail(self, is_line: Callable[[bytes], bool]) -> int:
-        """Cuts off what stands behind the last line that is one; how many bytes that was.
+        """Cuts off what stands behind the last line that is one; how many bytes that was. Raises as `whole` does."""
+        size = self.size
+        good = self.whole(is_line)
+        if good < size:
+            self.cut(good)
+        return size - good
+
+    def whole(self, is_line: Callable[[bytes], bool]) -> int:
+        """Bytes up to the end of the last line that is one; the file stays as it is.
 
         Raises ForeignFile where no line of the file is one and it is more than the torn beginning of one."""
         size = self.size
         good = _end_of_lines(self.descriptor, size, is_line)
-        if good == size:
-            return 0
-        if good == 0 and not _may_be_torn(os.pread(self.descriptor, MAX_LINE, 0)):
+        if size and good == 0 and not _may_be_torn(os.pread(self.descriptor, MAX_LINE, 0)):
             raise ForeignFile
-        self.cut(good)
-        return size - good
+        return good
 
     def sync(self) -> None:
         """What was appended survives a power cut."""

@@ -21,6 +21,7 @@ import msgspec
 
 from serving import json_text
 from serving.append_file import AppendFile
+from serving.faults import together
 from serving.http.api import ENDPOINTS, Api
 from serving.http.errors import ApiError, from_refusal, invalid
 from serving.status import Refusal
@@ -62,6 +63,8 @@ def read_input(path: Path) -> list[Entry]:
     lines: dict[str, int] = {}
     try:
         with path.open("rb") as file:
+            if not file.seekable():
+                raise BatchError(f"cannot read {path}: it is no file, and is read twice")
             offset = 0
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -83,14 +86,15 @@ def _check(where: str, line: bytes) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         shape = '{"custom_id": ..., "method": "POST", "url": ..., "body": {...}}'
         raise BatchError(f"{where}: {error}; it must be {shape}") from error
+    faults: list[str] = []
     if not 0 < len(request.custom_id) <= MAX_CUSTOM_ID:
-        raise BatchError(
-            f"{where}: custom_id has {len(request.custom_id)} characters; 1 to {MAX_CUSTOM_ID} are allowed"
-        )
+        faults.append(f"custom_id has {len(request.custom_id)} characters; 1 to {MAX_CUSTOM_ID} are allowed")
     if request.method != "POST":
-        raise BatchError(f"{where}: method is {request.method!r}; it must be POST")
+        faults.append(f"method is {request.method!r}; it must be POST")
     if request.url not in ENDPOINTS:
-        raise BatchError(f"{where}: url is {request.url!r}; it must be one of {', '.join(ENDPOINTS)}")
+        faults.append(f"url is {request.url!r}; it must be one of {', '.join(ENDPOINTS)}")
+    if faults:
+        raise BatchError(f"{where}: {together(faults)}")
     return request.custom_id
 
 

@@ -89,15 +89,17 @@ class InferenceServicer(pb_grpc.InferenceServicer):
     # -- text -----------------------------------------------------------------------------------------------------
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
-        try:
-            return await self._off_loop(request, lambda model: _tokenize(request, model))
-        except (Refusal, *BAD_INPUT) as error:
-            await refuse(context, error)
+        return await self._text("Tokenize", request, context, lambda model: _tokenize(request, model))
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
+        return await self._text("Detokenize", request, context, lambda model: _detokenize(request, model))
+
+    async def _text(self, call: str, request: Message, context: Context, work: Callable[[ModelContext], T]) -> T:
         try:
-            return await self._off_loop(request, lambda model: _detokenize(request, model))
+            return await self._off_loop(request, work)
         except (Refusal, *BAD_INPUT) as error:
+            code = error.code if isinstance(error, Refusal) else grpc.StatusCode.INVALID_ARGUMENT
+            self._client.recorder.refused(Origin("grpc", call), code.name, error)
             await refuse(context, error)
 
     # -- information ----------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import math
 from serving.http.door import KEEP_ALIVE_SECONDS, HttpConfig
 from serving.http.envelope import CorsConfig, CorsError
 
+_LIST = "it must be a JSON list of strings, as '[\"*\"]'"
+
 
 def add_http_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("HTTP (docs/http.md)")
@@ -60,10 +62,10 @@ def _strings(text: str) -> list[str]:
     try:
         found = json.loads(text) if text.lstrip().startswith(("[", '"')) else text
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON list of strings: {error}") from error
+        raise argparse.ArgumentTypeError(f"{_LIST} ({error})") from error
     found = [found] if isinstance(found, str) else found
     if not isinstance(found, list) or not all(isinstance(each, str) and each for each in found):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON list of strings")
+        raise argparse.ArgumentTypeError(_LIST)
     return found
 
 
@@ -73,5 +75,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = -1.0
     if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 0 or more")
+        raise argparse.ArgumentTypeError("it must be a number of seconds, 0 or more")
     return value

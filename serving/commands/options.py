@@ -19,6 +19,7 @@ from serving.observing.ledger import MAX_BYTES
 from serving.observing.logs import LEVELS, LogFormat
 from serving.observing.metrics import PREFIXES
 from serving.observing.setup import ObservingConfig
+from serving.observing.tracing import ENDPOINT, is_endpoint
 
 _NONE = "none"
 _LENGTH = "the model's context, or what the KV pool holds"
@@ -150,8 +151,17 @@ def add_observing_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--audit-log", type=Path, metavar="FILE", help="a line of JSON for each admin call and refusal")
     group.add_argument(
-        "--otlp-traces-endpoint", metavar="URL", help="send a span for each request; needs jaxinfer[otel]"
+        "--otlp-traces-endpoint",
+        type=_endpoint,
+        metavar="URL",
+        help="send a span for each request; needs jaxinfer[otel]",
     )
+
+
+def _endpoint(text: str) -> str:
+    if not is_endpoint(text):
+        raise argparse.ArgumentTypeError(ENDPOINT)
+    return text
 
 
 def observing_config(arguments: argparse.Namespace) -> ObservingConfig:

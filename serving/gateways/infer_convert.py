@@ -13,6 +13,7 @@ from typing import Any
 from jaxinfer.sampling_params import InvalidRequest, clamped_bias
 from jaxinfer.text import Tokenizer
 from protos.open_inference import grpc_service_pb2 as pb
+from serving.faults import Gathering
 from serving.gateways import tensors
 from serving.gateways.tensors import VECTOR, Spec
 from serving.http.logprobs import Spelling, ranked
@@ -242,22 +243,52 @@ NAMES = {"token_ids": "input_ids", "prompt": "text_input", "priority": "paramete
 }
 
 
+# Names of vLLM's that ask for nothing with these values, which clients of Triton's backend write out.
+_NEUTRAL: Mapping[str, bool | int] = {
+    "use_beam_search": False,
+    "early_stopping": False,
+    "length_penalty": 1,
+    "best_of": 1,
+    "detokenize": True,
+    "spaces_between_special_tokens": True,
+}
+
+
 def _sampling(inputs: Mapping[str, Sequence[Any]], loose: Mapping[str, Any]) -> dict[str, Any]:
     given = loose
     if "sampling_parameters" in inputs:
         given = json_object("sampling_parameters", _text(inputs, "sampling_parameters"))
     found = {}
+    gathering = Gathering()
     for name, value in given.items():
-        if name not in _READERS:
-            raise InvalidRequest("sampling_parameters", name, f"the names are {sorted(_READERS)}")
-        if value is None:
-            continue
-        read, what = _READERS[name]
-        try:
-            found[name] = read(value)
-        except (ValueError, OverflowError) as error:
-            raise InvalidRequest(f"sampling_parameters.{name}", value, f"it must be {what}") from error
+        with gathering:
+            if name in _NEUTRAL:
+                _check_neutral(name, value)
+            elif name not in _READERS:
+                raise InvalidRequest("sampling_parameters", name, f"the names are {', '.join(sorted(_READERS))}")
+            elif value is not None:
+                found[name] = _read(name, value)
+    gathering.done()
     return found
+
+
+def _read(name: str, value: Any) -> Any:
+    read, what = _READERS[name]
+    try:
+        return read(value)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(f"sampling_parameters.{name}", value, f"it must be {what}") from error
+
+
+def _check_neutral(name: str, value: Any) -> None:
+    """Numbers and booleans may be strings, as everywhere here."""
+    neutral = _NEUTRAL[name]
+    try:
+        same = value is None or (_boolean(value) if isinstance(neutral, bool) else _number(value)) == neutral
+    except ValueError:
+        same = False
+    if not same:
+        raise InvalidRequest(f"sampling_parameters.{name}", value, f"only {neutral} is supported")
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

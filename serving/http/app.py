@@ -45,13 +45,14 @@ _EVENTS = (
 )
 
 
-def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS) -> App:
+def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, closing: bool = False) -> App:
+    """closing: every answer says that its connection ends with it."""
     reader = BodyReader(max_body_bytes)
     information = Information(api)
     routes = [Route(path, Generate(api, reader, path), methods=["POST"]) for path in ENDPOINTS]
     routes += [
-        Route("/tokenize", Answer(reader, api.tokenize), methods=["POST"]),
-        Route("/detokenize", Answer(reader, api.detokenize), methods=["POST"]),
+        Route("/tokenize", Answer(api, reader, "/tokenize", api.tokenize), methods=["POST"]),
+        Route("/detokenize", Answer(api, reader, "/detokenize", api.detokenize), methods=["POST"]),
         Route("/v1/models", information.models, methods=["GET"]),
         Route("/v1/models/{name:path}", information.model, methods=["GET"]),
         Route("/health", information.health, methods=["GET"]),
@@ -70,7 +71,7 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS) -> App:
     app.router.redirect_slashes = False
     client = api.client
     paths = frozenset(route.path for route in routes if len(route.path) > 1 and "{" not in route.path)
-    return enveloped(app, paths, lambda: client.draining or client.failing, cors)
+    return enveloped(app, paths, lambda: closing or client.draining or client.failing, cors)
 
 
 class Generate:
@@ -147,8 +148,10 @@ def _request_id(reply: Reply) -> tuple[bytes, bytes]:
 class Answer:
     """An endpoint that makes one JSON object out of a body."""
 
-    def __init__(self, reader: BodyReader, work: Callable[[bytes], Awaitable[dict[str, Any]]]) -> None:
-        self._reader, self._work = reader, work
+    def __init__(
+        self, api: Api, reader: BodyReader, path: str, work: Callable[[bytes], Awaitable[dict[str, Any]]]
+    ) -> None:
+        self._api, self._reader, self._path, self._work = api, reader, path, work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -156,6 +159,7 @@ class Answer:
         except ClientGone:
             return
         except ApiError as error:
+            self._api.client.recorder.refused(Origin("http", self._path), str(error.status), error)
             await send_error(send, error)
 
 
@@ -220,7 +224,8 @@ class Information:
 
     async def explain(self, request: Request) -> Response:
         name = request.path_params["name"]
-        found = self._api.client.recorder.explain(name)
+        explain = self._api.client.recorder.explain
+        found = explain(name) or explain(name.rstrip("/"))
         if found is None:
             shown = repr(name if len(name) <= MAX_REQUEST_ID else name[:MAX_REQUEST_ID] + "...")
             message = f"request_id is {shown}; it is neither alive nor among the last {RECENT} requests"

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from serving.http.errors import ApiError
-from serving.status import DEFAULT_RETRY_MS
+from serving.http.errors import ApiError, from_refusal
+from serving.status import DEFAULT_RETRY_MS, unavailable
 
 BODY_SECONDS = 60.0
 _MAX_READING = 16  # bodies of the largest size, by all clients at a time
@@ -57,6 +57,11 @@ class BodyReader:
             message_text = f"the request's body did not come within {self.seconds:g} s"
             closing = ((b"connection", b"close"),)
             raise ApiError(408, message_text, headers=closing, reason="the body did not come in time") from None
+        except asyncio.CancelledError:  # the door closes and has waited long enough
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            raise from_refusal(unavailable("the server is shutting down")) from None
         finally:
             self._reading -= size
 

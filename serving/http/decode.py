@@ -43,7 +43,8 @@ def decode(body: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         request = _with_whole_numbers(error, body, kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise invalid(None, f"the body is not JSON: {error}", "invalid_json") from error
+        said = str(error) if body.strip() else "it is empty"
+        raise invalid(None, f"the body is not JSON: {said}", "invalid_json") from error
     except RecursionError as error:
         raise invalid(None, "the body is nested too deeply", "invalid_json") from error
     refuse(request)

@@ -71,7 +71,7 @@ class HttpDoor:
         settings = settings or HttpConfig()
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's malformed request is no warning of ours
         config = uvicorn.Config(
-            make_app(api, max_body_bytes, settings.cors),
+            make_app(api, max_body_bytes, settings.cors, closing=settings.keep_alive_seconds == 0),
             http=BoundedProtocol,
             ws="none",
             lifespan="off",

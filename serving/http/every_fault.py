@@ -42,7 +42,8 @@ def every_fault(body: bytes, kind: type[T], first: ApiError, check: Callable[[T]
         changed = [_mend(value, path, kind) for path in paths]
         if not news or not all(changed):
             break
-        mended |= {_top(path) for path in paths}
+        # A name that nobody knows is nothing that others need, and may be a word of their sentences ("a", "list").
+        mended |= {_top(path) for path in paths} & set(kind.__struct_fields__)
     return all_of(found) if len(found) > 1 else first
 
 

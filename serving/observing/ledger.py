@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import json_text
-from serving.append_file import AppendFile, ForeignFile
+from serving.append_file import MAX_LINE, AppendFile, ForeignFile
 from serving.observing.logs import milliseconds
 from serving.observing.record import RequestRecord
 
@@ -61,10 +61,13 @@ def entry(record: RequestRecord) -> dict[str, Any]:
 class Ledger:
     """Appends to `path`; one process at a time. Raises LedgerError when it cannot. `close` writes what is left.
 
-    what: the file's name in messages; the audit log is kept in the same way."""
+    what: the file's name in messages; the audit log is kept in the same way. mark: a field that its lines have and
+    those of other files do not."""
 
-    def __init__(self, path: Path, max_bytes: int = MAX_BYTES, what: str = "usage ledger") -> None:
-        self.path, self._what = path, what
+    def __init__(
+        self, path: Path, max_bytes: int = MAX_BYTES, what: str = "usage ledger", mark: str | None = None
+    ) -> None:
+        self.path, self._what, self._mark = path, what, mark
         self.written = self.lost = 0
         self._max_bytes = max_bytes
         self._pending: deque[bytes] = deque()
@@ -72,13 +75,14 @@ class Ledger:
         self._closing, self._deadline = False, 0.0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._look()
             self._lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._open()
         except BlockingIOError as error:
             raise LedgerError(f"the {what} {path} is kept by another process") from error
         except ForeignFile as error:
-            raise LedgerError(f"the {what} {path} holds lines that no ledger wrote; give another file") from error
+            raise LedgerError(f"the {what} {path} holds lines of another kind; give another file") from error
         except OSError as error:
             raise LedgerError(f"the {what} {path} cannot be written: {error.strerror or error}") from error
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -158,6 +162,16 @@ class Ledger:
             os.rename(self.path, self.path.with_name(f"{self.path.name}.{number:06d}"))
         self._open()
         full.close()
+
+    def _look(self) -> None:
+        """What cannot be kept leaves nothing behind, not even a lock."""
+        if self.path.exists() and not self.path.is_file():
+            raise LedgerError(f"the {self._what} {self.path} is no file; it must be one that can be appended to")
+        with contextlib.closing(AppendFile(self.path)) as file:
+            file.whole(_is_line)
+            first = os.pread(file.descriptor, MAX_LINE, 0).partition(b"\n")[0]
+            if self._mark is not None and _is_line(first) and self._mark not in json.loads(first):
+                raise ForeignFile
 
     def _open(self) -> None:
         file = AppendFile(self.path)

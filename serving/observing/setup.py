@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.observing.ledger import MAX_BYTES, Ledger
+from serving.observing.ledger import MAX_BYTES, Ledger, LedgerError
 from serving.observing.logs import log_access
 from serving.observing.metrics import Metrics, Values
 from serving.observing.recorder import Recorder
@@ -35,8 +35,15 @@ class Observing:
         self.recorder = Recorder(Metrics(config.metrics_prefix), log_content=config.log_content)
         self.recorder.refusal_sinks.append(refusal_log(content=config.log_content))
         self.tracer = None if config.otlp_endpoint is None else Tracer.sending_to(config.otlp_endpoint)
-        self.ledger = None if config.ledger is None else Ledger(config.ledger, config.ledger_max_bytes)
-        self.audit = None if config.audit is None else Ledger(config.audit, config.ledger_max_bytes, "audit log")
+        _check_apart(config.ledger, config.audit)
+        most = config.ledger_max_bytes
+        self.ledger = None if config.ledger is None else Ledger(config.ledger, most, mark="request_id")
+        try:
+            self.audit = None if config.audit is None else Ledger(config.audit, most, "audit log", mark="event")
+        except LedgerError:
+            if self.ledger is not None:
+                self.ledger.close()
+            raise
         if self.ledger is not None:
             self.recorder.sinks.append(self.ledger)
             self.recorder.metrics.sources.append(_lines("ledger_lines_total", self.ledger))
@@ -50,6 +57,11 @@ class Observing:
         for part in (self.ledger, self.audit, self.tracer):
             if part is not None:
                 await asyncio.to_thread(part.close)
+
+
+def _check_apart(ledger: Path | None, audit: Path | None) -> None:
+    if ledger is not None and audit is not None and ledger.resolve() == audit.resolve():
+        raise LedgerError(f"the usage ledger and the audit log are both {ledger}; they need a file each")
 
 
 def _lines(name: str, ledger: Ledger) -> Callable[[], dict[str, Values]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from serving.observing.record import RequestRecord
 
@@ -17,11 +18,29 @@ if TYPE_CHECKING:
 TRACE_HEADERS = ("traceparent", "tracestate")
 _NANOSECONDS = 1_000_000_000
 _CLOSE_SECONDS = 3.0
+ENDPOINT = "it must be the gRPC address of a collector, such as http://localhost:4317"
 _LOG = logging.getLogger("serving.observing")
 
 
 class TracingError(Exception):
     """Traces cannot be sent: one sentence."""
+
+
+def is_endpoint(text: str) -> bool:
+    """Whether the exporter can send there; it takes any text and fails later.
+
+    What OTLP's specification and gRPC know: http, https or grpc with a host and perhaps a port; HOST:PORT; unix:PATH. A
+    path is of OTLP over HTTP, which is not spoken here.
+    """
+    if text.startswith("unix:"):
+        return text != "unix:"
+    parts = urlsplit(text if "://" in text else f"grpc://{text}")
+    try:
+        complete = bool(parts.hostname) and ("://" in text or parts.port is not None) and parts.port != 0
+    except ValueError:  # the port
+        return False
+    odd = parts.path not in ("", "/") or parts.query or parts.fragment or any(letter.isspace() for letter in text)
+    return parts.scheme in ("http", "https", "grpc") and complete and not odd
 
 
 class Tracer:
@@ -39,6 +58,8 @@ class Tracer:
     @classmethod
     def sending_to(cls, endpoint: str) -> Tracer:
         """endpoint: an OTLP collector's gRPC address, as http://localhost:4317. Raises TracingError."""
+        if not is_endpoint(endpoint):
+            raise TracingError(f"otlp_endpoint is {endpoint!r}; {ENDPOINT}")
         try:
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource

@@ -20,6 +20,7 @@ from serving.append_file import AppendFile, ForeignFile
 from serving.batch import BatchError, Output
 from serving.observing import ledger as keeping
 from serving.observing.ledger import Ledger, LedgerError
+from serving.observing.setup import Observing, ObservingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,9 +122,49 @@ def test_a_file_of_other_lines_is_left_alone(tmp_path):
             AppendFile(tmp_path / "f").cut_tail(is_number)
         assert (tmp_path / "f").read_bytes() == content
     (tmp_path / "f").write_bytes(b"my notes\nof today\n")
-    with pytest.raises(LedgerError, match="holds lines that no ledger wrote"):
+    with pytest.raises(LedgerError, match=r"the usage ledger .* holds lines of another kind"):
         Ledger(tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == b"my notes\nof today\n"
+    with pytest.raises(LedgerError, match=r"the audit log .* holds lines of another kind"):
+        Ledger(tmp_path / "f", what="audit log")
+    assert os.listdir(tmp_path) == ["f"], "no lock is left"
+
+
+def test_what_is_no_file_is_refused_and_no_lock_is_left(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to_null").symlink_to("/dev/null")
+    before = sorted(os.listdir(tmp_path))
+    for name in before:
+        with pytest.raises(LedgerError, match=f"the usage ledger .*{name} is no file"):
+            Ledger(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_lines_of_json_that_are_others_are_left_alone(tmp_path):
+    """A file of data, and one file given for the other."""
+    for content, config in (
+        (b'{"text": "a"}\n{"text": "b"', ObservingConfig(ledger=tmp_path / "f")),
+        (b'{"time": "", "event": "refused"}\n', ObservingConfig(ledger=tmp_path / "f")),
+        (b'{"time": "", "request_id": "a"}\n', ObservingConfig(audit=tmp_path / "f")),
+    ):
+        (tmp_path / "f").write_bytes(content)
+        with pytest.raises(LedgerError, match="holds lines of another kind"):
+            Observing(config)
+        assert (tmp_path / "f").read_bytes() == content
+        assert os.listdir(tmp_path) == ["f"]
+
+
+def test_ledger_and_audit_log_need_a_file_each(tmp_path):
+    (tmp_path / "same").symlink_to("f")
+    for other in ("f", "same"):
+        with pytest.raises(LedgerError, match="the usage ledger and the audit log are both"):
+            Observing(ObservingConfig(ledger=tmp_path / "f", audit=tmp_path / other))
+    assert os.listdir(tmp_path) == ["same"]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(LedgerError, match=r"the audit log .*folder is no file"):
+        Observing(ObservingConfig(ledger=tmp_path / "f", audit=tmp_path / "folder"))
+    Ledger(tmp_path / "f").close()  # the ledger that was opened beside it is let go
 
 
 # -- who appends ------------------------------------------------------------------------------------------------------

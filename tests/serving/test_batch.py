@@ -131,7 +131,7 @@ def test_an_engine_that_fails_leaves_the_rest_for_another_run(model, tmp_path):
         tmp_path / "in.jsonl", *(request(str(i), prompt="x", temperature=0, max_tokens=10) for i in range(30))
     )
     output = tmp_path / "out.jsonl"
-    failed = run(model, source, output, crash_at_step=35)
+    failed = run(model, source, output, crash_at_step=35, step_seconds=0.01)  # time to write what is done
     assert failed.returncode == 1
     assert "requests are left; the same command goes on with them" in failed.stderr.splitlines()[-1]
     assert 0 < len(read(output)) < 30
@@ -152,6 +152,11 @@ GOOD = request("a", prompt="x")
         ([{**GOOD, "custom_id": ""}], "line 1: custom_id has 0 characters"),
         ([{**GOOD, "method": "GET"}], "line 1: method is 'GET'; it must be POST"),
         ([{**GOOD, "url": "/v1/embeddings"}], "url is '/v1/embeddings'; it must be one of /v1/completions,"),
+        (
+            [{"custom_id": "", "method": "post", "url": "/v1/x", "body": {}}],
+            "line 1: 3 faults: (1) custom_id has 0 characters; 1 to 512 are allowed; (2) method is 'post'; it must be "
+            "POST; (3) url is '/v1/x'; it must be one of",
+        ),
         ([{**GOOD, "x": 1}], "line 1: Object contains unknown field `x`"),
         ([GOOD, "", GOOD], "line 3: custom_id is 'a', as in line 1"),
     ],
@@ -159,6 +164,15 @@ GOOD = request("a", prompt="x")
 def test_a_bad_input_is_found_before_any_work(capsys, tmp_path, lines, words):
     source = write(tmp_path / "in.jsonl", *lines)
     assert words in refused(capsys, source, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_input_that_cannot_be_read_twice_is_refused_before_any_work(capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    holder = os.open(tmp_path / "pipe", os.O_RDWR)  # so that nobody waits for a writer
+    os.write(holder, json.dumps(GOOD).encode() + b"\n")
+    assert "it is no file, and is read twice" in refused(capsys, tmp_path / "pipe", tmp_path / "out.jsonl")
+    os.close(holder)
     assert not (tmp_path / "out.jsonl").exists()
 
 

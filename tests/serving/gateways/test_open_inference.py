@@ -137,8 +137,29 @@ SAMPLING = {
     "stop_token_ids": ([7], (7,)),
     "allowed_token_ids": ([97, 98], (97, 98)),
     "bad_token_ids": ([5], (5,)),
-    "logit_bias": ({"5": "1.5", "6": 101, "7": -1e9}, {5: 1.5, 6: 100.0, 7: -100.0}),
+    "logit_bias": ({"5": "1.5", "6": 250, "7": "-inf"}, {5: 1.5, 6: 100.0, 7: -100.0}),
 }
+
+
+def test_all_faulty_sampling_parameters_are_told_and_neutral_ones_taken():
+    neutral = {"use_beam_search": "false", "length_penalty": "1.0", "early_stopping": False, "best_of": 1}
+
+    async def test():
+        async with serving(gateways=BOTH) as s:
+            plain = await stub(s).ModelInfer(infer("abc"))
+            asked = {**neutral, "detokenize": True, "spaces_between_special_tokens": None}
+            assert text_output(await stub(s).ModelInfer(infer("abc", sampling=asked))) == text_output(plain)
+            bad = infer("abc", sampling={"guided": 1, "best_of": 2, "use_beam_search": True, "max_tokens": "x"})
+            error = await status(stub(s).ModelInfer(bad))
+        assert error.code() == INVALID
+        said = error.details()
+        for words in (
+            *("4 faults: (", "sampling_parameters.max_tokens is 'x'", "sampling_parameters is 'guided'; the names are"),
+            *("sampling_parameters.best_of is 2; only 1", "sampling_parameters.use_beam_search is True; only False"),
+        ):
+            assert words in said, words
+
+    run(test())
 
 
 def test_sampling_parameters_as_json_or_as_parameters():

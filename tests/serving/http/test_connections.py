@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from typing import Any
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from jaxinfer.messages import Abort, Drain
 from serving.http import body, protocol
 from serving.http.completions import CompletionReply
+from serving.http.errors import ApiError
 from serving.server import ServerError
 from tests.fakes import FakeOptions
 from tests.serving.harness import collect, greedy, make_server, run, until
@@ -52,6 +54,9 @@ def test_unknown_paths_methods_and_bodies():
             squeezed = await post("/v1/completions", content=b"x", headers={**JSON, "content-encoding": "gzip"})
             assert error(squeezed, 415)["param"] == "Content-Encoding"
             assert error(await post("/v1/completions", content=b"{", headers=JSON), 400)["code"] == "invalid_json"
+            for nothing in (b"", b" \n"):
+                empty = error(await post("/v1/completions", content=nothing, headers=JSON), 400)
+                assert (empty["code"], empty["message"]) == ("invalid_json", "the body is not JSON: it is empty")
             long = json.dumps({"prompt": "x" * 10_000}).encode()
             assert error(await post("/v1/completions", content=long, headers=JSON), 413)["code"] == "body_too_large"
 
@@ -195,6 +200,29 @@ def test_the_end_of_the_grace_period_is_an_error_in_the_stream():
             *_, failed, done = await running
             assert done == "[DONE]"
             assert "its grace period is over" in failed["error"]["message"]
+
+    run(test())
+
+
+def test_a_body_that_has_not_come_when_the_door_closes_is_refused_as_any_other_new_work():
+    """uvicorn cancels the task of a request that outlasts the door, and would answer it in its own words."""
+
+    async def test():
+        never = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            await never.wait()
+            raise AssertionError
+
+        scope = {"headers": [(b"content-type", b"application/json"), (b"content-length", b"9")]}
+        reader = body.BodyReader(1000)
+        reading = asyncio.create_task(reader.read(scope, receive))
+        await asyncio.sleep(0)
+        reading.cancel("timeout graceful shutdown exceeded")
+        with pytest.raises(ApiError, match="shutting down") as refused:
+            await reading
+        assert refused.value.status == 503
+        assert dict(refused.value.headers)[b"retry-after"] == b"1"
 
     run(test())
 

@@ -112,7 +112,8 @@ def test_idle_connections_are_kept_as_long_as_the_setting_says():
             writer.write(request("1.1", method="GET", path="/version"))
             begin = asyncio.get_running_loop().time()
             async with asyncio.timeout(5):
-                await reader.read()  # to its end
+                _, headers, _ = split(await reader.read())  # to its end
+            assert headers.get("connection") == (None if seconds else "close")
             writer.close()
             return asyncio.get_running_loop().time() - begin
 
@@ -293,12 +294,12 @@ def test_options_have_vllms_names_and_form():
     ("options", "words"),
     [
         (["--allowed-origins", '["https://a.b/"]'], "--allowed-origins has 'https://a.b/'; each must be"),
-        (["--allowed-origins", "[5]"], "'[5]' is no JSON list of strings"),
-        (["--allowed-origins", '["x"'], "is no JSON list of strings"),
+        (["--allowed-origins", "[5]"], "--allowed-origins is '[5]'; it must be a JSON list of strings"),
+        (["--allowed-origins", '["x"'], "it must be a JSON list of strings"),
         (["--allowed-methods", '["A B"]'], "--allowed-methods has 'A B'"),
         (["--allowed-headers", '["a:"]'], "--allowed-headers has 'a:'"),
-        (["--http-keep-alive", "-1"], "'-1' is no number of seconds"),
-        (["--http-keep-alive", "nan"], "'nan' is no number of seconds"),
+        (["--http-keep-alive", "-1"], "'-1'; it must be a number of seconds"),
+        (["--http-keep-alive", "nan"], "'nan'; it must be a number of seconds"),
     ],
 )
 def test_settings_that_cannot_be_are_named(tmp_path, capsys, options, words):

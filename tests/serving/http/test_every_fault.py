@@ -37,6 +37,11 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
         {"prompt": "x", "max_token": 5, "temperature": "hot", "n": 2.5, "suffix": "y", "top_k": -5},
         ["max_token is not a field", "temperature is 'hot';", "n is 2.5;", "suffix is 'y';", "top_k is -5;"],
     ),
+    (
+        "completions",
+        {"a": 1, "list": 2, "prompt": 5, "stop": 7},  # names that are words of what is said of the others
+        ["a is not a field", "list is not a field", "prompt is 5;", "stop is 7;"],
+    ),
     ("completions", {"temperature": -1}, ["prompt is missing;", "temperature is -1.0;"]),
     (
         "completions",

@@ -9,6 +9,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from serving.commands import serve
 from serving.observing import recorder as recording
 from serving.observing import tracing
 from serving.observing.setup import ObservingConfig
@@ -30,6 +31,7 @@ def test_a_finished_request_is_explained():
         async with http_serving(FakeOptions(step_seconds=0.01)) as s:
             response = await s.post("/v1/completions", prompt="hello", temperature=0, max_tokens=5, n=2)
             name = response.headers["x-request-id"]
+            assert (await s.http.get(f"/debug/requests/{name}/")).status_code == 200  # as without the slash
             await quiet(s)
             found = (await s.http.get(f"/debug/requests/{name}")).json()
             seconds = found.pop("seconds")
@@ -183,6 +185,40 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
     with pytest.raises(TracingError, match=r"pip install 'jaxinfer\[otel\]'"):
         Tracer.sending_to("http://localhost:1")
     assert tracing.TRACE_HEADERS == ("traceparent", "tracestate")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://localhost:4317", "https://c.example", "http://[::1]:4317/", "grpc://c:4317", "c:4317", "unix:///tmp/otel"],
+)
+def test_addresses_of_collectors(endpoint):
+    assert tracing.is_endpoint(endpoint)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        *(
+            "",
+            "junk",
+            "http://",
+            "http://:4317",
+            "http://c:port",
+            "http://c:70000",
+            "http://c:0",
+            "c:",
+            ":4317",
+            "unix:",
+        ),
+        *("http://c:4318/v1/traces", "ftp://c:21", "http://c :4317", "http://c:4317?x=1"),
+    ],
+)
+def test_what_is_no_collectors_address_is_refused_before_anything_starts(endpoint, capsys):
+    with pytest.raises(TracingError, match=r"otlp_endpoint is .*gRPC address"):
+        Tracer.sending_to(endpoint)
+    with pytest.raises(SystemExit):
+        serve.make_parser("jaxinfer").parse_args(["--otlp-traces-endpoint", endpoint])
+    assert f"--otlp-traces-endpoint is {endpoint!r}; it must be the gRPC address" in capsys.readouterr().err
 
 
 def test_a_collector_that_is_not_there_does_not_hold_up_the_end(monkeypatch, caplog):

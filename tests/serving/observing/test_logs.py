@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving.engine_client import EngineClient
 from serving.engine_process import EngineProcess
 from serving.observing.logs import LEVELS, WITHHELD, EngineLogs, logging_to, tame_loop
@@ -197,6 +198,30 @@ def test_a_line_for_each_request_of_both_doors(monkeypatch):
     }
     assert (two["request_id"], two["door"], two["completion_tokens"]) == ("two", "grpc", 3)
     assert (three["message"], three["code"], three["door"]) == ("refused", "400", "http")
+
+
+def test_refused_calls_for_tokens_and_texts_have_a_line_too(monkeypatch):
+    stream = io.StringIO()
+
+    async def test():
+        async with http_serving(FakeOptions()) as s:
+            await s.post("/tokenize", prompt="x")
+            await s.refused("/tokenize", prompt="x", messages=[])
+            await s.refused("/detokenize", tokens=[-1])
+            assert (await s.http.post("/detokenize", content=b"{}")).status_code == 415
+            await status(s.grpc.stub.Tokenize(pb.TokenizeRequest()))
+            await status(s.grpc.stub.Detokenize(pb.DetokenizeRequest(token_ids=[1 << 31])))
+
+    with logging_to(stream, form="json"):
+        run(test())
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(e["message"], e["door"], e["endpoint"], e["code"], e["param"]) for e in events] == [
+        ("refused", "http", "/tokenize", "400", "prompt"),
+        ("refused", "http", "/detokenize", "400", "tokens"),
+        ("refused", "http", "/detokenize", "415", "Content-Type"),
+        ("refused", "grpc", "Tokenize", "INVALID_ARGUMENT", "prompt"),
+        ("refused", "grpc", "Detokenize", "INVALID_ARGUMENT", "token_ids"),
+    ]
 
 
 def test_a_line_of_text_is_one_line():
