@@ -19,8 +19,6 @@ from serving.faults import renamed
 from serving.json_weight import MAX_WEIGHT, is_too_heavy
 from serving.request import ChatPrompt, GenerationRequest, ModelContext, PreparedRequest, TextPrompt, TokenPrompt
 
-_MAX_BIAS = 100.0  # vLLM's and OpenAI's
-
 
 def prepare(request: pb.GenerateRequest, context: ModelContext) -> PreparedRequest:
     """Checks and tokenizes. May take long for long texts. Raises one of `BAD_INPUT`, or Refusal."""
