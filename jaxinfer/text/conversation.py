@@ -99,7 +99,7 @@ def check_message(name: str, message: Message) -> Message:
         found["tool_calls"] = _check_calls(f"{name}.tool_calls", found["tool_calls"])
     reasoning = next((found[key] for key in _REASONING if key in found), None)
     if reasoning is not None:
-        found = {"thinking": reasoning, **found, "reasoning_content": reasoning}
+        found = {"thinking": reasoning, "reasoning": reasoning, **found, "reasoning_content": reasoning}
     return found
 
 
@@ -176,11 +176,15 @@ def for_template(messages: Sequence[Message], use: TemplateUse) -> list[Message]
     if not use.knows_developer and any(message["role"] == "developer" for message in messages):
         messages = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
         messages = _one_system_message(messages)
-    return [{**message, "content": _as_taken(message.get("content"), use, message["role"])} for message in messages]
+    return [{**message, "content": _as_taken(message, use)} for message in messages]
 
 
-def _as_taken(content: str | list[Any] | None, use: TemplateUse, role: str) -> str | list[Any]:
+def _as_taken(message: Message, use: TemplateUse) -> str | list[Any]:
+    content, role = message.get("content"), message["role"]
     takes = use.contents(role)
+    if role == "assistant" and not content and takes.parts and "tool_calls" not in message:
+        # An answer without text. Templates of this kind may refuse "" and [], as Mistral's do from Ministral 3 on.
+        return [{"type": "text", "text": ""}]
     if isinstance(content, list):
         return content if takes.parts else joined(content)
     if takes.strings or not takes.parts:
