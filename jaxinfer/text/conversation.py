@@ -16,7 +16,13 @@ from jaxinfer.text.errors import ChatMessageError
 # Keys under which a message's reasoning is passed, the one that templates read first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 # Kinds of text parts, and the key that has the text.
-TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+TEXT_PARTS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
 
 Message = dict[str, Any]
 
@@ -86,14 +92,14 @@ def check_message(name: str, message: Message) -> Message:
         ChatMessageError: names the field.
     """
     # Some APIs send null for absent fields; templates would render it as "None".
-    found = {key: value for key, value in message.items() if value is not None}
+    found = {key: value for key, value in message.items() if value is not None and value != {}}
     role = found.get("role")
     if not isinstance(role, str) or not role:
         raise ChatMessageError(f"{name}.role must be a non-empty string, got {role!r}")
     if "content" in found:
         found["content"] = _check_content(f"{name}.content", found["content"])
-    for key in ("tool_calls", "name"):
-        if key in found and not found[key]:
+    for key in ("tool_calls", "name", *_REASONING):
+        if key in found and not found[key] and (key not in _REASONING or found[key] != ""):
             del found[key]
     if "tool_calls" in found:
         found["tool_calls"] = _check_calls(f"{name}.tool_calls", found["tool_calls"])

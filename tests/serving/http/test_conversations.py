@@ -203,6 +203,33 @@ def test_the_shapes_are_those_that_the_parsers_are_for() -> None:
     }
 
 
+def test_reasoning_that_cannot_be_shown_still_is_a_turn() -> None:
+    """An answer of reasoning alone, which a client sends back without its text."""
+    hidden = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [], "encrypted_content": None}
+    shown = {**hidden, "content": [{"type": "reasoning_text", "text": "hm"}]}
+    text = {"type": "message", "role": "assistant", "content": "ok"}
+    call = {"type": "function_call", "call_id": "a1b2c3d4e", "name": "f", "arguments": "{}"}
+    for turn, told in (
+        ([hidden], {}),
+        ([hidden, shown], {"reasoning_content": "hm"}),
+        ([hidden, text], {"content": "ok"}),
+        ([shown, hidden, text], {"reasoning_content": "hm", "content": "ok"}),
+        ([text, hidden, call], {"content": "ok", "tool_calls": 1}),
+    ):
+        body = msgspec.json.encode({"input": [USER, *turn, USER]})
+        _, answer, _ = responses_input._messages(decode(body, ResponsesRequest))
+        assert answer.pop("role") == "assistant"
+        assert {key: len(value) if key == "tool_calls" else value for key, value in answer.items()} == told
+
+
+def test_parts_of_thinking_are_text() -> None:
+    """vLLM 0.32 reads them as it reads the others."""
+    parts = [{"type": "thinking", "thinking": "hm", "closed": True}, {"type": "text", "text": "ok"}]
+    (message,) = chat_input.messages([{"role": "assistant", "content": parts}])
+    assert render("{{ messages[0].content }}", [message]) == "hm\nok"
+    assert render("{{ messages[0].content }}", [{"role": "assistant", "content": parts}]) == "hm\nok"
+
+
 def test_arguments_come_back_as_objects_or_empty() -> None:
     for text, expected in (
         *(
