@@ -123,7 +123,8 @@ def _add_reasoning(name: str, item: Mapping[str, Any], messages: list[dict[str, 
         if item.get("encrypted_content"):
             allowed = "it must be null, or come with content: this server cannot read it"
             raise InvalidRequest(f"{name}.encrypted_content", item["encrypted_content"], allowed)
-        _turn(messages)  # the answer was here, whatever it thought: the user's turns around it stay apart
+        if messages and messages[-1]["role"] in ("user", "tool"):
+            _turn(messages)  # an answer was here, whatever it thought: the user's turns around it stay apart
     elif _open_turn(messages) and messages[-1].keys() <= {"role", "reasoning_content"}:
         told = messages[-1].get("reasoning_content")
         messages[-1]["reasoning_content"] = reasoning if told is None else told + "\n" + reasoning
