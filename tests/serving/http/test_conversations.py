@@ -215,6 +215,7 @@ def test_reasoning_that_cannot_be_shown_still_is_a_turn() -> None:
         ([hidden, text], {"content": "ok"}),
         ([shown, hidden, text], {"reasoning_content": "hm", "content": "ok"}),
         ([text, hidden, call], {"content": "ok", "tool_calls": 1}),
+        ([text, shown, call], {"content": "ok", "reasoning_content": "hm", "tool_calls": 1}),
     ):
         body = msgspec.json.encode({"input": [USER, *turn, USER]})
         _, answer, _ = responses_input._messages(decode(body, ResponsesRequest))
