@@ -16,7 +16,13 @@ from jaxinfer.text.errors import ChatMessageError
 # Keys under which a message's reasoning is passed, the one that templates read first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 # Kinds of text parts, and the key that has the text.
-TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+TEXT_PARTS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
 
 Message = dict[str, Any]
 
@@ -86,20 +92,20 @@ def check_message(name: str, message: Message) -> Message:
         ChatMessageError: names the field.
     """
     # Some APIs send null for absent fields; templates would render it as "None".
-    found = {key: value for key, value in message.items() if value is not None}
+    found = {key: value for key, value in message.items() if value is not None and value != {}}
     role = found.get("role")
     if not isinstance(role, str) or not role:
         raise ChatMessageError(f"{name}.role must be a non-empty string, got {role!r}")
     if "content" in found:
         found["content"] = _check_content(f"{name}.content", found["content"])
-    for key in ("tool_calls", "name"):
-        if key in found and not found[key]:
+    for key in ("tool_calls", "name", *_REASONING):
+        if key in found and not found[key] and (key not in _REASONING or found[key] != ""):
             del found[key]
     if "tool_calls" in found:
         found["tool_calls"] = _check_calls(f"{name}.tool_calls", found["tool_calls"])
     reasoning = next((found[key] for key in _REASONING if key in found), None)
     if reasoning is not None:
-        found = {"thinking": reasoning, **found, "reasoning_content": reasoning}
+        found = {"thinking": reasoning, "reasoning": reasoning, **found, "reasoning_content": reasoning}
     return found
 
 
@@ -176,11 +182,15 @@ def for_template(messages: Sequence[Message], use: TemplateUse) -> list[Message]
     if not use.knows_developer and any(message["role"] == "developer" for message in messages):
         messages = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
         messages = _one_system_message(messages)
-    return [{**message, "content": _as_taken(message.get("content"), use, message["role"])} for message in messages]
+    return [{**message, "content": _as_taken(message, use)} for message in messages]
 
 
-def _as_taken(content: str | list[Any] | None, use: TemplateUse, role: str) -> str | list[Any]:
+def _as_taken(message: Message, use: TemplateUse) -> str | list[Any]:
+    content, role = message.get("content"), message["role"]
     takes = use.contents(role)
+    if role == "assistant" and not content and takes.parts and "tool_calls" not in message:
+        # An answer without text. Templates of this kind may refuse "" and [], as Mistral's do from Ministral 3 on.
+        return [{"type": "text", "text": ""}]
     if isinstance(content, list):
         return content if takes.parts else joined(content)
     if takes.strings or not takes.parts:

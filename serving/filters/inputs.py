@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import Tokenizer
+from jaxinfer.text.conversation import TEXT_PARTS
 from serving.filters.contract import Filter, Subject, judge, replaced
 from serving.request import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 
@@ -49,20 +50,34 @@ def _within(part: str, key: object) -> str:
 def _message(message: Mapping[str, Any], part: str, judging: Filter, tenant: str) -> Any:
     """As `_values`; text parts are judged as the one text that a template makes of them, too."""
     content = message.get("content")
-    if not isinstance(content, list) or not all(_is_text(each) for each in content):
+    if not isinstance(content, list):
         return _values(message, part, judging, tenant)
     where = f"{part}.content"
+    texts = [text for each in content if (text := _part_text(each)) is not None]
     changed: Any = None
-    for between in ("\n", "") if len(content) > 1 else ():
-        text = between.join(each["text"] for each in content)
+    for between in ("\n", "") if len(texts) > 1 else ():
+        text = between.join(texts)
         judged = _text(text, where, judging, tenant)
         if judged != text:
             changed = judged
             break
     if changed is None:
-        changed = [{**each, "text": _text(each["text"], where, judging, tenant)} for each in content]
+        changed = [
+            {**each, "text": _text(each["text"], where, judging, tenant)}
+            if _is_text(each)
+            else _values(each, where, judging, tenant)
+            for each in content
+        ]
     rest = {key: value for key, value in message.items() if key != "content"}
     return {**_values(rest, part, judging, tenant), "content": changed}
+
+
+def _part_text(part: Any) -> str | None:
+    """What a template gets of a part of any kind that is taken; None for none."""
+    if isinstance(part, Mapping):
+        kind = part.get("type")
+        part = part.get(TEXT_PARTS.get(kind, "")) if isinstance(kind, str) else None
+    return part if isinstance(part, str) else None
 
 
 def _is_text(part: Any) -> bool:

@@ -14,10 +14,11 @@ from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text.conversation import TEXT_PARTS, as_arguments, joined
 from serving.request import MAX_MESSAGES, MAX_TOOLS
 
-_MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning")
-_TEXT_KEYS = ("name", "tool_call_id", "reasoning_content", "reasoning")
-# A client that sends an answer back sends these too. They say nothing that a template could show.
-_DROPPED_KEYS = ("annotations",)
+_MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking")
+_TEXT_KEYS = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
+# Clients and proxies send these beside a message, or with an answer that they send back. They say nothing that a
+# template could show; vLLM passes over them too.
+_DROPPED_KEYS = ("annotations", "id", "cache_control", "provider_specific_fields", "reasoning_details")
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _FUNCTION_KEYS = {"name": str, "description": str, "parameters": dict, "strict": bool}
 # OpenAI: to leave parameters out is to define a function without any.
@@ -43,7 +44,7 @@ def _message(name: str, message: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     refusal = message.get("refusal")
     for key, value in message.items():
-        if value is None or key in _DROPPED_KEYS or (key not in _MESSAGE_KEYS and says_nothing(value)):
+        if key in _DROPPED_KEYS or _is_absent(key, value):
             continue
         if key == "refusal" and isinstance(value, str):
             continue
@@ -67,12 +68,18 @@ def _message(name: str, message: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _is_absent(key: str, value: Any) -> bool:
+    """Whether a message does not have the key. An empty text is a text, and an empty list a content."""
+    kept = "" if key in ("role", "content", *_TEXT_KEYS) else None
+    return says_nothing(value) and (value is None or value != kept) and (key, value) != ("content", [])
+
+
 def content_of(name: str, content: Any, kinds: Mapping[str, str] = TEXT_PARTS) -> str | list[dict[str, str]]:
     """A content as every template's use of it begins: a string, or a list of parts of type text.
 
     kinds: the types that parts may have, and the key of each that has the text. Raises InvalidRequest.
     """
-    if content is None or isinstance(content, str):
+    if isinstance(content, str) or (says_nothing(content) and content != []):
         return content or ""
     if not isinstance(content, list):
         raise InvalidRequest(name, content, "it must be a string or a list of text parts")
@@ -108,13 +115,13 @@ def _tool_calls(name: str, calls: Any) -> list[dict[str, Any]]:
     for i, call in enumerate(calls):
         at = f"{name}[{i}]"
         function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or call.get("type") not in (None, "function"):
+        if not isinstance(function, dict) or not (says_nothing(call.get("type")) or call["type"] == "function"):
             raise InvalidRequest(at, call, 'it must be {"id": ..., "type": "function", "function": {...}}')
         if not isinstance(function.get("name"), str):
             raise InvalidRequest(f"{at}.function.name", function.get("name"), "it must be a string")
         kept = {key: value for key, value in function.items() if value is not None}
         kept["arguments"] = as_arguments(function.get("arguments"))
-        own = {key: value for key, value in call.items() if value is not None}
+        own = {key: value for key, value in call.items() if not says_nothing(value)}
         result.append({**own, "type": "function", "function": kept})
     return result
 
@@ -126,7 +133,7 @@ def tools(given: Sequence[Mapping[str, Any]] | None, *, flat: bool = False) -> l
     result = []
     for i, tool in enumerate(given or ()):
         at = f"tools[{i}]"
-        if tool.get("type") not in (None, "function"):
+        if not (says_nothing(tool.get("type")) or tool["type"] == "function"):
             raise InvalidRequest(f"{at}.type", tool.get("type"), "only functions are supported")
         at, function = (at, {k: v for k, v in tool.items() if k != "type"}) if flat else _function(at, tool)
         result.append({"type": "function", "function": _checked_function(at, function)})
@@ -135,19 +142,19 @@ def tools(given: Sequence[Mapping[str, Any]] | None, *, flat: bool = False) -> l
 
 def _checked_function(at: str, function: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in function.items():
+        if says_nothing(value):
+            continue
         if key not in _FUNCTION_KEYS:
-            if says_nothing(value):
-                continue
             raise InvalidRequest(f"{at}.{key}", value, f"a function may have {', '.join(_FUNCTION_KEYS)}")
         if key == "strict" and value:
             raise InvalidRequest(f"{at}.strict", value, "only false is supported: there is no structured output")
-        if value is not None and not isinstance(value, _FUNCTION_KEYS[key]):
+        if not isinstance(value, _FUNCTION_KEYS[key]):
             raise InvalidRequest(f"{at}.{key}", value, f"it must be of type {_FUNCTION_KEYS[key].__name__}")
     if not _TOOL_NAME.fullmatch(function.get("name") or ""):
         allowed = "it must be 1 to 64 letters, digits, dots, underscores or dashes"
         raise InvalidRequest(f"{at}.name", function.get("name"), allowed)
     wanted = ("name", "description", "parameters")
-    kept = {key: value for key, value in function.items() if key in wanted and value is not None}
+    kept = {k: v for k, v in function.items() if k in wanted and (v == "" or not says_nothing(v))}
     return {**kept, "parameters": kept.get("parameters") or dict(_NO_PARAMETERS)}
 
 

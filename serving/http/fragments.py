@@ -50,12 +50,16 @@ MESSAGE: dict[str, Any] = {
         },
         "content": CONTENT,
         "name": {"type": ["string", "null"]},
-        "tool_calls": {"anyOf": [{"type": "array", "items": TOOL_CALL}, {"type": "null"}]},
+        "tool_calls": {"anyOf": [{"type": "array", "items": TOOL_CALL}, NOTHING]},
         "tool_call_id": {"type": ["string", "null"]},
         "reasoning_content": {"type": ["string", "null"]},
         "reasoning": {"type": ["string", "null"]},
+        "thinking": {"type": ["string", "null"]},
         "refusal": {"anyOf": [{"type": "string"}, NOTHING]},
-        "annotations": {"description": "Of an answer that is sent back; nothing is made of them"},
+        **{
+            key: {"description": "Of an answer that is sent back, or of a proxy; nothing is made of it"}
+            for key in ("annotations", "id", "cache_control", "provider_specific_fields", "reasoning_details")
+        },
     },
     "required": ["role"],
     "additionalProperties": NOTHING,

@@ -77,15 +77,24 @@ class _Items:
             self._texts.append(event.text)
             self.emit("response.function_call_arguments.delta", **self._where(item), delta=event.text)
 
+    def begin_if_empty(self) -> None:
+        """An answer without anything is a message without text: sent back, it keeps the user's turns apart."""
+        if not self.output:
+            self._begin_text("message")
+
+    def _begin_text(self, kind: str) -> dict[str, Any]:
+        item = self._begin(kind, {"role": "assistant", "content": []} if kind == "message" else _no_reasoning())
+        part = _text_part("") if kind == "message" else {"type": "reasoning_text", "text": ""}
+        item["content"].append(part)
+        empty = {**part, **({"logprobs": []} if "logprobs" in part else {})}
+        self.emit("response.content_part.added", **self._where(item), content_index=0, part=empty)
+        return item
+
     def _text(self, kind: str, name: str, text: str, logprobs: list[Any] | None) -> None:
         item = self._open
         if item is None or item["type"] != kind:
             self.close("completed")
-            item = self._begin(kind, {"role": "assistant", "content": []} if kind == "message" else _no_reasoning())
-            part = _text_part("") if kind == "message" else {"type": "reasoning_text", "text": ""}
-            item["content"].append(part)
-            empty = {**part, **({"logprobs": []} if "logprobs" in part else {})}
-            self.emit("response.content_part.added", **self._where(item), content_index=0, part=empty)
+            item = self._begin_text(kind)
         self._texts.append(text)
         more: dict[str, Any] = {}
         if logprobs is not None:
@@ -203,6 +212,7 @@ class ResponsesReply(Reply):
     def _end(self) -> str:
         """Closes the last item; how the response ended."""
         finished = self._answer.finish_reason in ("stop", "tool_calls")
+        self._items.begin_if_empty()
         self._items.close("completed" if finished else "incomplete")
         return "completed" if finished else "incomplete"
 

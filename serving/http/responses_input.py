@@ -81,7 +81,7 @@ def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
 
 
 def _add_item(name: str, item: Mapping[str, Any], messages: list[dict[str, Any]]) -> None:
-    kind = "message" if item.get("type") is None else item["type"]
+    kind = "message" if chat_input.says_nothing(item.get("type")) else item["type"]
     if not isinstance(kind, str) or kind not in _ITEM_KEYS:
         raise InvalidRequest(f"{name}.type", kind, f"only {', '.join(_ITEM_KEYS)} are supported")
     for key, value in item.items():
@@ -116,16 +116,22 @@ def _add_message(name: str, item: Mapping[str, Any], messages: list[dict[str, An
 
 
 def _add_reasoning(name: str, item: Mapping[str, Any], messages: list[dict[str, Any]]) -> None:
-    """As vLLM: the summary stands for a content that is not there. What is encrypted cannot be read here."""
+    """As vLLM: the summary stands for a content that is not there, and an answer that has no reasoning yet gets it.
+
+    What is encrypted cannot be read here.
+    """
     reasoning = chat_input.text_of(f"{name}.content", item.get("content"), _REASONING_PARTS)
     reasoning = reasoning or chat_input.text_of(f"{name}.summary", item.get("summary"), _SUMMARY_PARTS)
     if not reasoning:
         if item.get("encrypted_content"):
             allowed = "it must be null, or come with content: this server cannot read it"
             raise InvalidRequest(f"{name}.encrypted_content", item["encrypted_content"], allowed)
+        if messages and messages[-1]["role"] in ("user", "tool"):
+            _turn(messages)  # an answer was here, whatever it thought: the user's turns around it stay apart
         return
-    if _open_turn(messages) and messages[-1].keys() == {"role", "reasoning_content"}:
-        messages[-1]["reasoning_content"] += "\n" + reasoning
+    told = messages[-1].get("reasoning_content") if _open_turn(messages) else None
+    if _open_turn(messages) and (told is None or messages[-1].keys() == {"role", "reasoning_content"}):
+        messages[-1]["reasoning_content"] = reasoning if told is None else told + "\n" + reasoning
     else:
         messages.append({"role": "assistant", "reasoning_content": reasoning})
 

@@ -30,7 +30,7 @@ _WITHIN = (
     *("tool_calls", "tool_call_id", "reasoning_content", "reasoning", "call_id", "id", "output", "summary", "status"),
     *("text_input", "input_ids", "sampling_parameters", "exclude_input_in_output", "contents", "shape", "datatype"),
     *("inputs", "outputs", "raw_input_contents", "model_name", "model_version", "binary_data_size", "stream"),
-    *("tokenized", "sampling_params", "request_id", "body", "Content-Type", "Content-Encoding"),
+    *("tokenized", "sampling_params", "request_id", "thinking", "body", "Content-Type", "Content-Encoding"),
 )
 # Errors whose messages quote the request.
 _WORDS: tuple[tuple[type[Exception], str], ...] = (

@@ -9,7 +9,8 @@ from jaxinfer.text.answers.scanning import SPACE, Status, could_start
 
 class Llama3Parser(CallParser):
     """Without the tag only an answer that begins with such an object is a call, and only of a tool that was offered:
-    a model may be asked for JSON. Several calls follow each other, separated by white space, a semicolon or the tag."""
+    a model may be asked for JSON. Several calls follow each other: between them are white space, semicolons,
+    commas, the tag."""
 
     tags = ("<|python_tag|>",)
     start = "start"
@@ -48,7 +49,7 @@ class Llama3Parser(CallParser):
         return True
 
     def _in_after(self, events: list[Event]) -> bool:
-        text = self._buffer.lstrip(SPACE + ";")
+        text = self._buffer.lstrip(SPACE + ";,")
         if text.startswith("{"):
             self._buffer, self._state = text, "bare"
         elif text and not could_start(text, self.tags[0]):

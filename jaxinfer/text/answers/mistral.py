@@ -10,9 +10,9 @@ from jaxinfer.text.answers.events import CallArguments, CallName, Event
 from jaxinfer.text.answers.scanning import Status, ValueScanner, is_json_object
 
 # The newer form, up to the arguments: a name, perhaps the call's id, perhaps [ARGS].
-_NAMED = re.compile(r"\s*([\w.-]{1,128})(?:\[CALL_ID\]\s*\w{1,64}\s*)?(?:\[ARGS\])?\s*(?=\{)")
+_NAMED = re.compile(r"\s*([\w.-]{1,128})\s{0,4}(?:\[CALL_ID\]\s*\w{1,64}\s*)?(?:\[ARGS\])?\s*(?=\{)")
 # How such a beginning may look while it is not complete.
-_NAMED_SO_FAR = re.compile(r"\s*[\w.-]{0,128}(?:\[[A-Z_]{0,7}\]?\s*\w{0,64}\s*(?:\[[A-Z]{0,4}\]?)?)?\s*")
+_NAMED_SO_FAR = re.compile(r"\s*[\w.-]{0,128}\s{0,4}(?:\[[A-Z_]{0,7}\]?\s*\w{0,64}\s*(?:\[[A-Z]{0,4}\]?)?)?\s*")
 
 
 class MistralParser(ListedCallParser):

@@ -156,6 +156,26 @@ def test_content_may_be_absent_beside_a_tool_call_or_reasoning() -> None:
     assert loaded.render_chat(messages, template=template) == "ft"
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_has_every_name_that_templates_read(key: str) -> None:
+    """vLLM 0.32 passes it as reasoning and reasoning_content; gpt-oss' and Granite's templates read thinking."""
+    template = "{% set m = messages[0] %}{{ m.reasoning_content }}{{ m.reasoning }}{{ m.thinking }}"
+    assert tokenizer("byte_level").render_chat([{"role": "a", key: "r"}], template=template) == "rrr"
+
+
+@pytest.mark.parametrize("answer", [{"content": ""}, {"content": None}, {}, {"content": []}, {"reasoning": "hm"}])
+def test_an_answer_without_text_goes_into_templates_that_refuse_it(answer: dict[str, Any]) -> None:
+    """Mistral's newest templates take no "" and no [], and demand that roles alternate."""
+    template = (
+        "{% for m in messages %}{% if m.content is none or m.content | length == 0 %}"
+        "{{ raise_exception('a message must have a string or a list of chunks') }}{% endif %}[{{ m.role }}]"
+        "{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{% endfor %}"
+    )
+    messages = [*ONE, {"role": "assistant", **answer}, *ONE]
+    assert tokenizer("byte_level").render_chat(messages, template=template) == "[user]hi[assistant][user]hi"
+
+
 def test_the_callers_messages_are_not_changed() -> None:
     messages: list[dict[str, Any]] = [{"role": "user", "content": "a", "name": None, "reasoning": "r"}]
     template = "{{ messages[0].reasoning_content }}{{ messages[0].name is defined }}"

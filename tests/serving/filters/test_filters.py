@@ -25,8 +25,10 @@ from serving.filters.contract import (
     load_filter,
     replaced,
 )
+from serving.filters.inputs import filtered
 from serving.filters.outputs import FilteredText
 from serving.filters.redactor import redact
+from serving.request import ChatPrompt
 from serving.server import ServerError
 from serving.status import Refusal
 from tests.fakes import FakeOptions
@@ -259,3 +261,17 @@ def test_a_refused_output_ends_its_request() -> None:
             await until(lambda: s.grpc.server.client.open_requests == 0, "nothing is left of them")
 
     run(test())
+
+
+def test_a_word_over_parts_of_any_kind_is_found() -> None:
+    """Templates join the texts of all parts, whatever else a part has and however it spells its text."""
+
+    def refuse(text: str, subject: Subject) -> Verdict:
+        return Refuse("secret") if "secret" in text else ALLOW
+
+    first = [{"type": "text", "text": "sec"}, {"type": "text", "text": "sec", "x": 1}, "sec"]
+    second = [{"type": "refusal", "refusal": "ret"}, {"type": "thinking", "thinking": "ret"}, "ret"]
+    for one, two in itertools.product(first, second):
+        prompt = ChatPrompt([{"role": "user", "content": [one, {"type": "text", "text": None}, two]}])
+        with pytest.raises(Refusal):
+            filtered(prompt, refuse, "", None)

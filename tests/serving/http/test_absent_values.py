@@ -31,21 +31,27 @@ RENDERED = "<user>hi;<assistant>;<tool>21;"
 # (which message, key, spellings of "absent" that its type allows)
 OF_MESSAGES = [
     *((i, key, [None, ""]) for i in range(3) for key in ("name", "refusal")),
-    *((i, "annotations", [None, []]) for i in range(3)),
+    *((i, key, [*NOTHING, "x", {"a": 1}]) for i in range(3) for key in ("annotations", "id", "reasoning_details")),
     *((i, key, NOTHING) for i in range(3) for key in ("audio", "function_call", "parsed", "provider_specific_fields")),
-    (1, "content", [None, "", [], [{"type": "text", "text": None}], [{"type": "text", "text": ""}]]),
-    *((1, key, [None, ""]) for key in ("reasoning_content", "reasoning", "tool_call_id")),
-    *((i, "tool_calls", [None, []]) for i in (0, 2)),
+    (1, "content", [*NOTHING, [{"type": "text", "text": None}], [{"type": "text", "text": ""}]]),
+    *((1, key, NOTHING) for key in ("reasoning_content", "reasoning", "thinking", "tool_call_id")),
+    *((i, "tool_calls", NOTHING) for i in (0, 2)),
+    *((1, "tool_calls", [[CALL | {key: value}]]) for key in ("type", "index", "x") for value in NOTHING),
 ]
 OF_ITEMS = [
     *((i, key, NOTHING) for i in range(3) for key in ("id", "status", "namespace")),
     (0, "phase", [None, ""]),
-    (0, "type", [None]),
+    (0, "type", NOTHING),
     (2, "output", ["21", [{"type": "input_text", "text": "21"}]]),
     (0, "content", ["hi", [{"type": "input_text", "text": "hi", "annotations": [], "logprobs": []}]]),
 ]
 FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
-OF_FUNCTIONS = [("description", [None, ""]), ("parameters", [None, {}]), ("strict", [None, False]), ("x", NOTHING)]
+OF_FUNCTIONS = [
+    ("description", NOTHING),
+    ("parameters", NOTHING),
+    ("strict", [*NOTHING, False]),
+    ("x", NOTHING),
+]
 
 
 def prompt(s: HttpServer) -> str:
@@ -91,7 +97,7 @@ def test_no_content_is_an_empty_one() -> None:
     async def test() -> None:
         async with http_serving() as s:
             for role in ("system", "user", "assistant", "tool", "developer"):
-                for content in (None, "", [], [{"type": "text", "text": None}], [{"type": "text", "text": ""}]):
+                for content in (*NOTHING, [{"type": "text", "text": None}], [{"type": "text", "text": ""}]):
                     await check_content(s, role, {"content": content})
                 await check_content(s, role, {})
 

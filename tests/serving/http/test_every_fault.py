@@ -241,7 +241,10 @@ def test_the_log_names_field_and_reason_and_no_content():
         (None, "it is no field of this request"),
         ("model", "there is none of this name"),
         ("messages[1]", events[4]["reason"]),
-        ("messages[0].content[0].type", "only text and input_text and output_text and refusal parts are supported"),
+        (
+            "messages[0].content[0].type",
+            "only text and input_text and output_text and refusal and thinking parts are supported",
+        ),
         (None, "invalid_json"),
         ("Content-Type", "it must be application/json"),
         ("n", "it must be an integer from 1 to 64"),
