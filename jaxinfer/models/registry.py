@@ -119,8 +119,8 @@ def _check_keys(family: Family, config: Values) -> None:
     for key, kind in known_keys.KINDS.items():
         if config.get(key):
             raise UnsupportedModelError(
-                f"config.json has {key}: this is {kind}, which is not supported; supported are dense, unquantized text "
-                f"models of {supported_architectures()}"
+                f"config.json has {key}: this is {kind}, which is not supported; supported are dense text models of "
+                f"{supported_architectures()}"
             )
     for key, value in config.items():
         if key in only:

@@ -1,4 +1,4 @@
-"""Published configs with one value exchanged for an odd one: a `ModelConfig` that can be written down, or ConfigError."""
+"""Published configs with one value exchanged for an odd one: a `ModelConfig` that can be written, or ConfigError."""
 
 from __future__ import annotations
 
