@@ -59,7 +59,7 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: expected this file; it is not there") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # an integer of too many digits is a bare ValueError
         raise CheckpointError(f"{path}: expected JSON; found a fault: {error}") from error
 
 

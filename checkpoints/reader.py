@@ -226,7 +226,9 @@ def _header_length(path: Path, prefix: bytes, size: int) -> int:
 def _parse_header(path: Path, text: bytes, data_start: int, size: int) -> dict[str, _Extent]:
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys(path))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the header is {type(header).__name__}; expected a JSON object")

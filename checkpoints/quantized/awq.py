@@ -27,9 +27,8 @@ from jaxinfer.models.stored import StoredMatrix
 _WHERE = "quantization_config"
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # output of the eight -> its place in the word
 _HARMLESS = """
-    do_fuse fuse_max_seq_len modules_to_fuse exllama_config backend_config damp_percent true_sequential
-    cache_block_outputs batch_size tokenizer dataset model_seqlen max_input_length pad_token_id act_group_aware
-    block_name_to_quantize module_name_preceding_first_block meta
+    do_fuse fuse_max_seq_len modules_to_fuse exllama_config backend_config cache_block_outputs tokenizer dataset
+    model_seqlen max_input_length pad_token_id block_name_to_quantize module_name_preceding_first_block
 """
 
 
@@ -50,18 +49,19 @@ class Awq(Format):
             settings,
             _WHERE,
             read=("quant_method", "bits", "group_size", "zero_point", version, "modules_to_not_convert"),
-            harmless=_HARMLESS.split(),
+            harmless={*_HARMLESS.split(), *keys.SEARCH - {version}},
             only={
                 "backend": ("autoawq", "auto"),
                 "format": ("gemm",),
                 "checkpoint_format": ("gemm",),
                 "pack_dtype": ("int32",),
-                "sym": (),
+                "sym": (True, False),  # zero points are stored and read in either case
                 "desc_act": (),
                 "lm_head": (),
                 "dynamic": (),
                 "rotation": (),
                 "adapter": (),
+                **keys.SEARCH_ONLY,
             },
         )
         keys.one_of(settings, _WHERE, "bits", (4,))

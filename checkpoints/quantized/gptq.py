@@ -28,14 +28,10 @@ from jaxinfer.models.stored import StoredMatrix
 _WHERE = "quantization_config"
 _FORMATS = ("gptq", "gptq_v2")
 _HARMLESS = """
-    damp_percent damp_auto_increment static_groups true_sequential model_name_or_path model_file_base_name meta
-    tokenizer dataset block_name_to_quantize module_name_preceding_first_block batch_size pad_token_id
-    max_input_length cache_block_outputs use_cuda_fp16 use_exllama disable_exllama exllama_config backend model_seqlen
-    act_group_aware mse parallel_packing version quantizer uri
-    hyb_act v2 v2_alpha v2_memory_device gptaq gptaq_alpha gptaq_memory_device foem fail_safe failsafe fallback
-    offload_to_disk offload_to_disk_path pack_impl compute_device_filter auto_forward_data_parallel
-    autoround_version iters lr minmax_lr nsamples seqlen enable_quanted_input enable_minmax_tuning
-    enable_norm_bias_tuning low_gpu_mem_usage gradient_accumulate_steps scale_dtype to_quant_block_names
+    model_name_or_path model_file_base_name tokenizer dataset block_name_to_quantize module_name_preceding_first_block
+    pad_token_id max_input_length cache_block_outputs use_cuda_fp16 use_exllama disable_exllama exllama_config backend
+    model_seqlen hyb_act v2 v2_alpha v2_memory_device gptaq gptaq_alpha gptaq_memory_device foem fail_safe failsafe
+    fallback
 """
 
 
@@ -59,7 +55,7 @@ class Gptq(Format):
             settings,
             _WHERE,
             read=("quant_method", "bits", "group_size", "desc_act", "sym", "modules_in_block_to_quantize"),
-            harmless=_HARMLESS.split(),
+            harmless={*_HARMLESS.split(), *keys.SEARCH},
             only={
                 "checkpoint_format": _FORMATS,
                 "format": _FORMATS,
@@ -69,7 +65,7 @@ class Gptq(Format):
                 "dynamic": (),
                 "adapter": (),
                 "rotation": (),
-                "data_type": ("int",),  # AutoRound's
+                **keys.SEARCH_ONLY,
             },
         )
         formats = {settings[key] for key in ("checkpoint_format", "format") if settings.get(key)} or {"gptq"}

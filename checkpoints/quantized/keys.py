@@ -8,6 +8,27 @@ from typing import Any
 from jaxinfer.config import ConfigError, UnsupportedModelError
 
 GROUPS = (32, 64, 128)
+# How AutoRound (to 0.8) and GPTQModel (to 5) searched for the numbers and what the search cost, in any format that they
+# write; the numbers themselves are read as the other keys say.
+_SEARCH = """
+    autoround_version provider amp iters lr minmax_lr lr_scheduler momentum sampler nsamples seqlen batch_size
+    train_bs gradient_accumulate_steps enable_minmax_tuning enable_norm_bias_tuning enable_quanted_input
+    enable_torch_compile enable_alg_ext enable_deterministic_algorithms low_gpu_mem_usage low_cpu_mem_usage
+    not_use_best_mse dynamic_max_gap scale_dtype to_quant_block_names supported_types device_map act_dynamic
+    act_group_size act_sym act_data_type damp_percent damp_auto_increment true_sequential static_groups mse
+    act_group_aware meta quantizer uri version gc_mode wait_for_submodule_finalizers vram_strategy
+    dense_vram_strategy dense_vram_strategy_devices moe_vram_strategy moe_vram_strategy_devices hessian
+    offload_to_disk offload_to_disk_path pack_impl compute_device_filter auto_forward_data_parallel parallel_packing
+"""
+SEARCH = frozenset(_SEARCH.split())
+# What they say of activations and of single layers, with the values that say nothing.
+SEARCH_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "act_bits": (16, 32),
+    "data_type": ("int",),
+    "extra_config": (),
+    "layer_config": (),
+    "quant_lm_head": (),
+}
 OFF: tuple[Any, ...] = (None, False, "", [], {})
 
 

@@ -83,7 +83,7 @@ def _from_text(where: str, line: str, tokenizer: Tokenizer) -> list[int]:
 def _from_json(where: str, line: str, tokenizer: Tokenizer) -> list[int]:
     try:
         data: Any = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: expected JSON; found a fault: {error}") from error
     if not isinstance(data, dict) or ("text" in data) == ("messages" in data):
         raise CheckpointError(f"{where}: expected an object with either text or messages; found {line[:80]!r}")

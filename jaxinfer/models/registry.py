@@ -9,7 +9,6 @@ No key that could change the network's results is passed over in silence. A key 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from jaxinfer.config import ConfigError, LayerConfig, ModelConfig, RopeConfig, UnsupportedModelError
 from jaxinfer.models import families, known_keys
 from jaxinfer.models.families import FAMILIES, Family
-from jaxinfer.models.rope_parameters import LAYER_TYPES, rope_configs
+from jaxinfer.models.rope_parameters import LAYER_TYPES, MAX_COUNT, is_number, rope_configs
 
 FULL, SLIDING = LAYER_TYPES
 Values = Mapping[str, Any]
@@ -25,6 +24,7 @@ Values = Mapping[str, Any]
 _ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 _BOOLEANS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 _COUNTS = (*families.SIZES, "sliding_window", "sliding_window_pattern", "no_rope_layer_interval")
+_MAX_LAYERS = 10_000  # each has an entry of its own here: a wrong number must not fill the memory
 _SPEAKING_NULLS = (
     "sliding_window",
     "attn_logit_softcapping",
@@ -119,8 +119,8 @@ def _check_keys(family: Family, config: Values) -> None:
     for key, kind in known_keys.KINDS.items():
         if config.get(key):
             raise UnsupportedModelError(
-                f"config.json has {key}: this is {kind}, which is not supported; supported are dense, unquantized text "
-                f"models of {supported_architectures()}"
+                f"config.json has {key}: this is {kind}, which is not supported; supported are dense text models of "
+                f"{supported_architectures()}"
             )
     for key, value in config.items():
         if key in only:
@@ -157,8 +157,8 @@ def _values(family: Family, config: Values) -> dict[str, Any]:
             raise ConfigError(f"{key} is {values[key]!r}; it must be true or false")
     for key in _COUNTS:
         value = values.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value <= 0):
-            raise ConfigError(f"{key} is {value!r}; it must be a positive integer")
+        if value is not None:
+            _check_count(key, value)
     layers = values.get("max_window_layers", 0)
     if not isinstance(layers, int) or isinstance(layers, bool) or layers < 0:
         raise ConfigError(f"max_window_layers is {layers!r}; it must be a number of layers, 0 or more")
@@ -168,10 +168,17 @@ def _values(family: Family, config: Values) -> dict[str, Any]:
     return values
 
 
+def _check_count(key: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ConfigError(f"{key} is {value!r:.200}; it must be a positive integer")
+    if value > (limit := _MAX_LAYERS if key == "num_hidden_layers" else MAX_COUNT):
+        raise ConfigError(f"{key} is {value!r:.200}; it must be at most {limit}")
+
+
 def _positive(values: Values, key: str) -> float:
     value = values[key]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{key} is {value!r}; it must be a positive number")
+    if not is_number(value) or value <= 0:
+        raise ConfigError(f"{key} is {value!r:.200}; it must be a positive number")
     return float(value)
 
 
@@ -186,9 +193,9 @@ def _head_dim(values: Values) -> int:
 
 def _activation(family: Family, values: Values) -> str:
     name = values[family.activation_key]
-    if name not in families.ACTIVATIONS:
+    if not isinstance(name, str) or name not in families.ACTIVATIONS:
         raise UnsupportedModelError(
-            f"{family.activation_key} is {name!r}; it must be one of {sorted(families.ACTIVATIONS)}"
+            f"{family.activation_key} is {name!r:.200}; it must be one of {sorted(families.ACTIVATIONS)}"
         )
     return families.ACTIVATIONS[name]
 
@@ -202,7 +209,7 @@ def _dtype(config: Values) -> str:
     name = config.get(key)
     name = "float32" if name in (None, "auto") else str(name).removeprefix("torch.")
     if name not in families.DTYPES:
-        raise UnsupportedModelError(f"{key} is {name!r}; it must be one of {sorted(families.DTYPES)}")
+        raise UnsupportedModelError(f"{key} is {name!r:.200}; it must be one of {sorted(families.DTYPES)}")
     return families.DTYPES[name]
 
 
@@ -213,8 +220,7 @@ def _context_length(config: Values, positions: int) -> int | None:
     """
     given = {key: config[key] for key in known_keys.LENGTHS if config.get(key) is not None}
     for key, value in given.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise ConfigError(f"{key} is {value!r}; it must be a positive integer")
+        _check_count(key, value)
     shortest = given.get("model_max_length") or min([positions, *given.values()])
     return None if shortest == positions else shortest
 
@@ -319,6 +325,6 @@ def _token_ids(source: Values, key: str, where: str = "") -> list[int]:
     """A file's token ids, each once; some files write "none" as -1."""
     value = source.get(key)
     listed = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in listed):
-        raise ConfigError(f"{key}{where} is {value!r}; it must be a token id or a list of them")
+    if not all(isinstance(token, int) and not isinstance(token, bool) and token <= MAX_COUNT for token in listed):
+        raise ConfigError(f"{key}{where} is {value!r:.200}; it must be a token id or a list of them")
     return [token for token in dict.fromkeys(listed) if token >= 0]

@@ -15,6 +15,8 @@ from jaxinfer.models.families import NULLABLE_ROPE_KEYS, ROPE_KEYS, Family
 
 Values = Mapping[str, Any]
 LAYER_TYPES = ("full_attention", "sliding_attention")
+MAX_COUNT = 2**31 - 1  # positions and sizes are int32 on devices
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 
 
 def rope_configs(family: Family, config: Values, head_dim: int, notes: list[str]) -> dict[str, RopeConfig]:
@@ -130,9 +132,14 @@ def _rope_config(
         raise UnsupportedModelError(
             f"partial_rotary_factor is {share}; {family.architecture} rotates whole heads, so it must be 1.0"
         )
+    if not 0 < share <= 1:
+        raise ConfigError(f"{name}: partial_rotary_factor is {share}; it must be above 0 and at most 1")
+    theta = read.number("rope_theta", 0.0)
+    if theta <= 0:
+        raise ConfigError(f"{name}: rope_theta is {theta}; it must be positive")
     common: dict[str, Any] = {
         "kind": kind,
-        "theta": read.number("rope_theta", 0.0),
+        "theta": theta,
         "rotary_dim": int(head_dim * share),
     }
     if kind == "default":
@@ -175,8 +182,8 @@ def _trained_length(family: Family, name: str, rope: Values, values: Values) -> 
     if outer is not None and inner is not None and outer != inner:
         raise ConfigError(f"{key} is {outer!r} at the top of the config and {inner!r} in {name}; they must be the same")
     length = next((value for value in (outer, inner) if value is not None), values["max_position_embeddings"])
-    if not isinstance(length, int) or isinstance(length, bool) or length <= 0:
-        raise ConfigError(f"{name}: {key} is {length!r}; it must be a positive integer")
+    if not isinstance(length, int) or isinstance(length, bool) or not 0 < length <= MAX_COUNT:
+        raise ConfigError(f"{name}: {key} is {length!r:.200}; it must be a positive integer of at most {MAX_COUNT}")
     return length
 
 
@@ -220,14 +227,14 @@ class _Reader:
         value = self.rope.get(key)
         if value is None:
             return float(default)
-        if not _is_number(value):
-            raise ConfigError(f"{self.name}.{key} is {value!r}; it must be a finite number")
+        if not is_number(value):
+            raise ConfigError(f"{self.name}.{key} is {value!r:.200}; it must be a finite number")
         return float(value)
 
     def numbers(self, key: str) -> tuple[float, ...]:
         value = self.rope[key]
-        if not isinstance(value, list) or not all(_is_number(item) and item > 0 for item in value):
-            raise ConfigError(f"{self.name}.{key} is {value!r}; it must be a list of positive numbers")
+        if not isinstance(value, list) or not all(is_number(item) and item > 0 for item in value):
+            raise ConfigError(f"{self.name}.{key} is {value!r:.200}; it must be a list of positive numbers")
         return tuple(float(item) for item in value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -239,5 +246,6 @@ class _Reader:
         return value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number that float32 can hold, which integers of any length need not be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST

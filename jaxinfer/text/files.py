@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ ADDED_TOKENS = "added_tokens.json"
 MODEL_CONFIG = "config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 CHAT_TEMPLATE_FOLDER = "additional_chat_templates"
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that is a character only together with another
 
 # Vocabulary files of other tokenizer libraries: named in the error, so that a user sees what the folder does hold.
 _OTHER_VOCABULARIES = ("tekken.json", "tiktoken.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
@@ -126,10 +129,15 @@ def parse_json_object(path: Path, data: bytes) -> dict[str, Any]:
     text = _decode(path, data)
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise TokenizerError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    if _SURROGATE.search(data):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"{path} holds half of a surrogate pair, which is no text: {error}") from error
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from jaxinfer.text.sentencepiece_model import SentencePieceModel
 from jaxinfer.text.special_tokens import SpecialTokens, gather, register
 from jaxinfer.text.tokenizer import Tokenizer
 
+# What the tokenizers library raises where its own code fails; it is no Exception, and cannot be imported.
+PANIC = "PanicException"
 # Below this size transformers does not look at `fix_mistral_regex` at all.
 _MISTRAL_REGEX_VOCAB = 100_000
 
@@ -65,21 +68,27 @@ def load_tokenizer(folder: Path, *, model_type: str | None = None) -> Tokenizer:
         config_class=_optional_str(files.model_config, "tokenizer_class", str(files.folder / "config.json")),
         model_type=model_type,
         byte_level_json=b'"ByteLevel"' in (files.tokenizer_json or b""),
+        own_code=_has_own_code(files.tokenizer_config),
     )
     document: dict[str, Any] | None = None
     if files.tokenizer_json is not None:
         document = parse_json_object(files.folder / TOKENIZER_JSON, files.tokenizer_json)
     tokens = gather(files, _added_tokens(files, document))
+    source = files.folder / (TOKENIZER_MODEL if document is None else TOKENIZER_JSON)
     try:
         draft = _from_model(files, name, tokens) if document is None else _from_json(files, document, name, tokens)
         draft.notes += _legacy_note(name, files.tokenizer_config)
+        if _has_own_code(files.tokenizer_config):
+            draft.notes.append(f"{TOKENIZER_CONFIG}: auto_map names code of the folder's own, which is not run")
         tokens = _finish(draft, files, name, tokens)
+        _check_post_processor(draft.backend, source)
         plan = DecodePlan.of(draft.backend, clean_up=_cleans_up(draft.backend, files))
     except TokenizerError:
         raise
-    except Exception as error:  # the tokenizers library raises bare exceptions of several kinds for bad contents
-        source = TOKENIZER_MODEL if document is None else TOKENIZER_JSON
-        raise TokenizerError(f"cannot build the tokenizer of {files.folder / source}: {error}") from error
+    except BaseException as error:  # the tokenizers library raises bare exceptions of several kinds for bad contents
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        raise TokenizerError(f"cannot build the tokenizer of {source}: {error}") from error
     return Tokenizer(
         backend=draft.backend,
         plan=plan,
@@ -95,7 +104,9 @@ def _from_json(files: TokenizerFiles, document: dict[str, Any], name: str, token
     assert files.tokenizer_json is not None
     try:
         backend = Backend.from_buffer(files.tokenizer_json)
-    except Exception as error:  # see load_tokenizer
+    except BaseException as error:  # see load_tokenizer
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
         raise TokenizerError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
     draft = _Draft(backend)
     if backend.padding is not None:
@@ -228,6 +239,25 @@ def _finish(draft: _Draft, files: TokenizerFiles, name: str, tokens: SpecialToke
     return tokens
 
 
+def _check_post_processor(backend: Backend, source: Path) -> None:
+    """Raises TokenizerError for a template with a token that it does not define: the library would panic at each text.
+
+    A post-processor is a template, or a sequence of which one may be.
+    """
+    if backend.post_processor is None:
+        return
+    outer = json.loads(backend.post_processor.__getstate__())
+    for step in outer.get("processors") or [outer]:
+        defined = step.get("special_tokens") or {}
+        for piece in step.get("single") or []:
+            token = piece.get("SpecialToken")
+            if token is not None and token["id"] not in defined:
+                raise TokenizerError(
+                    f"{source}: post_processor.single has the token {token['id']!r}, which its special_tokens do not "
+                    f"define: {sorted(defined)}"
+                )
+
+
 def _set_post_processor(backend: Backend, bos: str | None, tokens: SpecialTokens, add_eos: bool) -> None:
     eos = tokens.text("eos_token") if add_eos else None
     single = [*([f"{bos}:0"] if bos else []), "$A:0", *([f"{eos}:0"] if eos else [])]
@@ -251,6 +281,12 @@ def _cleans_up(backend: Backend, files: TokenizerFiles) -> bool:
         return False
     forced = config.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
     return bool(forced) or type(backend.model).__name__ != "BPE"
+
+
+def _has_own_code(config: dict[str, Any]) -> bool:
+    """Whether `auto_map` names code: in an object, or in older files as a list."""
+    named = config.get("auto_map")
+    return bool(named.get("AutoTokenizer") if isinstance(named, dict) else named)
 
 
 def _optional_str(values: dict[str, Any], key: str, where: str) -> str | None:

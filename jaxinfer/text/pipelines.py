@@ -18,7 +18,9 @@ from tokenizers.models import BPE
 
 GENERIC = "TokenizersBackend"
 # "PreTrainedTokenizerFast" arrives here without its "Fast".
-_GENERIC_NAMES = frozenset({GENERIC, "PreTrainedTokenizer", "PythonBackend"})
+_GENERIC_NAMES = frozenset({GENERIC, "PreTrainedTokenizer", "PythonBackend", "BloomTokenizer"})
+# Names of classes that transformers no longer has, and the classes that it takes for them.
+_ALIASES = {"Phi3Tokenizer": "LlamaTokenizer"}
 
 # model_type -> the class transformers has registered for it (without optional packages); absent: none is registered.
 _REGISTERED = {
@@ -67,7 +69,12 @@ class Recipe:
 
 
 def class_name(
-    *, tokenizer_class: str | None, config_class: str | None, model_type: str | None, byte_level_json: bool
+    *,
+    tokenizer_class: str | None,
+    config_class: str | None,
+    model_type: str | None,
+    byte_level_json: bool,
+    own_code: bool = False,
 ) -> str:
     """The tokenizer class that transformers would instantiate, without the "Fast" suffix.
 
@@ -76,11 +83,15 @@ def class_name(
         config_class: `tokenizer_class` of config.json.
         model_type: `model_type` of config.json.
         byte_level_json: whether tokenizer.json mentions ByteLevel.
+        own_code: whether `auto_map` of tokenizer_config.json names code for the tokenizer. It is not run, as without
+            trust_remote_code, but transformers then takes the declared class without looking for a wrong one.
     """
     declared = tokenizer_class or config_class
     declared = declared.removesuffix("Fast") if declared else None
     registered = _REGISTERED.get(model_type or "")
     wrong = model_type in _WRONG_CLASS_IN_FOLDER
+    if own_code:
+        return _normal(declared or registered or GENERIC)
     if declared == "LlamaTokenizer" and byte_level_json and not wrong:
         # Llama 3 style folders that still name the Llama 2 class, whose pipeline is not byte-level.
         return GENERIC
@@ -92,7 +103,7 @@ def class_name(
 
 
 def _normal(name: str) -> str:
-    return GENERIC if name in _GENERIC_NAMES else name
+    return GENERIC if name in _GENERIC_NAMES else _ALIASES.get(name, name)
 
 
 def recipe_for(name: str) -> Recipe | None:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from checkpoints.folder import read_config
+from checkpoints.folder import GENERATION_CONFIG_FILE, CheckpointError, read_config
 from jaxinfer.config import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, KvCacheDtype, Quantization, RuntimeConfig
 from jaxinfer.generation_config import generation_defaults, generation_notes
-from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.sampling_params import InvalidRequest, SamplingParams
 from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
 from jaxinfer.text.answers import REASONING_PARSERS, TOOL_CALL_PARSERS
 from serving.commands.parsing import spelled
@@ -176,10 +176,13 @@ def observing_config(arguments: argparse.Namespace) -> ObservingConfig:
 
 
 def sampling_defaults(folder: Path, generation_config: str) -> dict[str, Any]:
-    """Sampling defaults of the model; also checks its config. Raises CheckpointError or InvalidRequest."""
+    """Sampling defaults of the model; also checks its config. Raises CheckpointError, naming the file."""
     _, found = read_config(folder)
     defaults: Mapping[str, Any] = generation_defaults(found) if generation_config == "auto" else {}
-    SamplingParams(**{"max_tokens": None, **defaults})
+    try:
+        SamplingParams(**{"max_tokens": None, **defaults})
+    except InvalidRequest as error:
+        raise CheckpointError(f"{folder / GENERATION_CONFIG_FILE}: {error}") from error
     return dict(defaults)
 
 

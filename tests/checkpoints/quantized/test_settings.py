@@ -261,3 +261,20 @@ def test_a_name_comes_before_a_pattern_and_a_pattern_before_the_class() -> None:
     stored = {name: format_.stored(LAYER.replace("q_proj", name)) for name in ("q_proj", "k_proj", "v_proj")}
     assert stored == {"q_proj": StoredMatrix("int4", 128), "k_proj": StoredMatrix("int4", 32), "v_proj": None}
     assert format_.stored(LAYER.replace("3", "4")) == StoredMatrix("int4", 64)
+
+
+SEARCHED = {
+    "amp": True, "autoround_version": "0.4.5", "batch_size": 8, "data_type": "int", "damp_percent": 0.01,
+    "enable_minmax_tuning": True, "enable_norm_bias_tuning": False, "enable_quanted_input": True, "iters": 200,
+    "gradient_accumulate_steps": 1, "low_gpu_mem_usage": True, "lr": 0.005, "minmax_lr": 0.005, "nsamples": 512,
+    "scale_dtype": "torch.float16", "seqlen": 2048, "to_quant_block_names": None, "true_sequential": False,
+    "act_bits": 16, "act_dynamic": True, "provider": "auto-round",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [AUTO_GPTQ, AUTO_AWQ, AUTO_AWQ | {"sym": True}, GPTQ_MODEL])
+def test_how_the_numbers_were_searched_for_is_passed_over(settings: dict[str, Any]) -> None:
+    searched = {key: value for key, value in SEARCHED.items() if key not in settings}
+    assert parse(settings | searched) == parse(settings)
+    with pytest.raises(ConfigError, match="act_bits is 8"):
+        parse(settings | searched | {"act_bits": 8})

@@ -175,3 +175,43 @@ def test_importing_the_text_layer_imports_no_framework() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_code_of_the_folders_own_is_not_run_and_a_note_says_so(tmp_path: Path) -> None:
+    entry = case("llama_json_phi3")
+    config = entry["files"]["tokenizer_config.json"]
+    config = json.loads(config) if isinstance(config, str) else config
+    mapped = config | {"auto_map": {"AutoTokenizer": ["tokenization_phi3.Phi3Tokenizer", None]}}
+    folder = write_folder(tmp_path, entry, **{"tokenizer_config.json": mapped})
+    assert any("auto_map" in note for note in load_tokenizer(folder).notes)
+
+
+def test_a_post_processor_with_an_undefined_token_is_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, case("word_level"))
+    document = json.loads((folder / "tokenizer.json").read_text())
+    step = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<nowhere>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }
+    for outer in (step, {"type": "Sequence", "processors": [step]}):
+        (folder / "tokenizer.json").write_text(json.dumps(document | {"post_processor": outer}))
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json.*'<nowhere>'"):
+            load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("tokenizer_config.json", '{"bos_token": "\\ud800"}', "half of a surrogate pair"),
+        ("added_tokens.json", '{"\\udfff": 1}', "half of a surrogate pair"),
+        ("tokenizer_config.json", '{"model_max_length": ' + "1" * 5000 + "}", "is not valid JSON"),
+    ],
+)
+def test_what_json_allows_and_text_or_python_does_not_is_named(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    folder = write_folder(tmp_path, case("llama_json"), **{name: text})
+    with pytest.raises(TokenizerError, match=f"{name} .*{message}"):
+        load_tokenizer(folder)

@@ -35,6 +35,10 @@ from jaxinfer.text.pipelines import GENERIC, class_name, recipe_for
         (None, None, None, False, GENERIC),
         ("LlamaTokenizer", None, None, False, "LlamaTokenizer"),
         ("SomebodysTokenizer", None, "llama", False, "SomebodysTokenizer"),
+        ("Phi3Tokenizer", None, "llama", False, "LlamaTokenizer"),  # an alias in transformers 5.24
+        ("Phi3TokenizerFast", None, "gemma3_text", False, "LlamaTokenizer"),
+        ("Phi3Tokenizer", None, "phi3", False, GENERIC),
+        ("BloomTokenizerFast", None, "llama", True, GENERIC),
     ],
 )
 def test_class_name(
@@ -53,3 +57,21 @@ def test_only_rebuilding_classes_have_a_recipe() -> None:
         recipe = recipe_for(name)
         assert recipe is not None
         assert recipe.name == name
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_class", "model_type", "expected"),
+    [
+        ("LlamaTokenizerFast", "llama", "LlamaTokenizer"),
+        ("LlamaTokenizer", "phi3", "LlamaTokenizer"),
+        ("PreTrainedTokenizerFast", "qwen2", GENERIC),
+        (None, "qwen2", "Qwen2Tokenizer"),
+    ],
+)
+def test_with_code_of_its_own_the_declared_class_counts(
+    tokenizer_class: str | None, model_type: str, expected: str
+) -> None:
+    found = class_name(
+        tokenizer_class=tokenizer_class, config_class=None, model_type=model_type, byte_level_json=True, own_code=True
+    )
+    assert found == expected
