@@ -23,3 +23,10 @@ def test_an_odd_sampling_default_is_named_with_its_file(tmp_path: Path, key: str
     with pytest.raises(CheckpointError, match=rf"generation_config\.json: {name} is"):
         sampling_defaults(folder, "auto")
     assert sampling_defaults(folder, "vllm") == {}
+
+
+def test_a_number_of_thousands_of_digits_is_a_fault_of_the_file(tmp_path: Path) -> None:
+    folder = write_small_llama(tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"top_k": ' + "1" * 5000 + "}")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: expected JSON"):
+        sampling_defaults(folder, "auto")
