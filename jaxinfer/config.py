@@ -225,7 +225,7 @@ class ModelConfig:
             values["eos_token_ids"] = tuple(data.get("eos_token_ids", ()))
             values["notes"] = tuple(data.get("notes", ()))
             return cls(**values)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ConfigError(f"model config is incomplete or malformed: {error}") from error
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jaxinfer.config import ConfigError
+from jaxinfer.config import ConfigError, ModelConfig
 from jaxinfer.models.registry import model_config
 from tests.jaxinfer.models.hub_configs import ALL, respelled
 
@@ -73,3 +73,11 @@ def test_an_odd_value_is_refused_or_understood(name: str) -> None:
 def test_the_error_names_key_and_value(name: str, key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         model_config(ALL[name] | {key: value})
+
+
+@pytest.mark.parametrize("key", ["layers", "ropes", "num_layers"])
+@pytest.mark.parametrize("value", [None, "x", 1, [1], [None]])
+def test_a_stored_config_that_is_malformed_is_refused(key: str, value: Any) -> None:
+    stored = model_config(ALL["Llama-3.1-8B"]).to_dict()
+    with pytest.raises(ConfigError):
+        ModelConfig.from_dict(stored | {key: value})
