@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from jaxinfer import __version__
-from serving import json_text
+from serving import garbage, json_text
 from serving.access.http_gate import HttpGate
 from serving.http.api import ENDPOINTS, Api
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
@@ -88,6 +88,7 @@ class Generate:
         except ClientGone:
             return
         except ApiError as error:
+            body = b""  # else it would be there as long as this frame; see `garbage.let_go`
             self._api.client.recorder.refused(origin, str(error.status), error)
             await send_error(send, error)
             return
@@ -254,6 +255,7 @@ async def send_json(send: Send, status: int, data: Any, headers: Iterable[tuple[
 
 
 async def send_error(send: Send, error: ApiError) -> None:
+    garbage.let_go(error)  # with the body, which can have megabytes
     await send_json(send, error.status, error.body, error.headers)
 
 

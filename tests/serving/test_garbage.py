@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from types import FrameType
 
 import grpc
 import pytest
@@ -98,3 +99,19 @@ def test_a_refused_http_request_is_freed(kept, monkeypatch):
 
     run(test())
     assert [each() for each in kept] == [None, None]
+
+
+def test_the_body_of_a_refused_http_request_is_freed(kept):
+    async def test():
+        async with http_serving(FakeOptions()) as s:
+            assert (await s.post("/v1/completions", prompt="a" * 50_000, nope=1)).status_code == 400
+
+    run(test())
+    frames = [each for each in gc.get_objects() if isinstance(each, FrameType) and "serving" in each.f_code.co_filename]
+    holding = {
+        (frame.f_code.co_qualname, name)
+        for frame in frames
+        for name, value in frame.f_locals.items()
+        if isinstance(value, bytes | bytearray) and len(value) > 50_000
+    }
+    assert holding == set()
