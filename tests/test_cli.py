@@ -295,7 +295,7 @@ REFUSED = [  # what cannot be, with the shipped demo where a model is needed
     ["generate", "x", "--chat", "--template-variables", "{"],
     ["generate", "x", "--chat", "--template-variables", "[]"],
     ["generate", "--token-ids", "999999"],
-    ["generate", "x", "--max-tokens", "9999"],
+    ["generate", "x", "--min-tokens", "9999", "--max-tokens", "9999"],
     ["generate", "x", "--timeout", "-1"],
     ["generate", "x", "--api-key-file", "key"],
     ["batch", "/nonexistent/in", "out", "--model", "nosuch"],

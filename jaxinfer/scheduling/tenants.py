@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from heapq import nsmallest
 
-from sortedcontainers import SortedKeyList
-
-from jaxinfer.scheduling.request import Request, Sequence, order_of
+from jaxinfer.scheduling.request import Request, Sequence
+from jaxinfer.scheduling.waiting import WaitingLine
 
 # An output token occupies the device longer than one of a prompt; the paper's own price list.
 PROMPT_COST, OUTPUT_COST = 1.0, 2.0
@@ -34,7 +33,7 @@ class Tenant:
         self.alive = 0  # sequences that have not ended
         self.running = 0  # of those, the ones in slots
         self.pages = 0  # that those hold
-        self.waiting: SortedKeyList[Sequence] = SortedKeyList(key=order_of)
+        self.waiting = WaitingLine()
 
     @property
     def weight(self) -> float:

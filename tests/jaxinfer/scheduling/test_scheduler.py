@@ -10,7 +10,7 @@ import pytest
 from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import Drain, Drained, Submit
 from jaxinfer.sampling_params import InvalidRequest, SamplingParams
-from jaxinfer.scheduling import tenants
+from jaxinfer.scheduling import waiting
 from jaxinfer.scheduling.page_pool import IntegrityError, PagePool, PoolExhausted
 from jaxinfer.scheduling.plan import StepPlan, StepResult
 from jaxinfer.scheduling.request import Sequence
@@ -185,14 +185,14 @@ class Done:
 
 def test_coming_and_going_costs_the_logarithm_of_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = 0
-    order_of = tenants.order_of
+    order_of = waiting.order_of
 
     def counting(sequence: Sequence) -> Any:
         nonlocal counted
         counted += 1
         return order_of(sequence)
 
-    monkeypatch.setattr(tenants, "order_of", counting)
+    monkeypatch.setattr(waiting, "order_of", counting)
     scheduler = Scheduler(SchedulerLimits(1, 8, 64), PagePool(30, 4))
     for i in range(3000):
         scheduler.add(Submit(f"r{i}", (1, 2, 3), SamplingParams(max_tokens=3), 0, i % 5, float(i)))
