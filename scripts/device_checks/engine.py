@@ -248,6 +248,10 @@ class _Timed:
         self._done.append(time.perf_counter())
         return result
 
+    @property
+    def ready(self) -> bool:
+        return bool(self._pending.ready)
+
 
 def _prompt(seed: int, length: int, vocab: int) -> tuple[int, ...]:
     rng = random.Random(seed)
