@@ -239,8 +239,7 @@ class LLM:
         self._check_alive()
         for stream, level in zip(streams, priority, strict=True):
             result, params = stream.result, stream.params
-            given = None if params.seed == -1 else params.seed  # -1 asks for a random one, as in vLLM
-            seed = self._seeds.getrandbits(64) if given is None else given & (2**64 - 1)
+            seed = self._seeds.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
             ids = tuple(result.prompt_token_ids)
             self._inbox.put(Submit(result.request_id, ids, params, seed, level, time.monotonic()))
 

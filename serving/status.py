@@ -48,6 +48,11 @@ class Refusal(Exception):
         super().__init__(message)
         self.code, self.message, self.metadata, self.reason = code, message, metadata, reason
 
+    def again(self) -> Refusal:
+        """The same for one more call: a raised exception leads to the frames of its own call alone (`garbage.let_go`
+        clears those)."""
+        return Refusal(self.code, self.message, self.metadata, self.reason)
+
     @property
     def why(self) -> str:
         """For logs: the message may quote the request."""

@@ -145,7 +145,7 @@ class GenerationStream:
             if news is not None:
                 return news
             if self._refusal is not None:
-                raise self._refusal
+                raise self._refusal.again()  # many streams may share it
             if self.finished:
                 return None
 

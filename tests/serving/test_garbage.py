@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from jaxinfer.sampling_params import InvalidRequest
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving import garbage, servicer
 from serving.faults import Gathering
+from serving.status import Refusal
 from serving.text_worker import TextWorker
 from tests.fakes import FakeOptions
-from tests.serving.harness import collect, run, serving
+from tests.serving.harness import collect, greedy, run, serving
 from tests.serving.http.harness import http_serving
 
 
@@ -115,3 +117,18 @@ def test_the_body_of_a_refused_http_request_is_freed(kept):
         if isinstance(value, bytes | bytearray) and len(value) > 50_000
     }
     assert holding == set()
+
+
+def test_streams_that_end_together_have_an_exception_each():
+    async def test():
+        async with serving(FakeOptions(step_seconds=0.05, crash_at_step=8)) as s:
+            calls = [collect(s.stub.Generate(greedy(max_tokens=50))) for _ in range(4)]
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(each) for each in ends] == [grpc.aio.AioRpcError] * 4
+            assert {each.code() for each in ends} == {grpc.StatusCode.INTERNAL}
+
+    run(test())
+    refusal = Refusal(grpc.StatusCode.ABORTED, "m", (("a", "b"),), "r")
+    other = refusal.again()
+    assert other is not refusal
+    assert (other.code, other.message, other.metadata, other.reason) == (refusal.code, "m", (("a", "b"),), "r")
