@@ -16,7 +16,7 @@ import grpc
 
 from jaxinfer.messages import EngineInfo
 from jaxinfer.outputs import prompt_end_of
-from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids
+from jaxinfer.sampling_params import FIELDS, InvalidRequest, SamplingParams, as_token_ids
 from jaxinfer.text import AnswerReading, PromptEnd, PromptTooLong, Tokenizer, TooManyTokens, stop_automaton
 from serving.faults import Gathering, one_of
 from serving.status import Refusal
@@ -202,8 +202,8 @@ def sampling_params(
     """The model's defaults overlaid by the door's and by what the client set; max_tokens None where nobody says
     anything."""
     if context.tokenizer is None:
-        for name, neutral in (("stop", ()), ("include_stop_str_in_output", False), ("skip_special_tokens", True)):
-            if given.get(name, neutral) != neutral:
+        for name, declared in FIELDS.items():
+            if declared.needs_tokenizer and given.get(name, declared.default) != declared.default:
                 raise InvalidRequest(name, given[name], _NO_TOKENIZER)
     values = {"max_tokens": None, **context.defaults, **(door_defaults or {})}
     if "max_tokens" not in given and given.get("min_tokens", 0) > (values["max_tokens"] or 0):
