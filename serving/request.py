@@ -2,7 +2,7 @@
 
 A door turns its own message into a `GenerationRequest`; everything after that is the same for all. Errors name the
 field by the names here, which are those of jaxinfer.SamplingParams and of the gRPC interface; a door whose clients
-write other names translates (see serving/http/names.py).
+write other names translates (see serving/http/convert.py).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxinfer.config import ConfigError, ModelConfig
+from pallas_kernels.rounding import round_up
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class ModelShape:
             tp=tp,
             kv_heads=kv_heads,
             group=config.num_heads // kv_heads,
-            vocab=_round_up(config.vocab_size, tp),
-            mlp=_round_up(config.intermediate_size, tp),
+            vocab=round_up(config.vocab_size, tp),
+            mlp=round_up(config.intermediate_size, tp),
         )
 
     @property
@@ -55,7 +56,3 @@ def _splits(config: ModelConfig, tp: int) -> bool:
     if not isinstance(tp, int) or isinstance(tp, bool) or tp < 1 or config.num_heads % tp:
         return False
     return config.num_kv_heads % tp == 0 or tp % config.num_kv_heads == 0
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
