@@ -23,6 +23,7 @@ from jaxinfer.runtime.sharding import replicated
 from jaxinfer.runtime.step import KVCache, StepSpec, admit_step, step
 from jaxinfer.scheduling.plan import Scores, StepPlan, StepResult
 from pallas_kernels.dispatch import select
+from pallas_kernels.paged_attention import AttentionOptions
 from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
 from pallas_kernels.paged_attention.layout import KVLayout
 
@@ -184,8 +185,7 @@ class Runner:
                 pages_per_row=self.sizes.max_pages_per_sequence,
                 query_dtype=np.dtype(self.spec.dtype),
                 kv_dtype=self.layout.dtype,
-                sliding_window=layer.sliding_window,
-                soft_cap=config.attention_softcap,
+                options=AttentionOptions(config.query_scale, layer.sliding_window, config.attention_softcap),
             )
             names.add(select(OP, self.spec.target, case, self.spec.attention_backend).name)
         return ", ".join(sorted(names))

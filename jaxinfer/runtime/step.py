@@ -21,7 +21,7 @@ from jaxinfer.runtime.inputs import AdmitInputs, SlotState, StepInputs, StepOutp
 from jaxinfer.runtime.sampling import MAX_LOGPROBS, admit, count_inputs, sample, score_prompt
 from jaxinfer.runtime.sharding import TP_AXIS
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention import RaggedBatch, paged_attention
+from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, paged_attention
 from pallas_kernels.paged_attention.layout import Pages
 
 KVCache = list[tuple[Pages, Pages]]  # per layer: K pages and V pages, shapes from layout.py
@@ -59,7 +59,7 @@ class StepSpec:
                 backend=self.attention_backend,
                 mesh=mesh,
                 head_axis=TP_AXIS if mesh is not None else None,
-                **options,
+                options=AttentionOptions(**options),
             )
             return out, (k_pages, v_pages)
 
