@@ -8,7 +8,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
+
+from jaxinfer.cache_groups import CacheGroups, CacheSpec
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -167,6 +170,13 @@ class ModelConfig:
     def group_size(self) -> int:
         """Query heads per KV head."""
         return self.num_heads // self.num_kv_heads
+
+    @cached_property
+    def cache_groups(self) -> CacheGroups:
+        """Which layers share page tables, and where in the KV pool each layer's keys and values lie."""
+        return CacheGroups.of(
+            [CacheSpec(self.num_kv_heads, self.head_dim, layer.sliding_window) for layer in self.layers]
+        )
 
     @property
     def longrope_border(self) -> int | None:

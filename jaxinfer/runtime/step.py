@@ -5,7 +5,6 @@ T tokens, S rows, N query heads, K KV heads, H head_dim, D model, P pages. Nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +16,8 @@ from jax.sharding import Mesh
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.axes import constrain
+from jaxinfer.models.context import Attend, StepContext
+from jaxinfer.models.decoder import Decoder
 from jaxinfer.runtime.inputs import AdmitInputs, SlotState, StepInputs, StepOutput
 from jaxinfer.runtime.sampling import MAX_LOGPROBS, admit, count_inputs, sample, score_prompt
 from jaxinfer.runtime.sharding import TP_AXIS
@@ -42,8 +43,8 @@ class StepSpec:
     attention_backend: str | None = None
     max_logprobs: int = MAX_LOGPROBS
 
-    def attention(self, batch: RaggedBatch) -> Callable[..., tuple[jax.Array, tuple[Pages, Pages]]]:
-        """The `attend` that the Decoder calls in every layer."""
+    def attention(self, batch: RaggedBatch) -> Attend:
+        """What the layers of one page table call."""
         mesh = self.mesh if self.mesh.size > 1 else None
 
         def attend(
@@ -100,6 +101,13 @@ def locate(inputs: StepInputs, slots: SlotState, page_size: int) -> tuple[Tokens
     return Tokens(ids, rows, positions, valid), batch
 
 
+def _same_for_all_tables(decoder: Decoder, attend: Attend) -> tuple[Attend, ...]:
+    """To be removed when a step's inputs hold every page table: all layers share one, and each has a pool array of
+    its own, whatever `cache_groups` says."""
+    decoder.arrays = tuple(range(len(decoder.layers)))
+    return (attend,) * decoder.config.cache_groups.num_tables
+
+
 def step(
     spec: StepSpec, leaves: tuple[jax.Array, ...], kv: KVCache, slots: SlotState, inputs: StepInputs
 ) -> tuple[StepOutput, KVCache, SlotState]:
@@ -107,11 +115,16 @@ def step(
 
     `kv` and `slots` are donated by the caller. Rows that do not sample get an arbitrary token that nobody reads.
     """
-    decoder = nnx.merge(spec.graphdef, jax.tree.unflatten(spec.treedef, leaves))
+    decoder: Decoder = nnx.merge(spec.graphdef, jax.tree.unflatten(spec.treedef, leaves))
     tokens, batch = locate(inputs, slots, spec.page_size)
-    hidden, kv = decoder.hidden_states(
-        tokens.ids, tokens.positions, inputs.regimes[tokens.rows], kv, spec.attention(batch)
+    context = StepContext.of(
+        spec.config.ropes,
+        tokens.positions,
+        tokens.rows,
+        inputs.regimes[tokens.rows],
+        attention=_same_for_all_tables(decoder, spec.attention(batch)),
     )
+    hidden, kv = decoder.hidden_states(tokens.ids, context, kv)
     # Counted when consumed as an input: at sampling time the counts then cover the whole sequence, and a recomputed
     # sequence counts the same as one that was never preempted.
     tables = count_inputs(

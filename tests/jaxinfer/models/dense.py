@@ -18,8 +18,8 @@ import numpy as np
 from flax import nnx
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.context import Attend, StepContext
 from jaxinfer.models.decoder import abstract_decoder
-from jaxinfer.models.layers.attention import Attend
 from jaxinfer.models.shape import ModelShape
 
 Path = tuple[str | int, ...]
@@ -132,10 +132,10 @@ class DenseModel:
     def apply(self, params: Any, batch: Batch) -> jax.Array:
         """-> (T, V') logits of every token; pure, for jit."""
         decoder = nnx.merge(self.graphdef, params)
-        empty = [(jnp.zeros(0), jnp.zeros(0))] * self.config.num_layers
-        hidden, _ = decoder.hidden_states(
-            batch.token_ids, batch.positions, batch.regimes, empty, dense_attention(batch.sequences)
-        )
+        groups = self.config.cache_groups
+        attention = [dense_attention(batch.sequences)] * groups.num_tables
+        context = StepContext.of(self.config.ropes, batch.positions, batch.sequences, batch.regimes, attention)
+        hidden, _ = decoder.hidden_states(batch.token_ids, context, [(jnp.zeros(0), jnp.zeros(0))] * groups.depth)
         return decoder.logits(hidden)
 
     def logits(self, prompts: Sequence[Sequence[int]], run: Any = None) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxinfer.config import ConfigError, LayerConfig, ModelConfig, RopeConfig
 from jaxinfer.models.axes import parameter_axes
+from jaxinfer.models.context import Attend, StepContext
 from jaxinfer.models.decoder import Decoder, abstract_decoder
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.runtime.sharding import partition_spec
@@ -122,7 +123,9 @@ def runner(config: ModelConfig, dtype: str) -> Run:
     @jax.jit
     def run(params: Any, ids: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         module = nnx.merge(graphdef, params)
-        hidden, _ = module.hidden_states(ids, positions, jnp.zeros_like(ids), [None] * config.num_layers, echo)
+        groups, none = config.cache_groups, jnp.zeros_like(ids)
+        context = StepContext.of(config.ropes, positions, none, none, [echo] * groups.num_tables)
+        hidden, _ = module.hidden_states(ids, context, [(none, none)] * groups.depth)
         return hidden, module.logits(hidden)
 
     return lambda ids, positions: jax.tree.map(np.asarray, run(params, jnp.asarray(ids), jnp.asarray(positions)))
@@ -150,38 +153,52 @@ def test_a_token_does_not_see_the_size_of_its_batch(dtype: str) -> None:
         np.testing.assert_array_equal(some_logits, logits[part])
 
 
-def traced(config: ModelConfig, attend: Any, kv: list[Any]) -> tuple[Any, Any]:
-    """The shapes of (hidden, new kv) for nine tokens; runs the Python of the decoder, compiles nothing."""
+def traced(config: ModelConfig, attention: list[Attend], cache: list[Any]) -> tuple[Any, Any]:
+    """The shapes of (hidden, new cache) for nine tokens; runs the Python of the decoder, compiles nothing."""
     graphdef, abstract = abstract_decoder(config, ModelShape.of(config, 1), jnp.dtype("float32"))
 
-    def run(params: Any, ids: jax.Array, kv: list[Any]) -> tuple[Any, Any]:
-        return nnx.merge(graphdef, params).hidden_states(ids, ids, ids, kv, attend)
+    def run(params: Any, ids: jax.Array, cache: list[Any]) -> tuple[Any, Any]:
+        context = StepContext.of(config.ropes, ids, ids, ids, attention)
+        return nnx.merge(graphdef, params).hidden_states(ids, context, cache)
 
-    return jax.eval_shape(run, abstract, jax.ShapeDtypeStruct((9,), jnp.int32), kv)
+    return jax.eval_shape(run, abstract, jax.ShapeDtypeStruct((9,), jnp.int32), cache)
 
 
-def test_attend_gets_each_layer_its_own_settings_and_kv() -> None:
+def pages(size: int) -> tuple[Any, Any]:
+    return jax.ShapeDtypeStruct((size,), jnp.float32), jax.ShapeDtypeStruct((size, 2), jnp.float32)
+
+
+def test_layers_get_the_settings_the_page_table_and_the_pool_array_that_are_theirs() -> None:
+    """Two layers without a window and two with: two page tables, whose layers share two arrays."""
     calls = []
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, kv_layer: Any, **options: Any) -> tuple[jax.Array, Any]:
-        calls.append((q.shape, k.shape, v.shape, [page.shape for page in kv_layer], options))
-        return q, tuple(jnp.concatenate((page, page)) for page in kv_layer)
+    def attend_of(table: str) -> Any:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, kv_layer: Any, **options: Any) -> tuple[jax.Array, Any]:
+            calls.append((table, q.shape, k.shape, v.shape, [page.shape for page in kv_layer], options))
+            return q, tuple(jnp.concatenate((page, page)) for page in kv_layer)
 
-    kv = [(jax.ShapeDtypeStruct((size,), jnp.float32), jax.ShapeDtypeStruct((size, 2), jnp.float32)) for size in (3, 5)]
-    hidden, new = traced(model(attention_softcap=7.0), attend, kv)
+        return attend
+
+    layers = (LayerConfig(), LayerConfig(sliding_window=5, rope=None)) * 2
+    config = model(attention_softcap=7.0, num_layers=4, layers=layers)
+    hidden, new = traced(config, [attend_of("whole"), attend_of("window")], [pages(3), pages(5)])
     assert hidden.shape == (9, 24)
     shapes = ((9, 6, 8), (9, 3, 8), (9, 3, 8))
     common = {"soft_cap": 7.0, "scale": 0.3}
     assert calls == [
-        (*shapes, [(3,), (3, 2)], {"sliding_window": None, **common}),
-        (*shapes, [(5,), (5, 2)], {"sliding_window": 5, **common}),
+        ("whole", *shapes, [(3,), (3, 2)], {"sliding_window": None, **common}),
+        ("window", *shapes, [(6,), (6, 2)], {"sliding_window": 5, **common}),
+        ("whole", *shapes, [(5,), (5, 2)], {"sliding_window": None, **common}),
+        ("window", *shapes, [(10,), (10, 2)], {"sliding_window": 5, **common}),
     ]
-    assert [[page.shape for page in layer] for layer in new] == [[(6,), (6, 2)], [(10,), (10, 2)]]
+    assert [[page.shape for page in layer] for layer in new] == [[(12,), (12, 2)], [(20,), (20, 2)]]
 
 
-def test_kv_must_have_one_entry_per_layer() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        traced(model(), echo, [None])
+@pytest.mark.parametrize("arrays", [1, 3])
+def test_the_cache_has_the_arrays_that_the_layers_use(arrays: int) -> None:
+    config = model(layers=(LayerConfig(), LayerConfig(rope=None)))
+    with pytest.raises(ValueError, match=f"the cache has {arrays} arrays; the layers use 2"):
+        traced(config, [echo], [pages(3)] * arrays)
 
 
 def test_random_parameters_are_for_one_device() -> None:
