@@ -97,8 +97,8 @@ def publish_after_giving_away(patch: pytest.MonkeyPatch) -> None:
     """Results in flight publish pages although a preemption has given them away."""
     commit = KVManager.commit
 
-    def careless(self: Any, sequence: Sequence, row: PlanRow) -> None:
-        commit(self, sequence, row._replace(residency=sequence.residency))
+    def careless(self: Any, sequence: Sequence, row: PlanRow, accepted: int) -> None:
+        commit(self, sequence, row._replace(residency=sequence.residency), accepted)
 
     patch.setattr(KVManager, "commit", careless)
 
@@ -107,9 +107,9 @@ def publish_half_full(patch: pytest.MonkeyPatch) -> None:
     """The page being filled is published together with the full ones."""
     commit = KVManager.commit
 
-    def early(self: Any, sequence: Sequence, row: PlanRow) -> None:
+    def early(self: Any, sequence: Sequence, row: PlanRow, accepted: int) -> None:
         size = self.page_size
-        commit(self, sequence, row._replace(length=-(-(row.start + row.length) // size) * size - row.start))
+        commit(self, sequence, row._replace(length=-(-(row.start + row.length) // size) * size - row.start), accepted)
 
     patch.setattr(KVManager, "commit", early)
 
@@ -118,10 +118,10 @@ def publish_before_it_ran(patch: pytest.MonkeyPatch) -> None:
     """Pages are published when their step is planned, so a row of the same step can hit what is not written yet."""
     make_row = scheduler.plan_row
 
-    def eager(kv: Any, sequence: Sequence, length: int) -> PlanRow:
-        row = make_row(kv, sequence, length)
+    def eager(kv: Any, sequence: Sequence, length: int, draws: int) -> PlanRow:
+        row = make_row(kv, sequence, length, draws)
         if row.token_ids and row.start + row.length <= sequence.num_known:
-            kv.commit(sequence, row)
+            kv.commit(sequence, row, row.draws)
         return row
 
     patch.setattr(scheduler, "plan_row", eager)
@@ -177,15 +177,15 @@ def slot_lost_on_preemption(patch: pytest.MonkeyPatch) -> None:
 
 def one_token_too_many(patch: pytest.MonkeyPatch) -> None:
     """The length limit is checked with > instead of >=, one token late."""
-    take = Scheduler._take_token
+    take = Scheduler._take_tokens
 
-    def late(self: Any, sequence: Sequence, i: int, result: Any) -> Any:
+    def late(self: Any, sequence: Sequence, i: int, row: PlanRow, result: Any) -> Any:
         sequence.max_total += 1
-        output = take(self, sequence, i, result)
+        output = take(self, sequence, i, row, result)
         sequence.max_total -= 1
         return output
 
-    patch.setattr(Scheduler, "_take_token", late)
+    patch.setattr(Scheduler, "_take_tokens", late)
 
 
 def running_is_not_counted_down(patch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ class Pending:
         """Waits for the step and returns its results for the plan's rows."""
         count, sampled = len(self.plan.rows), self.output.sampled
         return StepResult(
-            np.asarray(sampled.tokens)[:count].tolist(),
+            np.asarray(sampled.tokens)[:count, None].tolist(),
             _fetch(sampled.scores, count, self.logprobs) if self.logprobs >= 0 else None,
             _fetch(self.output.prompt, self.plan.num_tokens, self.prompt_logprobs)
             if self.prompt_logprobs >= 0

@@ -17,7 +17,8 @@ from jaxinfer.scheduling.tenants import Tenants
 @dataclass(frozen=True)
 class SchedulerLimits:
     """Sizes the scheduler works within. `longrope_border`: length (tokens) beyond which RoPE's long factors apply.
-    `vocab_size`: None where nobody knows."""
+    `vocab_size`: None where nobody knows. `draws`: the most tokens that a row draws; above 1 a sequence
+    waits until it is known how many of them are accepted."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -27,6 +28,7 @@ class SchedulerLimits:
     priority_ageing_seconds: float = 30.0
     enable_prefix_caching: bool = True
     vocab_size: int | None = None
+    draws: int = 1
 
 
 class DuplicateRequest(ValueError):
@@ -128,7 +130,7 @@ class Books:
     def _end(self, sequence: Sequence, reason: str) -> SequenceOutput:
         """Ends a live sequence without a token."""
         request_id, cached = sequence.request.request_id, sequence.cached_tokens
-        return SequenceOutput(request_id, sequence.index, -1, None, reason, None, cached, self._finish(sequence))
+        return SequenceOutput(request_id, sequence.index, (), None, reason, None, cached, self._finish(sequence))
 
     def _finish(self, sequence: Sequence) -> SequenceAccount:
         """Ends a live sequence wherever it is; what it took."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxinfer.scheduling.page_pool import PagePool, PrefixNode
-from jaxinfer.scheduling.plan import PlanRow
+from jaxinfer.scheduling.plan import PlanRow, TableWrite
 from jaxinfer.scheduling.prefix_hit import PrefixHit
 from jaxinfer.scheduling.request import Sequence
 
@@ -54,26 +54,28 @@ class KVManager:
         """How many more pages than available it takes to hold `num_tokens` tokens (0: `extend` will succeed)."""
         return max(0, self.pages_for(num_tokens) - len(sequence.pages) - self.pool.available)
 
-    def extend(self, sequence: Sequence, num_tokens: int) -> list[int]:
-        """Takes the pages still missing for `num_tokens` tokens; returns the new ones."""
-        missing = self.pages_for(num_tokens) - len(sequence.pages)
+    def extend(self, sequence: Sequence, num_tokens: int) -> tuple[TableWrite, ...]:
+        """Takes the pages still missing for `num_tokens` tokens; returns where they stand."""
+        held = len(sequence.pages)
+        missing = self.pages_for(num_tokens) - held
         if missing <= 0:
-            return []
+            return ()
         pages = self.pool.allocate(missing)
         sequence.pages += pages
         sequence.request.tenant.pages += missing
-        return pages
+        return tuple([TableWrite(0, held + i, page) for i, page in enumerate(pages)])
 
-    def commit(self, sequence: Sequence, row: PlanRow) -> None:
-        """Publishes the pages that the row filled, once its step has run.
+    def commit(self, sequence: Sequence, row: PlanRow, accepted: int) -> None:
+        """Publishes the pages that the row filled, once its step has run; accepted: of the tokens that it draws.
 
-        A page is published only if it is still the sequence's own: a preemption in between has given it away.
+        Where none of them is, the row's last token will be computed again. A page is published only if it is still the
+        sequence's own: a preemption in between has given it away.
         """
         if not self.caching or row.residency != sequence.residency:
             return
         size, prefixes = self.page_size, self.pool.prefixes
         node = sequence.node if sequence.node is not None else self.root(sequence)
-        for i in range(sequence.committed, (row.start + row.length) // size):
+        for i in range(sequence.committed, (row.start + row.length - (not accepted and row.draws > 0)) // size):
             node = prefixes.child(node, sequence.tokens(i * size, (i + 1) * size))
             self.pool.publish(sequence.pages[i], node)
             sequence.committed = i + 1

@@ -74,9 +74,10 @@ class Request:
 class Sequence:
     """One text being generated.
 
-    num_tokens counts the known tokens plus `num_pending` sampled ones that have not reached the host yet (0 or 1);
-    num_computed counts those whose KV is written by a step that was dispatched. A step chases num_tokens with
-    num_computed; when it catches up it samples. Nothing else distinguishes prefill from decode.
+    num_tokens counts the known tokens plus `num_pending` drawn ones that have not reached the host yet (0, or as many
+    as a row draws; fewer may be accepted); num_computed counts those whose KV is written by a step that was dispatched.
+    A step chases num_tokens with num_computed; when it catches up it draws. Nothing else distinguishes prefill from
+    decode.
 
     `epoch` goes up when the sequence ends, so that results still in flight are recognised as stale. `residency` goes up
     whenever its pages are given back, so that a result in flight cannot publish pages that are no longer its own.

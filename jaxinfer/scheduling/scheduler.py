@@ -57,6 +57,7 @@ class Scheduler(Books):
             self._make_way()
         step = _Step(self.limits.max_num_batched_tokens)
         behind: list[Sequence] = []  # more than one token: served after the rows that need one
+        draws = self.limits.draws
         for sequence in list(self._running):
             want = sequence.num_tokens - sequence.num_computed
             if want > 1 or sequence.needs_admission or sequence.regime != self._regime(sequence):
@@ -65,7 +66,7 @@ class Scheduler(Books):
                 if sequence.sync and sequence.num_pending:
                     continue
                 if self._grow(sequence, sequence.num_tokens, step):
-                    step.add(sequence, plan_row(self.kv, sequence, 1))
+                    step.add(sequence, plan_row(self.kv, sequence, 1, draws))
         self._deal(step, behind)
         self._look_ahead()
         used = self.limits.max_num_batched_tokens - step.budget
@@ -121,9 +122,9 @@ class Scheduler(Books):
 
     def _catch_up(self, sequence: Sequence, step: _Step) -> bool:
         """Plans a chunk of a running sequence that is more than one token behind, or must start again."""
+        if sequence.num_pending:
+            return False  # its newest token is needed as an input, or nobody knows how many there are: after the update
         if sequence.regime != self._regime(sequence):
-            if sequence.num_pending:
-                return False  # its newest token is needed as an input; it is here after the next update
             self.kv.release(sequence)
             sequence.regime = self._regime(sequence)
             sequence.needs_admission = True
@@ -133,7 +134,7 @@ class Scheduler(Books):
         length = min(sequence.num_tokens - sequence.num_computed, step.budget)
         if not self._grow(sequence, sequence.num_computed + length, step):
             return False
-        step.add(sequence, plan_row(self.kv, sequence, length))
+        step.add(sequence, plan_row(self.kv, sequence, length, self.limits.draws))
         return True
 
     def _grow(self, sequence: Sequence, num_tokens: int, step: _Step) -> bool:
@@ -225,7 +226,8 @@ class Scheduler(Books):
         self._tenants.dequeue(sequence)
         insort(self._running, sequence, key=order_of)
         self._unpark(sequence.request)  # a hit may hold the whole prompt
-        step.add(sequence, plan_row(self.kv, sequence, min(sequence.num_tokens - sequence.num_computed, step.budget)))
+        length = min(sequence.num_tokens - sequence.num_computed, step.budget)
+        step.add(sequence, plan_row(self.kv, sequence, length, self.limits.draws))
         return self.kv.pages_for(sequence.num_tokens - 1) - len(sequence.pages)
 
     # -- results -------------------------------------------------------------------------------------------------------
@@ -247,7 +249,8 @@ class Scheduler(Books):
             sequence = request.sequences[row.index]
             if sequence.epoch != row.epoch:
                 continue
-            self.kv.commit(sequence, row)
+            draws, tokens = row.draws, result.tokens[i]
+            self.kv.commit(sequence, row, len(tokens))
             if request.parked:
                 self._unpark(request)
             sequence.computed_tokens += length
@@ -255,28 +258,50 @@ class Scheduler(Books):
             sequence.padded_tokens += padded_each * length
             if row.targets:
                 outputs.prompts.append(prompt_scores(row, start, request.params, result))
-            if row.samples and result.tokens[i] < 0:
-                outputs.sequences += self._fail(request)
-            elif row.samples:
-                outputs.sequences.append(self._take_token(sequence, i, result))
+            if draws:
+                if tokens and tokens[-1] < 0:
+                    outputs.sequences += self._fail(request)
+                else:
+                    outputs.sequences += self._take_tokens(sequence, i, row, result)
         self.stats.steps += 1
         return outputs
 
-    def _take_token(self, sequence: Sequence, i: int, result: StepResult) -> SequenceOutput:
-        token = result.tokens[i]
-        sequence.output_ids.append(token)
-        sequence.num_pending -= 1
-        self.stats.generated_tokens += 1
+    def _take_tokens(self, sequence: Sequence, i: int, row: PlanRow, result: StepResult) -> list[SequenceOutput]:
+        """Takes what row `i` drew of a live sequence, up to what ends it."""
+        tokens, request, known = result.tokens[i], sequence.request, sequence.num_known
+        sequence.num_pending -= row.draws
+        if len(tokens) < row.draws:
+            sequence.num_tokens -= row.draws - len(tokens)
+            if not tokens:
+                if row.residency == sequence.residency:
+                    sequence.num_computed -= 1  # it draws again
+                return []
         reason: str | None = None
         stop_token: int | None = None
-        total = sequence.num_known
-        request = sequence.request
-        if token in sequence.stop_ids and total > sequence.min_total:
-            reason, stop_token = "stop", token
-        elif total >= sequence.max_total:
-            reason = "length"
+        accepted = 0
+        for token in tokens:
+            accepted += 1
+            if token in sequence.stop_ids and known + accepted > sequence.min_total:
+                reason, stop_token = "stop", token
+            elif known + accepted >= sequence.max_total:
+                reason = "length"
+            if reason is not None:
+                break
+        taken = tokens if accepted == len(tokens) else tokens[:accepted]
+        sequence.output_ids += taken
+        self.stats.generated_tokens += accepted
         account = self._finish(sequence) if reason is not None else None
-        logprobs = None if request.params.logprobs is None else token_logprobs(i, request.params.logprobs, result)
-        return SequenceOutput(
-            request.request_id, sequence.index, token, logprobs, reason, stop_token, sequence.cached_tokens, account
-        )
+        wanted = request.params.logprobs
+        logprobs = None if wanted is None else token_logprobs(i, accepted, wanted, result)
+        return [
+            SequenceOutput(
+                request.request_id,
+                sequence.index,
+                tuple(taken),
+                logprobs,
+                reason,
+                stop_token,
+                sequence.cached_tokens,
+                account,
+            )
+        ]

@@ -264,7 +264,7 @@ def _plan(rows: list[tuple[int, int]], pages_per_row: int, vocab: int) -> StepPl
     planned = []
     for slot, (count, length) in enumerate(rows):
         pages = tuple(range(1 + slot * pages_per_row, 1 + (slot + 1) * pages_per_row))
-        admission = Admission(length - count, length, pages, 0, params, 0, 0, (), ())
+        admission = Admission(length - count, length, (pages,), 0, params, 0, 0, (), ())
         ids = _prompt(slot, count, vocab)
-        planned.append(PlanRow(f"r{slot}", 0, 0, 0, slot, length - count, count, True, ids, (), admission, ()))
+        planned.append(PlanRow(f"r{slot}", 0, 0, 0, slot, length - count, count, 1, ids, (), admission, ()))
     return StepPlan(planned, sum(count for count, _ in rows))

@@ -137,8 +137,8 @@ def test_only_as_many_columns_are_fetched_as_somebody_wants() -> None:
     packer = Packer(4, 4, 100, 16)
 
     def row(slot: int, params: SamplingParams, *, samples: bool, targets: tuple[int, ...]) -> PlanRow:
-        packer._admit(slot, Admission(0, 4, (1,), 0, params, 0, 0, (), ()))
-        return PlanRow("r", 0, 0, 0, slot, 0, 4, samples, (1, 2, 3, 4), (), None, targets)
+        packer._admit(slot, Admission(0, 4, ((1,),), 0, params, 0, 0, (), ()))
+        return PlanRow("r", 0, 0, 0, slot, 0, 4, int(samples), (1, 2, 3, 4), (), None, targets)
 
     rows = [
         row(0, SamplingParams(), samples=True, targets=()),

@@ -13,10 +13,16 @@ STREAMS = [tuple((i * k + k) % VOCAB for i in range(40)) for k in (1, 2, 5)]
 
 
 def run_episode(
-    seed: int, *, actions: int = 40, tenants: tuple[str, ...] = ("",), kind: type[World] = World, fail_every: int = 0
+    seed: int,
+    *,
+    actions: int = 40,
+    tenants: tuple[str, ...] = ("",),
+    kind: type[World] = World,
+    fail_every: int = 0,
+    draws: int = 1,
 ) -> World:
     """Plays one random episode to its end; raises AssertionError when a book or a token is wrong. tenants: whose
-    requests come; one is drawn for each. fail_every: see SimulatedDevice."""
+    requests come; one is drawn for each. fail_every: see SimulatedDevice. draws: as in SchedulerLimits."""
     rng = random.Random(seed)
     limits = SchedulerLimits(
         max_num_seqs=rng.randint(1, 4),
@@ -26,6 +32,7 @@ def run_episode(
         longrope_border=rng.choice([None, None, 9]),
         priority_ageing_seconds=3.0,
         enable_prefix_caching=rng.random() < 0.8,
+        draws=draws,
     )
     world = kind(limits, page_size=rng.choice([1, 2, 4]), num_pages=rng.randint(4, 20))
     world.device.fail_every = fail_every

@@ -13,8 +13,8 @@ from typing import Any
 
 from jaxinfer.messages import SequenceOutput, Submit
 from jaxinfer.sampling_params import SamplingParams
-from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.plan import PlanRow, Scores, StepPlan, StepResult
+from jaxinfer.scheduling.page_pool import NULL_PAGE, PagePool
+from jaxinfer.scheduling.plan import NO_TOKEN, PlanRow, Scores, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
 
 VOCAB = 13
@@ -30,7 +30,7 @@ def next_token(tokens: tuple[int, ...], seed: int, index: int, regime: int) -> i
 class _Slot:
     """What the device remembers of a slot."""
 
-    pages: list[int]
+    tables: list[list[int]]
     last_token: int
     num_computed: int
     salt: str
@@ -44,7 +44,8 @@ class _Slot:
 class SimulatedDevice:
     """Runs plans in dispatch order. `salts` maps request ids to cache salts (the real device needs none).
 
-    fail_every: of the sampling rows each so manieth has no token; 0 is never.
+    fail_every: of the rows that draw each so manieth has no token; 0 is never. A row that may draw several tokens gives
+    0 to all of them, in turns.
     """
 
     def __init__(self, limits: SchedulerLimits, page_size: int, num_pages: int) -> None:
@@ -65,14 +66,14 @@ class SimulatedDevice:
         prefixes = [self._write(row) for row in plan.rows]
         tokens = [self._read_and_sample(row, prefix) for row, prefix in zip(plan.rows, prefixes, strict=True)]
         total = sum(row.length for row in plan.rows)
-        return StepResult(tokens, _scores(len(tokens)), _scores(total))
+        return StepResult(tokens, _scores(sum(map(len, tokens))), _scores(total))
 
     def _place(self, row: PlanRow) -> None:
         admission = row.admission
         if admission is not None:
             assert row.start == admission.start
             self.slots[row.slot] = _Slot(
-                list(admission.pages),
+                [list(table) for table in admission.tables],
                 -1,
                 admission.start,
                 self.salts[row.request_id],
@@ -83,7 +84,10 @@ class SimulatedDevice:
                 list(admission.history),
             )
         else:
-            self.slots[row.slot].pages += row.pages
+            for table, position, page in row.writes:
+                pages = self.slots[row.slot].tables[table]
+                pages += [NULL_PAGE] * (position + 1 - len(pages))
+                pages[position] = page
 
     def _write(self, row: PlanRow) -> tuple[int, ...]:
         slot = self.slots[row.slot]
@@ -95,7 +99,7 @@ class SimulatedDevice:
         for i, token in enumerate(ids):
             position = row.start + i
             prefix = (*prefix, token)
-            page = slot.pages[position // self.page_size]
+            page = slot.tables[0][position // self.page_size]
             assert page != 0, "a real token was written to the null page"
             self.kv[page][position % self.page_size] = (slot.salt, slot.regime, prefix)
         slot.num_computed += row.length
@@ -106,7 +110,7 @@ class SimulatedDevice:
         """Reads `length` tokens back through the page table, checking that each kv slot holds this very prefix."""
         prefix: tuple[int, ...] = ()
         for position in range(length):
-            entry = self.kv[slot.pages[position // self.page_size]][position % self.page_size]
+            entry = self.kv[slot.tables[0][position // self.page_size]][position % self.page_size]
             assert entry is not None, "read a kv slot that nobody wrote"
             salt, regime, stored = entry
             assert (salt, regime) == (slot.salt, slot.regime), "read KV of another salt or regime"
@@ -114,16 +118,34 @@ class SimulatedDevice:
             prefix = stored
         return prefix
 
-    def _read_and_sample(self, row: PlanRow, prefix: tuple[int, ...]) -> int:
+    def _read_and_sample(self, row: PlanRow, prefix: tuple[int, ...]) -> list[int]:
         slot = self.slots[row.slot]
         assert self._context(slot, row.start + row.length) == prefix, "another row of the step wrote here"
         token = next_token(prefix, slot.seed, slot.index, slot.regime)
-        if row.samples:
-            slot.last_token = token
-            self._sampled += 1
-            if self.fail_every and self._sampled % self.fail_every == 0:
-                return -1
-        return token
+        if not row.draws:
+            return [token]  # counts for nothing
+        slot.last_token = token
+        self._sampled += 1
+        if self.fail_every and self._sampled % self.fail_every == 0:
+            return [NO_TOKEN]
+        if self.limits.draws == 1:
+            return [token]
+        return self._draw_several(slot, prefix, min(row.draws, self._sampled * 7 % (self.limits.draws + 1)))
+
+    def _draw_several(self, slot: _Slot, prefix: tuple[int, ...], count: int) -> list[int]:
+        """Stops where the host must change the regime first."""
+        tokens: list[int] = []
+        while len(tokens) < count and regime_of(len(prefix), self.limits) == slot.regime:
+            tokens.append(next_token(prefix, slot.seed, slot.index, slot.regime))
+            prefix = (*prefix, tokens[-1])
+        if not tokens:
+            slot.num_computed -= 1
+            slot.counted.pop()
+        return tokens
+
+
+def regime_of(length: int, limits: SchedulerLimits) -> int:
+    return int(limits.longrope_border is not None and length > limits.longrope_border)
 
 
 def _scores(count: int) -> Scores:
@@ -137,7 +159,7 @@ def expected_tokens(submit: Submit, index: int, limits: SchedulerLimits) -> tupl
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(limits.eos_token_ids))
     limit = limits.max_model_len if params.max_tokens is None else len(tokens) + params.max_tokens
     while True:
-        regime = int(limits.longrope_border is not None and len(tokens) > limits.longrope_border)
+        regime = regime_of(len(tokens), limits)
         token = next_token(tuple(tokens), submit.seed, index, regime)
         tokens.append(token)
         out.append(token)
@@ -200,8 +222,8 @@ class World:
         for output in outputs:
             key = (output.request_id, output.index)
             assert key not in self.ended, "news of a sequence that had ended"
-            if output.token_id >= 0:
-                self.tokens.setdefault(key, []).append(output.token_id)
+            if output.token_ids:
+                self.tokens.setdefault(key, []).extend(output.token_ids)
             if output.finish_reason is not None:
                 self.ended[key] = output.finish_reason
 

@@ -25,6 +25,16 @@ def test_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.fail(f"{name} survived {EPISODES} episodes")
 
 
+def test_rows_may_draw_no_token_or_several() -> None:
+    several = preemptions = 0
+    for seed in range(40):
+        world = run_episode(seed, tenants=("", "a"), draws=1 + seed % 3, fail_every=seed % 4 * 11)
+        several += sum(row.draws > 1 for plan in world.plans for row in plan.rows)
+        preemptions += world.scheduler.stats.preemptions
+    assert several > 300
+    assert preemptions > 10
+
+
 @pytest.mark.parametrize(
     "tenants",
     [pytest.param(("",), id="one tenant"), pytest.param(("", "a", "b"), id="three tenants", marks=pytest.mark.longer)],

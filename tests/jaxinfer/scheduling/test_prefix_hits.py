@@ -135,7 +135,7 @@ def busy(waiting: int, tenants: int, waits_for: str, *, cached: int = 512, promp
 
 def step(scheduler: Scheduler) -> None:
     plan = scheduler.schedule()
-    scheduler.update(plan, StepResult([3] * len(plan.rows)))
+    scheduler.update(plan, StepResult([[3]] * len(plan.rows)))
 
 
 @pytest.mark.parametrize("tenants", [1, 4])

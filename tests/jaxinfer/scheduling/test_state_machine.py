@@ -24,8 +24,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.integers(4, 16),
         border=st.sampled_from([None, None, 9]),
         caching=st.booleans(),
+        draws=st.sampled_from([1, 1, 1, 3]),
     )
-    def start(self, pages: int, page_size: int, rows: int, budget: int, border: int | None, caching: bool) -> None:
+    def start(
+        self, pages: int, page_size: int, rows: int, budget: int, border: int | None, caching: bool, draws: int
+    ) -> None:
         limits = SchedulerLimits(
             max_num_seqs=rows,
             max_num_batched_tokens=budget,
@@ -34,6 +37,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             longrope_border=border,
             priority_ageing_seconds=3.0,
             enable_prefix_caching=caching,
+            draws=draws,
         )
         self.world = World(limits, page_size=page_size, num_pages=pages)
 
