@@ -25,13 +25,13 @@ from tests.golden_recipe import GoldenCase, load_case, write_checkpoint
 
 pytestmark = pytest.mark.longer
 
-PAGE, CHUNK, STEPS = 4, 6, 12
+PAGE, CHUNK, STEPS = 4, 3, 12
 PARAMS = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True, logprobs=5)
 
 
 def make(case: GoldenCase, **settings: int | str) -> Runner:
     """A runner that is not warm yet."""
-    defaults = {"page_size": PAGE, "max_num_seqs": 2, "max_num_batched_tokens": 16, "num_pages": 200}
+    defaults = {"page_size": PAGE, "max_num_seqs": 2, "max_num_batched_tokens": 8, "num_pages": 200}
     runtime = RuntimeConfig(dtype="float32", max_model_len=128, compilation_cache_dir=None, **{**defaults, **settings})
     mesh = make_mesh(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -141,11 +141,9 @@ def test_layers_of_several_tables_share_pool_arrays_in_place(case: GoldenCase) -
     runner = make(case)
     groups = runner.spec.config.cache_groups
     assert groups.depth < runner.spec.config.num_layers
-    bucket = runner.ladder[0]
-    few, many = (runner.lower_step(bucket, pages).compile().memory_analysis() for pages in (100, 2000))
-    assert few is not None
-    assert many is not None
+    memory = runner.lower_step(runner.ladder[0], num_pages=2000).compile().memory_analysis()
+    assert memory is not None
     array = 2000 * runner.layout.bytes_per_page // 2
-    assert many.temp_size_in_bytes == few.temp_size_in_bytes < array
-    assert many.alias_size_in_bytes >= 2 * groups.depth * array
-    assert many.output_size_in_bytes - many.alias_size_in_bytes < array
+    assert memory.temp_size_in_bytes < array // 2
+    assert memory.alias_size_in_bytes >= 2 * groups.depth * array
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes < array // 2
