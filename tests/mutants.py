@@ -31,7 +31,7 @@ def double_free(patch: pytest.MonkeyPatch) -> None:
     release = KVManager.release
 
     def twice(self: Any, sequence: Sequence) -> None:
-        pages = list(sequence.pages)
+        pages = [page for table in sequence.tables for page in table if page]
         release(self, sequence)
         if pages and self.pool._owners[pages[0]]:
             self.pool.release(pages[:1])
@@ -41,12 +41,12 @@ def double_free(patch: pytest.MonkeyPatch) -> None:
 
 def no_salt(patch: pytest.MonkeyPatch) -> None:
     """The prefix chain starts from the regime alone, so tenants see each other's prefixes."""
-    patch.setattr(KVManager, "root", lambda self, s: self.pool.prefixes.root(("", s.regime)))
+    patch.setattr(KVManager, "root", lambda self, s, group=0: self.pool.prefixes.root(("", s.regime, group)))
 
 
 def no_regime_in_salt(patch: pytest.MonkeyPatch) -> None:
     """The prefix chain forgets RoPE's regime."""
-    patch.setattr(KVManager, "root", lambda self, s: self.pool.prefixes.root((s.request.salt, 0)))
+    patch.setattr(KVManager, "root", lambda self, s, group=0: self.pool.prefixes.root((s.request.salt, 0, group)))
 
 
 def stale_epoch(patch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,8 @@ def publish_before_it_ran(patch: pytest.MonkeyPatch) -> None:
 
 def one_page_short(patch: pytest.MonkeyPatch) -> None:
     """The page for a token that opens a new page is not taken before dispatch."""
-    patch.setattr(KVManager, "pages_for", lambda self, n: max(1, -(-(n - 1) // self.page_size)))
+    extend = KVManager.extend
+    patch.setattr(KVManager, "extend", lambda self, sequence, n: extend(self, sequence, max(1, n - 1)))
 
 
 def no_reset_after_preemption(patch: pytest.MonkeyPatch) -> None:
@@ -179,9 +180,9 @@ def one_token_too_many(patch: pytest.MonkeyPatch) -> None:
     """The length limit is checked with > instead of >=, one token late."""
     take = Scheduler._take_tokens
 
-    def late(self: Any, sequence: Sequence, i: int, row: PlanRow, result: Any) -> Any:
+    def late(self: Any, sequence: Sequence, *row: Any) -> Any:
         sequence.max_total += 1
-        output = take(self, sequence, i, row, result)
+        output = take(self, sequence, *row)
         sequence.max_total -= 1
         return output
 
