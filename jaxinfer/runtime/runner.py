@@ -19,9 +19,9 @@ from jaxinfer.runtime.inputs import AdmitInputs, SlotState, StepInputs, StepOutp
 from jaxinfer.runtime.kv_cache import Sizes, abstract_pool, make_pool
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS, TokenScores
-from jaxinfer.runtime.sharding import replicated
 from jaxinfer.runtime.step import KVCache, StepSpec, admit_step, step
 from jaxinfer.scheduling.plan import Scores, StepPlan, StepResult
+from jaxinfer.sharding import replicated, tensor_size
 from pallas_kernels.dispatch import select
 from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
 from pallas_kernels.paged_attention.layout import KVLayout
@@ -171,7 +171,7 @@ class Runner:
 
     def attention_backends(self) -> str:
         """Names of the attention backends that the layers use, for people. Raises Unsupported as the step would."""
-        config, tp, bucket = self.spec.config, self.spec.mesh.size, self.ladder[-1]
+        config, tp, bucket = self.spec.config, tensor_size(self.spec.mesh), self.ladder[-1]
         names = set()
         for layer in config.layers:
             case = PagedAttentionCase(

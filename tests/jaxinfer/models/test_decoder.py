@@ -17,7 +17,7 @@ from jaxinfer.models.axes import parameter_axes
 from jaxinfer.models.context import Attend, StepContext
 from jaxinfer.models.decoder import Decoder, abstract_decoder
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.runtime.sharding import partition_spec
+from jaxinfer.sharding import TENSOR_AXIS, make_mesh, partition_spec
 
 Table = dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]
 
@@ -38,30 +38,30 @@ def model(**changes: Any) -> ModelConfig:
 def table(config: ModelConfig, tp: int, k: int, g: int, v: int, f: int) -> Table:
     """The documented tree: K' = k, G' = g, V' = v, F' = f."""
     d, h = config.hidden_size, config.head_dim
-    out: Table = {"embed.weight": ((v, d), ("vocab", None)), "final_norm.weight": ((d,), (None,))}
+    out: Table = {"embed.weight": ((v, d), ("vocab_in", "embed")), "final_norm.weight": ((d,), ("embed",))}
     if not config.tie_word_embeddings:
-        out["lm_head.weight"] = ((v, d), ("vocab", None))
+        out["lm_head.weight"] = ((v, d), ("vocab_out", "embed"))
     for i in range(config.num_layers):
         layer: Table = {
-            "attention.qkv.weight": ((k, g + 2, h, d), ("kv_heads", None, None, None)),
-            "attention.out.weight": ((d, k, g, h), (None, "kv_heads", None, None)),
-            "mlp.gate_up.weight": ((2, f, d), (None, "mlp", None)),
-            "mlp.down.weight": ((d, f), (None, "mlp")),
+            "attention.qkv.weight": ((k, g + 2, h, d), ("kv_heads", "q_group", "head", "embed")),
+            "attention.out.weight": ((d, k, g, h), ("embed", "kv_heads", "q_group", "head")),
+            "mlp.gate_up.weight": ((2, f, d), ("gate_up", "mlp", "embed")),
+            "mlp.down.weight": ((d, f), ("embed", "mlp")),
         }
         if config.qkv_bias:
-            layer["attention.qkv.bias"] = ((k, g + 2, h), ("kv_heads", None, None))
+            layer["attention.qkv.bias"] = ((k, g + 2, h), ("kv_heads", "q_group", "head"))
         if config.attention_out_bias:
-            layer["attention.out.bias"] = ((d,), (None,))
+            layer["attention.out.bias"] = ((d,), ("embed",))
         if config.mlp_bias:
-            layer |= {"mlp.gate_up.bias": ((2, f), (None, "mlp")), "mlp.down.bias": ((d,), (None,))}
+            layer |= {"mlp.gate_up.bias": ((2, f), ("gate_up", "mlp")), "mlp.down.bias": ((d,), ("embed",))}
         if config.qk_norm == "head":
-            layer |= {f"attention.{n}_norm.weight": ((h,), (None,)) for n in "qk"}
+            layer |= {f"attention.{n}_norm.weight": ((h,), ("head",)) for n in "qk"}
         if config.qk_norm == "whole":
-            layer["attention.q_norm.weight"] = ((k, g, h), ("kv_heads", None, None))
-            layer["attention.k_norm.weight"] = ((k, h), ("kv_heads", None))
+            layer["attention.q_norm.weight"] = ((k, g, h), ("kv_heads", "q_group", "head"))
+            layer["attention.k_norm.weight"] = ((k, h), ("kv_heads", "head"))
         norms = ["attention_norm", "mlp_norm"] * config.pre_norm
         norms += ["attention_post_norm", "mlp_post_norm"] * config.post_norm
-        layer |= {f"{name}.weight": ((d,), (None,)) for name in norms}
+        layer |= {f"{name}.weight": ((d,), ("embed",)) for name in norms}
         out |= {f"layers.{i}.{name}": entry for name, entry in layer.items()}
     return out
 
@@ -89,7 +89,7 @@ def test_parameter_tree(variant: str, dtype: str) -> None:
             assert isinstance(leaf.get_value(), jax.ShapeDtypeStruct), f"{path} holds an array"
             assert leaf.dtype == jnp.dtype(dtype)
             spec = partition_spec(parameter_axes(leaf))
-            split = [size for size, axis in zip(leaf.shape, spec, strict=True) if axis == "tp"]
+            split = [size for size, axis in zip(leaf.shape, spec, strict=True) if axis == TENSOR_AXIS]
             assert all(size % tp == 0 for size in split), f"{path} cannot be split {tp} ways"
 
 
@@ -98,7 +98,7 @@ def test_tree_is_the_same_under_a_mesh() -> None:
     config = model()
     args = (config, ModelShape.of(config, 1), jnp.dtype("float32"))
     outside = abstract_decoder(*args)
-    mesh = jax.make_mesh((1,), ("tp",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = make_mesh()
     with jax.set_mesh(mesh):
         inside = abstract_decoder(*args)
     assert jax.tree.structure(inside[1]) == jax.tree.structure(outside[1])
