@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
-from jaxinfer.models.families import FAMILIES
-from jaxinfer.models.registry import model_config, supported_architectures
+from jaxinfer.models.registry import FAMILIES, Family, model_config, supported_architectures
 from tests.jaxinfer.models import hub_configs
 from tests.jaxinfer.models.hub_configs import ALL, respelled
 
@@ -100,11 +99,27 @@ def test_every_family_has_a_published_config() -> None:
     assert {config["architectures"][0] for config in ALL.values()} == set(supported_architectures())
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.architecture)
-def test_an_empty_config_gets_the_family_defaults(family: Any) -> None:
+# What transformers 5's configuration classes have where a config.json says nothing: vocabulary, width, KV heads.
+DEFAULTS = {
+    "LlamaForCausalLM": (32000, 4096, 32),
+    "MistralForCausalLM": (32000, 4096, 8),
+    "Qwen2ForCausalLM": (151936, 4096, 32),
+    "Qwen3ForCausalLM": (151936, 4096, 32),
+    "Gemma2ForCausalLM": (256000, 2304, 4),
+    "Gemma3ForCausalLM": (262208, 2304, 4),
+    "Phi3ForCausalLM": (32064, 3072, 32),
+    "Olmo2ForCausalLM": (50304, 4096, 32),
+    "GraniteForCausalLM": (32000, 4096, 32),
+    "SmolLM3ForCausalLM": (128256, 2048, 4),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.architecture)
+def test_an_empty_config_gets_the_family_defaults(family: Family) -> None:
     """A config that names only its model_type is that of the family's first model, as in transformers."""
     config = model_config({"model_type": family.model_type})
-    assert (config.architecture, config.vocab_size) == (family.architecture, family.defaults["vocab_size"])
+    assert config.architecture == family.architecture
+    assert (config.vocab_size, config.hidden_size, config.num_kv_heads) == DEFAULTS[family.architecture]
     assert config.tie_word_embeddings == family.model_type.startswith(("gemma", "smollm3"))
     assert config.norm_eps == (1e-5 if family.model_type in ("phi3", "olmo2") else 1e-6)
     thetas = {"gemma3_text": {1e4, 1e6}, "smollm3": {2e6}}
