@@ -14,3 +14,14 @@ class UnsupportedModelError(ConfigError):
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def require_counts(config: object, *names: str) -> None:
+    """Raises ConfigError, naming the field, where one is no positive integer."""
+    for name in names:
+        value = getattr(config, name)
+        require(is_int(value) and value > 0, f"{name} is {value!r}; it must be a positive integer")
+
+
+def is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxinfer.config.errors import require
+from jaxinfer.cache_groups import CacheSpec
+from jaxinfer.config.errors import require, require_counts
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -55,8 +57,74 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
-class LayerConfig:
-    """What differs between layers. `rope` indexes `ModelConfig.ropes`, None means no positional rotation (NoPE)."""
+class AttentionConfig:
+    """Attention over all earlier tokens of a sequence, or over a window of them.
 
-    sliding_window: int | None = None  # tokens a query sees, itself included
+    Attributes:
+        num_heads: query heads; each KV head serves as many of them.
+        head_dim: elements of a head.
+        scale: multiplies q.k, usually head_dim ** -0.5.
+        sliding_window: tokens that a query sees, itself included; None: all before it.
+        rope: index into `ModelConfig.ropes`; None: no positional rotation (NoPE).
+        qk_norm: norm of queries and keys: one for each head with a shared weight, or one over the whole of them.
+        soft_cap: scores become cap * tanh(score / cap), after the scale.
+        sinks: a learned score for each head beside those of its keys; ConfigError where True, nothing serves it yet.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    sliding_window: int | None = None
     rope: int | None = 0
+    qk_norm: QkNorm = "none"
+    soft_cap: float | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    sinks: bool = False
+
+    def __post_init__(self) -> None:
+        require_counts(self, "num_heads", "num_kv_heads", "head_dim")
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
+        )
+        require(
+            math.isfinite(self.scale) and self.scale > 0,
+            f"the scale of attention scores is {self.scale}; it must be positive",
+        )
+        require(
+            self.sliding_window is None or self.sliding_window > 0,
+            f"sliding_window is {self.sliding_window}; it must be positive",
+        )
+        require(not self.sinks, f"sinks is {self.sinks!r}; attention sinks are not supported")
+
+    @property
+    def group_size(self) -> int:
+        """Query heads per KV head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def cache(self) -> CacheSpec:
+        """What the layer keeps of each token."""
+        return CacheSpec(self.num_kv_heads, self.head_dim, self.sliding_window)
+
+
+@dataclass(frozen=True)
+class MlpConfig:
+    """The gated MLP: down(activation(gate(x)) * up(x)). intermediate_size: its width, elements; bias: of all three."""
+
+    intermediate_size: int
+    activation: Activation = "silu"
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        require_counts(self, "intermediate_size")
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """A layer: `mixer` carries information between tokens, `feed_forward` works on each token alone."""
+
+    mixer: AttentionConfig
+    feed_forward: MlpConfig

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from jaxinfer.cache_groups import CacheGroups, CacheSpec
-from jaxinfer.config.errors import ConfigError, require
-from jaxinfer.config.layers import Activation, LayerConfig, QkNorm, RopeConfig
+from jaxinfer.cache_groups import CacheGroups
+from jaxinfer.config.errors import ConfigError, require, require_counts
+from jaxinfer.config.layers import AttentionConfig, LayerConfig, MlpConfig, RopeConfig
 
 DTypeName = Literal["float32", "bfloat16"]
 
@@ -28,11 +27,6 @@ class ModelConfig:
     architecture: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     max_position_embeddings: int
     layers: tuple[LayerConfig, ...]
     ropes: tuple[RopeConfig, ...]
@@ -42,13 +36,6 @@ class ModelConfig:
     norm_scale_float32: bool = False  # True: scale in float32, then round (Gemma, OLMo 2); False: round, then scale
     pre_norm: bool = True
     post_norm: bool = False
-    activation: Activation = "silu"
-    qkv_bias: bool = False
-    attention_out_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: QkNorm = "none"
-    query_scale: float = 0.0  # multiplies q.k; the registry always sets it (usually head_dim ** -0.5)
-    attention_softcap: float | None = None
     final_softcap: float | None = None
     tie_word_embeddings: bool = False
     embedding_multiplier: float = 1.0
@@ -64,51 +51,33 @@ class ModelConfig:
     notes: tuple[str, ...] = field(default=(), compare=False)  # what whoever serves the model should be told
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "max_position_embeddings",
-        ):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value > 0, f"{name} is {value!r}; it must be a positive integer")
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
-        )
-        require(len(self.layers) == self.num_layers, f"{len(self.layers)} layer entries for {self.num_layers} layers")
+        require_counts(self, "vocab_size", "hidden_size", "max_position_embeddings")
+        require(len(self.layers) > 0, "layers is empty; a model needs one at least")
+        first = self.layers[0].mixer
         for index, layer in enumerate(self.layers):
+            mixer = layer.mixer
             require(
-                layer.rope is None or 0 <= layer.rope < len(self.ropes),
-                f"layer {index} names rope {layer.rope}; there are {len(self.ropes)}",
+                mixer.rope is None or 0 <= mixer.rope < len(self.ropes),
+                f"layer {index} names rope {mixer.rope}; there are {len(self.ropes)}",
             )
+            if mixer.rope is not None:
+                rotary_dim = self.ropes[mixer.rope].rotary_dim
+                require(rotary_dim <= mixer.head_dim, f"rotary_dim {rotary_dim} exceeds head_dim {mixer.head_dim}")
             require(
-                layer.sliding_window is None or layer.sliding_window > 0,
-                f"layer {index}: sliding_window {layer.sliding_window} must be positive",
+                (mixer.num_kv_heads, mixer.head_dim) == (first.num_kv_heads, first.head_dim),
+                f"layer {index} has {mixer.num_kv_heads} KV heads of head_dim {mixer.head_dim}, layer 0 has "
+                f"{first.num_kv_heads} of {first.head_dim}; they must be the same in all layers",
             )
-        for rope in self.ropes:
-            require(rope.rotary_dim <= self.head_dim, f"rotary_dim {rope.rotary_dim} exceeds head_dim {self.head_dim}")
-        require(
-            math.isfinite(self.query_scale) and self.query_scale > 0,
-            f"query_scale is {self.query_scale}; it must be positive",
-        )
         require(self.pre_norm or self.post_norm, "a layer needs pre_norm, post_norm or both")
 
     @property
-    def group_size(self) -> int:
-        """Query heads per KV head."""
-        return self.num_heads // self.num_kv_heads
+    def num_layers(self) -> int:
+        return len(self.layers)
 
     @cached_property
     def cache_groups(self) -> CacheGroups:
         """Which layers share page tables, and where in the KV pool each layer's keys and values lie."""
-        return CacheGroups.of(
-            [CacheSpec(self.num_kv_heads, self.head_dim, layer.sliding_window) for layer in self.layers]
-        )
+        return CacheGroups.of([layer.mixer.cache for layer in self.layers])
 
     @property
     def longrope_border(self) -> int | None:
@@ -156,19 +125,51 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict` (JSON turns tuples into lists). Raises ConfigError on unknown or missing fields."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - known)
-        require(not unknown, f"model config has unknown fields {unknown}")
-        values = dict(data)
+        """Inverse of `to_dict` (JSON turns tuples into lists). Raises ConfigError on unknown or missing fields.
+
+        Reads the older form, too, where all layers had the sizes that stood beside them (`_older`).
+        """
         try:
-            values["layers"] = tuple(LayerConfig(**layer) for layer in data["layers"])
+            values = _older(data) if "num_layers" in data else dict(data)
+            known = {f.name for f in dataclasses.fields(cls)}
+            unknown = sorted(set(values) - known)
+            require(not unknown, f"model config has unknown fields {unknown}")
+            values["layers"] = tuple(_layer(**layer) for layer in values["layers"])
             values["ropes"] = tuple(RopeConfig(**_with_tuples(rope)) for rope in data["ropes"])
             values["eos_token_ids"] = tuple(data.get("eos_token_ids", ()))
             values["notes"] = tuple(data.get("notes", ()))
             return cls(**values)
         except (AttributeError, KeyError, TypeError) as error:
             raise ConfigError(f"model config is incomplete or malformed: {error}") from error
+
+
+def _layer(mixer: dict[str, Any], feed_forward: dict[str, Any]) -> LayerConfig:
+    return LayerConfig(AttentionConfig(**mixer), MlpConfig(**feed_forward))
+
+
+# Fields that stood beside the layers in the older form -> their names in each layer's parts now.
+_OLDER_MIXER = {
+    "num_heads": "num_heads",
+    "num_kv_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "query_scale": "scale",
+    "qk_norm": "qk_norm",
+    "attention_softcap": "soft_cap",
+    "qkv_bias": "qkv_bias",
+    "attention_out_bias": "out_bias",
+}
+_OLDER_FEED_FORWARD = {"intermediate_size": "intermediate_size", "activation": "activation", "mlp_bias": "bias"}
+
+
+def _older(data: dict[str, Any]) -> dict[str, Any]:
+    """A config in the older form, whose layers had only `sliding_window` and `rope` of their own, in today's."""
+    values = dict(data)
+    count, layers = values.pop("num_layers"), values["layers"]
+    require(len(layers) == count, f"{len(layers)} layer entries for {count} layers")
+    mixer = {new: values.pop(old) for old, new in _OLDER_MIXER.items() if old in values}
+    feed_forward = {new: values.pop(old) for old, new in _OLDER_FEED_FORWARD.items() if old in values}
+    values["layers"] = [{"mixer": {**mixer, **layer}, "feed_forward": feed_forward} for layer in layers]
+    return values
 
 
 def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:

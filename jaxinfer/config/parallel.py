@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from jaxinfer.config.errors import require
+from jaxinfer.config.errors import is_int, require
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         for name, size in zip(self.axes(), self.sizes, strict=True):
-            valid = isinstance(size, int) and not isinstance(size, bool) and size > 0
-            require(valid, f"parallel axis {name} is {size!r}; it must be a positive integer")
+            require(is_int(size) and size > 0, f"parallel axis {name} is {size!r}; it must be a positive integer")
             require(size == 1 or name == "tensor", f"parallel axis {name} is {size}; only tensor can be above 1")
 
     @classmethod

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from jaxinfer.config.errors import require
+from jaxinfer.config.errors import is_int, require
 from jaxinfer.config.model import ModelConfig
 from jaxinfer.config.parallel import ParallelConfig
 
@@ -61,13 +61,13 @@ class RuntimeConfig:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages"):
             value = getattr(self, name)
             require(
-                value is None or (_is_int(value) and value > 0), f"{name} is {value!r}; it must be a positive integer"
+                value is None or (is_int(value) and value > 0), f"{name} is {value!r}; it must be a positive integer"
             )
         for name in ("page_size", "tensor_parallel_size"):
             value = getattr(self, name)
-            require(_is_int(value) and value > 0, f"{name} is {value!r}; it must be a positive integer")
+            require(is_int(value) and value > 0, f"{name} is {value!r}; it must be a positive integer")
         require(
-            _is_int(self.max_logprobs) and (self.max_logprobs > 0 or self.max_logprobs == -1),
+            is_int(self.max_logprobs) and (self.max_logprobs > 0 or self.max_logprobs == -1),
             f"max_logprobs is {self.max_logprobs!r}; it must be a positive integer, or -1 for the whole vocabulary",
         )
         require(
@@ -121,7 +121,3 @@ def context_length(model: ModelConfig, runtime: RuntimeConfig) -> int:
     allowed = f"the model's {what}{stretched} allows at most {longest}{why}"
     require(wanted <= longest, f"max_model_len is {wanted}; {allowed}")
     return wanted
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -33,7 +33,7 @@ class DecoderLayer(nnx.Module):
         self.post_norm = config.post_norm
         self.residual_multiplier = config.residual_multiplier
         self.attention = Attention(config, shape, layer, dtype, rngs)
-        self.mlp = Mlp(config, shape, dtype, rngs)
+        self.mlp = Mlp(config, shape, layer, dtype, rngs)
         model = (config.hidden_size,)
         if config.pre_norm:
             self.attention_norm = RMSNorm(config, model, ("embed",), dtype)

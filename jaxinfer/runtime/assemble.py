@@ -73,8 +73,8 @@ def configure_jax(runtime: RuntimeConfig) -> None:
 def make_layout(model: Model, target: DeviceTarget, runtime: RuntimeConfig) -> KVLayout:
     """How this model's keys and values lie in the device's memory."""
     dtype = {"auto": model.dtype, "fp8": "float8_e4m3fn"}.get(runtime.kv_cache_dtype, runtime.kv_cache_dtype)
-    shards = runtime.parallel.tensor
-    return kv_layout(target, dtype, model.shape.kv_heads, model.config.head_dim, runtime.page_size, shards)
+    shards, head_dim = runtime.parallel.tensor, model.config.layers[0].mixer.head_dim  # the same in all layers
+    return kv_layout(target, dtype, model.shape.kv_heads, head_dim, runtime.page_size, shards)
 
 
 def make_runner(model: Model, mesh: Mesh, runtime: RuntimeConfig, sizes: Sizes, layout: KVLayout) -> Runner:

@@ -134,11 +134,11 @@ def test_needed_work_of_the_engine_is_that_of_the_model() -> None:
     embedding = raw["vocab_size"] * raw["hidden_size"]
     work = LeastWork.of(raw)
     assert work.decode_bytes(0, 0) == 2 * (sum(math.prod(leaf.shape) for leaf in matrices) - embedding)
-    config = model.config
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 2
+    config, mixer = model.config, model.config.layers[0].mixer
+    per_token = 2 * config.num_layers * mixer.num_kv_heads * mixer.head_dim * 2
     assert work.decode_bytes(3, 100) - work.decode_bytes(0, 0) == 300 * per_token
-    assert work.prompt_flops(2, 1) == work.decode_bytes(0, 0) * 2 + 2 * 4 * config.num_layers * config.num_heads * (
-        config.head_dim
+    assert work.prompt_flops(2, 1) == work.decode_bytes(0, 0) * 2 + 2 * 4 * config.num_layers * mixer.num_heads * (
+        mixer.head_dim
     )
 
 

@@ -24,20 +24,17 @@ class Attention(nnx.Module):
     def __init__(
         self, config: ModelConfig, shape: ModelShape, layer: int, dtype: jnp.dtype, rngs: nnx.Rngs | None
     ) -> None:
-        self.group = shape.group
+        mixer, sizes = config.layers[layer].mixer, shape.layers[layer]
+        self.mixer = mixer
+        self.group = sizes.group
         self.table = config.cache_groups.places()[layer][0]  # number of the page table that its pages are in
-        self.rope = config.layers[layer].rope
-        self.sliding_window = config.layers[layer].sliding_window
-        self.soft_cap = config.attention_softcap
-        self.scale = config.query_scale
-        self.qk_norm = config.qk_norm
-        model, heads, head = (config.hidden_size,), (shape.kv_heads, shape.group), (config.head_dim,)
+        model, heads, head = (config.hidden_size,), (sizes.kv_heads, sizes.group), (mixer.head_dim,)
         self.qkv = Linear(
-            (shape.kv_heads, shape.group + 2, *head),
+            (sizes.kv_heads, sizes.group + 2, *head),
             model,
             ("kv_heads", "q_group", "head", "embed"),
             dtype,
-            bias=config.qkv_bias,
+            bias=mixer.qkv_bias,
             rngs=rngs,
         )
         self.out = Linear(
@@ -45,11 +42,11 @@ class Attention(nnx.Module):
             heads + head,
             ("embed", "kv_heads", "q_group", "head"),
             dtype,
-            bias=config.attention_out_bias,
+            bias=mixer.out_bias,
             rngs=rngs,
         )
-        if config.qk_norm != "none":
-            whole = config.qk_norm == "whole"  # one mean over all heads, else one per head with a shared weight
+        if mixer.qk_norm != "none":
+            whole = mixer.qk_norm == "whole"  # one mean over all heads, else one per head with a shared weight
             q_axes: LogicalAxes = ("kv_heads", "q_group", "head") if whole else ("head",)
             k_axes: LogicalAxes = ("kv_heads", "head") if whole else ("head",)
             self.q_norm = RMSNorm(config, heads + head if whole else head, q_axes, dtype)
@@ -59,20 +56,20 @@ class Attention(nnx.Module):
         """x (T, D) -> (T, D) and the layer's KV."""
         qkv = constrain(self.qkv(x), "batch", "kv_heads", "q_group", "head")  # (T, K', G' + 2, H)
         q, k, v = qkv[:, :, : self.group], qkv[:, :, self.group], qkv[:, :, self.group + 1]
-        if self.qk_norm != "none":
+        if self.mixer.qk_norm != "none":
             q, k = self.q_norm(q), self.k_norm(k)
         q = q.reshape(q.shape[0], -1, q.shape[-1])  # (T, N, H)
-        if self.rope is not None:
-            rotation = context.rotations[self.rope]
+        if self.mixer.rope is not None:
+            rotation = context.rotations[self.mixer.rope]
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         out, kv_layer = context.attention[self.table](
             constrain(q, "batch", "q_heads", "head"),
             constrain(k, "batch", "kv_heads", "head"),
             constrain(v, "batch", "kv_heads", "head"),
             kv_layer,
-            sliding_window=self.sliding_window,
-            soft_cap=self.soft_cap,
-            scale=self.scale,
+            sliding_window=self.mixer.sliding_window,
+            soft_cap=self.mixer.soft_cap,
+            scale=self.mixer.scale,
         )
         out = constrain(out, "batch", "q_heads", "head")
         out = out.reshape(out.shape[0], -1, self.group, out.shape[-1])  # (T, K', G', H)

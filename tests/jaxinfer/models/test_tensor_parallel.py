@@ -55,7 +55,7 @@ def test_logits_and_collectives(name: str, tp: int) -> None:
     layers = model.config.num_layers
     assert kinds["all-reduce"] == 2 * layers + 1  # after attention, after the MLP, and for the embedding
     # A norm over all heads gathers one number per token and head; nothing else is ever gathered, weights least of all.
-    assert kinds["all-gather"] == (2 * layers if model.config.qk_norm == "whole" else 0)
+    assert kinds["all-gather"] == (2 * layers if model.config.layers[0].mixer.qk_norm == "whole" else 0)
     assert set(kinds) <= {"all-reduce", "all-gather"}
     for shape, kind in found:
         if kind == "all-gather":
