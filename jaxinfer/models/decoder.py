@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import ModelConfig, require
-from jaxinfer.models.axes import constrain
 from jaxinfer.models.context import KvLayer, StepContext
 from jaxinfer.models.layers.attention import Attention
 from jaxinfer.models.layers.embedding import VocabularyMatrix
@@ -21,6 +20,7 @@ from jaxinfer.models.layers.linear import scale
 from jaxinfer.models.layers.mlp import Mlp
 from jaxinfer.models.layers.norm import RMSNorm
 from jaxinfer.models.shape import ModelShape
+from jaxinfer.sharding import constrain
 
 
 class DecoderLayer(nnx.Module):
@@ -33,14 +33,14 @@ class DecoderLayer(nnx.Module):
         self.post_norm = config.post_norm
         self.residual_multiplier = config.residual_multiplier
         self.attention = Attention(config, shape, layer, dtype, rngs)
-        self.mlp = Mlp(config, shape, dtype, rngs)
+        self.mlp = Mlp(config, shape, layer, dtype, rngs)
         model = (config.hidden_size,)
         if config.pre_norm:
-            self.attention_norm = RMSNorm(config, model, (None,), dtype)
-            self.mlp_norm = RMSNorm(config, model, (None,), dtype)
+            self.attention_norm = RMSNorm(config, model, ("embed",), dtype)
+            self.mlp_norm = RMSNorm(config, model, ("embed",), dtype)
         if config.post_norm:
-            self.attention_post_norm = RMSNorm(config, model, (None,), dtype)
-            self.mlp_post_norm = RMSNorm(config, model, (None,), dtype)
+            self.attention_post_norm = RMSNorm(config, model, ("embed",), dtype)
+            self.mlp_post_norm = RMSNorm(config, model, ("embed",), dtype)
 
     def __call__(self, hidden: jax.Array, context: StepContext, kv_layer: KvLayer) -> tuple[jax.Array, KvLayer]:
         """hidden (T, D) -> (T, D) and the layer's KV."""
@@ -53,7 +53,7 @@ class DecoderLayer(nnx.Module):
     def _add(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
         if self.residual_multiplier != 1.0:
             x = scale(x, self.residual_multiplier)
-        return constrain(hidden + x, None, None)
+        return constrain(hidden + x, "batch", "embed")
 
 
 class Decoder(nnx.Module):
@@ -67,10 +67,12 @@ class Decoder(nnx.Module):
         require(rngs is None or shape.tp == 1, f"random parameters are made for tp = 1 only, not for {shape.tp}")
         self.config = config
         self.arrays = tuple(array for _, array in config.cache_groups.places())  # which of the cache each layer uses
-        self.embed = VocabularyMatrix(config, shape.vocab, dtype, rngs)
+        self.embed = VocabularyMatrix(config, shape.vocab, "vocab_in", dtype, rngs)
         self.layers = nnx.List([DecoderLayer(config, shape, layer, dtype, rngs) for layer in range(config.num_layers)])
-        self.final_norm = RMSNorm(config, (config.hidden_size,), (None,), dtype)
-        self.lm_head = None if config.tie_word_embeddings else VocabularyMatrix(config, shape.vocab, dtype, rngs)
+        self.final_norm = RMSNorm(config, (config.hidden_size,), ("embed",), dtype)
+        self.lm_head = (
+            None if config.tie_word_embeddings else VocabularyMatrix(config, shape.vocab, "vocab_out", dtype, rngs)
+        )
 
     def hidden_states(
         self, token_ids: jax.Array, context: StepContext, cache: Sequence[KvLayer]
@@ -101,7 +103,7 @@ def abstract_decoder(config: ModelConfig, shape: ModelShape, dtype: jnp.dtype) -
     Leaves hold `jax.ShapeDtypeStruct`; `axes.parameter_axes(leaf)` gives the logical axes. The order of
     `nnx.to_flat_state` and of the flattened leaves is fixed by the tree, so a step may take a tuple of leaves.
     """
-    # Under a mesh NNX would read the logical axes as mesh axes; they are translated by `runtime.sharding` instead.
+    # Under a mesh NNX would read the logical axes as mesh axes; they are translated by `jaxinfer.sharding` instead.
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
         module = nnx.eval_shape(lambda: Decoder(config, shape, jnp.dtype(dtype)))
         return nnx.split(module)

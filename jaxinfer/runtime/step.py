@@ -15,7 +15,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.axes import constrain
 from jaxinfer.models.context import Attend, StepContext
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.runtime.inputs import (
@@ -28,7 +27,7 @@ from jaxinfer.runtime.inputs import (
     TableInputs,
 )
 from jaxinfer.runtime.sampling import MAX_LOGPROBS, admit, count_inputs, sample, score_prompt
-from jaxinfer.runtime.sharding import TP_AXIS
+from jaxinfer.sharding import TENSOR_AXIS, constrain, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, paged_attention
 from pallas_kernels.paged_attention.layout import Pages
@@ -53,7 +52,7 @@ class StepSpec:
 
     def attention(self, batch: RaggedBatch) -> Attend:
         """What the layers of one page table call."""
-        mesh = self.mesh if self.mesh.size > 1 else None
+        mesh = self.mesh if tensor_size(self.mesh) > 1 else None
 
         def attend(
             q: jax.Array, k: jax.Array, v: jax.Array, kv_layer: tuple[Pages, Pages], **options: Any
@@ -67,7 +66,7 @@ class StepSpec:
                 target=self.target,
                 backend=self.attention_backend,
                 mesh=mesh,
-                head_axis=TP_AXIS if mesh is not None else None,
+                head_axis=TENSOR_AXIS if mesh is not None else None,
                 options=AttentionOptions(**options),
             )
             return out, (k_pages, v_pages)
@@ -150,7 +149,7 @@ def step(
     def whole_logits(hidden: jax.Array) -> jax.Array:
         """Every device gets whole rows: sampling searches them inside lax.cond, and scoring sums them piece by piece,
         each piece of a sharded row being a collective of its own."""
-        return constrain(decoder.logits(hidden), None, None)
+        return constrain(decoder.logits(hidden), "batch", None)
 
     sampled = sample(
         whole_logits(hidden[last]),

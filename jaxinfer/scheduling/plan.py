@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jaxinfer.sampling_params import SamplingParams
 
+NULL_PAGE = 0  # of every pool: it holds nothing
 NO_TOKEN = -1  # of a row without a finite logit
 
 

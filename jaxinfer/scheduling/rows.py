@@ -16,7 +16,7 @@ def plan_row(kv: KVManager, sequence: Sequence, length: int, draws: int = 1) -> 
         sequence.chunks += 1
     fresh = sequence.needs_admission
     writes = kv.extend(sequence, end)
-    admission = _admission(sequence) if fresh else None
+    admission = _admission(kv, sequence) if fresh else None
     sequence.num_computed = end
     request = sequence.request
     request.tenant.charge(sequence, start, end)
@@ -47,14 +47,14 @@ def plan_row(kv: KVManager, sequence: Sequence, length: int, draws: int = 1) -> 
     )
 
 
-def _admission(sequence: Sequence) -> Admission:
+def _admission(kv: KVManager, sequence: Sequence) -> Admission:
     sequence.needs_admission = False
     request = sequence.request
     start = sequence.num_computed
     return Admission(
         start,
         sequence.prompt_len,
-        (tuple(sequence.pages),),
+        kv.table_columns(sequence),
         sequence.regime,
         request.params,
         request.seed,

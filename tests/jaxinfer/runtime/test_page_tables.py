@@ -16,9 +16,9 @@ from jaxinfer.config import RuntimeConfig
 from jaxinfer.runtime.assemble import Model, make_layout, make_runner
 from jaxinfer.runtime.kv_cache import resolve_sizes
 from jaxinfer.runtime.runner import Runner
-from jaxinfer.runtime.sharding import make_mesh
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan, TableWrite
+from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention.layout import Pages
 from tests.golden_recipe import GoldenCase, load_case, write_checkpoint
