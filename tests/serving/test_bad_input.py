@@ -10,7 +10,7 @@ import pytest
 from jaxinfer.messages import Submit
 from jaxinfer.sampling_params import FIELD_NAMES
 from protos.jaxinfer.v1 import inference_pb2 as pb
-from serving.status import RETRY_METADATA
+from serving.errors import RETRY_METADATA
 from tests.fakes import VOCAB_SIZE, FakeOptions
 from tests.serving.harness import collect, greedy, run, serving, status
 

@@ -11,11 +11,10 @@ from types import FrameType
 import grpc
 import pytest
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.errors import Gathering, InvalidRequest
 from protos.jaxinfer.v1 import inference_pb2 as pb
-from serving import garbage, servicer
-from serving.faults import Gathering
-from serving.status import Refusal
+from serving import garbage
+from serving.errors import Refusal
 from serving.text_worker import TextWorker
 from tests.fakes import FakeOptions
 from tests.serving.harness import collect, greedy, run, serving
@@ -80,7 +79,7 @@ def test_exceptions_in_a_ring_end(kept):
 
 
 def test_a_refused_call_is_freed(kept, monkeypatch):
-    monkeypatch.setattr(servicer, "prepare", lambda *_: refuses(kept))
+    monkeypatch.setattr("serving.frontend.frontend.prepare", lambda *_: refuses(kept))
 
     async def test():
         async with serving(FakeOptions()) as s:
@@ -92,7 +91,7 @@ def test_a_refused_call_is_freed(kept, monkeypatch):
 
 
 def test_a_refused_http_request_is_freed(kept, monkeypatch):
-    monkeypatch.setattr("serving.http.api.prepare", lambda *_: refuses(kept))
+    monkeypatch.setattr("serving.frontend.frontend.prepare", lambda *_: refuses(kept))
 
     async def test():
         async with http_serving(FakeOptions()) as s:

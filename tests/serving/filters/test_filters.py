@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxinfer.messages import Submit
+from serving.errors import Refusal
 from serving.filters.contract import (
     ALLOW,
     FilterError,
@@ -30,7 +31,6 @@ from serving.filters.outputs import FilteredText
 from serving.filters.redactor import redact
 from serving.request import ChatPrompt
 from serving.server import ServerError
-from serving.status import Refusal
 from tests.fakes import FakeOptions
 from tests.serving.harness import collect, greedy, make_server, run, serving, status, until
 from tests.serving.http.harness import greedy_chat, http_serving, says
@@ -238,7 +238,7 @@ def test_outputs_are_redacted_while_they_stream() -> None:
             assert (await s.refused("/v1/completions", prompt="x", return_token_ids=True))[
                 "param"
             ] == "return_token_ids"
-            metrics = s.grpc.server.client.recorder.metrics
+            metrics = s.grpc.server.frontend.recorder.metrics
             assert metrics.generation_tokens == 3 * (len(text) + 1)
 
     run(test())
@@ -258,7 +258,7 @@ def test_a_refused_output_ends_its_request() -> None:
             assert (whole_answer.status_code, whole_answer.json()["error"]["code"]) == (400, "content_filter")
             error = await status(s.grpc.stub.Generate(greedy(max_tokens=600)))
             assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
-            await until(lambda: s.grpc.server.client.open_requests == 0, "nothing is left of them")
+            await until(lambda: s.grpc.server.frontend.open_requests == 0, "nothing is left of them")
 
     run(test())
 

@@ -305,7 +305,7 @@ def test_bad_input_is_refused_by_name_in_calls_and_in_streams():
             assert message.error_message.startswith("exclude_input_in_output is False")
             assert (message.infer_response.id, message.infer_response.parameters[FINAL].bool_param) == ("7", True)
             assert len(s.received(Submit)) == 1
-            refused = s.server.client.recorder.metrics.refused
+            refused = s.server.frontend.recorder.metrics.refused
             assert refused["kserve", "INVALID_ARGUMENT"] == len(BAD) + len(requests) + 1
             for fields, part in (
                 ({"model_name": "other"}, "model_name is 'other'; this server serves 'fake' only"),
@@ -341,7 +341,7 @@ def test_a_client_may_ask_for_a_status_instead_of_a_message():
             )
             error = await status(call)
             assert (error.code(), "model_version is '3'" in error.details()) == (grpc.StatusCode.NOT_FOUND, True)
-            await until(lambda: not s.server.client.open_requests, "the end of the stream's requests")
+            await until(lambda: not s.server.frontend.open_requests, "the end of the stream's requests")
 
     run(test())
 
@@ -353,13 +353,13 @@ def test_leaving_deadlines_and_timeouts_abort():
             call = stub(s).ModelStreamInfer(iter([infer(stream=True, **long), infer(**long)]))
             await call.read()
             call.cancel()
-            await until(lambda: len(s.received(Abort)) == 2 and not s.server.client.open_requests, "two aborts")
+            await until(lambda: len(s.received(Abort)) == 2 and not s.server.frontend.open_requests, "two aborts")
             for late in (
                 stub(s).ModelInfer(infer(**long), timeout=0.1),
                 stub(s).ModelStreamInfer(iter([infer(stream=True, **long)]), timeout=0.1),
             ):
                 assert (await status(late)).code() == grpc.StatusCode.DEADLINE_EXCEEDED
-            await until(lambda: len(s.received(Abort)) == 4 and not s.server.client.open_requests, "two more")
+            await until(lambda: len(s.received(Abort)) == 4 and not s.server.frontend.open_requests, "two more")
             timed = infer(**long)
             timed.parameters["timeout"].int64_param = 50_000
             error = await status(stub(s).ModelInfer(timed))
@@ -367,7 +367,7 @@ def test_leaving_deadlines_and_timeouts_abort():
             assert error.details() == "the request's timeout of 0.05 s is over"
             (message,) = await stream(s, timed)
             assert message.error_message == error.details()
-            assert not s.server.client.open_requests
+            assert not s.server.frontend.open_requests
 
     run(test())
 
@@ -427,7 +427,7 @@ def test_a_full_server_refuses_in_the_stream():
             requests = [infer(id=str(i)) for i in range(6)]
             messages = await stream(s, *requests)
             assert sum("takes at most 4" in message.error_message for message in messages) == 2
-            assert s.server.client.accepted == 4
+            assert s.server.frontend.accepted == 4
             stats = await s.stub.GetStats(own_pb.GetStatsRequest())
             assert (stats.accepted_requests, stats.refused_requests) == (4, 2)
 

@@ -246,7 +246,7 @@ def test_bad_input_is_refused_by_name():
                 assert part in (await status(stub(s).GetLoads(request))).details()
             assert "request_ids is []" in (await status(stub(s).Abort(pb.AbortRequest()))).details()
             assert s.received(Submit) == []
-            metrics = s.server.client.recorder.metrics
+            metrics = s.server.frontend.recorder.metrics
             assert metrics.refused["vllm", "INVALID_ARGUMENT"] == len(BAD) + 1
 
     run(test())
@@ -268,10 +268,10 @@ def test_abort_by_id_and_by_leaving():
             await left.read()
             aborts = len(s.received(Abort))
             left.cancel()
-            await until(lambda: len(s.received(Abort)) > aborts and not s.server.client.open_requests, "an abort")
+            await until(lambda: len(s.received(Abort)) > aborts and not s.server.frontend.open_requests, "an abort")
             late = stub(s).Generate(long, timeout=0.2)
             assert (await status(late)).code() == grpc.StatusCode.DEADLINE_EXCEEDED
-            await until(lambda: not s.server.client.open_requests, "the end of what is too late")
+            await until(lambda: not s.server.frontend.open_requests, "the end of what is too late")
 
     run(test())
 
@@ -300,7 +300,7 @@ def test_information():
             assert response.dp_rank_count == 1
             assert (load.num_running_reqs, load.num_waiting_reqs, load.num_total_reqs) == (4, 1, 5)
             assert (load.max_running_requests, load.max_total_num_tokens, load.utilization) == (4, 16_000, 1.0)
-            values = s.server.client.recorder.metrics.values()
+            values = s.server.frontend.recorder.metrics.values()
             assert load.token_usage == values["kv_cache_usage_perc"] > 0
             assert load.num_used_tokens == round(load.token_usage * 16_000)
             assert load.num_waiting_uncached_tokens == 3  # of the fifth's prompt

@@ -170,6 +170,6 @@ def test_nothing_of_a_list_runs_when_not_all_can():
             busy = [s.post("/v1/completions", prompt=["a", "b"], max_tokens=50) for _ in range(2)]
             statuses = sorted(answer.status_code for answer in await asyncio.gather(*busy))
             assert statuses == [200, 429]
-            assert s.grpc.server.client.open_requests == 0
+            assert s.grpc.server.frontend.open_requests == 0
 
     run(test())

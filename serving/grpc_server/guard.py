@@ -15,8 +15,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from serving import garbage
-from serving.status import Refusal
-from serving.wire import MAX_PARTS, has_too_many_parts
+from serving.errors import Refusal
+from serving.grpc_server.wire import MAX_PARTS, has_too_many_parts
 
 _LOG = logging.getLogger("serving")
 _LARGE = 1 << 16  # bytes; smaller messages are parsed on the event loop
