@@ -32,6 +32,7 @@ from jaxinfer.messages import (
 )
 from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import Tokenizer
+from serving import garbage
 from serving.access.access import Access
 from serving.access.caller import ADMIN, CALLER
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, describe_exit
@@ -49,6 +50,7 @@ _LOG = logging.getLogger("serving.engine")
 MIN_RETRY_MS, MAX_RETRY_MS = 100, 60_000
 # What submitting a request takes, in steps of `Pace`.
 _SUBMIT_STEPS, _TOKENS_A_STEP = 200, 32
+_QUIET_SECONDS = 0.5  # without a stream, before there is time for a garbage collection
 _EXIT_WAIT = 5.0  # seconds for a process whose connection closed to tell its exit code
 
 
@@ -245,6 +247,11 @@ class EngineClient(asyncio.Protocol):
         self.recorder.close(stream.record, stream.content)
         if not self._streams:
             self.idle.set()
+            asyncio.get_running_loop().call_later(_QUIET_SECONDS, self._tidy)
+
+    def _tidy(self) -> None:
+        if not self._streams:
+            garbage.tidy()
 
     def abort(self, request_id: str) -> bool:
         """Asks the engine to end a request by the client's id; its stream then finishes. False when none is alive that

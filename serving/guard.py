@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -84,6 +85,11 @@ async def _checked_all(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield await _checked(request)
 
 
+def _forget(error: BaseException, _: Any) -> None:
+    """Once a call has ended, when nobody raises its exception any more."""
+    garbage.let_go(error, raised=False)
+
+
 def _wrap(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
     behaviour = handler.stream_stream or handler.unary_stream or handler.unary_unary
 
@@ -117,6 +123,8 @@ def _wrap(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
             return await answered(given.pop(), context)
         except BaseException as error:
             garbage.let_go(error)
+            # gRPC keeps it in the call, and its frames lead to the call.
+            context.add_done_callback(partial(_forget, error))
             raise
 
     make = grpc.unary_stream_rpc_method_handler if handler.unary_stream else grpc.unary_unary_rpc_method_handler
