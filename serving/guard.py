@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from serving import garbage
 from serving.status import Refusal
-from serving.wire import MAX_PARTS, has_too_many_parts
+from serving.wire import MAX_PARTS, RECEIVED_BYTES, has_too_many_parts
 
 _LOG = logging.getLogger("serving")
 _LARGE = 1 << 16  # bytes; smaller messages are parsed on the event loop
@@ -61,7 +61,9 @@ class Guard(grpc.aio.ServerInterceptor):
 
 async def _checked(request: Any) -> Any:
     """The message. Raises Refusal."""
-    if isinstance(request, Unparsed):
+    large = isinstance(request, Unparsed)
+    RECEIVED_BYTES.set(len(request.data) if large else None)
+    if large:
         request = await asyncio.to_thread(_parse, request)
     if isinstance(request, Malformed):
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the request is no valid message: {request.error}")

@@ -25,6 +25,7 @@ from serving.status import BAD_INPUT, Refusal, invalid, unavailable
 from serving.stream import GenerationStream
 from serving.text_worker import PART_BYTES, TextWorker
 from serving.validation import encode_prompt, prepare, refuse_unknown_fields
+from serving.wire import size_of
 
 _LOG = logging.getLogger("serving")
 STALL_SECONDS = 120.0  # without taking any of the answer, as over HTTP
@@ -139,7 +140,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
 def _cost(request: Message) -> int:
     """Its size for the text worker; a short request can have many messages."""
     messages = len(request.chat.messages) if isinstance(request, pb.GenerateRequest | pb.TokenizeRequest) else 0
-    return request.ByteSize() + PART_BYTES * messages
+    return size_of(request) + PART_BYTES * messages
 
 
 async def answer(request: Any, context: Context, work: Callable[[Any], T]) -> T:

@@ -26,6 +26,7 @@ from serving.request import GenerationRequest, ModelContext
 from serving.servicer import refuse, write
 from serving.status import BAD_INPUT, Refusal, internal
 from serving.validation import refuse_unknown_fields
+from serving.wire import size_of
 
 _LOG = logging.getLogger("serving.gateways")
 
@@ -147,7 +148,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             generation, asked = to_request(request, streams=endpoint == "ModelStreamInfer")
             return generation, (asked, model.tokenizer)
 
-        stream, (asked, tokenizer) = await self._door.submit(endpoint, request.ByteSize(), convert, context)
+        stream, (asked, tokenizer) = await self._door.submit(endpoint, size_of(request), convert, context)
         try:
             replies = Replies(stream, asked, self._door.ready().name, tokenizer)
             deadline = asyncio.get_running_loop().time() + asked.seconds if asked.seconds else None

@@ -29,6 +29,7 @@ from serving.request import NO_TOKENS, ModelContext
 from serving.servicer import answer, refuse, write
 from serving.status import BAD_INPUT, Refusal
 from serving.validation import refuse_unknown_fields
+from serving.wire import size_of
 
 SERVER_TYPE = "jaxinfer"
 CHUNK_BYTES = 64 << 10  # of the tokenizer's archive in one message
@@ -60,7 +61,7 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
             return to_request(request, model), None
 
         try:
-            stream, _ = await self._door.submit("Generate", request.ByteSize(), convert, context)
+            stream, _ = await self._door.submit("Generate", size_of(request), convert, context)
         except Refusal as refusal:
             await refuse(context, refusal)
         try:
