@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from jaxinfer.messages import (
@@ -36,6 +37,7 @@ from serving.observing.recorder import Recorder
 
 _LOG = logging.getLogger("serving.engine")
 
+_AT_ONCE = 32  # sequences of a step whose news are taken in one piece: a few milliseconds where they end
 _EXIT_WAIT = 5.0  # seconds for a process whose connection closed to tell its exit code
 
 
@@ -105,6 +107,8 @@ class EngineLink(asyncio.Protocol):
         self._unpacker = Unpacker()
         self._transport: asyncio.Transport | None = None
         self._death: Died | None = None
+        self._arrived: deque[Any] = deque()  # messages behind a long one
+        self._delivering: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def connect(self) -> None:
@@ -205,14 +209,39 @@ class EngineLink(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for message in self._unpacker.feed(data):
-            self._receive(message)
+            if self._delivering is None and not _is_long(message):
+                self._receive(message)
+                continue
+            self._arrived.append(message)
+            if self._delivering is None:
+                self._delivering = self._start(self._receive_in_turn())
+
+    async def _receive_in_turn(self) -> None:
+        """The messages that have arrived, those of many sequences in pieces between which others run."""
+        try:
+            while self._arrived:
+                message = self._arrived.popleft()
+                if not _is_long(message):
+                    self._receive(message)
+                    continue
+                for part in _in_pieces(message):
+                    self._receive(part)
+                    await asyncio.sleep(0)
+        finally:
+            self._delivering = None
 
     def connection_lost(self, error: Exception | None) -> None:
-        task = asyncio.get_running_loop().create_task(self._end())
+        self._start(self._end())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _end(self) -> None:
+        if self._delivering is not None:
+            await asyncio.wait([self._delivering])
         if self._death is not None:
             # The reason is known: the streams need not wait for the process to be gone.
             self.fail_all(internal(f"the engine failed: {self._death.error}"))
@@ -289,3 +318,13 @@ class EngineLink(asyncio.Protocol):
                 self._access.limiter.use(stream.record.origin.caller, len(delta.token_ids))
             if delta.stopped:
                 self._send(Abort(stream.engine_id, output.index))
+
+
+def _is_long(message: Any) -> bool:
+    return isinstance(message, StepOutputs) and len(message.sequences) > _AT_ONCE
+
+
+def _in_pieces(step: StepOutputs) -> Iterator[StepOutputs]:
+    """The same news in several messages. What is of the whole step is in each, and counted once: see `Metrics.step`."""
+    for start in range(0, len(step.sequences), _AT_ONCE):
+        yield replace(step, sequences=step.sequences[start : start + _AT_ONCE], prompts=[] if start else step.prompts)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from jaxinfer.errors import BAD_INPUT, InvalidRequest
 from jaxinfer.messages import EngineInfo, EngineStats, Progress
+from serving import garbage
 from serving.access.access import Access
 from serving.access.caller import CALLER
 from serving.engine_process import EXIT_REFUSED
@@ -30,6 +31,7 @@ from serving.text_worker import TextWorker
 
 # What submitting a request takes, in steps of `Pace`.
 _SUBMIT_STEPS, _TOKENS_A_STEP = 200, 32
+_QUIET_SECONDS = 0.5  # without a stream, before there is time for a garbage collection
 
 T = TypeVar("T")
 Prepare = Callable[[Sequence[GenerationRequest]], list[PreparedRequest]]
@@ -229,6 +231,11 @@ class Frontend:
         self.recorder.close(stream.record, stream.content)
         if not self._links_of:
             self.idle.set()
+            asyncio.get_running_loop().call_later(_QUIET_SECONDS, self._tidy)
+
+    def _tidy(self) -> None:
+        if not self._links_of:
+            garbage.tidy()
 
     def abort(self, request_id: str) -> bool:
         """Asks the engine to end a request by the client's id; its stream then finishes. False when none is alive that

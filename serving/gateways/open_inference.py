@@ -22,6 +22,7 @@ from serving.gateways.infer_convert import FINAL, INPUTS, OUTPUTS, Asked, Replie
 from serving.gateways.tensors import Spec
 from serving.grpc_server.door import Context, Door, answer, refuse, unimplemented, write
 from serving.grpc_server.names import KSERVE, SERVICES
+from serving.grpc_server.wire import size_of
 from serving.observing.metrics import Metrics
 from serving.request import GenerationRequest, ModelContext
 
@@ -145,7 +146,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             generation, asked = to_request(request, streams=endpoint == "ModelStreamInfer")
             return generation, (asked, model.tokenizer)
 
-        stream, (asked, tokenizer) = await self._door.submit(endpoint, request.ByteSize(), convert, context)
+        stream, (asked, tokenizer) = await self._door.submit(endpoint, size_of(request), convert, context)
         try:
             replies = Replies(stream, asked, self._frontend.ready_model().name, tokenizer)
             deadline = asyncio.get_running_loop().time() + asked.seconds if asked.seconds else None

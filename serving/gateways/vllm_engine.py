@@ -27,6 +27,7 @@ from serving.gateways.tokenizer_bundle import Bundle, bundle
 from serving.gateways.vllm_convert import Replies, to_request
 from serving.grpc_server.convert import refuse_unknown_fields
 from serving.grpc_server.door import Context, Door, answer, refuse, refuse_others, unimplemented, write
+from serving.grpc_server.wire import size_of
 from serving.request import NO_TOKENS, ModelContext
 
 SERVER_TYPE = "jaxinfer"
@@ -59,7 +60,7 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
             return to_request(request, model), None
 
         try:
-            stream, _ = await self._door.submit("Generate", request.ByteSize(), convert, context)
+            stream, _ = await self._door.submit("Generate", size_of(request), convert, context)
         except Refusal as refusal:
             await refuse(context, refusal)
         try:

@@ -19,6 +19,7 @@ from serving.frontend.stream import GenerationStream
 from serving.grpc_server import replies
 from serving.grpc_server.convert import NAMES, prompt_of, refuse_unknown_fields, to_request
 from serving.grpc_server.door import STALL_SECONDS, Context, Door, answer, refuse, write
+from serving.grpc_server.wire import size_of
 from serving.request import ModelContext, encode_prompt
 from serving.text_worker import PART_BYTES
 
@@ -111,7 +112,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
 def _cost(request: Message) -> int:
     """Its size for the text worker; a short request can have many messages."""
     messages = len(request.chat.messages) if isinstance(request, pb.GenerateRequest | pb.TokenizeRequest) else 0
-    return request.ByteSize() + PART_BYTES * messages
+    return size_of(request) + PART_BYTES * messages
 
 
 def _tokenize(request: pb.TokenizeRequest, model: ModelContext) -> pb.TokenizeResponse:

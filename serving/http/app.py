@@ -255,7 +255,7 @@ async def send_json(send: Send, status: int, data: Any, headers: Iterable[tuple[
 
 
 async def send_error(send: Send, error: ApiError) -> None:
-    garbage.let_go(error)  # with the body, which can have megabytes
+    garbage.let_go(error, raised=False)  # with the body, which can have megabytes
     await send_json(send, error.status, error.body, error.headers)
 
 

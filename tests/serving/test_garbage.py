@@ -131,3 +131,65 @@ def test_streams_that_end_together_have_an_exception_each():
     other = refusal.again()
     assert other is not refusal
     assert (other.code, other.message, other.metadata, other.reason) == (refusal.code, "m", (("a", "b"),), "r")
+
+
+@pytest.fixture
+def circles() -> Iterator[list[object]]:
+    """Filled by `found`; collections are off but for it."""
+    gc.collect()
+    gc.disable()
+    yield []
+    gc.set_debug(0)
+    gc.garbage.clear()
+    gc.enable()
+
+
+def found() -> list[object]:
+    """What a collection would have to free."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.collect()
+    garbage_found = list(gc.garbage)
+    gc.garbage.clear()
+    gc.set_debug(0)
+    return garbage_found
+
+
+def test_refused_requests_leave_no_frames(circles):
+    """Their exceptions would hold all that was going on, gRPC's messages included."""
+
+    async def test():
+        async with http_serving(FakeOptions()) as s:
+            for size in (1, 300_000):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await collect(s.grpc.stub.Generate(pb.GenerateRequest(text="a" * size, sampling={"n": 100})))
+                assert (await s.post("/v1/completions", prompt="a" * 300_000)).status_code == 400
+            await asyncio.sleep(0.05)  # gRPC ends calls after their answers
+            circles.extend(found())
+
+    run(test())
+    left = {each.f_code.co_qualname for each in circles if isinstance(each, FrameType)}
+    assert not {
+        name
+        for name in left
+        if name.startswith(("_finish_handler", "_handle", "Api.", "InferenceServicer.", "Frontend.", "Door."))
+    }
+    assert not [each for each in circles if isinstance(each, pb.GenerateRequest)]
+
+
+def test_detokenizing_leaves_no_circles(circles):
+    async def test():
+        async with http_serving(FakeOptions()) as s:
+            assert (await s.post("/v1/completions", prompt="hi", n=4)).status_code == 200
+            circles.extend(found())
+
+    run(test())
+    assert not [each for each in circles if type(each).__module__.startswith("jaxinfer.text")]
+
+
+def test_old_objects_wait_for_a_quiet_moment(monkeypatch):
+    collected = []
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(True))
+    for count, times in ((0, 0), (1, 0), (2, 1), (50, 2)):
+        monkeypatch.setattr(gc, "get_count", lambda count=count: (0, 0, count))
+        garbage.tidy()
+        assert len(collected) == times
