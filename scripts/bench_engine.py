@@ -109,7 +109,7 @@ def host_cost(rows: int, steps: int = 1200) -> dict[str, Any]:
     spent: list[float] = []
     previous: StepPlan | None = None
     while len(spent) < steps:
-        tokens = [rng.randrange(10, 100) for _ in range(rows)]
+        tokens = [[rng.randrange(10, 100)] for _ in range(rows)]
         begin = time.perf_counter()
         plan = scheduler.schedule()
         packer.pack(plan, pick_bucket(ladder, plan.num_tokens))

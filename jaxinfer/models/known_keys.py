@@ -1,4 +1,4 @@
-"""Keys of config.json that families do not read, and what `registry` does about each: check, pass over, or refuse."""
+"""Keys of config.json that no family reads, and what `ConfigReader` does about each: check, pass over, or refuse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     "position_embedding_type": ("rope",),
     "use_rope": (True,),
     "rope_interleaved": (False,),
-    "partial_rotary_factor": (1.0,),
     "pruned_heads": ({},),
     "mlp_only_layers": ([],),
 }
@@ -47,8 +46,14 @@ LENGTHS = (
     "seq_len",
 )
 HARMLESS = frozenset((*_HARMLESS.split(), *LENGTHS))
-HARMLESS_PREFIXES = ("_", "unsloth_", "tokenizer_")
-HARMLESS_SUFFIXES = ("_version", "_dropout", "_dropout_prob", "_pdrop", "_aux_loss_coef")
+_HARMLESS_PREFIXES = ("_", "unsloth_", "tokenizer_")
+_HARMLESS_SUFFIXES = ("_version", "_dropout", "_dropout_prob", "_pdrop", "_aux_loss_coef")
+
+
+def is_harmless(key: str) -> bool:
+    """Whether a key says nothing about the forward pass at inference, in any family."""
+    return key in HARMLESS or key.startswith(_HARMLESS_PREFIXES) or key.endswith(_HARMLESS_SUFFIXES)
+
 
 # Keys that give a kind of model away that is not served, so that the message can say which; the first that is there.
 KINDS: Mapping[str, str] = {

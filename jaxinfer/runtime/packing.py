@@ -51,7 +51,6 @@ class Packer:
         self._prompt_logprobs = np.full(slots, -1, np.int32)
         self._regimes = np.zeros(slots, np.int32)
         self._page_tables = np.zeros((slots, max_pages), np.int32)
-        self._page_counts = [0] * slots
 
     def pack(self, plan: StepPlan, bucket: Bucket) -> StepInputs:
         """The plan in the bucket's shapes. The plan must fit: `plan.num_tokens <= bucket.tokens`."""
@@ -66,15 +65,15 @@ class Packer:
             if row.admission is not None:
                 self._admit(row.slot, row.admission)
                 start_at[i] = row.admission.start
-            elif row.pages:
-                self._append_pages(row.slot, row.pages)
+            for write in row.writes:
+                self._page_tables[row.slot, write.position] = write.page
             if row.targets:
                 scored.append((len(ids), row.targets))
             ids += row.token_ids or (-1,)
         count = len(plan.rows)
         slots[:count] = [row.slot for row in plan.rows]
         query_lens[:count] = [row.length for row in plan.rows]
-        samples[:count] = [row.samples for row in plan.rows]
+        samples[:count] = [row.draws > 0 for row in plan.rows]
         token_ids = np.zeros(num_tokens, np.int32)
         token_ids[: len(ids)] = ids
         targets = np.zeros(num_tokens, np.int32)
@@ -118,18 +117,13 @@ class Packer:
         self._prompt_logprobs[slot] = -1 if params.prompt_logprobs is None else params.prompt_logprobs
         self._regimes[slot] = admission.regime
         self._page_tables[slot] = 0
-        self._page_counts[slot] = 0
-        self._append_pages(slot, admission.pages)
-
-    def _append_pages(self, slot: int, pages: tuple[int, ...]) -> None:
-        count = self._page_counts[slot]
-        self._page_tables[slot, count : count + len(pages)] = pages
-        self._page_counts[slot] = count + len(pages)
+        (pages,) = admission.tables
+        self._page_tables[slot, : len(pages)] = pages
 
     def most_logprobs(self, plan: StepPlan) -> tuple[int, int]:
         """The most alternatives that the plan's sampled tokens and its prompt positions want; -1 where none do."""
         wanted = self._params["num_logprobs"]
-        sampled = max((int(wanted[row.slot]) for row in plan.rows if row.samples), default=-1)
+        sampled = max((int(wanted[row.slot]) for row in plan.rows if row.draws), default=-1)
         prompt = max((int(self._prompt_logprobs[row.slot]) for row in plan.rows if row.targets), default=-1)
         return sampled, prompt
 

@@ -13,8 +13,8 @@ from jaxinfer.config import RuntimeConfig
 from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import PromptScored, StepOutputs, Submit, TokenLogprobs
 from jaxinfer.runtime.assemble import Model, assemble_engine
-from jaxinfer.runtime.sharding import make_mesh
 from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.sharding import make_mesh
 from tests.golden_recipe import GoldenCase, write_checkpoint
 
 PAGE = 16
@@ -71,10 +71,8 @@ class Harness:
         ended = self.loop.scheduler.take_ended()
         for output in ended + (outputs.sequences if outputs is not None else []):
             heard = self.heard.setdefault((output.request_id, output.index), Heard())
-            if output.token_id >= 0:
-                heard.tokens.append(output.token_id)
-            if output.logprobs is not None:
-                heard.logprobs.append(output.logprobs)
+            heard.tokens += output.token_ids
+            heard.logprobs += output.logprobs or ()
             heard.finish_reason = output.finish_reason
             heard.cached_tokens = output.cached_tokens
         for scored in outputs.prompts if outputs is not None else ():
@@ -107,7 +105,7 @@ def build(case: GoldenCase, *, check: bool = True, dtype: str = "float32", **run
         "compilation_cache_dir": None,
     }
     config = RuntimeConfig(**{**settings, **runtime})
-    mesh = make_mesh(config.tensor_parallel_size)
+    mesh = make_mesh(config.parallel)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(case, Path(folder))
         loaded = load_model(Path(folder), dtype=config.dtype, mesh=mesh, quantization=config.quantization)

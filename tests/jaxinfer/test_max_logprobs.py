@@ -18,9 +18,9 @@ from jaxinfer.messages import TokenLogprobs
 from jaxinfer.runtime.assemble import Model, choose_sizes, make_layout, make_runner
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.runtime.runner import Runner
-from jaxinfer.runtime.sharding import make_mesh
 from jaxinfer.sampling_params import MAX_LOGPROBS, InvalidRequest
 from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan
+from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving.grpc_server.replies import MAX_ALTERNATIVES_PER_MESSAGE, MAX_TOKENS_PER_MESSAGE
@@ -116,7 +116,7 @@ def test_more_than_the_vocabulary_is_refused(folder: Path) -> None:
 
 def make(folder: Path, **settings: Any) -> Runner:
     """A runner that has compiled nothing yet."""
-    runtime, mesh = RuntimeConfig(**{**SETTINGS, **settings}), make_mesh(1)
+    runtime, mesh = RuntimeConfig(**{**SETTINGS, **settings}), make_mesh()
     loaded = load_model(folder, dtype=runtime.dtype, mesh=mesh)
     model = Model("m", loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
     layout = make_layout(model, DeviceTarget.of(mesh.devices.flat[0]), runtime)
@@ -137,8 +137,8 @@ def test_only_as_many_columns_are_fetched_as_somebody_wants() -> None:
     packer = Packer(4, 4, 100, 16)
 
     def row(slot: int, params: SamplingParams, *, samples: bool, targets: tuple[int, ...]) -> PlanRow:
-        packer._admit(slot, Admission(0, 4, (1,), 0, params, 0, 0, (), ()))
-        return PlanRow("r", 0, 0, 0, slot, 0, 4, samples, (1, 2, 3, 4), (), None, targets)
+        packer._admit(slot, Admission(0, 4, ((1,),), 0, params, 0, 0, (), ()))
+        return PlanRow("r", 0, 0, 0, slot, 0, 4, int(samples), (1, 2, 3, 4), (), None, targets)
 
     rows = [
         row(0, SamplingParams(), samples=True, targets=()),

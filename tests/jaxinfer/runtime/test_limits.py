@@ -40,7 +40,7 @@ class PackingRunner:
         most = max(0, *self._packer.most_logprobs(plan))
         sizes = len(plan.rows), plan.num_tokens
         scores = [Scores([0.0] * s, [1] * s, [[0] * most] * s, [[0.0] * most] * s) for s in sizes]
-        return Done(StepResult([0] * sizes[0], *scores))
+        return Done(StepResult([[0]] * sizes[0], *scores))
 
 
 class Done:

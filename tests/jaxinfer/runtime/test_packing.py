@@ -11,7 +11,7 @@ from jaxinfer.runtime.buckets import Bucket
 from jaxinfer.runtime.packing import Packer, bias_table
 from jaxinfer.runtime.sampling import MAX_BIAS
 from jaxinfer.sampling_params import SamplingParams
-from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan
+from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan, TableWrite
 
 VOCAB = 50
 BUCKET = Bucket(8, 4)
@@ -21,7 +21,7 @@ def admission(**changes: object) -> Admission:
     fields: dict[str, object] = {
         "start": 0,
         "prompt_len": 3,
-        "pages": (4, 5),
+        "tables": ((4, 5),),
         "regime": 0,
         "params": SamplingParams(temperature=0.5, top_k=-1, logprobs=2, min_tokens=2**40, max_tokens=None),
         "seed": 2**63 + 7,
@@ -34,7 +34,7 @@ def admission(**changes: object) -> Admission:
 
 def row(slot: int, start: int, ids: tuple[int, ...], **changes: object) -> PlanRow:
     length = len(ids) or 1
-    fields = PlanRow("r", 0, 0, 0, slot, start, length, True, ids, (), None, ())
+    fields = PlanRow("r", 0, 0, 0, slot, start, length, 1, ids, (), None, ())
     return fields._replace(**changes)  # type: ignore[arg-type]
 
 
@@ -64,9 +64,9 @@ def test_rows_tokens_and_padding(packer: Packer) -> None:
 
 def test_page_tables_grow_and_start_anew(packer: Packer) -> None:
     packer.pack(StepPlan([row(1, 0, (1, 2), admission=admission())], 2), BUCKET)
-    grown = packer.pack(StepPlan([row(1, 2, (), pages=(6, 7))], 1), BUCKET)
+    grown = packer.pack(StepPlan([row(1, 2, (), writes=(TableWrite(0, 2, 6), TableWrite(0, 3, 7)))], 1), BUCKET)
     assert grown.page_tables[0].tolist() == [4, 5, 6, 7, 0, 0]
-    again = packer.pack(StepPlan([row(1, 0, (1,), admission=admission(pages=(3,)))], 1), BUCKET)
+    again = packer.pack(StepPlan([row(1, 0, (1,), admission=admission(tables=((3,),)))], 1), BUCKET)
     assert again.page_tables[0].tolist() == [3, 0, 0, 0, 0, 0]
 
 
@@ -74,8 +74,8 @@ def test_nothing_returned_is_written_again(packer: Packer) -> None:
     """device_put may alias or read late, so the next pack must leave every array alone."""
     inputs = packer.pack(StepPlan([row(1, 0, (1, 2), admission=admission())], 2), BUCKET)
     before = [np.array(leaf) for leaf in jax.tree.leaves(inputs)]
-    packer.pack(StepPlan([row(1, 0, (5,), admission=admission(pages=(2,), seed=1, prompt_len=1))], 1), BUCKET)
-    packer.pack(StepPlan([row(1, 1, (), pages=(6,))], 1), BUCKET)
+    packer.pack(StepPlan([row(1, 0, (5,), admission=admission(tables=((2,),), seed=1, prompt_len=1))], 1), BUCKET)
+    packer.pack(StepPlan([row(1, 1, (), writes=(TableWrite(0, 1, 6),))], 1), BUCKET)
     chex.assert_trees_all_equal(before, [np.asarray(leaf) for leaf in jax.tree.leaves(inputs)])
 
 

@@ -1,0 +1,67 @@
+"""Qwen 2 (with 2.5) and Qwen 3: layers from `max_window_layers` on may have a window."""
+
+from __future__ import annotations
+
+from jaxinfer.config import ModelConfig
+from jaxinfer.models.config_reader import ConfigReader
+from jaxinfer.models.families.build import build
+from jaxinfer.models.families.common import Common, layer_windows, read_common, read_layer_types
+from jaxinfer.models.rope_parameters import FULL, SLIDING, RopeRules, read_rope
+
+
+def qwen2(config: ConfigReader) -> ModelConfig:
+    """Biases on query, key and value only, whatever the file says."""
+    common = _read_common(config, head_dim=None)
+    config.only("attention_bias", True)
+    config.only("mlp_bias", False)
+    windows = _windows(config, common.num_layers)
+    rope = read_rope(config, common.head_dim, common.max_position_embeddings, RopeRules())
+    return build(
+        config,
+        common,
+        windows=windows,
+        ropes=[rope] * common.num_layers,
+        query_scale=common.head_dim**-0.5,
+        qkv_bias=True,
+    )
+
+
+def qwen3(config: ConfigReader) -> ModelConfig:
+    """Queries and keys are normalised head by head."""
+    common = _read_common(config, head_dim=128)
+    attention_bias = config.switch("attention_bias", False)
+    config.only("mlp_bias", False)
+    windows = _windows(config, common.num_layers)
+    rope = read_rope(config, common.head_dim, common.max_position_embeddings, RopeRules())
+    return build(
+        config,
+        common,
+        windows=windows,
+        ropes=[rope] * common.num_layers,
+        query_scale=common.head_dim**-0.5,
+        qkv_bias=attention_bias,
+        attention_out_bias=attention_bias,
+        qk_norm="head",
+    )
+
+
+def _read_common(config: ConfigReader, head_dim: int | None) -> Common:
+    return read_common(
+        config,
+        vocab_size=151936,
+        intermediate_size=22016,
+        num_key_value_heads=32,
+        head_dim=head_dim,
+        max_position_embeddings=32768,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def _windows(config: ConfigReader, num_layers: int) -> list[int | None]:
+    use_sliding_window = config.switch("use_sliding_window", False)
+    sliding_window = config.optional_count("sliding_window", 4096)
+    first = config.number_of_layers("max_window_layers", 28)
+    windowed = use_sliding_window and sliding_window is not None
+    derived = [SLIDING if windowed and layer >= first else FULL for layer in range(num_layers)]
+    return layer_windows(read_layer_types(config, derived), sliding_window, use_sliding_window)
