@@ -32,7 +32,7 @@ from serving.filters.redactor import redact
 from serving.request import ChatPrompt
 from serving.server import ServerError
 from tests.fakes import FakeOptions
-from tests.serving.harness import collect, greedy, make_server, run, serving, status, until
+from tests.serving.harness import collect, greedy, make_server, run, status, until
 from tests.serving.http.harness import greedy_chat, http_serving, says
 
 HERE = "tests.serving.filters.test_filters"
@@ -199,23 +199,6 @@ def test_a_filter_sees_every_text_of_a_chat() -> None:
     assert {f"t{i}" for i in range(1, 10)} <= {text for text, _ in seen}
     assert {(subject.direction, subject.tenant) for _, subject in seen} == {("input", "default")}
     assert "messages[1].content" in {subject.part for _, subject in seen}
-
-
-def test_refusals_look_the_same_on_both_doors() -> None:
-    async def test() -> None:
-        async with http_serving(input_filter=f"{HERE}:no_bombs") as s:
-            error = await s.refused("/v1/chat/completions", **greedy_chat("a bomb"))
-            wanted = "the request was refused by this server's input filter: it is about bombs"
-            assert (error["message"], error["code"]) == (wanted, "content_filter")
-            found = await status(s.grpc.stub.Generate(greedy("a bomb")))
-            assert (found.code(), found.details()) == (grpc.StatusCode.FAILED_PRECONDITION, wanted)
-            assert not s.grpc.received(Submit)
-        async with serving(input_filter=f"{HERE}:broken") as s:
-            found = await status(s.stub.Generate(greedy("secret")))
-            assert found.code() == grpc.StatusCode.FAILED_PRECONDITION
-            assert "secret" not in found.details()
-
-    run(test())
 
 
 def test_outputs_are_redacted_while_they_stream() -> None:
