@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from jaxinfer.messages import PromptScored, SequenceOutput, TokenLogprobs
 from jaxinfer.sampling_params import SamplingParams
@@ -70,21 +69,52 @@ class RequestOutput:
     finished: bool = False
 
 
-class Delta(NamedTuple):
-    """What one step added to one sequence. `stopped` asks the caller to abort it in the engine (stop string found).
+PROMPT = -1  # `Delta.index` of what was scored of the prompt, which all sequences of a request share
 
-    ends: where each of the tokens ends in the sequence's text, in characters. Their text may still be held back (then
-    it comes with a later delta), or never come, behind a stop string.
+
+@dataclass(slots=True)
+class Delta:
+    """What was added to one sequence since the last one, or to the scored prompt: all that a token is on its way out.
+
+    A step makes one for each sequence that it advanced; those that a reader has not taken yet are merged (`add`).
+
+    Args:
+        index: Of the sequence, or PROMPT.
+        texts: Together the text that was added; empty of the prompt.
+        token_ids: The new tokens; none where an output filter withholds them, none of the prompt.
+        logprobs: An entry for each token where the request asks for them; of the prompt for each scored position.
+        finish_reason: How the sequence ended, None while it goes on.
+        stop_reason: The stop string or token id that ended it.
+        tokens: How many tokens there are, withheld ones included.
+        ends: Of each of `token_ids`, where it ends in the sequence's text, in characters. Its text may still be held
+            back (then it comes with a later delta), or never come, behind a stop string.
+        start: Of the prompt, the position of the first of `logprobs`.
+        stopped: Asks for the sequence to be aborted in the engine, because a stop string was found on this side.
     """
 
-    index: int  # type: ignore[assignment]  # shadows tuple.index
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...]
-    finish_reason: str | None
-    stop_reason: int | str | None
-    stopped: bool
-    ends: tuple[int, ...] = ()
+    index: int
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    tokens: int = 0
+    ends: list[int] = field(default_factory=list)
+    start: int = 0
+    stopped: bool = False
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def add(self, later: Delta) -> None:
+        """Takes in what came next of the same sequence."""
+        self.texts += later.texts
+        self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
+        self.tokens += later.tokens
+        self.ends += later.ends
+        self.finish_reason, self.stop_reason = later.finish_reason, later.stop_reason
 
 
 class _SequenceText:
@@ -243,7 +273,17 @@ class RequestStream:
             text_state.done = True
             self._open -= 1
             self.result.finished = self._open == 0
-        return Delta(output.index, text, new_ids, logprobs, reason, stop_reason, stopped, tuple(ends))
+        return Delta(
+            output.index,
+            [text] if text else [],
+            list(new_ids),
+            list(logprobs),
+            reason,
+            stop_reason,
+            tokens=len(new_ids),
+            ends=ends,
+            stopped=stopped,
+        )
 
     @property
     def finished(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxinfer.errors import InvalidRequest as InvalidRequest  # where the engine's rooms and callers look for it
 from jaxinfer.sampling_fields import OFF, DeviceColumn, SamplingField, declare, declared_fields
 
 MAX_LOGPROBS = 20  # alternatives per position, unless RuntimeConfig.max_logprobs says otherwise
@@ -21,35 +22,6 @@ MAX_REPETITION_PENALTY = 100  # vLLM and transformers have no bound; beyond this
 
 
 _IDS_AT_ONCE = 1 << 16
-_SHOWN = 80  # characters of a value in an error
-
-
-def _beginning(value: Any, length: int) -> str:
-    """At least the first `length` characters of repr(value), or all: a value can be megabytes."""
-    if length <= 0:
-        return ""
-    kind = type(value)
-    if kind in (str, bytes):
-        return repr(value[:length])
-    if kind not in (list, tuple, dict):
-        return repr(value)
-    shown = "[" if kind is list else "(" if kind is tuple else "{"
-    for i, item in enumerate(value.items() if kind is dict else value):
-        if len(shown) >= length:
-            return shown
-        shown += ", " if i else ""
-        for j, each in enumerate(item if kind is dict else (item,)):
-            shown += (": " if j else "") + _beginning(each, length - len(shown))
-    return shown + ("]" if kind is list else "}" if kind is dict else ",)" if len(value) == 1 else ")")
-
-
-class InvalidRequest(ValueError):
-    """A request that cannot be served as asked. The message names the field, the value and what is allowed."""
-
-    def __init__(self, name: str, value: object, allowed: str) -> None:
-        self.field, self.value, self.allowed = name, value, allowed
-        shown = _beginning(value, _SHOWN + 1)
-        super().__init__(f"{name} is {shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + '...'}; {allowed}")
 
 
 _PENALTY = {"low": -2, "high": 2, "special": {0: OFF}, "device": DeviceColumn("float32", 0)}

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from jaxinfer.errors import together
 from serving import json_text
 from serving.append_file import AppendFile
-from serving.faults import together
+from serving.errors import Refusal
 from serving.http.api import ENDPOINTS, Api
 from serving.http.errors import ApiError, from_refusal, invalid
-from serving.status import Refusal
 
 MAX_CUSTOM_ID = 512  # characters
 _SYNC_SECONDS = 1.0  # what a power cut may cost
@@ -248,7 +248,7 @@ class BatchRun:
 
     def _unless_over(self, api: Api, error: ApiError) -> dict[str, Any]:
         """A refusal is an answer; the end of the engine is not, and the request is left for another run."""
-        if api.client.failing or api.client.ended.done() or error.status in (429, 503):
+        if api.frontend.failed or error.status in (429, 503):
             raise BatchError(f"{error.message}; {self.left} of {self.progress.total} requests are left")
         return error.body
 

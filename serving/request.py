@@ -14,12 +14,13 @@ from typing import Any
 
 import grpc
 
-from jaxinfer.messages import EngineInfo
+from jaxinfer.errors import Gathering, InvalidRequest, PromptTooLong, TooManyTokens, one_of
+from jaxinfer.messages import EngineInfo, Submit
 from jaxinfer.outputs import prompt_end_of
-from jaxinfer.sampling_params import FIELDS, InvalidRequest, SamplingParams, as_token_ids
-from jaxinfer.text import AnswerReading, PromptEnd, PromptTooLong, Tokenizer, TooManyTokens, stop_automaton
-from serving.faults import Gathering, one_of
-from serving.status import Refusal
+from jaxinfer.sampling_params import FIELDS, SamplingParams, as_token_ids
+from jaxinfer.text import AnswerReading, PromptEnd, Tokenizer, stop_automaton
+from serving.access.caller import Caller
+from serving.errors import Refusal
 
 MAX_REQUEST_ID = 128  # characters
 MAX_CACHE_SALT = 256  # characters
@@ -94,7 +95,9 @@ class GenerationRequest:
     the door sets where neither client nor model does. request_id "" lets the server draw one, model "" is the served
     one. kept_tokens: special tokens that stay in the text all the same. reading: given the prompt's ids, how the door
     parses the answers, if it does; where the model reasons first, stop strings wait for the answer then. suffix: what
-    the door puts behind a request_id of the client's, to tell several of one name apart."""
+    the door puts behind a request_id of the client's, to tell several of one name apart. shows_prompt: the answer has
+    the prompt's text, which is made of its ids where the client gave those or a limit. user: whom the client serves, as
+    OpenAI's field says."""
 
     prompt: Prompt
     sampling: Mapping[str, Any]
@@ -107,26 +110,57 @@ class GenerationRequest:
     kept_tokens: frozenset[int] = frozenset()
     suffix: str = ""
     reading: Callable[[Tokenizer, tuple[int, ...]], AnswerReading] | None = None
+    shows_prompt: bool = False
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request that passed every check of this side; `params.max_tokens` and `seed` are resolved.
+    """A request that passed every check of this side: what the engine gets, and what the server keeps to answer it.
 
-    prompt_end: what its sequences must know of the prompt, made here because that takes time in proportion to it.
+    Args:
+        submit: For the engine, with `params.max_tokens` and `seed` resolved; under the client's id and salt until it is
+            sent (`sent_as`).
+        text: The prompt's, where the client gave it as text or its answer shows it.
+        final_only: Nothing of the answer is read before its end.
+        kept_tokens: Special tokens that stay in the text all the same.
+        reading: How the answers are parsed, where they are.
+        prompt_end: What its sequences must know of the prompt, made here because that takes time in proportion to it.
+        user: Whom the client serves, for the records.
     """
 
-    request_id: str
-    text: str | None
-    token_ids: tuple[int, ...]
-    params: SamplingParams
-    seed: int
-    priority: int
-    cache_salt: str
-    final_only: bool
+    submit: Submit
+    text: str | None = None
+    final_only: bool = False
     kept_tokens: frozenset[int] = frozenset()
     reading: AnswerReading | None = None
     prompt_end: PromptEnd | None = None
+    user: str = ""
+
+    @property
+    def request_id(self) -> str:
+        """The client's."""
+        return self.submit.request_id
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Of the prompt."""
+        return self.submit.prompt_token_ids
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.submit.params
+
+    def sent_as(self, engine_id: str, arrival: float, caller: Caller) -> Submit:
+        """What the engine gets. arrival: seconds of time.monotonic()."""
+        submit = self.submit
+        return submit._replace(
+            request_id=engine_id,
+            arrival=arrival,
+            cache_salt=caller.salt(submit.cache_salt),
+            tenant=caller.tenant,
+            weight=caller.weight,
+        )
 
 
 def prepare(request: GenerationRequest, context: ModelContext) -> PreparedRequest:
@@ -142,22 +176,21 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
     params = _fit_context(params, len(ids), context)
     seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
     text = prompt.text if isinstance(prompt, TextPrompt) else None
+    tokenizer = context.tokenizer
+    if request.shows_prompt and tokenizer is not None and (text is None or params.truncate_prompt_tokens is not None):
+        text = tokenizer.decode(ids, skip_special_tokens=params.skip_special_tokens)
     stop_automaton(params.stop)  # made here, which for a long request is beside the event loop
     reading = None
-    if request.reading is not None and context.tokenizer is not None:
-        reading = request.reading(context.tokenizer, ids)
+    if request.reading is not None and tokenizer is not None:
+        reading = request.reading(tokenizer, ids)
     return PreparedRequest(
-        request_id,
+        Submit(request_id, ids, params, seed, request.priority, arrival=0.0, cache_salt=request.cache_salt),
         text,
-        ids,
-        params,
-        seed,
-        request.priority,
-        request.cache_salt,
         request.final_only,
         request.kept_tokens,
-        reading=reading,
-        prompt_end=prompt_end_of(context.tokenizer, ids, params, request.kept_tokens),
+        reading,
+        prompt_end_of(tokenizer, ids, params, request.kept_tokens),
+        request.user,
     )
 
 

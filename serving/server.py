@@ -21,31 +21,33 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import EngineInfo, Progress
-from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import Tokenizer, TokenizerError
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 from serving import garbage
 from serving.access.access import Access, AccessConfig, AccessError
 from serving.access.caller import CALLER
-from serving.access.grpc_gate import GrpcGate
-from serving.engine_client import EngineClient, EngineEnd, EngineLink
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED
+from serving.errors import unavailable
 from serving.filters.contract import Filter, FilterError, load_filter
 from serving.filters.inputs import filtered
+from serving.frontend.engine_link import EngineEnd, StartedEngine
+from serving.frontend.frontend import Frontend
+from serving.frontend.watchdog import watch
 from serving.gateways.services import GatewayConfig, Gateways
-from serving.grpc_door import bracketed, check_free, grpc_options
-from serving.guard import Guard
+from serving.grpc_server.gate import GrpcGate
+from serving.grpc_server.guard import Guard
+from serving.grpc_server.options import bracketed, check_free, grpc_options
+from serving.grpc_server.servicer import InferenceServicer
 from serving.http.api import Api, ApiConfig
 from serving.http.door import HttpConfig, HttpDoor, bind
 from serving.observing.ledger import LedgerError
 from serving.observing.setup import Observing, ObservingConfig
 from serving.observing.tracing import TracingError
-from serving.observing.watchdog import watch
+from serving.refusal_log import refusal_log
 from serving.request import ModelContext, sampling_params
-from serving.servicer import InferenceServicer
-from serving.status import unavailable
 from serving.text_worker import TextWorker
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
@@ -68,7 +70,7 @@ class ServerConfig:
     """How to serve; how to run the model is `RuntimeConfig`'s.
 
     max_waiting: sequences accepted beyond those that can run. grace_seconds: what running work gets after SIGTERM.
-    unready_seconds, stall_seconds: see serving.observing.watchdog.
+    unready_seconds, stall_seconds: see serving.frontend.watchdog.
     sampling_defaults: what the model's generation config sets, by SamplingParams' names. notes: more to say about the
     model when it is ready. seed: starts the sequence of
     seeds that requests without one get; None draws each from the system. http_port: None opens no HTTP door. gateways:
@@ -110,7 +112,7 @@ class Observer(Protocol):
 
 
 class Server:
-    """Both doors over one engine. `run` is its whole life; tests use `start`, `wait_ready`, `drain` and `stop`.
+    """All doors over one frontend. `run` is its whole life; tests use `start`, `wait_ready`, `drain` and `stop`.
 
     start_engine: returns a started engine. load_tokenizer: runs in a thread while the engine loads; None is a model
     without a tokenizer.
@@ -119,7 +121,7 @@ class Server:
     def __init__(
         self,
         config: ServerConfig,
-        start_engine: Callable[[], EngineLink],
+        start_engine: Callable[[], StartedEngine],
         load_tokenizer: Callable[[], Tokenizer | None],
         observer: Observer,
     ) -> None:
@@ -129,7 +131,7 @@ class Server:
         self._start_engine = start_engine
         self._load_tokenizer = load_tokenizer
         self._observer = observer
-        self._link: EngineLink | None = None
+        self._started_engine = False
         self._observing: Observing | None = None
         self._stop_requests: asyncio.Queue[None] = asyncio.Queue()
         self._watches: list[asyncio.Task[None]] = []
@@ -148,7 +150,7 @@ class Server:
             if not await self._unless_stopped(self.wait_ready()):
                 return EXIT_OK
             garbage.settle()
-            if not await self._unless_stopped(asyncio.shield(self.client.ended)):
+            if not await self._unless_stopped(asyncio.shield(self.frontend.ended)):
                 await self.drain()
                 if not self._failed:
                     return EXIT_OK
@@ -156,7 +158,7 @@ class Server:
             await self.stop()
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
-        self._observer.ended(self.client.ended.result())
+        self._observer.ended(self.frontend.ended.result())
         return EXIT_CRASHED
 
     async def _unless_stopped(self, work: Any) -> bool:
@@ -191,18 +193,23 @@ class Server:
             observing = Observing(config.observing)
         except (LedgerError, TracingError) as error:
             raise ServerError(str(error), EXIT_REFUSED) from error
+        observing.recorder.refusal_sinks.append(refusal_log(content=config.observing.log_content))
         access.audit_sinks.append(observing.recorder.refused_at_the_gate)
         if observing.audit is not None:
             access.audit_sinks.append(observing.audit.add)
         observing.recorder.metrics.model = config.name or ""
-        link = self._start_engine()
+        engine = self._start_engine()
         try:
-            self.client = await EngineClient.connect(
-                link, config.max_waiting, self._observer.progress, observing.recorder, access
-            )
-            self.client.output_filter = output_filter
             self.worker = TextWorker(config.max_message_bytes)
-            self.api = Api(self.client, self.worker, config.api)
+            self.frontend = Frontend(
+                config.max_waiting,
+                self.worker,
+                recorder=observing.recorder,
+                access=access,
+                output_filter=output_filter,
+            )
+            await self.frontend.connect([engine], self._observer.progress)
+            self.api = Api(self.frontend, config.api)
             await self._add_services()
             await self._server.start()
             if http is not None:
@@ -210,12 +217,12 @@ class Server:
                 self._http = HttpDoor(self.api, http, config.max_message_bytes, tls, config.http)
                 await self._http.start()
         except BaseException:
-            link.kill()
+            engine.kill()
             await observing.close()
             if http is not None:
                 http.close()
             raise
-        self._link, self._observing = link, observing
+        self._started_engine, self._observing = True, observing
         self._watches.append(asyncio.create_task(access.watch()))
 
     def _make_access(self) -> Access:
@@ -265,19 +272,18 @@ class Server:
         return sock
 
     async def _add_services(self) -> None:
-        config = self.config
-        self.servicer = InferenceServicer(self.client, self.worker, config.max_waiting, config.max_message_bytes)
+        self.servicer = InferenceServicer(self.frontend, self.config.max_message_bytes)
         self._health = health.aio.HealthServicer()
         await self._set_health(_NOT_SERVING)
         pb_grpc.add_InferenceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._gateways.add_to(self._server, self.client, self.worker)
+        self._gateways.add_to(self._server, self.frontend)
         names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     async def wait_ready(self) -> EngineInfo:
         """Waits for engine and tokenizer, then serves. Raises ServerError when either cannot be had."""
-        ready, ended = self.client.ready, self.client.ended
+        ready, ended = self.frontend.ready, self.frontend.ended
         loading = asyncio.create_task(asyncio.to_thread(self._load_tokenizer))
         try:
             # Whichever fails is told at once; loading a large model takes minutes.
@@ -299,57 +305,52 @@ class Server:
             raise ServerError(str(error), EXIT_REFUSED) from error
         finally:
             loading.cancel()
-        self.servicer.model = context
         self.api.open(context)
-        self._gateways.open(context)
+        self.frontend.open(context)
         await self._set_health(_SERVING)
-        self.client.recorder.metrics.model = context.name
-        self._watches.append(
-            asyncio.create_task(
-                watch(self.client, self.config.unready_seconds, self.config.stall_seconds, self._tell_ready)
-            )
-        )
+        self.frontend.recorder.metrics.model = context.name
+        limits = self.config.unready_seconds, self.config.stall_seconds
+        for link in self.frontend.links:
+            self._watches.append(asyncio.create_task(watch(link, *limits, self._tell_ready)))
         seconds = time.monotonic() - self._started
         self._observer.ready(info, context.name, self.address, self.http_address, seconds)
         return info
 
     async def drain(self) -> None:
         """Lets running work finish for `grace_seconds` (a second signal ends it at once), then aborts it."""
-        config, client = self.config, self.client
+        config, frontend = self.config, self.frontend
         await self._health.enter_graceful_shutdown()
-        client.drain()
-        self._observer.draining(client.open_requests, config.grace_seconds)
-        waiting = asyncio.wait_for(client.idle.wait(), config.grace_seconds)
+        frontend.drain()
+        self._observer.draining(frontend.open_requests, config.grace_seconds)
+        waiting = asyncio.wait_for(frontend.idle.wait(), config.grace_seconds)
         try:
             in_time = await self._unless_stopped(waiting)
         except TimeoutError:
             in_time = False
         if in_time:  # the engine, too, has finished; or it has failed, and then the exit code must say so
-            drained = asyncio.ensure_future(client.drained.wait())
-            await _first(drained, client.ended, timeout=_CLOSE_SECONDS)
-            drained.cancel()
+            await frontend.drained(_CLOSE_SECONDS)
         else:
-            client.fail_all(unavailable("the server is shutting down and its grace period is over"))
+            frontend.fail_all(unavailable("the server is shutting down and its grace period is over"))
 
     async def stop(self) -> None:
         """Ends the server and the engine at once, whatever they are doing. Idempotent."""
-        if self._link is None:
+        if not self._started_engine:
             return
-        link, self._link = self._link, None
+        self._started_engine = False
         for task in self._watches:
             task.cancel()
         try:
-            self.client.shutdown()
-            self.client.fail_all(unavailable("the server is shutting down"))
+            self.frontend.shutdown()
+            self.frontend.fail_all(unavailable("the server is shutting down"))
             await self._health.enter_graceful_shutdown()
             closing = [self._server.stop(_CLOSE_SECONDS)]  # returns as soon as the last call is over
             if self._http is not None:
                 closing.append(self._http.stop(_CLOSE_SECONDS))
             await asyncio.gather(*closing)
-            if self.client.ready.done():  # an engine that is still loading does not listen yet
-                await link.wait(_CLOSE_SECONDS)
+            if self.frontend.ready.done():  # an engine that is still loading does not listen yet
+                await self.frontend.wait_for_exits(_CLOSE_SECONDS)
         finally:
-            await self.client.disconnect()
+            await self.frontend.disconnect()
             self.worker.close()
             if self._observing is not None:
                 await self._observing.close()
@@ -362,20 +363,20 @@ class Server:
 
     @property
     def _failed(self) -> bool:
-        return self.client.ended.done() and self.client.ended.result().code != EXIT_OK
+        return self.frontend.ended.done() and self.frontend.ended.result().code != EXIT_OK
 
     async def _set_health(self, status: Any) -> None:
         for name in ("", *self._services):
             await self._health.set(name, status)
 
-    async def _tell_ready(self, ready: bool) -> None:
+    async def _tell_ready(self) -> None:
         """The watchdog's word to grpc.health.v1; HTTP's /ready reads the same flag. A draining server stays so."""
-        await self._set_health(_SERVING if ready else _NOT_SERVING)
+        await self._set_health(_NOT_SERVING if self.frontend.stuck else _SERVING)
 
 
-async def _first(*waiters: asyncio.Future[Any], timeout: float | None = None) -> None:
+async def _first(*waiters: asyncio.Future[Any]) -> None:
     """Waits until one of them is done; cancels none."""
-    await asyncio.wait(waiters, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
 
 
 def model_context(

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from serving import garbage
-from serving.status import overloaded
+from serving.errors import overloaded
 
 # Requests up to this size are done on the event loop: it takes less than handing them to another thread.
 _INLINE_BYTES = 4096

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import EngineInfo, SequenceOutput, Submit
 from jaxinfer.outputs import RequestStream
-from jaxinfer.sampling_params import FIELD_NAMES, InvalidRequest, SamplingParams
+from jaxinfer.sampling_params import FIELD_NAMES, SamplingParams
 from jaxinfer.text import AnswerReading
 from jaxinfer.text.answers import AnswerFormat
 from protos.jaxinfer.v1 import inference_pb2 as pb

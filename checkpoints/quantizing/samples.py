@@ -15,8 +15,9 @@ from typing import Any
 
 from checkpoints.folder import CheckpointError
 from jaxinfer.config import ModelConfig
+from jaxinfer.errors import ChatTemplateError, TextError
 from jaxinfer.text import Tokenizer, load_tokenizer
-from jaxinfer.text.errors import ChatTemplateError, TextError, TokenizerError
+from jaxinfer.text.errors import TokenizerError
 
 MAX_SAMPLES = 128
 MAX_TOKENS = 512

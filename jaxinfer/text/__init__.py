@@ -3,16 +3,16 @@
 Everything here runs on the caller's side of the engine and imports neither jax nor any model code.
 """
 
-from jaxinfer.text.detokenize import IncrementalDetokenizer, PromptEnd
-from jaxinfer.text.errors import (
+from jaxinfer.errors import (
     ChatMessageError,
     ChatTemplateError,
     PromptTooLong,
     StopStringError,
     TextError,
-    TokenizerError,
     TooManyTokens,
 )
+from jaxinfer.text.detokenize import IncrementalDetokenizer, PromptEnd
+from jaxinfer.text.errors import TokenizerError
 from jaxinfer.text.loading import load_tokenizer
 from jaxinfer.text.stop import MAX_STOP_LENGTH, MAX_STOP_STRINGS, StopStrings, stop_automaton
 from jaxinfer.text.stopping import AnswerReading, AnswerStops

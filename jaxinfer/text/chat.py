@@ -8,8 +8,9 @@ from typing import Any
 
 import jinja2
 
+from jaxinfer.errors import ChatMessageError, ChatTemplateError
 from jaxinfer.text.conversation import TemplateUse, check_message, for_template
-from jaxinfer.text.errors import ChatMessageError, ChatTemplateError, TokenizerError
+from jaxinfer.text.errors import TokenizerError
 from jaxinfer.text.files import CHAT_TEMPLATE, TOKENIZER_CONFIG, TokenizerFiles
 from jaxinfer.text.template_budget import BudgetEnvironment
 from jaxinfer.text.template_environment import make_environment

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxinfer.text.errors import ChatMessageError
+from jaxinfer.errors import ChatMessageError
 
 # Keys under which a message's reasoning is passed, the one that templates read first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")

@@ -260,9 +260,8 @@ class _PieceStream:
 
     def __init__(self, plan: DecodePlan, prompt: PromptEnd) -> None:
         self._plan = plan
-        # While no text has come yet, the ids so far: the decoder may strip what comes first.
-        self._head: list[int] | None = None if prompt.head is None else list(prompt.head)
-        self._run = _ByteRun(self._after)
+        self._head = _Head(plan, prompt)
+        self._run = _ByteRun(self._head.after)
         self._run.start([(index, plan.fallback_byte(index) or 0) for index in prompt.run], broken=prompt.broken)
 
     def push(self, index: int) -> str:
@@ -270,18 +269,18 @@ class _PieceStream:
         if byte is not None:
             text = self._run.push(index, byte)
             if text:
-                self._head = None
+                self._head.ids = None
             return text
         text = self._run.held()
         ids = self._run.clear()
         if text:
-            self._head = None
-        if self._head is None:
+            self._head.ids = None
+        if self._head.ids is None:
             return text + self._plan.fragment(index)
-        self._head += [*ids, index]
-        text = self._plan.text(self._head)
+        self._head.ids += [*ids, index]
+        text = self._plan.text(self._head.ids)
         if text:
-            self._head = None
+            self._head.ids = None
         return text
 
     def held(self) -> str:
@@ -294,9 +293,17 @@ class _PieceStream:
     def whole(self) -> int:
         return self._run.whole
 
-    def _after(self, ids: Sequence[int]) -> str:
+
+class _Head:
+    """While no text has come yet, the ids so far, since the decoder may strip what comes first; then ids is None."""
+
+    def __init__(self, plan: DecodePlan, prompt: PromptEnd) -> None:
+        self._plan = plan
+        self.ids: list[int] | None = None if prompt.head is None else list(prompt.head)
+
+    def after(self, ids: Sequence[int]) -> str:
         """The text of ids after all that came before them; the head itself has no text."""
-        return self._plan.after_anchor(ids) if self._head is None else self._plan.text([*self._head, *ids])
+        return self._plan.after_anchor(ids) if self.ids is None else self._plan.text([*self.ids, *ids])
 
 
 class _ByteRun:

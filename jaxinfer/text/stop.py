@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jaxinfer.text.errors import StopStringError
+from jaxinfer.errors import StopStringError
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024  # characters

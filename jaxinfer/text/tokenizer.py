@@ -7,9 +7,9 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
+from jaxinfer.errors import PromptTooLong, TextError, TooManyTokens
 from jaxinfer.text.chat import ChatTemplates
 from jaxinfer.text.decoding import DecodePlan, clean_up
-from jaxinfer.text.errors import PromptTooLong, TextError, TooManyTokens
 from jaxinfer.text.length_bound import LengthBound
 
 # The library's `encode` and `decode` keep the interpreter to themselves, all of its threads waiting; its calls for a

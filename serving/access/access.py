@@ -18,7 +18,7 @@ from serving.access.caller import ANYONE, Caller
 from serving.access.limits import Exceeded, Limiter
 from serving.access.tls import Tls, TlsConfig, TlsError, is_loopback
 from serving.access.watch import Watched
-from serving.status import DEFAULT_RETRY_MS, Refusal, exhausted
+from serving.errors import DEFAULT_RETRY_MS, Refusal, exhausted
 
 _LOG = logging.getLogger("serving.access")
 _AUDIT = logging.getLogger("serving.audit")

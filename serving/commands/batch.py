@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 
 from checkpoints.folder import CheckpointError
 from jaxinfer.config import ConfigError
+from jaxinfer.errors import BAD_INPUT
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError
 from serving.batch import BatchError, BatchRun, Output, Progress, read_input
@@ -26,10 +27,7 @@ from serving.commands.parsing import FAILURE, INTERRUPTED, CommandError, Command
 from serving.commands.progress import PlainLines, ProgressView
 from serving.engine_process import Build
 from serving.http.api import Api, ApiConfig
-from serving.status import BAD_INPUT
-from serving.text_worker import TextWorker
 
-_MAX_BODY_BYTES = 64 << 20  # of one line
 _AHEAD = 2  # requests under way for each sequence of a step, so that the engine never waits
 
 
@@ -109,15 +107,11 @@ async def _run(
     build: Callable[[str, argparse.Namespace], Build] | None,
     view: _View,
 ) -> None:
-    worker = TextWorker(_MAX_BODY_BYTES)
-    try:
-        async with local_engine(arguments, hub_cache, build) as (client, context):
-            api = Api(client, worker, ApiConfig(arguments.tool_call_parser, arguments.reasoning_parser))
-            api.open(context)
-            view.start(run.progress)
-            await run.run(api, _AHEAD * context.info.max_num_seqs)
-    finally:
-        worker.close()
+    async with local_engine(arguments, hub_cache, build) as (frontend, context):
+        api = Api(frontend, ApiConfig(arguments.tool_call_parser, arguments.reasoning_parser))
+        api.open(context)
+        view.start(run.progress)
+        await run.run(api, _AHEAD * context.info.max_num_seqs)
 
 
 class _View(ProgressView):

@@ -17,7 +17,7 @@ from rich.progress import Progress as Bars
 
 from jaxinfer.messages import EngineInfo, Progress
 from serving.commands.progress import PlainLines, ProgressView
-from serving.engine_client import EngineEnd
+from serving.frontend.engine_link import EngineEnd
 
 _STAGES = {"load": ("loading weights", "parameters"), "warmup": ("compiling", "programs")}
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from checkpoints.folder import CheckpointError, check_weight_files
 from jaxinfer import __version__
 from jaxinfer.config import ConfigError, RuntimeConfig
+from jaxinfer.errors import BAD_INPUT
 from jaxinfer.evaluation import compare
 from jaxinfer.evaluation.item import Kind
 from jaxinfer.evaluation.items import ItemsError, Task
@@ -39,7 +40,6 @@ from serving.commands.options import add_runtime_options, runtime_given
 from serving.commands.parsing import BAD_INPUT as EXIT_BAD_INPUT
 from serving.commands.parsing import FAILURE, CommandError, CommandParser, fail
 from serving.commands.server_address import server_address, why_not
-from serving.status import BAD_INPUT
 
 Local = Callable[[str, Path, RuntimeConfig], contextlib.AbstractContextManager[Source]]
 

@@ -16,11 +16,11 @@ import grpc
 
 from checkpoints.folder import CheckpointError
 from jaxinfer.config import ConfigError
+from jaxinfer.errors import BAD_INPUT
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
-from serving import replies
 from serving.commands.access_options import (
     add_client_options,
     check_client_options,
@@ -34,9 +34,10 @@ from serving.commands.parsing import FAILURE, INTERRUPTED, CommandError, Command
 from serving.commands.requests import add_prompt_options, add_sampling_options, as_json, make_requests
 from serving.commands.server_address import server_address, why_not
 from serving.engine_process import Build
-from serving.request import ModelContext
-from serving.status import BAD_INPUT, Refusal
-from serving.validation import prepare
+from serving.errors import Refusal
+from serving.grpc_server import replies
+from serving.grpc_server.convert import in_names_of_the_client, to_request
+from serving.request import ModelContext, prepare
 
 Source = Callable[[pb.GenerateRequest], AsyncIterator[pb.GenerateResponse]]
 
@@ -259,20 +260,24 @@ async def _local(
 
     def check(context: ModelContext) -> None:
         for request in requests:
-            prepare(request, context)
+            with in_names_of_the_client():
+                prepare(to_request(request), context)
 
-    async with local_engine(arguments, hub_cache, build, check=check) as (client, context):
+    async with local_engine(arguments, hub_cache, build, check=check) as (frontend, _):
 
         async def generate(request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
-            prepared = prepare(request, context)
-            stream = client.submit(prepared, context.tokenizer)
+            with in_names_of_the_client():
+                (stream,), _ = await frontend.submit(
+                    request.ByteSize(), lambda _, prepare: (prepare([to_request(request)]), None)
+                )
+            prepared = stream.prepared
             try:
                 yield replies.started(prepared.request_id, len(prepared.token_ids))
-                while (news := await stream.read()) is not None:
-                    async for message in replies.news(news):
+                while (deltas := await stream.read()) is not None:
+                    async for message in replies.messages(deltas):
                         yield message
                 yield replies.finished(stream)
             finally:
-                client.close(stream)
+                frontend.close(stream)
 
         yield generate

@@ -28,12 +28,14 @@ from serving.commands.options import (
     tokenizer_of,
 )
 from serving.commands.parsing import CommandError
-from serving.engine_client import EngineClient
 from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
+from serving.errors import Refusal
+from serving.frontend.frontend import Frontend
 from serving.request import ModelContext
 from serving.server import ServerConfig, model_context
-from serving.status import Refusal
+from serving.text_worker import TextWorker
 
+_MAX_REQUEST_BYTES = 64 << 20
 _NO_LIMIT = 1 << 30  # waiting sequences: all of them are the user's own
 
 
@@ -44,8 +46,8 @@ async def local_engine(
     build: Callable[[str, argparse.Namespace], Build] | None,
     *,
     check: Callable[[ModelContext], None] = lambda _: None,
-) -> AsyncIterator[tuple[EngineClient, ModelContext]]:
-    """A client of the engine, ready, and what requests are checked against. `build`: see serve. check: is shown
+) -> AsyncIterator[tuple[Frontend, ModelContext]]:
+    """A frontend of an engine, ready, and what requests are checked against. `build`: see serve. check: is shown
     what requests will be checked against before the engine starts, to refuse them then; its limits are upper bounds.
 
     Raises CheckpointError, ConfigError, TokenizerError or CommandError when the model cannot be had, and what `check`
@@ -61,32 +63,37 @@ async def local_engine(
     make_engine = (
         functools.partial(build_model_engine, str(folder), runtime) if build is None else build(str(folder), arguments)
     )
-    link = EngineProcess.started(make_engine)
+    engine = EngineProcess.started(make_engine)
     console = Console(stderr=True)
     view = StartUpView(console, brief=True)
     view.start()
-    client = await EngineClient.connect(link, _NO_LIMIT, view.show)
+    worker = TextWorker(_MAX_REQUEST_BYTES)
+    frontend = Frontend(_NO_LIMIT, worker)
     try:
-        waiters: list[asyncio.Future[Any]] = [client.ready, client.ended]
+        await frontend.connect([engine], view.show)
+        waiters: list[asyncio.Future[Any]] = [frontend.ready, frontend.ended]
         await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
         view.close()
         if console.is_terminal:
             for note in generation_config_notes(folder, arguments.generation_config):
                 console.print(f"[dim]·[/dim] {escape(note)}")
-        if not client.ready.done():
-            end = client.ended.result()
+        if not frontend.ready.done():
+            end = frontend.ended.result()
             if end.traceback:
                 print(end.traceback.rstrip(), file=sys.stderr)
             raise CommandError(end.reason, 2 if end.code == EXIT_REFUSED else 1)
         try:
-            yield client, model_context(client.ready.result(), tokenizer, config)
+            context = model_context(frontend.ready.result(), tokenizer, config)
+            frontend.open(context)
+            yield frontend, context
         except Refusal as refusal:
-            if refusal.code == grpc.StatusCode.INTERNAL and client.failing:
-                print((await client.ended).traceback.rstrip(), file=sys.stderr)
+            if refusal.code == grpc.StatusCode.INTERNAL and frontend.failing:
+                print((await frontend.ended).traceback.rstrip(), file=sys.stderr)
             raise
     finally:
         view.close()
-        await client.disconnect()
+        await frontend.disconnect()
+        worker.close()
 
 
 def _expected(model: ModelConfig, runtime: RuntimeConfig) -> EngineInfo:

@@ -10,8 +10,9 @@ from typing import Any, get_args
 
 from checkpoints.folder import GENERATION_CONFIG_FILE, CheckpointError, read_config
 from jaxinfer.config import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, KvCacheDtype, Quantization, RuntimeConfig
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.generation_config import generation_defaults, generation_notes
-from jaxinfer.sampling_params import InvalidRequest, SamplingParams
+from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
 from jaxinfer.text.answers import REASONING_PARSERS, TOOL_CALL_PARSERS
 from serving.commands.parsing import spelled

@@ -13,7 +13,7 @@ from jaxinfer.sampling_params import FIELDS
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving import json_text
 from serving.commands.parsing import CommandError
-from serving.replies import sampling_to_proto
+from serving.grpc_server.replies import sampling_to_proto
 
 _NEED_JSON = ("logprobs", "prompt_logprobs")  # nothing else shows them
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from checkpoints.folder import CheckpointError
 from jaxinfer import __version__
 from jaxinfer.config import ConfigError
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.model_path import resolve_model
-from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import TokenizerError
 from serving.commands.access_options import access_config, add_access_options, check_access_options
 from serving.commands.console import ServeConsole
@@ -33,8 +33,8 @@ from serving.commands.options import (
 )
 from serving.commands.parsing import CommandParser, fail, meant
 from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
-from serving.gateways import names as gateways
 from serving.gateways.services import GatewayConfig
+from serving.grpc_server import names as gateways
 from serving.http.api import ApiConfig
 from serving.observing.logs import EngineLogs, logging_to, tame_loop
 from serving.server import Server, ServerConfig, ServerError

@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc
 
-from serving.status import Refusal
+from serving.errors import Refusal
 
 _LOG = logging.getLogger("serving.filters")
 

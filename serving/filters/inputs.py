@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.text import Tokenizer
 from jaxinfer.text.conversation import TEXT_PARTS
 from serving.filters.contract import Filter, Subject, judge, replaced

@@ -10,18 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxinfer.errors import Gathering, InvalidRequest
+from jaxinfer.outputs import PROMPT, Delta
 from jaxinfer.sampling_fields import Kind
-from jaxinfer.sampling_params import FIELDS, InvalidRequest, clamped_bias
+from jaxinfer.sampling_params import FIELDS, clamped_bias
 from jaxinfer.text import Tokenizer
 from protos.open_inference import grpc_service_pb2 as pb
-from serving.faults import Gathering
+from serving.frontend.stream import GenerationStream
 from serving.gateways import tensors
 from serving.gateways.tensors import VECTOR, Spec
+from serving.grpc_server.convert import json_object, refuse_unknown_fields
 from serving.http.logprobs import Spelling, ranked
 from serving.pace import Pace
 from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
-from serving.stream import GenerationStream, News, Piece
-from serving.validation import json_object, refuse_unknown_fields
 
 DEFAULT_TOKENS = 16  # of the answer, as vLLM's SamplingParams has it
 MAX_ID = 100  # characters
@@ -309,16 +310,18 @@ class Replies:
             return prepared.text
         return self._tokenizer.decode(prepared.token_ids, skip_special_tokens=prepared.params.skip_special_tokens)
 
-    async def message(self, news: News) -> pb.ModelInferResponse:
-        """Other tasks run while a long one is made."""
+    async def message(self, deltas: Sequence[Delta]) -> pb.ModelInferResponse:
+        """Of what was read at once; other tasks run while a long one is made. Prompts are not scored here."""
         n, stream = self._stream.prepared.params.n, self._stream
         texts, reasons, counts = [""] * n, ["None"] * n, [0] * n  # "None", as the backend writes it: goes on
-        pieces: list[Piece | None] = [None] * n
-        for piece in news.pieces:
-            texts[piece.index] = "".join(piece.text)
-            reasons[piece.index] = piece.finish_reason or "None"
-            counts[piece.index] = piece.tokens
-            pieces[piece.index] = piece
+        found: list[Delta | None] = [None] * n
+        for delta in deltas:
+            if delta.index == PROMPT:
+                continue
+            texts[delta.index] = delta.text
+            reasons[delta.index] = delta.finish_reason or "None"
+            counts[delta.index] = delta.tokens
+            found[delta.index] = delta
         values: dict[str, list[Any]] = {
             "text_output": [self._prefix + text for text in texts],
             "finish_reason": reasons,
@@ -327,16 +330,16 @@ class Replies:
             "num_output_tokens": counts,
         }
         if "logprobs" in self._asked.outputs:
-            values["logprobs"] = [await self._logprobs(i, piece) for i, piece in enumerate(pieces)]
+            values["logprobs"] = [await self._logprobs(i, delta) for i, delta in enumerate(found)]
         response = pb.ModelInferResponse(model_name=self._model_name, model_version="1", id=self._asked.id)
         for name in self._asked.outputs:
             tensors.add(response, OUTPUTS[name], values[name], raw=self._asked.raw)
         return response
 
-    async def _logprobs(self, index: int, piece: Piece | None) -> str:
+    async def _logprobs(self, index: int, delta: Delta | None) -> str:
         """JSON: by token id the chosen token, and the most likely ones, of each position."""
         parts = []
-        for entry in piece.logprobs if piece is not None else ():
+        for entry in delta.logprobs if delta is not None else ():
             parts.append(await ranked(entry, self._spelling, self._open[index], self._pace))
             self._open[index] = self._spelling.open_after(entry.token_id, self._open[index])
         return f"[{','.join(parts)}]"

@@ -13,19 +13,18 @@ from typing import Any, TypeVar
 import grpc
 
 from jaxinfer import __version__
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.text import Tokenizer
 from protos.open_inference import grpc_service_pb2 as pb
 from protos.open_inference import grpc_service_pb2_grpc as pb_grpc
-from serving.gateways.door import Context, Door, unimplemented
+from serving.errors import Refusal, internal
 from serving.gateways.infer_convert import FINAL, INPUTS, OUTPUTS, Asked, Replies, to_request
-from serving.gateways.names import KSERVE, SERVICES
 from serving.gateways.tensors import Spec
+from serving.grpc_server.door import Context, Door, answer, refuse, unimplemented, write
+from serving.grpc_server.names import KSERVE, SERVICES
+from serving.grpc_server.wire import size_of
 from serving.observing.metrics import Metrics
 from serving.request import GenerationRequest, ModelContext
-from serving.servicer import refuse, write
-from serving.status import BAD_INPUT, Refusal, internal
-from serving.validation import refuse_unknown_fields
 
 _LOG = logging.getLogger("serving.gateways")
 
@@ -65,7 +64,7 @@ T = TypeVar("T")
 class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._client = door.client
+        self._frontend = door.frontend
 
     # -- generation -----------------------------------------------------------------------------------------------
 
@@ -147,31 +146,31 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             generation, asked = to_request(request, streams=endpoint == "ModelStreamInfer")
             return generation, (asked, model.tokenizer)
 
-        stream, (asked, tokenizer) = await self._door.submit(endpoint, request.ByteSize(), convert, context)
+        stream, (asked, tokenizer) = await self._door.submit(endpoint, size_of(request), convert, context)
         try:
-            replies = Replies(stream, asked, self._door.ready().name, tokenizer)
+            replies = Replies(stream, asked, self._frontend.ready_model().name, tokenizer)
             deadline = asyncio.get_running_loop().time() + asked.seconds if asked.seconds else None
             while True:
                 async with asyncio.timeout_at(deadline):
-                    news = await stream.read()
-                if news is None:
+                    deltas = await stream.read()
+                if deltas is None:
                     return
                 if asked.stream or stream.finished:  # what came before a failure is no answer
-                    yield await replies.message(news), stream.finished
+                    yield await replies.message(deltas), stream.finished
         except TimeoutError as error:
             message = f"the request's timeout of {asked.seconds:g} s is over"
             raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error
         finally:
-            self._client.close(stream)
+            self._frontend.close(stream)
 
     # -- information ----------------------------------------------------------------------------------------------
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
-        failed = self._client.failing or self._client.ended.done()
-        return await _answer(request, context, lambda: pb.ServerLiveResponse(live=not failed))
+        failed = self._frontend.failed
+        return await answer(request, context, lambda: pb.ServerLiveResponse(live=not failed))
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
-        return await _answer(request, context, lambda: pb.ServerReadyResponse(ready=not self._door.state))
+        return await answer(request, context, lambda: pb.ServerReadyResponse(ready=not self._frontend.state))
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         """Of a model that is not served, too: it is not ready."""
@@ -179,14 +178,14 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         def ready() -> pb.ModelReadyResponse:
             if not request.name:
                 raise InvalidRequest("name", "", "it must name a model")
-            model = self._door.model
+            model = self._frontend.model
             served = model is not None and request.name == model.name and request.version in ("", VERSION)
-            return pb.ModelReadyResponse(ready=served and not self._door.state)
+            return pb.ModelReadyResponse(ready=served and not self._frontend.state)
 
-        return await _answer(request, context, ready)
+        return await answer(request, context, ready)
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
-        return await _answer(
+        return await answer(
             request,
             context,
             lambda: pb.ServerMetadataResponse(name="jaxinfer", version=__version__, extensions=EXTENSIONS),
@@ -203,7 +202,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                 outputs=[_metadata_of(spec) for spec in OUTPUTS.values()],
             )
 
-        return await _answer(request, context, metadata)
+        return await answer(request, context, metadata)
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
         def config() -> pb.ModelConfigResponse:
@@ -225,13 +224,13 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                 )
             )
 
-        return await _answer(request, context, config)
+        return await answer(request, context, config)
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         def index() -> pb.RepositoryIndexResponse:
             if request.repository_name:
                 raise InvalidRequest("repository_name", request.repository_name, "it must be empty: there is one")
-            state, name = self._door.state, self._door.ready().name
+            state, name = self._frontend.state, self._frontend.ready_model().name
             if state and request.ready:
                 return pb.RepositoryIndexResponse()
             return pb.RepositoryIndexResponse(
@@ -242,21 +241,21 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                 ]
             )
 
-        return await _answer(request, context, index)
+        return await answer(request, context, index)
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         """Since the start. Without a name of every model: there is one."""
 
         def statistics() -> pb.ModelStatisticsResponse:
-            model = self._door.ready()
+            model = self._frontend.ready_model()
             if request.name or request.version:
                 _check_model("name", request.name or model.name, "version", request.version, model)
-            return pb.ModelStatisticsResponse(model_stats=[_statistics(self._client.recorder.metrics, model.name)])
+            return pb.ModelStatisticsResponse(model_stats=[_statistics(self._frontend.recorder.metrics, model.name)])
 
-        return await _answer(request, context, statistics)
+        return await answer(request, context, statistics)
 
     def _named(self, request: pb.ModelMetadataRequest | pb.ModelConfigRequest) -> str:
-        model = self._door.ready()
+        model = self._frontend.ready_model()
         _check_model("name", request.name, "version", request.version, model)
         return model.name
 
@@ -302,14 +301,6 @@ def _metadata(context: Context) -> tuple[tuple[str, str], ...]:
 
 def _metadata_of(spec: Spec) -> pb.ModelMetadataResponse.TensorMetadata:
     return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatypes[0], shape=spec.shape)
-
-
-async def _answer(request: Any, context: Context, work: Callable[[], T]) -> T:
-    try:
-        refuse_unknown_fields(request)
-        return work()
-    except (Refusal, *BAD_INPUT) as error:
-        await refuse(context, error)
 
 
 def unserved() -> grpc.GenericRpcHandler:

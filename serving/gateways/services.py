@@ -1,18 +1,15 @@
-"""Which gateway services a server has, and their life. A service is imported when it is added, and not before."""
+"""Which gateway services a server has. A service is imported when it is added, and not before."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from serving.engine_client import EngineClient
-from serving.gateways.door import Door
-from serving.gateways.names import KSERVE, SERVICES, VLLM
-from serving.request import ModelContext
-from serving.text_worker import TextWorker
+from serving.frontend.frontend import Frontend
+from serving.grpc_server.door import Door
+from serving.grpc_server.names import KSERVE, SERVICES, VLLM
 
 
 @dataclass(frozen=True)
@@ -29,31 +26,21 @@ class Gateways:
     def __init__(self, config: GatewayConfig) -> None:
         self.services = tuple(service for name, service in SERVICES.items() if name in config.names)
         self._config = config
-        self._doors: list[Door] = []
 
-    def add_to(self, server: grpc.aio.Server, client: EngineClient, worker: TextWorker) -> None:
+    def add_to(self, server: grpc.aio.Server, frontend: Frontend) -> None:
         if VLLM in self._config.names:
             from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 
             from serving.gateways import vllm_convert, vllm_engine
 
-            door = self._door(VLLM, client, worker, vllm_convert.NAMES)
+            door = Door(VLLM, frontend, self._config.folder, vllm_convert.NAMES)
             vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server(vllm_engine.VllmEngineServicer(door), server)
         if KSERVE in self._config.names:
             from protos.open_inference import grpc_service_pb2_grpc
             from serving.gateways import infer_convert, open_inference
 
-            door = self._door(KSERVE, client, worker, infer_convert.NAMES)
+            door = Door(KSERVE, frontend, self._config.folder, infer_convert.NAMES)
             grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
                 open_inference.InferenceServicer(door), server
             )
             server.add_generic_rpc_handlers((open_inference.unserved(),))
-
-    def _door(self, name: str, client: EngineClient, worker: TextWorker, names: Mapping[str, str]) -> Door:
-        self._doors.append(Door(name, client, worker, self._config.folder, names))
-        return self._doors[-1]
-
-    def open(self, model: ModelContext) -> None:
-        """Requests are served from now on."""
-        for door in self._doors:
-            door.model = model

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.errors import InvalidRequest
 from protos.open_inference import grpc_service_pb2 as pb
 
 SIZE = "binary_data_size"  # parameter of an input: bytes of its raw form

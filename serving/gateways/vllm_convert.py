@@ -10,14 +10,16 @@ from typing import Any
 
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import TokenLogprobs
-from jaxinfer.sampling_params import InvalidRequest, clamped_bias
-from serving.gateways.door import refuse_others
+from jaxinfer.outputs import PROMPT, Delta
+from jaxinfer.sampling_params import clamped_bias
+from serving.frontend.stream import GenerationStream
+from serving.grpc_server.convert import check_entries, plain_list, refuse_unknown_fields
+from serving.grpc_server.door import refuse_others
+from serving.grpc_server.replies import tokens_per_message
 from serving.pace import Pace
-from serving.replies import tokens_per_message
 from serving.request import GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt
-from serving.stream import GenerationStream, News, Piece
-from serving.validation import check_entries, plain_list, refuse_unknown_fields
 
 # The doors' shared names -> this protocol's, for errors.
 NAMES: Mapping[str, str] = {"token_ids": "tokenized.input_ids", "prompt": "input"}
@@ -130,56 +132,58 @@ class Replies:
         self._begun: set[int] = set()
         self._pace = Pace()
 
-    async def news(self, batch: News) -> AsyncIterator[pb.GenerateResponse]:
-        """The messages for what was read at once; other tasks run while they are made."""
-        self._prompt += batch.prompt_logprobs  # all of them are there before the first token
-        for piece in batch.pieces:
+    async def messages(self, deltas: Sequence[Delta]) -> AsyncIterator[pb.GenerateResponse]:
+        """For what was read at once; other tasks run while they are made."""
+        for delta in deltas:
+            if delta.index == PROMPT:
+                self._prompt += delta.logprobs  # all of them are there before the first token
+                continue
             if self._chunks:
-                async for message in self._piece(piece):
+                async for message in self._chunked(delta):
                     yield message
-            if piece.finish_reason is not None:
-                yield await self._complete(piece)
+            if delta.finish_reason is not None:
+                yield await self._complete(delta)
 
-    async def _piece(self, piece: Piece) -> AsyncIterator[pb.GenerateResponse]:
+    async def _chunked(self, delta: Delta) -> AsyncIterator[pb.GenerateResponse]:
         prompt, _, cached = self._stream.usage
-        size = tokens_per_message(piece.logprobs)
-        for i in range(0, len(piece.token_ids), size):
-            ids = piece.token_ids[i : i + size]
+        size = tokens_per_message(delta.logprobs)
+        for i in range(0, len(delta.token_ids), size):
+            ids = delta.token_ids[i : i + size]
             message = pb.GenerateResponse(
                 chunk=pb.GenerateStreamChunk(
                     token_ids=ids,
                     prompt_tokens=prompt,
                     completion_tokens=len(ids),
                     cached_tokens=cached,
-                    index=piece.index,
+                    index=delta.index,
                 )
             )
-            await self._add_output_logprobs(message.chunk, piece.logprobs[i : i + size])
-            if piece.index not in self._begun:
+            await self._add_output_logprobs(message.chunk, delta.logprobs[i : i + size])
+            if delta.index not in self._begun:
                 await self._add_input_logprobs(message.chunk)
-            self._begun.add(piece.index)
+            self._begun.add(delta.index)
             yield message
 
-    async def _complete(self, piece: Piece) -> pb.GenerateResponse:
+    async def _complete(self, delta: Delta) -> pb.GenerateResponse:
         prompt, _, cached = self._stream.usage
-        output = self._stream.output(piece.index)
+        output = self._stream.output(delta.index)
         response = pb.GenerateResponse(
             complete=pb.GenerateComplete(
                 output_ids=output.token_ids,
-                finish_reason=piece.finish_reason,
+                finish_reason=delta.finish_reason,
                 prompt_tokens=prompt,
                 completion_tokens=len(output.token_ids),
                 cached_tokens=cached,
-                index=piece.index,
+                index=delta.index,
             )
         )
         message = response.complete
         await self._add_output_logprobs(message, output.logprobs or ())
         await self._add_input_logprobs(message)
-        if isinstance(piece.stop_reason, str):
-            message.matched_stop_str = piece.stop_reason
-        elif piece.stop_reason is not None:
-            message.matched_token_id = piece.stop_reason
+        if isinstance(delta.stop_reason, str):
+            message.matched_stop_str = delta.stop_reason
+        elif delta.stop_reason is not None:
+            message.matched_token_id = delta.stop_reason
         return response
 
     async def _add_output_logprobs(self, message: _Message, entries: Sequence[TokenLogprobs]) -> None:

@@ -21,14 +21,14 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
 
 from jaxinfer import __version__
-from jaxinfer.sampling_params import InvalidRequest
-from serving.gateways.door import Context, Door, refuse_others, unimplemented
+from jaxinfer.errors import BAD_INPUT, InvalidRequest
+from serving.errors import Refusal
 from serving.gateways.tokenizer_bundle import Bundle, bundle
 from serving.gateways.vllm_convert import Replies, to_request
+from serving.grpc_server.convert import refuse_unknown_fields
+from serving.grpc_server.door import Context, Door, answer, refuse, refuse_others, unimplemented, write
+from serving.grpc_server.wire import size_of
 from serving.request import NO_TOKENS, ModelContext
-from serving.servicer import answer, refuse, write
-from serving.status import BAD_INPUT, Refusal
-from serving.validation import refuse_unknown_fields
 
 SERVER_TYPE = "jaxinfer"
 CHUNK_BYTES = 64 << 10  # of the tokenizer's archive in one message
@@ -44,7 +44,7 @@ T = TypeVar("T")
 class VllmEngineServicer(pb_grpc.VllmEngineServicer):
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._client = door.client
+        self._frontend = door.frontend
         self._throughput = Throughput()
         self._bundle: Bundle | None = None
         self._bundling = asyncio.Lock()
@@ -60,28 +60,28 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
             return to_request(request, model), None
 
         try:
-            stream, _ = await self._door.submit("Generate", request.ByteSize(), convert, context)
+            stream, _ = await self._door.submit("Generate", size_of(request), convert, context)
         except Refusal as refusal:
             await refuse(context, refusal)
         try:
             replies = Replies(stream, chunks=request.stream)
-            while (batch := await stream.read()) is not None:
-                async for message in replies.news(batch):
+            while (deltas := await stream.read()) is not None:
+                async for message in replies.messages(deltas):
                     await write(context, message)
         except Refusal as refusal:
-            self._client.close(stream)  # the status may wait behind what the client does not take
+            self._frontend.close(stream)  # the status may wait behind what the client does not take
             await refuse(context, refusal)
         finally:
-            self._client.close(stream)
+            self._frontend.close(stream)
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         """An id that is not alive is no error: the request may just have ended."""
 
-        def abort(request: pb.AbortRequest) -> pb.AbortResponse:
+        def abort() -> pb.AbortResponse:
             if not request.request_ids or not all(request.request_ids):
                 raise InvalidRequest("request_ids", list(request.request_ids), "it must name at least one request")
             for request_id in request.request_ids:
-                self._client.abort(request_id)
+                self._frontend.abort(request_id)
             return pb.AbortResponse()
 
         return await answer(request, context, abort)
@@ -92,23 +92,23 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
     # -- information ----------------------------------------------------------------------------------------------
 
     async def HealthCheck(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:
-        def check(_: pb.HealthCheckRequest) -> pb.HealthCheckResponse:
-            state = self._door.state
+        def check() -> pb.HealthCheckResponse:
+            state = self._frontend.state
             return pb.HealthCheckResponse(healthy=not state, message=state or "ready")
 
         return await answer(request, context, check)
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
-        return await answer(request, context, lambda _: model_info(self._door.ready(), self._door.folder))
+        return await answer(request, context, lambda: model_info(self._frontend.ready_model(), self._door.folder))
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
-        return await answer(request, context, lambda _: self._server_info())
+        return await answer(request, context, self._server_info)
 
     def _server_info(self) -> pb.GetServerInfoResponse:
-        info, now = self._door.ready().info, time.monotonic()
+        info, now = self._frontend.ready_model().info, time.monotonic()
         return pb.GetServerInfoResponse(
-            active_requests=self._client.open_requests,
-            last_receive_timestamp=time.time() - (now - self._client.last_news),
+            active_requests=self._frontend.open_requests,
+            last_receive_timestamp=time.time() - (now - self._frontend.last_news),
             uptime_seconds=now - self._door.started,
             server_type=SERVER_TYPE,
             data_parallel_size=1,
@@ -119,7 +119,7 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
         )
 
     async def GetLoads(self, request: pb.GetLoadsRequest, context: Context) -> pb.GetLoadsResponse:
-        return await answer(request, context, self._loads)
+        return await answer(request, context, lambda: self._loads(request))
 
     def _loads(self, request: pb.GetLoadsRequest) -> pb.GetLoadsResponse:
         refuse_others(request, frozenset({"dp_rank", "include"}))
@@ -128,7 +128,7 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
         for section in request.include:
             if section not in _SECTIONS:
                 raise InvalidRequest("include", section, f"the sections are {list(_SECTIONS)}")
-        info, metrics, stats = self._door.ready().info, self._client.recorder.metrics, self._client.stats
+        info, metrics, stats = self._frontend.ready_model().info, self._frontend.recorder.metrics, self._frontend.stats
         values: dict[str, Any] = metrics.values()
         running, waiting = int(values["num_requests_running"]), int(values["num_requests_waiting"])
         load = pb.SchedulerLoad(
@@ -136,13 +136,13 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
             num_waiting_reqs=waiting,
             num_total_reqs=running + waiting,
             num_used_tokens=int(values["kv_pages"][("used",)]) * info.page_size,
-            max_total_num_tokens=self._door.ready().kv_tokens,
+            max_total_num_tokens=self._frontend.ready_model().kv_tokens,
             token_usage=values["kv_cache_usage_perc"],
             gen_throughput=self._throughput.of(metrics.generation_tokens, time.monotonic()),
             cache_hit_rate=stats.prefix_hits / stats.prefix_queries if stats.prefix_queries else 0.0,
             utilization=running / info.max_num_seqs,
             max_running_requests=info.max_num_seqs,
-            num_waiting_uncached_tokens=self._client.unstarted_prompt_tokens,
+            num_waiting_uncached_tokens=self._frontend.unstarted_prompt_tokens,
         )
         now = datetime.now(UTC).isoformat()
         return pb.GetLoadsResponse(timestamp=now, version=__version__, dp_rank_count=1, loads=[load])
@@ -160,7 +160,7 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
 
     async def _tokenizer(self) -> Bundle:
         folder = self._door.folder
-        if self._door.ready().tokenizer is None or folder is None:
+        if self._frontend.ready_model().tokenizer is None or folder is None:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "this server runs without a tokenizer")
         async with self._bundling:  # made once, when the first gateway asks
             if self._bundle is None:

@@ -6,11 +6,11 @@ import secrets
 import string
 from collections.abc import Iterator, Sequence
 
+from jaxinfer.outputs import Delta
 from jaxinfer.text import AnswerReading, Tokenizer
 from jaxinfer.text.answers import AnswerFormat, AnswerParser, CallArguments, CallName, Reasoning
 from serving.http.parts import Part, PartedAnswer, joined
 from serving.http.tokens import ShownTokens, Token
-from serving.stream import Piece
 
 _LETTERS = string.ascii_letters + string.digits
 _STEPS_AT_A_TIME = 2048  # of `Pace`
@@ -85,13 +85,13 @@ class GrowingAnswer:
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
 
-    def add(self, piece: Piece) -> Iterator[tuple[list[Part], int]]:
-        """The parts of a piece, a bounded number of tokens and characters at a time, and how many steps of `Pace` they
+    def add(self, delta: Delta) -> Iterator[tuple[list[Part], int]]:
+        """The parts of a delta, a bounded number of tokens and characters at a time, and how many steps of `Pace` they
         took. The finish reason is there with the last of them."""
         parts: list[Part] = []
         work = _STEPS_PER_PUSH
-        self._withheld = piece.tokens > len(piece.token_ids)
-        for text, token in self._given(piece):
+        self._withheld = delta.tokens > len(delta.token_ids)
+        for text, token in self._given(delta):
             parts += self._wanted(self._parts.push_text(text) if self._untied else self._parts.push(text, token))
             if self._untold_size >= _STEPS_AT_A_TIME:
                 self._count_untold()
@@ -101,20 +101,20 @@ class GrowingAnswer:
             if work >= _STEPS_AT_A_TIME:
                 yield joined(parts), work
                 parts, work = [], _STEPS_PER_PUSH
-        if piece.finish_reason is not None:
+        if delta.finish_reason is not None:
             parts += self._wanted(self._parts.finish())
-            called = self.calls and piece.finish_reason == "stop"
-            self.finish_reason = "tool_calls" if called else piece.finish_reason
-            self.stop_reason = piece.stop_reason
+            called = self.calls and delta.finish_reason == "stop"
+            self.finish_reason = "tool_calls" if called else delta.finish_reason
+            self.stop_reason = delta.stop_reason
         yield joined(parts), work
 
-    def _given(self, piece: Piece) -> Iterator[tuple[str, Token | None]]:
+    def _given(self, delta: Delta) -> Iterator[tuple[str, Token | None]]:
         # Tokens that nobody is told of are followed to the end of the reasoning, for their number.
         self._untied = self._untied or (not self._tells_tokens and (self._shown is None or self._parts.answering))
         if self._shown is not None and not self._untied:
-            yield from self._shown.add(piece)
+            yield from self._shown.add(delta)
             return
-        text = "".join(piece.text) if self._shown is None else self._shown.rest(piece)
+        text = delta.text if self._shown is None else self._shown.rest(delta)
         for start in range(0, len(text), _STEPS_AT_A_TIME):
             yield text[start : start + _STEPS_AT_A_TIME], None
 

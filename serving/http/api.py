@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxinfer.sampling_params import InvalidRequest, as_token_ids
-from jaxinfer.text import ChatMessageError, ChatTemplateError, StopStringError
+from jaxinfer.errors import BAD_INPUT, ChatMessageError, ChatTemplateError, InvalidRequest, StopStringError
+from jaxinfer.sampling_params import as_token_ids
 from jaxinfer.text.answers import AnswerFormat, answer_format
-from serving.engine_client import EngineClient
+from serving.errors import Refusal
+from serving.frontend.frontend import Frontend, Prepare
 from serving.http import chat, chat_input, convert, responses_input
 from serving.http.chat import ChatReply
 from serving.http.completions import CompletionReply
@@ -38,10 +39,8 @@ from serving.request import (
     check_fields,
     check_model,
     encode_prompt,
-    prepare,
 )
-from serving.status import BAD_INPUT, Refusal, unavailable
-from serving.text_worker import PART_BYTES, TextWorker
+from serving.text_worker import PART_BYTES
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input"}
@@ -77,53 +76,48 @@ ENDPOINTS: Mapping[str, _Endpoint] = {
 
 
 class Api:
-    """Serves once `open` was called with a model."""
+    """Serves once `open` was called with a model, and the frontend has it too."""
 
-    def __init__(self, client: EngineClient, worker: TextWorker, config: ApiConfig) -> None:
-        self.client = client
-        self.model: ModelContext | None = None
+    def __init__(self, frontend: Frontend, config: ApiConfig) -> None:
+        self.frontend = frontend
         self.form = AnswerFormat()
         self._config = config
-        self._worker = worker
 
     def open(self, model: ModelContext) -> None:
         template = None if model.tokenizer is None else model.tokenizer.chat_template
         self.form = answer_format(self._config.tool_call_parser, self._config.reasoning_parser, template)
-        self.model = model
-
-    def ready(self) -> ModelContext:
-        """Raises Refusal while the model is loading."""
-        if self.model is None:
-            raise unavailable("the model is still loading")
-        return self.model
 
     async def begin(self, path: str, body: bytes, origin: Origin = NOWHERE) -> Reply:
         """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the
         user, whom the body names."""
         endpoint = ENDPOINTS[path]
+
+        def converted(model: ModelContext, prepare: Prepare) -> Any:
+            prepared, request = self._convert(endpoint, body, model, prepare)
+            return prepared, (request, model)
+
         try:
-            model = self.ready()
-            request, prepared = await self._worker.run(_cost(body), lambda: self._prepare(endpoint, body, model))
-            begun_by = replace(origin, user=_user(request))
-            generation = await Generation.begin(self.client, prepared, model.tokenizer, begun_by)
+            streams, (request, model) = await self.frontend.submit(_cost(body), converted, origin)
         except (Refusal, *BAD_INPUT) as error:
-            self.client.refused += 1
             raise as_api_error(error, _PROMPTS[path]) from error
-        except ApiError:
-            self.client.refused += 1
-            raise
+        generation = Generation(self.frontend, streams)
         try:
             return endpoint.reply(request, generation, model, self.form)
         except BaseException:
             generation.close()
             raise
 
-    def _prepare(
-        self, endpoint: _Endpoint, body: bytes, model: ModelContext
-    ) -> tuple[Sampling, Sequence[PreparedRequest]]:
+    def _convert(
+        self, endpoint: _Endpoint, body: bytes, model: ModelContext, prepare: Prepare
+    ) -> tuple[list[PreparedRequest], Sampling]:
         """Raises ApiError with all faults that are found, one of BAD_INPUT, or Refusal."""
         try:
-            return self._prepared(endpoint, body, model)
+            request = decode(body, endpoint.kind)
+            check_model(request.model or "", model)
+            if not model.gives_tokens and getattr(request, "return_token_ids", None):
+                raise InvalidRequest("return_token_ids", True, NO_TOKENS)
+            with convert.in_names_of_the_client(endpoint.names(request)):
+                return prepare(endpoint.convert(request, model, self.form)), request
         except (ApiError, InvalidRequest) as error:
             first = error if isinstance(error, ApiError) else from_invalid(error)
             if first.status != 400:
@@ -135,31 +129,7 @@ class Api:
         with convert.in_names_of_the_client(endpoint.names(request)):
             requests = endpoint.convert(request, model, self.form)
             check_fields(requests[0], model)
-            self._check_room(requests, model)
-
-    def _prepared(
-        self, endpoint: _Endpoint, body: bytes, model: ModelContext
-    ) -> tuple[Sampling, Sequence[PreparedRequest]]:
-        request = decode(body, endpoint.kind)
-        check_model(request.model or "", model)
-        if not model.gives_tokens and getattr(request, "return_token_ids", None):
-            raise InvalidRequest("return_token_ids", True, NO_TOKENS)
-        with convert.in_names_of_the_client(endpoint.names(request)):
-            requests = endpoint.convert(request, model, self.form)
-            self._check_room(requests, model)
-            prepared = [prepare(each, model) for each in requests]
-            if isinstance(request, CompletionRequest) and request.echo:
-                prepared = [_with_shown_text(each, model) for each in prepared]
-            return request, prepared
-
-    def _check_room(self, requests: Sequence[GenerationRequest], model: ModelContext) -> None:
-        """Several prompts that can never be held at a time are refused for good, not until later."""
-        n = requests[0].sampling.get("n", 1)
-        limit = self.client.max_sequences
-        if len(requests) > 1 and isinstance(n, int) and len(requests) * n > limit:
-            raise InvalidRequest(
-                "prompt", f"{len(requests)} prompts", f"with n {n} at most {limit // n} are taken at a time"
-            )
+            self.frontend.check_room(requests)
 
     # -- text -----------------------------------------------------------------------------------------------------
 
@@ -171,8 +141,7 @@ class Api:
 
     async def _text(self, body: bytes, work: Callable[[bytes, ModelContext], dict[str, Any]]) -> dict[str, Any]:
         try:
-            model = self.ready()
-            return await self._worker.run(_cost(body), lambda: work(body, model))
+            return await self.frontend.run(_cost(body), lambda model: work(body, model))
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error) from error
         except ApiError as error:
@@ -183,19 +152,6 @@ class Api:
 def _cost(body: bytes) -> int:
     """Its size for the text worker; a short body can have many values, each of them a prompt."""
     return len(body) + (PART_BYTES * body.count(b",") if len(body) <= 4096 else 0)
-
-
-def _with_shown_text(prepared: PreparedRequest, model: ModelContext) -> PreparedRequest:
-    """For an answer that shows its prompt: with the text of its ids, where the client gave those or a limit."""
-    params = prepared.params
-    if model.tokenizer is None or (prepared.text is not None and params.truncate_prompt_tokens is None):
-        return prepared
-    text = model.tokenizer.decode(prepared.token_ids, skip_special_tokens=params.skip_special_tokens)
-    return replace(prepared, text=text)
-
-
-def _user(request: Sampling) -> str:
-    return request.user or getattr(request, "safety_identifier", None) or ""
 
 
 def as_api_error(error: Exception, prompt: str | None = None) -> ApiError:

@@ -19,11 +19,12 @@ from starlette.routing import Route
 
 from jaxinfer import __version__
 from serving import garbage, json_text
-from serving.access.http_gate import HttpGate
+from serving.errors import Refusal
 from serving.http.api import ENDPOINTS, Api
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.envelope import CorsConfig, enveloped
 from serving.http.errors import ApiError, from_refusal, internal
+from serving.http.gate import HttpGate
 from serving.http.openapi import document
 from serving.http.page import Page
 from serving.http.reply import Reply
@@ -32,7 +33,6 @@ from serving.observing.record import Origin
 from serving.observing.recorder import RECENT
 from serving.observing.tracing import TRACE_HEADERS
 from serving.request import MAX_REQUEST_ID, check_model
-from serving.status import Refusal
 
 _LOG = logging.getLogger("serving.http")
 
@@ -65,13 +65,13 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(HttpGate, access=api.client.access)],
+        middleware=[Middleware(HttpGate, access=api.frontend.access)],
         exception_handlers={HTTPException: _unrouted, ApiError: _failed, Exception: _unforeseen},
     )
     app.router.redirect_slashes = False
-    client = api.client
+    frontend = api.frontend
     paths = frozenset(route.path for route in routes if len(route.path) > 1 and "{" not in route.path)
-    return enveloped(app, paths, lambda: closing or client.draining or client.failing, cors)
+    return enveloped(app, paths, lambda: closing or frontend.draining or frontend.failing, cors)
 
 
 class Generate:
@@ -89,7 +89,7 @@ class Generate:
             return
         except ApiError as error:
             body = b""  # else it would be there as long as this frame; see `garbage.let_go`
-            self._api.client.recorder.refused(origin, str(error.status), error)
+            self._api.frontend.recorder.refused(origin, str(error.status), error)
             await send_error(send, error)
             return
         watch = asyncio.create_task(_watch(receive, reply))
@@ -160,7 +160,7 @@ class Answer:
         except ClientGone:
             return
         except ApiError as error:
-            self._api.client.recorder.refused(Origin("http", self._path), str(error.status), error)
+            self._api.frontend.recorder.refused(Origin("http", self._path), str(error.status), error)
             await send_error(send, error)
 
 
@@ -177,7 +177,7 @@ class Information:
 
     async def model(self, request: Request) -> Response:
         try:
-            model = self._api.ready()
+            model = self._api.frontend.ready_model()
             check_model(request.path_params["name"].rstrip("/"), model)
         except Refusal as refusal:
             raise from_refusal(refusal) from refusal
@@ -185,7 +185,7 @@ class Information:
 
     def _card(self) -> dict[str, Any]:
         try:
-            model = self._api.ready()
+            model = self._api.frontend.ready_model()
         except Refusal as refusal:
             raise from_refusal(refusal) from refusal
         return {
@@ -210,22 +210,22 @@ class Information:
         return _response({"status": state}, 200 if state == "ready" else 503)
 
     def _state(self) -> str:
-        client = self._api.client
-        if client.draining:
+        frontend = self._api.frontend
+        if frontend.draining:
             return "draining"
-        if client.ended.done() or client.failing:
+        if frontend.failed:
             return "failed"
-        if self._api.model is None:
+        if frontend.model is None:
             return "loading"
-        return "stuck" if client.stuck else "ready"
+        return "stuck" if frontend.stuck else "ready"
 
     async def metrics(self, _: Request) -> Response:
         """For Prometheus. What is known here is told: the engine is not asked."""
-        return Response(self._api.client.recorder.metrics.text(), headers={"content-type": MEDIA_TYPE})
+        return Response(self._api.frontend.recorder.metrics.text(), headers={"content-type": MEDIA_TYPE})
 
     async def explain(self, request: Request) -> Response:
         name = request.path_params["name"]
-        explain = self._api.client.recorder.explain
+        explain = self._api.frontend.recorder.explain
         found = explain(name) or explain(name.rstrip("/"))
         if found is None:
             shown = repr(name if len(name) <= MAX_REQUEST_ID else name[:MAX_REQUEST_ID] + "...")
@@ -255,7 +255,7 @@ async def send_json(send: Send, status: int, data: Any, headers: Iterable[tuple[
 
 
 async def send_error(send: Send, error: ApiError) -> None:
-    garbage.let_go(error)  # with the body, which can have megabytes
+    garbage.let_go(error, raised=False)  # with the body, which can have megabytes
     await send_json(send, error.status, error.body, error.headers)
 
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from serving.errors import DEFAULT_RETRY_MS, unavailable
 from serving.http.errors import ApiError, from_refusal
-from serving.status import DEFAULT_RETRY_MS, unavailable
 
 BODY_SECONDS = 60.0
 _MAX_READING = 16  # bodies of the largest size, by all clients at a time

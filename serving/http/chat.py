@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import TokenLogprobs
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.outputs import PROMPT
 from jaxinfer.text.answers import (
     AnswerFormat,
     AnswerParser,
@@ -156,11 +157,13 @@ class ChatReply(Reply):
     async def result(self) -> dict[str, Any]:
         parts: list[list[Part]] = [[] for _ in self._answers]
         entries: list[TokenLogprobs] = []
-        async for _, news in self.generation.news():
-            entries += news.prompt_logprobs
-            for piece in news.pieces:
-                for more, work in self._answers[piece.index].add(piece):
-                    parts[piece.index] += more
+        async for _, deltas in self.generation.deltas():
+            for delta in deltas:
+                if delta.index == PROMPT:
+                    entries += delta.logprobs
+                    continue
+                for more, work in self._answers[delta.index].add(delta):
+                    parts[delta.index] += more
                     await self._pace.spend(work)
         result: dict[str, Any] = {
             **self._head,
@@ -207,13 +210,13 @@ class ChatReply(Reply):
     async def pieces(self) -> AsyncIterator[bytes]:
         usage = StreamUsage(self._request.stream_options)
         begun = [False] * len(self._answers)
-        async for _, news in self.generation.news():
-            for piece in news.pieces:
-                for parts, work in self._answers[piece.index].add(piece):
-                    deltas = [] if begun[piece.index] else [self._first(piece.index)]
-                    deltas += await self._deltas(piece.index, parts)
-                    begun[piece.index] = True
-                    events = [sse({**self._head, "choices": [d], **usage.so_far(self._usage)}) for d in deltas]
+        async for _, deltas in self.generation.deltas():
+            for index, delta in ((delta.index, delta) for delta in deltas if delta.index != PROMPT):
+                for parts, work in self._answers[index].add(delta):
+                    choices = [] if begun[index] else [self._first(index)]
+                    choices += await self._deltas(index, parts)
+                    begun[index] = True
+                    events = [sse({**self._head, "choices": [c], **usage.so_far(self._usage)}) for c in choices]
                     if events:
                         yield b"".join(events)
                     await self._pace.spend(work)

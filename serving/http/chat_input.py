@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.conversation import TEXT_PARTS, as_arguments, joined
 from serving.request import MAX_MESSAGES, MAX_TOOLS
 

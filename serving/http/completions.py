@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from jaxinfer.messages import TokenLogprobs
+from jaxinfer.outputs import PROMPT, Delta
 from serving.http.generation import Generation
 from serving.http.logprobs import CompletionLogprobs, Spelling, prompt_logprobs
 from serving.http.models import CompletionRequest
@@ -13,7 +14,6 @@ from serving.http.reply import DONE, Reply, StreamUsage, sse, sse_in_parts
 from serving.http.tokens import ShownTokens, echoed
 from serving.pace import Pace
 from serving.request import ModelContext
-from serving.stream import News, Piece
 
 _STEPS_AT_A_TIME = 2048  # of `Pace`: of what one event is made
 
@@ -42,13 +42,13 @@ class _Choice:
         if self.logprobs is not None and logprobs is not None:
             self.logprobs.put(logprobs)
 
-    async def add(self, piece: Piece, pace: Pace) -> AsyncIterator[None]:
-        """Takes a piece, a bounded number of tokens at a time; other tasks run in between."""
+    async def add(self, delta: Delta, pace: Pace) -> AsyncIterator[None]:
+        """Takes a delta, a bounded number of tokens at a time; other tasks run in between."""
         work = 0
         if self._shown is None:
-            self._text += piece.text
+            self._text += delta.texts
         else:
-            for text, token in self._shown.add(piece):
+            for text, token in self._shown.add(delta):
                 self._text.append(text)
                 if token is None:
                     continue
@@ -61,7 +61,7 @@ class _Choice:
                     yield
                     await pace.spend(work)
                     work = 0
-        self.finish_reason, self._stop_reason = piece.finish_reason, piece.stop_reason
+        self.finish_reason, self._stop_reason = delta.finish_reason, delta.stop_reason
         yield
         await pace.spend(work + 32)
 
@@ -88,7 +88,7 @@ class CompletionReply(Reply):
         self._pace = Pace()
         self._n = request.n or 1
         self._prompts: list[list[TokenLogprobs]] = [[] for _ in generation.streams]
-        self._held: list[list[Piece]] = [[] for _ in generation.streams]
+        self._held: list[list[Delta]] = [[] for _ in generation.streams]
         self._echoes: dict[int, tuple[str, dict[str, list[Any]] | None]] = {}
         self._choices = [
             _Choice(i, self._shown(i // self._n), self._logprobs()) for i in range(len(generation.streams) * self._n)
@@ -111,8 +111,8 @@ class CompletionReply(Reply):
         return None if wanted is None else CompletionLogprobs(self._spelling, wanted)
 
     async def result(self) -> dict[str, Any]:
-        async for prompt, news in self.generation.news():
-            async for _ in self._take(prompt, news):
+        async for prompt, deltas in self.generation.deltas():
+            async for _ in self._take(prompt, deltas):
                 pass
         choices = []
         scored: dict[int, list[Any]] = {}
@@ -135,8 +135,8 @@ class CompletionReply(Reply):
     async def pieces(self) -> AsyncIterator[bytes]:
         usage = StreamUsage(self._request.stream_options)
         first = [True] * len(self.generation.streams)
-        async for prompt, news in self.generation.news():
-            async for choice in self._take(prompt, news):
+        async for prompt, deltas in self.generation.deltas():
+            async for choice in self._take(prompt, deltas):
                 part = choice.take(token_ids=bool(self._request.return_token_ids))
                 if first[prompt]:
                     self._add_prompt_ids(prompt, part)
@@ -150,25 +150,28 @@ class CompletionReply(Reply):
                         yield data
         yield usage.last(self._head, self._usage) + DONE
 
-    async def _take(self, prompt: int, news: News) -> AsyncIterator[_Choice]:
-        """Takes news; a choice each time that it has something new."""
-        entries = self._prompts[prompt]
-        entries += news.prompt_logprobs
+    async def _take(self, prompt: int, deltas: Sequence[Delta]) -> AsyncIterator[_Choice]:
+        """Takes what was read; a choice each time that it has something new."""
+        entries, held = self._prompts[prompt], self._held[prompt]
+        for delta in deltas:
+            if delta.index == PROMPT:
+                entries += delta.logprobs
+            else:
+                held.append(delta)
         prepared = self.generation.streams[prompt].prepared
         if self._request.echo and self._request.logprobs is not None and len(entries) < len(prepared.token_ids) - 1:
-            self._held[prompt] += news.pieces  # the prompt's log-probabilities come first
-            return
-        pieces, self._held[prompt] = [*self._held[prompt], *news.pieces], []
-        for piece in pieces:
-            choice = self._choices[prompt * self._n + piece.index]
+            return  # the prompt's log-probabilities come first
+        self._held[prompt] = []
+        for delta in held:
+            choice = self._choices[prompt * self._n + delta.index]
             if self._request.echo and not choice.begun:
                 choice.echo(*await self._echo(prompt))
             choice.begun = True
             if self._request.max_tokens == 0:
-                choice.finish_reason = "length" if piece.finish_reason else None
+                choice.finish_reason = "length" if delta.finish_reason else None
                 yield choice
                 continue
-            async for _ in choice.add(piece, self._pace):
+            async for _ in choice.add(delta, self._pace):
                 yield choice
 
     async def _echo(self, prompt: int) -> tuple[str, dict[str, list[Any]] | None]:

@@ -8,10 +8,9 @@ from typing import Any
 
 import msgspec
 
+from jaxinfer.errors import ChatTemplateError, InvalidRequest, renamed
 from jaxinfer.sampling_fields import Kind
-from jaxinfer.sampling_params import FIELDS, MAX_TOKEN_LIST, InvalidRequest, clamped_bias
-from jaxinfer.text import ChatTemplateError
-from serving.faults import renamed
+from jaxinfer.sampling_params import FIELDS, MAX_TOKEN_LIST, clamped_bias
 from serving.http.models import MAX_PROMPTS, CompletionRequest, Sampling, StreamOptions, TextSampling
 from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
 
@@ -57,6 +56,7 @@ def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **mo
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
         final_only=not request.stream,
+        user=request.user or getattr(request, "safety_identifier", None) or "",
         **more,
     )
 
@@ -80,9 +80,9 @@ def completion(request: CompletionRequest) -> list[GenerationRequest]:
     prompts = _prompts(request)
     if len(prompts) > MAX_PROMPTS:
         raise InvalidRequest("prompt", f"{len(prompts)} prompts", f"at most {MAX_PROMPTS} are allowed")
-    several = len(prompts) > 1
+    several, more = len(prompts) > 1, {"defaults": defaults, "shows_prompt": bool(request.echo)}
     return [
-        generation(request, prompt, given, defaults=defaults, suffix=f"-{i}" if several else "")
+        generation(request, prompt, given, suffix=f"-{i}" if several else "", **more)
         for i, prompt in enumerate(prompts)
     ]
 
@@ -119,17 +119,13 @@ def in_names_of_the_client(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        raise renamed(error, lambda fault: _fault_in(names, fault)) from error
+        raise renamed(error, names, lambda text: _rename(text, names)) from error
     except ChatTemplateError as error:
         if error.field is None:
             raise
         # The message may hold the path of the field too.
         field = _rename_path(error.field, names)
         raise type(error)(str(error).replace(error.field, field, 1), field) from error
-
-
-def _fault_in(names: Mapping[str, str], fault: InvalidRequest) -> InvalidRequest:
-    return InvalidRequest(names.get(fault.field, fault.field), fault.value, _rename(fault.allowed, names))
 
 
 def _rename(text: str, names: Mapping[str, str]) -> str:

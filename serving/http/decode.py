@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.errors import InvalidRequest
 from serving.http.errors import ApiError, from_invalid, invalid
 from serving.http.models import MAX_USER, RECORDED, REFUSED
 from serving.http.whole_numbers import with_whole_numbers

@@ -9,12 +9,11 @@ from typing import Any
 
 import grpc
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.errors import InvalidRequest, faults_of, together
 from serving import json_text
-from serving.faults import faults_of, together
-from serving.status import DEFAULT_RETRY_MS, RETRY_METADATA, Refusal
+from serving.errors import DEFAULT_RETRY_MS, RETRY_METADATA, Refusal, RequestError
 
-# gRPC's status (serving.status) -> HTTP's, the error's type and code.
+# gRPC's status (serving.errors) -> HTTP's, the error's type and code.
 _STATUS: dict[grpc.StatusCode, tuple[int, str, str | None]] = {
     grpc.StatusCode.INVALID_ARGUMENT: (400, "invalid_request_error", None),
     grpc.StatusCode.UNAUTHENTICATED: (401, "authentication_error", "invalid_api_key"),
@@ -32,7 +31,7 @@ _FIELD = re.compile(r"([a-z][a-z0-9_]*(?:\[\d+\]|\.[a-z0-9_]+)*) is ")
 _PARAM = {grpc.StatusCode.NOT_FOUND: "model", grpc.StatusCode.ALREADY_EXISTS: "request_id"}
 
 
-class ApiError(Exception):
+class ApiError(RequestError):
     """An answer that is an error. retry_ms: when it is worth another try; None: it is not. reason: why, in words of the
     server's own, for its log. faults: each by itself, where the error tells several."""
 

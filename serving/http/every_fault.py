@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from jaxinfer.sampling_params import InvalidRequest
-from serving.faults import MAX_FAULTS, faults_of
+from jaxinfer.errors import MAX_FAULTS, InvalidRequest, faults_of
 from serving.http.decode import explain, refuse
 from serving.http.errors import ApiError, all_of, from_invalid
 from serving.http.whole_numbers import with_whole_numbers

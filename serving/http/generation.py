@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxinfer.text import Tokenizer
-from serving.engine_client import EngineClient
-from serving.observing.record import NOWHERE, Origin
-from serving.request import PreparedRequest
-from serving.status import Refusal
-from serving.stream import GenerationStream, News
+from jaxinfer.outputs import Delta
+from serving.errors import Refusal
+from serving.frontend.frontend import Frontend
+from serving.frontend.stream import GenerationStream
+
+_Queue = asyncio.Queue[tuple[int, list[Delta] | Refusal | None]]  # None: the prompt's stream has ended
 
 
 class Usage(NamedTuple):
@@ -47,31 +47,20 @@ class Usage(NamedTuple):
 class Generation:
     """The open streams of one HTTP request. Must be closed."""
 
-    def __init__(self, client: EngineClient, streams: Sequence[GenerationStream]) -> None:
-        self._client = client
+    def __init__(self, frontend: Frontend, streams: Sequence[GenerationStream]) -> None:
+        self._frontend = frontend
         self._readers: list[asyncio.Task[None]] = []
         self.streams = streams
 
-    @classmethod
-    async def begin(
-        cls,
-        client: EngineClient,
-        prepared: Sequence[PreparedRequest],
-        tokenizer: Tokenizer | None,
-        origin: Origin = NOWHERE,
-    ) -> Generation:
-        """Raises Refusal when the engine's door does not take all."""
-        return cls(client, await client.submit_all(prepared, tokenizer, origin))
-
-    async def news(self) -> AsyncIterator[tuple[int, News]]:
-        """(which prompt, its news) until all have ended. Raises Refusal."""
+    async def deltas(self) -> AsyncIterator[tuple[int, list[Delta]]]:
+        """(which prompt, what its stream gave at once) until all have ended. Raises Refusal."""
         if len(self.streams) == 1:
             (stream,) = self.streams
-            while (news := await stream.read()) is not None:
-                yield 0, news
+            while (deltas := await stream.read()) is not None:
+                yield 0, deltas
             return
         # One place for each prompt: what a slow client has not taken yet stays merged in the streams.
-        queue: asyncio.Queue[tuple[int, News | Refusal | None]] = asyncio.Queue(len(self.streams))
+        queue: _Queue = asyncio.Queue(len(self.streams))
         self._readers = [asyncio.create_task(_read(i, stream, queue)) for i, stream in enumerate(self.streams)]
         left = len(self.streams)
         known = [stream.usage for stream in self.streams]
@@ -97,9 +86,9 @@ class Generation:
         for reader in self._readers:
             reader.cancel()
         for stream in self.streams:
-            self._client.close(stream)
+            self._frontend.close(stream)
 
-    _usage: Sequence[int] = ()  # of many prompts together, once their news are read
+    _usage: Sequence[int] = ()  # of many prompts together, once they are read
 
     @property
     def usage(self) -> Usage:
@@ -109,10 +98,10 @@ class Generation:
         return Usage(*(sum(column) for column in zip(*(stream.usage for stream in self.streams), strict=True)))
 
 
-async def _read(index: int, stream: GenerationStream, queue: asyncio.Queue[tuple[int, News | Refusal | None]]) -> None:
+async def _read(index: int, stream: GenerationStream, queue: _Queue) -> None:
     try:
-        while (news := await stream.read()) is not None:
-            await queue.put((index, news))
+        while (deltas := await stream.read()) is not None:
+            await queue.put((index, deltas))
         await queue.put((index, None))
     except Refusal as refusal:
         await queue.put((index, refusal))

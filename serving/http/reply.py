@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from serving import json_text
+from serving.errors import Refusal
 from serving.http.errors import ApiError, from_refusal
 from serving.http.generation import Generation
 from serving.http.models import StreamOptions
-from serving.status import Refusal
 
 DONE = b"data: [DONE]\n\n"
 

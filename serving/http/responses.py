@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
+from jaxinfer.outputs import PROMPT
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.text.answers import AnswerFormat, CallArguments, CallName, Content, Event, Reasoning
 from serving.http.answers import new_call_id
@@ -197,9 +198,9 @@ class ResponsesReply(Reply):
 
     async def _grow(self) -> AsyncIterator[None]:
         """Takes the engine's news into the items, a bounded part at a time."""
-        async for _, news in self.generation.news():
-            for piece in news.pieces:
-                for parts, work in self._answer.add(piece):
+        async for _, deltas in self.generation.deltas():
+            for delta in (delta for delta in deltas if delta.index != PROMPT):
+                for parts, work in self._answer.add(delta):
                     for event, tokens in parts:
                         if event is None or (not isinstance(event, CallName) and not event.text):
                             continue  # the tokens of tags, and of the end, are no part of an output's text

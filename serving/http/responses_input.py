@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import AnswerFormat
 from jaxinfer.text.conversation import as_arguments, joined
 from serving.http import chat_input, convert

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from jaxinfer.messages import TokenLogprobs
+from jaxinfer.outputs import Delta
 from jaxinfer.text import IncrementalDetokenizer, Tokenizer
-from serving.stream import Piece
 
 
 class Token(NamedTuple):
@@ -35,16 +35,16 @@ class ShownTokens:
         self._text = ""  # what came and was not given out
         self._given = 0  # characters
 
-    def add(self, piece: Piece) -> Iterator[tuple[str, Token | None]]:
-        """Text and the token that ends with it. With the piece that ends the sequence all that is left is given out:
+    def add(self, delta: Delta) -> Iterator[tuple[str, Token | None]]:
+        """Text and the token that ends with it. With the delta that ends the sequence all that is left is given out:
         tokens behind a stop string have no text, and begin where the text ends."""
-        entries = iter(piece.logprobs)
-        for token_id, end in zip(piece.token_ids, piece.ends, strict=True):
+        entries = iter(delta.logprobs)
+        for token_id, end in zip(delta.token_ids, delta.ends, strict=True):
             begin, self._end = self._end, max(self._end, end)
             self._waiting.append(Token(token_id, next(entries, None), begin, self._end, self._open))
             self._open = self._open_after(token_id, self._open)
-        self._text += "".join(piece.text)
-        last = piece.finish_reason is not None
+        self._text += delta.text
+        last = delta.finish_reason is not None
         text, at, shown = self._text, 0, self._given + len(self._text)
         while self._waiting and (last or self._waiting[0].end <= shown):
             token = self._waiting.popleft()
@@ -58,11 +58,11 @@ class ShownTokens:
             at = len(text)
         self._text, self._given = text[at:], self._given + at
 
-    def rest(self, piece: Piece) -> str:
-        """The text that was not given out and the piece's, when nobody wants to know of tokens any more."""
+    def rest(self, delta: Delta) -> str:
+        """The text that was not given out and the delta's, when nobody wants to know of tokens any more."""
         text, self._text = self._text, ""
         self._waiting.clear()
-        return "".join([text, *piece.text])
+        return "".join([text, *delta.texts])
 
 
 def echoed(

@@ -18,8 +18,8 @@ from lm_eval.api.registry import register_model
 
 from jaxinfer import LLM, __version__
 from jaxinfer.config import ConfigError, RuntimeConfig
+from jaxinfer.errors import ChatTemplateError
 from jaxinfer.evaluation.loglikelihood import LoglikelihoodScorer, ScoringError
-from jaxinfer.text import ChatTemplateError
 from serving.lm_eval.generation import sampling_params
 
 _LOG = logging.getLogger("lm_eval.jaxinfer")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxinfer.sampling_params import FIELD_NAMES, InvalidRequest, SamplingParams
+from jaxinfer.errors import InvalidRequest
+from jaxinfer.sampling_params import FIELD_NAMES, SamplingParams
 from jaxinfer.text import Tokenizer
 
 # The names under which other backends know it; the first one given counts, as in the harness.

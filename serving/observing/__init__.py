@@ -1,1 +1,1 @@
-"""What operators see of the server: metrics, logs, the usage ledger, explanations, traces, the watchdog."""
+"""What operators see of the server: metrics, logs, the usage ledger, explanations, traces."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -146,6 +147,7 @@ class Metrics:
         self.tenant_tokens: Counter[tuple[str, ...]] = Counter()
         self.tenant_device: Counter[tuple[str, ...]] = Counter()
         self.stats, self.times = EngineStats(), StepTimes()
+        self._engines: dict[int, tuple[EngineStats, StepTimes]] = {}  # each one's, by its number
         self.info: EngineInfo | None = None
         self.model = ""
         self.sources: list[Callable[[], Mapping[str, Any]]] = []
@@ -158,10 +160,18 @@ class Metrics:
 
     # -- writing --------------------------------------------------------------------------------------------------
 
-    def step(self, stats: EngineStats, times: StepTimes) -> None:
-        if stats.steps != self.stats.steps:
-            self._step.observe(stats.scheduled_tokens - self.stats.scheduled_tokens)
-        self.stats, self.times = stats, times
+    def step(self, stats: EngineStats, times: StepTimes, engine: int = 0) -> None:
+        """An engine's last word. Of several engines `stats` and `times` are the sums."""
+        before = self._engines.get(engine, (EngineStats(), StepTimes()))[0]
+        if stats.steps != before.steps:
+            self._step.observe(stats.scheduled_tokens - before.scheduled_tokens)
+        self._engines[engine] = stats, times
+        if len(self._engines) == 1:
+            self.stats, self.times = stats, times
+            return
+        each_stats, each_times = zip(*self._engines.values(), strict=True)
+        self.stats = EngineStats(*(sum(column) for column in zip(*map(astuple, each_stats), strict=True)))
+        self.times = StepTimes(*(sum(column) for column in zip(*each_times, strict=True)))
 
     def tokens(self, record: RequestRecord, index: int, count: int, now: float) -> None:
         """`count` new tokens of a sequence have come."""

@@ -19,8 +19,8 @@ FINISH_REASONS = ("stop", "length", "abort", "error")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request came in. user: whom the client serves, as OpenAI's field says. trace: W3C headers by name.
-    received: when the door had all of it; 0.0: when it was submitted. caller: whoever calls now, unless it is given."""
+    """Where a request came in. user: whom the client serves, as the request says. trace: W3C headers by name. received:
+    when the door had all of it; 0.0: when it was submitted. caller: whoever calls now, unless it is given."""
 
     door: str = "local"
     endpoint: str = ""
@@ -42,6 +42,7 @@ class RequestRecord:
     """One request's life. Tokens of the completion are those that the client gets: none after a stop string."""
 
     engine_id: str
+    engine: int  # number of the one that has it
     request_id: str
     origin: Origin
     model: str
@@ -64,11 +65,12 @@ class RequestRecord:
     content: dict[str, Any] | None = None  # prompt and outputs, only where the operator wants them in the log
 
     @classmethod
-    def of(cls, prepared: PreparedRequest, engine_id: str, origin: Origin, model: str) -> RequestRecord:
+    def of(cls, prepared: PreparedRequest, engine_id: str, origin: Origin, model: str, engine: int) -> RequestRecord:
         now, n = time.monotonic(), prepared.params.n
         received = origin.received or now
         return cls(
             engine_id,
+            engine,
             prepared.request_id,
             origin,
             model,

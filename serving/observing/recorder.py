@@ -37,14 +37,15 @@ class Recorder:
 
     # -- a request's life -----------------------------------------------------------------------------------------
 
-    def begin(self, prepared: PreparedRequest, engine_id: str, origin: Origin) -> RequestRecord:
-        record = RequestRecord.of(prepared, engine_id, origin, self.metrics.model)
+    def begin(self, prepared: PreparedRequest, engine_id: str, origin: Origin, engine: int = 0) -> RequestRecord:
+        """engine: the number of the one that it goes to."""
+        record = RequestRecord.of(prepared, engine_id, origin, self.metrics.model, engine)
         self._live[engine_id] = record
         return record
 
-    def step(self, step: StepOutputs) -> None:
-        """One message of the engine; its ends count even where nobody listens any more."""
-        self.metrics.step(step.stats, step.times)
+    def step(self, step: StepOutputs, engine: int = 0) -> None:
+        """One message of an engine; its ends count even where nobody listens any more."""
+        self.metrics.step(step.stats, step.times, engine)
         for output in step.sequences:
             if output.finish_reason is not None:
                 self._engine_says(output)
@@ -81,9 +82,10 @@ class Recorder:
         """The engine did not take it: it is no request."""
         self._live.pop(record.engine_id, None)
 
-    def engine_ended(self, *, failed: bool) -> None:
-        """Nothing more will be heard of those that nobody reads; the others are finished when they are closed."""
-        for record in list(self._live.values()):
+    def engine_ended(self, engine: int, *, failed: bool) -> None:
+        """Nothing more will be heard of those of its requests that nobody reads; the others are finished when they are
+        closed."""
+        for record in [record for record in self._live.values() if record.engine == engine]:
             record.running = 0
             record.failed = record.failed or (failed and len(record.reasons) < record.n)
             if record.engine_id in self._closed:

@@ -11,7 +11,6 @@ from serving.observing.ledger import MAX_BYTES, Ledger, LedgerError
 from serving.observing.logs import log_access
 from serving.observing.metrics import Metrics, Values
 from serving.observing.recorder import Recorder
-from serving.observing.refusals import refusal_log
 from serving.observing.tracing import Tracer
 
 
@@ -33,7 +32,6 @@ class Observing:
 
     def __init__(self, config: ObservingConfig) -> None:
         self.recorder = Recorder(Metrics(config.metrics_prefix), log_content=config.log_content)
-        self.recorder.refusal_sinks.append(refusal_log(content=config.log_content))
         self.tracer = None if config.otlp_endpoint is None else Tracer.sending_to(config.otlp_endpoint)
         _check_apart(config.ledger, config.audit)
         most = config.ledger_max_bytes

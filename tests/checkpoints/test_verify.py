@@ -20,7 +20,8 @@ from checkpoints.convert import convert
 from checkpoints.folder import REPORT_FILE, CheckpointError
 from checkpoints.load import load_model
 from checkpoints.verify import LIMITS, check_limits, compare_logits, compare_tokenizers, dense_logits
-from jaxinfer.text import ChatTemplateError, Tokenizer, load_tokenizer
+from jaxinfer.errors import ChatTemplateError
+from jaxinfer.text import Tokenizer, load_tokenizer
 from serving.commands.convert import main
 from tests.checkpoints.folders import write_golden, write_small_llama, write_tokenizer
 from tests.golden_recipe import load_case

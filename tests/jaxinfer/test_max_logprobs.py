@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from checkpoints.load import load_model
-from jaxinfer import LLM, SamplingParams
+from jaxinfer import LLM, SamplingParams, outputs
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.runtime.assemble import Model, choose_sizes, make_layout, make_runner
@@ -25,8 +25,8 @@ from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan
 from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from protos.jaxinfer.v1 import inference_pb2 as pb
-from serving.replies import MAX_ALTERNATIVES_PER_MESSAGE, MAX_TOKENS_PER_MESSAGE, news
-from serving.stream import News, Piece
+from serving.grpc_server.replies import MAX_ALTERNATIVES_PER_MESSAGE, MAX_TOKENS_PER_MESSAGE
+from serving.grpc_server.replies import messages as messages_of
 from tests.golden_recipe import load_case, write_checkpoint
 
 CASE = load_case("llama")
@@ -158,10 +158,11 @@ def test_only_as_many_columns_are_fetched_as_somebody_wants() -> None:
 def test_a_server_cuts_large_tables_into_messages_that_clients_accept(alternatives: int) -> None:
     entry = TokenLogprobs(5, -0.5, 1, tuple((i, -1.0) for i in range(min(alternatives, 20_000))))
     count = 8 if alternatives > 20 else 600
-    piece = Piece(0, ["x"] * count, list(range(count)), [entry] * count, "length", None)
+    piece = outputs.Delta(0, ["x"] * count, list(range(count)), [entry] * count, "length", None)
 
     async def collect() -> list[pb.GenerateResponse]:
-        return [message async for message in news(News(1, [entry] * count, [piece]))]
+        scored = outputs.Delta(outputs.PROMPT, logprobs=[entry] * count, start=1)
+        return [message async for message in messages_of([scored, piece])]
 
     messages = asyncio.run(collect())
     assert max(message.ByteSize() for message in messages) < 4 << 20

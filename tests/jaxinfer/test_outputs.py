@@ -204,7 +204,7 @@ def test_end_tokens_are_ids_but_not_text(tokenizer: Tokenizer) -> None:
     (word, *_) = tokenizer.encode("cat", add_special_tokens=False)
     delta = stream.push(SequenceOutput("r", 0, (word,), None, "stop", word, 0))
     assert delta is not None
-    assert (delta.text, delta.token_ids, delta.stop_reason) == ("", (word,), word)
+    assert (delta.text, delta.token_ids, delta.stop_reason) == ("", [word], word)
 
 
 def test_prompt_logprobs_survive_a_second_computation() -> None:

@@ -19,8 +19,8 @@ from jaxinfer.messages import EngineInfo, Progress
 from jaxinfer.text import Tokenizer, load_tokenizer
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
-from serving.engine_client import EngineEnd
 from serving.engine_process import Build, Engine, run_engine
+from serving.frontend.engine_link import EngineEnd
 from serving.server import Server, ServerConfig
 from tests.fakes import FakeEngine, FakeOptions, write_tokenizer
 

@@ -140,7 +140,7 @@ def test_every_engine_counter_is_reported():
             await collect(s.stub.Generate(BASE))
             stats = await s.stub.GetStats(pb.GetStatsRequest())
             for field in dataclasses.fields(EngineStats):
-                assert getattr(stats, field.name) == getattr(s.server.client.stats, field.name), field.name
+                assert getattr(stats, field.name) == getattr(s.server.frontend.stats, field.name), field.name
             assert stats.steps > 0
 
     run(test())

@@ -11,11 +11,10 @@ from types import FrameType
 import grpc
 import pytest
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.errors import Gathering, InvalidRequest
 from protos.jaxinfer.v1 import inference_pb2 as pb
-from serving import garbage, servicer
-from serving.faults import Gathering
-from serving.status import Refusal
+from serving import garbage
+from serving.errors import Refusal
 from serving.text_worker import TextWorker
 from tests.fakes import FakeOptions
 from tests.serving.harness import collect, greedy, run, serving
@@ -80,7 +79,7 @@ def test_exceptions_in_a_ring_end(kept):
 
 
 def test_a_refused_call_is_freed(kept, monkeypatch):
-    monkeypatch.setattr(servicer, "prepare", lambda *_: refuses(kept))
+    monkeypatch.setattr("serving.frontend.frontend.prepare", lambda *_: refuses(kept))
 
     async def test():
         async with serving(FakeOptions()) as s:
@@ -92,7 +91,7 @@ def test_a_refused_call_is_freed(kept, monkeypatch):
 
 
 def test_a_refused_http_request_is_freed(kept, monkeypatch):
-    monkeypatch.setattr("serving.http.api.prepare", lambda *_: refuses(kept))
+    monkeypatch.setattr("serving.frontend.frontend.prepare", lambda *_: refuses(kept))
 
     async def test():
         async with http_serving(FakeOptions()) as s:
@@ -132,3 +131,65 @@ def test_streams_that_end_together_have_an_exception_each():
     other = refusal.again()
     assert other is not refusal
     assert (other.code, other.message, other.metadata, other.reason) == (refusal.code, "m", (("a", "b"),), "r")
+
+
+@pytest.fixture
+def circles() -> Iterator[list[object]]:
+    """Filled by `found`; collections are off but for it."""
+    gc.collect()
+    gc.disable()
+    yield []
+    gc.set_debug(0)
+    gc.garbage.clear()
+    gc.enable()
+
+
+def found() -> list[object]:
+    """What a collection would have to free."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.collect()
+    garbage_found = list(gc.garbage)
+    gc.garbage.clear()
+    gc.set_debug(0)
+    return garbage_found
+
+
+def test_refused_requests_leave_no_frames(circles):
+    """Their exceptions would hold all that was going on, gRPC's messages included."""
+
+    async def test():
+        async with http_serving(FakeOptions()) as s:
+            for size in (1, 300_000):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await collect(s.grpc.stub.Generate(pb.GenerateRequest(text="a" * size, sampling={"n": 100})))
+                assert (await s.post("/v1/completions", prompt="a" * 300_000)).status_code == 400
+            await asyncio.sleep(0.05)  # gRPC ends calls after their answers
+            circles.extend(found())
+
+    run(test())
+    left = {each.f_code.co_qualname for each in circles if isinstance(each, FrameType)}
+    assert not {
+        name
+        for name in left
+        if name.startswith(("_finish_handler", "_handle", "Api.", "InferenceServicer.", "Frontend.", "Door."))
+    }
+    assert not [each for each in circles if isinstance(each, pb.GenerateRequest)]
+
+
+def test_detokenizing_leaves_no_circles(circles):
+    async def test():
+        async with http_serving(FakeOptions()) as s:
+            assert (await s.post("/v1/completions", prompt="hi", n=4)).status_code == 200
+            circles.extend(found())
+
+    run(test())
+    assert not [each for each in circles if type(each).__module__.startswith("jaxinfer.text")]
+
+
+def test_old_objects_wait_for_a_quiet_moment(monkeypatch):
+    collected = []
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(True))
+    for count, times in ((0, 0), (1, 0), (2, 1), (50, 2)):
+        monkeypatch.setattr(gc, "get_count", lambda count=count: (0, 0, count))
+        garbage.tidy()
+        assert len(collected) == times

@@ -259,7 +259,7 @@ def test_long_texts_leave_the_event_loop_free():
     async def test():
         async with serving() as s:
             threads: list[str] = []
-            model = s.server.servicer.model
+            model = s.server.frontend.model
             assert model is not None
             real = model.tokenizer
 

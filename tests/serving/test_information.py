@@ -97,7 +97,7 @@ def test_stats_follow_the_work():
             calls = [asyncio.create_task(collect(s.stub.Generate(greedy(max_tokens=30)))) for _ in range(3)]
 
             def two_run_and_one_waits() -> bool:
-                stats = s.server.client.stats
+                stats = s.server.frontend.stats
                 return (stats.running, stats.waiting) == (2, 1)
 
             await until(two_run_and_one_waits, "two run and one waits")

@@ -20,10 +20,9 @@ import pytest
 
 from jaxinfer import LLM, SamplingParams
 from jaxinfer.config import ConfigError
+from jaxinfer.errors import ChatTemplateError, InvalidRequest
 from jaxinfer.evaluation.loglikelihood import LoglikelihoodScorer, ScoringError, rolling_windows
 from jaxinfer.model_path import demo_path
-from jaxinfer.sampling_params import InvalidRequest
-from jaxinfer.text import ChatTemplateError
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'jaxinfer[lm-eval]')")
 

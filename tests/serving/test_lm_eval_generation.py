@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.errors import InvalidRequest
 from serving.lm_eval.generation import sampling_params
 from tests.fakes import BOS, EOS
 from tests.serving.harness import tokenizer

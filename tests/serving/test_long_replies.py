@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from jaxinfer.messages import TokenLogprobs
-from jaxinfer.outputs import CompletionOutput
-from serving import replies
+from jaxinfer.outputs import PROMPT, CompletionOutput, Delta
 from serving.gateways import infer_convert, vllm_convert
+from serving.grpc_server import replies
 from serving.pace import STEPS, Pace
-from serving.stream import News, Piece
 from tests.serving.harness import tokenizer
 
 TOKENS, TOP = 3000, 20
@@ -70,16 +69,16 @@ async def listed(messages: AsyncIterator[Any]) -> list[Any]:
 @pytest.mark.parametrize("entries", [[ENTRY] * TOKENS, [WIDE] * 2], ids=["many", "wide"])
 def test_messages_are_made_in_slices(entries: list[TokenLogprobs], monkeypatch: pytest.MonkeyPatch):
     turns = Turns(monkeypatch)
-    piece = Piece(0, ["x"], [5] * len(entries), entries, "length", tokens=len(entries), ends=[1] * len(entries))
-    news = News(1, entries, [piece])
+    piece = Delta(0, ["x"], [5] * len(entries), entries, "length", tokens=len(entries), ends=[1] * len(entries))
+    news = [Delta(PROMPT, logprobs=entries, start=1), piece]
     alternatives = sum(len(entry.top) for entry in entries)
 
-    own = turns.run(lambda: listed(replies.news(news)))
+    own = turns.run(lambda: listed(replies.messages(news)))
     assert sum(len(entry.top) for message in own for entry in message.delta.logprobs) == alternatives
     assert sum(len(entry.top) for message in own for entry in message.prompt_logprobs.entries) == alternatives
 
     gateway = vllm_convert.Replies(stream(entries), chunks=True)
-    told = turns.run(lambda: listed(gateway.news(news)))
+    told = turns.run(lambda: listed(gateway.messages(news)))
     assert sum(len(top.values) for m in told for top in m.chunk.output_logprobs.top_logprobs) == alternatives
     complete = told[-1].complete
     assert sum(len(top.token_ids) for top in complete.output_logprobs.top_logprobs) == alternatives
@@ -101,8 +100,8 @@ def test_what_is_told_stands_in_order():
     """The slices of one message add up to what was given."""
     entries = [TokenLogprobs(i % 250, -float(i), 1, ((i % 250, -float(i)),)) for i in range(1000)]
     gateway = vllm_convert.Replies(stream(entries), chunks=False)
-    piece = Piece(0, ["x"], [5], entries, "length", ends=[1])
-    (message,) = asyncio.run(listed(gateway.news(News(1, entries, [piece]))))
+    piece = Delta(0, ["x"], [5], entries, "length", ends=[1])
+    (message,) = asyncio.run(listed(gateway.messages([Delta(PROMPT, logprobs=entries, start=1), piece])))
     told = message.complete.output_logprobs
     assert list(told.token_logprobs) == [entry.logprob for entry in entries]
     assert list(told.token_ids) == [entry.token_id for entry in entries]

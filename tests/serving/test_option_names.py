@@ -14,11 +14,12 @@ import pytest
 from grpc._cython import cygrpc
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 
-from serving import grpc_door, server
+from serving import server
+from serving.errors import RETRY_METADATA, overloaded
+from serving.grpc_server import options
 from serving.http.errors import from_refusal
 from serving.observing import tracing
 from serving.observing.metrics import SPECS
-from serving.status import RETRY_METADATA, overloaded
 from tests.fakes import FakeOptions
 from tests.serving.harness import greedy, run, serving, until
 
@@ -55,7 +56,7 @@ def test_every_channel_argument_is_one_of_grpcs():
         for path, text in strings()
         if re.fullmatch(r"grpc\.(?!aio|_)[a-z0-9_.]*[a-z0-9]", text) and "_" in text
     }
-    assert {name for name, _ in grpc_door.grpc_options(1)} <= {name for name, _ in used}
+    assert {name for name, _ in options.grpc_options(1)} <= {name for name, _ in used}
     assert [each for each in sorted(used) if each[0] not in known_to_grpc()] == []
 
 
@@ -87,7 +88,7 @@ def test_a_silent_stream_outlives_its_clients_pings():
             writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0))
             writer.write(frame(HEADERS, END_HEADERS, 1, b"".join(header(*field) for field in fields.items())))
             writer.write(frame(0, END_STREAM, 1, b"\0" + len(message).to_bytes(4, "big") + message))
-            await until(lambda: s.server.client.open_requests == 1, "the request waits for its first token")
+            await until(lambda: s.server.frontend.open_requests == 1, "the request waits for its first token")
             for i in range(20):
                 writer.write(frame(PING, 0, 0, i.to_bytes(8, "big")))
                 while True:
@@ -96,7 +97,7 @@ def test_a_silent_stream_outlives_its_clients_pings():
                     assert head[3] != GOAWAY, payload
                     if head[3] == PING and head[4] & ACK:
                         break
-            assert s.server.client.open_requests == 1
+            assert s.server.frontend.open_requests == 1
             s.engine.released.set()
             writer.close()
 

@@ -11,8 +11,8 @@ import pytest
 from jaxinfer.messages import Abort, Submit
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
-from serving.engine_client import MIN_RETRY_MS
-from serving.status import DEFAULT_RETRY_MS, RETRY_METADATA
+from serving.errors import DEFAULT_RETRY_MS, RETRY_METADATA
+from serving.frontend.admission import MIN_RETRY_MS
 from tests.fakes import FakeOptions
 from tests.serving.harness import Running, collect, greedy, run, serving, status, until
 
@@ -22,14 +22,14 @@ SLOW = FakeOptions(step_seconds=0.01)
 async def gone(s: Running, count: int = 1) -> None:
     """The engine was told to abort `count` requests, holds no page of them, and the server holds nothing either."""
     await until(lambda: len(s.received(Abort)) >= count, "the abort reaches the engine")
-    engine, client = s.engine, s.server.client
+    engine, client = s.engine, s.server.frontend
     await until(lambda: not engine._running and not engine._waiting, "the sequences leave the engine")
     await until(lambda: client.stats.steps == engine._stats.steps, "the engine's last word arrives")
     stats = await s.stub.GetStats(pb.GetStatsRequest())
     assert (stats.running, stats.waiting, stats.open_requests) == (0, 0, 0)
     assert stats.free_pages == stats.total_pages > 0
-    assert s.server.client._by_request_id == {}
-    assert s.server.client._open_sequences == 0
+    assert s.server.frontend._admission._streams == {}
+    assert s.server.frontend.open_sequences == 0
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_deadline_while_the_engine_hangs():
         async with serving(FakeOptions(hang_at_step=3)) as s:
             error = await status(s.stub.Generate(greedy(max_tokens=100), timeout=0.3))
             assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-            await until(lambda: s.server.client.open_requests == 0, "the server gives the request up")
+            await until(lambda: s.server.frontend.open_requests == 0, "the server gives the request up")
             s.link.kill()
             await gone(s)
 
@@ -118,7 +118,7 @@ def test_abort_call():
             request.sampling.temperature = 1.0
             request.request_id = "mine"
             stream = asyncio.create_task(collect(s.stub.Generate(request)))
-            await until(lambda: s.server.client.stats.running == 2, "both sequences run")
+            await until(lambda: s.server.frontend.stats.running == 2, "both sequences run")
             assert (await s.stub.Abort(pb.AbortRequest(request_id="mine"))).found
             result = await stream
             assert [result.end(i).finish_reason for i in range(2)] == [pb.FINISH_REASON_ABORT] * 2
@@ -137,7 +137,7 @@ def test_duplicate_id_while_alive_only():
             request = greedy(max_tokens=60)
             request.request_id = "mine"
             first = asyncio.create_task(collect(s.stub.Generate(request)))
-            await until(lambda: s.server.client.open_requests == 1, "the first request is in")
+            await until(lambda: s.server.frontend.open_requests == 1, "the first request is in")
             error = await status(s.stub.Generate(request))
             assert error.code() == grpc.StatusCode.ALREADY_EXISTS
             assert "request_id is 'mine'" in error.details()
@@ -159,7 +159,7 @@ def test_an_id_can_be_used_again_while_news_of_its_former_owner_are_under_way():
                 for _ in range(3):
                     await call.read()
                 call.cancel()
-                await until(lambda: s.server.client.open_requests == 0, "the server has seen the cancellation")
+                await until(lambda: s.server.frontend.open_requests == 0, "the server has seen the cancellation")
                 again = greedy(max_tokens=5)
                 again.request_id = "mine"
                 assert (await collect(s.stub.Generate(again))).text() == "abcde"
@@ -171,7 +171,7 @@ def test_overload_says_when_to_come_back():
     async def test():
         async with serving(FakeOptions(step_seconds=0.01, max_num_seqs=2), max_waiting=1) as s:
             calls = [asyncio.create_task(collect(s.stub.Generate(greedy(max_tokens=60)))) for _ in range(3)]
-            await until(lambda: s.server.client.open_requests == 3, "three requests are in: two run, one waits")
+            await until(lambda: s.server.frontend.open_requests == 3, "three requests are in: two run, one waits")
             error = await status(s.stub.Generate(greedy()))
             assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "holds 3 sequences and takes at most 3" in error.details()
@@ -179,7 +179,7 @@ def test_overload_says_when_to_come_back():
             assert int(retry) == DEFAULT_RETRY_MS  # nothing has ended yet, so there is nothing to judge by
             assert f"{retry} ms" in error.details()
             assert [(await call).usage.completion_tokens for call in calls] == [60] * 3
-            assert MIN_RETRY_MS <= s.server.client._retry_ms(1) < DEFAULT_RETRY_MS  # now there is
+            assert MIN_RETRY_MS <= s.server.frontend._admission._retry_ms(1) < DEFAULT_RETRY_MS  # now there is
             assert (await collect(s.stub.Generate(greedy()))).text() == "abcdefgh"
 
     run(test())
@@ -190,7 +190,7 @@ def test_sequences_are_counted_not_requests():
         async with serving(FakeOptions(step_seconds=0.01, max_num_seqs=2), max_waiting=1) as s:
             sampling = pb.SamplingParams(n=2, seed=1, max_tokens=60)
             first = asyncio.create_task(collect(s.stub.Generate(pb.GenerateRequest(text="x", sampling=sampling))))
-            await until(lambda: s.server.client.open_requests == 1, "the first request is in")
+            await until(lambda: s.server.frontend.open_requests == 1, "the first request is in")
             error = await status(s.stub.Generate(pb.GenerateRequest(text="x", sampling=sampling)))
             assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             await first
@@ -210,18 +210,18 @@ def test_a_slow_reader_slows_nobody_and_gets_everything():
                 stub = pb_grpc.InferenceStub(channel)
                 call = stub.Generate(greedy(max_tokens=tokens, logprobs=20))
                 await call.read()
-                (stream,) = s.server.client._streams.values()
+                (stream,) = s.server.frontend.streams
                 await until(lambda: stream.finished, "the engine finishes regardless")
                 assert (await collect(s.stub.Generate(greedy()))).text() == "abcdefgh"  # others are served meanwhile
                 await asyncio.sleep(0.1)
-                assert s.server.client.open_requests == 1  # the writer waits for the reader
-                assert len(stream._pieces) <= 1
+                assert s.server.frontend.open_requests == 1  # the writer waits for the reader
+                assert len(stream._pending) <= 1
                 result = await collect(call)
                 assert len(result.deltas) < tokens / 4
                 assert result.token_ids() == list(("abcdefghijklmnopqrstuvwxyz " * 300).encode()[:tokens])
                 assert result.text() == bytes(result.token_ids()).decode()
                 assert sum(len(delta.logprobs) for delta in result.deltas) == tokens
-            await until(lambda: s.server.client.open_requests == 0, "the call is over")
+            await until(lambda: s.server.frontend.open_requests == 0, "the call is over")
 
     run(test())
 
@@ -248,11 +248,11 @@ def test_cancel_or_deadline_while_the_writer_waits_for_the_reader(timeout):
                 stub = pb_grpc.InferenceStub(channel)
                 call = stub.Generate(greedy(max_tokens=90_000, logprobs=20), timeout=timeout)
                 await call.read()
-                (stream,) = s.server.client._streams.values()
-                await until(lambda: len(stream._pieces) == 1, "the writer is behind")
+                (stream,) = s.server.frontend.streams
+                await until(lambda: len(stream._pending) == 1, "the writer is behind")
                 if timeout is None:
                     call.cancel()
-                await until(lambda: s.server.client.open_requests == 0, "the server sees the end of the call")
+                await until(lambda: s.server.frontend.open_requests == 0, "the server sees the end of the call")
                 await gone(s)
 
     run(test())
@@ -262,8 +262,8 @@ def test_a_text_that_cannot_be_decoded_ends_its_own_stream_only(caplog):
     async def test():
         async with serving(SLOW) as s:
             bad = asyncio.create_task(status(s.stub.Generate(greedy(max_tokens=4000))))
-            await until(lambda: s.server.client.open_requests == 1, "the request is in")
-            (stream,) = s.server.client._streams.values()
+            await until(lambda: s.server.frontend.open_requests == 1, "the request is in")
+            (stream,) = s.server.frontend.streams
 
             def fail(_):
                 raise ZeroDivisionError("a bug")

@@ -105,7 +105,7 @@ def test_drain_finishes_what_runs_and_refuses_what_comes():
             assert len((await running).token_ids()) == 40
             await drain
             assert s.record.drains == [1]
-            assert s.server.client.drained.is_set()
+            assert s.server.frontend.links[0].drained.is_set()
             assert not s.server._failed
 
     run(test())
@@ -157,7 +157,7 @@ def test_an_engine_crash_ends_every_stream_with_its_reason():
             errors = await asyncio.gather(*(status(s.stub.Generate(greedy(max_tokens=100))) for _ in range(6)))
             assert {error.code() for error in errors} == {grpc.StatusCode.INTERNAL}
             assert all("the fake engine crashes, as it was told to" in error.details() for error in errors)
-            end = await s.server.client.ended
+            end = await s.server.frontend.ended
             assert end.code == EXIT_CRASHED
             assert "Traceback" in end.traceback
             error = await status(s.stub.Generate(greedy()))
@@ -191,7 +191,7 @@ def test_exit_code_of_a_whole_life_with_a_drain(options, code):
         await until(lambda: record.addresses != [], "the server is ready")
         async with grpc.aio.insecure_channel(server.address) as channel:
             call = asyncio.create_task(_outcome(pb_grpc.InferenceStub(channel).Generate(greedy(max_tokens=60))))
-            await until(lambda: server.client.open_requests == 1, "the request is in")
+            await until(lambda: server.frontend.open_requests == 1, "the request is in")
             server._stop_requests.put_nowait(None)
             assert await life == code
             assert await call == (grpc.StatusCode.OK if code == 0 else grpc.StatusCode.INTERNAL)

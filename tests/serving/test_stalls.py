@@ -13,24 +13,23 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2
 
+from jaxinfer.errors import ChatMessageError, InvalidRequest
 from jaxinfer.messages import EngineStats, PromptScored, SequenceOutput, StepOutputs, TokenLogprobs
-from jaxinfer.sampling_params import InvalidRequest
-from jaxinfer.text import ChatMessageError
 from jaxinfer.text.chat import _plain
 from protos.jaxinfer.v1 import inference_pb2 as pb
-from serving import engine_client, json_weight
+from serving import json_weight
 from serving.filters import redactor
 from serving.filters.contract import ALLOW, Subject
 from serving.filters.inputs import filtered
 from serving.frames import Unpacker, _in_pieces, pack
+from serving.grpc_server.convert import json_object
+from serving.grpc_server.wire import has_too_many_parts
 from serving.http import decode
 from serving.http.errors import ApiError
 from serving.http.models import CompletionRequest
 from serving.pace import Pace
 from serving.request import ChatPrompt
 from serving.text_worker import PART_BYTES, TextWorker
-from serving.validation import json_object
-from serving.wire import has_too_many_parts
 from tests.fakes import FakeOptions
 from tests.serving.harness import collect, greedy, run, serving, status
 from tests.serving.http.harness import http_serving
@@ -61,7 +60,7 @@ def untouchable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_text_that_cannot_fit_is_refused_by_its_characters(body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with http_serving(OPTIONS) as s:
-            bound = s.grpc.server.api.ready().tokenizer.length_bound  # type: ignore[union-attr]
+            bound = s.grpc.server.frontend.ready_model().tokenizer.length_bound  # type: ignore[union-attr]
             assert bound is not None
             limit = bound.characters(CONTEXT - 1)
             error = await s.refused("/v1/completions", **body)
@@ -294,11 +293,11 @@ def test_many_prompts_are_submitted_in_pieces_and_keep_their_places(monkeypatch:
             paused += 1
             await self.rest()
 
-    monkeypatch.setattr(engine_client, "Pace", Always)
+    monkeypatch.setattr("serving.frontend.frontend.Pace", Always)
 
     async def test() -> None:
         async with http_serving(FakeOptions(step_seconds=0.005), max_waiting=16) as s:
-            client = s.grpc.server.client
+            client = s.grpc.server.frontend
             limit = client.max_sequences
             many = asyncio.create_task(s.post("/v1/completions", prompt=["a"] * limit, max_tokens=2, temperature=0))
             while not paused:
@@ -309,7 +308,7 @@ def test_many_prompts_are_submitted_in_pieces_and_keep_their_places(monkeypatch:
             assert answer.status_code == 200, answer.text
             assert len(answer.json()["choices"]) == limit
             assert paused >= limit
-            assert client._open_sequences == 0
+            assert client.open_sequences == 0
             assert (await s.post("/v1/completions", prompt="a", max_tokens=2)).status_code == 200
 
     run(test())
@@ -318,14 +317,14 @@ def test_many_prompts_are_submitted_in_pieces_and_keep_their_places(monkeypatch:
 def test_none_of_them_when_one_is_refused() -> None:
     async def test() -> None:
         async with http_serving(FakeOptions(step_seconds=0.005)) as s:
-            client = s.grpc.server.client
+            client = s.grpc.server.frontend
             call = s.grpc.stub.Generate(pb.GenerateRequest(text="a", request_id="mine-1", sampling={"max_tokens": 50}))
             await call.read()
             answer = await s.post("/v1/completions", prompt=["a", "b", "c"], request_id="mine", max_tokens=2)
             assert answer.status_code == 409, answer.text
-            assert client._open_sequences == 1
+            assert client.open_sequences == 1
             await collect(call)
-            assert client._open_sequences == 0
+            assert client.open_sequences == 0
 
     run(test())
 

@@ -13,10 +13,10 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from jaxinfer.errors import ChatTemplateError
 from jaxinfer.text.answers.events import collect
 from jaxinfer.text.answers.formats import CALL_FORMATS, REASONING_FORMATS, AnswerFormat, AnswerParser
 from jaxinfer.text.chat import ChatTemplates
-from jaxinfer.text.errors import ChatTemplateError
 
 _NAME, _ARGUMENTS = "look_up_tide", {"harbour": "Brest <3", "days": 2}
 _CALL = {"id": "a1b2c3d4e", "type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from jaxinfer.errors import InvalidRequest, _beginning
 from jaxinfer.outputs import RequestStream, prompt_end_of
-from jaxinfer.sampling_params import InvalidRequest, SamplingParams, _beginning, as_token_ids
+from jaxinfer.sampling_params import SamplingParams, as_token_ids
 from jaxinfer.text import PromptEnd, PromptTooLong, TextError, Tokenizer, TooManyTokens
 from jaxinfer.text.tokenizer import first_bad_id
 from tests.jaxinfer.text.golden_cases import tokenizer

@@ -147,7 +147,7 @@ def test_a_tenant_sees_nothing_of_another(tmp_path: Path) -> None:
             assert (await stub.Abort(abort, metadata=bearer(c))).found
             assert (await collect(calls[2])).end().finish_reason == pb.FINISH_REASON_ABORT
             assert not (await stub.Abort(abort, metadata=bearer(c))).found
-            assert s.server.client.open_requests == 2
+            assert s.server.frontend.open_requests == 2
             assert (await stub.Abort(abort, metadata=bearer(admin))).found  # an admin's is for all
             for call in calls[:2]:
                 assert (await collect(call)).end().finish_reason == pb.FINISH_REASON_ABORT
@@ -185,7 +185,7 @@ def test_limits_answer_429_and_resource_exhausted(tmp_path: Path) -> None:
             two = await status(stub.Generate(greedy(n=2), metadata=bearer(one)))
             assert two.code() == grpc.StatusCode.INVALID_ARGUMENT
             call.cancel()
-            await until(lambda: s.server.client.open_requests == 0, "the place is free")
+            await until(lambda: s.server.frontend.open_requests == 0, "the place is free")
             await s.openai(one).chat.completions.create(**CHAT)
 
     run(test())
@@ -203,7 +203,7 @@ def test_several_prompts_are_taken_all_or_none(tmp_path: Path) -> None:
             assert len([m for m in s.link.engine.received if isinstance(m, Submit)]) == 2
             assert (await client.post("/v1/completions", json={**body, "prompt": "c"})).status_code == 200
             assert (await client.post("/v1/completions", json={**body, "prompt": ["x"] * 4})).status_code == 400
-            await until(lambda: s.server.client.open_requests == 0, "nothing is left of them")
+            await until(lambda: s.server.frontend.open_requests == 0, "nothing is left of them")
 
     run(test())
 
@@ -281,7 +281,7 @@ def test_admin_calls_and_refusals_are_in_the_audit_log(tmp_path: Path, caplog: p
                 await client.get("/version?canary")
             await stub.GetStats(pb.GetStatsRequest(), metadata=bearer(admin))
             await status(stub.GetStats(pb.GetStatsRequest()))
-            refused = s.server.client.recorder.metrics.refused
+            refused = s.server.frontend.recorder.metrics.refused
             assert refused == {
                 ("http", "403"): 1,
                 ("http", "429"): 1,
@@ -323,7 +323,7 @@ def test_ledger_and_metrics_agree_for_each_tenant(tmp_path: Path) -> None:
                     await collect(stub.Generate(greedy(max_tokens=3 + length), metadata=bearer(key)))
                 async with s.http(key) as client:
                     await client.post("/v1/completions", json={"prompt": ["a", "b"], "max_tokens": 2, "n": 2})
-            client = s.server.client
+            client = s.server.frontend
             await until(lambda: sum(client.recorder.metrics.finished.values()) == 11, "all are finished")
             totals.update(client.recorder.metrics.tenant_tokens)
 

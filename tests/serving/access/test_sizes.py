@@ -10,7 +10,7 @@ import pytest
 
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
-from serving.grpc_door import MAX_METADATA_BYTES
+from serving.grpc_server.options import MAX_METADATA_BYTES
 from tests.fakes import FakeOptions
 from tests.serving.harness import collect, greedy, run, serving, status, until
 from tests.serving.http.harness import greedy_chat, http_serving
@@ -115,7 +115,7 @@ def test_a_grpc_client_that_takes_nothing_is_let_go(caplog: pytest.LogCaptureFix
             async with grpc.aio.insecure_channel(s.server.address, options=options) as channel:
                 call = pb_grpc.InferenceStub(channel).Generate(greedy(max_tokens=6000, logprobs=20))
                 await call.read()
-                await until(lambda: s.server.client.open_requests == 0, "nothing is held for it any more")
+                await until(lambda: s.server.frontend.open_requests == 0, "nothing is held for it any more")
                 assert (await collect(s.stub.Generate(greedy()))).text() == "abcdefgh"
                 call.cancel()
 

@@ -64,7 +64,7 @@ def test_logits_that_are_not_numbers_are_one_requests_error(
                 assert len((await call).token_ids()) == 60
             assert len((await whole)["choices"][0]["text"]) == 60
             await until(lambda: ledger.read_text().count("\n") == 6, "every request has its line")
-            assert s.grpc.server.client.open_requests == 0
+            assert s.grpc.server.frontend.open_requests == 0
 
     with caplog.at_level(logging.ERROR):
         run(test())

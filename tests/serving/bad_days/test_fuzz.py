@@ -59,12 +59,12 @@ async def unharmed(caplog: pytest.LogCaptureFixture) -> AsyncIterator[HttpServer
         async with turning(LONGEST_TURN):
             yield s
         server = s.grpc
-        await until(lambda: server.server.client.open_requests == 0, "no request is left over")
+        await until(lambda: server.server.frontend.open_requests == 0, "no request is left over")
         assert (await collect(server.stub.Generate(greedy()))).text() == GOOD_TEXT
         answer = await exchange(server.server.http_address, good().data)
         assert answer.json()["choices"][0]["text"] == GOOD_TEXT
         await until(lambda: not (server.engine._running or server.engine._waiting), "the engine holds nothing")
-        await until(lambda: server.server.client.stats.free_pages == OPTIONS.num_pages - 1, "every page is back")
+        await until(lambda: server.server.frontend.stats.free_pages == OPTIONS.num_pages - 1, "every page is back")
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 

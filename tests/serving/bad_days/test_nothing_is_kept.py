@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serving.stream import GenerationStream
+from serving.frontend.stream import GenerationStream
 from tests.fakes import FakeOptions
 from tests.serving.bad_days.hostile_http import post
 from tests.serving.harness import collect, greedy, run, until
@@ -25,11 +25,11 @@ def http_request(**body: object) -> bytes:
 async def http_cut(s: HttpServer, *, stream: bool) -> None:
     host, port = str(s.grpc.server.http_address).split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    accepted = s.grpc.server.client.accepted
+    accepted = s.grpc.server.frontend.accepted
     writer.write(http_request(max_tokens=4000, stream=stream))
     if stream:
         await reader.read(400)
-    await until(lambda: s.grpc.server.client.accepted > accepted, "the request is in")
+    await until(lambda: s.grpc.server.frontend.accepted > accepted, "the request is in")
     writer.transport.abort()
 
 
@@ -74,7 +74,7 @@ def test_streams_are_gone_when_they_have_ended(end: Callable[[HttpServer], Await
         async with http_serving(FakeOptions(step_seconds=0.001, max_num_seqs=32)) as s:
             for _ in range(COUNT):
                 await end(s)
-            client = s.grpc.server.client
+            client = s.grpc.server.frontend
             await until(lambda: client.open_requests == 0, "the requests have ended")
             await until(lambda: not (s.grpc.engine._running or s.grpc.engine._waiting), "in the engine, too")
             await asyncio.sleep(0.05)  # the loop's last callbacks

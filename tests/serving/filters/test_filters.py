@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxinfer.messages import Submit
+from serving.errors import Refusal
 from serving.filters.contract import (
     ALLOW,
     FilterError,
@@ -30,9 +31,8 @@ from serving.filters.outputs import FilteredText
 from serving.filters.redactor import redact
 from serving.request import ChatPrompt
 from serving.server import ServerError
-from serving.status import Refusal
 from tests.fakes import FakeOptions
-from tests.serving.harness import collect, greedy, make_server, run, serving, status, until
+from tests.serving.harness import collect, greedy, make_server, run, status, until
 from tests.serving.http.harness import greedy_chat, http_serving, says
 
 HERE = "tests.serving.filters.test_filters"
@@ -201,23 +201,6 @@ def test_a_filter_sees_every_text_of_a_chat() -> None:
     assert "messages[1].content" in {subject.part for _, subject in seen}
 
 
-def test_refusals_look_the_same_on_both_doors() -> None:
-    async def test() -> None:
-        async with http_serving(input_filter=f"{HERE}:no_bombs") as s:
-            error = await s.refused("/v1/chat/completions", **greedy_chat("a bomb"))
-            wanted = "the request was refused by this server's input filter: it is about bombs"
-            assert (error["message"], error["code"]) == (wanted, "content_filter")
-            found = await status(s.grpc.stub.Generate(greedy("a bomb")))
-            assert (found.code(), found.details()) == (grpc.StatusCode.FAILED_PRECONDITION, wanted)
-            assert not s.grpc.received(Submit)
-        async with serving(input_filter=f"{HERE}:broken") as s:
-            found = await status(s.stub.Generate(greedy("secret")))
-            assert found.code() == grpc.StatusCode.FAILED_PRECONDITION
-            assert "secret" not in found.details()
-
-    run(test())
-
-
 def test_outputs_are_redacted_while_they_stream() -> None:
     text = f"Write to {MAIL} or pay with {CARD}, but not before noon. " + "And so on. " * 40
     shown = text.replace(MAIL, "[e-mail]").replace(CARD, "[card]")
@@ -238,7 +221,7 @@ def test_outputs_are_redacted_while_they_stream() -> None:
             assert (await s.refused("/v1/completions", prompt="x", return_token_ids=True))[
                 "param"
             ] == "return_token_ids"
-            metrics = s.grpc.server.client.recorder.metrics
+            metrics = s.grpc.server.frontend.recorder.metrics
             assert metrics.generation_tokens == 3 * (len(text) + 1)
 
     run(test())
@@ -258,7 +241,7 @@ def test_a_refused_output_ends_its_request() -> None:
             assert (whole_answer.status_code, whole_answer.json()["error"]["code"]) == (400, "content_filter")
             error = await status(s.grpc.stub.Generate(greedy(max_tokens=600)))
             assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
-            await until(lambda: s.grpc.server.client.open_requests == 0, "nothing is left of them")
+            await until(lambda: s.grpc.server.frontend.open_requests == 0, "nothing is left of them")
 
     run(test())
 

@@ -8,8 +8,8 @@ from typing import Any
 from smg_grpc_proto import vllm_engine_pb2 as vllm_pb
 
 from protos.open_inference import grpc_service_pb2 as infer_pb
-from serving.gateways.names import SERVICES
 from serving.gateways.services import GatewayConfig
+from serving.grpc_server.names import SERVICES
 
 BOTH = GatewayConfig(tuple(SERVICES))
 

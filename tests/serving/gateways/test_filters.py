@@ -31,17 +31,3 @@ def test_an_output_filter_is_no_gap():
             assert count == len(options.script)
 
     run(test())
-
-
-def test_an_input_filter_reads_their_prompts():
-    async def test():
-        async with serving(gateways=BOTH, input_filter="tests.serving.filters.test_filters:no_bombs") as s:
-            for call in (
-                vllm_grpc.VllmEngineStub(s.channel).Generate(generate("a bomb")),
-                infer_grpc.GRPCInferenceServiceStub(s.channel).ModelInfer(infer("a bomb")),
-            ):
-                refused = await status(call)
-                assert refused.code() == grpc.StatusCode.FAILED_PRECONDITION
-                assert "it is about bombs" in refused.details()
-
-    run(test())

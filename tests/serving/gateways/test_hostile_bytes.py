@@ -146,7 +146,7 @@ def test_the_server_outlives_nonsense(caplog):
             for body in broken:  # ends its stream, so that it comes last
                 assert await code_of(stream(iter([rng.choice(parsed), body]))) == grpc.StatusCode.INVALID_ARGUMENT
             assert len(s.received(Submit)) > 30
-            assert not s.server.client.open_requests
+            assert not s.server.frontend.open_requests
             assert (await collect(s.stub.Generate(greedy()))).text() == "abcdefgh"
 
     with caplog.at_level(logging.WARNING):

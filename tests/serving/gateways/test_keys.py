@@ -11,7 +11,7 @@ from smg_grpc_proto import vllm_engine_pb2_grpc as vllm_grpc
 from jaxinfer.messages import Abort, Submit
 from protos.open_inference import grpc_service_pb2 as infer_pb
 from protos.open_inference import grpc_service_pb2_grpc as infer_grpc
-from serving.access.grpc_gate import needed
+from serving.grpc_server.gate import needed
 from tests.fakes import FakeOptions
 from tests.serving.access.harness import Keys, bearer, guarded
 from tests.serving.gateways.harness import BOTH, generate, infer

@@ -83,7 +83,7 @@ def test_statistics_are_those_of_the_metrics():
             call = s.stub.Generate(greedy(max_tokens=2000))
             await call.read()
             call.cancel()
-            metrics = s.server.client.recorder.metrics
+            metrics = s.server.frontend.recorder.metrics
             await until(lambda: sum(metrics.finished.values()) == 3, "all have ended")
             (found,) = (await stub(s).ModelStatistics(pb.ModelStatisticsRequest(name="fake", version="1"))).model_stats
             stats = found.inference_stats

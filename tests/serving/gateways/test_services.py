@@ -16,8 +16,8 @@ from smg_grpc_proto import vllm_engine_pb2_grpc as vllm_grpc
 from protos.open_inference import grpc_service_pb2 as infer_pb
 from protos.open_inference import grpc_service_pb2_grpc as infer_grpc
 from serving.commands.serve import make_parser
-from serving.gateways.names import SERVICES
 from serving.gateways.services import GatewayConfig
+from serving.grpc_server.names import SERVICES
 from serving.observing.setup import ObservingConfig
 from tests.fakes import FakeOptions
 from tests.serving.gateways.harness import BOTH, generate, infer
@@ -76,10 +76,8 @@ def test_loading_and_draining():
 
             assert await states() == (False, "the model is still loading", True, False, False)
             for call in (
-                vllm.Generate(generate()),
                 vllm.GetModelInfo(vllm_pb.GetModelInfoRequest()),
                 vllm.GetLoads(vllm_pb.GetLoadsRequest()),
-                kserve.ModelInfer(infer()),
                 kserve.ModelMetadata(infer_pb.ModelMetadataRequest(name="fake")),
                 kserve.RepositoryIndex(infer_pb.RepositoryIndexRequest()),
             ):
@@ -89,9 +87,8 @@ def test_loading_and_draining():
             assert await states() == (True, "ready", True, True, True)
             running = vllm.Generate(generate(max_tokens=4000))
             await running.read()
-            s.server.client.drain()
+            s.server.frontend.drain()
             assert await states() == (False, "the server is shutting down", True, False, False)
-            assert (await status(vllm.Generate(generate()))).code() == grpc.StatusCode.UNAVAILABLE
             (answer,) = [m async for m in kserve.ModelStreamInfer(iter([infer()]))]
             assert "shutting down" in answer.error_message
             index = await kserve.RepositoryIndex(infer_pb.RepositoryIndexRequest())
@@ -133,7 +130,7 @@ def test_their_requests_are_remembered_like_any_other(tmp_path):
             async for _ in kserve.ModelStreamInfer(iter([infer(id="streamed", stream=True)])):
                 pass
             await status(kserve.ModelInfer(infer(model_name="x")))
-            client = s.server.client
+            client = s.server.frontend
             await until(lambda: not client.open_requests, "the end of all")
             assert client.recorder.explain("mine")["door"] == "vllm"
             assert sum(client.recorder.metrics.finished.values()) == 3

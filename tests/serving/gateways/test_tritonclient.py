@@ -37,7 +37,7 @@ def test_tritonclient():
             aio = found["aio"]
             assert (aio["ready"], aio["infer"]) == (True, ["abcde"])
             assert aio["streams"] == {str(i): "abcdefgh" for i in range(3)}
-            await until(lambda: not s.server.client.open_requests, "the end of what the client left")
+            await until(lambda: not s.server.frontend.open_requests, "the end of what the client left")
             left = [m.request_id for m in s.received(Submit) if m.params.max_tokens == 4000]
             aborted = {m.request_id for m in s.received(Abort)}
             assert len(left) == 2  # one past its deadline, one stream given up

@@ -126,9 +126,9 @@ def test_a_client_that_reads_nothing_loses_its_connection_and_slows_nobody(monke
                 head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
                 head += f"content-length: {len(data)}\r\n\r\n"
                 await loop.sock_sendall(sock, (head + data).encode())
-                await until(lambda: s.grpc.server.client.open_requests == 1, "the request runs")
+                await until(lambda: s.grpc.server.frontend.open_requests == 1, "the request runs")
                 assert (await s.complete())["choices"][0]["text"] == "abcdefgh"
-                await until(lambda: s.grpc.server.client.open_requests == 0, "the connection was closed")
+                await until(lambda: s.grpc.server.frontend.open_requests == 0, "the connection was closed")
             assert "took nothing of its answer" in caplog.text
 
     run(test())
@@ -142,10 +142,10 @@ def test_a_client_that_closes_while_it_waits():
             host, port = s.grpc.server.http_address.split(":")
             _, writer = await asyncio.open_connection(host, int(port))
             writer.write(head + b"content-length: %d\r\n\r\n" % len(data) + data)
-            await until(lambda: s.grpc.server.client.open_requests == 1, "the request runs")
+            await until(lambda: s.grpc.server.frontend.open_requests == 1, "the request runs")
             writer.transport.abort()
             await until(lambda: len(s.grpc.received(Abort)) == 1, "the engine was told")
-            assert s.grpc.server.client.open_requests == 0
+            assert s.grpc.server.frontend.open_requests == 0
 
     run(test())
 
@@ -172,7 +172,7 @@ def test_drain_finishes_what_runs_and_refuses_what_comes():
     async def test():
         async with http_serving(FakeOptions(step_seconds=0.01)) as s:
             running = asyncio.create_task(s.events("/v1/completions", prompt="x", temperature=0, max_tokens=40))
-            await until(lambda: s.grpc.server.client.open_requests == 1, "the request is in")
+            await until(lambda: s.grpc.server.frontend.open_requests == 1, "the request is in")
             drain = asyncio.create_task(s.grpc.server.drain())
             await until(lambda: bool(s.grpc.received(Drain)), "the engine hears of it")
             refused = await s.post("/v1/completions", prompt="x")
@@ -195,7 +195,7 @@ def test_the_end_of_the_grace_period_is_an_error_in_the_stream():
     async def test():
         async with http_serving(FakeOptions(step_seconds=0.01), grace_seconds=0.2) as s:
             running = asyncio.create_task(s.events("/v1/completions", prompt="x", temperature=0, max_tokens=4000))
-            await until(lambda: s.grpc.server.client.open_requests == 1, "the request is in")
+            await until(lambda: s.grpc.server.frontend.open_requests == 1, "the request is in")
             await s.grpc.server.drain()
             *_, failed, done = await running
             assert done == "[DONE]"
@@ -293,7 +293,7 @@ def test_a_fault_that_nobody_foresaw_is_one_requests_error(monkeypatch, begun):
                 for stream in (False, True):
                     answer = await s.post("/v1/completions", **request, stream=stream)
                     assert error(answer, 500)["message"] == "ZeroDivisionError: a bug"
-            await until(lambda: s.grpc.server.client.open_requests == 0, "nothing is left")
+            await until(lambda: s.grpc.server.frontend.open_requests == 0, "nothing is left")
             assert (await s.chat())["choices"][0]["message"]["content"] == "abcdefgh"
 
     run(test())

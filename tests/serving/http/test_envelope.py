@@ -136,7 +136,7 @@ def test_every_answer_of_a_server_that_drains_closes_its_connection():
                 lines = running.aiter_lines()
                 await anext(lines)
                 drain = asyncio.create_task(s.grpc.server.drain())
-                await until(lambda: s.grpc.server.client.draining, "the server drains")
+                await until(lambda: s.grpc.server.frontend.draining, "the server drains")
                 for path, status in (("/health", 200), ("/ready", 503), ("/nothing", 404)):
                     answer = await s.http.get(path)
                     assert (answer.status_code, answer.headers["connection"]) == (status, "close"), path
@@ -247,7 +247,7 @@ def test_preflights_need_no_key_and_every_answer_has_the_headers(tmp_path):
             def fail(*_: Any, **__: Any) -> Any:
                 raise RuntimeError("unforeseen")
 
-            s.grpc.server.api._prepare = fail  # type: ignore[method-assign]
+            s.grpc.server.api._convert = fail  # type: ignore[method-assign]
             found = await s.http.post("/v1/completions", json=sent, headers=with_key)
             assert (found.status_code, found.headers["access-control-allow-origin"]) == (500, PAGE)
 

@@ -10,12 +10,11 @@ from typing import Any
 import grpc
 import pytest
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.errors import MAX_FAULTS, Faults, InvalidRequest, together
 from jaxinfer.text import load_tokenizer
 from protos.jaxinfer.v1 import inference_pb2 as pb
-from serving.faults import MAX_FAULTS, Faults, together
 from serving.observing.logs import logging_to
-from serving.observing.refusals import known_part
+from serving.refusal_log import known_part
 from tests.fakes import write_tokenizer
 from tests.serving.gateways.harness import BOTH, generate, infer
 from tests.serving.gateways.test_open_inference import stub as infer_stub
@@ -176,7 +175,7 @@ def test_what_a_template_or_the_engine_refuses_has_a_param(tmp_path):
 
     async def test():
         async with http_serving() as s:
-            s.grpc.server.api.model = model_with(s, load_tokenizer(folder))
+            s.grpc.server.frontend.model = model_with(s, load_tokenizer(folder))
             system = {"role": "system", "content": "x"}
             for path, body, param in (
                 ("chat/completions", {"messages": [system]}, "messages"),
@@ -191,8 +190,8 @@ def test_what_a_template_or_the_engine_refuses_has_a_param(tmp_path):
 def model_with(s: HttpServer, tokenizer: Any) -> Any:
     from dataclasses import replace
 
-    assert s.grpc.server.api.model is not None
-    return replace(s.grpc.server.api.model, tokenizer=tokenizer)
+    assert s.grpc.server.frontend.model is not None
+    return replace(s.grpc.server.frontend.model, tokenizer=tokenizer)
 
 
 # -- the log ----------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_between_two_turns_of_others_a_bounded_number_of_entries_is_made(
             task = asyncio.create_task(others())
             sent: list[bytes] = []
             # Nothing is read before all of it is there, as by a client that was slow.
-            monkeypatch.setattr("serving.stream.GenerationStream.read", patient(running))
+            monkeypatch.setattr("serving.frontend.stream.GenerationStream.read", patient(running))
             path, body = body_of(name, 700, stream=stream)
             await answer(running.server.api, path, body, sent)
             task.cancel()
@@ -99,7 +99,7 @@ def test_between_two_turns_of_others_a_bounded_number_of_entries_is_made(
 
 
 def patient(running: Any) -> Any:
-    from serving.stream import GenerationStream
+    from serving.frontend.stream import GenerationStream
 
     read = GenerationStream.read
 

@@ -201,7 +201,7 @@ def test_leaving_a_stream_aborts_it():
             await anext(aiter(stream))
             await stream.close()
             await until(lambda: len(s.grpc.received(Abort)) == 1, "the engine was told")
-            await until(lambda: s.grpc.server.client.open_requests == 0, "nothing is left")
+            await until(lambda: s.grpc.server.frontend.open_requests == 0, "nothing is left")
 
     run(test())
 
@@ -213,7 +213,7 @@ def test_leaving_a_whole_answer_aborts_it():
             with pytest.raises(openai.APITimeoutError):
                 await client.completions.create(model="fake", prompt="x", temperature=0, max_tokens=4000)
             await until(lambda: len(s.grpc.received(Abort)) == 1, "the engine was told")
-            await until(lambda: s.grpc.server.client.open_requests == 0, "nothing is left")
+            await until(lambda: s.grpc.server.frontend.open_requests == 0, "nothing is left")
 
     run(test())
 
@@ -237,7 +237,7 @@ def test_the_client_waits_as_long_as_it_is_told():
     async def test():
         async with http_serving(FakeOptions(step_seconds=0.002, max_num_seqs=1), max_waiting=0) as s:
             busy = asyncio.create_task(s.complete(max_tokens=300))
-            await until(lambda: s.grpc.server.client.open_requests == 1, "the place is taken")
+            await until(lambda: s.grpc.server.frontend.open_requests == 1, "the place is taken")
             refused = await s.post("/v1/completions", prompt="x", max_tokens=1)
             assert refused.status_code == 429
             assert int(refused.headers["retry-after"]) >= 1

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
+from jaxinfer.outputs import Delta
 from jaxinfer.text.answers import AnswerFormat, AnswerParser, CallArguments, CallName, Content, Reasoning
 from serving.http.parts import Part, PartedAnswer, joined
 from serving.http.tokens import ShownTokens, Token
-from serving.stream import Piece
 
 HERMES, MISTRAL = AnswerFormat("hermes", "think"), AnswerFormat("mistral", "mistral")
 
@@ -150,10 +150,10 @@ def test_reasoning_is_counted_in_tokens_that_spell_it() -> None:
 
 def test_a_token_waits_for_its_text_and_tokens_behind_a_stop_have_none() -> None:
     shown = ShownTokens(lambda token, open_: b"")
-    assert list(shown.add(Piece(0, ["a"], [1, 2], [], ends=[1, 4]))) == [("a", Token(1, None, 0, 1, b""))]
-    assert list(shown.add(Piece(0, [], [3], [], ends=[6]))) == []
-    assert list(shown.add(Piece(0, ["bcd"], [4], [], ends=[8]))) == [("bcd", Token(2, None, 1, 4, b""))]
-    last = list(shown.add(Piece(0, ["e"], [5], [], "stop", "f", ends=[9])))
+    assert list(shown.add(Delta(0, ["a"], [1, 2], [], ends=[1, 4]))) == [("a", Token(1, None, 0, 1, b""))]
+    assert list(shown.add(Delta(0, [], [3], [], ends=[6]))) == []
+    assert list(shown.add(Delta(0, ["bcd"], [4], [], ends=[8]))) == [("bcd", Token(2, None, 1, 4, b""))]
+    last = list(shown.add(Delta(0, ["e"], [5], [], "stop", "f", ends=[9])))
     assert [(text, token and token[:1] + token[2:4]) for text, token in last] == [
         ("e", (3, 4, 5)), ("", (4, 5, 5)), ("", (5, 5, 5)),
     ]  # fmt: skip

@@ -12,7 +12,6 @@ from serving.http.answers import GrowingAnswer
 from serving.http.logprobs import Spelling
 from serving.http.parts import Part, joined
 from serving.http.tokens import ShownTokens
-from serving.stream import Piece
 from tests.jaxinfer.text.golden_cases import tokenizer
 
 FORM = AnswerFormat("hermes", "think")
@@ -49,10 +48,9 @@ def parts(news: list[Delta], name: str, longest: int, random_: random.Random, *,
     found: list[Part] = []
     at = 0
     while at < len(news):
-        piece = Piece(0)
+        piece = Delta(0)
         for delta in news[at : at + random_.randint(1, longest)]:
             piece.add(delta)
-            piece.tokens += len(delta.token_ids)
             at += 1
         for more, _ in answer.add(piece):
             found += more

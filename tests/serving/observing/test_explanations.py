@@ -23,7 +23,7 @@ TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
 
 
 async def quiet(s: HttpServer) -> None:
-    await until(lambda: not s.grpc.server.client.recorder._live, "the engine has ended everything")
+    await until(lambda: not s.grpc.server.frontend.recorder._live, "the engine has ended everything")
 
 
 def test_a_finished_request_is_explained():
@@ -71,7 +71,7 @@ def test_a_running_request_is_explained_and_an_unknown_one_is_not():
             request = greedy(max_tokens=500)
             request.request_id = "mine"
             call = s.grpc.stub.Generate(request)
-            await until(lambda: s.grpc.server.client.stats.generated_tokens > 2, "it runs")
+            await until(lambda: s.grpc.server.frontend.stats.generated_tokens > 2, "it runs")
             found = (await s.http.get("/debug/requests/mine")).json()
             assert (found["state"], found["door"]) == ("alive", "grpc")
             assert found["completion_tokens"] > 0
@@ -102,7 +102,7 @@ def test_a_stop_string_ends_the_tokens_that_count():
 def test_only_the_last_requests_are_kept():
     async def test():
         async with http_serving() as s:
-            s.grpc.server.client.recorder._most_recent = 3
+            s.grpc.server.frontend.recorder._most_recent = 3
             for i in range(10):
                 await s.complete(request_id=f"r{i}")
             await quiet(s)
@@ -117,7 +117,7 @@ def exporter(s: HttpServer) -> InMemorySpanExporter:
     kept = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(kept))
-    s.grpc.server.client.recorder.sinks.append(Tracer(provider))
+    s.grpc.server.frontend.recorder.sinks.append(Tracer(provider))
     return kept
 
 
@@ -152,7 +152,7 @@ def test_a_request_that_fails_or_never_starts_has_a_span_too():
         async with http_serving(FakeOptions(step_seconds=0.1, crash_at_step=4, max_num_seqs=1)) as s:
             kept = exporter(s)
             calls = [s.grpc.stub.Generate(greedy(max_tokens=50)) for _ in range(2)]
-            await until(lambda: s.grpc.server.client.open_requests == 2, "both are there")
+            await until(lambda: s.grpc.server.frontend.open_requests == 2, "both are there")
             for call in calls:
                 with pytest.raises(Exception, match="the fake engine crashes"):
                     await collect(call)

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from protos.jaxinfer.v1 import inference_pb2 as pb
-from serving.engine_client import EngineClient
+from serving.access.access import Access
 from serving.engine_process import EngineProcess
+from serving.frontend.engine_link import EngineLink
 from serving.observing.logs import LEVELS, WITHHELD, EngineLogs, logging_to, tame_loop
+from serving.observing.recorder import Recorder
 from serving.observing.setup import ObservingConfig
 from tests.fakes import FakeOptions, write_model
 from tests.serving.harness import collect, greedy, run, status
@@ -72,7 +74,7 @@ async def drive(s: HttpServer) -> None:
 async def break_things(s: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Faults that nobody foresaw, whose messages quote the client; in every layer that catches them."""
     prompt = CANARIES[0]
-    client, api = s.grpc.server.client, s.grpc.server.api
+    client = s.grpc.server.frontend
 
     def fail(*_: object, **__: object) -> None:
         try:
@@ -81,13 +83,12 @@ async def break_things(s: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyError(f"cannot do {prompt!r}") from error
 
     with monkeypatch.context() as patch:
-        patch.setattr("serving.stream.RequestStream.push", fail)  # text of one request
+        patch.setattr("serving.frontend.stream.RequestStream.push", fail)  # text of one request
         assert (await s.post("/v1/completions", prompt=prompt, max_tokens=5)).status_code == 500
         await status(s.grpc.stub.Generate(greedy(prompt)))
     with monkeypatch.context() as patch:
-        patch.setattr(api, "_prepare", fail)
+        patch.setattr("serving.frontend.frontend.prepare", fail)
         assert (await s.post("/v1/completions", prompt=prompt)).status_code == 500  # uvicorn's traceback
-        patch.setattr("serving.servicer.prepare", fail)
         await status(s.grpc.stub.Generate(greedy(prompt)))
     with monkeypatch.context() as patch:
         patch.setattr("serving.http.completions.CompletionReply.pieces", fail)
@@ -290,12 +291,13 @@ def warn(progress: object) -> object:
 
 def test_the_engines_process_logs_in_the_same_form(capfd):
     async def test():
-        link = EngineProcess.started(EngineLogs(warn, "json", "info", content=False))
-        client = await EngineClient.connect(link, 10, lambda _: None)
-        await client.ready
-        client.shutdown()
-        assert await link.wait(10) == 0
-        await client.disconnect()
+        engine = EngineProcess.started(EngineLogs(warn, "json", "info", content=False))
+        link = EngineLink(engine, 0, lambda _: None, Recorder(), Access())
+        await link.connect()
+        await link.ready
+        link.shutdown()
+        assert await engine.wait(10) == 0
+        await link.disconnect()
 
     run(test())
     (line,) = capfd.readouterr().err.splitlines()

@@ -46,7 +46,7 @@ async def scrape(s: HttpServer) -> Scrape:
 
 async def quiet(s: HttpServer) -> Scrape:
     """Once every request has ended in the engine, too."""
-    client = s.grpc.server.client
+    client = s.grpc.server.frontend
     await until(lambda: not client.recorder._live, "the engine has ended everything")
     return await scrape(s)
 
@@ -96,7 +96,7 @@ def test_what_runs_and_waits_is_seen_while_it_does():
     async def test():
         async with http_serving(FakeOptions(step_seconds=0.02, max_num_seqs=2)) as s:
             calls = [s.grpc.stub.Generate(greedy(max_tokens=400)) for _ in range(5)]
-            await until(lambda: s.grpc.server.client.stats.running == 2, "two run")
+            await until(lambda: s.grpc.server.frontend.stats.running == 2, "two run")
             m = await scrape(s)
             assert (m("num_requests_running"), m("num_requests_waiting"), m("requests_open")) == (2, 3, 5)
             used = m("kv_pages", state="used")
@@ -118,7 +118,7 @@ def test_a_scrape_does_not_wait_for_the_engine():
     async def test():
         async with http_serving(FakeOptions(hang_at_step=3)) as s:
             call = s.grpc.stub.Generate(greedy(max_tokens=50))
-            await until(lambda: s.grpc.server.client.stats.steps == 2, "it hangs")
+            await until(lambda: s.grpc.server.frontend.stats.steps == 2, "it hangs")
             begin = time.monotonic()
             for _ in range(10):
                 assert (await scrape(s))("requests_open") == 1

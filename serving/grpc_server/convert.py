@@ -6,41 +6,37 @@ A request's field either takes effect or is refused: `tests/serving/test_every_f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from jaxinfer.sampling_params import MAX_TOKEN_LIST, InvalidRequest
+from jaxinfer.errors import InvalidRequest, renamed
+from jaxinfer.sampling_params import MAX_TOKEN_LIST
 from protos.jaxinfer.v1 import inference_pb2 as pb
-from serving import request as door
-from serving.faults import renamed
 from serving.json_weight import MAX_WEIGHT, is_too_heavy
-from serving.request import ChatPrompt, GenerationRequest, ModelContext, PreparedRequest, TextPrompt, TokenPrompt
+from serving.request import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
+
+# The servers' shared names -> this protocol's, for errors.
+NAMES: Mapping[str, str] = {"template_variables": "template_variables_json"}
 
 
-def prepare(request: pb.GenerateRequest, context: ModelContext) -> PreparedRequest:
-    """Checks and tokenizes. May take long for long texts. Raises one of `BAD_INPUT`, or Refusal."""
+@contextmanager
+def in_names_of_the_client() -> Iterator[None]:
+    """Errors name fields as this protocol does."""
     try:
-        return door.prepare(to_request(request), context)
+        yield
     except InvalidRequest as error:
-        raise renamed(error, _in_our_names) from error
-
-
-def encode_prompt(request: pb.TokenizeRequest, context: ModelContext) -> tuple[int, ...]:
-    """Ids of the request's text or chat. Raises as `prepare`."""
-    try:
-        return door.encode_prompt(_prompt(request), context)
-    except InvalidRequest as error:
-        raise renamed(error, _in_our_names) from error
+        raise renamed(error, NAMES) from error
 
 
 def to_request(request: pb.GenerateRequest) -> GenerationRequest:
     """The same request as every door makes it. Raises InvalidRequest."""
     refuse_unknown_fields(request)
     return GenerationRequest(
-        _prompt(request),
+        prompt_of(request),
         {field.name: _plain(field.name, value) for field, value in request.sampling.ListFields()},
         request_id=request.request_id,
         model=request.model,
@@ -50,7 +46,7 @@ def to_request(request: pb.GenerateRequest) -> GenerationRequest:
     )
 
 
-def _prompt(request: pb.GenerateRequest | pb.TokenizeRequest) -> TextPrompt | TokenPrompt | ChatPrompt:
+def prompt_of(request: pb.GenerateRequest | pb.TokenizeRequest) -> TextPrompt | TokenPrompt | ChatPrompt:
     kind = request.WhichOneof("prompt")
     if kind is None:
         allowed = "text and chat" if isinstance(request, pb.TokenizeRequest) else "text, token_ids and chat"
@@ -97,12 +93,6 @@ def _chat(chat: pb.Chat) -> ChatPrompt:
         chat.template or None,
         json_object("template_variables_json", chat.template_variables_json or "{}"),
     )
-
-
-def _in_our_names(error: InvalidRequest) -> InvalidRequest:
-    if error.field == "template_variables":
-        return InvalidRequest("template_variables_json", error.value, error.allowed)
-    return error
 
 
 def _chat_message(index: int, message: pb.ChatMessage) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from jaxinfer import __version__
 from jaxinfer.messages import EngineStats, TokenLogprobs
+from jaxinfer.outputs import PROMPT, Delta
 from jaxinfer.sampling_params import (
     FIELDS,
     MAX_N,
@@ -17,9 +18,9 @@ from jaxinfer.sampling_params import (
     SamplingParams,
 )
 from protos.jaxinfer.v1 import inference_pb2 as pb
+from serving.frontend.stream import GenerationStream
 from serving.pace import Pace
 from serving.request import ModelContext, chat_template_names
-from serving.stream import GenerationStream, News, Piece
 
 # Pieces of a long catch-up after a slow read: with 20 log-probabilities a token such a message has about 100 kB, far
 # below the 4 MiB that clients take by default.
@@ -47,40 +48,43 @@ def finished(stream: GenerationStream) -> pb.GenerateResponse:
     return pb.GenerateResponse(finished=pb.GenerateResponse.Finished(usage=usage))
 
 
-async def news(batch: News) -> AsyncIterator[pb.GenerateResponse]:
-    """The messages for what a stream's reader took at once; other tasks run while they are made."""
+async def messages(deltas: Sequence[Delta]) -> AsyncIterator[pb.GenerateResponse]:
+    """For what a stream's reader took at once; other tasks run while they are made."""
     pace = Pace()
-    entries = batch.prompt_logprobs
+    for delta in deltas:
+        async for message in _scored(delta, pace) if delta.index == PROMPT else _deltas(delta, pace):
+            yield message
+
+
+async def _scored(delta: Delta, pace: Pace) -> AsyncIterator[pb.GenerateResponse]:
+    entries = delta.logprobs
     size = tokens_per_message(entries)
     for i in range(0, len(entries), size):
         part = [await _logprobs(entry, pace) for entry in entries[i : i + size]]
         yield pb.GenerateResponse(
-            prompt_logprobs=pb.GenerateResponse.PromptLogprobs(start=batch.prompt_start + i, entries=part)
+            prompt_logprobs=pb.GenerateResponse.PromptLogprobs(start=delta.start + i, entries=part)
         )
-    for piece in batch.pieces:
-        async for message in _deltas(piece, pace):
-            yield message
 
 
-async def _deltas(piece: Piece, pace: Pace) -> AsyncIterator[pb.GenerateResponse]:
-    text = "".join(piece.text)
-    size = tokens_per_message(piece.logprobs)
-    parts = max(1, -(-len(piece.token_ids) // size), -(-len(text) // MAX_CHARACTERS_PER_MESSAGE))
+async def _deltas(delta: Delta, pace: Pace) -> AsyncIterator[pb.GenerateResponse]:
+    text = delta.text
+    size = tokens_per_message(delta.logprobs)
+    parts = max(1, -(-len(delta.token_ids) // size), -(-len(text) // MAX_CHARACTERS_PER_MESSAGE))
     for i in range(parts):
         tokens = slice(i * size, (i + 1) * size)
-        delta = pb.GenerateResponse.Delta(
-            index=piece.index,
+        message = pb.GenerateResponse.Delta(
+            index=delta.index,
             text=text[i * MAX_CHARACTERS_PER_MESSAGE : (i + 1) * MAX_CHARACTERS_PER_MESSAGE],
-            token_ids=piece.token_ids[tokens],
-            logprobs=[await _logprobs(entry, pace) for entry in piece.logprobs[tokens]],
+            token_ids=delta.token_ids[tokens],
+            logprobs=[await _logprobs(entry, pace) for entry in delta.logprobs[tokens]],
         )
         if i == parts - 1:
-            delta.finish_reason = _REASONS[piece.finish_reason]
-            if isinstance(piece.stop_reason, str):
-                delta.stop_string = piece.stop_reason
-            elif piece.stop_reason is not None:
-                delta.stop_token_id = piece.stop_reason
-        yield pb.GenerateResponse(delta=delta)
+            message.finish_reason = _REASONS[delta.finish_reason]
+            if isinstance(delta.stop_reason, str):
+                message.stop_string = delta.stop_reason
+            elif delta.stop_reason is not None:
+                message.stop_token_id = delta.stop_reason
+        yield pb.GenerateResponse(delta=message)
         await pace.spend(32)
 
 

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import msgspec
 from google.protobuf.descriptor import Descriptor
 
-from jaxinfer.sampling_params import FIELD_NAMES, InvalidRequest
-from jaxinfer.text import ChatMessageError, ChatTemplateError, StopStringError, TextError
+from jaxinfer.errors import ChatMessageError, ChatTemplateError, InvalidRequest, StopStringError, TextError, faults_of
+from jaxinfer.sampling_params import FIELD_NAMES
 from protos.jaxinfer.v1 import inference_pb2
-from serving.faults import faults_of
+from serving.errors import Refusal
 from serving.http import models
 from serving.http.errors import ApiError
 from serving.observing.record import Origin
-from serving.status import Refusal
 
 _ACCESS = logging.getLogger("serving.access")
 _STEP = re.compile(r"(?:^|\.)([^.\[]+)|\[(\d+)\]")

@@ -6,12 +6,24 @@ objects made of them. Walking the bytes in Python can be interrupted, and ends a
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+# Of the running call's large message, as it came: asking the message takes milliseconds for each megabyte of text.
+RECEIVED_BYTES: ContextVar[int | None] = ContextVar("received_bytes", default=None)
 
 MAX_PARTS = 100_000  # of a message; 4096 messages of a conversation with all of their fields are a third
 _UNKNOWN = 4  # what a field that nobody knows counts for: each becomes an object when it is refused
 _PACKED = 128  # bytes of a list of numbers that count as one part
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def size_of(message: Message) -> int:
+    """Bytes of the running call's message."""
+    received = RECEIVED_BYTES.get()
+    return message.ByteSize() if received is None else received
 
 
 def has_too_many_parts(data: bytes, descriptor: Descriptor, limit: int = MAX_PARTS) -> bool:

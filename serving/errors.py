@@ -1,4 +1,7 @@
-"""Which gRPC status answers which fault. One exception, `Refusal`, carries it to the servicer."""
+"""How servers answer what they do not serve: one exception, `Refusal`, carries gRPC's status to all of them.
+
+What is wrong with bad requests themselves is in jaxinfer/errors.py.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,6 @@ import math
 import grpc
 
 from jaxinfer.messages import Rejected
-from jaxinfer.sampling_params import InvalidRequest
-from jaxinfer.text import ChatTemplateError, StopStringError, TextError
-
-# What bad input raises on its way from the request to the engine.
-BAD_INPUT = (InvalidRequest, TextError, StopStringError, ChatTemplateError)
 
 # Defined by gRPC (proposal A6): clients with a retry policy obey it, others can read it. Milliseconds.
 RETRY_METADATA = "grpc-retry-pushback-ms"
@@ -38,7 +36,11 @@ _WHY = {
 }
 
 
-class Refusal(Exception):
+class RequestError(Exception):
+    """A request is not served, for a reason that its client is told: `Refusal`, and the servers' own answers."""
+
+
+class Refusal(RequestError):
     """The answer to a call that ends without OK: status code, one sentence, trailing metadata. reason: a word for
     programs where the code alone says too little."""
 

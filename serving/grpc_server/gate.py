@@ -9,8 +9,8 @@ import grpc
 
 from serving.access.access import Access
 from serving.access.caller import ADMIN, CALLER, INFER
-from serving.gateways.names import SERVICES
-from serving.status import Refusal
+from serving.errors import Refusal
+from serving.grpc_server.names import SERVICES
 
 _INFERENCE = "/jaxinfer.v1.Inference/"
 _VLLM, _KSERVE = (f"/{service}/" for service in SERVICES.values())

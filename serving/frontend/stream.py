@@ -1,56 +1,24 @@
 """One request on the server's side of the engine's door: takes the engine's news at once, hands them to a reader.
 
 The engine is never slowed by a slow reader, and memory stays bounded by the request's own result: what the reader has
-not taken yet is merged, per sequence, into one pending piece. Stop strings are found when the token arrives, not when
+not taken yet is merged, per sequence, into one pending delta. Stop strings are found when the token arrives, not when
 it is read.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
-from jaxinfer.messages import PromptScored, SequenceOutput, TokenLogprobs
-from jaxinfer.outputs import CompletionOutput, Delta, RequestStream
+from jaxinfer.messages import PromptScored, SequenceOutput
+from jaxinfer.outputs import PROMPT, CompletionOutput, Delta, RequestStream
 from jaxinfer.text import Tokenizer
+from serving.errors import Refusal
 from serving.filters.contract import Filter
 from serving.filters.outputs import FilteredText
 from serving.observing.record import RequestRecord
 from serving.request import PreparedRequest
-from serving.status import Refusal
-
-
-@dataclass(slots=True)
-class Piece:
-    """Consecutive deltas of one sequence, merged. tokens: how many, also where an output filter withholds their ids.
-    ends: of each token, where it ends in the sequence's text (`Delta.ends`)."""
-
-    index: int
-    text: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    tokens: int = 0
-    ends: list[int] = field(default_factory=list)
-
-    def add(self, delta: Delta) -> None:
-        if delta.text:
-            self.text.append(delta.text)
-        self.token_ids.extend(delta.token_ids)
-        self.ends.extend(delta.ends[: len(delta.token_ids)])  # none where an output filter withholds the ids
-        self.logprobs.extend(delta.logprobs)
-        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
-
-
-@dataclass(slots=True)
-class News:
-    """What a reader gets at once. `prompt_start` is the position of the first of `prompt_logprobs`."""
-
-    prompt_start: int
-    prompt_logprobs: list[TokenLogprobs]
-    pieces: list[Piece]
 
 
 class GenerationStream:
@@ -82,7 +50,7 @@ class GenerationStream:
             reading=prepared.reading,
             prompt_end=prepared.prompt_end,
         )
-        self._pieces: dict[int, Piece] = {}
+        self._pending: dict[int, Delta] = {}  # by sequence
         self._prompt_sent = 1  # position 0 has no log-probability
         self._refusal: Refusal | None = None
         self._wake = asyncio.Event()
@@ -97,9 +65,9 @@ class GenerationStream:
         if delta is None:
             return None
         shown = self._filter(delta) if self._filters else delta
-        piece = self._pieces.setdefault(delta.index, Piece(delta.index))
-        piece.add(shown)
-        piece.tokens += len(delta.token_ids)
+        pending = self._pending.setdefault(delta.index, shown)
+        if pending is not shown:
+            pending.add(shown)
         if not self.prepared.final_only or self._request.finished:
             self._wake.set()
         return delta
@@ -109,7 +77,7 @@ class GenerationStream:
         index = delta.index
         text = self._filters[index].push(delta.text, last=delta.finish_reason is not None)
         self._filtered[index].append(text)
-        return delta._replace(text=text, token_ids=(), logprobs=())
+        return replace(delta, texts=[text] if text else [], token_ids=[], logprobs=[], ends=[])
 
     def push_prompt(self, scored: PromptScored) -> None:
         self._request.push_prompt(scored)
@@ -134,28 +102,29 @@ class GenerationStream:
 
     # -- the reader's side ----------------------------------------------------------------------------------------
 
-    async def read(self) -> News | None:
-        """Waits for news and takes all of them; None once everything was read. Raises the `Refusal` of `fail`."""
+    async def read(self) -> list[Delta] | None:
+        """Waits for news and takes all of them: what was scored of the prompt first, then a delta for each sequence
+        that has something new. None once everything was read. Raises the `Refusal` of `fail`."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            news = self._take()
+            deltas = self._take()
             if self.finished or self._refusal is not None:
                 self._wake.set()  # the end is never waited for twice
-            if news is not None:
-                return news
+            if deltas:
+                return deltas
             if self._refusal is not None:
                 raise self._refusal.again()  # many streams may share it
             if self.finished:
                 return None
 
-    def _take(self) -> News | None:
+    def _take(self) -> list[Delta]:
         entries = self._request.result.prompt_logprobs or []
         start = self._prompt_sent
         scored = [entry for entry in entries[start:] if entry is not None]
         self._prompt_sent = start + len(scored)
-        pieces, self._pieces = list(self._pieces.values()), {}
-        return News(start, scored, pieces) if scored or pieces else None
+        deltas, self._pending = list(self._pending.values()), {}
+        return [Delta(PROMPT, logprobs=scored, start=start), *deltas] if scored else deltas
 
     def content(self) -> dict[str, Any]:
         """Prompt and outputs, for an operator who wants them in the log."""

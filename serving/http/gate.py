@@ -8,8 +8,8 @@ from typing import Any
 from serving import json_text
 from serving.access.access import Access
 from serving.access.caller import ADMIN, CALLER, INFER
+from serving.errors import Refusal
 from serving.http.errors import from_refusal
-from serving.status import Refusal
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]

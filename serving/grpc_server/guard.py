@@ -9,14 +9,15 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from serving import garbage
-from serving.status import Refusal
-from serving.wire import MAX_PARTS, has_too_many_parts
+from serving.errors import Refusal
+from serving.grpc_server.wire import MAX_PARTS, RECEIVED_BYTES, has_too_many_parts
 
 _LOG = logging.getLogger("serving")
 _LARGE = 1 << 16  # bytes; smaller messages are parsed on the event loop
@@ -60,7 +61,9 @@ class Guard(grpc.aio.ServerInterceptor):
 
 async def _checked(request: Any) -> Any:
     """The message. Raises Refusal."""
-    if isinstance(request, Unparsed):
+    large = isinstance(request, Unparsed)
+    RECEIVED_BYTES.set(len(request.data) if large else None)
+    if large:
         request = await asyncio.to_thread(_parse, request)
     if isinstance(request, Malformed):
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the request is no valid message: {request.error}")
@@ -82,6 +85,11 @@ def _parse(request: Unparsed) -> Any:
 async def _checked_all(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
         yield await _checked(request)
+
+
+def _forget(error: BaseException, _: Any) -> None:
+    """Once a call has ended, when nobody raises its exception any more."""
+    garbage.let_go(error, raised=False)
 
 
 def _wrap(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
@@ -117,6 +125,8 @@ def _wrap(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
             return await answered(given.pop(), context)
         except BaseException as error:
             garbage.let_go(error)
+            # gRPC keeps it in the call, and its frames lead to the call.
+            context.add_done_callback(partial(_forget, error))
             raise
 
     make = grpc.unary_stream_rpc_method_handler if handler.unary_stream else grpc.unary_unary_rpc_method_handler

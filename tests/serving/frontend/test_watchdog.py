@@ -45,18 +45,18 @@ def test_all_doors_tell_the_same_truth_from_start_to_end():
             await s.grpc.server.wait_ready()
             assert await truth(s) == (True, "ready")
             call = s.grpc.stub.Generate(greedy(CANARY, max_tokens=5))
-            await until(lambda: s.grpc.server.client.stuck, "the watchdog barks")
+            await until(lambda: s.grpc.server.frontend.stuck, "the watchdog barks")
             assert await truth(s) == (False, "stuck")
             assert (await scrape(s))("engine_stuck") == 1
             s.grpc.engine.released.set()
             assert len((await collect(call)).token_ids()) == 5  # nothing was lost
-            await until(lambda: not s.grpc.server.client.stuck, "it calms down")
+            await until(lambda: not s.grpc.server.frontend.stuck, "it calms down")
             assert await truth(s) == (True, "ready")
             assert (await scrape(s))("engine_stuck") == 0
             call = s.grpc.stub.Generate(greedy(max_tokens=4000))
             await call.read()
             await s.grpc.server._health.enter_graceful_shutdown()
-            s.grpc.server.client.drain()
+            s.grpc.server.frontend.drain()
             assert await truth(s) == (False, "draining")
             call.cancel()
 

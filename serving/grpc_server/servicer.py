@@ -1,0 +1,129 @@
+"""The gRPC service `jaxinfer.v1.Inference`: one short method for each call, the work is elsewhere."""
+
+# ruff: noqa: N802 (the methods have the names of the .proto)
+
+from __future__ import annotations
+
+import time
+
+import grpc
+from google.protobuf.message import Message
+
+from jaxinfer.errors import InvalidRequest
+from jaxinfer.sampling_params import as_token_ids
+from protos.jaxinfer.v1 import inference_pb2 as pb
+from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
+from serving.errors import Refusal
+from serving.frontend.frontend import Frontend
+from serving.frontend.stream import GenerationStream
+from serving.grpc_server import replies
+from serving.grpc_server.convert import NAMES, prompt_of, refuse_unknown_fields, to_request
+from serving.grpc_server.door import STALL_SECONDS, Context, Door, answer, refuse, write
+from serving.grpc_server.wire import size_of
+from serving.request import ModelContext, encode_prompt
+from serving.text_worker import PART_BYTES
+
+
+class InferenceServicer(pb_grpc.InferenceServicer):
+    """Serves calls once the frontend has a model."""
+
+    stall_seconds = STALL_SECONDS  # an attribute so that tests can be quick
+
+    def __init__(self, frontend: Frontend, max_message_bytes: int) -> None:
+        self._frontend = frontend
+        self._door = Door("grpc", frontend, names=NAMES)
+        self._max_message_bytes = max_message_bytes
+
+    # -- generation -----------------------------------------------------------------------------------------------
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        """Written with `context.write` rather than as a generator: a cancellation then always lands in this body, and
+        the sequences are aborted before the call is over."""
+        try:
+            stream, _ = await self._door.submit(
+                "Generate", _cost(request), lambda _: (to_request(request), None), context
+            )
+        except Refusal as refusal:
+            await refuse(context, refusal)
+        try:
+            await self._send_all(stream, context)
+        except Refusal as refusal:
+            if refusal.code == grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._frontend.close(stream)  # the status waits behind what the client does not take
+            await refuse(context, refusal)
+        finally:
+            self._frontend.close(stream)
+
+    async def _send_all(self, stream: GenerationStream, context: Context) -> None:
+        prepared = stream.prepared
+        seconds = self.stall_seconds
+        await write(context, replies.started(prepared.request_id, len(prepared.token_ids)), seconds)
+        while (deltas := await stream.read()) is not None:
+            async for message in replies.messages(deltas):
+                await write(context, message, seconds)
+        await write(context, replies.finished(stream), seconds)
+
+    async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
+        return await answer(request, context, lambda: self._abort(request))
+
+    def _abort(self, request: pb.AbortRequest) -> pb.AbortResponse:
+        if not request.request_id:
+            raise InvalidRequest("request_id", "", "it must name a request")
+        return pb.AbortResponse(found=self._frontend.abort(request.request_id))
+
+    # -- text -----------------------------------------------------------------------------------------------------
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        try:
+            return await self._door.text("Tokenize", _cost(request), lambda model: _tokenize(request, model))
+        except Refusal as refusal:
+            await refuse(context, refusal)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
+        try:
+            return await self._door.text("Detokenize", _cost(request), lambda model: _detokenize(request, model))
+        except Refusal as refusal:
+            await refuse(context, refusal)
+
+    # -- information ----------------------------------------------------------------------------------------------
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
+        return await answer(request, context, self._model_info)
+
+    def _model_info(self) -> pb.GetModelInfoResponse:
+        frontend = self._frontend
+        return replies.model_info(frontend.ready_model(), frontend.max_waiting, self._max_message_bytes)
+
+    async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:
+        return await answer(request, context, self._stats)
+
+    def _stats(self) -> pb.GetStatsResponse:
+        frontend = self._frontend
+        return replies.stats(
+            frontend.stats,
+            open_requests=frontend.open_requests,
+            accepted=frontend.accepted,
+            refused=frontend.refused,
+            uptime=time.monotonic() - self._door.started,
+            draining=frontend.draining,
+        )
+
+
+def _cost(request: Message) -> int:
+    """Its size for the text worker; a short request can have many messages."""
+    messages = len(request.chat.messages) if isinstance(request, pb.GenerateRequest | pb.TokenizeRequest) else 0
+    return size_of(request) + PART_BYTES * messages
+
+
+def _tokenize(request: pb.TokenizeRequest, model: ModelContext) -> pb.TokenizeResponse:
+    refuse_unknown_fields(request)
+    return pb.TokenizeResponse(token_ids=encode_prompt(prompt_of(request), model))
+
+
+def _detokenize(request: pb.DetokenizeRequest, model: ModelContext) -> pb.DetokenizeResponse:
+    refuse_unknown_fields(request)
+    if model.tokenizer is None:
+        raise InvalidRequest("token_ids", list(request.token_ids[:8]), "this server runs without a tokenizer")
+    ids = as_token_ids("token_ids", request.token_ids, model.info.vocab_size)
+    skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+    return pb.DetokenizeResponse(text=model.tokenizer.decode(ids, skip_special_tokens=skip))
