@@ -16,7 +16,8 @@ from typing import Any
 import grpc
 from rich.console import Console
 
-from checkpoints.folder import CheckpointError, check_weight_files
+from checkpoints.files import CheckpointError
+from checkpoints.folder import check_weight_files
 from jaxinfer import __version__
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.evaluation import compare

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from jaxinfer import __version__
 from jaxinfer.config import ConfigError
 from jaxinfer.model_path import resolve_model
