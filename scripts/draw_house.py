@@ -154,7 +154,8 @@ class Drawing:
         left = MARGIN + LABEL + inset
         right = WIDTH - MARGIN - PAD - inset
         self.y += inset
-        x, tallest = left, 0.0
+        x: float = left
+        tallest = 0.0
         for box in row:
             if x > left and x + box.width > right:
                 x, self.y, tallest = left, self.y + tallest + GAP, 0.0

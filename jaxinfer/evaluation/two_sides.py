@@ -13,7 +13,7 @@ from jaxinfer.evaluation.source import Source
 
 
 @dataclass(frozen=True)
-class Asked:
+class SharedQuestions:
     """What both sides are asked.
 
     Attributes:
@@ -42,7 +42,7 @@ class Side:
     distributions: list[compare.Distributions]
 
 
-def ask_side(source: Source, spec: str, asked: Asked, progress: OnProgress) -> Side:
+def ask_side(source: Source, spec: str, asked: SharedQuestions, progress: OnProgress) -> Side:
     """Asks one side everything."""
     results = run_tasks(source, asked.tasks, progress)
     scored = run_texts(source, asked.texts, progress) if asked.texts else None
@@ -50,7 +50,7 @@ def ask_side(source: Source, spec: str, asked: Asked, progress: OnProgress) -> S
     return Side({"spec": spec, **report(source, results, scored)}, results, distributions)
 
 
-def compare_sides(asked: Asked, a: Side, b: Side) -> dict[str, Any]:
+def compare_sides(asked: SharedQuestions, a: Side, b: Side) -> dict[str, Any]:
     """The record of a comparison: tasks, overall, divergence, and each side's own report under a and b."""
     differences = compare.compare_tasks(a.results, b.results, seed=asked.seed)
     overall = compare.compare_all(a.results, b.results, seed=asked.seed)

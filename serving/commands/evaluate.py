@@ -25,7 +25,7 @@ from jaxinfer.evaluation.provenance import answer_records, provenance
 from jaxinfer.evaluation.questions import Kinds, Questions, Stories, shipped_kinds, shipped_stories
 from jaxinfer.evaluation.run import TaskResult, report, run_tasks, run_texts
 from jaxinfer.evaluation.source import Source
-from jaxinfer.evaluation.two_sides import Asked, ask_side, compare_sides
+from jaxinfer.evaluation.two_sides import SharedQuestions, ask_side, compare_sides
 from jaxinfer.llm import LLM, EngineDead
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError, load_tokenizer
@@ -230,7 +230,9 @@ def _compare(arguments: argparse.Namespace, asked_for: Questions, hub_cache: Pat
     sides = []
     with EvaluationProgress(Console(stderr=True)) as progress:
         progress.waiting("drawing the questions")
-        asked = Asked(draw(asked_for), texts, arguments.positions, alternatives, specs[0].vocab_size, arguments.seed)
+        asked = SharedQuestions(
+            draw(asked_for), texts, arguments.positions, alternatives, specs[0].vocab_size, arguments.seed
+        )
         for letter, spec in zip("AB", specs, strict=True):
             progress.waiting(f"{letter}: loading and compiling")
             prefixed = functools.partial(_with_prefix, progress, letter)
