@@ -132,10 +132,11 @@ class SamplingField:
 
     def on_device(self, value: Any) -> float:
         """What `value` is in the parameter's column; it must have one."""
-        assert self.device is not None, self.name
+        column = self.device
+        assert column is not None, self.name
         if value is None or self.special.get(value) == OFF:
-            return self.device.neutral
-        return min(value, _MAX_INT32) if self.device.dtype == "int32" else value
+            return column.neutral
+        return _MAX_INT32 if column.dtype == "int32" and value > _MAX_INT32 else value
 
 
 def declare(kind: Kind, default: Any, description: str, **facts: Any) -> Any:

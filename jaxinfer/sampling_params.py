@@ -191,7 +191,7 @@ class SamplingParams:
             set_field(self, "seed", None)
         for declared in _NUMERIC:
             value = getattr(self, declared.name)
-            allowed = declared.fault(value)
+            allowed = None if value is declared.default else declared.fault(value)
             if allowed is not None:
                 raise InvalidRequest(declared.name, value, allowed)
         self._check_lists()
