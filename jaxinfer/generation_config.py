@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jaxinfer.sampling_params import FIELDS
+
 FILE = "generation_config.json"
 
-# As vLLM 0.32 reads them (config/model.py, get_diff_sampling_param); max_new_tokens is our max_tokens.
-_DEFAULTS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "max_new_tokens",
-)
+# The file's fields -> ours, as vLLM 0.32 reads them (config/model.py, get_diff_sampling_param).
+_DEFAULTS: Mapping[str, str] = {d.generation_config: name for name, d in FIELDS.items() if d.generation_config}
 # What transformers' generate reads beside them, with the values that change nothing (of its own `generate`, 5.24.0);
 # null is one of them for every field.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -68,8 +61,8 @@ def generation_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     `do_sample` false means greedy for transformers, but most chat checkpoints leave it out and vLLM does not read it,
     so it is passed over here too.
     """
-    given = {name: generation_config[name] for name in _DEFAULTS if generation_config.get(name) is not None}
-    return {{"max_new_tokens": "max_tokens"}.get(name, name): value for name, value in given.items()}
+    found = {ours: generation_config.get(name) for name, ours in _DEFAULTS.items()}
+    return {ours: value for ours, value in found.items() if value is not None}
 
 
 def passed_over(generation_config: Mapping[str, Any]) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxinfer.errors import InvalidRequest as InvalidRequest  # where the engine's rooms and callers look for it
+from jaxinfer.sampling_fields import OFF, DeviceColumn, SamplingField, declare, declared_fields
 
 MAX_LOGPROBS = 20  # alternatives per position, unless RuntimeConfig.max_logprobs says otherwise
 MAX_TOKEN_LIST = 1024  # entries in logit_bias + allowed_token_ids + bad_token_ids
@@ -23,68 +24,176 @@ MAX_REPETITION_PENALTY = 100  # vLLM and transformers have no bound; beyond this
 _IDS_AT_ONCE = 1 << 16
 
 
-def _number(name: str, value: Any, low: float, high: float, allowed: str, *, open_low: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InvalidRequest(name, value, allowed)
-    if value < low or value > high or (open_low and value == low):
-        raise InvalidRequest(name, value, allowed)
-
-
-def _integer(name: str, value: Any, low: int, high: int | None, allowed: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise InvalidRequest(name, value, allowed)
-
-
-_TRUNCATE = "it must be a positive integer, or -1 for as many as fit the context"
+_PENALTY = {"low": -2, "high": 2, "special": {0: OFF}, "device": DeviceColumn("float32", 0)}
+_COUNT = {"low": 0, "special": {-1: "all"}, "optional": True}
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """One request's sampling. Immutable and validated on construction; raises `InvalidRequest`.
 
-    temperature 0 is greedy. `top_k` 0 or -1, `top_p` 1 and `min_p` 0 are off. Penalties follow vLLM: repetition over
-    prompt and output, frequency and presence over output only. `seed` None lets the engine draw one, and so does
-    -1, which becomes None. `logprobs` k returns the chosen token's log-probability and the k most likely (0: only the
-    chosen one, -1: the whole vocabulary, where the engine's `max_logprobs` allows it); they are the log-softmax of the
-    raw logits. `max_tokens` None means up to the context length. `truncate_prompt_tokens` k keeps the last k tokens of
-    a prompt, -1 what fits the context.
+    This is the one place where a parameter is declared; `jaxinfer.sampling_fields.SamplingField` says which facts, and
+    `FIELDS` holds them by name. Penalties follow vLLM. Log-probabilities are the log-softmax of the raw logits, and
+    those of the chosen token and of the k most likely ones are returned (0: only the chosen one's).
     """
 
-    n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    max_tokens: int | None = 16
-    min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    allowed_token_ids: tuple[int, ...] | None = None
-    bad_token_ids: tuple[int, ...] = ()
-    skip_special_tokens: bool = True
-    truncate_prompt_tokens: int | None = None
+    n: int = declare("integer", 1, "How many answers are generated for a prompt", low=1, high=MAX_N, http="text")
+    temperature: float = declare(
+        "number",
+        1.0,
+        "What the logits are divided by before a token is drawn",
+        low=0,
+        high=100,
+        special={0: "greedy, the likeliest token every time"},
+        generation_config="temperature",
+        device=DeviceColumn("float32", 0),
+    )
+    top_p: float = declare(
+        "number",
+        1.0,
+        "Draw from the likeliest tokens whose probabilities together reach this share",
+        low=0,
+        above=True,
+        high=1,
+        special={1: OFF},
+        generation_config="top_p",
+        device=DeviceColumn("float32", 1),
+    )
+    top_k: int = declare(
+        "integer",
+        0,
+        "Draw from that many of the likeliest tokens",
+        low=1,
+        special={0: OFF, -1: OFF},
+        generation_config="top_k",
+        device=DeviceColumn("int32", 0),
+    )
+    min_p: float = declare(
+        "number",
+        0.0,
+        "Draw from tokens that have at least this share of the likeliest token's probability",
+        low=0,
+        high=1,
+        special={0: OFF},
+        generation_config="min_p",
+        device=DeviceColumn("float32", 0),
+    )
+    repetition_penalty: float = declare(
+        "number",
+        1.0,
+        "Above 1 makes tokens that stand in prompt or output less likely, below 1 more likely",
+        low=0,
+        above=True,
+        high=MAX_REPETITION_PENALTY,
+        special={1: OFF},
+        generation_config="repetition_penalty",
+        device=DeviceColumn("float32", 1),
+    )
+    presence_penalty: float = declare(
+        "number",
+        0.0,
+        "Taken once from the logit of every token that the output has already",
+        generation_config="presence_penalty",
+        **_PENALTY,
+    )
+    frequency_penalty: float = declare(
+        "number",
+        0.0,
+        "Taken from the logit of a token for every time that the output has it already",
+        generation_config="frequency_penalty",
+        **_PENALTY,
+    )
+    seed: int | None = declare(
+        "integer",
+        None,
+        "Equal seeds repeat the same text",
+        low=-(2**63),
+        high=2**64 - 1,
+        special={-1: "another seed each time"},
+        optional=True,
+        without="drawn",
+    )
+    max_tokens: int | None = declare(
+        "integer",
+        16,
+        "The most tokens that an answer may have",
+        low=1,
+        optional=True,
+        without="the rest of the context",
+        generation_config="max_new_tokens",
+        http="own",
+    )
+    min_tokens: int = declare(
+        "integer",
+        0,
+        "No end of text, stop strings included, before so many tokens",
+        low=0,
+        device=DeviceColumn("int32", 0),
+    )
+    stop: tuple[str, ...] = declare(
+        "strings",
+        (),
+        f"Strings that end the text, at most {MAX_STOP_STRINGS} of 1 to {MAX_STOP_LENGTH} characters",
+        needs_tokenizer=True,
+    )
+    stop_token_ids: tuple[int, ...] = declare("token_ids", (), "Tokens that end the text")
+    include_stop_str_in_output: bool = declare(
+        "boolean", False, "Keep the stop string, or the token, that ended the text", needs_tokenizer=True
+    )
+    ignore_eos: bool = declare("boolean", False, "Go on after the model's own end of text")
+    logprobs: int | None = declare(
+        "integer",
+        None,
+        "Log-probabilities of the answer's tokens, with so many alternatives each",
+        without="none",
+        http="own",
+        device=DeviceColumn("int32", -1, "num_logprobs"),
+        **_COUNT,
+    )
+    prompt_logprobs: int | None = declare(
+        "integer",
+        None,
+        "Log-probabilities of the prompt's tokens, with so many alternatives each",
+        without="none",
+        http="text",
+        **_COUNT,
+    )
+    logit_bias: Mapping[int, float] = declare(
+        "logit_bias",
+        {},
+        f"Token id -> what is added to its logit, of which -{MAX_BIAS:g} to {MAX_BIAS:g} matter; at most "
+        f"{MAX_TOKEN_LIST} entries",
+    )
+    allowed_token_ids: tuple[int, ...] | None = declare(
+        "token_ids", None, "The only tokens that are generated", optional=True, without="all"
+    )
+    bad_token_ids: tuple[int, ...] = declare("token_ids", (), "Tokens that are never generated")
+    skip_special_tokens: bool = declare("boolean", True, "Leave special tokens out of the text", needs_tokenizer=True)
+    truncate_prompt_tokens: int | None = declare(
+        "integer",
+        None,
+        "Keep only the last so many tokens of the prompt",
+        low=1,
+        special={-1: "as many as fit the context"},
+        optional=True,
+        without="all",
+    )
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         set_field(self, "stop", tuple(stop or ()))
-        set_field(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
-        set_field(self, "bad_token_ids", tuple(self.bad_token_ids or ()))
         set_field(self, "logit_bias", dict(self.logit_bias or {}))
-        if self.allowed_token_ids is not None:
-            set_field(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+        for name in _TOKEN_IDS:
+            ids = getattr(self, name)
+            set_field(self, name, None if ids is None and FIELDS[name].optional else tuple(ids or ()))
         if self.seed == -1:
             set_field(self, "seed", None)
-        self._check_numbers()
+        for declared in _NUMERIC:
+            value = getattr(self, declared.name)
+            allowed = declared.fault(value)
+            if allowed is not None:
+                raise InvalidRequest(declared.name, value, allowed)
         self._check_lists()
         self._check_combinations()
 
@@ -92,30 +201,6 @@ class SamplingParams:
         """Tokens that a prompt is cut to: -1 leaves room for one generated token, as in vLLM. None: it is not cut."""
         limit = self.truncate_prompt_tokens
         return max(1, max_model_len - 1) if limit == -1 else limit
-
-    def _check_numbers(self) -> None:
-        _integer("n", self.n, 1, MAX_N, f"it must be an integer from 1 to {MAX_N}")
-        _number("temperature", self.temperature, 0.0, 100.0, "it must be a number from 0 to 100")
-        _number("top_p", self.top_p, 0.0, 1.0, "it must be above 0 and at most 1", open_low=True)
-        _integer("top_k", self.top_k, -1, None, "it must be a positive integer, or 0 or -1 for off")
-        _number("min_p", self.min_p, 0.0, 1.0, "it must be from 0 to 1")
-        most = MAX_REPETITION_PENALTY
-        allowed = f"it must be above 0, at most {most}"
-        _number("repetition_penalty", self.repetition_penalty, 0.0, most, allowed, open_low=True)
-        for name in ("presence_penalty", "frequency_penalty"):
-            _number(name, getattr(self, name), -2.0, 2.0, "it must be from -2 to 2")
-        if self.seed is not None:
-            _integer("seed", self.seed, -(2**63), 2**64 - 1, "it must be a 64-bit integer")
-        if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1, None, "it must be a positive integer")
-        _integer("min_tokens", self.min_tokens, 0, None, "it must be an integer of 0 or more")
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                _integer(name, getattr(self, name), -1, None, "it must be an integer of 0 or more, or -1 for all")
-        if self.truncate_prompt_tokens is not None:
-            _integer("truncate_prompt_tokens", self.truncate_prompt_tokens, -1, None, _TRUNCATE)
-            if self.truncate_prompt_tokens == 0:
-                raise InvalidRequest("truncate_prompt_tokens", 0, _TRUNCATE)
 
     def _check_lists(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:
@@ -133,13 +218,17 @@ class SamplingParams:
                 "logit_bias", total, f"with allowed_token_ids and bad_token_ids at most {MAX_TOKEN_LIST} entries"
             )
         for token, bias in self.logit_bias.items():
-            _integer("logit_bias", token, 0, None, "keys must be token ids")
-            _number("logit_bias", bias, -MAX_BIAS, MAX_BIAS, "values must be from -100 to 100")
+            if not _is_token_id(token):
+                raise InvalidRequest("logit_bias", token, "keys must be token ids")
+            if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -MAX_BIAS <= bias <= MAX_BIAS:
+                allowed = f"values must be from -{MAX_BIAS:g} to {MAX_BIAS:g}"
+                raise InvalidRequest("logit_bias", bias, allowed)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequest("allowed_token_ids", (), "it must name at least one token, or be left out")
-        for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids"):
+        for name in _TOKEN_IDS:
             for token in getattr(self, name) or ():
-                _integer(name, token, 0, None, "it must hold token ids")
+                if not _is_token_id(token):
+                    raise InvalidRequest(name, token, "it must hold token ids")
 
     def _check_combinations(self) -> None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -150,7 +239,7 @@ class SamplingParams:
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises `InvalidRequest` when a listed token id is outside the model's vocabulary."""
-        for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids", "logit_bias"):
+        for name in (*_TOKEN_IDS, "logit_bias"):
             for token in getattr(self, name) or ():
                 if token >= vocab_size:
                     raise InvalidRequest(name, token, f"token ids are from 0 to {vocab_size - 1}")
@@ -185,12 +274,49 @@ class SamplingParams:
         return replace(self, **changes)
 
 
+def _is_token_id(value: Any) -> bool:
+    """Whether it may be one of some vocabulary's."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def clamped_bias(bias: float) -> float:
     """As far as a bias can matter, which is what vLLM makes of it (SamplingParams.from_optional). NaN stays NaN."""
     return bias if math.isnan(bias) else min(MAX_BIAS, max(-MAX_BIAS, bias))
 
 
-FIELD_NAMES = tuple(f.name for f in fields(SamplingParams))
+FIELDS: Mapping[str, SamplingField] = declared_fields(SamplingParams)
+FIELD_NAMES = tuple(FIELDS)
+_NUMERIC = tuple(declared for declared in FIELDS.values() if declared.kind in ("integer", "number"))
+_TOKEN_IDS = tuple(name for name, declared in FIELDS.items() if declared.kind == "token_ids")
+
+# What a row of a step needs beside its parameters.
+_ROW_COLUMNS: Mapping[str, DeviceColumn] = {
+    "seed_low": DeviceColumn("uint32", 0),
+    "seed_high": DeviceColumn("uint32", 0),
+    "sequence_index": DeviceColumn("int32", 0),
+    "has_penalties": DeviceColumn("bool", 0),
+    "has_bias": DeviceColumn("bool", 0),
+}
+_COLUMN_OF = {d.device.name or name: d for name, d in FIELDS.items() if d.device is not None}
+DEVICE_COLUMNS: Mapping[str, DeviceColumn] = {
+    **{column: declared.device for column, declared in _COLUMN_OF.items() if declared.device is not None},
+    **_ROW_COLUMNS,
+}
+"""By the attributes of `SamplingParamsRows`: type and neutral value of each of its arrays."""
+
+
+def device_values(params: SamplingParams, seed: int, index: int) -> dict[str, float]:
+    """The values of one sequence for each of `DEVICE_COLUMNS`.
+
+    seed: 64 bits, those that are drawn with. index: which of the request's n sequences it is.
+    """
+    values = {column: declared.on_device(getattr(params, declared.name)) for column, declared in _COLUMN_OF.items()}
+    values["seed_low"] = seed & 0xFFFFFFFF
+    values["seed_high"] = seed >> 32
+    values["sequence_index"] = index
+    values["has_penalties"] = params.has_penalties
+    values["has_bias"] = params.has_bias
+    return values
 
 
 def as_token_ids(name: str, values: Sequence[Any], vocab_size: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.runtime.sampling import SamplingParamsRows, TokenTables, sample
+from jaxinfer.sampling_params import DEVICE_COLUMNS
 
 BAR_MS = 15.0
 CASES: dict[str, dict[str, Any]] = {
@@ -40,22 +41,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def params(rows: int, **changes: Any) -> SamplingParamsRows:
-    fields: dict[str, Any] = {
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "sequence_index": 0,
-        "min_tokens": 0,
-        "num_logprobs": -1,
-        "has_penalties": False,
-        "has_bias": False,
-        **changes,
+    values = {"temperature": 1.0, **changes}
+    arrays = {
+        name: jnp.full(rows, values.get(name, column.neutral), column.dtype)
+        for name, column in DEVICE_COLUMNS.items()
+        if name not in ("seed_low", "seed_high")
     }
-    arrays = {name: jnp.full(rows, value) for name, value in fields.items()}
     seeds = jnp.arange(rows, dtype=jnp.uint32)
     return SamplingParamsRows(**arrays, seed_low=seeds, seed_high=seeds)
 

@@ -1,4 +1,5 @@
-"""Writes docs/api.md from the HTTP door's OpenAPI document; `--check` says whether the file is that already.
+"""Writes docs/api.md from the HTTP door's OpenAPI document, and docs/http.md's table of sampling parameters from their
+declaration; `--check` says whether the files are that already.
 
 python scripts/generate_api_page.py [--check]
 """
@@ -14,10 +15,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jaxinfer.sampling_params import FIELDS
 from serving.http.openapi import document
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "api.md"
+GUIDE = ROOT / "docs" / "http.md"  # written by hand but for what stands between these lines
+BEGIN, END = (
+    f"<!-- sampling parameters: written by scripts/{Path(__file__).name} -->",
+    "<!-- end of sampling parameters -->",
+)
 _REFERENCE = "#/components/schemas/"
 _BOUNDS = {
     "minimum": "{} or more", "exclusiveMinimum": "more than {}",
@@ -25,6 +32,26 @@ _BOUNDS = {
     "minLength": "{} characters or more", "maxLength": "{} characters at most", "minItems": "{} items or more",
     "maxItems": "{} items at most", "maxProperties": "{} entries at most", "pattern": "`{}`",
 }  # fmt: skip
+
+
+_BODIES = {"every": "all", "text": "completions, chat", "own": "see below"}
+_KINDS = {
+    "boolean": "true or false", "strings": "a string or a list of strings", "token_ids": "a list of token ids",
+    "logit_bias": "an object of numbers by token id",
+}  # fmt: skip
+
+
+def guide(text: str) -> str:
+    """`text`, docs/http.md's, with the table as the parameters are declared. ValueError without its two lines."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{GUIDE.name} lacks a line: {BEGIN if not begin else END}")
+    rows = ["| sampling parameter | in | | allowed | default |", "| --- | --- | --- | --- | --- |"]
+    for name, declared in FIELDS.items():
+        allowed = declared.range or _KINDS[declared.kind]
+        rows.append(_row(f"`{name}`", _BODIES[declared.http], declared.sentence, allowed, declared.default_in_words))
+    return "\n".join([before + begin, "", *rows, "", end + after])
 
 
 def page() -> str:
@@ -58,9 +85,12 @@ def _fields(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
     for name, field in schema["properties"].items():
         allowed = ", ".join(dict.fromkeys(_allowed(field)))
         shown = f"`{name}`" + (", required" if name in required else "")
-        cells = (shown, _type(field, schemas), allowed, field.get("description", ""))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        lines.append(_row(shown, _type(field, schemas), allowed, field.get("description", "")))
     return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def _type(field: dict[str, Any], schemas: dict[str, Any]) -> str:
@@ -98,16 +128,18 @@ def _allowed(field: dict[str, Any]) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if the file is another")
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if a file is another")
     arguments = parser.parse_args()
-    text = page()
-    if arguments.check:
-        same = PAGE.exists() and PAGE.read_text(encoding="utf-8") == text
-        print(f"{PAGE.relative_to(ROOT)}: {'as the schema says' if same else 'run scripts/generate_api_page.py'}")
-        return 0 if same else 1
-    PAGE.write_text(text, encoding="utf-8")
-    print(f"{PAGE.relative_to(ROOT)}: {len(text.splitlines())} lines")
-    return 0
+    stale = 0
+    for path, text in ((PAGE, page()), (GUIDE, guide(GUIDE.read_text(encoding="utf-8")))):
+        same = path.exists() and path.read_text(encoding="utf-8") == text
+        if arguments.check:
+            stale += not same
+            print(f"{path.relative_to(ROOT)}: {'up to date' if same else f'run scripts/{Path(__file__).name}'}")
+        elif not same:
+            path.write_text(text, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)}: written")
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

@@ -77,9 +77,6 @@ class SocketInbox:
             self._receive()
         return self._messages.popleft()
 
-    def get_nowait(self) -> Any:
-        return self.get(block=False)
-
     def _receive(self) -> None:
         try:
             data = self._sock.recv(_CHUNK)

@@ -2,7 +2,7 @@
 
 A door turns its own message into a `GenerationRequest`; everything after that is the same for all. Errors name the
 field by the names here, which are those of jaxinfer.SamplingParams and of the gRPC interface; a door whose clients
-write other names translates (see serving/http/names.py).
+write other names translates (see serving/http/convert.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import grpc
 from jaxinfer.errors import Gathering, InvalidRequest, PromptTooLong, TooManyTokens, one_of
 from jaxinfer.messages import EngineInfo, Submit
 from jaxinfer.outputs import prompt_end_of
-from jaxinfer.sampling_params import SamplingParams, as_token_ids
+from jaxinfer.sampling_params import FIELDS, SamplingParams, as_token_ids
 from jaxinfer.text import AnswerReading, PromptEnd, Tokenizer, stop_automaton
 from serving.access.caller import Caller
 from serving.errors import Refusal
@@ -235,8 +235,8 @@ def sampling_params(
     """The model's defaults overlaid by the door's and by what the client set; max_tokens None where nobody says
     anything."""
     if context.tokenizer is None:
-        for name, neutral in (("stop", ()), ("include_stop_str_in_output", False), ("skip_special_tokens", True)):
-            if given.get(name, neutral) != neutral:
+        for name, declared in FIELDS.items():
+            if declared.needs_tokenizer and given.get(name, declared.default) != declared.default:
                 raise InvalidRequest(name, given[name], _NO_TOKENIZER)
     values = {"max_tokens": None, **context.defaults, **(door_defaults or {})}
     if "max_tokens" not in given and given.get("min_tokens", 0) > (values["max_tokens"] or 0):

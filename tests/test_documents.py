@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,36 @@ def test_defaults_of_the_table_of_settings_are_the_programs():
     actions = {name: action for action in LEAVES["serve"]._actions for name in action.option_strings}
     for name, said in found.items():
         assert said == spelled(actions[name].default if actions[name].default != "" else None), name
+
+
+ROOMS = ("jaxinfer", "serving", "checkpoints", "pallas_kernels", "protos", "scripts", "tests", "deploy", "docs")
+WRITTEN = (".py", ".md", ".sh", ".toml", ".yml", ".yaml", ".proto", ".js", ".html", ".css")
+NAMED = re.compile(
+    rf"""(?<![\w./$"'{{}}-])((?:{"|".join(ROOMS)})/[\w./-]*\w\.(?:py|md|sh|toml|proto|js|html|css|json))\b"""
+)
+PLACEHOLDERS = {"tests/goldens/NAME.json"}
+
+
+def test_files_that_comments_and_documents_name_exist():
+    """A file that was moved is still named by whoever wrote of it: paths from the root or from the folder of the file
+    that names them, in text and comments."""
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.suffix in WRITTEN]
+    files += [path for path in (*ROOT.glob("*"), ROOT / ".ci" / "run") if path.is_file()]
+    assert len(files) > 500
+    lost = []
+    for file in files:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            lost += [
+                f"{file.relative_to(ROOT)}:{number}: {path}"
+                for path in NAMED.findall(line)
+                if not (ROOT / path).exists() and not (file.parent / path).exists() and path not in PLACEHOLDERS
+            ]
+    assert not lost, "\n".join(sorted(lost))
+
+
+def test_package_data_is_there():
+    """A pattern that matches nothing is of files that were moved or never came."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    for package, patterns in settings["package-data"].items():
+        for pattern in patterns:
+            assert any((ROOT / package).glob(pattern)), f"{package}: no file is {pattern}"

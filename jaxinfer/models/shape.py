@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxinfer.config import AttentionConfig, ConfigError, LayerConfig, ModelConfig
+from pallas_kernels.rounding import round_up
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ModelShape:
                     f"tensor_parallel_size is {tp!r}; with {layer.mixer.num_heads} query heads and "
                     f"{layer.mixer.num_kv_heads} KV heads it must be one of {valid_tp(config)}"
                 )
-        return cls(tp, _round_up(config.vocab_size, tp), tuple(_layer_shape(layer, tp) for layer in config.layers))
+        return cls(tp, round_up(config.vocab_size, tp), tuple(_layer_shape(layer, tp) for layer in config.layers))
 
     @property
     def kv_heads(self) -> int:
@@ -62,14 +63,10 @@ def valid_tp(config: ModelConfig, limit: int = 64) -> list[int]:
 def _layer_shape(layer: LayerConfig, tp: int) -> LayerShape:
     kv_heads = max(layer.mixer.num_kv_heads, tp)
     group = layer.mixer.num_heads // kv_heads
-    return LayerShape(kv_heads, group, _round_up(layer.feed_forward.intermediate_size, tp))
+    return LayerShape(kv_heads, group, round_up(layer.feed_forward.intermediate_size, tp))
 
 
 def _splits(mixer: AttentionConfig, tp: int) -> bool:
     if not isinstance(tp, int) or isinstance(tp, bool) or tp < 1 or mixer.num_heads % tp:
         return False
     return mixer.num_kv_heads % tp == 0 or tp % mixer.num_kv_heads == 0
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple

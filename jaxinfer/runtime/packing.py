@@ -14,26 +14,8 @@ import numpy as np
 from jaxinfer.runtime.buckets import Bucket
 from jaxinfer.runtime.inputs import AdmitInputs, StepInputs
 from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS, SamplingParamsRows
-from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.sampling_params import DEVICE_COLUMNS, SamplingParams, device_values
 from jaxinfer.scheduling.plan import Admission, StepPlan
-
-_PARAM_DTYPES: dict[str, type] = {
-    "temperature": np.float32,
-    "top_k": np.int32,
-    "top_p": np.float32,
-    "min_p": np.float32,
-    "repetition_penalty": np.float32,
-    "presence_penalty": np.float32,
-    "frequency_penalty": np.float32,
-    "seed_low": np.uint32,
-    "seed_high": np.uint32,
-    "sequence_index": np.int32,
-    "min_tokens": np.int32,
-    "num_logprobs": np.int32,
-    "has_penalties": np.bool_,
-    "has_bias": np.bool_,
-}
-_NEUTRAL = {"top_p": 1.0, "repetition_penalty": 1.0, "num_logprobs": -1}
 
 
 class Packer:
@@ -45,7 +27,7 @@ class Packer:
         self.admit_tokens = admit_tokens
         slots = max_num_seqs + 1
         self._params: dict[str, Any] = {
-            n: np.full(slots, _NEUTRAL.get(n, 0), dtype) for n, dtype in _PARAM_DTYPES.items()
+            name: np.full(slots, column.neutral, column.dtype) for name, column in DEVICE_COLUMNS.items()
         }
         self._prompt_lens = np.zeros(slots, np.int32)
         self._prompt_logprobs = np.full(slots, -1, np.int32)
@@ -95,24 +77,8 @@ class Packer:
 
     def _admit(self, slot: int, admission: Admission) -> None:
         params = admission.params
-        values = {
-            "temperature": params.temperature,
-            "top_k": max(params.top_k, 0),
-            "top_p": params.top_p,
-            "min_p": params.min_p,
-            "repetition_penalty": params.repetition_penalty,
-            "presence_penalty": params.presence_penalty,
-            "frequency_penalty": params.frequency_penalty,
-            "seed_low": admission.seed & 0xFFFFFFFF,
-            "seed_high": admission.seed >> 32,
-            "sequence_index": admission.index,
-            "min_tokens": params.min_tokens,
-            "num_logprobs": -1 if params.logprobs is None else params.logprobs,
-            "has_penalties": params.has_penalties,
-            "has_bias": params.has_bias,
-        }
-        for name, value in values.items():
-            self._params[name][slot] = min(value, 2**31 - 1) if name in ("top_k", "min_tokens") else value
+        for name, value in device_values(params, admission.seed, admission.index).items():
+            self._params[name][slot] = value
         self._prompt_lens[slot] = admission.prompt_len
         self._prompt_logprobs[slot] = -1 if params.prompt_logprobs is None else params.prompt_logprobs
         self._regimes[slot] = admission.regime

@@ -54,21 +54,16 @@ _SMALLEST_EXPONENT = -87.0  # e^-87 is the last whole power above float32's deno
 class SamplingParamsRows:
     """What each row asks for; arrays of shape (S,). Padding rows hold the neutral values.
 
+    Types, neutral values and ranges are those with which ``SamplingParams`` declares the parameters of these names;
+    ``sampling_params.DEVICE_COLUMNS`` lists types and neutral values of all.
+
     Attributes:
-        temperature: float32 >= 0; 0 is greedy (neutral).
-        top_k: int32; off at <= 0 (neutral).
-        top_p: float32 in (0, 1]; 1 is off (neutral).
-        min_p: float32 in [0, 1], relative to the largest probability; 0 is off (neutral).
-        repetition_penalty: float32 > 0; 1 is neutral.
-        presence_penalty: float32; 0 is neutral.
-        frequency_penalty: float32; 0 is neutral.
-        seed_low: uint32, lower half of the 64-bit seed.
-        seed_high: uint32, upper half.
-        sequence_index: int32, which of the request's n sequences this is.
-        min_tokens: int32; 0 is neutral.
-        num_logprobs: int32; -1 none (neutral), 0 the chosen token's only, up to the engine's max_logprobs.
-        has_penalties: bool, whether any of the three penalties is not neutral.
-        has_bias: bool, whether the slot's bias list or ``allow_only`` is in use.
+        seed_low: lower half of the 64-bit seed.
+        seed_high: upper half.
+        sequence_index: which of the request's n sequences this is.
+        num_logprobs: -1 none (neutral), 0 the chosen token's only, up to the engine's max_logprobs.
+        has_penalties: whether any of the three penalties is not neutral.
+        has_bias: whether the slot's bias list or ``allow_only`` is in use.
     """
 
     temperature: jax.Array

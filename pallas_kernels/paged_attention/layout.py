@@ -33,6 +33,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import LARGEST, STORAGE
+from pallas_kernels.rounding import round_up
 
 # A row-major array on TPU is tiled: the last axis by 128, the one before by 8, or by less where the axis is shorter.
 _TPU_LANES = 128
@@ -187,14 +188,14 @@ def kv_layout(
     scale_bytes = 4 * num_kv_heads * page_size if dtype in QUANTIZED_DTYPES else 0
     if target.platform == "tpu":
         shortest = 4 // dtype.itemsize  # narrow types are packed into 32 bits along this axis
-        rows = _round_up(page_size, min(_TPU_ROWS, max(shortest, 1 << (page_size - 1).bit_length())))
-        lanes = _round_up(head_dim, _TPU_LANES)
+        rows = round_up(page_size, min(_TPU_ROWS, max(shortest, 1 << (page_size - 1).bit_length())))
+        lanes = round_up(head_dim, _TPU_LANES)
         together = lanes // head_dim
         if dtype not in QUANTIZED_DTYPES and together * head_dim == lanes and num_kv_heads // shards % together == 0:
             heads_per_row = together
-        scale_lanes = _round_up(page_size, _TPU_LANES)
+        scale_lanes = round_up(page_size, _TPU_LANES)
         if scale_bytes:
-            heads = _round_up(num_kv_heads, min(_TPU_ROWS, 1 << (num_kv_heads - 1).bit_length()))
+            heads = round_up(num_kv_heads, min(_TPU_ROWS, 1 << (num_kv_heads - 1).bit_length()))
             scale_bytes = 4 * heads * scale_lanes
     return KVLayout(
         dtype=dtype,
@@ -280,7 +281,3 @@ def _put_rows(stored: jax.Array, values: jax.Array, slots: jax.Array) -> jax.Arr
     head = (slots // page_size)[:, None] * num_heads + jnp.arange(num_heads, dtype=slots.dtype)
     rows = stored.reshape(num_pages * num_heads * page_size, lanes)
     return rows.at[head * page_size + (slots % page_size)[:, None]].set(values, mode="drop").reshape(stored.shape)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -34,6 +34,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.mosaic_gpu_support import load
 from pallas_kernels.paged_attention import layout
 from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK_KEYS, M_ROWS, Plan, Scratch, scratch_types
 from pallas_kernels.paged_attention.work import Pieces
@@ -350,13 +351,7 @@ def _to_log2(plan: Plan, scores: jax.Array, scratch: Scratch, stage: jax.Array) 
 
 def _columns(scales: Any, shape: tuple[int, ...]) -> jax.Array:
     """Scales (L,) in shared memory, one for each column of `shape`."""
-    return lax.broadcast_in_dim(_load(scales, plgpu.Layout.WGMMA.reduce(0)), shape, [1])
-
-
-def _load(reference: Any, layout: Any) -> jax.Array:
-    """All of a reference to shared memory. JAX 0.10 wants an index, and 0.11 wants none."""
-    index = ((),) if jax.__version_info__ < (0, 11) else ()
-    return plgpu.load(reference, *index, layout=layout, optimized=False)
+    return lax.broadcast_in_dim(load(scales, plgpu.Layout.WGMMA.reduce(0)), shape, [1])
 
 
 def _rewrite(plan: Plan, source: Any, target: Any, known: tuple[jax.Array, jax.Array] | None) -> None:
@@ -364,7 +359,7 @@ def _rewrite(plan: Plan, source: Any, target: Any, known: tuple[jax.Array, jax.A
     size = plan.columns
     for begin in range(0, plan.head_dim, size):
         columns = (slice(None), pl.ds(begin, size))
-        part = _load(source.at[columns], plgpu.Layout.WGMMA)
+        part = load(source.at[columns], plgpu.Layout.WGMMA)
         if part.dtype == jnp.float8_e4m3fn:  # there is no way from it to bfloat16 but this
             part = part.astype(jnp.float32)
         part = part.astype(jnp.bfloat16)

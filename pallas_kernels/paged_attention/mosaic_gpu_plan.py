@@ -7,12 +7,13 @@ which the keys of a piece are cut.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.mosaic_gpu_support import tiled
 
 M_ROWS = 64  # rows of a warpgroup's matrix product
 BLOCK_KEYS = 64  # L
@@ -131,31 +132,20 @@ def scratch_types(plan: Plan, interpret: bool) -> list[Any]:
     """What `Scratch` refers to, in its order."""
     bfloat16, count = np.dtype(jnp.bfloat16), plan.warpgroups
     ring = (plan.stages, BLOCK_KEYS)
-    pages = _tiled((*ring, plan.head_dim), plan.kv_dtype, plan.columns)
+    pages = tiled((*ring, plan.head_dim), plan.kv_dtype, plan.columns)
     scales = plgpu.SMEM(ring, jnp.float32)
     vector = plgpu.SMEM((count, M_ROWS), jnp.float32)
     filled = plgpu.Barrier(num_arrivals=plan.units * (2 if plan.quantized else 1), num_barriers=plan.stages)
     return [
-        _tiled((count, M_ROWS, plan.head_dim), bfloat16, plan.columns),
+        tiled((count, M_ROWS, plan.head_dim), bfloat16, plan.columns),
         pages,
         pages,
         [scales, scales] if plan.quantized else [],
-        [_tiled((count, BLOCK_KEYS, plan.head_dim), bfloat16, plan.columns)] if plan.rewrites else [],
+        [tiled((count, BLOCK_KEYS, plan.head_dim), bfloat16, plan.columns)] if plan.rewrites else [],
         [plgpu.SMEM((count, M_ROWS, plan.columns), jnp.float32), vector, vector] if plan.partial else [],
-        [_tiled((count, M_ROWS, BLOCK_KEYS), bfloat16, BLOCK_KEYS)] if interpret else [],
+        [tiled((count, M_ROWS, BLOCK_KEYS), bfloat16, BLOCK_KEYS)] if interpret else [],
         plgpu.Barrier(num_barriers=count),
         filled,
         filled,
         [plgpu.Barrier(num_arrivals=count, num_barriers=plan.stages)] if count > 1 else [],
     ]
-
-
-def _tiled(shape: tuple[int, ...], dtype: np.dtype, columns: int) -> Any:
-    """Shared memory whose last two axes lie as `wgmma` wants them in bfloat16; `columns` divide the last one."""
-    swizzle = math.gcd(columns * dtype.itemsize, 128)
-    if swizzle < 32:
-        return plgpu.SMEM(shape, dtype)
-    # Protocols that these two implement keep mypy from believing that they can be made.
-    tiling: Any = plgpu.TilingTransform
-    swizzling: Any = plgpu.SwizzleTransform
-    return plgpu.SMEM(shape, dtype, transforms=(tiling((8, swizzle // dtype.itemsize)), swizzling(swizzle)))

@@ -34,6 +34,7 @@ from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import layout, work
 from pallas_kernels.paged_attention.api import RaggedBatch
 from pallas_kernels.paged_attention.mosaic_tpu_kernel import Plan, launch
+from pallas_kernels.rounding import round_up
 
 _BLOCK_KEYS = 256  # keys of a block: two buffers each of K and V stay within a few MiB
 _TILE_ROWS = 256  # query vectors of a tile per kv head, about
@@ -109,9 +110,7 @@ def _decode(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rows with one token, of heads (T, K, G, H): outputs (S, K, G, H), each row's place among them, pages copied."""
     group = heads.shape[2]
-    plan = dataclasses.replace(
-        plan, tile=1, rows=_round_up(group, plan.sublanes), group=_round_up(group, plan.sublanes)
-    )
+    plan = dataclasses.replace(plan, tile=1, rows=round_up(group, plan.sublanes), group=round_up(group, plan.sublanes))
     singles = work.single_rows(batch)
     token = batch.query_start_loc[singles.row]
     out, copies = launch(
@@ -138,14 +137,14 @@ def _prefill(
 ) -> tuple[jax.Array, jax.Array]:
     """Tokens of the other rows, of heads (T, K, G, H): outputs (T, K, G, H) at their places, and pages copied."""
     num_tokens, _, group, _ = heads.shape
-    size = max(plan.sublanes, _round_up(min(_TILE_ROWS // group, num_tokens), plan.sublanes))
+    size = max(plan.sublanes, round_up(min(_TILE_ROWS // group, num_tokens), plan.sublanes))
     pieces = work.aligned_tiles(batch, num_tokens, size)
     out, copies = launch(
         dataclasses.replace(plan, tile=size, rows=size * group, group=group),
         (pieces.total, pieces.row, pieces.tile, pieces.begin, pieces.end),
         pieces.base,
         tables,
-        _pad_axis(heads.transpose(1, 2, 0, 3), 2, _round_up(num_tokens, size)),  # (K, G, T, H)
+        _pad_axis(heads.transpose(1, 2, 0, 3), 2, round_up(num_tokens, size)),  # (K, G, T, H)
         jnp.repeat(sinks, size, axis=1),
         pages,
         interpret,
@@ -155,7 +154,3 @@ def _prefill(
 
 def _pad_axis(x: jax.Array, axis: int, size: int) -> jax.Array:
     return jnp.pad(x, [(0, size - x.shape[a] if a == axis else 0) for a in range(x.ndim)])
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -32,7 +32,6 @@ class QuantizedMatmulCase:
     kind: Kind
     activations: Activations | None
     has_zeros: bool
-    has_order: bool
     dtype: np.dtype  # of the activations
     words: bool = False  # how int4 lies: `qtensor.QTensor`
 
@@ -170,7 +169,6 @@ def case_of(x: jax.Array, weight: QTensor, devices: Split | None = None) -> Quan
         kind=weight.kind,
         activations=weight.activations,
         has_zeros=weight.zeros is not None,
-        has_order=weight.order is not None,
         dtype=np.dtype(x.dtype),
         words=weight.lanes is not None,
     )

@@ -29,6 +29,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.mosaic_gpu_support import load
 from pallas_kernels.qtensor import INT4_MIDDLE
 from pallas_kernels.quantized_matmul.mosaic_gpu_plan import M_ROWS, PERMUTED, Plan, Scratch, scratch_types
 
@@ -204,14 +205,14 @@ def _load_factors(plan: Plan, sources: tuple[Any, ...], row: jax.Array, block: j
     count, rows = plan.scales_of_block, pl.ds(row, M_ROWS)
     first = block * count if plan.block >= plan.group else lax.div(block, jnp.int32(plan.group // plan.block))
     layout = plgpu.Layout.WGMMA.reduce(1)
-    return [[_load(source.at[rows, first + number], layout) for number in range(count)] for source in sources]
+    return [[load(source.at[rows, first + number], layout) for number in range(count)] for source in sources]
 
 
 def _add_block(
     plan: Plan, total: jax.Array, factors: Any, scratch: Scratch, stage: jax.Array, warpgroup: jax.Array
 ) -> jax.Array:
     """total (64, tile) and the products of a block's inputs."""
-    packed = _load(scratch.values.at[stage, warpgroup], plgpu.Layout.WGMMA_8BIT)
+    packed = load(scratch.values.at[stage, warpgroup], plgpu.Layout.WGMMA_8BIT)
     for begin in range(0, plan.block, plan.unit):
         number = begin // plan.group if plan.block >= plan.group else 0
         wide = _widened(packed[:, begin // 2 : (begin + plan.unit) // 2], bool(scratch.widened))
@@ -277,12 +278,6 @@ def _product(shape: tuple[int, int], wide: jax.Array, x: Any, scratch: Scratch, 
         return acc[...]
 
     return pl.run_scoped(accumulate, plgpu.ACC(shape, jnp.float32))
-
-
-def _load(reference: Any, layout: Any) -> jax.Array:
-    """All of a reference. JAX 0.10 wants an index, and 0.11 wants none."""
-    index = ((),) if jax.__version_info__ < (0, 11) else ()
-    return plgpu.load(reference, *index, layout=layout, optimized=False)
 
 
 def _store(plan: Plan, out: Any, item: _Item, staging: Any, warpgroup: jax.Array, total: jax.Array) -> None:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.mosaic_gpu_support import tiled
+
 M_ROWS = 64  # outputs of a warpgroup's matrix product
 PERMUTED = 32  # inputs that are put into another order among themselves
 PROCESSORS = 132  # multiprocessors of an H100 (SXM) or H200
@@ -153,23 +155,12 @@ class Scratch(NamedTuple):
 def scratch_types(plan: Plan, interpret: bool) -> list[Any]:
     """What `Scratch` refers to, in its order."""
     count, bfloat16 = plan.warpgroups, np.dtype(jnp.bfloat16)
-    tiled = functools.partial(_tiled, columns=plan.unit)
+    staged = functools.partial(tiled, columns=plan.unit)
     return [
-        tiled((plan.stages, plan.tile, plan.block), bfloat16),
-        _tiled((plan.stages, count, M_ROWS, plan.block // 2), np.dtype(np.uint8), plan.block // 2),
+        staged((plan.stages, plan.tile, plan.block), bfloat16),
+        tiled((plan.stages, count, M_ROWS, plan.block // 2), np.dtype(np.uint8), plan.block // 2),
         plgpu.SMEM((count, M_ROWS, plan.tile), jnp.float32),
-        [tiled((count, M_ROWS, plan.unit), bfloat16)] if interpret else [],
+        [staged((count, M_ROWS, plan.unit), bfloat16)] if interpret else [],
         plgpu.Barrier(num_arrivals=count + 1, num_barriers=plan.stages),
         plgpu.Barrier(num_arrivals=count, num_barriers=plan.stages),
     ]
-
-
-def _tiled(shape: tuple[int, ...], dtype: np.dtype, columns: int) -> Any:
-    """Shared memory whose rows of `columns` are read without conflicts, and in bfloat16 as `wgmma` wants them."""
-    swizzle = math.gcd(columns * dtype.itemsize, 128)
-    if swizzle < 32:
-        return plgpu.SMEM(shape, dtype)
-    # Protocols that these two implement keep mypy from believing that they can be made.
-    tiling: Any = plgpu.TilingTransform
-    swizzling: Any = plgpu.SwizzleTransform
-    return plgpu.SMEM(shape, dtype, transforms=(tiling((8, swizzle // dtype.itemsize)), swizzling(swizzle)))

@@ -38,6 +38,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import INT4_MIDDLE, NUMBERS_OF_A_WORD, QTensor
+from pallas_kernels.rounding import round_up
 
 _LANES = 128
 _TOKEN_ROWS = 16  # rows of a tile of bfloat16
@@ -104,13 +105,13 @@ class Plan:
 
 def plan_of(tokens: int, leading: int, outputs: int, inputs: int, group: int, zeros: bool) -> Plan:
     """Tiles of about the same size that cover each axis."""
-    tokens = _round_up(tokens, _TOKEN_ROWS)
+    tokens = round_up(tokens, _TOKEN_ROWS)
     # Groups that share lanes multiply the rows of a product, and many groups the scales of a tile of outputs.
     tile_tokens = _even_tile(tokens, _TILE_TOKENS // max(1, _LANES // group), _TOKEN_ROWS)
     most_outputs = next((size for size in (512, 256) if size * inputs // group <= _TILE_SCALES), _LANES)
     tile_inputs = _even_tile(inputs, _TILE_INPUTS, max(_LANES, math.gcd(group, 512)))
     return Plan(
-        tokens=_round_up(tokens, tile_tokens),
+        tokens=round_up(tokens, tile_tokens),
         leading=leading,
         outputs=outputs,
         inputs=inputs,
@@ -246,8 +247,4 @@ def _for_each_group(plan: Plan, x: jax.Array) -> jax.Array:
 
 def _even_tile(size: int, most: int, multiple: int) -> int:
     """The smallest tile that covers `size` in as few tiles as `most` does."""
-    return _round_up(-(-size // -(-size // most)), multiple)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+    return round_up(-(-size // -(-size // most)), multiple)

@@ -24,7 +24,7 @@ from serving.commands.local_engine import local_engine
 from serving.commands.options import add_model_options, add_parser_options, add_runtime_options, runtime_config
 from serving.commands.parsing import BAD_INPUT as BAD_INPUT_CODE
 from serving.commands.parsing import FAILURE, INTERRUPTED, CommandError, CommandParser, fail
-from serving.commands.progress import PlainLines
+from serving.commands.progress import PlainLines, ProgressView
 from serving.engine_process import Build
 from serving.http.api import Api, ApiConfig
 
@@ -114,15 +114,13 @@ async def _run(
         await run.run(api, _AHEAD * context.info.max_num_seqs)
 
 
-class _View:
+class _View(ProgressView):
     """A bar on a terminal; elsewhere a line now and then. A line at the end for both."""
 
     def __init__(self, output: Path) -> None:
+        super().__init__(Console(stderr=True, highlight=False, soft_wrap=True))
         self._output = output
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._bars: Bars | None = None
         self._task: TaskID | None = None
-        self._lines: PlainLines | None = None
         self._before = 0
 
     def start(self, progress: Progress) -> None:
@@ -155,15 +153,6 @@ class _View:
 
     def _tell(self, lines: PlainLines, progress: Progress) -> None:
         lines.doing(f"answering: {progress.done} of {progress.total} requests")
-
-    def close(self) -> None:
-        """Leaves the terminal in order; idempotent."""
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
-        if self._lines is not None:
-            self._lines.close()
-            self._lines = None
 
     def end(self, progress: Progress) -> None:
         self.close()

@@ -16,21 +16,19 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bars
 
 from jaxinfer.messages import EngineInfo, Progress
-from serving.commands.progress import PlainLines
+from serving.commands.progress import PlainLines, ProgressView
 from serving.frontend.engine_link import EngineEnd
 
 _STAGES = {"load": ("loading weights", "parameters"), "warmup": ("compiling", "programs")}
 
 
-class StartUpView:
+class StartUpView(ProgressView):
     """Progress of loading and warm-up. On a terminal bars that stay when full; elsewhere a line when a stage ends
     (`brief`: none) and, while one takes long, a line now and then."""
 
     def __init__(self, console: Console, *, brief: bool = False) -> None:
-        self._console = console
+        super().__init__(console)
         self._brief = brief
-        self._bars: Bars | None = None
-        self._lines: PlainLines | None = None
         self._tasks: dict[str, Any] = {}
         self._began: dict[str, float] = {}
         self._latest = 0.0  # when there was news last: a stage begins where the one before it ended
@@ -83,15 +81,6 @@ class StartUpView:
         if not self._brief:
             seconds = time.monotonic() - self._began[progress.stage]
             lines.say(f"{title}: {_amount(progress.total)} {unit} in {seconds:.1f} s")
-
-    def close(self) -> None:
-        """Leaves the terminal in order; idempotent."""
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
-        if self._lines is not None:
-            self._lines.close()
-            self._lines = None
 
 
 def _amount(value: int) -> str:

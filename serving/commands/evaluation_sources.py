@@ -26,7 +26,7 @@ from jaxinfer.evaluation.source import (
 from jaxinfer.llm import LLM
 from jaxinfer.messages import EngineInfo, TokenLogprobs
 from jaxinfer.outputs import RequestOutput
-from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.sampling_params import FIELDS, SamplingParams
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 from serving.commands.parsing import CommandError
@@ -257,7 +257,11 @@ class ServerSource:
 
 def _request(ids: Sequence[int], max_tokens: int, **sampling: Any) -> pb.GenerateRequest:
     """Greedy, whatever defaults the server took from the model's generation config."""
-    neutral: dict[str, Any] = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    neutral: dict[str, Any] = {
+        name: declared.off
+        for name, declared in FIELDS.items()
+        if declared.generation_config and declared.off is not None
+    }
     params = pb.SamplingParams(temperature=0.0, max_tokens=max_tokens, **neutral, **sampling)
     return pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), sampling=params, final_only=True)
 

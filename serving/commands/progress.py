@@ -1,4 +1,4 @@
-"""Signs of life where no terminal is: a line when something takes long, rarely enough for a log."""
+"""Signs of life: bars on a terminal; elsewhere a line when something takes long, rarely enough for a log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 import time
 
 from rich.console import Console
+from rich.progress import Progress as Bars
 
 FIRST_SECONDS = 10.0  # of silence before a line
 MOST_SECONDS = 60.0  # between lines of what takes long
@@ -58,3 +59,21 @@ class PlainLines:
         """No further line. Idempotent."""
         self._ended.set()
         self._thread.join()
+
+
+class ProgressView:
+    """What shows the progress of one thing: bars on a terminal or plain lines elsewhere, whichever was made."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars: Bars | None = None
+        self._lines: PlainLines | None = None
+
+    def close(self) -> None:
+        """Leaves the terminal in order; idempotent."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None

@@ -8,65 +8,49 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxinfer.sampling_params import FIELD_NAMES
+from jaxinfer.sampling_fields import Kind, SamplingField
+from jaxinfer.sampling_params import FIELDS
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving import json_text
 from serving.commands.parsing import CommandError
 from serving.grpc_server.replies import sampling_to_proto
 
-_OR_MODEL = "default: the model's, else "
+_NEED_JSON = ("logprobs", "prompt_logprobs")  # nothing else shows them
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """One option for each field of SamplingParams; what is not given is left to the model's defaults."""
     group = parser.add_argument_group("sampling")
+    for declared in FIELDS.values():
+        wraps = declared.name == "seed"  # a seed's 64 bits may be written with a sign, so -1 is a seed like others
+        said = declared.description if wraps else declared.sentence
+        settings = _settings(declared)
+        said += "; may be given several times" if settings.get("action") == "append" else ""
+        said = ("with --json: " if declared.name in _NEED_JSON else "") + said[0].lower() + said[1:]
+        group.add_argument(
+            _option(declared.name),
+            default=argparse.SUPPRESS,
+            help=f"{said} (default: {declared.default_in_words})",
+            **({"type": _seed, "metavar": "N"} if wraps else settings),
+        )
 
-    def add(name: str, **settings: Any) -> None:
-        group.add_argument(name, default=argparse.SUPPRESS, **settings)
 
-    add("--max-tokens", type=int, metavar="N", help=f"most tokens to generate ({_OR_MODEL}the rest of the context)")
-    add("--min-tokens", type=int, metavar="N", help="no end of sequence before that many (default: 0)")
-    add("--temperature", type=float, metavar="X", help=f"0 is greedy ({_OR_MODEL}1)")
-    add(
-        "--top-p", type=float, metavar="X", help=f"draw from the likeliest that together have this share ({_OR_MODEL}1)"
-    )
-    add("--top-k", type=int, metavar="N", help=f"draw from the N likeliest; 0 is off ({_OR_MODEL}0)")
-    add(
-        "--min-p",
-        type=float,
-        metavar="X",
-        help=f"draw from those at least X times as likely as the first ({_OR_MODEL}0)",
-    )
-    add("--repetition-penalty", type=float, metavar="X", help=f"above 1 discourages what was said ({_OR_MODEL}1)")
-    add(
-        "--presence-penalty",
-        type=float,
-        metavar="X",
-        help="taken off once from tokens that were generated (default: 0)",
-    )
-    add("--frequency-penalty", type=float, metavar="X", help="taken off each time they were (default: 0)")
-    add("--seed", type=_seed, metavar="N", help="repeats the same text (default: drawn)")
-    add("--n", type=int, metavar="N", help="sequences for each prompt (default: 1)")
-    add("--stop", action="append", metavar="TEXT", help="ends the text; may be given several times")
-    add("--stop-token-ids", type=_ids, metavar="ID,ID", help="tokens that end it")
-    add("--include-stop-str-in-output", action="store_true", help="keep the stop string at the end of the text")
-    add("--ignore-eos", action="store_true", help="go on after an end of sequence")
-    add("--logprobs", type=int, metavar="K", help="with --json: the K most likely tokens of each position")
-    add("--prompt-logprobs", type=int, metavar="K", help="with --json: the same for the prompt")
-    add("--logit-bias", type=_bias, action="append", metavar="ID=X", help="adds X; may be given several times")
-    add("--allowed-token-ids", type=_ids, metavar="ID,ID", help="no other tokens (default: all)")
-    add("--bad-token-ids", type=_ids, metavar="ID,ID", help="tokens that are never generated")
-    add(
-        "--skip-special-tokens",
-        action=argparse.BooleanOptionalAction,
-        help="leave special tokens out of the text (default: on)",
-    )
-    add(
-        "--truncate-prompt-tokens",
-        type=int,
-        metavar="K",
-        help="keep the last K tokens; -1: what fits (default: all)",
-    )
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _settings(declared: SamplingField) -> dict[str, Any]:
+    """How an option of this kind is read."""
+    if declared.kind == "boolean":
+        return {"action": argparse.BooleanOptionalAction if declared.default else "store_true"}
+    readers: dict[Kind, dict[str, Any]] = {
+        "integer": {"type": int, "metavar": "N"},
+        "number": {"type": float, "metavar": "X"},
+        "strings": {"action": "append", "metavar": "TEXT"},
+        "token_ids": {"type": _ids, "metavar": "ID,ID"},
+        "logit_bias": {"type": _bias, "action": "append", "metavar": "ID=X"},
+    }
+    return readers[declared.kind]
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
@@ -94,13 +78,13 @@ def make_requests(arguments: argparse.Namespace) -> list[tuple[str, pb.GenerateR
         try:
             message.MergeFrom(sampling_to_proto({name: value}))
         except ValueError as error:  # a number that its field cannot hold
-            raise CommandError(f"--{name.replace('_', '-')} is {value}; it is out of range") from error
+            raise CommandError(f"{_option(name)} is {value}; it is out of range") from error
     return [(prompt, _request(prompt, arguments, message)) for prompt in map(_read, arguments.prompts)]
 
 
 def sampling_given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The sampling options that the user set, by SamplingParams' names."""
-    given = {name: getattr(arguments, name) for name in FIELD_NAMES if hasattr(arguments, name)}
+    given = {name: getattr(arguments, name) for name in FIELDS if hasattr(arguments, name)}
     if "logit_bias" in given:
         given["logit_bias"] = dict(given["logit_bias"])
     return given
@@ -111,13 +95,13 @@ def _check_prompt_options(arguments: argparse.Namespace) -> None:
         raise CommandError("--chat and --token-ids exclude each other")
     for name in ("system", "template_variables"):
         if getattr(arguments, name) is not None and not arguments.chat:
-            raise CommandError(f"--{name.replace('_', '-')} needs --chat")
+            raise CommandError(f"{_option(name)} needs --chat")
     if arguments.template_variables is not None:
         _check_variables(arguments.template_variables)
     if not arguments.json:
-        for name in ("logprobs", "prompt_logprobs"):
+        for name in _NEED_JSON:
             if hasattr(arguments, name):
-                raise CommandError(f"--{name.replace('_', '-')} needs --json, which shows them")
+                raise CommandError(f"{_option(name)} needs --json, which shows them")
 
 
 def _check_variables(text: str) -> None:

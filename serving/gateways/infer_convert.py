@@ -12,7 +12,8 @@ from typing import Any
 
 from jaxinfer.errors import Gathering, InvalidRequest
 from jaxinfer.outputs import PROMPT, Delta
-from jaxinfer.sampling_params import clamped_bias
+from jaxinfer.sampling_fields import Kind
+from jaxinfer.sampling_params import FIELDS, clamped_bias
 from jaxinfer.text import Tokenizer
 from protos.open_inference import grpc_service_pb2 as pb
 from serving.frontend.stream import GenerationStream
@@ -223,21 +224,16 @@ def _bias(value: Any) -> dict[int, float]:
     return {_integer(token): clamped_bias(_number(bias)) for token, bias in value.items()}
 
 
-_KINDS: Mapping[Callable[[Any], Any], tuple[str, tuple[str, ...]]] = {
-    _integer: (
-        "an integer",
-        ("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs", "truncate_prompt_tokens"),
-    ),
-    _number: (
-        "a number",
-        ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    ),
-    _boolean: ("a boolean", ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens")),
-    _strings: ("a string or a list of strings", ("stop",)),
-    _integers: ("a list of integers", ("stop_token_ids", "allowed_token_ids", "bad_token_ids")),
-    _bias: ("an object of numbers by token id", ("logit_bias",)),
+_KINDS: Mapping[Kind, tuple[Callable[[Any], Any], str]] = {
+    "integer": (_integer, "an integer"),
+    "number": (_number, "a number"),
+    "boolean": (_boolean, "a boolean"),
+    "strings": (_strings, "a string or a list of strings"),
+    "token_ids": (_integers, "a list of integers"),
+    "logit_bias": (_bias, "an object of numbers by token id"),
 }
-_READERS = {name: (read, what) for read, (what, names) in _KINDS.items() for name in names}
+# The outputs have no place for what is told of the prompt.
+_READERS = {name: _KINDS[declared.kind] for name, declared in FIELDS.items() if name != "prompt_logprobs"}
 # The doors' shared names -> this protocol's, for errors.
 NAMES = {"token_ids": "input_ids", "prompt": "text_input", "priority": "parameters[priority]"} | {
     name: f"sampling_parameters.{name}" for name in _READERS

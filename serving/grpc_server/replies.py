@@ -9,6 +9,7 @@ from jaxinfer import __version__
 from jaxinfer.messages import EngineStats, TokenLogprobs
 from jaxinfer.outputs import PROMPT, Delta
 from jaxinfer.sampling_params import (
+    FIELDS,
     MAX_N,
     MAX_STOP_LENGTH,
     MAX_STOP_STRINGS,
@@ -151,9 +152,7 @@ def model_info(context: ModelContext, max_waiting: int, max_message_bytes: int) 
         num_pages=info.num_pages,
         eos_token_ids=info.eos_token_ids,
         supported_parameters=supported_parameters(context),
-        default_sampling=sampling_to_proto(
-            {field.name: getattr(defaults, field.name) for field in dataclasses.fields(defaults)}
-        ),
+        default_sampling=sampling_to_proto({name: getattr(defaults, name) for name in FIELDS}),
         has_tokenizer=context.tokenizer is not None,
         chat_templates=chat_template_names(context.tokenizer),
         notes=info.notes,
@@ -164,9 +163,7 @@ def model_info(context: ModelContext, max_waiting: int, max_message_bytes: int) 
 
 def supported_parameters(context: ModelContext) -> list[str]:
     """Sampling fields that take effect; without a tokenizer those about text are refused."""
-    needs_text = ("stop", "include_stop_str_in_output", "skip_special_tokens")
-    names = [field.name for field in pb.SamplingParams.DESCRIPTOR.fields]
-    return [name for name in names if context.tokenizer is not None or name not in needs_text]
+    return [name for name, field in FIELDS.items() if context.tokenizer is not None or not field.needs_tokenizer]
 
 
 def stats(

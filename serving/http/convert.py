@@ -9,50 +9,33 @@ from typing import Any
 import msgspec
 
 from jaxinfer.errors import ChatTemplateError, InvalidRequest, renamed
-from jaxinfer.sampling_params import MAX_TOKEN_LIST, clamped_bias
+from jaxinfer.sampling_fields import Kind
+from jaxinfer.sampling_params import FIELDS, MAX_TOKEN_LIST, clamped_bias
 from serving.http.models import MAX_PROMPTS, CompletionRequest, Sampling, StreamOptions, TextSampling
 from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's
 
-# Fields that are SamplingParams' own, name for name.
-_SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "stop_token_ids",
-    "include_stop_str_in_output",
-    "ignore_eos",
-    "min_tokens",
-    "allowed_token_ids",
-    "bad_token_ids",
-    "skip_special_tokens",
-    "truncate_prompt_tokens",
-)
-
 
 def sampling(request: Sampling) -> dict[str, Any]:
     """The sampling fields that the client set, by SamplingParams' names. Raises InvalidRequest."""
-    given = {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}
-    if request.stop is not None:
-        given["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
-    if request.logit_bias is not None:
-        given["logit_bias"] = _logit_bias(request.logit_bias)
+    given = {}
+    for name in request.__struct_fields__:
+        declared = FIELDS.get(name)
+        if declared is not None and declared.http != "own" and getattr(request, name) is not None:
+            given[name] = _plain(declared.kind, getattr(request, name))
     if isinstance(request, TextSampling):
-        if request.n is not None:
-            given["n"] = request.n
-        if request.prompt_logprobs is not None:
-            given["prompt_logprobs"] = request.prompt_logprobs
-            if request.stream:
-                raise InvalidRequest("prompt_logprobs", request.prompt_logprobs, "it needs an answer without stream")
+        if request.prompt_logprobs is not None and request.stream:
+            raise InvalidRequest("prompt_logprobs", request.prompt_logprobs, "it needs an answer without stream")
         if not request.stream and request.stream_options not in (None, StreamOptions()):
             raise InvalidRequest("stream_options", msgspec.to_builtins(request.stream_options), "it needs stream")
     return given
+
+
+def _plain(kind: Kind, value: Any) -> Any:
+    if kind == "strings":
+        return (value,) if isinstance(value, str) else tuple(value)
+    return _logit_bias(value) if kind == "logit_bias" else value
 
 
 def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:

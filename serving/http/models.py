@@ -1,24 +1,18 @@
 """The requests of the HTTP door, as types: they decode JSON, refuse what they do not know, and become the document.
 
 Names are OpenAI's; fields that OpenAI does not have are named as vLLM names them. null means "not given" everywhere.
-Ranges of sampling fields stand here for the document only: `SamplingParams` checks them, for every door.
+What sampling fields are, and their ranges, is declared once, with `SamplingParams`, which checks them for every door.
 Every field takes effect, goes to the usage ledger (RECORDED), or is refused by name (REFUSED): see tests/serving/http.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, defstruct
 
-from jaxinfer.sampling_params import (
-    MAX_N,
-    MAX_REPETITION_PENALTY,
-    MAX_STOP_LENGTH,
-    MAX_STOP_STRINGS,
-    MAX_TOKEN_LIST,
-)
+from jaxinfer.sampling_params import FIELDS
 from serving.http.fragments import FLAT_TOOL, INPUT_ITEM, MESSAGE, TOOL
 from serving.request import MAX_CACHE_SALT, MAX_MESSAGES, MAX_REQUEST_ID, MAX_TOOLS
 
@@ -55,50 +49,54 @@ class Refused(NamedTuple):
     why: str
 
 
-class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
-    """What all requests for text share."""
+_TYPES: Mapping[str, Any] = {
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "strings": str | list[str],
+    "token_ids": list[int],
+    "logit_bias": dict[str, float],
+}
 
+
+def _declared(name: str) -> Meta:
+    """What the document says of a sampling field."""
+    declared = FIELDS[name]
+    if declared.kind == "token_ids":
+        return _ids(declared.sentence)
+    if declared.kind == "logit_bias":
+        return _doc(declared.sentence, propertyNames={"pattern": "^[0-9]+$"})
+    if declared.kind == "boolean":
+        return _doc(declared.sentence + (" (on)" if declared.default else ""))
+    low = None if declared.low is None else min([declared.low, *declared.special])
+    bounds = {"exclusiveMinimum" if declared.above else "minimum": low, "maximum": declared.high}
+    return _doc(declared.sentence, **{bound: value for bound, value in bounds.items() if value is not None})
+
+
+class _Addressed(Struct, kw_only=True, forbid_unknown_fields=True):
     model: Annotated[str | None, _doc("Name of the served model; may be left out")] = None
     stream: Annotated[bool | None, _doc("Send the answer in pieces, as server-sent events")] = None
-    temperature: Annotated[float | None, _doc("0 is greedy", minimum=0, maximum=100)] = None
-    top_p: Annotated[float | None, _doc("Mass of the nucleus", exclusiveMinimum=0, maximum=1)] = None
-    top_k: Annotated[int | None, _doc("Most likely tokens kept; 0 or -1 is off", minimum=-1)] = None
-    min_p: Annotated[float | None, _doc("Least share of the most likely token's probability", minimum=0, maximum=1)] = (
-        None
+
+
+if TYPE_CHECKING:
+    _Declared = _Addressed  # its further fields are read by their declared names alone
+else:
+    _Declared = defstruct(
+        "_Declared",
+        [
+            (name, Annotated[_TYPES[declared.kind] | None, _declared(name)], None)
+            for name, declared in FIELDS.items()
+            if declared.http == "every"
+        ],
+        bases=(_Addressed,),
+        kw_only=True,
+        forbid_unknown_fields=True,
     )
-    repetition_penalty: Annotated[
-        float | None, _doc("Over prompt and output; 1 is off", exclusiveMinimum=0, maximum=MAX_REPETITION_PENALTY)
-    ] = None
-    presence_penalty: Annotated[float | None, _doc("Over the output", minimum=-2, maximum=2)] = None
-    frequency_penalty: Annotated[float | None, _doc("Over the output", minimum=-2, maximum=2)] = None
-    seed: Annotated[
-        int | None, _doc("Repeats the same text; -1: another one each time", minimum=-(2**63), maximum=2**64 - 1)
-    ] = None
-    stop: Annotated[
-        str | list[str] | None,
-        _doc(f"Strings that end the text, at most {MAX_STOP_STRINGS} of 1 to {MAX_STOP_LENGTH} characters"),
-    ] = None
-    stop_token_ids: Annotated[list[int] | None, _ids("Tokens that end the text")] = None
-    include_stop_str_in_output: Annotated[
-        bool | None, _doc("Keep the stop string, or the token, that ended the text")
-    ] = None
-    ignore_eos: Annotated[bool | None, _doc("Go on after the model's own end of text")] = None
-    min_tokens: Annotated[
-        int | None, _doc("No end of text, stop strings included, before so many tokens", minimum=0)
-    ] = None
-    logit_bias: Annotated[
-        dict[str, float] | None,
-        _doc(
-            f"Token id -> bias, of which -100 to 100 matter; at most {MAX_TOKEN_LIST} entries",
-            propertyNames={"pattern": "^[0-9]+$"},
-        ),
-    ] = None
-    allowed_token_ids: Annotated[list[int] | None, _ids("The only tokens that are generated")] = None
-    bad_token_ids: Annotated[list[int] | None, _ids("These tokens are never generated")] = None
-    skip_special_tokens: Annotated[bool | None, _doc("Leave special tokens out of the text (on)")] = None
-    truncate_prompt_tokens: Annotated[
-        int | None, _doc("Keep only the last so many tokens of the prompt (-1: as many as fit the context)", minimum=-1)
-    ] = None
+
+
+class Sampling(_Declared, kw_only=True, forbid_unknown_fields=True):
+    """What all requests for text share: with every sampling field whose name and meaning is the same for all."""
+
     priority: Annotated[int | None, _doc("Lower is served first; 0 is normal", minimum=-(2**31), maximum=2**31 - 1)] = (
         None
     )
@@ -121,11 +119,9 @@ class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
 class TextSampling(Sampling, kw_only=True):
     """What completions and chats share beyond that."""
 
-    n: Annotated[int | None, _doc("Answers to generate", minimum=1, maximum=MAX_N)] = None
+    n: Annotated[int | None, _declared("n")] = None
     stream_options: Annotated[StreamOptions | None, _doc("With stream: what the events say about usage")] = None
-    prompt_logprobs: Annotated[
-        int | None, _doc("Log-probabilities of the prompt's tokens, with so many alternatives", minimum=-1)
-    ] = None
+    prompt_logprobs: Annotated[int | None, _declared("prompt_logprobs")] = None
     return_token_ids: Annotated[bool | None, _doc("Give token ids of prompt and answers")] = None
     return_tokens_as_token_ids: Annotated[bool | None, _doc('Name tokens in logprobs "token_id:15"')] = None
     response_format: Annotated[Any, _doc('Only {"type": "text"}', enum=[{"type": "text"}, None])] = None

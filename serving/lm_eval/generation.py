@@ -10,24 +10,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxinfer.errors import InvalidRequest
-from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.sampling_params import FIELD_NAMES, SamplingParams
 from jaxinfer.text import Tokenizer
 
 # The names under which other backends know it; the first one given counts, as in the harness.
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-# Fields of SamplingParams that are passed on as they are.
-_PASSED = (
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "min_tokens",
-    "ignore_eos",
-    "skip_special_tokens",
+# Fields of SamplingParams that are set here, or that ask for what the harness, which wants one text, does not take.
+_NOT_PASSED = (
+    *("temperature", "max_tokens", "stop", "stop_token_ids", "truncate_prompt_tokens"),
+    *("n", "logprobs", "prompt_logprobs", "include_stop_str_in_output"),
+    *("logit_bias", "allowed_token_ids", "bad_token_ids"),  # no argument on a command line spells these
 )
+_PASSED = tuple(name for name in FIELD_NAMES if name not in _NOT_PASSED)
 _KNOWN = ("until", "do_sample", "temperature", "num_beams", *_LENGTHS, *_PASSED)
 
 

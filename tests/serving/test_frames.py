@@ -48,7 +48,7 @@ def test_inbox_and_post():
     with ours, theirs:
         inbox, post = SocketInbox(theirs), SocketPost(ours)
         with pytest.raises(queue.Empty):
-            inbox.get_nowait()
+            inbox.get(block=False)
         with pytest.raises(queue.Empty):
             inbox.get(block=False)
         began = time.monotonic()

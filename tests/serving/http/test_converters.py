@@ -13,7 +13,7 @@ from jaxinfer.text import IncrementalDetokenizer
 from jaxinfer.text.answers import AnswerFormat
 from serving.http import chat_input, responses_input
 from serving.http.answers import kept_tokens, new_call_id, reasoning_begun
-from serving.http.convert import _SAMPLING, completion
+from serving.http.convert import completion, sampling
 from serving.http.decode import decode
 from serving.http.models import CompletionRequest, ResponsesRequest
 from tests.serving.harness import run, tokenizer
@@ -81,8 +81,32 @@ def test_tools_in_both_shapes_are_the_same_to_a_template():
 
 def test_every_sampling_field_is_converted():
     """What SamplingParams can do, a client of this door can ask for."""
-    elsewhere = {"n", "stop", "logit_bias", "max_tokens", "logprobs", "prompt_logprobs"}
-    assert {*_SAMPLING, *elsewhere} == set(FIELD_NAMES)
+    values = {
+        "n": 2,
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "top_k": 5,
+        "min_p": 0.5,
+        "repetition_penalty": 2.0,
+        "presence_penalty": 1.0,
+        "frequency_penalty": -1.0,
+        "seed": 7,
+        "min_tokens": 3,
+        "prompt_logprobs": 0,
+        "stop_token_ids": [1],
+        "allowed_token_ids": [2],
+        "bad_token_ids": [3],
+        "truncate_prompt_tokens": 4,
+        "include_stop_str_in_output": True,
+        "ignore_eos": False,
+        "skip_special_tokens": False,
+    }
+    request = CompletionRequest(prompt="x", **values, stop="y", logit_bias={"8": 1.5})
+    assert sampling(request) == {**values, "stop": ("y",), "logit_bias": {8: 1.5}}
+    elsewhere = {"max_tokens": 9, "logprobs": 2}
+    (asked,) = completion(CompletionRequest(prompt="x", **values, **elsewhere))
+    assert asked.sampling == {**values, **elsewhere}
+    assert {*values, *elsewhere, "stop", "logit_bias"} == set(FIELD_NAMES)
 
 
 def test_ids_of_calls():

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from jaxinfer.sampling_params import FIELDS
 from serving.http.page import FOLDER, POLICY, Page
 from tests.serving.harness import run
 from tests.serving.http.harness import http_serving
@@ -91,3 +92,20 @@ def test_the_page_keeps_nothing_outside_its_memory():
 def test_a_package_without_its_files_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"index\.html is missing: the package was installed without"):
         Page(tmp_path)
+
+
+def test_controls_of_sampling_parameters_take_numbers_of_their_kind():
+    """Which parameters the page has is its own choice; integers take no fractions."""
+    script = (FOLDER / "settings.js").read_text()
+    listed = re.search(r"const NUMBERS = \[(.*?)\];", script, re.DOTALL)
+    assert listed is not None
+    numbers = re.findall(r'"(\w+)"', listed[1])
+    inputs = {
+        attributes["name"]: attributes
+        for tag, attributes in Tags((FOLDER / "index.html").read_text()).tags
+        if tag == "input" and attributes.get("name") in FIELDS and attributes.get("type") == "number"
+    }
+    assert inputs.keys() == set(numbers)
+    steps = {"integer": ("1", "numeric"), "number": ("any", "decimal")}
+    for name, attributes in inputs.items():
+        assert (attributes["step"], attributes["inputmode"]) == steps[FIELDS[name].kind], name
