@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxinfer.errors import (ChatTemplateError, TextError)
 from checkpoints.folder import CheckpointError
 from jaxinfer.config import ModelConfig
+from jaxinfer.errors import ChatTemplateError, TextError
 from jaxinfer.text import Tokenizer, load_tokenizer
-from jaxinfer.text.errors import (TokenizerError)
+from jaxinfer.text.errors import TokenizerError
 
 MAX_SAMPLES = 128
 MAX_TOKENS = 512

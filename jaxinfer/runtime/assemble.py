@@ -178,6 +178,7 @@ def assemble_engine(
         longrope_border=config.longrope_border,
         priority_ageing_seconds=runtime.priority_ageing_seconds,
         enable_prefix_caching=runtime.enable_prefix_caching,
+        cache_groups=config.cache_groups,
     )
     scheduler = Scheduler(limits, PagePool(sizes.num_pages, sizes.page_size))
     return EngineLoop(scheduler, runner, engine_info(model, mesh, sizes, runner), check=check)
