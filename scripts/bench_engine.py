@@ -39,6 +39,7 @@ from jaxinfer import LLM, SamplingParams
 from jaxinfer.messages import Submit
 from jaxinfer.quantization import SCHEMES
 from jaxinfer.runtime.buckets import make_ladder, pick_bucket
+from jaxinfer.runtime.inputs import SlotSizes
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.plan import StepPlan, StepResult
@@ -97,7 +98,7 @@ def host_cost(rows: int, steps: int = 1200) -> dict[str, Any]:
     """Milliseconds a step of schedule + pack + update with `rows` running rows, no device."""
     budget = max(512, rows)
     scheduler = Scheduler(SchedulerLimits(rows, budget, 4096, eos_token_ids=(2,)), PagePool(rows * 40 + 2, 64))
-    packer = Packer(rows, 64, 32_000, 512)
+    packer = Packer(SlotSizes(rows, 64, 64), 32_000, 512)
     ladder = make_ladder(budget, rows, platform="gpu", batch_invariant=True)
     rng = random.Random(0)
     for i in range(rows):
