@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from jaxinfer.cache_groups import CacheGroups, CacheSpec
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import Submit
-from jaxinfer.sampling_params import InvalidRequest, SamplingParams
+from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import NULL_PAGE, PagePool
 from jaxinfer.scheduling.plan import NO_TOKEN, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
