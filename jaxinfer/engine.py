@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import (
     Abort,
     Died,
@@ -25,7 +26,6 @@ from jaxinfer.messages import (
     StepOutputs,
     Submit,
 )
-from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.scheduling.plan import PlanRow, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import DuplicateRequest, Scheduler
 from jaxinfer.step_clock import MESSAGES, SCHEDULE, UPDATE, StepClock

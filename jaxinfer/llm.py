@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from jaxinfer.config import RuntimeConfig
 from jaxinfer.engine import EngineLoop
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.generation_config import generation_defaults, generation_notes
 from jaxinfer.messages import (
     NO_LOGITS,
@@ -30,7 +31,7 @@ from jaxinfer.messages import (
 )
 from jaxinfer.model_path import hub_cache_from, resolve_model
 from jaxinfer.outputs import RequestOutput, RequestStream
-from jaxinfer.sampling_params import InvalidRequest, SamplingParams, as_token_ids
+from jaxinfer.sampling_params import SamplingParams, as_token_ids
 from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]

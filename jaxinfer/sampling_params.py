@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxinfer.errors import InvalidRequest as InvalidRequest  # where the engine's rooms and callers look for it
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.sampling_fields import OFF, DeviceColumn, SamplingField, declare, declared_fields
 
 MAX_LOGPROBS = 20  # alternatives per position, unless RuntimeConfig.max_logprobs says otherwise

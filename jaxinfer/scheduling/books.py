@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from jaxinfer.cache_groups import CacheGroups
+from jaxinfer.cache_groups import UNIFORM, CacheGroups
 from jaxinfer.messages import EngineStats, SequenceAccount, SequenceOutput, Submit
 from jaxinfer.scheduling.checks import (
     check_lists,
@@ -15,7 +15,8 @@ from jaxinfer.scheduling.checks import (
     pages_written,
     stop_tokens,
 )
-from jaxinfer.scheduling.kv_manager import ONE_GROUP, KVManager
+from jaxinfer.scheduling.fairness import Fairness
+from jaxinfer.scheduling.kv_manager import KVManager
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.plan import StepPlan
 from jaxinfer.scheduling.request import Request, Sequence, order_of
@@ -37,7 +38,7 @@ class SchedulerLimits:
     enable_prefix_caching: bool = True
     vocab_size: int | None = None
     draws: int = 1
-    cache_groups: CacheGroups = ONE_GROUP
+    cache_groups: CacheGroups = UNIFORM
 
 
 class DuplicateRequest(ValueError):
@@ -61,6 +62,7 @@ class Books:
         self._requests: dict[str, Request] = {}
         self._running: list[Sequence] = []  # by order
         self._tenants = Tenants(burst=limits.max_model_len)  # who waits, too
+        self._fairness = Fairness(self._tenants)
         self._slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._arrivals = 0
         self._ended: list[SequenceOutput] = []  # what ended outside `update`, for the next outputs
@@ -98,6 +100,15 @@ class Books:
     @property
     def has_unfinished(self) -> bool:
         return bool(self._requests)
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Those in slots, by order."""
+        return self._running
+
+    @property
+    def free_slots(self) -> list[int]:
+        return self._slots
 
     @property
     def num_waiting(self) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import Submit
-from jaxinfer.sampling_params import MAX_STOP_TOKEN_IDS, InvalidRequest, SamplingParams
+from jaxinfer.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
 from jaxinfer.scheduling.kv_manager import KVManager
 from jaxinfer.scheduling.page_pool import IntegrityError, PagePool
 from jaxinfer.scheduling.plan import PlanRow

@@ -37,7 +37,7 @@ class Bucket:
         return min(float(self.rate), self._level + (now - self._time) * self.rate / _MINUTE)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # an exception is changed while it is on its way
 class Exceeded(Exception):
     """A limit does not allow it now. seconds: until it may; None: until something ends. never: not even later."""
 

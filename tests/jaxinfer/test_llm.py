@@ -12,9 +12,9 @@ import pytest
 
 from jaxinfer import LLM, SamplingParams
 from jaxinfer.config import ConfigError
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.llm import EngineDead
 from jaxinfer.outputs import RequestOutput
-from jaxinfer.sampling_params import InvalidRequest
 from tests.golden_recipe import load_case, write_checkpoint
 
 TOKENIZER = Path(__file__).parent.parent / "goldens_text" / "vocabularies" / "sp_bpe.model"

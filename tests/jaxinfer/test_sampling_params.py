@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.runtime.sampling import SamplingParamsRows
-from jaxinfer.sampling_params import DEVICE_COLUMNS, FIELDS, InvalidRequest, SamplingParams, device_values
+from jaxinfer.sampling_params import DEVICE_COLUMNS, FIELDS, SamplingParams, device_values
 
 DEFAULTS: dict[str, Any] = {
     "n": 1,

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from jaxinfer import LLM, SamplingParams
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.evaluation import loglikelihood
 from jaxinfer.evaluation.loglikelihood import LoglikelihoodScorer, Pair, ScoringError, rolling_windows, split_tokens
 from jaxinfer.messages import TokenLogprobs
-from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.text import TokenizerError, load_tokenizer
 from tests.fakes import BOS, EOS, write_tokenizer
 from tests.golden_recipe import load_case, write_checkpoint

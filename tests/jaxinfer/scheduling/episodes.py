@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from jaxinfer.cache_groups import CacheGroups, CacheSpec
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.scheduling.scheduler import SchedulerLimits
 from tests.jaxinfer.scheduling.simulator import VOCAB, World
 

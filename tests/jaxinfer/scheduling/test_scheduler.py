@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from jaxinfer.engine import EngineLoop
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import Drain, Drained, Submit
-from jaxinfer.sampling_params import InvalidRequest, SamplingParams
+from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling import waiting
 from jaxinfer.scheduling.page_pool import IntegrityError, PagePool, PoolExhausted
 from jaxinfer.scheduling.plan import StepPlan, StepResult

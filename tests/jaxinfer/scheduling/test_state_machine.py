@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from jaxinfer.sampling_params import InvalidRequest
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.scheduling.scheduler import SchedulerLimits
 from tests.jaxinfer.scheduling.episodes import LAYERS, groups_of
 from tests.jaxinfer.scheduling.simulator import VOCAB, World

@@ -157,7 +157,7 @@ def test_all_are_drained() -> None:
             assert [len(await everything(stream)) for stream in streams] == [20, 20]
             for stream in streams:
                 s.frontend.close(stream)
-            await s.frontend.drained(5)
+            await s.frontend.drained(20)
             assert all(link.drained.is_set() for link in s.frontend.links)
             for engine in s.engines:
                 assert engine.engine is not None

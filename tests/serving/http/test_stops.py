@@ -12,7 +12,7 @@ import pytest
 from jaxinfer.messages import Abort
 from jaxinfer.text import load_tokenizer
 from tests.fakes import write_tokenizer
-from tests.serving.harness import run
+from tests.serving.harness import run, until
 from tests.serving.http.harness import HttpServer, http_serving, says
 
 REPORTS = Path(__file__).parents[2] / "cases" / "reports"
@@ -127,7 +127,8 @@ def test_the_engine_is_told_when_the_answer_is_stopped_and_not_before() -> None:
         async with http_serving(says(answer), reasoning_parser="think") as s:
             found = await s.chat(stop="stop", max_tokens=120)
             assert found["usage"]["completion_tokens"] == len("<think>stop stop</think>a stop")
-            assert [type(message) for message in s.grpc.engine.received if isinstance(message, Abort)] == [Abort]
+            await until(lambda: bool(s.grpc.received(Abort)), "the engine hears of it")
+            assert len(s.grpc.received(Abort)) == 1
 
     run(test())
 
