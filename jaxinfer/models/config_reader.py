@@ -65,7 +65,7 @@ class ConfigReader:
         value = self._optional(key, default)
         if value is not None:
             check_count(key, value)
-        return value  
+        return value
 
     def number_of_layers(self, key: str, default: int) -> int:
         """An integer of 0 or more. Raises ConfigError."""
