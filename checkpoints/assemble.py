@@ -16,7 +16,8 @@ import numpy as np
 from checkpoints.folder import CheckpointError
 from checkpoints.reader import TensorSource
 from checkpoints.rules import Entry, Placement, TensorMapping
-from jaxinfer.models.shape import ModelShape
+from jaxinfer.models.shape import LayerShape, ModelShape
+from jaxinfer.models.stored import layer_of
 
 BLOCK_BYTES = 16 * 1024**2
 ALIGNMENT = 64  # bytes; JAX on CPU takes host memory aligned so without copying it
@@ -110,7 +111,7 @@ def _blocks(array: np.ndarray) -> list[tuple[int, int]]:
     return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
-def _repeat_qkv(array: np.ndarray, shape: ModelShape) -> np.ndarray:
+def _repeat_qkv(array: np.ndarray, shape: LayerShape) -> np.ndarray:
     """(K, G + 2, ...) -> (K', G' + 2, ...): query heads are dealt out, key and value are copied."""
     copies = shape.kv_heads // array.shape[0]
     rest = array.shape[2:]
@@ -122,20 +123,20 @@ def _repeat_qkv(array: np.ndarray, shape: ModelShape) -> np.ndarray:
     return result
 
 
-def _repeat_heads(array: np.ndarray, shape: ModelShape) -> np.ndarray:
+def _repeat_heads(array: np.ndarray, shape: LayerShape) -> np.ndarray:
     return np.repeat(array, shape.kv_heads // array.shape[0], axis=0)
 
 
-def _deal_query_norm(array: np.ndarray, shape: ModelShape) -> np.ndarray:
+def _deal_query_norm(array: np.ndarray, shape: LayerShape) -> np.ndarray:
     return array.reshape(shape.kv_heads, shape.group, array.shape[-1])
 
 
-def _deal_out(array: np.ndarray, shape: ModelShape) -> np.ndarray:
+def _deal_out(array: np.ndarray, shape: LayerShape) -> np.ndarray:
     return array.reshape(array.shape[0], shape.kv_heads, shape.group, array.shape[-1])
 
 
 # End of the parameter's path -> canonical layout to that of `shape`, where KV heads are repeated.
-_HEAD_LAYOUTS: Mapping[str, Callable[[np.ndarray, ModelShape], np.ndarray]] = {
+_HEAD_LAYOUTS: Mapping[str, Callable[[np.ndarray, LayerShape], np.ndarray]] = {
     "attention.qkv.weight": _repeat_qkv,
     "attention.qkv.bias": _repeat_qkv,
     "attention.q_norm.weight": _deal_query_norm,
@@ -153,7 +154,7 @@ def expand(path: str, array: np.ndarray, target: tuple[int, ...], shape: ModelSh
         return array
     for end, layout in _HEAD_LAYOUTS.items():
         if path.endswith(end):
-            return layout(array, shape)
+            return layout(array, shape.layers[layer_of(path) or 0])
     padded = aligned_empty(target, array.dtype)
     kept = tuple(slice(0, size) for size in array.shape)
     padded[kept] = array

@@ -32,7 +32,7 @@ from checkpoints.rules import plan_mapping
 from checkpoints.store import StoredParams
 from checkpoints.stored import read_storage
 from jaxinfer.config import ConfigError, ModelConfig
-from jaxinfer.models.axes import LogicalAxes, parameter_axes
+from jaxinfer.models.axes import parameter_axes
 from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.models.stored import StoredMatrix, check_stored, input_axes
@@ -45,7 +45,7 @@ from jaxinfer.quantization import (
     rounding_of,
     stored_parts,
 )
-from jaxinfer.runtime.sharding import TP_AXIS, make_mesh, named_sharding
+from jaxinfer.sharding import MESH_AXES, LogicalAxes, make_mesh, named_sharding, tensor_size
 from pallas_kernels.qtensor import QTensor
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the parameter that has just arrived
@@ -125,13 +125,13 @@ def load_model(
 ) -> LoadedModel:
     """Load a Hugging Face folder or a converted checkpoint.
 
-    dtype: of the parameters; "auto" takes the checkpoint's. mesh: one axis "tp"; None: JAX's first device.
+    dtype: of the parameters; "auto" takes the checkpoint's. mesh: of `jaxinfer.sharding`; None: JAX's first device.
     quantization: a scheme of `jaxinfer.quantization`; each matrix is rounded on its device as soon as it is there. It
     must be None for a checkpoint that is quantized already.
 
     Raises:
         CheckpointError: the folder cannot be used (file, tensor, expected and found are named).
-        ConfigError: the mesh has no "tp" axis, the model cannot be split that way (valid degrees are listed), or dtype
+        ConfigError: the mesh has other axes, the model cannot be split that way (valid degrees are listed), or dtype
             or quantization is unknown or not possible, or a matrix cannot be cut into groups.
     """
     folder = Path(folder)
@@ -175,10 +175,10 @@ def _load(
     chosen = config.dtype if dtype == "auto" else dtype
     if chosen not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(DTYPES)}")
-    mesh = make_mesh(1) if mesh is None else mesh
-    if tuple(mesh.axis_names) != (TP_AXIS,):
-        raise ConfigError(f"mesh axes are {tuple(mesh.axis_names)}; expected one axis, {TP_AXIS!r}")
-    shape = ModelShape.of(config, mesh.shape[TP_AXIS])
+    mesh = make_mesh() if mesh is None else mesh
+    if mesh.axis_names != MESH_AXES:
+        raise ConfigError(f"mesh axes are {mesh.axis_names}; expected {MESH_AXES}")
+    shape = ModelShape.of(config, tensor_size(mesh))
     check_stored(stored, quantization, config, shape)
     graphdef, parameters, state = decoder_parameters(config, shape, DTYPES[chosen])
     arrays = read(_Request(folder, config, shape, DTYPES[chosen], mesh, parameters, progress, scheme, stored))

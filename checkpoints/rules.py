@@ -21,6 +21,7 @@ from typing import Protocol
 from checkpoints.folder import CheckpointError
 from checkpoints.reader import TensorInfo, TensorSource
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.stored import layer_of
 
 Shape = tuple[int, ...]
 Index = tuple[int | slice, ...]
@@ -39,8 +40,11 @@ class Dims:
     mlp: int  # F
 
     @classmethod
-    def of(cls, config: ModelConfig) -> Dims:
-        return cls(config.num_heads, config.num_kv_heads, config.head_dim, config.hidden_size, config.intermediate_size)
+    def of(cls, config: ModelConfig, path: str) -> Dims:
+        """Those of the layer that the parameter `path` belongs to; of one outside of them only `hidden` matters."""
+        layer = config.layers[layer_of(path) or 0]
+        mixer, mlp = layer.mixer, layer.feed_forward
+        return cls(mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, config.hidden_size, mlp.intermediate_size)
 
     @property
     def group(self) -> int:
@@ -276,13 +280,12 @@ def plan_mapping(
         CheckpointError: a tensor is missing, left over, misshaped or of a dtype that is not floating point; the
             message names file, tensor, expected and found. Also if the family's table does not cover a parameter.
     """
-    dims = Dims.of(config)
     found: dict[str, list[Entry]] = {path: [] for path in targets}
     used: set[str] = set(taken)
     for rule in family_rules(config, source.folder):
         if rule.target not in targets:
             continue
-        entry = _match(source, rule, _layout(rule, dims, targets[rule.target]))
+        entry = _match(source, rule, _layout(rule, Dims.of(config, rule.target), targets[rule.target]))
         found[rule.target].append(entry)
         used.add(rule.source)
     for path, entries in found.items():

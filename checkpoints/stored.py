@@ -12,7 +12,6 @@ of `pallas_kernels.qtensor.QTensor`. Reading the description needs no weights, a
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 from checkpoints.folder import CONFIG_FILE, STORAGE_FORMAT_VERSION, CheckpointError, is_converted, read_stored
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig, require
-from jaxinfer.models.stored import StoredMatrix, input_axes
+from jaxinfer.models.stored import StoredMatrix, input_axes, layer_of
 
 KEY = "storage"
 KV_CACHE_DTYPES = ("int8", "fp8")
@@ -92,14 +91,18 @@ def parse_storage(data: Mapping[str, Any], config: ModelConfig) -> Storage:
 
 def matrix_inputs(path: str, config: ModelConfig) -> int:
     """Inputs of a matrix of the layers, all its input axes as one."""
-    sizes = {"out": config.num_heads * config.head_dim, "down": config.intermediate_size}
+    layer = config.layers[layer_of(path) or 0]
+    sizes = {
+        "out": layer.mixer.num_heads * layer.mixer.head_dim,
+        "down": layer.feed_forward.intermediate_size,
+    }
     return sizes.get(path.removesuffix(".weight").rsplit(".", 1)[-1], config.hidden_size)
 
 
 def _matrix(path: str, described: Any, config: ModelConfig) -> StoredMatrix:
     where = f"{KEY}.matrices[{path!r}]"
-    layer = re.match(r"layers\.(\d+)\.", path)
-    if layer is None or input_axes(path) is None or int(layer[1]) >= config.num_layers:
+    layer = layer_of(path)
+    if layer is None or input_axes(path) is None or layer >= config.num_layers:
         raise ConfigError(f"{where}: there is no such matrix in {config.num_layers} layers")
     known = {one.name for one in dataclasses.fields(StoredMatrix)}
     if not isinstance(described, dict) or described.keys() != known:

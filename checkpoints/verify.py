@@ -25,8 +25,8 @@ from checkpoints.load import LoadedModel, load_unfinished
 from checkpoints.rules import TensorMapping
 from checkpoints.store import StoredParams
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.context import Attend, KvLayer, StepContext
 from jaxinfer.models.decoder import Decoder
-from jaxinfer.models.layers.attention import Attend, KvLayer
 from jaxinfer.text import ChatTemplateError, Tokenizer, load_tokenizer
 
 RANDOM_PROMPTS = 4
@@ -120,8 +120,10 @@ def dense_attend(positions: jax.Array) -> Attend:
 def _dense_forward(graphdef: nnx.GraphDef, params: Any, ids: jax.Array, regime: jax.Array) -> jax.Array:
     decoder: Decoder = nnx.merge(graphdef, params)
     positions = jnp.arange(ids.shape[0], dtype=jnp.int32)
-    kv = [(jnp.zeros(0), jnp.zeros(0))] * len(decoder.layers)
-    hidden, _ = decoder.hidden_states(ids, positions, regime, kv, dense_attend(positions))
+    groups = decoder.config.cache_groups
+    attention = [dense_attend(positions)] * groups.num_tables
+    context = StepContext.of(decoder.config.ropes, positions, jnp.zeros_like(ids), regime, attention)
+    hidden, _ = decoder.hidden_states(ids, context, [(jnp.zeros(0), jnp.zeros(0))] * groups.depth)
     return decoder.logits(hidden)
 
 

@@ -55,10 +55,10 @@ def build_engine(
     from checkpoints.load import load_model
     from checkpoints.stored import with_stored_defaults
     from jaxinfer.runtime.assemble import Model, assemble_engine, configure_jax
-    from jaxinfer.runtime.sharding import make_mesh
+    from jaxinfer.sharding import make_mesh
 
     configure_jax(runtime)
-    mesh = make_mesh(runtime.tensor_parallel_size, runtime.device)
+    mesh = make_mesh(runtime.parallel, runtime.device)
     runtime = with_stored_defaults(Path(model), read_config(model)[0], runtime)
 
     def on_load(done: int, total: int, detail: str) -> None:

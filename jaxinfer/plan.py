@@ -18,7 +18,7 @@ from jaxinfer.models.stored import StoredMatrix, check_stored, input_axes
 from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
 from jaxinfer.runtime.assemble import Model, make_layout, probe_step
 from jaxinfer.runtime.kv_cache import Sizes, device_budget, gib, resolve_sizes
-from jaxinfer.runtime.sharding import named_sharding
+from jaxinfer.sharding import named_sharding, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor
 
@@ -76,7 +76,7 @@ def abstract_model(
     stored: Mapping[str, StoredMatrix] | None = None,
 ) -> Model:
     """The model as shapes with shardings, no arrays. stored: {path: matrices that the checkpoint has in few bits}."""
-    shape = ModelShape.of(config, mesh.size)
+    shape = ModelShape.of(config, tensor_size(mesh))
     stored = stored or {}
     check_stored(stored, quantization, config, shape)
     graphdef, state = abstract_decoder(config, shape, jax.numpy.dtype(dtype))
@@ -130,8 +130,8 @@ def make_plan(
         weight_bytes=weights,
         slot_bytes=probe.slot_bytes,
         temporary_bytes=probe.temporaries,
-        pool_bytes=sizes.pool_bytes // mesh.size,
-        kv_bytes_per_token=sizes.kv_bytes_per_token // mesh.size,
+        pool_bytes=sizes.pool_bytes // tensor_size(mesh),
+        kv_bytes_per_token=sizes.kv_bytes_per_token // tensor_size(mesh),
         sizes=sizes,
         bucket=probe.bucket,
     )

@@ -17,9 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError
-from jaxinfer.models.axes import LogicalAxes
 from jaxinfer.models.stored import StoredMatrix, input_axes
-from jaxinfer.runtime.sharding import TP_AXIS, named_sharding, partition_spec, replicated
+from jaxinfer.sharding import LogicalAxes, named_sharding, partition_spec, replicated, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import STORAGE, ZEROS, Activations, Kind, QTensor, quantize
 from pallas_kernels.quantized_matmul.layout import for_target
@@ -149,7 +148,7 @@ def placing_of(
     unit = count // groups if groups > 1 else 2 if stored.kind == "int4" else 1
     if count % tp or (count // tp) % unit:
         raise ConfigError(
-            f"tensor_parallel_size is {mesh.shape[TP_AXIS]}; {path} has {count} inputs, stored in groups of "
+            f"tensor_parallel_size is {tensor_size(mesh)}; {path} has {count} inputs, stored in groups of "
             f"{count // groups}: it must split them between groups"
         )
 
@@ -159,7 +158,8 @@ def placing_of(
 
 def _input_shards(axes: LogicalAxes, inputs: int, mesh: Mesh) -> int:
     """Over how many devices a weight's inputs are split."""
-    return mesh.shape[TP_AXIS] if partition_spec(axes)[-inputs] is not None else 1
+    axis = partition_spec(axes)[-inputs]
+    return 1 if axis is None else mesh.shape[axis]
 
 
 def _shards(axes: LogicalAxes, inputs: int, mesh: Mesh) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ from jaxinfer.plan import abstract_model
 from jaxinfer.runtime.assemble import make_layout, make_runner
 from jaxinfer.runtime.kv_cache import gib, resolve_sizes
 from jaxinfer.runtime.topology import LIBTPU_ENVIRONMENT, ProgramReport, Topology, report, topology_mesh
+from jaxinfer.sharding import tensor_size
 from pallas_kernels.dispatch import DeviceTarget, Unsupported
 
 
@@ -75,7 +76,7 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
     runtime = RuntimeConfig(
         dtype=arguments.dtype,
         quantization=arguments.quantization,
-        tensor_parallel_size=mesh.size,
+        tensor_parallel_size=tensor_size(mesh),
         page_size=arguments.page_size,
         num_pages=1 + -(-arguments.kv_tokens // arguments.page_size),
         max_model_len=min(arguments.max_model_len, config.max_position_embeddings),
@@ -120,7 +121,7 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
         fits &= fit
         seconds = f"{time.monotonic() - begin:.1f} s"
         kernels = [_kernels(program)] if on_chip else []
-        table.add_row(bucket.name, seconds, *_cells(program, fit, pool // mesh.size), *kernels, _moved(program))
+        table.add_row(bucket.name, seconds, *_cells(program, fit, pool // tensor_size(mesh)), *kernels, _moved(program))
     console.print(table)
     return fits
 

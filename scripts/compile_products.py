@@ -20,14 +20,14 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: the compilers are
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 from rich.console import Console
 from rich.table import Table
 
 from jaxinfer.config import ConfigError
 from jaxinfer.quantization import SCHEMES
 from jaxinfer.runtime.topology import LIBTPU_ENVIRONMENT, ProgramReport, report, topology_mesh
+from jaxinfer.sharding import tensor_mesh
 from pallas_kernels.dispatch import DeviceTarget, Unsupported
 from pallas_kernels.qtensor import QTensor, quantize
 from pallas_kernels.quantized_matmul import quantized_matmul
@@ -63,7 +63,7 @@ def compile_product(
         leaf.size * (1 if leaf.dtype == jnp.int4 else 2 * leaf.dtype.itemsize) // 2 for leaf in jax.tree.leaves(weight)
     )
     product = functools.partial(quantized_matmul, target=target, backend=backend)
-    with jax.set_mesh(Mesh(np.array([device]), ("tp",), axis_types=(AxisType.Auto,))):  # kernels ask it for the device
+    with jax.set_mesh(tensor_mesh([device])):  # kernels ask it for the device
         program = report(jax.jit(product).lower(struct((tokens, inputs), jnp.bfloat16), weight).compile())
     return Compiled(size, size + 2 * tokens * inputs + 4 * tokens * outputs, program)
 

@@ -22,7 +22,7 @@ ALLOWED = {
 # Composition roots: these may reach up, by imports inside functions only.
 ROOTS = {"jaxinfer/llm.py": {"checkpoints"}, "jaxinfer/cli.py": {"checkpoints", "serving", "protos"}}
 # The host side: none of these files, nor anything of ours that they import, imports jax.
-NO_JAX = ("jaxinfer/scheduling", "jaxinfer/text", "jaxinfer/config.py", "jaxinfer/messages.py", "jaxinfer/outputs.py")
+NO_JAX = ("jaxinfer/scheduling", "jaxinfer/text", "jaxinfer/config", "jaxinfer/messages.py", "jaxinfer/outputs.py")
 # Parts of the server that run beside the engine's process and must start quickly.
 NO_JAX += (
     "jaxinfer/sampling_params.py",

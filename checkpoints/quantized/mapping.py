@@ -115,7 +115,6 @@ def plan_quantized(
         CheckpointError: a tensor is missing, misshaped or of another dtype, or a group does not divide the inputs; the
             message names file or folder, and tensor or layer.
     """
-    dims = Dims.of(config)
     found: dict[str, list[QuantizedEntry]] = {path: [] for path in quantization.stored}
     taken: set[str] = set()
     no_biases = []
@@ -123,7 +122,7 @@ def plan_quantized(
         if rule.target not in quantization.stored:
             continue
         outputs, inputs = _sizes(rule.target, targets[rule.target])
-        layout = _outputs_layout(rule, dims, outputs)
+        layout = _outputs_layout(rule, Dims.of(config, rule.target), outputs)
         module = rule.source.removesuffix(WEIGHT)
         layer = Layer(module, layout.source_shape[0], inputs, quantization.stored[rule.target])
         try:

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxinfer.config import ModelConfig
+from jaxinfer.config import LayerConfig, ModelConfig
 
 NORMS = {"attention.qkv": "attention_norm.weight", "mlp.gate_up": "mlp_norm.weight"}
 PRODUCERS = {"attention.out": "attention.qkv", "mlp.down": "mlp.gate_up"}
@@ -40,12 +40,11 @@ def refusal(end: str, config: ModelConfig, dtype: np.dtype) -> str | None:
     return None
 
 
-def sharing(end: str, config: ModelConfig) -> tuple[int, int, int]:
-    """(blocks, copies, size): inputs seen so share their scale over `copies`."""
+def sharing(end: str, layer: LayerConfig, hidden_size: int) -> tuple[int, int, int]:
+    """(blocks, copies, size): a layer's inputs seen so share their scale over `copies`."""
     if end == "attention.out":
-        return (config.num_kv_heads, config.group_size, config.head_dim)
-    inputs = config.intermediate_size if end == "mlp.down" else config.hidden_size
-    return (1, 1, inputs)
+        return (layer.mixer.num_kv_heads, layer.mixer.group_size, layer.mixer.head_dim)
+    return (1, 1, layer.feed_forward.intermediate_size if end == "mlp.down" else hidden_size)
 
 
 def powers_of_two(scales: np.ndarray) -> np.ndarray:
@@ -69,7 +68,7 @@ def fold(
             folded[NORMS[end]], scale = _fold_norm(folded[NORMS[end]], scale, config.norm_offset, dtype)
         folded[matrix] = weight * scale.reshape(inputs)
         if end in PRODUCERS:
-            _fold_rows(folded, PRODUCERS[end], scale, config, dtype)
+            _fold_rows(folded, PRODUCERS[end], scale, dtype)
     return folded
 
 
@@ -84,13 +83,12 @@ def _fold_norm(norm: np.ndarray, scale: np.ndarray, offset: float, dtype: np.dty
     return np.where(possible, divided, norm), np.where(possible, exact, np.float32(1))
 
 
-def _fold_rows(
-    folded: dict[str, np.ndarray], producer: str, scale: np.ndarray, config: ModelConfig, dtype: np.dtype
-) -> None:
+def _fold_rows(folded: dict[str, np.ndarray], producer: str, scale: np.ndarray, dtype: np.dtype) -> None:
     """Divides the rows of the matrix before, and their bias, by the scales of what they become."""
     if producer == "attention.qkv":  # rows (K, G + 2, H): the last of the axis are values
-        index: tuple[slice | int, ...] = (slice(None), config.group_size + 1)
-        rows = scale.reshape(config.num_kv_heads, config.group_size, config.head_dim)[:, 0]
+        kv_heads, parts, head_dim = folded[f"{producer}.weight"].shape[:3]
+        index: tuple[slice | int, ...] = (slice(None), parts - 1)
+        rows = scale.reshape(kv_heads, parts - 2, head_dim)[:, 0]
     else:  # rows (2, F): gate, up
         index, rows = (1,), scale
     weight = folded[f"{producer}.weight"].astype(np.float32, copy=True)

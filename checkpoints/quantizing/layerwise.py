@@ -20,10 +20,10 @@ from flax import nnx
 
 from checkpoints.quantizing.policy import ENDS
 from checkpoints.verify import dense_attend
-from jaxinfer.config import ModelConfig
+from jaxinfer.config import ModelConfig, RopeConfig
+from jaxinfer.models.context import StepContext
 from jaxinfer.models.decoder import Decoder, DecoderLayer, abstract_decoder
 from jaxinfer.models.layers.linear import Linear
-from jaxinfer.models.layers.rope import rotation_tables
 from jaxinfer.models.shape import ModelShape
 from pallas_kernels.qtensor import FP8, Activations, round_activations
 
@@ -57,13 +57,14 @@ def rounded_activations(x: jax.Array, kind: Activations) -> jax.Array:
     return wide * scales
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _run_layer(
     graphdef: nnx.GraphDef,
+    ropes: tuple[RopeConfig, ...],
     activations: tuple[Activations | None, ...],
     params: Any,
     hidden: jax.Array,
-    rotation: Any,
+    regime: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     layer: DecoderLayer = nnx.merge(graphdef, params)
     noted = {}
@@ -73,7 +74,8 @@ def _run_layer(
         noted[end] = _Noted(getattr(owner, name), kind)
         setattr(owner, name, noted[end])
     positions = jnp.arange(hidden.shape[0], dtype=jnp.int32)
-    hidden, _ = layer(hidden, rotation, (jnp.zeros(0), jnp.zeros(0)), dense_attend(positions))
+    context = StepContext.of(ropes, positions, jnp.zeros_like(positions), regime, [dense_attend(positions)])
+    hidden, _ = layer(hidden, context, (jnp.zeros(0), jnp.zeros(0)))
     return hidden, {end: one.seen for end, one in noted.items()}
 
 
@@ -116,16 +118,16 @@ class Layerwise:
         activations: Mapping[str, Activations | None] | None = None,
     ) -> None:
         """params: {path in the layer: array}. activations: {end of a matrix's name: what its inputs are rounded to}."""
-        graphdef, state = nnx.split(self._decoder.layers[index])
+        one = self._decoder.layers[index]
+        one.attention.table = 0  # there are no pages here, and layers that differ in nothing else share a program
+        graphdef, state = nnx.split(one)
         filled = _filled(state, params)
         kinds = tuple((activations or {}).get(end) for end in ENDS)
-        rope, border = self.config.layers[index].rope, self.config.longrope_border
+        border = self.config.longrope_border
         for sample, ids in enumerate(self._samples):
             hidden = self._hidden[sample]
-            positions = jnp.arange(hidden.shape[0], dtype=jnp.int32)
-            regime = jnp.full_like(positions, border is not None and len(ids) > border)
-            rotation = None if rope is None else rotation_tables((self.config.ropes[rope],), positions, regime)[0]
-            self._hidden[sample], seen = _run_layer(graphdef, kinds, filled, hidden, rotation)
+            regime = jnp.full(hidden.shape[0], border is not None and len(ids) > border, jnp.int32)
+            self._hidden[sample], seen = _run_layer(graphdef, self.config.ropes, kinds, filled, hidden, regime)
             if on_inputs is not None:
                 on_inputs(sample, {end: x[: len(ids)] for end, x in seen.items()})
 

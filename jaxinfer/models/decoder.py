@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import ModelConfig, require
-from jaxinfer.models.axes import constrain
-from jaxinfer.models.layers.attention import Attend, Attention, KvLayer
+from jaxinfer.models.context import KvLayer, StepContext
+from jaxinfer.models.layers.attention import Attention
 from jaxinfer.models.layers.embedding import VocabularyMatrix
 from jaxinfer.models.layers.linear import scale
 from jaxinfer.models.layers.mlp import Mlp
 from jaxinfer.models.layers.norm import RMSNorm
-from jaxinfer.models.layers.rope import Rotation, rotation_tables
 from jaxinfer.models.shape import ModelShape
+from jaxinfer.sharding import constrain
 
 
 class DecoderLayer(nnx.Module):
@@ -33,21 +33,19 @@ class DecoderLayer(nnx.Module):
         self.post_norm = config.post_norm
         self.residual_multiplier = config.residual_multiplier
         self.attention = Attention(config, shape, layer, dtype, rngs)
-        self.mlp = Mlp(config, shape, dtype, rngs)
+        self.mlp = Mlp(config, shape, layer, dtype, rngs)
         model = (config.hidden_size,)
         if config.pre_norm:
-            self.attention_norm = RMSNorm(config, model, (None,), dtype)
-            self.mlp_norm = RMSNorm(config, model, (None,), dtype)
+            self.attention_norm = RMSNorm(config, model, ("embed",), dtype)
+            self.mlp_norm = RMSNorm(config, model, ("embed",), dtype)
         if config.post_norm:
-            self.attention_post_norm = RMSNorm(config, model, (None,), dtype)
-            self.mlp_post_norm = RMSNorm(config, model, (None,), dtype)
+            self.attention_post_norm = RMSNorm(config, model, ("embed",), dtype)
+            self.mlp_post_norm = RMSNorm(config, model, ("embed",), dtype)
 
-    def __call__(
-        self, hidden: jax.Array, rotation: Rotation | None, kv_layer: KvLayer, attend: Attend
-    ) -> tuple[jax.Array, KvLayer]:
+    def __call__(self, hidden: jax.Array, context: StepContext, kv_layer: KvLayer) -> tuple[jax.Array, KvLayer]:
         """hidden (T, D) -> (T, D) and the layer's KV."""
         x = self.attention_norm(hidden) if self.pre_norm else hidden
-        x, kv_layer = self.attention(x, rotation, kv_layer, attend)
+        x, kv_layer = self.attention(x, context, kv_layer)
         hidden = self._add(hidden, self.attention_post_norm(x) if self.post_norm else x)
         x = self.mlp(self.mlp_norm(hidden) if self.pre_norm else hidden)
         return self._add(hidden, self.mlp_post_norm(x) if self.post_norm else x), kv_layer
@@ -55,7 +53,7 @@ class DecoderLayer(nnx.Module):
     def _add(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
         if self.residual_multiplier != 1.0:
             x = scale(x, self.residual_multiplier)
-        return constrain(hidden + x, None, None)
+        return constrain(hidden + x, "batch", "embed")
 
 
 class Decoder(nnx.Module):
@@ -68,33 +66,31 @@ class Decoder(nnx.Module):
     def __init__(self, config: ModelConfig, shape: ModelShape, dtype: jnp.dtype, rngs: nnx.Rngs | None = None) -> None:
         require(rngs is None or shape.tp == 1, f"random parameters are made for tp = 1 only, not for {shape.tp}")
         self.config = config
-        self.embed = VocabularyMatrix(config, shape.vocab, dtype, rngs)
+        self.arrays = tuple(array for _, array in config.cache_groups.places())  # which of the cache each layer uses
+        self.embed = VocabularyMatrix(config, shape.vocab, "vocab_in", dtype, rngs)
         self.layers = nnx.List([DecoderLayer(config, shape, layer, dtype, rngs) for layer in range(config.num_layers)])
-        self.final_norm = RMSNorm(config, (config.hidden_size,), (None,), dtype)
-        self.lm_head = None if config.tie_word_embeddings else VocabularyMatrix(config, shape.vocab, dtype, rngs)
+        self.final_norm = RMSNorm(config, (config.hidden_size,), ("embed",), dtype)
+        self.lm_head = (
+            None if config.tie_word_embeddings else VocabularyMatrix(config, shape.vocab, "vocab_out", dtype, rngs)
+        )
 
     def hidden_states(
-        self,
-        token_ids: jax.Array,
-        positions: jax.Array,
-        rope_regime: jax.Array,
-        kv: Sequence[KvLayer],
-        attend: Attend,
+        self, token_ids: jax.Array, context: StepContext, cache: Sequence[KvLayer]
     ) -> tuple[jax.Array, list[KvLayer]]:
-        """Hidden states after the final norm, (T, D), and the KV of every layer with this step's tokens written.
+        """Hidden states after the final norm, (T, D), and the cache with this step's tokens written.
 
-        token_ids, positions, rope_regime: (T,) int32; positions count from 0 in each sequence; rope_regime is 1 for
-        tokens of sequences beyond `config.longrope_border`. A token's result does not depend on the other tokens
-        except through `attend`, bit for bit, as long as T is at least 8 (XLA:CPU reduces smaller arrays differently).
+        token_ids: (T,) int32. cache: K and V pages of each of the `depth` pool arrays of `ModelConfig.cache_groups`,
+        which layers of several page tables share. A token's result does not depend on the other tokens except through
+        `context.attention`, bit for bit, as long as T is at least 8 (XLA:CPU reduces smaller arrays differently).
+
+        Raises ValueError if the cache has another number of arrays.
         """
-        rotations = rotation_tables(self.config.ropes, positions, rope_regime)
-        hidden = self.embed.embed(token_ids)
-        new_kv = []
-        for layer, layer_config, kv_layer in zip(self.layers, self.config.layers, kv, strict=True):
-            rotation = None if layer_config.rope is None else rotations[layer_config.rope]
-            hidden, kv_layer = layer(hidden, rotation, kv_layer, attend)
-            new_kv.append(kv_layer)
-        return self.final_norm(hidden), new_kv
+        if len(cache) != max(self.arrays) + 1:
+            raise ValueError(f"the cache has {len(cache)} arrays; the layers use {max(self.arrays) + 1}")
+        hidden, pages = self.embed.embed(token_ids), list(cache)
+        for layer, array in zip(self.layers, self.arrays, strict=True):
+            hidden, pages[array] = layer(hidden, context, pages[array])
+        return self.final_norm(hidden), pages
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden (R, D) after the final norm -> (R, V') float32; entries of padded vocabulary are -inf."""
@@ -107,7 +103,7 @@ def abstract_decoder(config: ModelConfig, shape: ModelShape, dtype: jnp.dtype) -
     Leaves hold `jax.ShapeDtypeStruct`; `axes.parameter_axes(leaf)` gives the logical axes. The order of
     `nnx.to_flat_state` and of the flattened leaves is fixed by the tree, so a step may take a tuple of leaves.
     """
-    # Under a mesh NNX would read the logical axes as mesh axes; they are translated by `runtime.sharding` instead.
+    # Under a mesh NNX would read the logical axes as mesh axes; they are translated by `jaxinfer.sharding` instead.
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
         module = nnx.eval_shape(lambda: Decoder(config, shape, jnp.dtype(dtype)))
         return nnx.split(module)

@@ -29,6 +29,12 @@ def input_axes(path: str) -> int | None:
     return next((count for pattern, count in MATRICES.items() if re.fullmatch(pattern, path)), None)
 
 
+def layer_of(path: str) -> int | None:
+    """The layer that a parameter belongs to, by its dotted path; None outside of the layers."""
+    found = re.match(r"layers\.(\d+)\.", path)
+    return None if found is None else int(found[1])
+
+
 @dataclass(frozen=True)
 class StoredMatrix:
     """How a checkpoint stores a matrix in few bits; it becomes a `pallas_kernels.qtensor.QTensor` of the same parts.
@@ -67,8 +73,9 @@ def check_stored(
             f"quantization is {quantization!r}, but the checkpoint is quantized already ({', '.join(kinds)}); "
             "it must be None"
         )
-    if shape.mlp != config.intermediate_size:
-        raise ConfigError(
-            f"tensor_parallel_size is {shape.tp}; with quantized matrices it must divide the intermediate size, "
-            f"{config.intermediate_size}"
-        )
+    for layer, sizes in zip(config.layers, shape.layers, strict=True):
+        if sizes.mlp != layer.feed_forward.intermediate_size:
+            raise ConfigError(
+                f"tensor_parallel_size is {shape.tp}; with quantized matrices it must divide the intermediate size, "
+                f"{layer.feed_forward.intermediate_size}"
+            )

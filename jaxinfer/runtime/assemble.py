@@ -23,6 +23,7 @@ from jaxinfer.runtime.step import StepSpec
 from jaxinfer.sampling_params import MAX_LOGPROBS
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
+from jaxinfer.sharding import tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention.layout import KVLayout, kv_layout
 
@@ -72,8 +73,8 @@ def configure_jax(runtime: RuntimeConfig) -> None:
 def make_layout(model: Model, target: DeviceTarget, runtime: RuntimeConfig) -> KVLayout:
     """How this model's keys and values lie in the device's memory."""
     dtype = {"auto": model.dtype, "fp8": "float8_e4m3fn"}.get(runtime.kv_cache_dtype, runtime.kv_cache_dtype)
-    shards = runtime.tensor_parallel_size
-    return kv_layout(target, dtype, model.shape.kv_heads, model.config.head_dim, runtime.page_size, shards)
+    shards, head_dim = runtime.parallel.tensor, model.config.layers[0].mixer.head_dim  # the same in all layers
+    return kv_layout(target, dtype, model.shape.kv_heads, head_dim, runtime.page_size, shards)
 
 
 def make_runner(model: Model, mesh: Mesh, runtime: RuntimeConfig, sizes: Sizes, layout: KVLayout) -> Runner:
@@ -150,7 +151,7 @@ def choose_sizes(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLay
             extra = probe.temporaries + probe.slot_bytes
         budget = device_budget(device, runtime, temporaries=extra)
     sizes = resolve_sizes(model.config, runtime, layout, budget, device.platform)
-    check_room(device, sizes, mesh.size)
+    check_room(device, sizes, tensor_size(mesh))
     return sizes
 
 
@@ -200,7 +201,7 @@ def engine_info(model: Model, mesh: Mesh, sizes: Sizes, runner: Runner) -> Engin
         page_size=sizes.page_size,
         num_pages=sizes.num_pages,
         dtype=model.dtype,
-        tensor_parallel_size=mesh.size,
+        tensor_parallel_size=tensor_size(mesh),
         device=f"{mesh.size} x {device.device_kind}",
         backends={"paged_attention": runner.attention_backends()},
         eos_token_ids=model.config.eos_token_ids,

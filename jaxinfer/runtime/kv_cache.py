@@ -16,7 +16,7 @@ from jaxinfer.config import (
     RuntimeConfig,
     context_length,
 )
-from jaxinfer.runtime.sharding import TP_AXIS
+from jaxinfer.sharding import TENSOR_AXIS
 from pallas_kernels.paged_attention.layout import KVLayout, Pages
 
 GIB = 1 << 30
@@ -146,7 +146,7 @@ def resolve_sizes(
     )
 
 
-def check_room(device: Any, sizes: Sizes, num_devices: int) -> None:
+def check_room(device: Any, sizes: Sizes, tensor_size: int) -> None:
     """Raises ConfigError when the pool, sized by hand perhaps, is larger than what is free now: at once, instead of
     after everything was compiled, or on a CPU when the system kills the process for the pages that it fills."""
     if device.platform == "cpu":
@@ -155,7 +155,7 @@ def check_room(device: Any, sizes: Sizes, num_devices: int) -> None:
         stats = device.memory_stats() or {}
         if "bytes_limit" not in stats:
             return
-        free, wanted = stats["bytes_limit"] - stats["bytes_in_use"], sizes.pool_bytes // num_devices
+        free, wanted = stats["bytes_limit"] - stats["bytes_in_use"], sizes.pool_bytes // tensor_size
         where = f"memory on each {device.device_kind}"
     if wanted > free:
         most = max(0, free) * sizes.num_pages // wanted
@@ -176,13 +176,13 @@ def _shortened(config: ModelConfig) -> str:
 
 def make_pool(layout: KVLayout, num_layers: int, num_pages: int, mesh: Mesh) -> list[tuple[Pages, Pages]]:
     """Zeroed K and V pages per layer, sharded on heads."""
-    shardings = layout.shardings(mesh, TP_AXIS)
+    shardings = layout.shardings(mesh, TENSOR_AXIS)
     return [layout.zeros(num_pages, shardings) for _ in range(num_layers)]
 
 
 def abstract_pool(layout: KVLayout, num_layers: int, num_pages: int, mesh: Mesh) -> list[tuple[Any, Any]]:
     """The same, as shapes for lowering without memory."""
-    struct = layout.struct(num_pages, layout.shardings(mesh, TP_AXIS))
+    struct = layout.struct(num_pages, layout.shardings(mesh, TENSOR_AXIS))
     return [(struct, struct)] * num_layers
 
 

@@ -19,9 +19,9 @@ from jaxinfer.runtime.inputs import AdmitInputs, SlotState, StepInputs, StepOutp
 from jaxinfer.runtime.kv_cache import Sizes, abstract_pool, make_pool
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS, TokenScores
-from jaxinfer.runtime.sharding import replicated
 from jaxinfer.runtime.step import KVCache, StepSpec, admit_step, step
 from jaxinfer.scheduling.plan import Scores, StepPlan, StepResult
+from jaxinfer.sharding import replicated, tensor_size
 from pallas_kernels.dispatch import select
 from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
 from pallas_kernels.paged_attention.layout import KVLayout
@@ -171,21 +171,21 @@ class Runner:
 
     def attention_backends(self) -> str:
         """Names of the attention backends that the layers use, for people. Raises Unsupported as the step would."""
-        config, tp, bucket = self.spec.config, self.spec.mesh.size, self.ladder[-1]
+        config, tp, bucket = self.spec.config, tensor_size(self.spec.mesh), self.ladder[-1]
         names = set()
-        for layer in config.layers:
+        for mixer in dict.fromkeys(layer.mixer for layer in config.layers):
             case = PagedAttentionCase(
                 num_tokens=bucket.tokens,
                 num_rows=bucket.rows,
-                num_query_heads=config.num_heads // tp,
+                num_query_heads=mixer.num_heads // tp,
                 num_kv_heads=self.layout.num_kv_heads // tp,
-                head_dim=config.head_dim,
+                head_dim=mixer.head_dim,
                 page_size=self.layout.page_size,
                 pages_per_row=self.sizes.max_pages_per_sequence,
                 query_dtype=np.dtype(self.spec.dtype),
                 kv_dtype=self.layout.dtype,
-                sliding_window=layer.sliding_window,
-                soft_cap=config.attention_softcap,
+                sliding_window=mixer.sliding_window,
+                soft_cap=mixer.soft_cap,
             )
             names.add(select(OP, self.spec.target, case, self.spec.attention_backend).name)
         return ", ".join(sorted(names))

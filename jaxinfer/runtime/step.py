@@ -5,7 +5,6 @@ T tokens, S rows, N query heads, K KV heads, H head_dim, D model, P pages. Nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,10 +15,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.axes import constrain
+from jaxinfer.models.context import Attend, StepContext
+from jaxinfer.models.decoder import Decoder
 from jaxinfer.runtime.inputs import AdmitInputs, SlotState, StepInputs, StepOutput
 from jaxinfer.runtime.sampling import MAX_LOGPROBS, admit, count_inputs, sample, score_prompt
-from jaxinfer.runtime.sharding import TP_AXIS
+from jaxinfer.sharding import TENSOR_AXIS, constrain, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import RaggedBatch, paged_attention
 from pallas_kernels.paged_attention.layout import Pages
@@ -42,9 +42,9 @@ class StepSpec:
     attention_backend: str | None = None
     max_logprobs: int = MAX_LOGPROBS
 
-    def attention(self, batch: RaggedBatch) -> Callable[..., tuple[jax.Array, tuple[Pages, Pages]]]:
-        """The `attend` that the Decoder calls in every layer."""
-        mesh = self.mesh if self.mesh.size > 1 else None
+    def attention(self, batch: RaggedBatch) -> Attend:
+        """What the layers of one page table call."""
+        mesh = self.mesh if tensor_size(self.mesh) > 1 else None
 
         def attend(
             q: jax.Array, k: jax.Array, v: jax.Array, kv_layer: tuple[Pages, Pages], **options: Any
@@ -58,7 +58,7 @@ class StepSpec:
                 target=self.target,
                 backend=self.attention_backend,
                 mesh=mesh,
-                head_axis=TP_AXIS if mesh is not None else None,
+                head_axis=TENSOR_AXIS if mesh is not None else None,
                 **options,
             )
             return out, (k_pages, v_pages)
@@ -100,6 +100,13 @@ def locate(inputs: StepInputs, slots: SlotState, page_size: int) -> tuple[Tokens
     return Tokens(ids, rows, positions, valid), batch
 
 
+def _same_for_all_tables(decoder: Decoder, attend: Attend) -> tuple[Attend, ...]:
+    """To be removed when a step's inputs hold every page table: all layers share one, and each has a pool array of
+    its own, whatever `cache_groups` says."""
+    decoder.arrays = tuple(range(len(decoder.layers)))
+    return (attend,) * decoder.config.cache_groups.num_tables
+
+
 def step(
     spec: StepSpec, leaves: tuple[jax.Array, ...], kv: KVCache, slots: SlotState, inputs: StepInputs
 ) -> tuple[StepOutput, KVCache, SlotState]:
@@ -107,11 +114,16 @@ def step(
 
     `kv` and `slots` are donated by the caller. Rows that do not sample get an arbitrary token that nobody reads.
     """
-    decoder = nnx.merge(spec.graphdef, jax.tree.unflatten(spec.treedef, leaves))
+    decoder: Decoder = nnx.merge(spec.graphdef, jax.tree.unflatten(spec.treedef, leaves))
     tokens, batch = locate(inputs, slots, spec.page_size)
-    hidden, kv = decoder.hidden_states(
-        tokens.ids, tokens.positions, inputs.regimes[tokens.rows], kv, spec.attention(batch)
+    context = StepContext.of(
+        spec.config.ropes,
+        tokens.positions,
+        tokens.rows,
+        inputs.regimes[tokens.rows],
+        attention=_same_for_all_tables(decoder, spec.attention(batch)),
     )
+    hidden, kv = decoder.hidden_states(tokens.ids, context, kv)
     # Counted when consumed as an input: at sampling time the counts then cover the whole sequence, and a recomputed
     # sequence counts the same as one that was never preempted.
     tables = count_inputs(
@@ -122,7 +134,7 @@ def step(
     def whole_logits(hidden: jax.Array) -> jax.Array:
         """Every device gets whole rows: sampling searches them inside lax.cond, and scoring sums them piece by piece,
         each piece of a sharded row being a collective of its own."""
-        return constrain(decoder.logits(hidden), None, None)
+        return constrain(decoder.logits(hidden), "batch", None)
 
     sampled = sample(
         whole_logits(hidden[last]),

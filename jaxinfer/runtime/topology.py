@@ -10,12 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError
-from jaxinfer.runtime.sharding import TP_AXIS
+from jaxinfer.sharding import tensor_mesh
 
 # What libtpu must find in the environment when it is loaded where there is no TPU: no metadata server to ask, any slice
 # to begin with, and other processes that may load it too.
@@ -88,9 +87,7 @@ def topology_mesh(name: str) -> Topology:
             description = topologies.get_topology_desc(name, platform="tpu", **single)
     except Exception as error:  # the plugins raise types of their own
         raise ConfigError(f"topology {name!r} cannot be described here: {error}") from error
-    devices: np.ndarray = np.array(description.devices)
-    mesh = Mesh(devices.reshape(devices.size), (TP_AXIS,), axis_types=(AxisType.Auto,))
-    return Topology(name, mesh, _HOPPER_MEMORY if match[1] else None)
+    return Topology(name, tensor_mesh(description.devices), _HOPPER_MEMORY if match[1] else None)
 
 
 @dataclass(frozen=True)

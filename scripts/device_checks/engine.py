@@ -23,7 +23,7 @@ from device_checks.product_cases import PLAIN
 from device_checks.random_model import random_model
 from device_checks.settings import Settings
 from device_checks.timing import REPEATS, summarise
-from jaxinfer.config import Quantization, RuntimeConfig
+from jaxinfer.config import ParallelConfig, Quantization, RuntimeConfig
 from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import Submit
 from jaxinfer.models.registry import model_config
@@ -33,11 +33,11 @@ from jaxinfer.runtime.buckets import Bucket, pick_bucket
 from jaxinfer.runtime.kv_cache import gib, resolve_sizes
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.runtime.runner import ADMIT_TOKENS, Runner
-from jaxinfer.runtime.sharding import make_mesh, replicated
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
+from jaxinfer.sharding import make_mesh, replicated, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 
 
@@ -61,7 +61,7 @@ class EngineBench:
         self._config = model_config(sizes.shape)
         platform = jax.devices()[0].platform
         fitting = [1] if platform != "tpu" else [tp for tp in valid_tp(self._config) if tp <= jax.device_count()]
-        self._mesh = make_mesh(max(fitting))
+        self._mesh = make_mesh(ParallelConfig(tensor=max(fitting)))
         self._runtime = RuntimeConfig(
             dtype="bfloat16",
             quantization=scheme,
@@ -71,7 +71,7 @@ class EngineBench:
             max_model_len=sizes.length + sizes.page_size,
             max_num_seqs=sizes.most,
             max_num_batched_tokens=sizes.budget,
-            tensor_parallel_size=self._mesh.size,
+            tensor_parallel_size=tensor_size(self._mesh),
             enable_prefix_caching=False,
         )
         self._loop: EngineLoop | None = None
@@ -111,7 +111,7 @@ class EngineBench:
         if limit is None:
             return
         pool = self._runtime.num_pages * self.sizes.page_size * (self._work.decode_bytes(1, 1) - self._weight_bytes())
-        need = (self._weight_bytes() + 2 * self._work.model * self._work.vocab + pool) // self._mesh.size
+        need = (self._weight_bytes() + 2 * self._work.model * self._work.vocab + pool) // tensor_size(self._mesh)
         if need > 0.95 * limit:
             raise NotImplementedError(f"{self.sizes.model} needs {gib(need)} of a device, which has {gib(limit)}")
 

@@ -52,10 +52,10 @@ def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> 
 
         from jaxinfer.plan import make_plan
         from jaxinfer.runtime.assemble import configure_jax
-        from jaxinfer.runtime.sharding import make_mesh
+        from jaxinfer.sharding import make_mesh
 
         configure_jax(runtime)
-        mesh = make_mesh(runtime.tensor_parallel_size, runtime.device)
+        mesh = make_mesh(runtime.parallel, runtime.device)
         with _patience():
             report = make_plan(folder.resolve().name, config, runtime, mesh, stored)
     except (CheckpointError, ConfigError, NotImplementedError) as error:

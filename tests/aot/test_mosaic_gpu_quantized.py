@@ -20,6 +20,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxinfer.runtime.topology import report, topology_mesh
+from jaxinfer.sharding import TENSOR_AXIS
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import quantized_matmul
@@ -54,8 +55,8 @@ CASES = {
     "odd-sizes": Case((1, 40), (72,), inputs=96, group=96),
 }
 SPLIT = {
-    "column": Case((8,), (2, 14336), split=PartitionSpec(None, "tp", None)),
-    "row": Case((8,), (4096,), inputs=14336, split=PartitionSpec(None, "tp")),
+    "column": Case((8,), (2, 14336), split=PartitionSpec(None, TENSOR_AXIS, None)),
+    "row": Case((8,), (4096,), inputs=14336, split=PartitionSpec(None, TENSOR_AXIS)),
 }
 
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxinfer.models.axes import LogicalAxes, split_of
 from jaxinfer.models.stored import StoredMatrix
 from jaxinfer.quantization import placing_of
 from jaxinfer.runtime.topology import ProgramReport, report, topology_mesh
+from jaxinfer.sharding import TENSOR_AXIS, LogicalAxes, split_of, tensor_mesh
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import quantized_matmul
 from tests.aot.compilers import needs_libtpu
@@ -30,7 +29,7 @@ def compiled(
     """A product with a weight that a checkpoint stores in int4, as the mesh's devices keep it, split by `axes`."""
     matrix = StoredMatrix("int4", **stored)
     weight = placing_of("a matrix", (*outputs, inputs), axes, 1, matrix, mesh).abstract()
-    split_inputs = "tp" if axes[-1] is not None else None
+    split_inputs = TENSOR_AXIS if axes[-1] is not None else None
     x = jax.ShapeDtypeStruct((tokens, inputs), dtype, sharding=NamedSharding(mesh, PartitionSpec(None, split_inputs)))
 
     def product(x: jax.Array, weight: QTensor) -> jax.Array:
@@ -42,7 +41,7 @@ def compiled(
 
 def one_device(topology: str) -> Mesh:
     device = topology_mesh(topology).mesh.devices.flat[0]
-    return Mesh(np.array([device]), ("tp",), axis_types=(AxisType.Auto,))
+    return tensor_mesh([device])
 
 
 @needs_libtpu

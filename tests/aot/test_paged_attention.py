@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxinfer.runtime.topology import report, topology_mesh
+from jaxinfer.sharding import TENSOR_AXIS
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import RaggedBatch, kv_layout, paged_attention
 from tests.aot.compilers import needs_libtpu
@@ -40,7 +41,7 @@ def compiled(topology: str, shape: Shape, backend: str = "mosaic_tpu") -> jax.st
     mesh = topology_mesh(topology).mesh
     target = DeviceTarget.of(mesh.devices.flat[0])
     kv = kv_layout(target, shape.kv_dtype or shape.dtype, shape.kv_heads, shape.head_dim, shape.page_size, mesh.size)
-    pages = kv.struct(shape.num_pages, kv.shardings(mesh, "tp"))
+    pages = kv.struct(shape.num_pages, kv.shardings(mesh, TENSOR_AXIS))
 
     def struct(size: tuple[int, ...], dtype: Any, *spec: str | None) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(size, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
@@ -48,15 +49,15 @@ def compiled(topology: str, shape: Shape, backend: str = "mosaic_tpu") -> jax.st
     num_heads = shape.kv_heads * shape.group
     integers = ((shape.rows + 1,), (shape.rows,), (shape.rows, shape.pages_per_row), (shape.tokens,))
     batch = RaggedBatch(*(struct(size, jnp.int32) for size in integers))
-    sinks = struct((num_heads,), jnp.float32, "tp") if shape.sinks else None
+    sinks = struct((num_heads,), jnp.float32, TENSOR_AXIS) if shape.sinks else None
     options = {"scale": 0.1, "sliding_window": shape.sliding_window, "soft_cap": shape.soft_cap, "target": target}
-    attend = functools.partial(paged_attention, backend=backend, mesh=mesh, head_axis="tp", **options)
+    attend = functools.partial(paged_attention, backend=backend, mesh=mesh, head_axis=TENSOR_AXIS, **options)
 
     def op(*arguments: Any) -> Any:
         return attend(*arguments[:-1], sinks=arguments[-1])
 
-    new = struct((shape.tokens, shape.kv_heads, shape.head_dim), shape.dtype, None, "tp", None)
-    q = struct((shape.tokens, num_heads, shape.head_dim), shape.dtype, None, "tp", None)
+    new = struct((shape.tokens, shape.kv_heads, shape.head_dim), shape.dtype, None, TENSOR_AXIS, None)
+    q = struct((shape.tokens, num_heads, shape.head_dim), shape.dtype, None, TENSOR_AXIS, None)
     with jax.set_mesh(mesh):
         return jax.jit(op, donate_argnums=(3, 4)).lower(q, new, new, pages, pages, batch, sinks).compile()
 

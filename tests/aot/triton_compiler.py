@@ -16,13 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
 
-from jaxinfer.runtime.sharding import TP_AXIS
 from jaxinfer.runtime.topology import Topology
+from jaxinfer.sharding import tensor_mesh
 
 # Shared memory that a block of threads may have (CUDA C++ programming guide, technical specifications by compute
 # capability), and what XLA is told of a card of that kind, from public specifications.
@@ -89,7 +87,7 @@ runtime_version {{ major: 13 }}
 device_description_str: "{card["name"]}"
 """,
     )
-    mesh = Mesh(np.array(description.devices), (TP_AXIS,), axis_types=(AxisType.Auto,))
+    mesh = tensor_mesh(description.devices)
     return Topology(card["name"], mesh, None)
 
 

@@ -22,6 +22,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.models.shape import ModelShape
 from tests.checkpoints.folders import write_small_llama
 from tests.golden_recipe import load_case, write_checkpoint
+from tests.jaxinfer.models.layer_changes import change_layers
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -30,10 +31,11 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 def config(tmp_path: Path) -> ModelConfig:
     """12 query heads on 2 KV heads, both norms, biases; vocabulary 7 and MLP width 10 do not divide by 4."""
     base, _ = read_config(write_small_llama(tmp_path))
-    return dataclasses.replace(
-        base, num_heads=12, num_kv_heads=2, vocab_size=7, intermediate_size=10, num_layers=1,
-        layers=base.layers[:1], qkv_bias=True, attention_out_bias=True, mlp_bias=True, qk_norm="whole",
-    )  # fmt: skip
+    return change_layers(
+        dataclasses.replace(base, vocab_size=7, layers=base.layers[:1]),
+        mixer={"num_heads": 12, "num_kv_heads": 2, "qkv_bias": True, "out_bias": True, "qk_norm": "whole"},
+        feed_forward={"intermediate_size": 10, "bias": True},
+    )
 
 
 def test_arrays_are_taken_by_jax_without_a_copy() -> None:
@@ -114,8 +116,9 @@ def test_every_head_keeps_its_values_and_its_partners(config: ModelConfig, tp: i
     found = {path: expand(path, arrays[path], target[path], shape) for path in arrays}
     assert {path: array.shape for path, array in found.items()} == target
     attention = "layers.0.attention."
-    group, original = shape.group, config.group_size
-    for n in range(config.num_heads):
+    group, mixer = shape.layers[0].group, config.layers[0].mixer
+    original = mixer.group_size
+    for n in range(mixer.num_heads):
         new, old = (n // group, n % group), (n // original, n % original)
         for name in ("qkv.weight", "qkv.bias"):
             ours, theirs = found[attention + name], arrays[attention + name]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,9 +23,9 @@ from checkpoints.folder import CONFIG_FILE, REPORT_FILE, CheckpointError, read_c
 from checkpoints.load import LoadedModel, decoder_parameters, load_model
 from checkpoints.store import flatten
 from checkpoints.verify import dense_logits
-from jaxinfer.config import ConfigError
+from jaxinfer.config import ConfigError, ParallelConfig
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.runtime.sharding import make_mesh, named_sharding
+from jaxinfer.sharding import make_mesh, named_sharding
 from tests.checkpoints.folders import edit_json, write_golden, write_small_llama
 from tests.golden_recipe import load_case
 
@@ -83,7 +84,7 @@ def test_converted_equals_direct_bit_for_bit(
     folders: Callable[[str, str], tuple[Path, Path]], case: str, tp: int, dtype: str
 ) -> None:
     source, converted = folders(case, dtype)
-    mesh = make_mesh(tp)
+    mesh = make_mesh(ParallelConfig(tensor=tp))
     direct, restored = (load_model(folder, mesh=mesh) for folder in (source, converted))
     assert direct.dtype == restored.dtype == dtype
     assert direct.config == restored.config
@@ -105,7 +106,8 @@ def test_loading_in_another_dtype_is_the_same_from_both(
     folders: Callable[[str, str], tuple[Path, Path]], stored: str, tp: int
 ) -> None:
     wanted = {"float32": "bfloat16", "bfloat16": "float32"}[stored]
-    one, other = (leaves(load_model(folder, dtype=wanted, mesh=make_mesh(tp))) for folder in folders("llama", stored))
+    mesh = make_mesh(ParallelConfig(tensor=tp))
+    one, other = (leaves(load_model(folder, dtype=wanted, mesh=mesh)) for folder in folders("llama", stored))
     for path, array in one.items():
         assert array.dtype == DTYPES[wanted]
         assert_same_bits(array, other[path])
@@ -117,7 +119,7 @@ def test_each_device_holds_its_part_and_nothing_else(
 ) -> None:
     folder = folders("qwen2", "float32")[kind]
     tp = 4
-    whole, split = load_model(folder), load_model(folder, mesh=make_mesh(tp))
+    whole, split = load_model(folder), load_model(folder, mesh=make_mesh(ParallelConfig(tensor=tp)))
     sharded = 0
     for path, array in leaves(split).items():
         canonical = np.asarray(leaves(whole)[path])
@@ -136,7 +138,7 @@ def test_a_split_model_still_computes_the_golden_logits(
 ) -> None:
     """Repeated heads and padding must be what the decoder takes them for. 1e-5: float32 sums in another order."""
     golden = load_case(case)
-    model = load_model(folders(case, "float32")[1], mesh=make_mesh(tp))
+    model = load_model(folders(case, "float32")[1], mesh=make_mesh(ParallelConfig(tensor=tp)))
     found = dense_logits(model, golden.prompts[1])
     assert np.max(np.abs(found - golden.logits[1])) / np.max(np.abs(golden.logits[1])) <= 1e-5
 
@@ -170,12 +172,12 @@ def test_sharded_source_equals_single_file(tmp_path: Path) -> None:
 def test_impossible_degree_lists_the_possible_ones(folders: Callable[[str, str], tuple[Path, Path]]) -> None:
     for folder in folders("smollm", "float32"):
         with pytest.raises(ConfigError, match=re.escape("tensor_parallel_size is 2") + ".*" + re.escape("[1, 3, 9]")):
-            load_model(folder, mesh=make_mesh(2))
+            load_model(folder, mesh=make_mesh(ParallelConfig(tensor=2)))
 
 
 def test_mesh_with_other_axes_is_refused(folders: Callable[[str, str], tuple[Path, Path]]) -> None:
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    with pytest.raises(ConfigError, match=r"mesh axes are \('data',\); expected one axis, 'tp'"):
+    with pytest.raises(ConfigError, match=r"mesh axes are \('data',\); expected \('data', 'pipe', 'tensor', 'expert'\)"):
         load_model(folders("llama", "float32")[0], mesh=mesh)
 
 
@@ -250,16 +252,18 @@ def test_incomplete_stored_config_is_refused(converted: Path) -> None:
     [
         ({"hidden_size": 128}, ("parameter embed.weight: expected float32", "found float32")),
         ({"dtype": "bfloat16"}, ("expected bfloat16", "found float32")),
-        ({"qkv_bias": True}, ("parameter layers.0.attention.qkv.bias is missing; expected shape",)),
+        ({"mixer": {"qkv_bias": True}}, ("parameter layers.0.attention.qkv.bias is missing; expected shape",)),
         ({"tie_word_embeddings": True}, ("parameter lm_head.weight is left over",)),
         ({"no_such_field": 1}, (CONFIG_FILE, "unknown fields ['no_such_field']")),
-        ({"num_heads": 7}, (CONFIG_FILE, "num_heads 7 is not a multiple")),
+        ({"mixer": {"num_heads": 7}}, (CONFIG_FILE, "num_heads 7 is not a multiple")),
     ],
 )
-def test_params_must_match_the_config(converted: Path, changes: dict[str, object], words: tuple[str, ...]) -> None:
+def test_params_must_match_the_config(converted: Path, changes: dict[str, Any], words: tuple[str, ...]) -> None:
     path = converted / CONFIG_FILE
     model = json.loads(path.read_text())["model"]
-    edit_json(path, model=model | changes)
+    for layer in model["layers"]:
+        layer["mixer"] |= changes.get("mixer", {})
+    edit_json(path, model=model | {name: value for name, value in changes.items() if name != "mixer"})
     refused(converted, *words)
 
 

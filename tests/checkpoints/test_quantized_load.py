@@ -15,11 +15,11 @@ from checkpoints.convert import convert
 from checkpoints.folder import CheckpointError
 from checkpoints.load import LoadedModel, load_model
 from checkpoints.verify import dense_logits
-from jaxinfer.config import ConfigError, RuntimeConfig
+from jaxinfer.config import ConfigError, ParallelConfig, RuntimeConfig
 from jaxinfer.models.stored import input_axes
 from jaxinfer.plan import abstract_model, make_plan
 from jaxinfer.quantization import SCHEMES
-from jaxinfer.runtime.sharding import make_mesh
+from jaxinfer.sharding import make_mesh
 from pallas_kernels.qtensor import QTensor, dequantize
 from tests.checkpoints.folders import edit_tensors, write_golden, write_small_llama
 
@@ -71,7 +71,8 @@ def test_both_kinds_of_folder_give_the_same_bits(tmp_path: Path) -> None:
 def test_on_several_devices_the_numbers_are_the_same(tmp_path: Path, tp: int) -> None:
     """Scales of whole inputs are the largest over all devices' shares, so that the numbers do not depend on them."""
     source = write_golden(tmp_path / "hf", "llama_tp8")
-    one, many = load_model(source, quantization="int8"), load_model(source, quantization="int8", mesh=make_mesh(tp))
+    one = load_model(source, quantization="int8")
+    many = load_model(source, quantization="int8", mesh=make_mesh(ParallelConfig(tensor=tp)))
     for name, weight in matrices(many).items():
         assert not weight.values.sharding.is_fully_replicated
         whole = matrices(one)[name]
@@ -89,11 +90,11 @@ def test_the_plan_counts_what_the_model_takes(tmp_path: Path) -> None:
     source = write_small_llama(tmp_path / "hf", hidden=64, mlp=96)
     model = load_model(source, quantization="int8")
     leaves = jax.tree.leaves(model.params)
-    abstract = abstract_model("small", model.config, model.dtype, make_mesh(1), "int8")
+    abstract = abstract_model("small", model.config, model.dtype, make_mesh(), "int8")
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(abstract.params)] == [(x.shape, x.dtype) for x in leaves]
     sizes = {"max_num_seqs": 8, "max_num_batched_tokens": 8, "num_pages": 20, "max_model_len": 64}
-    report = make_plan("small", model.config, RuntimeConfig(quantization="int8", **sizes), make_mesh(1))
-    plain = make_plan("small", model.config, RuntimeConfig(**sizes), make_mesh(1))
+    report = make_plan("small", model.config, RuntimeConfig(quantization="int8", **sizes), make_mesh())
+    plain = make_plan("small", model.config, RuntimeConfig(**sizes), make_mesh())
     assert report.weight_bytes == sum(leaf.nbytes for leaf in leaves)
     assert report.parameters == plain.parameters
 

@@ -73,7 +73,8 @@ def test_query_key_value_by_head(tmp_path: Path) -> None:
     write_checkpoint(case, tmp_path)
     config, _ = read_config(tmp_path)
     loaded, source = parameters(tmp_path), load_file(tmp_path / "model.safetensors")
-    heads, kv_heads, size, group = config.num_heads, config.num_kv_heads, config.head_dim, config.group_size
+    mixer = config.layers[1].mixer
+    heads, kv_heads, size, group = mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, mixer.group_size
     assert (heads, kv_heads) == (9, 3)
     qkv = loaded["layers.1.attention.qkv.weight"]
     out = loaded["layers.1.attention.out.weight"]
@@ -93,10 +94,11 @@ def test_biases_follow_their_heads(tmp_path: Path) -> None:
     config, _ = read_config(tmp_path)
     loaded, source = parameters(tmp_path), load_file(tmp_path / "model.safetensors")
     qkv = loaded["layers.0.attention.qkv.bias"]
+    mixer = config.layers[0].mixer
     theirs = {name: source[f"model.layers.0.self_attn.{name}_proj.bias"] for name in "qkvo"}
-    np.testing.assert_array_equal(qkv[:, : config.group_size].reshape(-1), theirs["q"])
-    np.testing.assert_array_equal(qkv[:, config.group_size].reshape(-1), theirs["k"])
-    np.testing.assert_array_equal(qkv[:, config.group_size + 1].reshape(-1), theirs["v"])
+    np.testing.assert_array_equal(qkv[:, : mixer.group_size].reshape(-1), theirs["q"])
+    np.testing.assert_array_equal(qkv[:, mixer.group_size].reshape(-1), theirs["k"])
+    np.testing.assert_array_equal(qkv[:, mixer.group_size + 1].reshape(-1), theirs["v"])
     np.testing.assert_array_equal(loaded["layers.0.attention.out.bias"], theirs["o"])
     for row, name in enumerate(("gate", "up")):
         np.testing.assert_array_equal(
@@ -110,13 +112,14 @@ def test_fused_sources_equal_separate_ones(tmp_path: Path) -> None:
     write_checkpoint(case, tmp_path)
     config, _ = read_config(tmp_path)
     loaded, source = parameters(tmp_path), load_file(tmp_path / "model.safetensors")
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    mixer = config.layers[0].mixer
+    queries, keys = mixer.num_heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim
     fused = source["model.layers.0.self_attn.qkv_proj.weight"]
     qkv = loaded["layers.0.attention.qkv.weight"]
     hidden = config.hidden_size
-    np.testing.assert_array_equal(qkv[:, : config.group_size].reshape(-1, hidden), fused[:queries])
-    np.testing.assert_array_equal(qkv[:, config.group_size].reshape(-1, hidden), fused[queries : queries + keys])
-    np.testing.assert_array_equal(qkv[:, config.group_size + 1].reshape(-1, hidden), fused[queries + keys :])
+    np.testing.assert_array_equal(qkv[:, : mixer.group_size].reshape(-1, hidden), fused[:queries])
+    np.testing.assert_array_equal(qkv[:, mixer.group_size].reshape(-1, hidden), fused[queries : queries + keys])
+    np.testing.assert_array_equal(qkv[:, mixer.group_size + 1].reshape(-1, hidden), fused[queries + keys :])
     gate, up = np.split(source["model.layers.0.mlp.gate_up_proj.weight"], 2)
     np.testing.assert_array_equal(loaded["layers.0.mlp.gate_up.weight"][0], gate)
     np.testing.assert_array_equal(loaded["layers.0.mlp.gate_up.weight"][1], up)

@@ -13,8 +13,8 @@ from jaxinfer.config import RuntimeConfig
 from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import PromptScored, StepOutputs, Submit, TokenLogprobs
 from jaxinfer.runtime.assemble import Model, assemble_engine
-from jaxinfer.runtime.sharding import make_mesh
 from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.sharding import make_mesh
 from tests.golden_recipe import GoldenCase, write_checkpoint
 
 PAGE = 16
@@ -107,7 +107,7 @@ def build(case: GoldenCase, *, check: bool = True, dtype: str = "float32", **run
         "compilation_cache_dir": None,
     }
     config = RuntimeConfig(**{**settings, **runtime})
-    mesh = make_mesh(config.tensor_parallel_size)
+    mesh = make_mesh(config.parallel)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(case, Path(folder))
         loaded = load_model(Path(folder), dtype=config.dtype, mesh=mesh, quantization=config.quantization)

@@ -18,9 +18,9 @@ from jaxinfer.messages import TokenLogprobs
 from jaxinfer.runtime.assemble import Model, choose_sizes, make_layout, make_runner
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.runtime.runner import Runner
-from jaxinfer.runtime.sharding import make_mesh
 from jaxinfer.sampling_params import MAX_LOGPROBS, InvalidRequest
 from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan
+from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving.replies import MAX_ALTERNATIVES_PER_MESSAGE, MAX_TOKENS_PER_MESSAGE, news
@@ -116,7 +116,7 @@ def test_more_than_the_vocabulary_is_refused(folder: Path) -> None:
 
 def make(folder: Path, **settings: Any) -> Runner:
     """A runner that has compiled nothing yet."""
-    runtime, mesh = RuntimeConfig(**{**SETTINGS, **settings}), make_mesh(1)
+    runtime, mesh = RuntimeConfig(**{**SETTINGS, **settings}), make_mesh()
     loaded = load_model(folder, dtype=runtime.dtype, mesh=mesh)
     model = Model("m", loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
     layout = make_layout(model, DeviceTarget.of(mesh.devices.flat[0]), runtime)

@@ -8,14 +8,14 @@ import jax
 import pytest
 
 from checkpoints.load import load_model
-from jaxinfer.config import ConfigError, RuntimeConfig
+from jaxinfer.config import ConfigError, ParallelConfig, RuntimeConfig
 from jaxinfer.model_path import demo_path
 from jaxinfer.plan import PlanReport, make_plan
 from jaxinfer.runtime.assemble import Model, choose_sizes, make_layout
 from jaxinfer.runtime.kv_cache import Sizes
-from jaxinfer.runtime.sharding import make_mesh
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
+from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from serving.commands import plan as command
 
@@ -24,12 +24,12 @@ NOWHERE = Path("/nonexistent")
 
 @pytest.fixture(scope="module")
 def loaded() -> Model:
-    model = load_model(demo_path(), mesh=make_mesh(1))
+    model = load_model(demo_path(), mesh=make_mesh())
     return Model("demo", model.config, model.shape, model.graphdef, model.params, model.dtype)
 
 
 def test_plan_is_what_the_engine_takes(loaded: Model) -> None:
-    mesh, runtime = make_mesh(1), RuntimeConfig(max_num_seqs=8, max_num_batched_tokens=16, max_model_len=256)
+    mesh, runtime = make_mesh(), RuntimeConfig(max_num_seqs=8, max_num_batched_tokens=16, max_model_len=256)
     report = make_plan("demo", loaded.config, runtime, mesh)
     leaves = jax.tree.leaves(loaded.params)
     assert report.weight_bytes == sum(leaf.nbytes for leaf in leaves)
@@ -44,15 +44,16 @@ def test_plan_is_what_the_engine_takes(loaded: Model) -> None:
 
 def test_tensor_parallel_halves_weights_and_pool(loaded: Model) -> None:
     runtime = {"max_num_seqs": 8, "max_num_batched_tokens": 8, "num_pages": 20, "max_model_len": 256}
-    one = make_plan("demo", loaded.config, RuntimeConfig(**runtime), make_mesh(1))
-    two = make_plan("demo", loaded.config, RuntimeConfig(tensor_parallel_size=2, **runtime), make_mesh(2))
+    one = make_plan("demo", loaded.config, RuntimeConfig(**runtime), make_mesh())
+    split = RuntimeConfig(tensor_parallel_size=2, **runtime)
+    two = make_plan("demo", loaded.config, split, make_mesh(split.parallel))
     assert two.pool_bytes * 2 == one.pool_bytes
     assert 0.5 <= two.weight_bytes / one.weight_bytes < 0.51  # norms are on both
 
 
 def test_refusals(loaded: Model, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"tensor_parallel_size is 3; .* must be one of \[1, 2, 4\]"):
-        make_plan("demo", loaded.config, RuntimeConfig(tensor_parallel_size=3), make_mesh(3))
+        make_plan("demo", loaded.config, RuntimeConfig(tensor_parallel_size=3), make_mesh(ParallelConfig(tensor=3)))
     assert command.main(["--num-pages", "3", "--max-model-len", "512"], hub_cache=NOWHERE) == 2
     error = capsys.readouterr().err
     assert "max_model_len is 512, but the KV pool holds 128 tokens (num_pages = 3)" in error

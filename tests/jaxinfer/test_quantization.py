@@ -12,21 +12,21 @@ from jax.sharding import PartitionSpec as P
 
 from checkpoints.load import decoder_parameters
 from jaxinfer import quantization
-from jaxinfer.models.axes import LogicalAxes
+from jaxinfer.config import ParallelConfig
 from jaxinfer.models.registry import model_config
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.models.stored import StoredMatrix, input_axes
 from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
-from jaxinfer.runtime.sharding import make_mesh
+from jaxinfer.sharding import TENSOR_AXIS, LogicalAxes, make_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor, dequantize
 from tests.pallas_kernels.quantized_matmul import cases
 from tests.pallas_kernels.quantized_matmul.cases import Product
 
 TPU = DeviceTarget("tpu", "TPU v5 lite")
-HEADS: LogicalAxes = ("kv_heads", None, None, None)
-GATE_UP: LogicalAxes = (None, "mlp", None)
-DOWN: LogicalAxes = (None, "mlp")
+HEADS: LogicalAxes = ("kv_heads", "q_group", "head", "embed")
+GATE_UP: LogicalAxes = ("gate_up", "mlp", "embed")
+DOWN: LogicalAxes = ("embed", "mlp")
 
 
 @pytest.fixture(autouse=True)
@@ -43,14 +43,14 @@ def _for_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("outputs", "axes", "values", "scales"),
     [
-        ((4, 3, 8), HEADS, P(None, "tp"), P(None, "tp")),
-        ((2, 20), GATE_UP, P(None, None, "tp"), P(None, None, "tp")),
-        ((24,), DOWN, P("tp", None), P("tp", None)),
+        ((4, 3, 8), HEADS, P(None, TENSOR_AXIS), P(None, TENSOR_AXIS)),
+        ((2, 20), GATE_UP, P(None, None, TENSOR_AXIS), P(None, None, TENSOR_AXIS)),
+        ((24,), DOWN, P(TENSOR_AXIS, None), P(TENSOR_AXIS, None)),
     ],
     ids=["heads", "gate_up", "down"],
 )
 def test_words_are_split_as_the_weight_is(outputs: tuple[int, ...], axes: LogicalAxes, values: P, scales: P) -> None:
-    mesh = make_mesh(4, "cpu")
+    mesh = make_mesh(ParallelConfig(tensor=4), "cpu")
     product = Product("int4", outputs=outputs, inputs=256, group=32, zeros=True, order=True)
     _, weight = cases.build(product, np.random.default_rng(0))
     placing = placing_of("a matrix", weight.shape, axes, 1, StoredMatrix("int4", 32, zeros=True, order=True), mesh)
@@ -71,7 +71,7 @@ def test_words_are_split_as_the_weight_is(outputs: tuple[int, ...], axes: Logica
 @pytest.mark.parametrize(("inputs", "lies_as_words"), [(256, True), (384, False)])
 def test_a_share_that_is_no_block_of_words_stays_in_int4(inputs: int, lies_as_words: bool) -> None:
     """384 inputs are 96 for each of 4 devices."""
-    mesh = make_mesh(4, "cpu")
+    mesh = make_mesh(ParallelConfig(tensor=4), "cpu")
     weight = jax.random.normal(jax.random.key(0), (24, inputs))
     rounding = rounding_of("layers.0.mlp.down.weight", weight, DOWN, SCHEMES["int4"], mesh)
     assert rounding is not None
@@ -89,7 +89,7 @@ def test_seven_billion_parameters_in_int4_take_four_gigabytes() -> None:
          "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
          "num_key_value_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
     )  # fmt: skip
-    mesh = make_mesh(1)
+    mesh = make_mesh()
     stored = StoredMatrix("int4", 128, zeros=True)
     total = 0
     for path, parameter in decoder_parameters(config, ModelShape.of(config, 1), np.dtype(jnp.bfloat16))[1].items():

@@ -126,19 +126,19 @@ def test_needed_work_of_the_engine_is_that_of_the_model() -> None:
     """Weights that a decode step reads: all matrices but the embedding."""
     from jaxinfer.models.registry import model_config
     from jaxinfer.plan import abstract_model
-    from jaxinfer.runtime.sharding import make_mesh
+    from jaxinfer.sharding import make_mesh
 
     raw = SHAPES["tiny"]
-    model = abstract_model("tiny", model_config(raw), "bfloat16", make_mesh(1))
+    model = abstract_model("tiny", model_config(raw), "bfloat16", make_mesh())
     matrices = [leaf for leaf in jax.tree.leaves(model.params) if leaf.ndim > 1]
     embedding = raw["vocab_size"] * raw["hidden_size"]
     work = LeastWork.of(raw)
     assert work.decode_bytes(0, 0) == 2 * (sum(math.prod(leaf.shape) for leaf in matrices) - embedding)
-    config = model.config
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 2
+    config, mixer = model.config, model.config.layers[0].mixer
+    per_token = 2 * config.num_layers * mixer.num_kv_heads * mixer.head_dim * 2
     assert work.decode_bytes(3, 100) - work.decode_bytes(0, 0) == 300 * per_token
-    assert work.prompt_flops(2, 1) == work.decode_bytes(0, 0) * 2 + 2 * 4 * config.num_layers * config.num_heads * (
-        config.head_dim
+    assert work.prompt_flops(2, 1) == work.decode_bytes(0, 0) * 2 + 2 * 4 * config.num_layers * mixer.num_heads * (
+        mixer.head_dim
     )
 
 
@@ -149,10 +149,10 @@ def test_needed_work_in_few_bits_is_that_of_the_model(scheme: str) -> None:
     from jaxinfer.models.stored import StoredMatrix
     from jaxinfer.plan import abstract_model
     from jaxinfer.quantization import placing_of
-    from jaxinfer.runtime.sharding import make_mesh
+    from jaxinfer.sharding import make_mesh
 
     raw = SHAPES["tiny"]
-    config, mesh = model_config(raw), make_mesh(1)
+    config, mesh = model_config(raw), make_mesh()
     model = abstract_model("tiny", config, "bfloat16", mesh)
     stored = StoredMatrix(scheme, 128 if scheme == "int4" else None)  # type: ignore[arg-type]
     matrices = [leaf for leaf in jax.tree.leaves(model.params["layers"]) if leaf.ndim > 1]
@@ -181,11 +181,12 @@ def test_needed_work_of_products_is_that_of_their_weights() -> None:
 def test_random_weights_are_the_models_shapes() -> None:
     from device_checks.random_model import random_model
 
+    from jaxinfer.config import ParallelConfig
     from jaxinfer.models.registry import model_config
     from jaxinfer.plan import abstract_model
-    from jaxinfer.runtime.sharding import make_mesh
+    from jaxinfer.sharding import make_mesh
 
-    config, mesh = model_config(SHAPES["tiny"]), make_mesh(2)
+    config, mesh = model_config(SHAPES["tiny"]), make_mesh(ParallelConfig(tensor=2))
     for scheme in (None, "int8"):
         made = random_model("tiny", config, mesh, quantization=scheme)
         for got, wanted in zip(

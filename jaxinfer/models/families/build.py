@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from jaxinfer.config import LayerConfig, ModelConfig, QkNorm, RopeConfig
+from jaxinfer.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, QkNorm, RopeConfig
 from jaxinfer.models.config_reader import ConfigReader
 from jaxinfer.models.families.common import Common
+
+# What `Common` says of layers, not of the model around them.
+_OF_LAYERS = ("intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "activation")
 
 
 def build(
@@ -42,11 +45,27 @@ def build(
         ropes: of each layer, its rotary embedding; None for a layer without positions.
         query_scale: multiplies the product of query and key.
 
-    The other arguments are fields of `ModelConfig`. Raises ConfigError for values that contradict each other.
+    The other arguments are fields of `ModelConfig`, `AttentionConfig` and `MlpConfig`.
+
+    Raises ConfigError for values that contradict each other.
     """
     distinct = tuple(dict.fromkeys(rope for rope in ropes if rope is not None))
+    mixer = AttentionConfig(
+        common.num_heads,
+        common.num_kv_heads,
+        common.head_dim,
+        scale=query_scale,
+        qk_norm=qk_norm,
+        soft_cap=attention_softcap,
+        qkv_bias=qkv_bias,
+        out_bias=attention_out_bias,
+    )
+    feed_forward = MlpConfig(common.intermediate_size, activation=common.activation, bias=mlp_bias)
     layers = tuple(
-        LayerConfig(sliding_window=window, rope=None if rope is None else distinct.index(rope))
+        LayerConfig(
+            dataclasses.replace(mixer, sliding_window=window, rope=None if rope is None else distinct.index(rope)),
+            feed_forward,
+        )
         for window, rope in zip(windows, ropes, strict=True)
     )
     if any(rope.kind == "dynamic" for rope in distinct):
@@ -55,16 +74,10 @@ def build(
         architecture=config.architecture,
         layers=layers,
         ropes=distinct,
-        query_scale=query_scale,
-        qkv_bias=qkv_bias,
-        attention_out_bias=attention_out_bias,
-        mlp_bias=mlp_bias,
-        qk_norm=qk_norm,
         norm_offset=norm_offset,
         norm_scale_float32=norm_scale_float32,
         pre_norm=pre_norm,
         post_norm=post_norm,
-        attention_softcap=attention_softcap,
         final_softcap=final_softcap,
         embedding_multiplier=embedding_multiplier,
         embedding_multiplier_rounded=embedding_multiplier_rounded,
@@ -72,5 +85,5 @@ def build(
         logits_divisor=logits_divisor,
         linear_rope_counted=linear_rope_counted,
         notes=tuple(config.notes),
-        **dataclasses.asdict(common),
+        **{name: value for name, value in dataclasses.asdict(common).items() if name not in _OF_LAYERS},
     )

@@ -26,7 +26,8 @@ DTYPES: Mapping[str, DTypeName] = {"float32": "float32", "bfloat16": "bfloat16",
 
 @dataclass(frozen=True)
 class Common:
-    """What every family's config.json says, named as in `ModelConfig`. Sizes in elements, lengths in tokens."""
+    """What every family's config.json says, named as in `ModelConfig` and its layers. Sizes in elements, lengths in
+    tokens."""
 
     vocab_size: int
     hidden_size: int

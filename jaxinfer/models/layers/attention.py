@@ -5,40 +5,17 @@ Shapes: T tokens, D model, N query heads, K' KV heads after repetition, G' = N /
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.axes import LogicalAxes, constrain
+from jaxinfer.models.context import KvLayer, StepContext
 from jaxinfer.models.layers.linear import Linear
 from jaxinfer.models.layers.norm import RMSNorm
-from jaxinfer.models.layers.rope import Rotation, rotate
+from jaxinfer.models.layers.rope import rotate
 from jaxinfer.models.shape import ModelShape
-
-KvLayer = tuple[jax.Array, jax.Array]  # K and V pages of one layer; only the attention function looks inside
-
-
-class Attend(Protocol):
-    """Writes this step's K and V to the layer's pages, then attends causally over each token's own sequence.
-
-    The step builds one of these per step; it closes over the batch description and the backend.
-    """
-
-    def __call__(
-        self,
-        q: jax.Array,  # (T, N, H), rotated
-        k: jax.Array,  # (T, K', H), rotated
-        v: jax.Array,  # (T, K', H)
-        kv_layer: KvLayer,
-        *,
-        sliding_window: int | None,  # tokens that a query sees, itself included; None: all
-        soft_cap: float | None,  # scores become cap * tanh(score / cap), after the scale
-        scale: float,  # multiplies q.k
-    ) -> tuple[jax.Array, KvLayer]:  # (T, N, H) in q's dtype
-        ...
+from jaxinfer.sharding import LogicalAxes, constrain
 
 
 class Attention(nnx.Module):
@@ -47,55 +24,53 @@ class Attention(nnx.Module):
     def __init__(
         self, config: ModelConfig, shape: ModelShape, layer: int, dtype: jnp.dtype, rngs: nnx.Rngs | None
     ) -> None:
-        self.group = shape.group
-        self.sliding_window = config.layers[layer].sliding_window
-        self.soft_cap = config.attention_softcap
-        self.scale = config.query_scale
-        self.qk_norm = config.qk_norm
-        model, heads, head = (config.hidden_size,), (shape.kv_heads, shape.group), (config.head_dim,)
+        mixer, sizes = config.layers[layer].mixer, shape.layers[layer]
+        self.mixer = mixer
+        self.group = sizes.group
+        self.table = config.cache_groups.places()[layer][0]  # number of the page table that its pages are in
+        model, heads, head = (config.hidden_size,), (sizes.kv_heads, sizes.group), (mixer.head_dim,)
         self.qkv = Linear(
-            (shape.kv_heads, shape.group + 2, *head),
+            (sizes.kv_heads, sizes.group + 2, *head),
             model,
-            ("kv_heads", None, None, None),
+            ("kv_heads", "q_group", "head", "embed"),
             dtype,
-            bias=config.qkv_bias,
+            bias=mixer.qkv_bias,
             rngs=rngs,
         )
         self.out = Linear(
             model,
             heads + head,
-            (None, "kv_heads", None, None),
+            ("embed", "kv_heads", "q_group", "head"),
             dtype,
-            bias=config.attention_out_bias,
+            bias=mixer.out_bias,
             rngs=rngs,
         )
-        if config.qk_norm != "none":
-            whole = config.qk_norm == "whole"  # one mean over all heads, else one per head with a shared weight
-            q_axes: LogicalAxes = ("kv_heads", None, None) if whole else (None,)
-            k_axes: LogicalAxes = ("kv_heads", None) if whole else (None,)
+        if mixer.qk_norm != "none":
+            whole = mixer.qk_norm == "whole"  # one mean over all heads, else one per head with a shared weight
+            q_axes: LogicalAxes = ("kv_heads", "q_group", "head") if whole else ("head",)
+            k_axes: LogicalAxes = ("kv_heads", "head") if whole else ("head",)
             self.q_norm = RMSNorm(config, heads + head if whole else head, q_axes, dtype)
             self.k_norm = RMSNorm(config, heads[:1] + head if whole else head, k_axes, dtype)
 
-    def __call__(
-        self, x: jax.Array, rotation: Rotation | None, kv_layer: KvLayer, attend: Attend
-    ) -> tuple[jax.Array, KvLayer]:
-        """x (T, D) -> (T, D) and the layer's KV; `rotation` is None in layers without rotary positions."""
-        qkv = constrain(self.qkv(x), None, "kv_heads", None, None)  # (T, K', G' + 2, H)
+    def __call__(self, x: jax.Array, context: StepContext, kv_layer: KvLayer) -> tuple[jax.Array, KvLayer]:
+        """x (T, D) -> (T, D) and the layer's KV."""
+        qkv = constrain(self.qkv(x), "batch", "kv_heads", "q_group", "head")  # (T, K', G' + 2, H)
         q, k, v = qkv[:, :, : self.group], qkv[:, :, self.group], qkv[:, :, self.group + 1]
-        if self.qk_norm != "none":
+        if self.mixer.qk_norm != "none":
             q, k = self.q_norm(q), self.k_norm(k)
         q = q.reshape(q.shape[0], -1, q.shape[-1])  # (T, N, H)
-        if rotation is not None:
+        if self.mixer.rope is not None:
+            rotation = context.rotations[self.mixer.rope]
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        out, kv_layer = attend(
-            constrain(q, None, "kv_heads", None),
-            constrain(k, None, "kv_heads", None),
-            constrain(v, None, "kv_heads", None),
+        out, kv_layer = context.attention[self.table](
+            constrain(q, "batch", "q_heads", "head"),
+            constrain(k, "batch", "kv_heads", "head"),
+            constrain(v, "batch", "kv_heads", "head"),
             kv_layer,
-            sliding_window=self.sliding_window,
-            soft_cap=self.soft_cap,
-            scale=self.scale,
+            sliding_window=self.mixer.sliding_window,
+            soft_cap=self.mixer.soft_cap,
+            scale=self.mixer.scale,
         )
-        out = constrain(out, None, "kv_heads", None)
+        out = constrain(out, "batch", "q_heads", "head")
         out = out.reshape(out.shape[0], -1, self.group, out.shape[-1])  # (T, K', G', H)
-        return constrain(self.out(out), None, None), kv_layer
+        return constrain(self.out(out), "batch", "embed"), kv_layer

@@ -7,16 +7,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.axes import constrain
 from jaxinfer.models.layers.linear import fresh, parameter, product, scale
+from jaxinfer.sharding import constrain
 
 
 class VocabularyMatrix(nnx.Module):
-    """weight (V', D), split over the vocabulary; rows from `vocab_size` on are padding and zero."""
+    """weight (V', D), split over the vocabulary; rows from `vocab_size` on are padding and zero.
 
-    def __init__(self, config: ModelConfig, vocab: int, dtype: jnp.dtype, rngs: nnx.Rngs | None) -> None:
+    axis: the vocabulary's logical axis, "vocab_in" where the matrix embeds.
+    """
+
+    def __init__(self, config: ModelConfig, vocab: int, axis: str, dtype: jnp.dtype, rngs: nnx.Rngs | None) -> None:
         self.config = config
-        self.weight = parameter(fresh((vocab, config.hidden_size), dtype, rngs), ("vocab", None))
+        self.weight = parameter(fresh((vocab, config.hidden_size), dtype, rngs), (axis, "embed"))
 
     def embed(self, token_ids: jax.Array) -> jax.Array:
         """token_ids (T,) int32 in 0..V-1 -> (T, D), multiplied by the embedding multiplier.
@@ -24,7 +27,7 @@ class VocabularyMatrix(nnx.Module):
         Ids were checked where the request came in; clipping costs nothing and keeps padding rows harmless.
         """
         weight = self.weight.get_value()
-        hidden = constrain(weight.at[token_ids].get(mode="clip"), None, None)  # (T, D)
+        hidden = constrain(weight.at[token_ids].get(mode="clip"), "batch", "embed")  # (T, D)
         multiplier = self.config.embedding_multiplier
         if multiplier == 1.0:
             return hidden
@@ -36,7 +39,7 @@ class VocabularyMatrix(nnx.Module):
         """hidden (R, D) -> (R, V') float32: divided and soft-capped as the config says, -inf where vocabulary is
         padding."""
         config = self.config
-        logits = constrain(product(hidden, self.weight.get_value()), None, "vocab")  # (R, V')
+        logits = constrain(product(hidden, self.weight.get_value()), "batch", "vocab_out")  # (R, V')
         if config.logits_divisor != 1.0:
             logits = logits / config.logits_divisor
         if config.final_softcap is not None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxinfer.models.axes import LogicalAxes, split_of
+from jaxinfer.sharding import LogicalAxes, split_of
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import quantized_matmul
 

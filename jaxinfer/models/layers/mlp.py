@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.axes import constrain
 from jaxinfer.models.layers.linear import Linear
 from jaxinfer.models.shape import ModelShape
+from jaxinfer.sharding import constrain
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -30,23 +30,26 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
 
 
 class Mlp(nnx.Module):
-    def __init__(self, config: ModelConfig, shape: ModelShape, dtype: jnp.dtype, rngs: nnx.Rngs | None) -> None:
-        self.activation = config.activation
-        width, model = (shape.mlp,), (config.hidden_size,)
+    def __init__(
+        self, config: ModelConfig, shape: ModelShape, layer: int, dtype: jnp.dtype, rngs: nnx.Rngs | None
+    ) -> None:
+        mlp = config.layers[layer].feed_forward
+        self.activation = mlp.activation
+        width, model = (shape.layers[layer].mlp,), (config.hidden_size,)
         self.gate_up = Linear(
             (2, *width),
             model,
-            (None, "mlp", None),
+            ("gate_up", "mlp", "embed"),
             dtype,
-            bias=config.mlp_bias,
+            bias=mlp.bias,
             merge=shape.tp == 1,  # the width is split, and it is not the first axis
             rngs=rngs,
         )
-        self.down = Linear(model, width, (None, "mlp"), dtype, bias=config.mlp_bias, rngs=rngs)
+        self.down = Linear(model, width, ("embed", "mlp"), dtype, bias=mlp.bias, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(T, D) -> (T, D). The activation is computed in float32 and rounded before it meets `up`."""
-        gate_up = constrain(self.gate_up(x), None, None, "mlp")  # (T, 2, F')
+        gate_up = constrain(self.gate_up(x), "batch", "gate_up", "mlp")  # (T, 2, F')
         gate, up = gate_up[:, 0], gate_up[:, 1]
         gate = ACTIVATIONS[self.activation](gate.astype(jnp.float32)).astype(x.dtype)
-        return constrain(self.down(gate * up), None, None)
+        return constrain(self.down(gate * up), "batch", "embed")

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.axes import LogicalAxes, constrain
 from jaxinfer.models.layers.linear import parameter
+from jaxinfer.sharding import LogicalAxes, constrain
 
 FAN_IN = 16  # pieces that one fused loop adds up
 
@@ -53,7 +53,7 @@ def _ordered(x: jax.Array, axes: int) -> jax.Array:
 def _ordered_sum(x: jax.Array) -> jax.Array:
     """(T, ..., n) -> (T, ...) by additions of equal pieces, up to `FAN_IN` at a time, pairwise among them."""
     if x.ndim == 2:  # what is left of (T, K', G', H) is one number per head: gathered from all devices
-        x = constrain(x, None, None)
+        x = constrain(x, "batch", None)
     while x.shape[-1] > 1:
         count = min(FAN_IN, x.shape[-1])
         width = -(-x.shape[-1] // count)

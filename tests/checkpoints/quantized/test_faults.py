@@ -15,9 +15,9 @@ from checkpoints.convert import convert
 from checkpoints.folder import CheckpointError, read_config
 from checkpoints.load import load_model
 from checkpoints.quantized.mapping import read_quantization
-from jaxinfer.config import ConfigError
+from jaxinfer.config import ConfigError, ParallelConfig
 from jaxinfer.plan import abstract_model
-from jaxinfer.runtime.sharding import make_mesh
+from jaxinfer.sharding import make_mesh
 from serving.commands.plan import main as plan_command
 from tests.checkpoints.folders import edit_json
 from tests.checkpoints.quantized import packers
@@ -203,7 +203,7 @@ def test_splitting_between_devices(folder: Callable[[str], Path]) -> None:
     abstract(made, tp=2)
     words = r"size is 4; layers\.0\.attention\.out\.weight has 128 inputs, stored in groups of 64: it must split them"
     with pytest.raises(ConfigError, match=words):
-        load_model(made, mesh=make_mesh(4))
+        load_model(made, mesh=make_mesh(ParallelConfig(tensor=4)))
     with pytest.raises(ConfigError, match=words):
         abstract(made, tp=4)
 
@@ -212,14 +212,15 @@ def test_a_width_that_would_be_padded(folder: Callable[[str], Path]) -> None:
     made = folder("int8")
     edit_json(made / "config.json", intermediate_size=255)
     with pytest.raises(ConfigError, match=r"tensor_parallel_size is 2; with quantized matrices it must divide .* 255"):
-        load_model(made, mesh=make_mesh(2))
+        load_model(made, mesh=make_mesh(ParallelConfig(tensor=2)))
 
 
 def abstract(folder: Path, tp: int = 1, quantization: str | None = None) -> Any:
     config = read_config(folder)[0]
     quantized = read_quantization(folder, config)
     assert quantized is not None
-    return abstract_model("tiny", config, "float32", make_mesh(tp), quantization, quantized.stored)
+    mesh = make_mesh(ParallelConfig(tensor=tp))
+    return abstract_model("tiny", config, "float32", mesh, quantization, quantized.stored)
 
 
 def test_quantizing_twice_is_refused(folder: Callable[[str], Path], tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from checkpoints.quantized.assemble import read_matrix
 from checkpoints.quantized.mapping import plan_quantized, read_quantization
 from checkpoints.reader import open_checkpoint
 from checkpoints.verify import dense_logits
+from jaxinfer.config import ParallelConfig
 from jaxinfer.plan import abstract_model
-from jaxinfer.runtime.sharding import make_mesh
+from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor, dequantize
 from pallas_kernels.quantized_matmul.layout import for_target
@@ -260,7 +261,7 @@ def test_the_plan_counts_what_the_model_takes(pairs: Callable[[str], Pair], name
     model, config = load_model(folder), load_config(folder)
     quantization = read_quantization(folder, config)
     assert quantization is not None
-    abstract = abstract_model("tiny", config, model.dtype, make_mesh(1), None, quantization.stored)
+    abstract = abstract_model("tiny", config, model.dtype, make_mesh(), None, quantization.stored)
     described = [(x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(abstract.params)]
     assert described == [(x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(model.params)]
 
@@ -268,7 +269,7 @@ def test_the_plan_counts_what_the_model_takes(pairs: Callable[[str], Pair], name
 @pytest.mark.parametrize("name", ["awq-32", "gptq-order", "int8"])
 def test_on_two_devices_it_is_the_same_model(pairs: Callable[[str], Pair], name: str) -> None:
     folder = pairs(name).quantized
-    one, two = load_model(folder), load_model(folder, mesh=make_mesh(2))
+    one, two = load_model(folder), load_model(folder, mesh=make_mesh(ParallelConfig(tensor=2)))
     for path, weight in matrices(two).items():
         np.testing.assert_array_equal(np.asarray(weight.values), np.asarray(matrices(one)[path].values), err_msg=path)
         assert not weight.values.sharding.is_fully_replicated
@@ -278,7 +279,7 @@ def test_on_two_devices_it_is_the_same_model(pairs: Callable[[str], Pair], name:
 
 def test_with_copied_kv_heads_it_is_the_same_model(pairs: Callable[[str], Pair]) -> None:
     folder = pairs("gptq-order").quantized
-    one, four = load_model(folder), load_model(folder, mesh=make_mesh(4))
+    one, four = load_model(folder), load_model(folder, mesh=make_mesh(ParallelConfig(tensor=4)))
     assert matrices(four)["layers.0.attention.qkv.weight"].outputs == (4, 3, 32)
     logits = [dense_logits(model, PROMPT) for model in (one, four)]
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-2 * np.abs(logits[0]).max())

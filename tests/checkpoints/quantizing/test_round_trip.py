@@ -16,10 +16,10 @@ from checkpoints.load import LoadedModel, load_model
 from checkpoints.quantizing.options import Quantizing
 from checkpoints.stored import read_storage, with_stored_defaults
 from checkpoints.verify import dense_logits
-from jaxinfer.config import ConfigError, RuntimeConfig
+from jaxinfer.config import ConfigError, ParallelConfig, RuntimeConfig
 from jaxinfer.llm import LLM
 from jaxinfer.plan import abstract_model, make_plan
-from jaxinfer.runtime.sharding import make_mesh
+from jaxinfer.sharding import make_mesh
 from pallas_kernels.qtensor import QTensor
 from tests.checkpoints.folders import edit_json, write_small_llama, write_tokenizer
 from tests.checkpoints.quantized.models import PROMPT, tiny, write_folder
@@ -66,19 +66,22 @@ def test_tensor_parallel_loads_give_the_same_numbers(tmp_path: Path) -> None:
     convert(source, tmp_path / "out", quantizing=Quantizing("int4", group=32))
     one = load_model(tmp_path / "out")
     for tp in (2, 4):  # four repeat the two KV heads
-        many = load_model(tmp_path / "out", mesh=make_mesh(tp))
+        many = load_model(tmp_path / "out", mesh=make_mesh(ParallelConfig(tensor=tp)))
         logits = [dense_logits(model, PROMPT) for model in (one, many)]
         np.testing.assert_allclose(logits[1], logits[0], atol=2e-2 * np.abs(logits[0]).max())
     convert(source, tmp_path / "wide", quantizing=Quantizing("int4", group=128))
     with pytest.raises(ConfigError, match=r"mlp\.down\.weight has 256 inputs, stored in groups of 128"):
-        load_model(tmp_path / "wide", mesh=make_mesh(4))
+        load_model(tmp_path / "wide", mesh=make_mesh(ParallelConfig(tensor=4)))
 
 
 def test_int8_on_two_devices_is_int8_on_one(tmp_path: Path) -> None:
     source = source_of(tmp_path / "hf", layers=1)
     convert(source, tmp_path / "out", quantizing=Quantizing("int8"))
     assert_same(
-        load_model(tmp_path / "out", mesh=make_mesh(2)), load_model(source, quantization="int8", mesh=make_mesh(2))
+        *(
+            load_model(folder, mesh=make_mesh(ParallelConfig(tensor=2)), **options)
+            for folder, options in ((tmp_path / "out", {}), (source, {"quantization": "int8"}))
+        )
     )
 
 
@@ -100,10 +103,10 @@ def test_what_the_folder_says_and_takes(tmp_path: Path) -> None:
     saved = sum(row.bytes_before - row.bytes_after for row in report.quantization.matrices)
     assert report.parameter_bytes == dense - saved
     assert sum(described["files"].values()) < dense - 0.9 * saved
-    plan = make_plan("q", config, RuntimeConfig(**SIZES), make_mesh(1), storage.matrices)
+    plan = make_plan("q", config, RuntimeConfig(**SIZES), make_mesh(), storage.matrices)
     loaded = load_model(tmp_path / "out")
     assert plan.weight_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
-    abstract = abstract_model("q", config, "float32", make_mesh(1), stored=storage.matrices)
+    abstract = abstract_model("q", config, "float32", make_mesh(), stored=storage.matrices)
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(abstract.params)] == [
         (x.shape, x.dtype) for x in jax.tree.leaves(loaded.params)
     ]

@@ -18,8 +18,8 @@ import numpy as np
 from flax import nnx
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.context import Attend, StepContext
 from jaxinfer.models.decoder import abstract_decoder
-from jaxinfer.models.layers.attention import Attend
 from jaxinfer.models.shape import ModelShape
 
 Path = tuple[str | int, ...]
@@ -29,15 +29,15 @@ MIN_TOKENS = 8  # below this XLA:CPU reduces rows in another order
 def hf_parameters(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict[Path, np.ndarray]:
     """{parameter path: array} for one device; uses up every tensor and fails if one is missing or left over."""
     left = dict(tensors)
-    heads, kv, head, width = config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size
-    group = heads // kv
     out: dict[Path, np.ndarray] = {("embed", "weight"): left.pop("model.embed_tokens.weight")}
     out["final_norm", "weight"] = left.pop("model.norm.weight")
     if not config.tie_word_embeddings:
         out["lm_head", "weight"] = left.pop("lm_head.weight")
     for i in range(config.num_layers):
         hf = f"model.layers.{i}."
-        for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
+        mixer, mlp = config.layers[i].mixer, config.layers[i].feed_forward
+        heads, kv, head, group = mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, mixer.group_size
+        for kind in ("weight", "bias") if mixer.qkv_bias else ("weight",):
             fused = left.pop(f"{hf}self_attn.qkv_proj.{kind}", None)
             if fused is None:
                 fused = np.concatenate([left.pop(f"{hf}self_attn.{n}_proj.{kind}") for n in "qkv"])
@@ -47,18 +47,18 @@ def hf_parameters(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dic
             out["layers", i, "attention", "qkv", kind] = np.concatenate(parts, axis=1)
         weight = left.pop(f"{hf}self_attn.o_proj.weight")
         out["layers", i, "attention", "out", "weight"] = weight.reshape(-1, kv, group, head)
-        if config.attention_out_bias:
+        if mixer.out_bias:
             out["layers", i, "attention", "out", "bias"] = left.pop(f"{hf}self_attn.o_proj.bias")
-        if config.qk_norm != "none":
-            shapes = ((kv, group, head), (kv, head)) if config.qk_norm == "whole" else ((head,), (head,))
+        if mixer.qk_norm != "none":
+            shapes = ((kv, group, head), (kv, head)) if mixer.qk_norm == "whole" else ((head,), (head,))
             for name, norm_shape in zip(("q_norm", "k_norm"), shapes, strict=True):
                 norm = left.pop(f"{hf}self_attn.{name}.weight")
                 out["layers", i, "attention", name, "weight"] = norm.reshape(norm_shape)
-        for kind in ("weight", "bias") if config.mlp_bias else ("weight",):
+        for kind in ("weight", "bias") if mlp.bias else ("weight",):
             fused = left.pop(f"{hf}mlp.gate_up_proj.{kind}", None)
             if fused is None:
                 fused = np.concatenate([left.pop(f"{hf}mlp.{n}_proj.{kind}") for n in ("gate", "up")])
-            out["layers", i, "mlp", "gate_up", kind] = fused.reshape(2, width, *fused.shape[1:])
+            out["layers", i, "mlp", "gate_up", kind] = fused.reshape(2, mlp.intermediate_size, *fused.shape[1:])
             out["layers", i, "mlp", "down", kind] = left.pop(f"{hf}mlp.down_proj.{kind}")
         for ours, theirs in _norm_names(config).items():
             out["layers", i, ours, "weight"] = left.pop(f"{hf}{theirs}.weight")
@@ -77,8 +77,9 @@ def _norm_names(config: ModelConfig) -> dict[str, str]:
 
 def fit(path: Path, array: np.ndarray, config: ModelConfig, shape: ModelShape) -> np.ndarray:
     """One parameter for one device -> for `shape.tp` devices: KV heads repeated, vocabulary and MLP width padded."""
-    kv, group, wanted = config.num_kv_heads, config.num_heads // config.num_kv_heads, shape.kv_heads
-    copies = wanted // kv
+    layer = int(path[1]) if path[0] == "layers" else 0
+    mixer, wanted = config.layers[layer].mixer, shape.layers[layer].kv_heads
+    group, copies = mixer.group_size, wanted // mixer.num_kv_heads
 
     def spread(heads: np.ndarray, axis: int) -> np.ndarray:
         """(..., K, G, ...) with K at `axis` -> (..., K', G', ...): the same N query heads, cut into smaller groups."""
@@ -102,9 +103,9 @@ def fit(path: Path, array: np.ndarray, config: ModelConfig, shape: ModelShape) -
         case (_, _, "attention", "k_norm", _) if array.ndim == 2:
             return np.repeat(array, copies, axis=0)
         case (_, _, "mlp", "gate_up", _):
-            return padded(1, shape.mlp)
+            return padded(1, shape.layers[layer].mlp)
         case (_, _, "mlp", "down", "weight"):
-            return padded(1, shape.mlp)
+            return padded(1, shape.layers[layer].mlp)
     return array
 
 
@@ -132,10 +133,10 @@ class DenseModel:
     def apply(self, params: Any, batch: Batch) -> jax.Array:
         """-> (T, V') logits of every token; pure, for jit."""
         decoder = nnx.merge(self.graphdef, params)
-        empty = [(jnp.zeros(0), jnp.zeros(0))] * self.config.num_layers
-        hidden, _ = decoder.hidden_states(
-            batch.token_ids, batch.positions, batch.regimes, empty, dense_attention(batch.sequences)
-        )
+        groups = self.config.cache_groups
+        attention = [dense_attention(batch.sequences)] * groups.num_tables
+        context = StepContext.of(self.config.ropes, batch.positions, batch.sequences, batch.regimes, attention)
+        hidden, _ = decoder.hidden_states(batch.token_ids, context, [(jnp.zeros(0), jnp.zeros(0))] * groups.depth)
         return decoder.logits(hidden)
 
     def logits(self, prompts: Sequence[Sequence[int]], run: Any = None) -> list[np.ndarray]:

@@ -25,7 +25,8 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 
 
 def sizes(config: ModelConfig, **runtime: Any) -> Sizes:
-    layout = kv_layout(DeviceTarget("cpu", "cpu"), "bfloat16", config.num_kv_heads, config.head_dim, 64)
+    mixer = config.layers[0].mixer
+    layout = kv_layout(DeviceTarget("cpu", "cpu"), "bfloat16", mixer.num_kv_heads, mixer.head_dim, 64)
     return resolve_sizes(config, RuntimeConfig(**runtime), layout, Budget(4096 * GIB, "plenty"), "cpu")
 
 

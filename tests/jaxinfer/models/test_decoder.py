@@ -12,65 +12,71 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxinfer.config import ConfigError, LayerConfig, ModelConfig, RopeConfig
+from jaxinfer.config import AttentionConfig, ConfigError, LayerConfig, MlpConfig, ModelConfig, RopeConfig
 from jaxinfer.models.axes import parameter_axes
+from jaxinfer.models.context import Attend, StepContext
 from jaxinfer.models.decoder import Decoder, abstract_decoder
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.runtime.sharding import partition_spec
+from jaxinfer.sharding import TENSOR_AXIS, make_mesh, partition_spec
+from tests.jaxinfer.models.layer_changes import change_layers
 
 Table = dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]
 
 
-def model(**changes: Any) -> ModelConfig:
+ATTENTION = AttentionConfig(6, 3, 8, scale=0.3)
+FULL = LayerConfig(ATTENTION, MlpConfig(31))
+WINDOW = LayerConfig(dataclasses.replace(ATTENTION, sliding_window=5, rope=None), MlpConfig(31))
+
+
+def model(
+    *, mixer: dict[str, Any] | None = None, feed_forward: dict[str, Any] | None = None, **changes: Any
+) -> ModelConfig:
     """Odd sizes: 6 query heads on 3 KV heads, width 31, vocabulary 37."""
-    return dataclasses.replace(
-        ModelConfig(
-            architecture="LlamaForCausalLM", vocab_size=37, hidden_size=24, intermediate_size=31, num_layers=2,
-            num_heads=6, num_kv_heads=3, head_dim=8, max_position_embeddings=64,
-            layers=(LayerConfig(), LayerConfig(sliding_window=5, rope=None)), ropes=(RopeConfig("default", 1e4, 8),),
-            query_scale=0.3,
-        ),
-        **changes,
+    config = ModelConfig(
+        architecture="LlamaForCausalLM", vocab_size=37, hidden_size=24, max_position_embeddings=64,
+        layers=(FULL, WINDOW), ropes=(RopeConfig("default", 1e4, 8),),
     )  # fmt: skip
+    return change_layers(dataclasses.replace(config, **changes), mixer=mixer, feed_forward=feed_forward)
 
 
 def table(config: ModelConfig, tp: int, k: int, g: int, v: int, f: int) -> Table:
     """The documented tree: K' = k, G' = g, V' = v, F' = f."""
-    d, h = config.hidden_size, config.head_dim
-    out: Table = {"embed.weight": ((v, d), ("vocab", None)), "final_norm.weight": ((d,), (None,))}
+    d, h = config.hidden_size, ATTENTION.head_dim
+    out: Table = {"embed.weight": ((v, d), ("vocab_in", "embed")), "final_norm.weight": ((d,), ("embed",))}
     if not config.tie_word_embeddings:
-        out["lm_head.weight"] = ((v, d), ("vocab", None))
-    for i in range(config.num_layers):
+        out["lm_head.weight"] = ((v, d), ("vocab_out", "embed"))
+    for i, described in enumerate(config.layers):
+        mixer, mlp = described.mixer, described.feed_forward
         layer: Table = {
-            "attention.qkv.weight": ((k, g + 2, h, d), ("kv_heads", None, None, None)),
-            "attention.out.weight": ((d, k, g, h), (None, "kv_heads", None, None)),
-            "mlp.gate_up.weight": ((2, f, d), (None, "mlp", None)),
-            "mlp.down.weight": ((d, f), (None, "mlp")),
+            "attention.qkv.weight": ((k, g + 2, h, d), ("kv_heads", "q_group", "head", "embed")),
+            "attention.out.weight": ((d, k, g, h), ("embed", "kv_heads", "q_group", "head")),
+            "mlp.gate_up.weight": ((2, f, d), ("gate_up", "mlp", "embed")),
+            "mlp.down.weight": ((d, f), ("embed", "mlp")),
         }
-        if config.qkv_bias:
-            layer["attention.qkv.bias"] = ((k, g + 2, h), ("kv_heads", None, None))
-        if config.attention_out_bias:
-            layer["attention.out.bias"] = ((d,), (None,))
-        if config.mlp_bias:
-            layer |= {"mlp.gate_up.bias": ((2, f), (None, "mlp")), "mlp.down.bias": ((d,), (None,))}
-        if config.qk_norm == "head":
-            layer |= {f"attention.{n}_norm.weight": ((h,), (None,)) for n in "qk"}
-        if config.qk_norm == "whole":
-            layer["attention.q_norm.weight"] = ((k, g, h), ("kv_heads", None, None))
-            layer["attention.k_norm.weight"] = ((k, h), ("kv_heads", None))
+        if mixer.qkv_bias:
+            layer["attention.qkv.bias"] = ((k, g + 2, h), ("kv_heads", "q_group", "head"))
+        if mixer.out_bias:
+            layer["attention.out.bias"] = ((d,), ("embed",))
+        if mlp.bias:
+            layer |= {"mlp.gate_up.bias": ((2, f), ("gate_up", "mlp")), "mlp.down.bias": ((d,), ("embed",))}
+        if mixer.qk_norm == "head":
+            layer |= {f"attention.{n}_norm.weight": ((h,), ("head",)) for n in "qk"}
+        if mixer.qk_norm == "whole":
+            layer["attention.q_norm.weight"] = ((k, g, h), ("kv_heads", "q_group", "head"))
+            layer["attention.k_norm.weight"] = ((k, h), ("kv_heads", "head"))
         norms = ["attention_norm", "mlp_norm"] * config.pre_norm
         norms += ["attention_post_norm", "mlp_post_norm"] * config.post_norm
-        layer |= {f"{name}.weight": ((d,), (None,)) for name in norms}
+        layer |= {f"{name}.weight": ((d,), ("embed",)) for name in norms}
         out |= {f"layers.{i}.{name}": entry for name, entry in layer.items()}
     return out
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
-    "biases": {"qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
-    "qwen2": {"qkv_bias": True, "tie_word_embeddings": True},
-    "gemma3": {"qk_norm": "head", "post_norm": True, "norm_offset": 1.0, "tie_word_embeddings": True},
-    "olmo2": {"qk_norm": "whole", "pre_norm": False, "post_norm": True},
+    "biases": {"mixer": {"qkv_bias": True, "out_bias": True}, "feed_forward": {"bias": True}},
+    "qwen2": {"mixer": {"qkv_bias": True}, "tie_word_embeddings": True},
+    "gemma3": {"mixer": {"qk_norm": "head"}, "post_norm": True, "norm_offset": 1.0, "tie_word_embeddings": True},
+    "olmo2": {"mixer": {"qk_norm": "whole"}, "pre_norm": False, "post_norm": True},
 }
 SHAPES = {1: (3, 2, 37, 31), 3: (3, 2, 39, 33), 6: (6, 1, 42, 36)}  # tp: K', G', V', F'
 
@@ -88,7 +94,7 @@ def test_parameter_tree(variant: str, dtype: str) -> None:
             assert isinstance(leaf.get_value(), jax.ShapeDtypeStruct), f"{path} holds an array"
             assert leaf.dtype == jnp.dtype(dtype)
             spec = partition_spec(parameter_axes(leaf))
-            split = [size for size, axis in zip(leaf.shape, spec, strict=True) if axis == "tp"]
+            split = [size for size, axis in zip(leaf.shape, spec, strict=True) if axis == TENSOR_AXIS]
             assert all(size % tp == 0 for size in split), f"{path} cannot be split {tp} ways"
 
 
@@ -97,7 +103,7 @@ def test_tree_is_the_same_under_a_mesh() -> None:
     config = model()
     args = (config, ModelShape.of(config, 1), jnp.dtype("float32"))
     outside = abstract_decoder(*args)
-    mesh = jax.make_mesh((1,), ("tp",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = make_mesh()
     with jax.set_mesh(mesh):
         inside = abstract_decoder(*args)
     assert jax.tree.structure(inside[1]) == jax.tree.structure(outside[1])
@@ -122,7 +128,9 @@ def runner(config: ModelConfig, dtype: str) -> Run:
     @jax.jit
     def run(params: Any, ids: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         module = nnx.merge(graphdef, params)
-        hidden, _ = module.hidden_states(ids, positions, jnp.zeros_like(ids), [None] * config.num_layers, echo)
+        groups, none = config.cache_groups, jnp.zeros_like(ids)
+        context = StepContext.of(config.ropes, positions, none, none, [echo] * groups.num_tables)
+        hidden, _ = module.hidden_states(ids, context, [(none, none)] * groups.depth)
         return hidden, module.logits(hidden)
 
     return lambda ids, positions: jax.tree.map(np.asarray, run(params, jnp.asarray(ids), jnp.asarray(positions)))
@@ -135,8 +143,8 @@ def test_a_token_does_not_see_the_size_of_its_batch(dtype: str) -> None:
     Many batches, as another order of a sum shows in few tokens: bfloat16 rounds most of it away.
     """
     config = model(
-        vocab_size=300, hidden_size=256, intermediate_size=688, num_heads=4, num_kv_heads=2, head_dim=64,
-        qk_norm="head", post_norm=True, num_layers=1, layers=(LayerConfig(),), ropes=(RopeConfig("default", 1e4, 64),),
+        vocab_size=300, hidden_size=256, post_norm=True, ropes=(RopeConfig("default", 1e4, 64),),
+        layers=(LayerConfig(AttentionConfig(4, 2, 64, scale=0.3, qk_norm="head"), MlpConfig(688)),),
     )  # fmt: skip
     run = runner(config, dtype)
     rng = np.random.default_rng(0)
@@ -150,38 +158,51 @@ def test_a_token_does_not_see_the_size_of_its_batch(dtype: str) -> None:
         np.testing.assert_array_equal(some_logits, logits[part])
 
 
-def traced(config: ModelConfig, attend: Any, kv: list[Any]) -> tuple[Any, Any]:
-    """The shapes of (hidden, new kv) for nine tokens; runs the Python of the decoder, compiles nothing."""
+def traced(config: ModelConfig, attention: list[Attend], cache: list[Any]) -> tuple[Any, Any]:
+    """The shapes of (hidden, new cache) for nine tokens; runs the Python of the decoder, compiles nothing."""
     graphdef, abstract = abstract_decoder(config, ModelShape.of(config, 1), jnp.dtype("float32"))
 
-    def run(params: Any, ids: jax.Array, kv: list[Any]) -> tuple[Any, Any]:
-        return nnx.merge(graphdef, params).hidden_states(ids, ids, ids, kv, attend)
+    def run(params: Any, ids: jax.Array, cache: list[Any]) -> tuple[Any, Any]:
+        context = StepContext.of(config.ropes, ids, ids, ids, attention)
+        return nnx.merge(graphdef, params).hidden_states(ids, context, cache)
 
-    return jax.eval_shape(run, abstract, jax.ShapeDtypeStruct((9,), jnp.int32), kv)
+    return jax.eval_shape(run, abstract, jax.ShapeDtypeStruct((9,), jnp.int32), cache)
 
 
-def test_attend_gets_each_layer_its_own_settings_and_kv() -> None:
+def pages(size: int) -> tuple[Any, Any]:
+    return jax.ShapeDtypeStruct((size,), jnp.float32), jax.ShapeDtypeStruct((size, 2), jnp.float32)
+
+
+def test_layers_get_the_settings_the_page_table_and_the_pool_array_that_are_theirs() -> None:
+    """Two layers without a window and two with: two page tables, whose layers share two arrays."""
     calls = []
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, kv_layer: Any, **options: Any) -> tuple[jax.Array, Any]:
-        calls.append((q.shape, k.shape, v.shape, [page.shape for page in kv_layer], options))
-        return q, tuple(jnp.concatenate((page, page)) for page in kv_layer)
+    def attend_of(table: str) -> Any:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, kv_layer: Any, **options: Any) -> tuple[jax.Array, Any]:
+            calls.append((table, q.shape, k.shape, v.shape, [page.shape for page in kv_layer], options))
+            return q, tuple(jnp.concatenate((page, page)) for page in kv_layer)
 
-    kv = [(jax.ShapeDtypeStruct((size,), jnp.float32), jax.ShapeDtypeStruct((size, 2), jnp.float32)) for size in (3, 5)]
-    hidden, new = traced(model(attention_softcap=7.0), attend, kv)
+        return attend
+
+    config = model(mixer={"soft_cap": 7.0}, layers=(FULL, WINDOW) * 2)
+    hidden, new = traced(config, [attend_of("whole"), attend_of("window")], [pages(3), pages(5)])
     assert hidden.shape == (9, 24)
     shapes = ((9, 6, 8), (9, 3, 8), (9, 3, 8))
     common = {"soft_cap": 7.0, "scale": 0.3}
     assert calls == [
-        (*shapes, [(3,), (3, 2)], {"sliding_window": None, **common}),
-        (*shapes, [(5,), (5, 2)], {"sliding_window": 5, **common}),
+        ("whole", *shapes, [(3,), (3, 2)], {"sliding_window": None, **common}),
+        ("window", *shapes, [(6,), (6, 2)], {"sliding_window": 5, **common}),
+        ("whole", *shapes, [(5,), (5, 2)], {"sliding_window": None, **common}),
+        ("window", *shapes, [(10,), (10, 2)], {"sliding_window": 5, **common}),
     ]
-    assert [[page.shape for page in layer] for layer in new] == [[(6,), (6, 2)], [(10,), (10, 2)]]
+    assert [[page.shape for page in layer] for layer in new] == [[(12,), (12, 2)], [(20,), (20, 2)]]
 
 
-def test_kv_must_have_one_entry_per_layer() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        traced(model(), echo, [None])
+@pytest.mark.parametrize("arrays", [1, 3])
+def test_the_cache_has_the_arrays_that_the_layers_use(arrays: int) -> None:
+    config = model(layers=(FULL, FULL))
+    with pytest.raises(ValueError, match=f"the cache has {arrays} arrays; the layers use 2"):
+        traced(config, [echo], [pages(3)] * arrays)
 
 
 def test_random_parameters_are_for_one_device() -> None:
@@ -191,7 +212,7 @@ def test_random_parameters_are_for_one_device() -> None:
 
 def test_random_parameters_are_ready_for_training() -> None:
     """Matrices are spread by 0.02, norms start as the identity, biases at zero."""
-    config = model(**VARIANTS["biases"], num_layers=1, layers=(LayerConfig(),), tie_word_embeddings=True)
+    config = model(**VARIANTS["biases"], layers=(FULL,), tie_word_embeddings=True)
     build = jax.jit(lambda: nnx.state(Decoder(config, ModelShape.of(config, 1), jnp.dtype("float32"), nnx.Rngs(7))))
     for path, leaf in nnx.to_flat_state(build()):
         value = np.asarray(leaf.get_value())

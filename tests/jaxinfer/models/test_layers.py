@@ -121,7 +121,7 @@ def test_mlp_gates_with_the_first_half_and_ignores_padding() -> None:
     x = normal(8, 16, seed=4)
     wanted = (gate @ x.T / (1 + np.exp(-(gate @ x.T))) * (up @ x.T)).T @ down.T
     for tp, width in ((1, 13), (2, 14)):
-        mlp = Mlp(config(), ModelShape.of(config(), tp), jnp.dtype("float32"), None)
+        mlp = Mlp(config(), ModelShape.of(config(), tp), 0, jnp.dtype("float32"), None)
         pad = [(0, width - 13), (0, 0)]
         mlp.gate_up.weight.set_value(jnp.asarray(np.stack((np.pad(gate, pad), np.pad(up, pad)))))
         mlp.down.weight.set_value(jnp.asarray(np.pad(down, pad[::-1])))
@@ -129,7 +129,7 @@ def test_mlp_gates_with_the_first_half_and_ignores_padding() -> None:
 
 
 def vocabulary(dtype: str = "float32", rows: int = 11, **changes: Any) -> VocabularyMatrix:
-    matrix = VocabularyMatrix(config(**changes), rows, jnp.dtype(dtype), None)
+    matrix = VocabularyMatrix(config(**changes), rows, "vocab_in", jnp.dtype(dtype), None)
     matrix.weight.set_value(jnp.asarray(normal(rows, 16, seed=5), dtype))
     return matrix
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from checkpoints.load import load_model
+from jaxinfer.config import ParallelConfig
 from jaxinfer.models.registry import model_config, supported_architectures
-from jaxinfer.runtime.sharding import make_mesh
+from jaxinfer.sharding import make_mesh
 from tests.golden_recipe import GoldenCase, build_config, build_tensors, cases, load_case, write_checkpoint
 from tests.jaxinfer.models.dense import DenseModel, relative_error
 
@@ -45,7 +46,7 @@ def test_loader_agrees_on_every_parameter(name: str, tmp_path: Path) -> None:
     case = load_case(name)
     folder = write_checkpoint(case, tmp_path)
     for tp in case.extra.get("tensor_parallel") or (1,):
-        loaded = load_model(folder, mesh=make_mesh(tp))
+        loaded = load_model(folder, mesh=make_mesh(ParallelConfig(tensor=tp)))
         config = model_config(build_config(case), dict(case.generation_config or {}))
         by_hand = DenseModel(config, build_tensors(case), tp=tp)
         assert loaded.graphdef == by_hand.graphdef

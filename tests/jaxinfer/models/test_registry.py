@@ -4,41 +4,42 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from typing import Any
 
 import pytest
 
-from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
+from jaxinfer.config import ConfigError, LayerConfig, ModelConfig, UnsupportedModelError
 from jaxinfer.models.registry import FAMILIES, Family, model_config, supported_architectures
 from tests.jaxinfer.models import hub_configs
 from tests.jaxinfer.models.hub_configs import ALL, respelled
 
 # What each published config means, written from the models' reports and files, beyond the sizes that are copied.
 EXPECTED: dict[str, dict[str, Any]] = {
-    "Llama-3.1-8B": {"head_dim": 128, "eos_token_ids": (128001, 128008, 128009), "query_scale": 128**-0.5},
-    "Llama-2-7b": {"dtype": "bfloat16", "norm_eps": 1e-5, "num_kv_heads": 32, "tie_word_embeddings": False},
-    "SmolLM2-135M": {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "tie_word_embeddings": True},
-    "Mistral-7B-v0.1": {"num_kv_heads": 8, "intermediate_size": 14336, "qkv_bias": False},
-    "Qwen2.5-7B": {"qkv_bias": True, "attention_out_bias": False, "mlp_bias": False, "num_heads": 28},
-    "Qwen3-8B": {"qk_norm": "head", "qkv_bias": False, "head_dim": 128},
+    "Llama-3.1-8B": {"mixer.head_dim": 128, "eos_token_ids": (128001, 128008, 128009), "mixer.scale": 128**-0.5},
+    "Llama-2-7b": {"dtype": "bfloat16", "norm_eps": 1e-5, "mixer.num_kv_heads": 32, "tie_word_embeddings": False},
+    "SmolLM2-135M": {"mixer.num_heads": 9, "mixer.num_kv_heads": 3, "mixer.head_dim": 64, "tie_word_embeddings": True},
+    "Mistral-7B-v0.1": {"mixer.num_kv_heads": 8, "feed_forward.intermediate_size": 14336, "mixer.qkv_bias": False},
+    "Qwen2.5-7B": {"mixer.qkv_bias": True, "mixer.out_bias": False, "feed_forward.bias": False, "mixer.num_heads": 28},
+    "Qwen3-8B": {"mixer.qk_norm": "head", "mixer.qkv_bias": False, "mixer.head_dim": 128},
     "gemma-2-2b": {
-        "attention_softcap": 50.0, "final_softcap": 30.0, "query_scale": 1 / 16, "activation": "gelu_tanh",
+        "mixer.soft_cap": 50.0, "final_softcap": 30.0, "mixer.scale": 1 / 16, "feed_forward.activation": "gelu_tanh",
         "embedding_multiplier": 48.0, "embedding_multiplier_rounded": True, "norm_offset": 1.0, "pre_norm": True,
         "norm_scale_float32": True, "post_norm": True, "tie_word_embeddings": True, "dtype": "float32",
     },
     "gemma-3-1b": {
-        "attention_softcap": None, "final_softcap": None, "qk_norm": "head", "num_kv_heads": 1,
+        "mixer.soft_cap": None, "final_softcap": None, "mixer.qk_norm": "head", "mixer.num_kv_heads": 1,
         "embedding_multiplier": math.sqrt(1152), "eos_token_ids": (1, 106), "tie_word_embeddings": True,
     },
-    "Phi-3-mini-128k": {"num_kv_heads": 32, "head_dim": 96, "query_scale": 96**-0.5, "longrope_border": 4096},
-    "Phi-4-mini": {"num_kv_heads": 8, "head_dim": 128, "tie_word_embeddings": True, "longrope_border": 4096},
+    "Phi-3-mini-128k": {"mixer.num_kv_heads": 32, "mixer.head_dim": 96, "mixer.scale": 96**-0.5},
+    "Phi-4-mini": {"mixer.num_kv_heads": 8, "mixer.head_dim": 128, "tie_word_embeddings": True},
     "OLMo-2-7B": {
-        "pre_norm": False, "post_norm": True, "qk_norm": "whole", "norm_scale_float32": True, "norm_offset": 0.0,
+        "pre_norm": False, "post_norm": True, "mixer.qk_norm": "whole", "norm_scale_float32": True, "norm_offset": 0.0,
         "bos_token_id": None, "eos_token_ids": (100257,),
     },
     "granite-3.1-2b": {
         "embedding_multiplier": 12.0, "embedding_multiplier_rounded": False, "residual_multiplier": 0.22,
-        "logits_divisor": 8.0, "query_scale": 1 / 64, "vocab_size": 49155,
+        "logits_divisor": 8.0, "mixer.scale": 1 / 64, "vocab_size": 49155,
     },
     "SmolLM3-3B": {"tie_word_embeddings": True, "bos_token_id": 128000, "eos_token_ids": (128012,)},
 }  # fmt: skip
@@ -68,6 +69,11 @@ WINDOWS: dict[str, list[int | None]] = {
 }
 
 
+def described(config: ModelConfig, layer: LayerConfig, key: str) -> Any:
+    """A field of the model or, as `mixer.` and `feed_forward.`, of a layer's part."""
+    return operator.attrgetter(key)(layer if "." in key else config)
+
+
 def changed(name: str, **changes: Any) -> dict[str, Any]:
     return ALL[name] | changes
 
@@ -75,13 +81,16 @@ def changed(name: str, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ALL)
 def test_published_config(name: str) -> None:
     config = model_config(ALL[name])
-    assert {key: getattr(config, key) for key in EXPECTED[name]} == EXPECTED[name]
+    assert config.longrope_border == (4096 if name.startswith("Phi") else None)
+    for layer in config.layers:
+        found = {key: described(config, layer, key) for key in EXPECTED[name]}
+        assert found == EXPECTED[name]
     for ours, theirs in (("hidden_size", "hidden_size"), ("num_layers", "num_hidden_layers")):
         assert getattr(config, ours) == ALL[name][theirs]
     rope = config.ropes[0]
     assert (rope.theta, rope.kind, rope.rotary_dim) == ROPES[name][:3]
     assert rope.attention_factor == pytest.approx(ROPES[name][3], rel=1e-15)
-    assert [layer.sliding_window for layer in config.layers[:6]] == WINDOWS.get(name, [None] * 6)
+    assert [layer.mixer.sliding_window for layer in config.layers[:6]] == WINDOWS.get(name, [None] * 6)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -119,7 +128,7 @@ def test_an_empty_config_gets_the_family_defaults(family: Family) -> None:
     """A config that names only its model_type is that of the family's first model, as in transformers."""
     config = model_config({"model_type": family.model_type})
     assert config.architecture == family.architecture
-    assert (config.vocab_size, config.hidden_size, config.num_kv_heads) == DEFAULTS[family.architecture]
+    assert (config.vocab_size, config.hidden_size, config.layers[0].mixer.num_kv_heads) == DEFAULTS[family.architecture]
     assert config.tie_word_embeddings == family.model_type.startswith(("gemma", "smollm3"))
     assert config.norm_eps == (1e-5 if family.model_type in ("phi3", "olmo2") else 1e-6)
     thetas = {"gemma3_text": {1e4, 1e6}, "smollm3": {2e6}}
@@ -130,7 +139,7 @@ def test_gemma3_ropes_by_layer_type() -> None:
     config = model_config(hub_configs.GEMMA_3_1B | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}})
     local, full = config.ropes
     assert (local.kind, local.theta, full.kind, full.theta, full.factor) == ("default", 1e4, "linear", 1e6, 8.0)
-    assert [layer.rope for layer in config.layers[:7]] == [0, 0, 0, 0, 0, 1, 0]
+    assert [layer.mixer.rope for layer in config.layers[:7]] == [0, 0, 0, 0, 0, 1, 0]
 
 
 def test_gemma3_equal_ropes_are_computed_once() -> None:
@@ -140,18 +149,18 @@ def test_gemma3_equal_ropes_are_computed_once() -> None:
 
 def test_smollm3_layers_without_rope() -> None:
     config = model_config(hub_configs.SMOLLM3_3B)
-    assert [layer.rope for layer in config.layers[:8]] == [0, 0, 0, None, 0, 0, 0, None]
+    assert [layer.mixer.rope for layer in config.layers[:8]] == [0, 0, 0, None, 0, 0, 0, None]
     derived = dict(hub_configs.SMOLLM3_3B) | {"no_rope_layers": None, "no_rope_layer_interval": 2}
-    assert [layer.rope for layer in model_config(derived).layers[:4]] == [0, None, 0, None]
+    assert [layer.mixer.rope for layer in model_config(derived).layers[:4]] == [0, None, 0, None]
     windowed = derived | {"use_sliding_window": True, "sliding_window": 64, "layer_types": None}
-    assert [layer.sliding_window for layer in model_config(windowed).layers[:4]] == [None, 64, None, 64]
+    assert [layer.mixer.sliding_window for layer in model_config(windowed).layers[:4]] == [None, 64, None, 64]
 
 
 def test_qwen_windows() -> None:
     windowed = changed("Qwen2.5-7B", use_sliding_window=True, sliding_window=512, max_window_layers=26)
-    assert [layer.sliding_window for layer in model_config(windowed).layers] == [None] * 26 + [512] * 2
+    assert [layer.mixer.sliding_window for layer in model_config(windowed).layers] == [None] * 26 + [512] * 2
     listed = windowed | {"layer_types": ["sliding_attention"] + ["full_attention"] * 27}
-    assert [layer.sliding_window for layer in model_config(listed).layers] == [512] + [None] * 27
+    assert [layer.mixer.sliding_window for layer in model_config(listed).layers] == [512] + [None] * 27
 
 
 @pytest.mark.parametrize(

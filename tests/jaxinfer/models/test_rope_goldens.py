@@ -31,7 +31,7 @@ def test_frequencies_are_those_of_transformers(name: str) -> None:
         (rope,) = config.ropes
         same(rope, case["all"])
     else:
-        by_window = {layer.sliding_window is not None: config.ropes[layer.rope] for layer in config.layers}
+        by_window = {layer.mixer.sliding_window is not None: config.ropes[layer.mixer.rope] for layer in config.layers}
         same(by_window[False], case["full_attention"])
         same(by_window[True], case["sliding_attention"])
     if "long" in case:

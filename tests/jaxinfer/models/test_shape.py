@@ -6,7 +6,7 @@ import pytest
 
 from jaxinfer.config import ConfigError
 from jaxinfer.models.registry import model_config
-from jaxinfer.models.shape import ModelShape, valid_tp
+from jaxinfer.models.shape import LayerShape, ModelShape, valid_tp
 from tests.jaxinfer.models.hub_configs import ALL
 
 
@@ -28,7 +28,7 @@ def test_valid_degrees(heads: int, kv_heads: int, expected: list[int]) -> None:
     for tp in range(70):
         if tp in expected:
             shape = ModelShape.of(config, tp)
-            assert shape.heads == heads
+            assert {layer.heads for layer in shape.layers} == {heads}
             assert shape.kv_heads % tp == 0
             continue
         with pytest.raises(ConfigError) as error:
@@ -43,10 +43,10 @@ def test_limit() -> None:
 
 def test_sizes_are_padded_and_heads_repeated() -> None:
     config = model_config(ALL["Llama-3.1-8B"] | {"vocab_size": 128257, "intermediate_size": 14337})
-    assert ModelShape.of(config, 1) == ModelShape(tp=1, kv_heads=8, group=4, vocab=128257, mlp=14337)
-    assert ModelShape.of(config, 8) == ModelShape(tp=8, kv_heads=8, group=4, vocab=128264, mlp=14344)
-    assert ModelShape.of(config, 16) == ModelShape(tp=16, kv_heads=16, group=2, vocab=128272, mlp=14352)
-    assert ModelShape.of(config, 32) == ModelShape(tp=32, kv_heads=32, group=1, vocab=128288, mlp=14368)
+    assert ModelShape.of(config, 1) == ModelShape(1, 128257, (LayerShape(8, 4, mlp=14337),) * 32)
+    assert ModelShape.of(config, 8) == ModelShape(8, 128264, (LayerShape(8, 4, mlp=14344),) * 32)
+    assert ModelShape.of(config, 16) == ModelShape(16, 128272, (LayerShape(16, 2, mlp=14352),) * 32)
+    assert ModelShape.of(config, 32) == ModelShape(32, 128288, (LayerShape(32, 1, mlp=14368),) * 32)
 
 
 @pytest.mark.parametrize("tp", [True, 1.0, "2", -1])

@@ -11,9 +11,10 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from jaxinfer.config import ParallelConfig
 from jaxinfer.models.axes import parameter_axes
 from jaxinfer.models.registry import model_config
-from jaxinfer.runtime.sharding import make_mesh, partition_spec
+from jaxinfer.sharding import make_mesh, partition_spec
 from tests.golden_recipe import build_config, build_tensors, load_case
 from tests.jaxinfer.models.dense import Batch, DenseModel, relative_error
 
@@ -29,7 +30,7 @@ RUNS = [("llama_tp8", 2), ("llama_tp8", 8), ("gemma2", 2), ("olmo2", 4), ("llama
 @pytest.mark.parametrize(("name", "tp"), RUNS)
 def test_logits_and_collectives(name: str, tp: int) -> None:
     case = load_case(name)
-    mesh = make_mesh(tp)
+    mesh = make_mesh(ParallelConfig(tensor=tp))
 
     def place(variable: nnx.Param, array: np.ndarray) -> jax.Array:
         sharding = NamedSharding(mesh, partition_spec(parameter_axes(variable)))
@@ -54,7 +55,7 @@ def test_logits_and_collectives(name: str, tp: int) -> None:
     layers = model.config.num_layers
     assert kinds["all-reduce"] == 2 * layers + 1  # after attention, after the MLP, and for the embedding
     # A norm over all heads gathers one number per token and head; nothing else is ever gathered, weights least of all.
-    assert kinds["all-gather"] == (2 * layers if model.config.qk_norm == "whole" else 0)
+    assert kinds["all-gather"] == (2 * layers if model.config.layers[0].mixer.qk_norm == "whole" else 0)
     assert set(kinds) <= {"all-reduce", "all-gather"}
     for shape, kind in found:
         if kind == "all-gather":

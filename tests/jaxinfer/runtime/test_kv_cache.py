@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax
 import pytest
 
-from jaxinfer.config import ConfigError, LayerConfig, ModelConfig, RopeConfig, RuntimeConfig
+from jaxinfer.config import AttentionConfig, ConfigError, LayerConfig, MlpConfig, ModelConfig, RopeConfig, RuntimeConfig
 from jaxinfer.runtime.kv_cache import GIB, Budget, check_room, device_budget, free_host_bytes, gib, resolve_sizes
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention.layout import kv_layout
@@ -16,15 +16,9 @@ CONFIG = ModelConfig(
     architecture="LlamaForCausalLM",
     vocab_size=100,
     hidden_size=64,
-    intermediate_size=128,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
     max_position_embeddings=4096,
-    layers=(LayerConfig(), LayerConfig()),
+    layers=(LayerConfig(AttentionConfig(4, 2, 16, scale=0.25), MlpConfig(128)),) * 2,
     ropes=(RopeConfig("default", 10000.0, 16),),
-    query_scale=0.25,
 )
 LAYOUT = kv_layout(DeviceTarget("cpu", "cpu"), "float32", 2, 16, 64)
 TOKEN_BYTES = 2 * 2 * 2 * 16 * 4  # layers, K and V, heads, head_dim, float32

@@ -1,0 +1,130 @@
+"""What the layers of a network are made of."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxinfer.cache_groups import CacheSpec
+from jaxinfer.config.errors import require, require_counts
+
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+QkNorm = Literal["none", "head", "whole"]
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """One rotary embedding. Lengths in tokens, `rotary_dim` in elements of the head (partial rotary: < head_dim).
+
+    Fields beyond `theta` and `rotary_dim` are read only by the kinds that define them (names as in Hugging Face
+    `rope_parameters`). `attention_factor` multiplies cos and sin; it is always resolved by the registry, never None.
+    """
+
+    kind: RopeKind
+    theta: float
+    rotary_dim: int
+    factor: float = 1.0
+    attention_factor: float = 1.0  # for longrope: the one that goes with the factors in use (equal for both)
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    truncate: bool = True  # yarn: round the correction range to whole dimensions
+    original_max_position_embeddings: int = 0  # llama3, yarn, longrope, dynamic: the trained length
+    short_factor: tuple[float, ...] = ()  # longrope, up to original_max_position_embeddings
+    long_factor: tuple[float, ...] = ()  # longrope, beyond it
+
+    def __post_init__(self) -> None:
+        require(self.theta > 0, f"rope theta is {self.theta}; it must be positive")
+        require(
+            self.rotary_dim > 0 and self.rotary_dim % 2 == 0,
+            f"rotary_dim is {self.rotary_dim}; it must be even and positive",
+        )
+        require(self.factor > 0, f"rope factor is {self.factor}; it must be positive")
+        if self.kind in ("llama3", "yarn", "longrope", "dynamic"):
+            require(
+                self.original_max_position_embeddings > 0,
+                f"rope type {self.kind} needs original_max_position_embeddings > 0",
+            )
+        if self.kind == "longrope":
+            for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
+                require(
+                    len(factors) == self.rotary_dim // 2,
+                    f"longrope {name} has {len(factors)} values; rotary_dim / 2 = {self.rotary_dim // 2} are needed",
+                )
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Attention over all earlier tokens of a sequence, or over a window of them.
+
+    Attributes:
+        num_heads: query heads; each KV head serves as many of them.
+        head_dim: elements of a head.
+        scale: multiplies q.k, usually head_dim ** -0.5.
+        sliding_window: tokens that a query sees, itself included; None: all before it.
+        rope: index into `ModelConfig.ropes`; None: no positional rotation (NoPE).
+        qk_norm: norm of queries and keys: one for each head with a shared weight, or one over the whole of them.
+        soft_cap: scores become cap * tanh(score / cap), after the scale.
+        sinks: a learned score for each head beside those of its keys; ConfigError where True, nothing serves it yet.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    sliding_window: int | None = None
+    rope: int | None = 0
+    qk_norm: QkNorm = "none"
+    soft_cap: float | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    sinks: bool = False
+
+    def __post_init__(self) -> None:
+        require_counts(self, "num_heads", "num_kv_heads", "head_dim")
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
+        )
+        require(
+            math.isfinite(self.scale) and self.scale > 0,
+            f"the scale of attention scores is {self.scale}; it must be positive",
+        )
+        require(
+            self.sliding_window is None or self.sliding_window > 0,
+            f"sliding_window is {self.sliding_window}; it must be positive",
+        )
+        require(not self.sinks, f"sinks is {self.sinks!r}; attention sinks are not supported")
+
+    @property
+    def group_size(self) -> int:
+        """Query heads per KV head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def cache(self) -> CacheSpec:
+        """What the layer keeps of each token."""
+        return CacheSpec(self.num_kv_heads, self.head_dim, self.sliding_window)
+
+
+@dataclass(frozen=True)
+class MlpConfig:
+    """The gated MLP: down(activation(gate(x)) * up(x)). intermediate_size: its width, elements; bias: of all three."""
+
+    intermediate_size: int
+    activation: Activation = "silu"
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        require_counts(self, "intermediate_size")
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """A layer: `mixer` carries information between tokens, `feed_forward` works on each token alone."""
+
+    mixer: AttentionConfig
+    feed_forward: MlpConfig

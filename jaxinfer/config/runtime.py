@@ -1,0 +1,123 @@
+"""How a model runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jaxinfer.config.errors import is_int, require
+from jaxinfer.config.model import ModelConfig
+from jaxinfer.config.parallel import ParallelConfig
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+KvCacheDtype = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
+Quantization = Literal["int8", "int4", "fp8", "w8a8", "fp8-dynamic"]
+
+# What an engine chooses where the config says None, by platform; "accelerator" is every other than those named. On a
+# CPU products are compute-bound from about 128 rows on, so a larger step only makes decode rows wait longer, and each
+# bucket less makes a cold start 1.5 s shorter.
+MAX_NUM_SEQS = {"cpu": 64, "accelerator": 256}
+MAX_NUM_BATCHED_TOKENS = {"cpu": 256, "accelerator": 2048}
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How a model runs. None means "let the engine choose" and it says what it chose. Names are vLLM's where equal.
+
+    quantization: few bits for the layers' matrices, rounded at load: int8 and fp8 have a scale for each output, int4
+    one for groups of 32 to 128 inputs; w8a8 and fp8-dynamic round activations too, token by token. On a CPU all of them
+    become int8 by int8.
+    max_model_len: longest prompt + output in tokens. max_num_seqs: rows of a step. max_num_batched_tokens: tokens of
+    a step. max_logprobs: the most alternatives that a request may ask for at a position, -1 for the whole vocabulary;
+    every step makes room for that many. kv_cache_dtype: what keys and values are kept in; auto is the model's dtype;
+    int8 and fp8 (e4m3) have a scale for each token and head, found when it is written. num_pages: size of the KV
+    pool, instead of measuring memory. gpu_memory_utilization: share of an accelerator's memory to use.
+    batch_invariant: a request's bytes do not depend on who shares the batch (small steps are padded to 8 tokens).
+    attention_backend: a backend by name, which must be able to serve this device. device: "cpu", "gpu" or "tpu"; None
+    takes JAX's default.
+    """
+
+    dtype: Dtype = "auto"
+    quantization: Quantization | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_logprobs: int = 20
+    kv_cache_dtype: KvCacheDtype = "auto"
+    page_size: int = 64
+    num_pages: int | None = None
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    enable_prefix_caching: bool = True
+    batch_invariant: bool = True
+    priority_ageing_seconds: float = 30.0
+    attention_backend: str | None = None
+    device: str | None = None
+    seed: int = 0
+    compilation_cache_dir: str | None = "~/.cache/jaxinfer/xla"  # None: no persistent cache
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages"):
+            value = getattr(self, name)
+            require(
+                value is None or (is_int(value) and value > 0), f"{name} is {value!r}; it must be a positive integer"
+            )
+        for name in ("page_size", "tensor_parallel_size"):
+            value = getattr(self, name)
+            require(is_int(value) and value > 0, f"{name} is {value!r}; it must be a positive integer")
+        require(
+            is_int(self.max_logprobs) and (self.max_logprobs > 0 or self.max_logprobs == -1),
+            f"max_logprobs is {self.max_logprobs!r}; it must be a positive integer, or -1 for the whole vocabulary",
+        )
+        require(
+            self.dtype in ("auto", "float32", "bfloat16"),
+            f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16",
+        )
+        require(
+            self.quantization is None or self.quantization in get_args(Quantization),
+            f"quantization is {self.quantization!r}; it must be one of {', '.join(get_args(Quantization))}, or None",
+        )
+        require(
+            self.kv_cache_dtype in get_args(KvCacheDtype),
+            f"kv_cache_dtype is {self.kv_cache_dtype!r}; it must be one of {', '.join(get_args(KvCacheDtype))}",
+        )
+        require(
+            0 < self.gpu_memory_utilization <= 1,
+            f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1",
+        )
+        require(
+            self.device in (None, "cpu", "gpu", "tpu"), f"device is {self.device!r}; it must be cpu, gpu, tpu or None"
+        )
+        require(  # endless ageing times a priority of 0 is no number
+            0 < self.priority_ageing_seconds < math.inf,
+            f"priority_ageing_seconds is {self.priority_ageing_seconds}; it must be positive and finite",
+        )
+        if self.max_num_seqs is not None and self.max_num_batched_tokens is not None:
+            require(
+                self.max_num_batched_tokens >= self.max_num_seqs,
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs "
+                f"{self.max_num_seqs}, so that every running request advances in every step",
+            )
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """The mesh that these options ask for."""
+        return ParallelConfig(tensor=self.tensor_parallel_size)
+
+
+def context_length(model: ModelConfig, runtime: RuntimeConfig) -> int:
+    """The longest prompt and output together, tokens, before a KV pool that holds fewer shortens it.
+
+    Raises ConfigError for a `max_model_len` that the model was not trained for.
+    """
+    wanted, longest = runtime.max_model_len, model.longest
+    if wanted is None:
+        return model.usual
+    base = model.context_length or model.max_position_embeddings
+    what = "max_position_embeddings" if model.context_length is None else "shortest length in config.json"
+    stretched = f", {base}, times the factor of its linear RoPE," if longest > base else ""
+    why = "; dynamic RoPE is served inside the trained length only" if model.dynamic_border is not None else ""
+    allowed = f"the model's {what}{stretched} allows at most {longest}{why}"
+    require(wanted <= longest, f"max_model_len is {wanted}; {allowed}")
+    return wanted

@@ -1,0 +1,67 @@
+"""What every layer of a step is given beside its input: one object, however many layers read something else of it.
+
+Shapes: T tokens, N query heads, K' KV heads after repetition, H head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+
+from jaxinfer.config import RopeConfig
+from jaxinfer.models.layers.rope import Rotation, rotation_tables
+from pallas_kernels.paged_attention.layout import Pages
+
+KvLayer = tuple[Pages, Pages]  # K and V pages of one layer; only the attention function looks inside
+
+
+class Attend(Protocol):
+    """Writes this step's K and V to the layer's pages, then attends causally over each token's own sequence.
+
+    The step builds one of these for each page table; it closes over the batch description and the backend.
+    """
+
+    def __call__(
+        self,
+        q: jax.Array,  # (T, N, H), rotated
+        k: jax.Array,  # (T, K', H), rotated
+        v: jax.Array,  # (T, K', H)
+        kv_layer: KvLayer,
+        *,
+        sliding_window: int | None,  # tokens that a query sees, itself included; None: all
+        soft_cap: float | None,  # scores become cap * tanh(score / cap), after the scale
+        scale: float,  # multiplies q.k
+    ) -> tuple[jax.Array, KvLayer]:  # (T, N, H) in q's dtype
+        ...
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """One step as its layers see it; lives while the step is traced. Build it with `StepContext.of`.
+
+    Attributes:
+        positions: (T,) int32, from 0 in each sequence.
+        rows: (T,) int32, the batch row that each token belongs to.
+        rotations: cosines and sines of each of `ModelConfig.ropes`, made once for all layers.
+        attention: one function for each page table of `ModelConfig.cache_groups`.
+    """
+
+    positions: jax.Array
+    rows: jax.Array
+    rotations: tuple[Rotation, ...]
+    attention: tuple[Attend, ...]
+
+    @classmethod
+    def of(
+        cls,
+        ropes: Sequence[RopeConfig],
+        positions: jax.Array,
+        rows: jax.Array,
+        rope_regime: jax.Array,
+        attention: Sequence[Attend],
+    ) -> StepContext:
+        """rope_regime: (T,) int32, 1 for tokens of sequences that are longer than `ModelConfig.longrope_border`."""
+        return cls(positions, rows, tuple(rotation_tables(ropes, positions, rope_regime)), tuple(attention))

@@ -1,0 +1,131 @@
+"""A model's description: what its layers may be, and both forms in which folders have it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxinfer.cache_groups import CacheSpec
+from jaxinfer.config import AttentionConfig, ConfigError, LayerConfig, MlpConfig, ModelConfig, RopeConfig
+
+ROOT = Path(__file__).parents[2]
+ATTENTION = AttentionConfig(6, 3, 8, scale=0.3, qk_norm="head", soft_cap=50.0, qkv_bias=True, out_bias=True)
+WINDOW = dataclasses.replace(ATTENTION, sliding_window=5, rope=None)
+MLP = MlpConfig(31, activation="gelu", bias=True)
+
+# What a folder of two such layers had when all layers shared the sizes that stood beside them.
+OLDER: dict[str, Any] = {
+    "architecture": "LlamaForCausalLM",
+    "vocab_size": 37,
+    "hidden_size": 24,
+    "intermediate_size": 31,
+    "num_layers": 2,
+    "num_heads": 6,
+    "num_kv_heads": 3,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "layers": [{"sliding_window": None, "rope": 0}, {"sliding_window": 5, "rope": None}],
+    "ropes": [{"kind": "default", "theta": 10000.0, "rotary_dim": 8}],
+    "activation": "gelu",
+    "qkv_bias": True,
+    "attention_out_bias": True,
+    "mlp_bias": True,
+    "qk_norm": "head",
+    "query_scale": 0.3,
+    "attention_softcap": 50.0,
+    "eos_token_ids": [2, 7],
+}
+
+
+def model(*mixers: AttentionConfig) -> ModelConfig:
+    return ModelConfig(
+        architecture="LlamaForCausalLM",
+        vocab_size=37,
+        hidden_size=24,
+        max_position_embeddings=64,
+        layers=tuple(LayerConfig(mixer, MLP) for mixer in mixers),
+        ropes=(RopeConfig("default", 1e4, 8),),
+        eos_token_ids=(2, 7),
+    )
+
+
+def test_the_older_form_is_read_and_todays_is_written() -> None:
+    config = ModelConfig.from_dict(OLDER)
+    assert config == model(ATTENTION, WINDOW)
+    written = json.loads(json.dumps(config.to_dict()))
+    assert not written.keys() & {"num_layers", "num_heads", "intermediate_size"}
+    assert written["layers"][1]["mixer"]["sliding_window"] == 5
+    assert ModelConfig.from_dict(written) == config
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_draft"])
+def test_shipped_folders_are_read(name: str) -> None:
+    stored = json.loads((ROOT / "checkpoints" / name / "jaxinfer_config.json").read_text())["model"]
+    described = json.loads((ROOT / "checkpoints" / name / "config.json").read_text())
+    config = ModelConfig.from_dict(stored)
+    assert config.num_layers == described["num_hidden_layers"]
+    for layer in config.layers:
+        assert layer.mixer.num_heads == described["num_attention_heads"]
+        assert layer.mixer.num_kv_heads == described["num_key_value_heads"]
+        assert layer.mixer.scale == layer.mixer.head_dim**-0.5
+        assert layer.feed_forward == MlpConfig(described["intermediate_size"], activation="silu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 3}, "2 layer entries for 3 layers"),
+        ({"num_heads": ...}, "incomplete or malformed: .*num_heads"),
+        ({"intermediate_size": ...}, "incomplete or malformed: .*intermediate_size"),
+        ({"num_heads": 7}, "num_heads 7 is not a multiple of num_kv_heads 3"),
+        ({"width": 7}, r"unknown fields \['width'\]"),
+        ({"layers": [{"mixer": {}}, {}]}, "incomplete or malformed: .*mixer"),
+    ],
+)
+def test_a_malformed_older_form_is_refused(change: dict[str, Any], message: str) -> None:
+    stored = {name: value for name, value in (OLDER | change).items() if value is not ...}
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig.from_dict(stored)
+
+
+def test_layers_of_one_cache_share_page_tables() -> None:
+    config = model(ATTENTION, WINDOW, ATTENTION, WINDOW)
+    assert (ATTENTION.cache, WINDOW.cache) == (CacheSpec(3, 8), CacheSpec(3, 8, window=5))
+    assert config.cache_groups.num_tables == 2
+    assert config.cache_groups.places() == [(0, 0), (1, 0), (0, 1), (1, 1)]
+
+
+def test_layers_may_differ_in_all_but_the_shape_of_their_kv() -> None:
+    model(ATTENTION, dataclasses.replace(ATTENTION, num_heads=12, qk_norm="whole", soft_cap=None))
+    for change in ({"num_kv_heads": 6}, {"head_dim": 16}):
+        other = dataclasses.replace(ATTENTION, **change)
+        words = f"layer 1 has {other.num_kv_heads} KV heads of head_dim {other.head_dim}, layer 0 has 3 of 8; they must"
+        with pytest.raises(ConfigError, match=words):
+            model(ATTENTION, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 0}, "num_heads is 0; it must be a positive integer"),
+        ({"head_dim": True}, "head_dim is True; it must be a positive integer"),
+        ({"scale": 0.0}, "scale of attention scores is 0.0; it must be positive"),
+        ({"scale": float("nan")}, "scale of attention scores is nan"),
+        ({"sliding_window": 0}, "sliding_window is 0; it must be positive"),
+        ({"sinks": True}, "sinks is True; attention sinks are not supported"),
+        ({"rope": 1}, "layer 0 names rope 1; there are 1"),
+        ({"head_dim": 4}, "rotary_dim 8 exceeds head_dim 4"),
+    ],
+)
+def test_an_impossible_mixer_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model(dataclasses.replace(ATTENTION, **change))
+
+
+def test_a_model_has_layers() -> None:
+    with pytest.raises(ConfigError, match="layers is empty"):
+        model()
