@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,6 @@ from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan, TableWrite
 from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention.layout import Pages
 from tests.golden_recipe import GoldenCase, load_case, write_checkpoint
 
 pytestmark = pytest.mark.longer
@@ -29,11 +29,11 @@ PAGE, CHUNK, STEPS = 4, 3, 12
 PARAMS = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True, logprobs=5)
 
 
-def make(case: GoldenCase, **settings: int | str) -> Runner:
+def make(case: GoldenCase, **settings: Any) -> Runner:
     """A runner that is not warm yet."""
-    defaults = {"page_size": PAGE, "max_num_seqs": 2, "max_num_batched_tokens": 8, "num_pages": 200}
+    defaults: dict[str, Any] = {"page_size": PAGE, "max_num_seqs": 2, "max_num_batched_tokens": 8, "num_pages": 200}
     runtime = RuntimeConfig(dtype="float32", max_model_len=128, compilation_cache_dir=None, **{**defaults, **settings})
-    mesh = make_mesh(1)
+    mesh = make_mesh(runtime.parallel)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(case, Path(folder))
         loaded = load_model(Path(folder), dtype=runtime.dtype, mesh=mesh, quantization=None)
@@ -132,7 +132,7 @@ def test_given_back_pages_change_no_bit(case: GoldenCase, runner: Runner) -> Non
         assert tokens[len(case.prompts[i]) :][:count] == list(case.greedy[i][:count])
 
 
-def _poison_null_page(pages: Pages) -> Pages:
+def _poison_null_page(pages: jax.Array) -> jax.Array:
     return pages.at[0].set(jnp.nan)
 
 
