@@ -127,7 +127,7 @@ def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayou
     device = mesh.devices.flat[0]
     length = runtime.max_model_len or model.config.usual
     # A pool that holds one sequence gives the page tables their real width.
-    whole = replace(runtime, num_pages=-(-length // runtime.page_size) + 1)
+    whole = replace(runtime, num_pages=-(-length // runtime.page_size) * model.config.cache_groups.num_tables + 1)
     runner = make_runner(
         model, mesh, runtime, resolve_sizes(model.config, whole, layout, None, device.platform), layout
     )

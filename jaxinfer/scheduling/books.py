@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from jaxinfer.cache_groups import CacheGroups
+from jaxinfer.cache_groups import UNIFORM, CacheGroups
 from jaxinfer.messages import EngineStats, SequenceAccount, SequenceOutput, Submit
 from jaxinfer.scheduling.checks import (
     check_lists,
@@ -15,7 +15,7 @@ from jaxinfer.scheduling.checks import (
     pages_written,
     stop_tokens,
 )
-from jaxinfer.scheduling.kv_manager import ONE_GROUP, KVManager
+from jaxinfer.scheduling.kv_manager import KVManager
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.plan import StepPlan
 from jaxinfer.scheduling.request import Request, Sequence, order_of
@@ -37,7 +37,7 @@ class SchedulerLimits:
     enable_prefix_caching: bool = True
     vocab_size: int | None = None
     draws: int = 1
-    cache_groups: CacheGroups = ONE_GROUP
+    cache_groups: CacheGroups = UNIFORM
 
 
 class DuplicateRequest(ValueError):

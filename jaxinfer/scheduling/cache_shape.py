@@ -53,7 +53,28 @@ class CacheShape:
 
     def most_pages(self, pages: int) -> int:
         """The most pages that a sequence of so many logical pages holds at once, in all its tables."""
-        return sum(size * min(pages, most) for size, most in zip(self.sizes, self.most, strict=True))
+        return self.whole * pages + sum(window.size * min(pages, window.most) for window in self.windows)
+
+    def decode_pages(self, pages: int) -> int:
+        """The same once its prompt is computed, while it takes one token after the other."""
+        return self.whole * pages + sum(window.size * min(pages, window.seen + 2) for window in self.windows)
+
+    def fitting(self, num_pages: int, pages: int) -> int:
+        """How many sequences of so many logical pages `num_pages` pages hold: their prompts share the steps' tokens."""
+        first, each = self.most_pages(pages), max(1, self.decode_pages(pages))
+        return 0 if num_pages < first else 1 + (num_pages - first) // each
+
+    def longest(self, num_pages: int) -> int:
+        """Logical pages of the longest sequence that `num_pages` pages hold."""
+        low, high = 0, num_pages // max(1, self.whole)
+        if not self.windows:
+            return high
+        if not self.whole:  # windows alone bound what a sequence holds, or it has only windows of pages
+            high = UNBOUNDED
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.most_pages(middle) <= num_pages else (low, middle - 1)
+        return low
 
     def first_seen(self, group: int, position: int) -> int:
         """The first page that a query at a position sees; 0 for groups that keep everything."""

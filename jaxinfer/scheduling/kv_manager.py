@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxinfer.cache_groups import CacheGroups, CacheSpec
+from jaxinfer.cache_groups import UNIFORM, CacheGroups
 from jaxinfer.scheduling.cache_shape import CacheShape
 from jaxinfer.scheduling.group_hit import GroupHit
 from jaxinfer.scheduling.page_pool import PagePool
@@ -10,8 +10,6 @@ from jaxinfer.scheduling.plan import NULL_PAGE, PlanRow, TableWrite
 from jaxinfer.scheduling.prefix_hit import PrefixHit
 from jaxinfer.scheduling.prefix_table import PrefixNode
 from jaxinfer.scheduling.request import Sequence
-
-ONE_GROUP = CacheGroups.of([CacheSpec(1, 1)])
 
 
 class KVManager:
@@ -25,7 +23,7 @@ class KVManager:
         self,
         pool: PagePool,
         *,
-        groups: CacheGroups = ONE_GROUP,
+        groups: CacheGroups = UNIFORM,
         max_chunk: int,
         max_tokens: int,
         enable_prefix_caching: bool = True,

@@ -177,7 +177,9 @@ def test_impossible_degree_lists_the_possible_ones(folders: Callable[[str, str],
 
 def test_mesh_with_other_axes_is_refused(folders: Callable[[str, str], tuple[Path, Path]]) -> None:
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    with pytest.raises(ConfigError, match=r"mesh axes are \('data',\); expected \('data', 'pipe', 'tensor', 'expert'\)"):
+    with pytest.raises(
+        ConfigError, match=r"mesh axes are \('data',\); expected \('data', 'pipe', 'tensor', 'expert'\)"
+    ):
         load_model(folders("llama", "float32")[0], mesh=mesh)
 
 
