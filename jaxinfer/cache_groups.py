@@ -87,3 +87,7 @@ def _depth(sizes: dict[CacheSpec, int]) -> int:
     most = max(sizes.values())
     possible = [d for d in range(1, most + 1) if room(sizes, d) <= d * max(MOST_TABLES, len(sizes))]
     return min(possible, key=lambda d: (room(unbounded, d), room(sizes, d), -d))
+
+
+UNIFORM = CacheGroups.of([CacheSpec(1, 1)])
+"""One page table for all layers: where nobody says otherwise."""

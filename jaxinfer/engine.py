@@ -26,7 +26,7 @@ from jaxinfer.messages import (
     Submit,
 )
 from jaxinfer.sampling_params import InvalidRequest
-from jaxinfer.scheduling.plan import StepPlan, StepResult
+from jaxinfer.scheduling.plan import PlanRow, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import DuplicateRequest, Scheduler
 from jaxinfer.step_clock import MESSAGES, SCHEDULE, UPDATE, StepClock
 
@@ -126,8 +126,8 @@ class EngineLoop:
                 "slot": row.slot,
                 "start": row.start,
                 "length": row.length,
-                "samples": row.samples,
-                "new_pages": len(row.pages if row.admission is None else row.admission.pages),
+                "samples": row.draws > 0,
+                "new_pages": _new_pages(row),
             }
             for row in plan.rows
         ]
@@ -206,3 +206,10 @@ class EngineLoop:
         sequences = ended + (outputs.sequences if outputs is not None else [])
         prompts = outputs.prompts if outputs is not None else []
         post(StepOutputs(sequences, prompts, stats.copy(), self._clock.times))
+
+
+def _new_pages(row: PlanRow) -> int:
+    """Pages that a row brings into its slot's page tables."""
+    if row.admission is None:
+        return sum(write.page > 0 for write in row.writes)
+    return sum(page > 0 for table in row.admission.tables for page in table)

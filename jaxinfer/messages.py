@@ -79,15 +79,16 @@ class SequenceAccount(NamedTuple):
 
 
 class SequenceOutput(NamedTuple):
-    """One sequence's news from one step. `token_id` is -1 when it finished without a new token (abort, error).
+    """One sequence's news from one step. token_ids: its new tokens, in order; none when it finished without one (abort,
+    error). logprobs: an entry for each of them, None where the request asks for none.
 
     "error" ends all sequences of a request at once, for the reason `NO_LOGITS`.
     """
 
     request_id: str
     index: int  # type: ignore[assignment]  # shadows tuple.index
-    token_id: int
-    logprobs: TokenLogprobs | None
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None
     finish_reason: str | None  # "stop" | "length" | "abort" | "error"
     stop_token: int | None  # what ended it: one of stop_token_ids or an end token
     cached_tokens: int

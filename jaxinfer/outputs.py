@@ -73,8 +73,8 @@ class RequestOutput:
 class Delta(NamedTuple):
     """What one step added to one sequence. `stopped` asks the caller to abort it in the engine (stop string found).
 
-    end: where the tokens so far end in the sequence's text, in characters. Their text may still be held back (then it
-    comes with a later delta), or never come, behind a stop string.
+    ends: where each of the tokens ends in the sequence's text, in characters. Their text may still be held back (then
+    it comes with a later delta), or never come, behind a stop string.
     """
 
     index: int  # type: ignore[assignment]  # shadows tuple.index
@@ -84,7 +84,7 @@ class Delta(NamedTuple):
     finish_reason: str | None
     stop_reason: int | str | None
     stopped: bool
-    end: int = 0
+    ends: tuple[int, ...] = ()
 
 
 class _SequenceText:
@@ -115,6 +115,22 @@ class _SequenceText:
     @property
     def position(self) -> int:
         return 0 if self.detokenizer is None else self.detokenizer.position
+
+    def take(self, token_ids: Sequence[int], *, last: bool, hidden: bool) -> tuple[str, list[int], str | None]:
+        """Text that is safe to show, where each of the tokens ends in the sequence's text, and the stop string if one
+        was completed: tokens behind it are not taken. last: nothing follows. hidden: the last token has no text."""
+        if len(token_ids) < 2:
+            text, match = self.push(len(token_ids), () if hidden else token_ids, last=last)
+            return text, [self.position] * len(token_ids), match
+        texts, ends, match = [], list[int](), None
+        for i, token in enumerate(token_ids, 1):
+            final = last and i == len(token_ids)
+            text, match = self.push(1, () if hidden and final else (token,), last=final)
+            texts.append(text)
+            ends.append(self.position)
+            if match is not None:
+                break
+        return "".join(texts), ends, match
 
     def push(self, new: int, token_ids: Sequence[int], *, last: bool) -> tuple[str, str | None]:
         """Text that is safe to show, and the stop string if one was completed. new: tokens, `token_ids` those of them
@@ -203,12 +219,13 @@ class RequestStream:
             return None
         sequence = self.result.outputs[output.index]
         self.result.num_cached_tokens = max(self.result.num_cached_tokens, output.cached_tokens)
-        new_ids = (output.token_id,) if output.token_id >= 0 else ()
+        new_ids = output.token_ids
         # End-of-sequence and stop tokens are part of token_ids; of the text only where the request says so, and then
         # like any other token: skip_special_tokens may leave them out.
         hidden = output.finish_reason == "stop" and not self.params.include_stop_str_in_output
-        text, match = text_state.push(len(new_ids), () if hidden else new_ids, last=output.finish_reason is not None)
         reason = output.finish_reason
+        text, ends, match = text_state.take(output.token_ids, last=reason is not None, hidden=hidden)
+        new_ids = output.token_ids[: len(ends)]
         stop_reason: int | str | None = None if output.stop_token == self._own_end else output.stop_token
         stopped = False
         if match is not None:
@@ -216,7 +233,7 @@ class RequestStream:
             reason, stop_reason = "stop", match
         sequence.token_ids.extend(new_ids)
         sequence.add_text(text)
-        logprobs = () if output.logprobs is None else (output.logprobs,)
+        logprobs = () if output.logprobs is None else output.logprobs[: len(ends)]
         if sequence.logprobs is not None:
             sequence.logprobs.extend(logprobs)
             for entry in logprobs:
@@ -226,7 +243,7 @@ class RequestStream:
             text_state.done = True
             self._open -= 1
             self.result.finished = self._open == 0
-        return Delta(output.index, text, new_ids, logprobs, reason, stop_reason, stopped, text_state.position)
+        return Delta(output.index, text, new_ids, logprobs, reason, stop_reason, stopped, tuple(ends))
 
     @property
     def finished(self) -> bool:

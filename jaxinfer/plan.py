@@ -43,23 +43,28 @@ class PlanReport:
         """Requests of the longest kind that fit at once. Each holds whole pages, which it shares with nobody; the last
         token's KV is never needed (see scheduling/checks.py)."""
         sizes = self.sizes
-        each = -(-(sizes.max_model_len - 1) // sizes.page_size)
-        return min(sizes.max_num_seqs, (sizes.num_pages - 1) // max(1, each))
+        pages = -(-(sizes.max_model_len - 1) // sizes.page_size)
+        return min(sizes.max_num_seqs, sizes.shape.fitting(sizes.num_pages - 1, pages))
 
     def rows(self) -> list[tuple[str, str]]:
         """The report as (label, value), in reading order."""
         sizes, total = self.sizes, self.weight_bytes + self.slot_bytes + self.temporary_bytes + self.pool_bytes
-        tokens = (sizes.num_pages - 1) * sizes.page_size
+        tokens = (sizes.num_pages - 1) // sizes.cache_groups.num_tables * sizes.page_size
+        per_token = f"{self.kv_bytes_per_token:,} bytes"
+        if sizes.shape.windows:
+            kept = self.kv_bytes_per_token * sizes.shape.whole // sizes.cache_groups.num_tables
+            per_token += f", {kept:,} of them beyond all windows"
+        of = "" if sizes.cache_groups.num_tables == 1 else f" and {sizes.cache_groups.depth} layers"
         return [
             ("model", f"{self.model}, {self.parameters / 1e6:,.1f} M parameters"),
             ("device", self.device),
             ("weights", gib(self.weight_bytes)),
             ("slot state", f"{gib(self.slot_bytes)} for {sizes.max_num_seqs} sequences"),
             ("temporaries", f"{gib(self.temporary_bytes)} in the largest step, {self.bucket}"),
-            ("KV per token", f"{self.kv_bytes_per_token:,} bytes"),
+            ("KV per token", per_token),
             (
                 "KV pool",
-                f"{gib(self.pool_bytes)}: {sizes.num_pages - 1:,} pages of {sizes.page_size} = {tokens:,} tokens",
+                f"{gib(self.pool_bytes)}: {sizes.num_pages - 1:,} pages of {sizes.page_size}{of} = {tokens:,} tokens",
             ),
             ("longest request", f"{sizes.max_model_len:,} tokens"),
             ("full-length requests at once", f"{self.full_length_requests:,}"),

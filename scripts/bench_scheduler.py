@@ -118,7 +118,7 @@ class Load:
         plan = self.scheduler.schedule()
         took = time.thread_time() - begin
         if self._before:
-            self.scheduler.update(self._before, StepResult([5] * len(self._before.rows)))
+            self.scheduler.update(self._before, StepResult([[5]] * len(self._before.rows)))
         self._before = plan
         return took
 

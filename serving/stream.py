@@ -24,7 +24,7 @@ from serving.status import Refusal
 @dataclass(slots=True)
 class Piece:
     """Consecutive deltas of one sequence, merged. tokens: how many, also where an output filter withholds their ids.
-    ends: of each token, where it ends in the sequence's text (`Delta.end`)."""
+    ends: of each token, where it ends in the sequence's text (`Delta.ends`)."""
 
     index: int
     text: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Piece:
         if delta.text:
             self.text.append(delta.text)
         self.token_ids.extend(delta.token_ids)
-        self.ends.extend([delta.end] * len(delta.token_ids))
+        self.ends.extend(delta.ends[: len(delta.token_ids)])  # none where an output filter withholds the ids
         self.logprobs.extend(delta.logprobs)
         self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
 

@@ -180,7 +180,7 @@ class FakeEngine:
                 (self._running if sequence in self._running else self._waiting).remove(sequence)
                 account = self._account(sequence)
                 self._ended.append(
-                    SequenceOutput(abort.request_id, sequence.index, -1, None, "abort", None, 0, account)
+                    SequenceOutput(abort.request_id, sequence.index, (), None, "abort", None, 0, account)
                 )
 
     def _account(self, sequence: _Sequence) -> SequenceAccount:
@@ -232,9 +232,9 @@ class FakeEngine:
             reason, stop = "stop", token
         elif sequence.tokens == params.max_tokens:
             reason = "length"
-        scored = None if params.logprobs is None else _scored(token, params.logprobs)
+        scored = None if params.logprobs is None else (_scored(token, params.logprobs),)
         account = None if reason is None else self._account(sequence)
-        return SequenceOutput(submit.request_id, sequence.index, token, scored, reason, stop, 3, account)
+        return SequenceOutput(submit.request_id, sequence.index, (token,), scored, reason, stop, 3, account)
 
 
 def fake_token(script: str, submit: Submit, index: int, position: int) -> int:

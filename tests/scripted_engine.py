@@ -44,8 +44,10 @@ class ScriptedDevice:
         for row in plan.rows:
             if row.admission is not None:
                 self._slots[row.slot] = row.admission
-            tokens.append(self._say(row) if row.samples else -1)
-        return _Pending(StepResult(tokens, _scores(tokens), _scores([t for row in plan.rows for t in _targets(row)])))
+            tokens.append(self._say(row) if row.draws else -1)
+        return _Pending(
+            StepResult([[t] for t in tokens], _scores(tokens), _scores([t for row in plan.rows for t in _targets(row)]))
+        )
 
     def _say(self, row: PlanRow) -> int:
         told = self._slots[row.slot]

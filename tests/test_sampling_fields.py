@@ -292,7 +292,7 @@ def test_the_reason_names_every_end_token_but_the_tokenizers_own(engine: Scripte
 
 
 def test_without_a_tokenizer_every_end_token_is_a_reason(engine: ScriptedEngine) -> None:
-    output = SequenceOutput("r", 0, EOS, None, "stop", EOS, 0)
+    output = SequenceOutput("r", 0, (EOS,), None, "stop", EOS, 0)
     stream = RequestStream("r", None, [1], SamplingParams(), None)
     stream.push(output)
     assert stream.result.outputs[0].stop_reason == EOS

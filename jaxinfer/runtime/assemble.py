@@ -127,7 +127,7 @@ def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayou
     device = mesh.devices.flat[0]
     length = runtime.max_model_len or model.config.usual
     # A pool that holds one sequence gives the page tables their real width.
-    whole = replace(runtime, num_pages=-(-length // runtime.page_size) + 1)
+    whole = replace(runtime, num_pages=-(-length // runtime.page_size) * model.config.cache_groups.num_tables + 1)
     runner = make_runner(
         model, mesh, runtime, resolve_sizes(model.config, whole, layout, None, device.platform), layout
     )
@@ -178,6 +178,7 @@ def assemble_engine(
         longrope_border=config.longrope_border,
         priority_ageing_seconds=runtime.priority_ageing_seconds,
         enable_prefix_caching=runtime.enable_prefix_caching,
+        cache_groups=config.cache_groups,
     )
     scheduler = Scheduler(limits, PagePool(sizes.num_pages, sizes.page_size))
     return EngineLoop(scheduler, runner, engine_info(model, mesh, sizes, runner), check=check)

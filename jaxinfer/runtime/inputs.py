@@ -1,6 +1,7 @@
-"""The device's view of a step: `StepInputs` in, `StepState` carried on the device, `StepOutput` out.
+"""The device's view of a step: one packed array in, `SlotState` carried on the device, `StepOutput` out.
 
-T tokens, S rows, P pages, MP pages per row; slots + 1 entries where the last one takes the writes of padding rows.
+T tokens, S rows, K tokens drawn by a row, W page-table writes, A admissions of one call, MP pages of a row; slots + 1
+entries where the last one, the spare slot, takes the writes of padding rows.
 """
 
 from __future__ import annotations
@@ -11,67 +12,239 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from jaxinfer.runtime.sampling import Sampled, SamplingParamsRows, TokenScores, TokenTables
+from jaxinfer.cache_groups import CacheGroups
+from jaxinfer.runtime.buckets import Bucket
+from jaxinfer.runtime.sampling import SamplingParamsRows, TokenScores, TokenTables
 
 Array = Any  # numpy on the host, jax.Array on the device: the same dataclass describes both
 
+ADMISSIONS = 8  # slots that one call of the admission executable fills
 
-@partial(jax.tree_util.register_dataclass)
-@dataclasses.dataclass
-class StepInputs:
-    """One `StepPlan` packed into a bucket's shapes. Positions, lengths and kv slots are derived on the device."""
+# What an admission says of a slot for good: words of 32 bits, in this order, on the host and on the device.
+SETTINGS = np.dtype(
+    [
+        ("prompt_len", np.int32),
+        ("regime", np.int32),
+        ("temperature", np.float32),
+        ("top_k", np.int32),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("repetition_penalty", np.float32),
+        ("presence_penalty", np.float32),
+        ("frequency_penalty", np.float32),
+        ("seed_low", np.uint32),
+        ("seed_high", np.uint32),
+        ("sequence_index", np.int32),
+        ("min_tokens", np.int32),
+        ("num_logprobs", np.int32),
+        ("has_penalties", np.int32),
+        ("has_bias", np.int32),
+    ]
+)
+_NEUTRAL = {"top_p": 1.0, "repetition_penalty": 1.0, "num_logprobs": -1}
+_FLAGS = ("has_penalties", "has_bias")
 
-    token_ids: Array  # (T,) i32; -1: the slot's last sampled token
-    targets: Array  # (T,) i32 next prompt token for prompt log-probabilities, 0 where unused
-    score_prompt: Array  # () bool: some row wants prompt log-probabilities
-    slots: Array  # (S,) i32; padding rows name the last, spare slot
-    query_lens: Array  # (S,) i32; 0 for padding rows
-    start_at: Array  # (S,) i32: computed tokens of a row that was just admitted, -1 to go on from the slot
-    samples: Array  # (S,) bool
-    prompt_lens: Array  # (S,) i32
-    regimes: Array  # (S,) i32: 1 where RoPE's long factors apply
-    page_tables: Array  # (S, MP) i32, padded with the null page
+
+def neutral_settings(count: int) -> np.ndarray:
+    """(count,) of `SETTINGS`: what slots hold that nobody was admitted to."""
+    settings = np.zeros(count, SETTINGS)
+    for name, value in _NEUTRAL.items():
+        settings[name] = value
+    return settings
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotSettings:
+    """`SETTINGS` of a step's rows, (S,) each. regimes: 1 where RoPE's long factors apply."""
+
+    prompt_lens: jax.Array
+    regimes: jax.Array
     params: SamplingParamsRows
+
+    @classmethod
+    def unpack(cls, words: jax.Array) -> SlotSettings:
+        """words: (S, words of `SETTINGS`) int32."""
+        values = {}
+        for i, name in enumerate(SETTINGS.names or ()):
+            word = words[:, i]
+            values[name] = word != 0 if name in _FLAGS else lax.bitcast_convert_type(word, SETTINGS[name])
+        return cls(values.pop("prompt_len"), values.pop("regime"), SamplingParamsRows(**values))
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotSizes:
+    """What the sizes of slot state, inputs and admissions follow from.
+
+    Attributes:
+        num_slots: without the spare one.
+        max_pages: MP.
+        page_size: tokens of a page.
+        num_tables: page tables of a sequence.
+        windowed_tables: how many of them belong to layers with a sliding window, whose pages are given back.
+    """
+
+    num_slots: int
+    max_pages: int
+    page_size: int
+    num_tables: int = 1
+    windowed_tables: int = 0
+
+    @classmethod
+    def of(cls, num_slots: int, max_pages: int, page_size: int, groups: CacheGroups) -> SlotSizes:
+        windowed = sum(len(group.tables) for group in groups.groups if group.spec.window is not None)
+        return cls(num_slots, max_pages, page_size, groups.num_tables, windowed)
+
+    def most_writes(self, bucket: Bucket) -> int:
+        """W: the pages that a step's rows may append to every table, and as many that go from tables with a window."""
+        return (self.num_tables + self.windowed_tables) * (bucket.tokens // self.page_size + bucket.rows)
+
+    def place(self, table: int, slot: int, position: int) -> int:
+        """Index into `SlotState.page_tables`, flattened."""
+        return (table * (self.num_slots + 1) + slot) * self.max_pages + position
+
+    def slot_of(self, place: int) -> int:
+        return place // self.max_pages % (self.num_slots + 1)
+
+    @property
+    def admission(self) -> np.dtype:
+        """One row of the admission executable, words of 32 bits. start: tokens that are computed already."""
+        tables = (np.int32, (self.num_tables, self.max_pages))
+        return np.dtype([("slot", np.int32), ("start", np.int32), ("settings", SETTINGS), ("page_tables", *tables)])
+
+
+@dataclasses.dataclass(frozen=True)
+class StepInputs:
+    """One `StepPlan` in a bucket's shapes, all int32. Positions, lengths and kv slots are derived on the device.
+
+    Attributes:
+        token_ids: (T,); -1: the slot's last sampled token.
+        slots: (S,); padding rows name the spare slot.
+        query_lens: (S,) tokens of each row; 0 for padding rows.
+        draws: (S,) tokens that each row draws at its end, at most K.
+        next_tokens: (S,) the prompt's token after the row's last one, where prompt log-probabilities want it; else 0.
+        score_prompt: () not 0: some row wants prompt log-probabilities.
+        write_places: (W,) indices into the flattened page tables; unused ones name the spare slot.
+        write_pages: (W,) what is written there before anything reads.
+    """
+
+    token_ids: Array
+    slots: Array
+    query_lens: Array
+    draws: Array
+    next_tokens: Array
+    score_prompt: Array
+    write_places: Array
+    write_pages: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StepLayout:
+    """Where a step's inputs lie in the one int32 array that is sent: `StepInputs`, in the order of its fields."""
+
+    tokens: int
+    rows: int
+    writes: int
+
+    @classmethod
+    def of(cls, bucket: Bucket, sizes: SlotSizes) -> StepLayout:
+        return cls(bucket.tokens, bucket.rows, sizes.most_writes(bucket))
+
+    @property
+    def size(self) -> int:
+        return self.tokens + 4 * self.rows + 1 + 2 * self.writes
+
+    def unpack(self, packed: Array) -> StepInputs:
+        """Views (numpy) or slices (traced) of packed (size,)."""
+        parts, begin = [], 0
+        for length in (self.tokens, *[self.rows] * 4, 1, self.writes, self.writes):
+            parts.append(packed[begin : begin + length])
+            begin += length
+        parts[5] = parts[5].reshape(())
+        return StepInputs(*parts)
 
 
 @partial(jax.tree_util.register_dataclass)
 @dataclasses.dataclass
 class SlotState:
-    """What a slot remembers between steps, on the device."""
+    """What a slot remembers between steps, on the device.
 
-    last_token: Array  # (slots + 1,) i32
-    num_computed: Array  # (slots + 1,) i32
+    Attributes:
+        last_token: (slots + 1,) int32.
+        num_computed: (slots + 1,) int32.
+        settings: (slots + 1, words of `SETTINGS`) int32.
+        page_tables: (tables, slots + 1, MP) int32, the null page where nothing is kept.
+        tables: what sampling counts.
+    """
+
+    last_token: Array
+    num_computed: Array
+    settings: Array
+    page_tables: Array
     tables: TokenTables
 
     @classmethod
-    def zeros(cls, num_slots: int, vocab: int) -> SlotState:
+    def zeros(cls, sizes: SlotSizes, vocab: int) -> SlotState:
+        slots = sizes.num_slots + 1
         return cls(
-            jnp.zeros(num_slots + 1, jnp.int32),
-            jnp.zeros(num_slots + 1, jnp.int32),
-            TokenTables.zeros(num_slots, vocab),
+            jnp.zeros(slots, jnp.int32),
+            jnp.zeros(slots, jnp.int32),
+            jnp.tile(neutral_settings(1).view(np.int32), (slots, 1)),
+            jnp.zeros((sizes.num_tables, slots, sizes.max_pages), jnp.int32),
+            TokenTables.zeros(sizes.num_slots, vocab),
         )
 
 
 @partial(jax.tree_util.register_dataclass)
 @dataclasses.dataclass
 class StepOutput:
-    sampled: Sampled  # (S, ...)
-    prompt: TokenScores  # (T, ...)
+    """tokens: (S, K) int32, of which a row's first `draws` count; scores: (S * K, ...); prompt: (T, ...)."""
+
+    tokens: Array
+    scores: TokenScores
+    prompt: TokenScores
 
 
 @partial(jax.tree_util.register_dataclass)
 @dataclasses.dataclass
-class AdmitInputs:
-    """Per-slot tables for one admission; long histories take several calls of A tokens."""
+class TableInputs:
+    """Token tables of one admitted slot; histories of more than H tokens take several calls.
 
-    slot: Array  # () i32
-    token_ids: Array  # (A,) i32
-    count: Array  # () i32, valid tokens in token_ids
-    offset: Array  # () i32, position of the first one
-    prompt_len: Array  # () i32
-    clear: Array  # () bool: first call for this admission
-    bias_ids: Array  # (MAX_BIAS,) i32
-    bias_values: Array  # (MAX_BIAS,) f32
-    allow_only: Array  # () bool
-    stop_ids: Array  # (MAX_STOP_IDS,) i32
+    Attributes:
+        slot: () int32.
+        token_ids: (H,) int32.
+        count: () int32, valid tokens in token_ids.
+        offset: () int32, position of the first one.
+        prompt_len: () int32.
+        clear: () bool, whether this is the admission's first call.
+        bias_ids: (MAX_BIAS,) int32.
+        bias_values: (MAX_BIAS,) float32.
+        allow_only: () bool.
+        stop_ids: (MAX_STOP_IDS,) int32.
+    """
+
+    slot: Array
+    token_ids: Array
+    count: Array
+    offset: Array
+    prompt_len: Array
+    clear: Array
+    bias_ids: Array
+    bias_values: Array
+    allow_only: Array
+    stop_ids: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class AdmitInputs:
+    """One call of the admission executable. None where it has nothing to say of that kind.
+
+    Attributes:
+        rows: (A, words of `SlotSizes.admission`) int32; unused rows fill the spare slot with what is neutral.
+        tables: the token tables of one slot, which few requests need.
+    """
+
+    rows: Array | None
+    tables: TableInputs | None

@@ -8,6 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from jaxinfer.cache_groups import UNIFORM, CacheGroups
 from jaxinfer.config import (
     MAX_NUM_BATCHED_TOKENS,
     MAX_NUM_SEQS,
@@ -16,6 +17,7 @@ from jaxinfer.config import (
     RuntimeConfig,
     context_length,
 )
+from jaxinfer.scheduling.cache_shape import UNBOUNDED, CacheShape
 from jaxinfer.sharding import TENSOR_AXIS
 from pallas_kernels.paged_attention.layout import KVLayout, Pages
 
@@ -34,7 +36,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The engine's resolved sizes. kv_bytes_per_token is over all layers and devices; notes say what was chosen."""
+    """The engine's resolved sizes. kv_bytes_per_token is over all layers and devices, of a token that all of them still
+    see; notes say what was chosen."""
 
     max_model_len: int
     max_num_seqs: int
@@ -44,10 +47,17 @@ class Sizes:
     kv_bytes_per_token: int
     pool_bytes: int
     notes: tuple[str, ...]
+    cache_groups: CacheGroups = UNIFORM
 
     @property
     def max_pages_per_sequence(self) -> int:
+        """Of each of its page tables, whether they hold something or not."""
         return -(-self.max_model_len // self.page_size)
+
+    @property
+    def shape(self) -> CacheShape:
+        """What sequences need of the pool."""
+        return CacheShape(self.cache_groups, self.page_size, self.max_num_batched_tokens, self.max_model_len)
 
 
 def free_host_bytes() -> int:
@@ -108,21 +118,26 @@ def resolve_sizes(
         MAX_NUM_BATCHED_TOKENS.get(platform, MAX_NUM_BATCHED_TOKENS["accelerator"]), rows
     )
     page = runtime.page_size
-    page_bytes = layout.bytes_per_page * config.num_layers
+    groups = config.cache_groups
+    page_bytes = layout.bytes_per_page * groups.depth
     length = context_length(config, runtime)
-    per_sequence = -(-length // page)
+    shape, per_sequence = CacheShape(groups, page, tokens, length), -(-length // page)
+    enough = shape.most_pages(per_sequence) + (rows - 1) * shape.decode_pages(per_sequence) + 1
     if runtime.num_pages is not None:
         pages, source = runtime.num_pages, f"num_pages = {runtime.num_pages}"
     else:
         assert budget is not None
         fitting = budget.num_bytes * runtime.tensor_parallel_size // page_bytes
-        pages = int(min(fitting, rows * per_sequence + 1))
-        source = f"{budget.reason}; a page of {page} tokens takes {page_bytes:,} bytes"
-        if pages <= fitting and pages == rows * per_sequence + 1:
+        pages = int(min(fitting, enough))
+        of = "" if groups.num_tables == 1 else f" in {groups.depth} layers"
+        source = f"{budget.reason}; a page of {page} tokens{of} takes {page_bytes:,} bytes"
+        if pages <= fitting and pages == enough:
             source = f"room for {rows} sequences of {length:,} tokens"
-    if pages < 2:
-        raise ConfigError(f"the KV pool does not fit: {source}, so {max(pages, 0)} pages; at least 2 are needed")
-    holds = (pages - 1) * page
+    if pages < 1 + shape.each:
+        raise ConfigError(
+            f"the KV pool does not fit: {source}, so {max(pages, 0)} pages; at least {1 + shape.each} are needed"
+        )
+    holds = shape.longest(pages - 1) * page
     if holds < length:
         if runtime.max_model_len is not None:
             raise ConfigError(
@@ -134,16 +149,30 @@ def resolve_sizes(
         notes.append(f"max_model_len = {length}: the model's context{_shortened(config)}")
     if runtime.num_pages is not None:
         source += ", of which one holds nothing"
+    if groups.num_tables > 1:
+        notes.append(_tables_of(groups, shape))
     return Sizes(
         max_model_len=length,
         max_num_seqs=rows,
         max_num_batched_tokens=tokens,
         page_size=page,
         num_pages=pages,
-        kv_bytes_per_token=page_bytes // page,
+        kv_bytes_per_token=page_bytes * groups.num_tables // page,
         pool_bytes=pages * page_bytes,
         notes=(*notes, f"KV pool: {pages - 1:,} pages of {page} tokens, {gib(pages * page_bytes)}: {source}"),
+        cache_groups=groups,
     )
+
+
+def _tables_of(groups: CacheGroups, shape: CacheShape) -> str:
+    """What the page tables of several groups of layers are, in words."""
+    parts = []
+    for group, most in zip(groups.groups, shape.most, strict=True):
+        tables = f"{len(group.tables)} page table{'s' * (len(group.tables) > 1)} for {len(group.layers)} layers"
+        window = group.spec.window
+        bound = f", at most {most} pages of a sequence in each" if most < UNBOUNDED else ""
+        parts.append(tables + ("" if window is None else f" with a window of {window}") + bound)
+    return f"{groups.num_tables} page tables, a page being {groups.depth} layers of one: {'; '.join(parts)}"
 
 
 def check_room(device: Any, sizes: Sizes, tensor_size: int) -> None:
@@ -174,16 +203,16 @@ def _shortened(config: ModelConfig) -> str:
     )
 
 
-def make_pool(layout: KVLayout, num_layers: int, num_pages: int, mesh: Mesh) -> list[tuple[Pages, Pages]]:
-    """Zeroed K and V pages per layer, sharded on heads."""
+def make_pool(layout: KVLayout, depth: int, num_pages: int, mesh: Mesh) -> list[tuple[Pages, Pages]]:
+    """Zeroed K and V pages, sharded on heads: as many pairs of arrays as a page has room for layers."""
     shardings = layout.shardings(mesh, TENSOR_AXIS)
-    return [layout.zeros(num_pages, shardings) for _ in range(num_layers)]
+    return [layout.zeros(num_pages, shardings) for _ in range(depth)]
 
 
-def abstract_pool(layout: KVLayout, num_layers: int, num_pages: int, mesh: Mesh) -> list[tuple[Any, Any]]:
+def abstract_pool(layout: KVLayout, depth: int, num_pages: int, mesh: Mesh) -> list[tuple[Any, Any]]:
     """The same, as shapes for lowering without memory."""
     struct = layout.struct(num_pages, layout.shardings(mesh, TENSOR_AXIS))
-    return [(struct, struct)] * num_layers
+    return [(struct, struct)] * depth
 
 
 def gib(num_bytes: float) -> str:

@@ -1,147 +1,140 @@
 """From `StepPlan` to the arrays of a bucket: pure numpy.
 
-The packer mirrors what changes rarely (sampling parameters, page tables) by slot, so that a steady decode step gathers
-a few rows instead of touching every request. Every array it returns is fresh and is never written again: device_put
+What changes rarely (sampling parameters, page tables) is sent when a slot is admitted and remembered by the device, so
+that a decode step sends a few words a row, in one array. Every array is fresh and is never written again: device_put
 aliases aligned numpy memory on CPU and reads it late on GPU.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import zip_longest
 
 import numpy as np
 
 from jaxinfer.runtime.buckets import Bucket
-from jaxinfer.runtime.inputs import AdmitInputs, StepInputs
-from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS, SamplingParamsRows
+from jaxinfer.runtime.inputs import ADMISSIONS, AdmitInputs, SlotSizes, StepLayout, TableInputs, neutral_settings
+from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.plan import Admission, StepPlan
 
-_PARAM_DTYPES: dict[str, type] = {
-    "temperature": np.float32,
-    "top_k": np.int32,
-    "top_p": np.float32,
-    "min_p": np.float32,
-    "repetition_penalty": np.float32,
-    "presence_penalty": np.float32,
-    "frequency_penalty": np.float32,
-    "seed_low": np.uint32,
-    "seed_high": np.uint32,
-    "sequence_index": np.int32,
-    "min_tokens": np.int32,
-    "num_logprobs": np.int32,
-    "has_penalties": np.bool_,
-    "has_bias": np.bool_,
-}
-_NEUTRAL = {"top_p": 1.0, "repetition_penalty": 1.0, "num_logprobs": -1}
-
 
 class Packer:
-    """Packs plans for `max_num_seqs` slots and tables of `max_pages` pages. One per runner; not thread-safe."""
+    """Packs plans, in the order in which they are dispatched. One per runner; not thread-safe."""
 
-    def __init__(self, max_num_seqs: int, max_pages: int, vocab_size: int, admit_tokens: int) -> None:
-        self.spare_slot = max_num_seqs
+    def __init__(self, sizes: SlotSizes, vocab_size: int, admit_tokens: int) -> None:
+        self.sizes = sizes
+        self.spare_slot = sizes.num_slots
         self.vocab_size = vocab_size
         self.admit_tokens = admit_tokens
-        slots = max_num_seqs + 1
-        self._params: dict[str, Any] = {
-            n: np.full(slots, _NEUTRAL.get(n, 0), dtype) for n, dtype in _PARAM_DTYPES.items()
-        }
-        self._prompt_lens = np.zeros(slots, np.int32)
-        self._prompt_logprobs = np.full(slots, -1, np.int32)
-        self._regimes = np.zeros(slots, np.int32)
-        self._page_tables = np.zeros((slots, max_pages), np.int32)
-        self._page_counts = [0] * slots
+        self._templates: dict[Bucket, tuple[StepLayout, np.ndarray]] = {}
+        # Of each slot: alternatives wanted of sampled tokens and of prompt positions, -1 for no scores.
+        self._logprobs = [-1] * sizes.num_slots
+        self._prompt_logprobs = [-1] * sizes.num_slots
+        # Places in page tables whose pages were given back. Nobody reads them any more, so they are sent when there is
+        # room: a chunk may give back more pages than the small step after it has.
+        self._given_back: list[int] = []
 
-    def pack(self, plan: StepPlan, bucket: Bucket) -> StepInputs:
-        """The plan in the bucket's shapes. The plan must fit: `plan.num_tokens <= bucket.tokens`."""
-        num_rows, num_tokens = bucket.rows, bucket.tokens
-        slots = np.full(num_rows, self.spare_slot, np.int32)
-        query_lens = np.zeros(num_rows, np.int32)
-        start_at = np.full(num_rows, -1, np.int32)
-        samples = np.zeros(num_rows, np.bool_)
+    def layout(self, bucket: Bucket) -> StepLayout:
+        """How `pack` lays inputs out for this bucket."""
+        return self._template(bucket)[0]
+
+    def _template(self, bucket: Bucket) -> tuple[StepLayout, np.ndarray]:
+        """The bucket's layout and its inputs when every row is padding."""
+        if bucket not in self._templates:
+            layout = StepLayout.of(bucket, self.sizes)
+            packed = np.zeros(layout.size, np.int32)
+            inputs = layout.unpack(packed)
+            inputs.slots[:] = self.spare_slot
+            inputs.write_places[:] = self.sizes.place(0, self.spare_slot, 0)
+            self._templates[bucket] = layout, packed
+        return self._templates[bucket]
+
+    def pack(self, plan: StepPlan, bucket: Bucket) -> np.ndarray:
+        """(`layout(bucket).size`,) int32. The plan must fit: `plan.num_tokens <= bucket.tokens`.
+
+        Raises ValueError when the plan appends more pages than a step of this bucket can fill.
+        """
+        layout, template = self._template(bucket)
+        packed = template.copy()
+        inputs = layout.unpack(packed)
         ids: list[int] = []
-        scored: list[tuple[int, tuple[int, ...]]] = []
+        places: list[int] = []
+        pages: list[int] = []
+        place = self.sizes.place
         for i, row in enumerate(plan.rows):
             if row.admission is not None:
-                self._admit(row.slot, row.admission)
-                start_at[i] = row.admission.start
-            elif row.pages:
-                self._append_pages(row.slot, row.pages)
+                self._remember(row.slot, row.admission.params)
+            for table, position, page in row.writes:
+                if page:
+                    places.append(place(table, row.slot, position))
+                    pages.append(page)
+                else:
+                    self._given_back.append(place(table, row.slot, position))
             if row.targets:
-                scored.append((len(ids), row.targets))
+                inputs.score_prompt[...] = 1
+                if len(row.targets) == row.length:  # the others are the row's own next tokens
+                    inputs.next_tokens[i] = row.targets[-1]
             ids += row.token_ids or (-1,)
         count = len(plan.rows)
-        slots[:count] = [row.slot for row in plan.rows]
-        query_lens[:count] = [row.length for row in plan.rows]
-        samples[:count] = [row.samples for row in plan.rows]
-        token_ids = np.zeros(num_tokens, np.int32)
-        token_ids[: len(ids)] = ids
-        targets = np.zeros(num_tokens, np.int32)
-        for offset, values in scored:
-            targets[offset : offset + len(values)] = values
-        return StepInputs(
-            token_ids=token_ids,
-            targets=targets,
-            score_prompt=np.bool_(bool(scored)),
-            slots=slots,
-            query_lens=query_lens,
-            start_at=start_at,
-            samples=samples,
-            prompt_lens=self._prompt_lens[slots],
-            regimes=self._regimes[slots],
-            page_tables=self._page_tables[slots],
-            params=SamplingParamsRows(**{name: values[slots] for name, values in self._params.items()}),
-        )
+        inputs.token_ids[: len(ids)] = ids
+        inputs.slots[:count] = [row.slot for row in plan.rows]
+        inputs.query_lens[:count] = [row.length for row in plan.rows]
+        inputs.draws[:count] = [row.draws for row in plan.rows]
+        if places or self._given_back:
+            room = layout.writes - len(places)
+            if room < 0:
+                raise ValueError(
+                    f"the plan appends {len(places)} pages; {bucket.name} of {self.sizes.page_size} tokens a page has "
+                    f"room for {layout.writes}"
+                )
+            places += self._given_back[:room]
+            del self._given_back[:room]
+            inputs.write_places[: len(places)] = places
+            inputs.write_pages[: len(pages)] = pages
+        return packed
 
-    def _admit(self, slot: int, admission: Admission) -> None:
-        params = admission.params
-        values = {
-            "temperature": params.temperature,
-            "top_k": max(params.top_k, 0),
-            "top_p": params.top_p,
-            "min_p": params.min_p,
-            "repetition_penalty": params.repetition_penalty,
-            "presence_penalty": params.presence_penalty,
-            "frequency_penalty": params.frequency_penalty,
-            "seed_low": admission.seed & 0xFFFFFFFF,
-            "seed_high": admission.seed >> 32,
-            "sequence_index": admission.index,
-            "min_tokens": params.min_tokens,
-            "num_logprobs": -1 if params.logprobs is None else params.logprobs,
-            "has_penalties": params.has_penalties,
-            "has_bias": params.has_bias,
-        }
-        for name, value in values.items():
-            self._params[name][slot] = min(value, 2**31 - 1) if name in ("top_k", "min_tokens") else value
-        self._prompt_lens[slot] = admission.prompt_len
+    def _remember(self, slot: int, params: SamplingParams) -> None:
+        """What the host must know of an admitted slot. What is left to send of the one before it is void."""
+        self._logprobs[slot] = -1 if params.logprobs is None else params.logprobs
         self._prompt_logprobs[slot] = -1 if params.prompt_logprobs is None else params.prompt_logprobs
-        self._regimes[slot] = admission.regime
-        self._page_tables[slot] = 0
-        self._page_counts[slot] = 0
-        self._append_pages(slot, admission.pages)
-
-    def _append_pages(self, slot: int, pages: tuple[int, ...]) -> None:
-        count = self._page_counts[slot]
-        self._page_tables[slot, count : count + len(pages)] = pages
-        self._page_counts[slot] = count + len(pages)
+        if self._given_back:
+            self._given_back = [place for place in self._given_back if self.sizes.slot_of(place) != slot]
 
     def most_logprobs(self, plan: StepPlan) -> tuple[int, int]:
         """The most alternatives that the plan's sampled tokens and its prompt positions want; -1 where none do."""
-        wanted = self._params["num_logprobs"]
-        sampled = max((int(wanted[row.slot]) for row in plan.rows if row.samples), default=-1)
-        prompt = max((int(self._prompt_logprobs[row.slot]) for row in plan.rows if row.targets), default=-1)
+        sampled = max([self._logprobs[row.slot] for row in plan.rows if row.draws], default=-1)
+        prompt = max([self._prompt_logprobs[row.slot] for row in plan.rows if row.targets], default=-1)
         return sampled, prompt
 
     def pack_admissions(self, plan: StepPlan) -> list[AdmitInputs]:
         """Calls of the admission executable that must run before the plan's step, usually none."""
-        calls: list[AdmitInputs] = []
-        for row in plan.rows:
-            if row.admission is not None and needs_tables(row.admission.params):
-                calls += self._admit_calls(row.slot, row.admission)
-        return calls
+        admitted = [(row.slot, row.admission) for row in plan.rows if row.admission is not None]
+        if not admitted:
+            return []
+        rows = [self.admission_rows(admitted[i : i + ADMISSIONS]) for i in range(0, len(admitted), ADMISSIONS)]
+        tables = [
+            inputs
+            for slot, admission in admitted
+            if needs_tables(admission.params)
+            for inputs in self._table_calls(slot, admission)
+        ]
+        return [AdmitInputs(*call) for call in zip_longest(rows, tables)]
 
-    def _admit_calls(self, slot: int, admission: Admission) -> list[AdmitInputs]:
+    def admission_rows(self, admitted: list[tuple[int, Admission]]) -> np.ndarray:
+        """(ADMISSIONS, words) int32; see `AdmitInputs.rows`."""
+        rows = np.zeros(ADMISSIONS, self.sizes.admission)
+        rows["slot"] = self.spare_slot
+        rows["settings"] = neutral_settings(ADMISSIONS)
+        for i, (slot, admission) in enumerate(admitted):
+            rows[i]["slot"] = slot
+            rows[i]["start"] = admission.start
+            for name, value in _settings(admission).items():
+                rows["settings"][name][i] = value
+            for table, pages in zip(rows["page_tables"][i], admission.tables, strict=True):
+                table[: len(pages)] = pages
+        return rows.view(np.int32).reshape(ADMISSIONS, -1)
+
+    def _table_calls(self, slot: int, admission: Admission) -> list[TableInputs]:
         bias_ids, bias_values = bias_table(admission.params, self.vocab_size)
         stop_ids = np.full(MAX_STOP_IDS, self.vocab_size, np.int32)
         stop_ids[: len(admission.stop_ids)] = admission.stop_ids
@@ -152,7 +145,7 @@ class Packer:
             token_ids = np.zeros(width, np.int32)
             token_ids[: len(chunk)] = chunk
             calls.append(
-                AdmitInputs(
+                TableInputs(
                     slot=np.int32(slot),
                     token_ids=token_ids,
                     count=np.int32(len(chunk)),
@@ -166,6 +159,29 @@ class Packer:
                 )
             )
         return calls
+
+
+def _settings(admission: Admission) -> dict[str, float]:
+    """Values of `SETTINGS`."""
+    params, most = admission.params, 2**31 - 1
+    return {
+        "prompt_len": admission.prompt_len,
+        "regime": admission.regime,
+        "temperature": params.temperature,
+        "top_k": min(max(params.top_k, 0), most),
+        "top_p": params.top_p,
+        "min_p": params.min_p,
+        "repetition_penalty": params.repetition_penalty,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+        "seed_low": admission.seed & 0xFFFFFFFF,
+        "seed_high": admission.seed >> 32,
+        "sequence_index": admission.index,
+        "min_tokens": min(params.min_tokens, most),
+        "num_logprobs": -1 if params.logprobs is None else params.logprobs,
+        "has_penalties": params.has_penalties,
+        "has_bias": params.has_bias,
+    }
 
 
 def needs_tables(params: SamplingParams) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxinfer.runtime.buckets import Bucket, make_ladder, pick_bucket
 from jaxinfer.runtime.compile_counter import CompileCounter
-from jaxinfer.runtime.inputs import AdmitInputs, SlotState, StepInputs, StepOutput
+from jaxinfer.runtime.inputs import AdmitInputs, SlotSizes, SlotState, StepOutput, TableInputs
 from jaxinfer.runtime.kv_cache import Sizes, abstract_pool, make_pool
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS, TokenScores
@@ -23,6 +23,7 @@ from jaxinfer.runtime.step import KVCache, StepSpec, admit_step, step
 from jaxinfer.scheduling.plan import Scores, StepPlan, StepResult
 from jaxinfer.sharding import replicated, tensor_size
 from pallas_kernels.dispatch import select
+from pallas_kernels.paged_attention import AttentionOptions
 from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
 from pallas_kernels.paged_attention.layout import KVLayout
 
@@ -41,14 +42,14 @@ class Pending:
 
     @property
     def ready(self) -> bool:
-        return bool(self.output.sampled.tokens.is_ready())  # type: ignore[attr-defined]
+        return bool(self.output.tokens.is_ready())
 
     def result(self) -> StepResult:
         """Waits for the step and returns its results for the plan's rows."""
-        count, sampled = len(self.plan.rows), self.output.sampled
+        count, tokens = len(self.plan.rows), np.asarray(self.output.tokens)
         return StepResult(
-            np.asarray(sampled.tokens)[:count].tolist(),
-            _fetch(sampled.scores, count, self.logprobs) if self.logprobs >= 0 else None,
+            tokens[:count].tolist(),
+            _fetch(self.output.scores, count * tokens.shape[1], self.logprobs) if self.logprobs >= 0 else None,
             _fetch(self.output.prompt, self.plan.num_tokens, self.prompt_logprobs)
             if self.prompt_logprobs >= 0
             else None,
@@ -96,7 +97,9 @@ class Runner:
         self._vocab = vocab
         self._leaves = tuple(leaves)
         self._replicated = replicated(spec.mesh)
-        self._packer = Packer(sizes.max_num_seqs, sizes.max_pages_per_sequence, vocab, ADMIT_TOKENS)
+        groups = spec.config.cache_groups
+        self._slot_sizes = SlotSizes.of(sizes.max_num_seqs, sizes.max_pages_per_sequence, sizes.page_size, groups)
+        self._packer = Packer(self._slot_sizes, vocab, ADMIT_TOKENS)
         self._steps: dict[Bucket, Callable[..., Any]] = {}
         self._admit: Callable[..., Any] | None = None
         self._counter: CompileCounter | None = None
@@ -105,31 +108,52 @@ class Runner:
         self._blocks = spec.target.platform == "cpu" and spec.mesh.size > 1
         self._kv: KVCache = []
         self._slots: SlotState | None = None
+        self._nobody: tuple[Any, TableInputs] | None = None  # an admission of nothing, on the device
 
     # -- compiling --------------------------------------------------------------------------------------------------
 
     def lower_step(self, bucket: Bucket, num_pages: int | None = None) -> jax.stages.Lowered:
         """Lowers the step for a bucket from shapes alone (a smaller pool may stand in: temporaries do not grow)."""
         sizes, here = self.sizes, self._replicated
-        kv = abstract_pool(self.layout, self.spec.config.num_layers, num_pages or sizes.num_pages, self.spec.mesh)
+        kv = abstract_pool(
+            self.layout, self.spec.config.cache_groups.depth, num_pages or sizes.num_pages, self.spec.mesh
+        )
         slots = self.abstract_slots()
         inputs = _abstract(self._packer.pack(StepPlan([]), bucket), here)
         leaves = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in self._leaves)
         shardings = (here, jax.tree.map(lambda s: s.sharding, kv), here)
-        function = partial(step, self.spec)
+        function = partial(step, self.spec, self._packer.layout(bucket))
         with jax.set_mesh(self.spec.mesh):
             jitted = jax.jit(function, donate_argnums=(1, 2), out_shardings=shardings)
             return jitted.lower(leaves, kv, slots, inputs)
 
     def _lower_admit(self) -> jax.stages.Lowered:
-        inputs = _abstract(_empty_admission(self._vocab), self._replicated)
+        inputs = _abstract(self._no_admission(), self._replicated)
         with jax.set_mesh(self.spec.mesh):
-            jitted = jax.jit(admit_step, donate_argnums=(0,), out_shardings=self._replicated)
-            return jitted.lower(self.abstract_slots(), inputs)
+            function = partial(admit_step, self._slot_sizes)
+            jitted = jax.jit(function, donate_argnums=(0,), out_shardings=self._replicated)
+            return jitted.lower(self.abstract_slots(), *inputs)
+
+    def _no_admission(self) -> tuple[np.ndarray, TableInputs]:
+        """Arguments of the admission executable with which it fills nothing but the spare slot."""
+        spare = self._packer.spare_slot
+        tables = TableInputs(
+            slot=np.int32(spare),
+            token_ids=np.zeros(ADMIT_TOKENS, np.int32),
+            count=np.int32(0),
+            offset=np.int32(0),
+            prompt_len=np.int32(0),
+            clear=np.bool_(False),
+            bias_ids=np.full(MAX_BIAS, self._vocab, np.int32),
+            bias_values=np.zeros(MAX_BIAS, np.float32),
+            allow_only=np.bool_(False),
+            stop_ids=np.full(MAX_STOP_IDS, self._vocab, np.int32),
+        )
+        return self._packer.admission_rows([]), tables
 
     def abstract_slots(self) -> SlotState:
         """The slot state as shapes."""
-        shapes = jax.eval_shape(partial(SlotState.zeros, self.sizes.max_num_seqs, self._vocab))
+        shapes = jax.eval_shape(partial(SlotState.zeros, self._slot_sizes, self._vocab))
         return _abstract(shapes, self._replicated)
 
     def warm_up(self, progress: Callable[[int, int, str], None] | None = None) -> None:
@@ -158,16 +182,16 @@ class Runner:
         self._admit = compiled["admit"]
         self._make_state()
         for bucket in self.ladder:  # the first call of an executable does one-time work
-            jax.block_until_ready(self._run(bucket, self._packer.pack(StepPlan([]), bucket)))
+            jax.block_until_ready(self._run(bucket, self._put(self._packer.pack(StepPlan([]), bucket))))
+        self._run_admission(AdmitInputs(None, None))
         self._counter = CompileCounter()
 
     def _make_state(self) -> None:
         with jax.set_mesh(self.spec.mesh):
-            self._kv = make_pool(self.layout, self.spec.config.num_layers, self.sizes.num_pages, self.spec.mesh)
-            make = jax.jit(
-                partial(SlotState.zeros, self.sizes.max_num_seqs, self._vocab), out_shardings=self._replicated
-            )
+            self._kv = make_pool(self.layout, self.spec.config.cache_groups.depth, self.sizes.num_pages, self.spec.mesh)
+            make = jax.jit(partial(SlotState.zeros, self._slot_sizes, self._vocab), out_shardings=self._replicated)
             self._slots = make()
+        self._nobody = self._put(self._no_admission())
 
     def attention_backends(self) -> str:
         """Names of the attention backends that the layers use, for people. Raises Unsupported as the step would."""
@@ -184,8 +208,7 @@ class Runner:
                 pages_per_row=self.sizes.max_pages_per_sequence,
                 query_dtype=np.dtype(self.spec.dtype),
                 kv_dtype=self.layout.dtype,
-                sliding_window=mixer.sliding_window,
-                soft_cap=mixer.soft_cap,
+                options=AttentionOptions(mixer.scale, mixer.sliding_window, mixer.soft_cap),
             )
             names.add(select(OP, self.spec.target, case, self.spec.attention_backend).name)
         return ", ".join(sorted(names))
@@ -202,22 +225,29 @@ class Runner:
         bucket = pick_bucket(self.ladder, plan.num_tokens)
         self.padded_tokens += bucket.tokens - plan.num_tokens
         for inputs in self._packer.pack_admissions(plan):
-            assert self._admit is not None
-            self._slots = self._admit(self._slots, self._put(inputs))
-        output = self._run(bucket, self._packer.pack(plan, bucket))
+            self._run_admission(inputs)
+        output = self._run(bucket, self._put(self._packer.pack(plan, bucket)))
         logprobs, prompt_logprobs = self._packer.most_logprobs(plan)
         if self._blocks:
             jax.block_until_ready(output)
         else:
-            output.sampled.tokens.copy_to_host_async()
+            output.tokens.copy_to_host_async()
         return Pending(plan, output, logprobs, prompt_logprobs)
 
     def _put(self, inputs: Any) -> Any:
         return jax.device_put(inputs, self._replicated)
 
-    def _run(self, bucket: Bucket, inputs: StepInputs) -> StepOutput:
-        output, self._kv, self._slots = self._steps[bucket](self._leaves, self._kv, self._slots, self._put(inputs))
+    def _run(self, bucket: Bucket, inputs: jax.Array) -> StepOutput:
+        output, self._kv, self._slots = self._steps[bucket](self._leaves, self._kv, self._slots, inputs)
         return output
+
+    def _run_admission(self, inputs: AdmitInputs) -> None:
+        assert self._admit is not None
+        assert self._nobody is not None
+        rows, tables = self._nobody
+        rows = rows if inputs.rows is None else self._put(inputs.rows)
+        tables = tables if inputs.tables is None else self._put(inputs.tables)
+        self._slots = self._admit(self._slots, rows, tables)
 
     def close(self) -> None:
         """Stops counting and lets go of device memory."""
@@ -228,18 +258,3 @@ class Runner:
 
 def _abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=sharding), tree)
-
-
-def _empty_admission(vocab: int) -> AdmitInputs:
-    return AdmitInputs(
-        slot=np.int32(0),
-        token_ids=np.zeros(ADMIT_TOKENS, np.int32),
-        count=np.int32(0),
-        offset=np.int32(0),
-        prompt_len=np.int32(0),
-        clear=np.bool_(False),
-        bias_ids=np.full(MAX_BIAS, vocab, np.int32),
-        bias_values=np.zeros(MAX_BIAS, np.float32),
-        allow_only=np.bool_(False),
-        stop_ids=np.full(MAX_STOP_IDS, vocab, np.int32),
-    )

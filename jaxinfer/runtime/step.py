@@ -17,14 +17,22 @@ from jax.sharding import Mesh
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.context import Attend, StepContext
 from jaxinfer.models.decoder import Decoder
-from jaxinfer.runtime.inputs import AdmitInputs, SlotState, StepInputs, StepOutput
+from jaxinfer.runtime.inputs import (
+    SlotSettings,
+    SlotSizes,
+    SlotState,
+    StepInputs,
+    StepLayout,
+    StepOutput,
+    TableInputs,
+)
 from jaxinfer.runtime.sampling import MAX_LOGPROBS, admit, count_inputs, sample, score_prompt
 from jaxinfer.sharding import TENSOR_AXIS, constrain, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention import RaggedBatch, paged_attention
+from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, paged_attention
 from pallas_kernels.paged_attention.layout import Pages
 
-KVCache = list[tuple[Pages, Pages]]  # per layer: K pages and V pages, shapes from layout.py
+KVCache = list[tuple[Pages, Pages]]  # K and V pages of each pool array of `cache_groups`; layout.py says their shapes
 PROMPT_BLOCK = 256  # positions whose logits exist at once when a prompt is scored
 
 
@@ -59,7 +67,7 @@ class StepSpec:
                 backend=self.attention_backend,
                 mesh=mesh,
                 head_axis=TENSOR_AXIS if mesh is not None else None,
-                **options,
+                options=AttentionOptions(**options),
             )
             return out, (k_pages, v_pages)
 
@@ -77,10 +85,15 @@ class Tokens:
     valid: jax.Array  # (T,) bool
 
 
-def locate(inputs: StepInputs, slots: SlotState, page_size: int) -> tuple[Tokens, RaggedBatch]:
-    """Positions, sequence lengths and kv slots of a step, from what the slots remember."""
+def locate(inputs: StepInputs, slots: SlotState, page_size: int) -> tuple[Tokens, jax.Array, tuple[RaggedBatch, ...]]:
+    """Where a step's tokens belong, from what the slots remember.
+
+    Returns:
+        The tokens; the page tables (tables, slots + 1, MP) with the step's writes; and of each table the rows' lengths,
+        pages and kv slots.
+    """
     num_tokens, num_rows = inputs.token_ids.shape[0], inputs.slots.shape[0]
-    computed = jnp.where(inputs.start_at >= 0, inputs.start_at, slots.num_computed[inputs.slots])  # (S,)
+    computed = slots.num_computed[inputs.slots]  # (S,)
     ends = jnp.cumsum(inputs.query_lens)  # (S,)
     query_start_loc = jnp.concatenate([jnp.zeros(1, jnp.int32), ends.astype(jnp.int32)])
     index = jnp.arange(num_tokens, dtype=jnp.int32)
@@ -88,48 +101,50 @@ def locate(inputs: StepInputs, slots: SlotState, page_size: int) -> tuple[Tokens
     rows = jnp.minimum(jnp.searchsorted(ends, index, side="right"), num_rows - 1).astype(jnp.int32)
     positions = jnp.where(valid, computed[rows] + index - query_start_loc[rows], 0)
     ids = jnp.where(inputs.token_ids >= 0, inputs.token_ids, slots.last_token[inputs.slots[rows]])
-    pages = inputs.page_tables[rows, positions // page_size]
-    slot_mapping = jnp.where(valid, pages * page_size + positions % page_size, 0)
     seq_lens = jnp.where(inputs.query_lens > 0, computed + inputs.query_lens, 0).astype(jnp.int32)
-    batch = RaggedBatch(
-        query_start_loc=query_start_loc,
-        seq_lens=seq_lens,
-        page_tables=inputs.page_tables,
-        slot_mapping=slot_mapping.astype(jnp.int32),
-    )
-    return Tokens(ids, rows, positions, valid), batch
-
-
-def _same_for_all_tables(decoder: Decoder, attend: Attend) -> tuple[Attend, ...]:
-    """To be removed when a step's inputs hold every page table: all layers share one, and each has a pool array of
-    its own, whatever `cache_groups` says."""
-    decoder.arrays = tuple(range(len(decoder.layers)))
-    return (attend,) * decoder.config.cache_groups.num_tables
+    flat = slots.page_tables.reshape(-1).at[inputs.write_places].set(inputs.write_pages, mode="promise_in_bounds")
+    page_tables = flat.reshape(slots.page_tables.shape)
+    batches = []
+    for table in page_tables[:, inputs.slots]:  # (S, MP)
+        pages = table[rows, positions // page_size]
+        slot_mapping = jnp.where(valid, pages * page_size + positions % page_size, 0)
+        batches.append(
+            RaggedBatch(
+                query_start_loc=query_start_loc,
+                seq_lens=seq_lens,
+                page_tables=table,
+                slot_mapping=slot_mapping.astype(jnp.int32),
+            )
+        )
+    return Tokens(ids, rows, positions, valid), page_tables, tuple(batches)
 
 
 def step(
-    spec: StepSpec, leaves: tuple[jax.Array, ...], kv: KVCache, slots: SlotState, inputs: StepInputs
+    spec: StepSpec, layout: StepLayout, leaves: tuple[jax.Array, ...], kv: KVCache, slots: SlotState, packed: jax.Array
 ) -> tuple[StepOutput, KVCache, SlotState]:
-    """One forward pass over a ragged batch, and one sampled token for each row that asks for it.
+    """One forward pass over a ragged batch, and the tokens that its rows draw.
 
-    `kv` and `slots` are donated by the caller. Rows that do not sample get an arbitrary token that nobody reads.
+    `kv` and `slots` are donated by the caller. Rows that draw nothing get arbitrary tokens that nobody reads.
     """
     decoder: Decoder = nnx.merge(spec.graphdef, jax.tree.unflatten(spec.treedef, leaves))
-    tokens, batch = locate(inputs, slots, spec.page_size)
+    inputs = layout.unpack(packed)
+    settings = SlotSettings.unpack(slots.settings[inputs.slots])
+    tokens, page_tables, batches = locate(inputs, slots, spec.page_size)
     context = StepContext.of(
         spec.config.ropes,
         tokens.positions,
         tokens.rows,
-        inputs.regimes[tokens.rows],
-        attention=_same_for_all_tables(decoder, spec.attention(batch)),
+        settings.regimes[tokens.rows],
+        attention=[spec.attention(batch) for batch in batches],
     )
     hidden, kv = decoder.hidden_states(tokens.ids, context, kv)
     # Counted when consumed as an input: at sampling time the counts then cover the whole sequence, and a recomputed
     # sequence counts the same as one that was never preempted.
     tables = count_inputs(
-        slots.tables, inputs.slots, tokens.ids, tokens.rows, tokens.positions, inputs.prompt_lens, tokens.valid
+        slots.tables, inputs.slots, tokens.ids, tokens.rows, tokens.positions, settings.prompt_lens, tokens.valid
     )
-    last = jnp.maximum(batch.query_start_loc[1:] - 1, 0)  # (S,) each row's last token
+    row_ends, seq_lens = batches[0].query_start_loc[1:], batches[0].seq_lens
+    last = jnp.maximum(row_ends - 1, 0)  # (S,) each row's last token
 
     def whole_logits(hidden: jax.Array) -> jax.Array:
         """Every device gets whole rows: sampling searches them inside lax.cond, and scoring sums them piece by piece,
@@ -138,36 +153,49 @@ def step(
 
     sampled = sample(
         whole_logits(hidden[last]),
-        inputs.params,
+        settings.params,
         tables,
         inputs.slots,
-        position=batch.seq_lens,
-        output_len=batch.seq_lens - inputs.prompt_lens,
+        position=seq_lens,
+        output_len=seq_lens - settings.prompt_lens,
         vocab_size=spec.config.vocab_size,
         max_logprobs=spec.max_logprobs,
     )
+    # A prompt position's target is the token after it: the step's next one, but at the end of a row.
+    at_end = jnp.arange(tokens.ids.shape[0], dtype=jnp.int32) == last[tokens.rows]
     prompt = score_prompt(
         hidden,
         whole_logits,
-        inputs.targets,
-        inputs.score_prompt,
+        jnp.where(at_end, inputs.next_tokens[tokens.rows], jnp.roll(tokens.ids, -1)),
+        inputs.score_prompt != 0,
         vocab_size=spec.config.vocab_size,
         block=PROMPT_BLOCK,
         alternatives=spec.max_logprobs,
     )
+    drawn = sampled.tokens[:, None]  # (S, K), K = 1: a row's one token comes from its last position
     writers = jnp.where(inputs.query_lens > 0, inputs.slots, slots.last_token.shape[0] - 1)
     # A row without a token ends at the next update; the step in flight until then still needs an id it can look up.
-    kept = jnp.where(inputs.samples, jnp.maximum(sampled.tokens, 0), slots.last_token[inputs.slots])
+    newest = jnp.take_along_axis(drawn, jnp.maximum(inputs.draws - 1, 0)[:, None], axis=1)[:, 0]
+    kept = jnp.where(inputs.draws > 0, jnp.maximum(newest, 0), slots.last_token[inputs.slots])
     slots = SlotState(
         last_token=slots.last_token.at[writers].set(kept),
-        num_computed=slots.num_computed.at[writers].set(batch.seq_lens),
+        num_computed=slots.num_computed.at[writers].set(seq_lens),
+        settings=slots.settings,
+        page_tables=page_tables,
         tables=tables,
     )
-    return StepOutput(sampled, prompt), kv, slots
+    return StepOutput(drawn, sampled.scores, prompt), kv, slots
 
 
-def admit_step(slots: SlotState, inputs: AdmitInputs) -> SlotState:
-    """Fills a slot's token tables before the first step of a sequence whose sampling reads them."""
+def admit_step(sizes: SlotSizes, slots: SlotState, rows: jax.Array, inputs: TableInputs) -> SlotState:
+    """Fills slots before the first step of the sequences that enter them.
+
+    rows: (A, words of `SlotSizes.admission`) int32, the slots' settings, computed tokens and page tables. inputs: the
+    token tables of one slot whose sampling reads them, the spare one if there is none.
+    """
+    words = slots.settings.shape[1]
+    slot = rows[:, 0]
+    page_tables = rows[:, 2 + words :].reshape(-1, sizes.num_tables, sizes.max_pages).swapaxes(0, 1)
     tables = admit(
         slots.tables,
         inputs.slot,
@@ -181,4 +209,10 @@ def admit_step(slots: SlotState, inputs: AdmitInputs) -> SlotState:
         inputs.allow_only,
         inputs.stop_ids,
     )
-    return SlotState(slots.last_token, slots.num_computed, tables)
+    return SlotState(
+        last_token=slots.last_token,
+        num_computed=slots.num_computed.at[slot].set(rows[:, 1]),
+        settings=slots.settings.at[slot].set(rows[:, 2 : 2 + words]),
+        page_tables=slots.page_tables.at[:, slot].set(page_tables),
+        tables=tables,
+    )

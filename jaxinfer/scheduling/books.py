@@ -5,8 +5,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 
+from jaxinfer.cache_groups import UNIFORM, CacheGroups
 from jaxinfer.messages import EngineStats, SequenceAccount, SequenceOutput, Submit
-from jaxinfer.scheduling.checks import check_lists, check_nothing_left, length_limit, stop_tokens
+from jaxinfer.scheduling.checks import (
+    check_lists,
+    check_nothing_left,
+    check_tables,
+    length_limit,
+    pages_written,
+    stop_tokens,
+)
 from jaxinfer.scheduling.kv_manager import KVManager
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.plan import StepPlan
@@ -17,7 +25,8 @@ from jaxinfer.scheduling.tenants import Tenants
 @dataclass(frozen=True)
 class SchedulerLimits:
     """Sizes the scheduler works within. `longrope_border`: length (tokens) beyond which RoPE's long factors apply.
-    `vocab_size`: None where nobody knows."""
+    `vocab_size`: None where nobody knows. `draws`: the most tokens that a row draws; above 1 a sequence
+    waits until it is known how many of them are accepted."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -27,6 +36,8 @@ class SchedulerLimits:
     priority_ageing_seconds: float = 30.0
     enable_prefix_caching: bool = True
     vocab_size: int | None = None
+    draws: int = 1
+    cache_groups: CacheGroups = UNIFORM
 
 
 class DuplicateRequest(ValueError):
@@ -39,7 +50,13 @@ class Books:
     def __init__(self, limits: SchedulerLimits, pool: PagePool) -> None:
         self.limits = limits
         self.pool = pool
-        self.kv = KVManager(pool, enable_prefix_caching=limits.enable_prefix_caching)
+        self.kv = KVManager(
+            pool,
+            groups=limits.cache_groups,
+            max_chunk=limits.max_num_batched_tokens,
+            max_tokens=limits.max_model_len,
+            enable_prefix_caching=limits.enable_prefix_caching,
+        )
         self.stats = EngineStats(total_pages=pool.usable_pages)
         self._requests: dict[str, Request] = {}
         self._running: list[Sequence] = []  # by order
@@ -55,7 +72,7 @@ class Books:
         if submit.request_id in self._requests:
             raise DuplicateRequest(f"request id {submit.request_id!r} is in use")
         params, limits = submit.params, self.limits
-        max_total = length_limit(submit, limits.max_model_len, self.pool)
+        max_total = length_limit(submit, limits.max_model_len, self.kv)
         stop_ids, banned_ids = stop_tokens(params, limits.eos_token_ids, limits.vocab_size)
         order = submit.arrival + submit.priority * limits.priority_ageing_seconds
         tenant = self._tenants.join(submit.tenant, submit.weight, params.n)
@@ -122,13 +139,13 @@ class Books:
         """Ends a request that has no token to go on with. What it computed may not be a number in any of its pages, so
         nobody gets them as a prefix."""
         for sequence in request.live_sequences:
-            self.pool.withdraw(sequence.pages)
+            self.kv.withdraw(sequence)
         return [self._end(sequence, "error") for sequence in request.live_sequences]
 
     def _end(self, sequence: Sequence, reason: str) -> SequenceOutput:
         """Ends a live sequence without a token."""
         request_id, cached = sequence.request.request_id, sequence.cached_tokens
-        return SequenceOutput(request_id, sequence.index, -1, None, reason, None, cached, self._finish(sequence))
+        return SequenceOutput(request_id, sequence.index, (), None, reason, None, cached, self._finish(sequence))
 
     def _finish(self, sequence: Sequence) -> SequenceAccount:
         """Ends a live sequence wherever it is; what it took."""
@@ -175,8 +192,7 @@ class Books:
         live = [s for r in self._requests.values() for s in r.sequences if not s.finished]
         writes = []
         for row in plan.rows if plan is not None else ():
-            pages = self._requests[row.request_id].sequences[row.index].pages
-            size = self.pool.page_size
-            writes += pages[row.start // size : (row.start + row.length - 1) // size + 1]
-        self.pool.check_integrity([s.pages for s in live], writes)
+            writes += pages_written(self.kv, self._requests[row.request_id].sequences[row.index], row)
+        self.pool.check_integrity([table for s in live for table in s.tables], writes)
+        check_tables(self.kv, live)
         check_lists(live, self._running, self._slots, self.limits.max_num_seqs, self._tenants)

@@ -6,12 +6,14 @@ from collections import Counter
 
 from jaxinfer.messages import Submit
 from jaxinfer.sampling_params import MAX_STOP_TOKEN_IDS, InvalidRequest, SamplingParams
+from jaxinfer.scheduling.kv_manager import KVManager
 from jaxinfer.scheduling.page_pool import IntegrityError, PagePool
+from jaxinfer.scheduling.plan import PlanRow
 from jaxinfer.scheduling.request import Sequence
 from jaxinfer.scheduling.tenants import Tenants
 
 
-def length_limit(submit: Submit, max_model_len: int, pool: PagePool) -> int:
+def length_limit(submit: Submit, max_model_len: int, kv: KVManager) -> int:
     """Most tokens of prompt and output. Raises InvalidRequest when context or pool can never hold them."""
     params, prompt_len = submit.params, len(submit.prompt_token_ids)
     if not prompt_len:
@@ -26,7 +28,7 @@ def length_limit(submit: Submit, max_model_len: int, pool: PagePool) -> int:
             f"with a prompt of {prompt_len} tokens at most {room} fit the context of {max_model_len}",
         )
     max_total = prompt_len + (room if params.max_tokens is None else params.max_tokens)
-    pages = -(-(max_total - 1) // pool.page_size)  # the last token's KV is never needed
+    pages, pool = kv.needs(max_total - 1), kv.pool  # the last token's KV is never needed
     if pages > pool.usable_pages:
         raise InvalidRequest(
             "max_tokens",
@@ -89,12 +91,38 @@ def check_lists(live: list[Sequence], running: list[Sequence], free: list[int], 
     taken = [s.slot for s in running]
     if sorted(taken + free) != list(range(slots)):
         raise AssertionError(f"slots do not add up: running {taken}, free {free}")
-    if any(s.slot != -1 or s.pages for s in waiting):
+    if any(s.slot != -1 or s.held or any(s.tables) for s in waiting):
         raise AssertionError("a waiting sequence holds a slot or pages")
     counted = {tenant.name: (tenant.alive, tenant.running, tenant.pages) for tenant in tenants.alive}
     alive, in_slots = (Counter(s.request.tenant.name for s in group) for group in (live, running))
     pages: Counter[str] = Counter()
     for sequence in running:
-        pages[sequence.request.tenant.name] += len(sequence.pages)
+        pages[sequence.request.tenant.name] += sequence.held
     if counted != {name: (alive[name], in_slots[name], pages[name]) for name in alive}:
         raise AssertionError(f"tenants do not add up: counted {counted}, alive {alive}, running {in_slots}")
+
+
+def check_tables(kv: KVManager, live: list[Sequence]) -> None:
+    """Raises IntegrityError unless sequences hold what is counted, all that they will see and not too much."""
+    shape = kv.shape
+    for sequence in live:
+        held = 0
+        for group, table in enumerate(sequence.tables):
+            first, kept = sequence.first[group], len(table) - sequence.first[group]
+            held += shape.sizes[group] * kept
+            if len(table) * kv.page_size != sequence.capacity or any(table[:first]) or not all(table[first:]):
+                raise IntegrityError(f"{sequence.key}: group {group} should have pages from {first} on: {table}")
+            if first > shape.first_seen(group, sequence.num_computed) or kept > shape.most[group]:
+                raise IntegrityError(f"{sequence.key} holds too few or too many pages of group {group}: {table}")
+        if held != sequence.held:
+            raise IntegrityError(f"{sequence.key} holds {held} pages, counted {sequence.held}")
+
+
+def pages_written(kv: KVManager, sequence: Sequence, row: PlanRow) -> list[int]:
+    """The pages, or first pages of bundles, that a row just planned will write. Raises IntegrityError when one that it
+    reads was given back."""
+    start, end = row.start // kv.page_size, (row.start + row.length - 1) // kv.page_size + 1
+    for group, table in enumerate(sequence.tables):
+        if not all(table[kv.shape.first_seen(group, row.start) : end]):
+            raise IntegrityError(f"{sequence.key} reads from {row.start} on, but group {group} has only {table}")
+    return [page for table in sequence.tables for page in table[start:end]]

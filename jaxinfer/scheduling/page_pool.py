@@ -4,15 +4,18 @@ A page is in exactly one of four states: the null page (page 0), free (no conten
 evicted) or in use (one or more owners). Content is named by a `PrefixNode`: the page's own token ids plus the node of
 the page before it, down to a root that carries the salt. Nodes are interned, so one prefix is one object, and finding
 one compares token ids and never a digest: two different prefixes cannot be taken for each other.
+
+Layers with several page tables need several pages for the same tokens. Such pages form a bundle, which is taken, owned,
+found and given back as one and goes by the number of its first page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import not_
-from weakref import ref
 
-NULL_PAGE = 0
+from jaxinfer.scheduling.plan import NULL_PAGE
+from jaxinfer.scheduling.prefix_table import PrefixNode, PrefixTable
 
 
 class PoolExhausted(RuntimeError):
@@ -23,80 +26,8 @@ class IntegrityError(AssertionError):
     """The pool's books do not add up."""
 
 
-class PrefixNode:
-    """The content of one full page in its context. Interned by `PrefixTable`; identity is equality.
-
-    depth: pages from the start of the text to this one, which counts; 0 is a root. page: the one that is found by it,
-    the null page when there is none. growth: goes up whenever a content that follows this one gets a page.
-    """
-
-    __slots__ = ("__weakref__", "depth", "growth", "page", "parent", "token_ids")
-
-    def __init__(self, parent: PrefixNode | None, token_ids: tuple[Hashable, ...]) -> None:
-        self.parent = parent
-        self.token_ids = token_ids
-        self.depth: int = 0 if parent is None else parent.depth + 1
-        self.growth = 0
-        self.page = NULL_PAGE
-
-
-_Key = tuple[int, tuple[Hashable, ...]]
-
-
-class _NodeRef(ref[PrefixNode]):
-    """A weak reference that knows its key in the table."""
-
-    __slots__ = ("key",)
-    key: _Key
-
-
-class PrefixTable:
-    """Interns prefix nodes. Entries live as long as a page, a sequence or a child node refers to them."""
-
-    _SHARDS = 256  # by parent: growing one large dict would stop everything for as long as the pool is large
-
-    def __init__(self) -> None:
-        # The key holds the parent by id: safe because the value (the node) keeps its parent alive. Plain dicts of weak
-        # references: WeakValueDictionary does in Python what a look-up of a long prompt does for each of its pages.
-        self._shards: list[dict[_Key, _NodeRef]] = [{} for _ in range(self._SHARDS)]
-
-        def remove(dead: ref[PrefixNode], shards: list[dict[_Key, _NodeRef]] = self._shards) -> None:
-            assert isinstance(dead, _NodeRef)
-            shard = shards[(dead.key[0] >> 5) % len(shards)]
-            if shard.get(dead.key) is dead:
-                del shard[dead.key]
-
-        self._remove = remove
-
-    def __iter__(self) -> Iterator[PrefixNode]:
-        return (node for shard in self._shards for entry in list(shard.values()) if (node := entry()) is not None)
-
-    def root(self, salt: Hashable) -> PrefixNode:
-        """The empty prefix under a salt (tenant, adapter, model, RoPE regime)."""
-        return self._intern(None, (salt,))
-
-    def child(self, parent: PrefixNode, token_ids: Sequence[int]) -> PrefixNode:
-        return self._intern(parent, tuple(token_ids))
-
-    def find(self, parent: PrefixNode, token_ids: Sequence[int]) -> PrefixNode | None:
-        of = id(parent)
-        found = self._shards[(of >> 5) % self._SHARDS].get((of, tuple(token_ids)))
-        return None if found is None else found()
-
-    def _intern(self, parent: PrefixNode | None, token_ids: tuple[Hashable, ...]) -> PrefixNode:
-        key = (id(parent), token_ids)
-        shard = self._shards[(key[0] >> 5) % self._SHARDS]
-        found = shard.get(key)
-        node = None if found is None else found()
-        if node is None:
-            node = PrefixNode(parent, token_ids)
-            entry = shard[key] = _NodeRef(node, self._remove)
-            entry.key = key
-        return node
-
-
-OWNED, UNOWNED, FORGOTTEN = 0, 1, 2
-Change = tuple[int, int, int]  # page, depth of its content, and one of the three above: what became of it
+OWNED, UNOWNED, FORGOTTEN, PUBLISHED = 0, 1, 2, 3
+Change = tuple[int, int, int]  # page, depth of its content, and one of the four above: what became of it
 
 
 class Changes:
@@ -173,7 +104,10 @@ class CachedPages:
 
 
 class PagePool:
-    """`num_pages` pages of `page_size` tokens, page 0 being the null page."""
+    """`num_pages` pages of `page_size` tokens, page 0 being the null page.
+
+    tells_published: `changes` names publications too, for those whose prefixes may have gaps.
+    """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         if num_pages < 2:
@@ -189,6 +123,9 @@ class PagePool:
         self._owners = [0] * num_pages
         self._content: list[PrefixNode | None] = [None] * num_pages
         self._twins: dict[PrefixNode, list[int]] = {}  # more pages of one content, beside its node's
+        self._rest: dict[int, tuple[int, ...]] = {}  # of each bundle by its first page: its other pages
+        self._cached_rest = 0  # how many of those belong to cached bundles
+        self.tells_published = False
 
     @property
     def usable_pages(self) -> int:
@@ -197,11 +134,15 @@ class PagePool:
     @property
     def available(self) -> int:
         """Pages that `allocate` can give out now."""
-        return len(self._free) + len(self._cached)
+        return len(self._free) + len(self._cached) + self._cached_rest
 
     @property
     def num_cached(self) -> int:
-        return len(self._cached)
+        return len(self._cached) + self._cached_rest
+
+    def bundle(self, page: int) -> tuple[int, ...]:
+        """All pages of the bundle that goes by `page`; of the null page that one alone."""
+        return (page, *self._rest.get(page, ()))
 
     def is_writable(self, page: int) -> bool:
         """Whether its only owner may write to it: one owner and no content that others could find."""
@@ -221,10 +162,29 @@ class PagePool:
             self._owners[page] = 1
         return pages
 
+    def allocate_bundles(self, count: int, size: int) -> list[int]:
+        """Takes `count` bundles of `size` pages each, as `allocate` takes pages; gives their first ones."""
+        pages = self.allocate(count * size)
+        for i in range(0, len(pages), size):
+            self._rest[pages[i]] = rest = tuple(pages[i + 1 : i + size])
+            for page in rest:
+                self._owners[page] = 0  # the first one's owners are those of all
+        return pages[::size]
+
     def _evict(self, count: int) -> list[int]:
-        pages = self._cached.pop_first(count)
-        self._forget(pages)
-        return pages
+        if not self._rest:
+            pages = self._cached.pop_first(count)
+            self._forget(pages)
+            return pages
+        firsts, pages = [], list[int]()
+        while len(pages) < count:
+            firsts += self._cached.pop_first(1)
+            rest = self._rest.pop(firsts[-1], ())
+            self._cached_rest -= len(rest)
+            pages += (firsts[-1], *rest)
+        self._forget(firsts)
+        self._free += pages[count:]
+        return pages[:count]
 
     def _forget(self, pages: Iterable[int]) -> None:
         changes: list[Change] = []
@@ -255,6 +215,8 @@ class PagePool:
         for page in pages:
             if self._owners[page] == 0:
                 self._cached.remove(page)
+                if page in self._rest:
+                    self._cached_rest -= len(self._rest[page])
                 node = self._content[page]
                 assert node is not None, "a page without content is not cached"
                 changes.append((page, node.depth, OWNED))
@@ -273,8 +235,12 @@ class PagePool:
                 node = self._content[page]
                 if node is None:
                     self._free.append(page)
+                    if page in self._rest:
+                        self._free += self._rest.pop(page)
                 else:
                     self._cached.append(page)
+                    if page in self._rest:
+                        self._cached_rest += len(self._rest[page])
                     changes.append((page, node.depth, UNOWNED))
         self.changes.add(changes)
 
@@ -283,6 +249,8 @@ class PagePool:
         if self._content[page] is not None:
             return
         self._content[page] = node
+        if self.tells_published:
+            self.changes.add(((page, node.depth, PUBLISHED),))
         if node.page != NULL_PAGE:
             self._twins.setdefault(node, []).append(page)
             return
@@ -315,29 +283,43 @@ class PagePool:
         """Takes the content of owned pages back: nobody finds it any more, and it is gone with the last owner."""
         self._forget(pages)
 
+    def withdraw_content(self, node: PrefixNode) -> None:
+        """Takes a content back from all pages that have it, also from those that nobody owns."""
+        while node.page != NULL_PAGE:
+            page = node.page
+            self._forget([page])
+            if not self._owners[page]:
+                self._cached.remove(page)
+                rest = self._rest.pop(page, ())
+                self._cached_rest -= len(rest)
+                self._free += (page, *rest)
+
     def clear_cache(self) -> int:
         """Forgets all content that nobody owns; returns how many pages became free."""
-        count = len(self._cached)
+        count = self.num_cached
         self._free += self._evict(count)
         return count
 
     def check_integrity(self, tables: Iterable[Sequence[int]], writes: Iterable[int] = ()) -> None:
         """Raises IntegrityError unless the books add up.
 
-        tables: the page table of every live sequence. writes: every page that the step just planned will write.
+        tables: what every live sequence has in its page tables, bundles by their first page. writes: every page that
+        the step just planned will write.
         """
         owners = [0] * self.num_pages
         for table in tables:
             for page in table:
                 owners[page] += 1
+        owners[NULL_PAGE] = 0  # it stands where nothing is kept
         if owners != self._owners:
             wrong = [(p, owners[p], self._owners[p]) for p in range(self.num_pages) if owners[p] != self._owners[p]]
             raise IntegrityError(f"owners do not add up; (page, tables, pool): {wrong[:8]}")
-        in_use = sum(1 for count in owners if count)
+        in_use = sum(len(self.bundle(page)) for page, count in enumerate(owners) if count)
         free, cached = set(self._free), set(self._cached)
-        if len(free) != len(self._free) or free & cached or in_use + len(free) + len(cached) != self.usable_pages:
+        self._check_bundles(owners, free, cached)
+        if len(free) != len(self._free) or free & cached or in_use + len(free) + self.num_cached != self.usable_pages:
             raise IntegrityError(
-                f"free {len(self._free)} + cached {len(cached)} + in use {in_use} is not {self.usable_pages}"
+                f"free {len(self._free)} + cached {self.num_cached} + in use {in_use} is not {self.usable_pages}"
             )
         if NULL_PAGE in free or NULL_PAGE in cached or owners[NULL_PAGE]:
             raise IntegrityError("the null page was given out")
@@ -351,3 +333,13 @@ class PagePool:
         for page in writes:
             if not self.is_writable(page):
                 raise IntegrityError(f"page {page} would be written but is shared or published, or nobody owns it")
+
+    def _check_bundles(self, owners: list[int], free: set[int], cached: set[int]) -> None:
+        """Each page of a bundle belongs to that one alone, which is owned or cached."""
+        rest = [page for pages in self._rest.values() for page in pages]
+        if len(set(rest)) < len(rest) or free.union(cached, self._rest) & set(rest) or any(owners[p] for p in rest):
+            raise IntegrityError("a page of a bundle is free, or another one's")
+        if any(not owners[page] and page not in cached for page in self._rest):
+            raise IntegrityError("a bundle that nobody owns is not cached")
+        if self._cached_rest != sum(len(self._rest.get(page, ())) for page in cached):
+            raise IntegrityError(f"{self._cached_rest} pages of cached bundles were counted")

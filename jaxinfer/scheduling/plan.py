@@ -7,16 +7,20 @@ from typing import NamedTuple
 
 from jaxinfer.sampling_params import SamplingParams
 
+NULL_PAGE = 0  # of every pool: it holds nothing
+NO_TOKEN = -1  # of a row without a finite logit
+
 
 class Admission(NamedTuple):
     """A sequence enters a slot (or starts again in it): everything the device must know from now on.
 
-    start: tokens whose KV the pages already hold (prefix hit). history: those tokens, only when penalties need them.
+    start: tokens whose KV the pages already hold (prefix hit). tables: one for each page table, from its logical page 0
+    on, the null page where nothing is kept. history: the tokens before `start`, only when penalties need them.
     """
 
     start: int
     prompt_len: int
-    pages: tuple[int, ...]
+    tables: tuple[tuple[int, ...], ...]
     regime: int
     params: SamplingParams
     seed: int
@@ -25,11 +29,21 @@ class Admission(NamedTuple):
     history: tuple[int, ...]
 
 
-class PlanRow(NamedTuple):
-    """`length` tokens of one sequence from position `start`; it samples when that catches up with its tokens.
+class TableWrite(NamedTuple):
+    """Logical page `position` of a slot's page table number `table` is `page` from this step on; the null page where
+    it was given back."""
 
-    token_ids: the known ids, or empty when the only one is the token sampled by the step before, still on the device.
-    pages: pages appended to the row's table since its last row (page tables are append-only between admissions).
+    table: int
+    position: int
+    page: int
+
+
+class PlanRow(NamedTuple):
+    """`length` tokens of one sequence from position `start`; it draws when that catches up with its tokens.
+
+    draws: tokens drawn at the row's end, at most; 0 when it does not catch up. token_ids: the known ids, or empty when
+    the only one is the token drawn by the step before, still on the device. writes: what changed in the slot's page
+    tables since its last row; none beside an admission, which has all of them.
     targets: for prompt log-probabilities, the token after each of the row's tokens (fewer at the prompt's end).
     """
 
@@ -40,9 +54,9 @@ class PlanRow(NamedTuple):
     slot: int
     start: int
     length: int
-    samples: bool
+    draws: int
     token_ids: tuple[int, ...]
-    pages: tuple[int, ...]
+    writes: tuple[TableWrite, ...]
     admission: Admission | None
     targets: tuple[int, ...]
 
@@ -67,11 +81,14 @@ class Scores(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What came back for the plan's rows, as plain lists in row order; tokens[i] counts only where row i samples.
+    """What came back for the plan's rows, as plain lists in row order.
 
-    scores: of the sampled tokens, None when no row asked. prompt_scores: by token position within the step.
+    tokens: of every row those that are accepted, at most as many as it draws; they count only where it draws. Where
+    none is, the row's last token counts as not computed, on the device too. The last is NO_TOKEN where a row had no
+    finite logit. scores: one entry for each token in `tokens`, None when no row asked. prompt_scores: by token position
+    within the step.
     """
 
-    tokens: list[int]
+    tokens: list[list[int]]
     scores: Scores | None = None
     prompt_scores: Scores | None = None

@@ -1,10 +1,11 @@
-"""What is known of a waiting sequence's prefix: found once, then kept up to date."""
+"""What is known of a waiting sequence's prefix where one page table has all of it: found once, then kept up to date."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jaxinfer.scheduling.page_pool import FORGOTTEN, PagePool, PrefixNode
+from jaxinfer.scheduling.page_pool import FORGOTTEN, PagePool
+from jaxinfer.scheduling.prefix_table import PrefixNode
 
 if TYPE_CHECKING:
     from jaxinfer.scheduling.request import Sequence
@@ -36,6 +37,23 @@ class PrefixHit:
     def node(self) -> PrefixNode:
         """The content of the last page; the root when there is none."""
         return self.nodes[len(self.pages)]
+
+    @property
+    def length(self) -> int:
+        """How many pages it has."""
+        return len(self.pages)
+
+    @property
+    def known(self) -> int:
+        """Contents that are known."""
+        return len(self.nodes)
+
+    def tables(self) -> list[list[int]]:
+        """The pages to share, in the one list that there is."""
+        return [list(self.pages)]
+
+    def last_nodes(self) -> list[PrefixNode | None]:
+        return [self.node]
 
     @property
     def num_unowned(self) -> int:

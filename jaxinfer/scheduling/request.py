@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from jaxinfer.messages import SequenceAccount, Submit
 from jaxinfer.sampling_params import SamplingParams
-from jaxinfer.scheduling.page_pool import PrefixNode
+from jaxinfer.scheduling.group_hit import GroupHit
+from jaxinfer.scheduling.plan import TableWrite
 from jaxinfer.scheduling.prefix_hit import PrefixHit
+from jaxinfer.scheduling.prefix_table import PrefixNode
 
 if TYPE_CHECKING:
     from jaxinfer.scheduling.tenants import Tenant
@@ -74,9 +76,10 @@ class Request:
 class Sequence:
     """One text being generated.
 
-    num_tokens counts the known tokens plus `num_pending` sampled ones that have not reached the host yet (0 or 1);
-    num_computed counts those whose KV is written by a step that was dispatched. A step chases num_tokens with
-    num_computed; when it catches up it samples. Nothing else distinguishes prefill from decode.
+    num_tokens counts the known tokens plus `num_pending` drawn ones that have not reached the host yet (0, or as many
+    as a row draws; fewer may be accepted); num_computed counts those whose KV is written by a step that was dispatched.
+    A step chases num_tokens with num_computed; when it catches up it draws. Nothing else distinguishes prefill from
+    decode.
 
     `epoch` goes up when the sequence ends, so that results still in flight are recognised as stale. `residency` goes up
     whenever its pages are given back, so that a result in flight cannot publish pages that are no longer its own.
@@ -84,6 +87,7 @@ class Sequence:
 
     __slots__ = (
         "cached_tokens",
+        "capacity",
         "charged",
         "chunks",
         "committed",
@@ -91,19 +95,22 @@ class Sequence:
         "device_seconds",
         "epoch",
         "finished",
+        "first",
+        "held",
         "hit",
         "index",
+        "leaves_at",
+        "left_behind",
         "max_total",
         "min_total",
         "needs_admission",
-        "node",
+        "nodes",
         "num_computed",
         "num_pending",
         "num_tokens",
         "order",
         "output_ids",
         "padded_tokens",
-        "pages",
         "preemptions",
         "prompt_len",
         "regime",
@@ -113,6 +120,7 @@ class Sequence:
         "started",
         "stop_ids",
         "sync",
+        "tables",
     )
 
     def __init__(self, request: Request, index: int, max_total: int) -> None:
@@ -130,10 +138,15 @@ class Sequence:
         self.sync = False  # wants its token on the host before its next step
         self.slot = -1
         self.needs_admission = True  # the device has not been told about it yet
-        self.pages: list[int] = []
-        self.node: PrefixNode | None = None  # content of the committed pages
-        self.committed = 0  # pages whose content is published
-        self.hit: PrefixHit | None = None  # while it waits: what is known of its prefix
+        self.tables: list[list[int]] = []  # of each group of layers its pages; see KVManager
+        self.capacity = 0  # tokens that those have room for
+        self.held = 0  # pages of all tables together
+        self.first: list[int] = []  # of each group, the first page that it has not left behind
+        self.leaves_at = 0  # where its next row must begin for it to leave more behind
+        self.left_behind: list[TableWrite] = []  # what the device is not told yet of those before it
+        self.nodes: list[PrefixNode | None] = []  # of each group, content of the last published page
+        self.committed = 0  # pages whose content is published in all groups, by steps that have returned
+        self.hit: PrefixHit | GroupHit | None = None  # while it waits: what is known of its prefix
         self.regime = 0  # 1: RoPE's long factors (longrope)
         self.cached_tokens = 0
         self.charged = 0  # positions whose computing its tenant was charged for
@@ -167,7 +180,7 @@ class Sequence:
         return SequenceAccount(
             self.started,
             self.chunks,
-            len(self.pages),
+            self.held,
             self.preemptions,
             self.computed_tokens,
             self.padded_tokens,

@@ -7,10 +7,12 @@ from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.plan import PlanRow, Scores, StepResult
 
 
-def token_logprobs(i: int, count: int, result: StepResult) -> TokenLogprobs:
-    """The sampled token's entry for row `i` with `count` alternatives."""
-    assert result.scores is not None, "a row asked for log-probabilities that were not fetched"
-    return _entry(result.tokens[i], i, count, result.scores)
+def token_logprobs(i: int, accepted: int, count: int, result: StepResult) -> tuple[TokenLogprobs, ...]:
+    """Entries of the first `accepted` tokens of row `i`, with `count` alternatives each."""
+    scores = result.scores
+    assert scores is not None, "a row asked for log-probabilities that were not fetched"
+    first = sum(map(len, result.tokens[:i]))
+    return tuple(_entry(token, first + j, count, scores) for j, token in enumerate(result.tokens[i][:accepted]))
 
 
 def prompt_scores(row: PlanRow, offset: int, params: SamplingParams, result: StepResult) -> PromptScored:

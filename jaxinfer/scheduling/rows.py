@@ -7,27 +7,30 @@ from jaxinfer.scheduling.plan import Admission, PlanRow
 from jaxinfer.scheduling.request import Sequence
 
 
-def plan_row(kv: KVManager, sequence: Sequence, length: int) -> PlanRow:
+def plan_row(kv: KVManager, sequence: Sequence, length: int, draws: int = 1) -> PlanRow:
     """The next `length` tokens of a running sequence: takes their pages, counts them as computed and, where the row
-    catches up with what is known, the token to come as pending."""
+    catches up with what is known, the tokens to come, at most `draws`, as pending."""
     start = sequence.num_computed
     end = start + length
     if start < sequence.prompt_len:
         sequence.chunks += 1
     fresh = sequence.needs_admission
-    pages = kv.extend(sequence, end)
-    admission = _admission(sequence) if fresh else None
+    writes = kv.extend(sequence, end)
+    admission = _admission(kv, sequence) if fresh else None
     sequence.num_computed = end
     request = sequence.request
     request.tenant.charge(sequence, start, end)
-    samples = end == sequence.num_tokens
     token_ids = sequence.tokens(start, end) if start < sequence.num_known else ()
     targets: tuple[int, ...] = ()
     if request.params.prompt_logprobs is not None and not sequence.index and start < sequence.prompt_len - 1:
         targets = request.prompt[start + 1 : end + 1]
-    if samples:
-        sequence.num_pending += 1
-        sequence.num_tokens += 1
+    if end == sequence.num_tokens:
+        if draws > 1:
+            draws = min(draws, sequence.max_total - end)
+        sequence.num_pending += draws
+        sequence.num_tokens += draws
+    else:
+        draws = 0
     return PlanRow(
         request.request_id,
         sequence.index,
@@ -36,22 +39,22 @@ def plan_row(kv: KVManager, sequence: Sequence, length: int) -> PlanRow:
         sequence.slot,
         start,
         length,
-        samples,
+        draws,
         token_ids,
-        () if fresh else tuple(pages),
+        () if fresh else writes,
         admission,
         targets,
     )
 
 
-def _admission(sequence: Sequence) -> Admission:
+def _admission(kv: KVManager, sequence: Sequence) -> Admission:
     sequence.needs_admission = False
     request = sequence.request
     start = sequence.num_computed
     return Admission(
         start,
         sequence.prompt_len,
-        tuple(sequence.pages),
+        kv.table_columns(sequence),
         sequence.regime,
         request.params,
         request.seed,

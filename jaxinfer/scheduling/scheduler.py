@@ -41,11 +41,6 @@ class _Step:
         self.budget -= row.length
 
 
-def _headroom(running: int) -> int:
-    """Pages left free for so many running sequences to grow into."""
-    return (running + 3) // 4
-
-
 class Scheduler(Books):
     """Owns every live request. Not thread-safe: the engine's one thread calls it."""
 
@@ -57,6 +52,7 @@ class Scheduler(Books):
             self._make_way()
         step = _Step(self.limits.max_num_batched_tokens)
         behind: list[Sequence] = []  # more than one token: served after the rows that need one
+        draws = self.limits.draws
         for sequence in list(self._running):
             want = sequence.num_tokens - sequence.num_computed
             if want > 1 or sequence.needs_admission or sequence.regime != self._regime(sequence):
@@ -65,7 +61,7 @@ class Scheduler(Books):
                 if sequence.sync and sequence.num_pending:
                     continue
                 if self._grow(sequence, sequence.num_tokens, step):
-                    step.add(sequence, plan_row(self.kv, sequence, 1))
+                    step.add(sequence, plan_row(self.kv, sequence, 1, draws))
         self._deal(step, behind)
         self._look_ahead()
         used = self.limits.max_num_batched_tokens - step.budget
@@ -85,10 +81,10 @@ class Scheduler(Books):
         reserved: int | None = None  # pages that are spoken for
         while step.budget and (dealt := turns.deal()) is not None:
             sequence, waits = dealt
-            held = len(sequence.pages)
+            held = sequence.held
             if not waits:
                 if sequence.slot >= 0 and self._catch_up(sequence, step) and reserved is not None:
-                    reserved = max(0, reserved - len(sequence.pages) + held)
+                    reserved = max(0, reserved - max(0, sequence.held - held))
             elif not self._slots:
                 turns.close(all_tenants=True)
             elif not self._may_start(sequence):
@@ -110,8 +106,8 @@ class Scheduler(Books):
         for sequence in self._tenants.first_in_line(LOOK_AT):
             if self._may_start(sequence):
                 sequence.regime = self._regime(sequence)
-                known = 0 if sequence.hit is None else len(sequence.hit.nodes)
-                left -= max(0, len(self.kv.find_prefix(sequence, new=left).nodes) - known)
+                known = 0 if sequence.hit is None else sequence.hit.known
+                left -= max(0, self.kv.find_prefix(sequence, new=left).known - known)
                 if left <= 0:
                     return
 
@@ -121,19 +117,18 @@ class Scheduler(Books):
 
     def _catch_up(self, sequence: Sequence, step: _Step) -> bool:
         """Plans a chunk of a running sequence that is more than one token behind, or must start again."""
+        if sequence.num_pending:
+            return False  # its newest token is needed as an input, or nobody knows how many there are: after the update
         if sequence.regime != self._regime(sequence):
-            if sequence.num_pending:
-                return False  # its newest token is needed as an input; it is here after the next update
             self.kv.release(sequence)
             sequence.regime = self._regime(sequence)
             sequence.needs_admission = True
-            sequence.node = self.kv.root(sequence)
         if sequence.num_tokens >= sequence.max_total:
             return False
         length = min(sequence.num_tokens - sequence.num_computed, step.budget)
         if not self._grow(sequence, sequence.num_computed + length, step):
             return False
-        step.add(sequence, plan_row(self.kv, sequence, length))
+        step.add(sequence, plan_row(self.kv, sequence, length, self.limits.draws))
         return True
 
     def _grow(self, sequence: Sequence, num_tokens: int, step: _Step) -> bool:
@@ -143,7 +138,9 @@ class Scheduler(Books):
         A row that is already in the plan is never preempted. When only the sequence itself is left it gives up its own
         pages if others run, since keeping them while waiting could block everyone.
         """
-        if num_tokens <= len(sequence.pages) * self.pool.page_size:
+        if sequence.num_computed >= sequence.leaves_at:
+            self.kv.leave_behind(sequence)
+        if num_tokens <= sequence.capacity:
             return True
         while self.kv.shortfall(sequence, num_tokens):
             victims = (s for s in reversed(self._running) if s not in step.planned)
@@ -165,12 +162,12 @@ class Scheduler(Books):
         # only where that matters; `counted` holds whose prefix was not.
         needed, counted = 0, list[Sequence]()
         reserved: int | None = None  # as in `_deal`
-        pages_for, available = self.kv.pages_for, self.pool.available
+        needs, available = self.kv.needs, self.pool.available
         for tenant in self._tenants.least_served():
             room = self._tenants.share(tenant, self.limits.max_num_seqs) - tenant.running
             most = self._tenants.share(tenant, self.pool.usable_pages) - tenant.pages
             for sequence in self._next_to_start(tenant, room):
-                wanted = pages_for(sequence.num_tokens)
+                wanted = needs(sequence.num_tokens)
                 if wanted > most:
                     break
                 reserved = self._reserved(self._running) if reserved is None else reserved
@@ -181,14 +178,14 @@ class Scheduler(Books):
                     if not slots and victim is None:
                         return
                     if counted:
-                        needed -= sum(pages_for(s.num_tokens) - self._missing(s) for s in counted)
+                        needed -= sum(needs(s.num_tokens) - self._missing(s) for s in counted)
                         counted.clear()
                         if slots:
                             continue
                     if victim is None:
                         return
-                    reserved += _headroom(len(self._running) - 1) - _headroom(len(self._running))
-                    reserved -= self.kv.lacks(victim)
+                    reserved += self._headroom(len(self._running) - 1) - self._headroom(len(self._running))
+                    reserved -= self.kv.lacks(victim, victim.num_tokens)
                     self._preempt(victim)
                     slots, available = slots + 1, self.pool.available
                 slots, most = slots - 1, most - wanted
@@ -199,15 +196,18 @@ class Scheduler(Books):
 
     def _reserved(self, behind: list[Sequence]) -> int:
         """Pages that running sequences are about to need."""
-        found = sum(self.kv.lacks(sequence) for sequence in behind if sequence.slot >= 0)
-        return found + _headroom(len(self._running))
+        found = sum(self.kv.lacks(s, s.num_tokens) for s in behind if s.slot >= 0)
+        return found + self._headroom(len(self._running))
+
+    def _headroom(self, running: int) -> int:
+        """Pages left free for so many running sequences to grow into."""
+        return (running + 3) // 4 * self.kv.shape.each
 
     def _missing(self, sequence: Sequence) -> int:
         """The available pages that a waiting sequence's admission takes: those without a prefix hit, and hits that
         nobody owns now."""
         sequence.regime = self._regime(sequence)
-        hit = self.kv.find_prefix(sequence)
-        return self.kv.pages_for(sequence.num_tokens) - len(hit.pages) + hit.num_unowned
+        return self.kv.missing(sequence)
 
     def _admit(self, sequence: Sequence, step: _Step, reserved: int) -> int | None:
         """Moves a waiting sequence into a slot: the pages that it still needs, or None when it does not fit."""
@@ -225,8 +225,9 @@ class Scheduler(Books):
         self._tenants.dequeue(sequence)
         insort(self._running, sequence, key=order_of)
         self._unpark(sequence.request)  # a hit may hold the whole prompt
-        step.add(sequence, plan_row(self.kv, sequence, min(sequence.num_tokens - sequence.num_computed, step.budget)))
-        return self.kv.pages_for(sequence.num_tokens - 1) - len(sequence.pages)
+        length = min(sequence.num_tokens - sequence.num_computed, step.budget)
+        step.add(sequence, plan_row(self.kv, sequence, length, self.limits.draws))
+        return self.kv.lacks(sequence, sequence.num_tokens - 1)
 
     # -- results -------------------------------------------------------------------------------------------------------
 
@@ -238,7 +239,8 @@ class Scheduler(Books):
         outputs = StepOutputs()
         seconds_each, padded_each = seconds / plan.num_tokens, padded / plan.num_tokens
         offset = 0
-        for i, row in enumerate(plan.rows):
+        page_size = self.pool.page_size
+        for i, (row, tokens) in enumerate(zip(plan.rows, result.tokens, strict=True)):
             length = row.length
             start, offset = offset, offset + length
             request = self._requests.get(row.request_id)
@@ -247,7 +249,8 @@ class Scheduler(Books):
             sequence = request.sequences[row.index]
             if sequence.epoch != row.epoch:
                 continue
-            self.kv.commit(sequence, row)
+            if row.start + length >= (sequence.committed + 1) * page_size:
+                self.kv.commit(sequence, row, len(tokens))
             if request.parked:
                 self._unpark(request)
             sequence.computed_tokens += length
@@ -255,28 +258,46 @@ class Scheduler(Books):
             sequence.padded_tokens += padded_each * length
             if row.targets:
                 outputs.prompts.append(prompt_scores(row, start, request.params, result))
-            if row.samples and result.tokens[i] < 0:
-                outputs.sequences += self._fail(request)
-            elif row.samples:
-                outputs.sequences.append(self._take_token(sequence, i, result))
+            if row.draws:
+                if tokens and tokens[-1] < 0:
+                    outputs.sequences += self._fail(request)
+                elif (output := self._take_tokens(sequence, i, row, tokens, result)) is not None:
+                    outputs.sequences.append(output)
         self.stats.steps += 1
         return outputs
 
-    def _take_token(self, sequence: Sequence, i: int, result: StepResult) -> SequenceOutput:
-        token = result.tokens[i]
-        sequence.output_ids.append(token)
-        sequence.num_pending -= 1
-        self.stats.generated_tokens += 1
+    def _take_tokens(
+        self, sequence: Sequence, i: int, row: PlanRow, tokens: list[int], result: StepResult
+    ) -> SequenceOutput | None:
+        """Takes what row `i` drew of a live sequence, up to what ends it; None where nothing is accepted."""
+        count, draws = len(tokens), row.draws
+        sequence.num_pending -= draws
+        if count != draws:
+            sequence.num_tokens -= draws - count
+            if not tokens:
+                if row.residency == sequence.residency:
+                    sequence.num_computed -= 1  # it draws again
+                return None
         reason: str | None = None
         stop_token: int | None = None
-        total = sequence.num_known
-        request = sequence.request
-        if token in sequence.stop_ids and total > sequence.min_total:
-            reason, stop_token = "stop", token
-        elif total >= sequence.max_total:
-            reason = "length"
+        taken = sequence.output_ids
+        known = total = sequence.num_tokens - sequence.num_pending - count
+        for token in tokens:
+            taken.append(token)
+            total += 1
+            if token in sequence.stop_ids and total > sequence.min_total:
+                reason, stop_token = "stop", token
+                break
+            if total >= sequence.max_total:
+                reason = "length"
+                break
+        accepted = total - known
+        self.stats.generated_tokens += accepted
         account = self._finish(sequence) if reason is not None else None
-        logprobs = None if request.params.logprobs is None else token_logprobs(i, request.params.logprobs, result)
+        request = sequence.request
+        wanted = request.params.logprobs
+        logprobs = None if wanted is None else token_logprobs(i, accepted, wanted, result)
+        new = tuple(tokens) if accepted == count else tuple(tokens[:accepted])
         return SequenceOutput(
-            request.request_id, sequence.index, token, logprobs, reason, stop_token, sequence.cached_tokens, account
+            request.request_id, sequence.index, new, logprobs, reason, stop_token, sequence.cached_tokens, account
         )

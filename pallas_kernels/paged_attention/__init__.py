@@ -2,5 +2,6 @@
 
 from pallas_kernels.paged_attention.api import RaggedBatch, paged_attention
 from pallas_kernels.paged_attention.layout import KVLayout, kv_layout
+from pallas_kernels.paged_attention.options import AttentionOptions
 
-__all__ = ["KVLayout", "RaggedBatch", "kv_layout", "paged_attention"]
+__all__ = ["AttentionOptions", "KVLayout", "RaggedBatch", "kv_layout", "paged_attention"]

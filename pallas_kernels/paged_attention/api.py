@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from pallas_kernels import triton_support
 from pallas_kernels.dispatch import Backend, DeviceTarget, Op, select
 from pallas_kernels.paged_attention import layout
 from pallas_kernels.paged_attention.lanes import over_rows_of_lanes
+from pallas_kernels.paged_attention.options import AttentionOptions
 
 
 @jax.tree_util.register_dataclass
@@ -53,8 +53,7 @@ class PagedAttentionCase:
     pages_per_row: int
     query_dtype: np.dtype
     kv_dtype: np.dtype
-    sliding_window: int | None
-    soft_cap: float | None
+    options: AttentionOptions
     sinks: bool = False
 
 
@@ -128,9 +127,7 @@ def paged_attention(
     v_pages: layout.Pages,
     batch: RaggedBatch,
     *,
-    scale: float,
-    sliding_window: int | None = None,
-    soft_cap: float | None = None,
+    options: AttentionOptions,
     sinks: jax.Array | None = None,
     target: DeviceTarget,
     backend: str | None = None,
@@ -149,9 +146,7 @@ def paged_attention(
         k_pages, v_pages: (P, K, page_size, H), or on TPU fewer and wider rows, as `layout.kv_layout(target, ...)`
             describes: float32, bfloat16, or `layout.QuantizedPages` of int8 or float8_e4m3fn.
         batch: the ragged batch.
-        scale: multiplies q . k.
-        sliding_window: a query at position p sees p - sliding_window + 1 .. p only.
-        soft_cap: scores become soft_cap * tanh(score / soft_cap), after `scale`.
+        options: how scores are made and which keys a query sees.
         sinks: (N,) a score for each query head that takes its share of the softmax and adds nothing to the output
             (attention sinks as gpt-oss learns them); neither scaled nor capped.
         target: the device being compiled for.
@@ -163,7 +158,7 @@ def paged_attention(
         out (T, N, H) in q's dtype, exactly zero for padding; and the two page arrays.
 
     Raises:
-        ValueError: shapes or options that do not fit together, or an unknown backend or mesh axis.
+        ValueError: shapes that do not fit together, or an unknown backend or mesh axis.
         dispatch.Unsupported: the backend cannot serve this case on this target.
     """
     if (mesh is None) != (head_axis is None):
@@ -171,14 +166,10 @@ def paged_attention(
     if mesh is not None and head_axis not in mesh.shape:
         raise ValueError(f"head_axis is {head_axis!r}; the mesh has axes {', '.join(map(repr, mesh.shape))}")
     shards = 1 if mesh is None or head_axis is None else mesh.shape[head_axis]
-    case = _checked_case(q, k, v, k_pages, v_pages, batch, sliding_window, soft_cap, sinks, target, shards)
-    if not math.isfinite(scale):
-        raise ValueError(f"scale is {scale}; it must be finite")
+    case = _checked_case(q, k, v, k_pages, v_pages, batch, options, sinks, target, shards)
     run = functools.partial(
         over_rows_of_lanes(select(OP, target, case, backend).load()),
-        scale=float(scale),
-        sliding_window=sliding_window,
-        soft_cap=None if soft_cap is None else float(soft_cap),
+        options=options,
         target=target,
     )
     if mesh is not None and mesh.size > 1:
@@ -203,13 +194,12 @@ def _checked_case(
     k_pages: layout.Pages,
     v_pages: layout.Pages,
     batch: RaggedBatch,
-    sliding_window: int | None,
-    soft_cap: float | None,
+    options: AttentionOptions,
     sinks: jax.Array | None,
     target: DeviceTarget,
     shards: int,
 ) -> PagedAttentionCase:
-    """Checks shapes, dtypes and options, and describes one shard of the work."""
+    """Checks shapes and dtypes, and describes one shard of the work."""
     for name, array, rank in (("q", q, 3), ("k", k, 3), ("k_pages", k_pages, 4)):
         if array.ndim != rank:
             raise ValueError(f"{name} has shape {array.shape}; it needs {rank} axes")
@@ -245,10 +235,6 @@ def _checked_case(
             raise ValueError(f"batch.{field.name} is {getattr(batch, field.name).dtype}; it must be int32")
     if k_pages.dtype != v_pages.dtype:
         raise ValueError(f"k_pages is {k_pages.dtype} and v_pages {v_pages.dtype}; they must be the same")
-    if sliding_window is not None and sliding_window < 1:
-        raise ValueError(f"sliding_window is {sliding_window}; it must be at least 1, or None")
-    if soft_cap is not None and not (math.isfinite(soft_cap) and soft_cap > 0):
-        raise ValueError(f"soft_cap is {soft_cap}; it must be finite and above 0, or None")
     if sinks is not None and sinks.shape != (num_heads,):
         raise ValueError(
             f"sinks has shape {sinks.shape}; it must hold one score for each of the {num_heads} query heads"
@@ -265,7 +251,6 @@ def _checked_case(
         pages_per_row=pages_per_row,
         query_dtype=np.dtype(q.dtype),
         kv_dtype=dtype,
-        sliding_window=sliding_window,
-        soft_cap=soft_cap,
+        options=options,
         sinks=sinks is not None,
     )

@@ -31,6 +31,7 @@ from pallas_kernels.paged_attention import layout, work
 from pallas_kernels.paged_attention.api import RaggedBatch
 from pallas_kernels.paged_attention.mosaic_gpu_kernel import launch
 from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK_KEYS, M_ROWS, Plan
+from pallas_kernels.paged_attention.options import AttentionOptions
 
 # Blocks of threads that a launch should have: two for each of the 132 multiprocessors of an H100 or H200.
 _BLOCKS_WANTED = 264
@@ -38,9 +39,7 @@ _PART_BLOCKS = 4  # no more parts than what gives each about so many blocks of k
 _LOG2E = math.log2(math.e)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("scale", "sliding_window", "soft_cap", "target", "interpret", "count_copies")
-)
+@functools.partial(jax.jit, static_argnames=("options", "target", "interpret", "count_copies"))
 def paged_attention(
     q: jax.Array,
     k: jax.Array,
@@ -50,9 +49,7 @@ def paged_attention(
     batch: RaggedBatch,
     sinks: jax.Array | None,
     *,
-    scale: float,
-    sliding_window: int | None,
-    soft_cap: float | None,
+    options: AttentionOptions,
     target: DeviceTarget,
     interpret: Any = False,
     count_copies: bool = False,
@@ -78,9 +75,7 @@ def paged_attention(
         warpgroups=1,
         quantized=isinstance(k_pages, layout.QuantizedPages),
         kv_dtype=np.dtype(k_pages.dtype),
-        scale=scale,
-        sliding_window=sliding_window,
-        soft_cap=soft_cap,
+        options=options,
         sinks=sinks is not None,
         count_copies=count_copies,
     )
@@ -130,8 +125,8 @@ def _attend(
     num_tokens, num_kv_heads, group, head_dim = queries.shape
     num_pieces, tile = token.shape[0], plan.tile
     most_keys = tables.shape[1] * plan.page_size
-    if plan.sliding_window is not None:
-        most_keys = min(most_keys, plan.sliding_window + BLOCK_KEYS)
+    if plan.options.sliding_window is not None:
+        most_keys = min(most_keys, plan.options.sliding_window + BLOCK_KEYS)
     parts = work.key_parts(_BLOCKS_WANTED, num_pieces * num_kv_heads, most_keys, BLOCK_KEYS * _PART_BLOCKS)
     plan = dataclasses.replace(plan, parts=parts)
     place = jnp.minimum(token[:, None] + jnp.arange(tile, dtype=jnp.int32), num_tokens - 1)

@@ -208,7 +208,7 @@ class _View(NamedTuple):
 
 
 def _view(plan: Plan, base: jax.Array, length: jax.Array, part: jax.Array) -> _View:
-    size, window = jnp.int32(BLOCK_KEYS), plan.sliding_window
+    size, window = jnp.int32(BLOCK_KEYS), plan.options.sliding_window
     last = base + length - 1
     first = jnp.int32(0) if window is None else jnp.maximum(base - (window - 1), 0)
     begin, end = lax.div(first, size), lax.div(last, size) + 1
@@ -291,8 +291,8 @@ def _fold(
         key = block * BLOCK_KEYS + plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA)
         rows = lax.broadcast_in_dim(position, shape, [0])
         seen = key <= rows
-        if plan.sliding_window is not None:
-            seen &= key > rows - plan.sliding_window
+        if plan.options.sliding_window is not None:
+            seen &= key > rows - plan.options.sliding_window
         scores = jnp.where(seen, scores, -jnp.inf)
     # `highest` starts finite, so that what a query does not see weighs 0 and never NaN.
     new_highest = jnp.maximum(highest, jnp.max(scores, axis=1))
@@ -341,11 +341,11 @@ def _to_log2(plan: Plan, scores: jax.Array, scratch: Scratch, stage: jax.Array) 
     """Products of queries and keys as scores in units of log2."""
     if plan.quantized:
         scores *= _columns(scratch.scales[0].at[stage], scores.shape)
-    if plan.soft_cap is None:
-        return scores * (plan.scale * _LOG2E)
+    if plan.options.soft_cap is None:
+        return scores * (plan.options.scale * _LOG2E)
     # tanh(x) = 1 - 2 / (1 + e^2x): the hardware's own tanh is too coarse to be multiplied by a cap.
-    power = jnp.exp2(scores * (2 * _LOG2E * plan.scale / plan.soft_cap))
-    return (plan.soft_cap * _LOG2E) * (1.0 - 2.0 / (1.0 + power))
+    power = jnp.exp2(scores * (2 * _LOG2E * plan.options.scale / plan.options.soft_cap))
+    return (plan.options.soft_cap * _LOG2E) * (1.0 - 2.0 / (1.0 + power))
 
 
 def _columns(scales: Any, shape: tuple[int, ...]) -> jax.Array:

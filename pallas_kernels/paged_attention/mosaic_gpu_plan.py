@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.paged_attention.options import AttentionOptions
+
 M_ROWS = 64  # rows of a warpgroup's matrix product
 BLOCK_KEYS = 64  # L
 _SHARED_BYTES = 232_448  # of a block of threads on Hopper
@@ -34,9 +36,7 @@ class Plan:
     warpgroups: int  # C; with two there is a third one that copies
     quantized: bool
     kv_dtype: np.dtype
-    scale: float
-    sliding_window: int | None
-    soft_cap: float | None
+    options: AttentionOptions
     sinks: bool
     count_copies: bool = False
 

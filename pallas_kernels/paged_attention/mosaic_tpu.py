@@ -34,14 +34,13 @@ from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import layout, work
 from pallas_kernels.paged_attention.api import RaggedBatch
 from pallas_kernels.paged_attention.mosaic_tpu_kernel import Plan, launch
+from pallas_kernels.paged_attention.options import AttentionOptions
 
 _BLOCK_KEYS = 256  # keys of a block: two buffers each of K and V stay within a few MiB
 _TILE_ROWS = 256  # query vectors of a tile per kv head, about
 
 
-@functools.partial(
-    jax.jit, static_argnames=("scale", "sliding_window", "soft_cap", "target", "interpret", "count_copies")
-)
+@functools.partial(jax.jit, static_argnames=("options", "target", "interpret", "count_copies"))
 def paged_attention(
     q: jax.Array,
     k: jax.Array,
@@ -51,9 +50,7 @@ def paged_attention(
     batch: RaggedBatch,
     sinks: jax.Array | None,
     *,
-    scale: float,
-    sliding_window: int | None,
-    soft_cap: float | None,
+    options: AttentionOptions,
     target: DeviceTarget,
     interpret: Any = False,
     count_copies: bool = False,
@@ -80,9 +77,7 @@ def paged_attention(
         pages_per_block=pages_per_block,
         page_size=page_size,
         quantized=isinstance(k_pages, layout.QuantizedPages),
-        scale=scale,
-        sliding_window=sliding_window,
-        soft_cap=soft_cap,
+        options=options,
         sinks=sinks is not None,
         factor=factor,
         count_copies=count_copies,

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.paged_attention import layout
+from pallas_kernels.paged_attention.options import AttentionOptions
 
 SUBLANES = 8
 _LANES = 128
@@ -35,9 +36,7 @@ class Plan:
     pages_per_block: int
     page_size: int
     quantized: bool
-    scale: float
-    sliding_window: int | None
-    soft_cap: float | None
+    options: AttentionOptions
     sinks: bool
     factor: Any  # dtype of the products' factors
     count_copies: bool
@@ -200,7 +199,7 @@ class _Copies:
     def keys_of(self, piece: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The first and the last key that some query of a piece sees."""
         low, high = self._base[piece] + self._begin[piece], self._base[piece] + self._end[piece] - 1
-        window = self._plan.sliding_window
+        window = self._plan.options.sliding_window
         return (jnp.maximum(low - window + 1, 0) if window else jnp.int32(0)), high
 
     def start(self, piece: jax.Array, block: jax.Array, slot: jax.Array) -> None:
@@ -250,8 +249,8 @@ def _fold_heads(plan: Plan, piece: _Piece, q_ref: Any, buffers: list[Any], state
     position = piece.base + in_tile
     key = piece.block * plan.keys + lax.broadcasted_iota(jnp.int32, (plan.rows, plan.keys), 1)
     seen = (key <= position) & (in_tile >= piece.begin) & (in_tile < piece.end)
-    if plan.sliding_window:
-        seen &= key > position - plan.sliding_window
+    if plan.options.sliding_window:
+        seen &= key > position - plan.options.sliding_window
     column = piece.block * plan.keys + lax.broadcasted_iota(jnp.int32, (plan.keys, 1), 0)
     known = (column >= piece.first) & (column <= piece.last)
     k_scales, v_scales = (buffers[1], buffers[3]) if plan.quantized else (None, None)
@@ -260,10 +259,10 @@ def _fold_heads(plan: Plan, piece: _Piece, q_ref: Any, buffers: list[Any], state
 
     def one_head(head: Any, carry: None) -> None:
         queries = q_ref[0, head] if plan.tile == 1 else q_ref[head].reshape(plan.rows, -1)
-        scores = _dot(queries, _keys_of_head(plan, k_buffer, piece.slot, head), contract=1) * plan.scale
+        scores = _dot(queries, _keys_of_head(plan, k_buffer, piece.slot, head), contract=1) * plan.options.scale
         scores = _scaled(plan, scores, k_scales, piece.slot, head, scores_ref)
-        if plan.soft_cap is not None:
-            scores = plan.soft_cap * jnp.tanh(scores / plan.soft_cap)
+        if plan.options.soft_cap is not None:
+            scores = plan.options.soft_cap * jnp.tanh(scores / plan.options.soft_cap)
         scores = jnp.where(seen, scores, -jnp.inf)
         highest = highest_ref[head]  # (M, 128), every lane the same
         new_highest = jnp.maximum(highest, jnp.max(scores, axis=1, keepdims=True))

@@ -13,6 +13,7 @@ import numpy as np
 
 from pallas_kernels.paged_attention import layout
 from pallas_kernels.paged_attention.api import RaggedBatch
+from pallas_kernels.paged_attention.options import AttentionOptions
 
 NumpyPages = np.ndarray | layout.QuantizedPages  # the latter with numpy arrays inside
 
@@ -25,9 +26,7 @@ def paged_attention(
     v_pages: layout.Pages,
     batch: RaggedBatch,
     *,
-    scale: float,
-    sliding_window: int | None = None,
-    soft_cap: float | None = None,
+    options: AttentionOptions,
     sinks: jax.Array | None = None,
 ) -> tuple[np.ndarray, NumpyPages, NumpyPages]:
     """What `api.paged_attention` must compute, on concrete arrays.
@@ -36,6 +35,7 @@ def paged_attention(
         out (T, N, H) float32; k_pages and v_pages, shaped as they came, in their storage dtype, as numpy arrays or
         `QuantizedPages` of them.
     """
+    window, cap = options.sliding_window, options.soft_cap
     starts, lengths, tables, slots = (
         np.asarray(a) for a in (batch.query_start_loc, batch.seq_lens, batch.page_tables, batch.slot_mapping)
     )
@@ -49,14 +49,14 @@ def paged_attention(
         begin, end = starts[row], starts[row + 1]
         for token in range(begin, end):
             position = length - (end - begin) + (token - begin)
-            first = 0 if sliding_window is None else max(0, position - sliding_window + 1)
+            first = 0 if window is None else max(0, position - window + 1)
             keys = np.arange(first, position + 1)
             pages, offsets = tables[row, keys // page_size], keys % page_size
             for head in range(num_heads):
                 kv_head = head // (num_heads // num_kv_heads)
-                scores = k_values[pages, kv_head, offsets] @ queries[token, head] * scale
-                if soft_cap is not None:
-                    scores = soft_cap * np.tanh(scores / soft_cap)
+                scores = k_values[pages, kv_head, offsets] @ queries[token, head] * options.scale
+                if cap is not None:
+                    scores = cap * np.tanh(scores / cap)
                 sink = -np.inf if sinks is None else float(sinks[head])
                 highest = max(scores.max(), sink)
                 weights = np.exp(scores - highest)

@@ -28,6 +28,7 @@ from jax import lax
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import layout, work
 from pallas_kernels.paged_attention.api import RaggedBatch
+from pallas_kernels.paged_attention.options import AttentionOptions
 from pallas_kernels.paged_attention.triton_gpu_plan import Plan, is_wide, sizes
 from pallas_kernels.triton_support import Launch, Run, capability_number, run
 
@@ -36,7 +37,7 @@ _PROGRAMS_WANTED = 216
 _PART_KEYS = 256  # no more parts than what gives each about so many keys where the table is full
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "sliding_window", "soft_cap", "target", "run"))
+@functools.partial(jax.jit, static_argnames=("options", "target", "run"))
 def paged_attention(
     q: jax.Array,
     k: jax.Array,
@@ -46,9 +47,7 @@ def paged_attention(
     batch: RaggedBatch,
     sinks: jax.Array | None,
     *,
-    scale: float,
-    sliding_window: int | None,
-    soft_cap: float | None,
+    options: AttentionOptions,
     target: DeviceTarget,
     run: Run = run,
 ) -> tuple[jax.Array, layout.Pages, layout.Pages]:
@@ -74,9 +73,7 @@ def paged_attention(
         sizes=sizes(capability, head_dim, kv_dtype, wide, single=True),
         wide=wide,
         kv_dtype=kv_dtype,
-        scale=scale,
-        sliding_window=sliding_window,
-        soft_cap=soft_cap,
+        options=options,
         sinks=sinks is not None,
         last_first=False,  # the list begins with the longest rows
         compute_capability=capability_number(target),
@@ -125,8 +122,8 @@ def _attend(
     _, num_heads, head_dim = q.shape
     num_pieces = token.shape[0]
     most_keys = tables.shape[1] * plan.page_size
-    if plan.sliding_window is not None:
-        most_keys = min(most_keys, plan.sliding_window + plan.tile)
+    if plan.options.sliding_window is not None:
+        most_keys = min(most_keys, plan.options.sliding_window + plan.tile)
     parts = work.key_parts(_PROGRAMS_WANTED, num_pieces * plan.programs, most_keys, _PART_KEYS)
     plan = dataclasses.replace(plan, parts=parts)
     nothing = jnp.zeros((1,), jnp.float32)  # in place of what the kernel does not read

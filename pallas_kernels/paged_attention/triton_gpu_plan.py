@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.paged_attention.options import AttentionOptions
 from pallas_kernels.triton_support import power_of_two
 
 # A tensor core's product has 16 rows.
@@ -49,9 +50,7 @@ class Plan:
     sizes: Sizes
     wide: bool
     kv_dtype: np.dtype
-    scale: float
-    sliding_window: int | None
-    soft_cap: float | None
+    options: AttentionOptions
     sinks: bool
     last_first: bool
     compute_capability: int
@@ -92,9 +91,9 @@ class Plan:
             "last_first": self.last_first,
             "wide": self.wide,
             "pages": pages,
-            "scale": self.scale,
-            "soft_cap": self.soft_cap or 0.0,
-            "window": self.sliding_window or 0,
+            "scale": self.options.scale,
+            "soft_cap": self.options.soft_cap or 0.0,
+            "window": self.options.sliding_window or 0,
             "has_sinks": self.sinks,
         }
 

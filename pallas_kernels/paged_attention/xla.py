@@ -36,6 +36,7 @@ from jax import lax
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import layout
 from pallas_kernels.paged_attention.api import RaggedBatch
+from pallas_kernels.paged_attention.options import AttentionOptions
 from pallas_kernels.paged_attention.work import in_token_order, row_of, single_rows
 
 # Keys per block: few enough for the copies of K and V to stay in the cache, enough to outweigh the cost of a turn.
@@ -89,8 +90,7 @@ class _Keys(NamedTuple):
     v_pages: layout.Pages
     tables: jax.Array  # (S, MP), MP a multiple of `pages_per_block`
     pages_per_block: int
-    sliding_window: int | None
-    soft_cap: float | None
+    options: AttentionOptions
     sinks: jax.Array | None  # (K, G)
 
     @property
@@ -98,7 +98,7 @@ class _Keys(NamedTuple):
         return self.pages_per_block * self.k_pages.shape[2]
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "sliding_window", "soft_cap", "target"))
+@functools.partial(jax.jit, static_argnames=("options", "target"))
 def paged_attention(
     q: jax.Array,
     k: jax.Array,
@@ -108,9 +108,7 @@ def paged_attention(
     batch: RaggedBatch,
     sinks: jax.Array | None,
     *,
-    scale: float,
-    sliding_window: int | None,
-    soft_cap: float | None,
+    options: AttentionOptions,
     target: DeviceTarget,
 ) -> tuple[jax.Array, layout.Pages, layout.Pages]:
     """See `api.paged_attention`. Jitted so that a model's equal layers are traced and lowered once."""
@@ -123,14 +121,14 @@ def paged_attention(
     pages_per_block = _pages_per_block(page_size)
     tables = jnp.pad(batch.page_tables, ((0, 0), (0, -batch.page_tables.shape[1] % pages_per_block)))
     sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(num_kv_heads, -1)
-    keys = _Keys(k_pages, v_pages, tables, pages_per_block, sliding_window, soft_cap, sinks)
+    keys = _Keys(k_pages, v_pages, tables, pages_per_block, options, sinks)
     queries = q.reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
 
     singles, rank = _single_token_work(batch, min(tiling.rows, batch.seq_lens.shape[0]))
     tiles = _tiled_work(batch, num_tokens, tiling.tile)
-    from_singles = _compute(queries, scale, keys, singles, size=singles.row.shape[0])
+    from_singles = _compute(queries, keys, singles, size=singles.row.shape[0])
     # The last tile may begin at the last token, and writes a whole tile.
-    from_tiles = _compute(queries, scale, keys, tiles, size=num_tokens + tiling.tile)
+    from_tiles = _compute(queries, keys, tiles, size=num_tokens + tiling.tile)
 
     def outputs() -> jax.Array:
         out = in_token_order(batch, from_singles, rank, from_tiles[:num_tokens])
@@ -186,14 +184,14 @@ def _tiled_work(batch: RaggedBatch, num_tokens: int, tile: int) -> _Work:
     )
 
 
-def _compute(queries: jax.Array, scale: float, keys: _Keys, work: _Work, size: int) -> jax.Array:
+def _compute(queries: jax.Array, keys: _Keys, work: _Work, size: int) -> jax.Array:
     """Attention of every tile in the list: queries (T, K, G, H) -> float32 (size, K, G, H), placed by `work.place`."""
     num_tokens, num_kv_heads, per_kv_head, head_dim = queries.shape
     group, tile = work.group, work.tile
     used = tile * per_kv_head
     padding = -used % _ROW_MULTIPLE
     # The keys that some query of a tile sees, first to last; an entry without work sees none.
-    window = keys.sliding_window
+    window = keys.options.sliding_window
     first = jnp.zeros_like(work.position) if window is None else jnp.maximum(work.position - window + 1, 0)
     first = jnp.where(work.length > 0, first, _INT_MAX)
     last = jnp.where(work.length > 0, work.position + work.length - 1, -1)
@@ -206,7 +204,9 @@ def _compute(queries: jax.Array, scale: float, keys: _Keys, work: _Work, size: i
             return lax.dynamic_slice_in_dim(per_tile, index * group, group)
 
         token = jnp.minimum(of(work.token)[:, None] + offset, num_tokens - 1)
-        q = queries.at[token].get(mode="promise_in_bounds").astype(jnp.float32) * scale  # (group, tile, K, G, H)
+        q = (
+            queries.at[token].get(mode="promise_in_bounds").astype(jnp.float32) * keys.options.scale
+        )  # (group, tile, K, G, H)
         q = q.transpose(0, 2, 1, 3, 4).reshape(group, num_kv_heads, used, head_dim)
         q = jnp.pad(q, ((0, 0), (0, 0), (0, padding), (0, 0)))
         positions = jnp.where(offset < of(work.length)[:, None], of(work.position)[:, None] + offset, -1)
@@ -235,7 +235,7 @@ def _attend(q: jax.Array, positions: jax.Array, keys: _Keys, view: _View) -> jax
 
     q: (B, K, M, H). positions: (B, M), -1 for a query that sees nothing and gives zeros. Returns (B, K, M, H).
     """
-    window, cap = keys.sliding_window, keys.soft_cap
+    window, cap = keys.options.sliding_window, keys.options.soft_cap
 
     def fold(index: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         highest, total, acc = carry

@@ -23,7 +23,7 @@ from device_checks.child import Case
 from device_checks.jax_timing import lower_loop, time_loop
 from device_checks.settings import Settings
 from pallas_kernels.dispatch import DeviceTarget, select
-from pallas_kernels.paged_attention import KVLayout, RaggedBatch, kv_layout, layout, paged_attention
+from pallas_kernels.paged_attention import AttentionOptions, KVLayout, RaggedBatch, kv_layout, layout, paged_attention
 from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
 
 LAYERS = 8  # of a turn
@@ -44,6 +44,11 @@ def _refuse(reason: str) -> dict[str, Any]:
     raise NotImplementedError(reason)
 
 
+def options_of(case: AttentionCase) -> AttentionOptions:
+    """The usual scale, and nothing else."""
+    return AttentionOptions(case.heads.dim**-0.5)
+
+
 def described(case: AttentionCase) -> PagedAttentionCase:
     """What dispatch is told of a case."""
     return PagedAttentionCase(
@@ -56,8 +61,7 @@ def described(case: AttentionCase) -> PagedAttentionCase:
         pages_per_row=case.pages_per_row,
         query_dtype=np.dtype(jnp.bfloat16),
         kv_dtype=np.dtype(case.kv_dtype),
-        sliding_window=None,
-        soft_cap=None,
+        options=options_of(case),
     )
 
 
@@ -158,7 +162,7 @@ def step_arrays(case: AttentionCase) -> dict[str, Any]:
 
 def lower(case: AttentionCase, target: DeviceTarget, backend: str, carry: Any, operands: Any) -> jax.stages.Lowered:
     """The timed program, for arrays or for shapes (to compile it for a device that is not here)."""
-    attend = functools.partial(paged_attention, scale=case.heads.dim**-0.5, target=target, backend=backend)
+    attend = functools.partial(paged_attention, options=options_of(case), target=target, backend=backend)
 
     _, turns, layers = loop_of(case, backend, target)
 

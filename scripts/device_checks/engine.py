@@ -8,6 +8,7 @@ is greedy, and no text ends early.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import statistics
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from device_checks.child import Case
 from device_checks.engine_sizes import EngineSizes, LeastWork, engine_sizes
@@ -30,14 +32,14 @@ from jaxinfer.models.registry import model_config
 from jaxinfer.models.shape import valid_tp
 from jaxinfer.runtime.assemble import Model, engine_info, make_layout, make_runner
 from jaxinfer.runtime.buckets import Bucket, pick_bucket
+from jaxinfer.runtime.inputs import StepOutput
 from jaxinfer.runtime.kv_cache import gib, resolve_sizes
-from jaxinfer.runtime.packing import Packer
-from jaxinfer.runtime.runner import ADMIT_TOKENS, Runner
+from jaxinfer.runtime.runner import Runner
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
-from jaxinfer.sharding import make_mesh, replicated, tensor_size
+from jaxinfer.sharding import make_mesh, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 
 
@@ -149,26 +151,30 @@ class EngineBench:
         return {"floor_flops": self._work.prompt_flops(rows, self.sizes.prompt), "rows": rows, **fields}
 
     def _time_step(self, rows: list[tuple[int, int]]) -> dict[str, Any]:
-        """Every call computes the same step: its rows start where they are told to, and not where the slots are."""
+        """Every call computes the same step: its rows are admitted once, and the slots are set back for each call."""
         _, runner = self._engine()
         plan = _plan(rows, runner.sizes.max_pages_per_sequence, self._config.vocab_size)
         bucket = pick_bucket(runner.ladder, plan.num_tokens)
-        sizes = runner.sizes
-        packer = Packer(sizes.max_num_seqs, sizes.max_pages_per_sequence, self._config.vocab_size, ADMIT_TOKENS)
-        inputs = jax.device_put(packer.pack(plan, bucket), replicated(self._mesh))
-        jax.block_until_ready(self._calls(runner, bucket, inputs))
+        for admissions in runner._packer.pack_admissions(plan):
+            runner._run_admission(admissions)
+        inputs = runner._put(runner._packer.pack(plan, bucket))
+        assert runner._slots is not None
+        computed = np.array(runner._slots.num_computed)
+        jax.block_until_ready(self._calls(runner, bucket, inputs, computed))
         seconds, enqueued = [], []
         for _ in range(REPEATS):
             begin = time.perf_counter()
-            output = self._calls(runner, bucket, inputs)
+            output = self._calls(runner, bucket, inputs, computed)
             enqueued.append((time.perf_counter() - begin) / self.sizes.steps)
             jax.block_until_ready(output)
             seconds.append((time.perf_counter() - begin) / self.sizes.steps)
         # How long a call takes on the host: near the step itself, the host waits for the device in the middle of it.
         return {"bucket": bucket.name, "call_seconds": statistics.median(enqueued), **summarise(seconds).fields()}
 
-    def _calls(self, runner: Runner, bucket: Bucket, inputs: Any) -> Any:
+    def _calls(self, runner: Runner, bucket: Bucket, inputs: jax.Array, computed: np.ndarray) -> StepOutput:
         for _ in range(self.sizes.steps):
+            assert runner._slots is not None
+            runner._slots = dataclasses.replace(runner._slots, num_computed=runner._put(computed.copy()))
             output = runner._run(bucket, inputs)
         return output
 
@@ -264,7 +270,7 @@ def _plan(rows: list[tuple[int, int]], pages_per_row: int, vocab: int) -> StepPl
     planned = []
     for slot, (count, length) in enumerate(rows):
         pages = tuple(range(1 + slot * pages_per_row, 1 + (slot + 1) * pages_per_row))
-        admission = Admission(length - count, length, pages, 0, params, 0, 0, (), ())
+        admission = Admission(length - count, length, (pages,), 0, params, 0, 0, (), ())
         ids = _prompt(slot, count, vocab)
-        planned.append(PlanRow(f"r{slot}", 0, 0, 0, slot, length - count, count, True, ids, (), admission, ()))
+        planned.append(PlanRow(f"r{slot}", 0, 0, 0, slot, length - count, count, 1, ids, (), admission, ()))
     return StepPlan(planned, sum(count for count, _ in rows))

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxinfer.runtime.topology import report, topology_mesh
 from jaxinfer.sharding import TENSOR_AXIS
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention import RaggedBatch, kv_layout, paged_attention
+from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, kv_layout, paged_attention
 from tests.aot.compilers import needs_libtpu
 from tests.pallas_kernels.paged_attention.cases import Shape
 
@@ -50,8 +50,10 @@ def compiled(topology: str, shape: Shape, backend: str = "mosaic_tpu") -> jax.st
     integers = ((shape.rows + 1,), (shape.rows,), (shape.rows, shape.pages_per_row), (shape.tokens,))
     batch = RaggedBatch(*(struct(size, jnp.int32) for size in integers))
     sinks = struct((num_heads,), jnp.float32, TENSOR_AXIS) if shape.sinks else None
-    options = {"scale": 0.1, "sliding_window": shape.sliding_window, "soft_cap": shape.soft_cap, "target": target}
-    attend = functools.partial(paged_attention, backend=backend, mesh=mesh, head_axis=TENSOR_AXIS, **options)
+    options = AttentionOptions(0.1, shape.sliding_window, shape.soft_cap)
+    attend = functools.partial(
+        paged_attention, options=options, target=target, backend=backend, mesh=mesh, head_axis=TENSOR_AXIS
+    )
 
     def op(*arguments: Any) -> Any:
         return attend(*arguments[:-1], sinks=arguments[-1])

@@ -71,10 +71,8 @@ class Harness:
         ended = self.loop.scheduler.take_ended()
         for output in ended + (outputs.sequences if outputs is not None else []):
             heard = self.heard.setdefault((output.request_id, output.index), Heard())
-            if output.token_id >= 0:
-                heard.tokens.append(output.token_id)
-            if output.logprobs is not None:
-                heard.logprobs.append(output.logprobs)
+            heard.tokens += output.token_ids
+            heard.logprobs += output.logprobs or ()
             heard.finish_reason = output.finish_reason
             heard.cached_tokens = output.cached_tokens
         for scored in outputs.prompts if outputs is not None else ():

@@ -42,7 +42,7 @@ class SlowStep:
 
     def result(self) -> StepResult:
         time.sleep(max(0.0, self._done_at - time.perf_counter()))
-        return StepResult([7] * len(self._plan.rows))
+        return StepResult([[7]] * len(self._plan.rows))
 
 
 def engine(seconds: float, pages: int = 65) -> tuple[EngineLoop, SlowDevice]:

@@ -16,6 +16,8 @@ from jaxinfer import LLM, SamplingParams
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.runtime.assemble import Model, choose_sizes, make_layout, make_runner
+from jaxinfer.runtime.buckets import Bucket
+from jaxinfer.runtime.inputs import SlotSizes
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.sampling_params import MAX_LOGPROBS, InvalidRequest
@@ -129,16 +131,18 @@ def test_the_default_changes_no_executable(folder: Path) -> None:
     assert runners[0].ladder == runners[1].ladder
     for runner, columns in zip(runners, (MAX_LOGPROBS, 33), strict=True):
         output = runner.lower_step(runner.ladder[0]).out_info[0]
-        tables = (output.sampled.scores, output.prompt)
+        tables = (output.scores, output.prompt)
         assert {leaf.shape[1] for scores in tables for leaf in jax.tree.leaves(scores) if leaf.ndim == 2} == {columns}
 
 
 def test_only_as_many_columns_are_fetched_as_somebody_wants() -> None:
-    packer = Packer(4, 4, 100, 16)
+    packer = Packer(SlotSizes(4, 4, 8), 100, 16)
 
     def row(slot: int, params: SamplingParams, *, samples: bool, targets: tuple[int, ...]) -> PlanRow:
-        packer._admit(slot, Admission(0, 4, (1,), 0, params, 0, 0, (), ()))
-        return PlanRow("r", 0, 0, 0, slot, 0, 4, samples, (1, 2, 3, 4), (), None, targets)
+        admission = Admission(0, 4, ((1,),), 0, params, 0, 0, (), ())
+        made = PlanRow("r", 0, 0, 0, slot, 0, 4, int(samples), (1, 2, 3, 4), (), admission, targets)
+        packer.pack(StepPlan([made], 4), Bucket(8, 4))
+        return made._replace(admission=None)
 
     rows = [
         row(0, SamplingParams(), samples=True, targets=()),

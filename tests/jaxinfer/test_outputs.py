@@ -43,7 +43,7 @@ def play_ids(
     for i, token in enumerate(ids):
         ends = reason if i == len(ids) - 1 else None
         stopped = token if ends == "stop" and token in params.stop_token_ids else None
-        stream.push(SequenceOutput("r", 0, token, None, ends, stopped, 0))
+        stream.push(SequenceOutput("r", 0, (token,), None, ends, stopped, 0))
         if stream.finished:
             break
     return stream
@@ -56,7 +56,7 @@ def play(tokenizer: Tokenizer, text: str, **params: object) -> tuple[RequestStre
     deltas = []
     for i, token in enumerate(ids):
         reason = "length" if i == len(ids) - 1 else None
-        delta = stream.push(SequenceOutput("r", 0, token, None, reason, None, 0))
+        delta = stream.push(SequenceOutput("r", 0, (token,), None, reason, None, 0))
         deltas.append(delta)
         if delta is None or delta.finish_reason is not None:
             break
@@ -87,8 +87,8 @@ def test_stop_strings_end_the_sequence_at_once(tokenizer: Tokenizer, stop: str) 
 def test_news_after_the_end_is_dropped(tokenizer: Tokenizer) -> None:
     stream, _ = play(tokenizer, "one two three", stop=["two"])
     length = len(stream.result.outputs[0].token_ids)
-    assert stream.push(SequenceOutput("r", 0, 9, None, None, None, 0)) is None
-    assert stream.push(SequenceOutput("r", 0, -1, None, "abort", None, 0)) is None
+    assert stream.push(SequenceOutput("r", 0, (9,), None, None, None, 0)) is None
+    assert stream.push(SequenceOutput("r", 0, (), None, "abort", None, 0)) is None
     assert len(stream.result.outputs[0].token_ids) == length
 
 
@@ -178,7 +178,7 @@ def test_stop_strings_of_every_sequence_wait_for_its_own_answer(characters: Toke
     for token in b"<think>a stop</think>b stop":
         for index in (0, 1):
             if index == 0 or token != ord("<"):  # the second one never opens its reasoning
-                stream.push(SequenceOutput("r", index, token, None, None, None, 0))
+                stream.push(SequenceOutput("r", index, (token,), None, None, None, 0))
     assert [output.text for output in stream.result.outputs] == ["<think>a stop</think>b ", "think>a "]
     assert stream.finished
 
@@ -187,12 +187,12 @@ def test_a_long_text_is_put_together_when_it_is_read(characters: Tokenizer) -> N
     """What a token adds is one piece, however long the text before it is."""
     stream = RequestStream("r", None, [5], SamplingParams(max_tokens=None), characters)
     for token in b"abc" * 1000:
-        stream.push(SequenceOutput("r", 0, token, None, None, None, 0))
+        stream.push(SequenceOutput("r", 0, (token,), None, None, None, 0))
     output = stream.result.outputs[0]
     assert len(output._pieces) == 3000
     assert output.text == "abc" * 1000
     assert len(output._pieces) == 1
-    stream.push(SequenceOutput("r", 0, ord("d"), None, "length", None, 0))
+    stream.push(SequenceOutput("r", 0, (ord("d"),), None, "length", None, 0))
     assert output.text == "abc" * 1000 + "d"
     assert "finish_reason='length'" in repr(output)
     output.text = "other"
@@ -202,7 +202,7 @@ def test_a_long_text_is_put_together_when_it_is_read(characters: Tokenizer) -> N
 def test_end_tokens_are_ids_but_not_text(tokenizer: Tokenizer) -> None:
     stream = RequestStream("r", None, [5], SamplingParams(), tokenizer)
     (word, *_) = tokenizer.encode("cat", add_special_tokens=False)
-    delta = stream.push(SequenceOutput("r", 0, word, None, "stop", word, 0))
+    delta = stream.push(SequenceOutput("r", 0, (word,), None, "stop", word, 0))
     assert delta is not None
     assert (delta.text, delta.token_ids, delta.stop_reason) == ("", (word,), word)
 
@@ -219,6 +219,34 @@ def test_prompt_logprobs_survive_a_second_computation() -> None:
 def test_logprobs_accumulate() -> None:
     stream = RequestStream("r", None, [1], SamplingParams(logprobs=0), None)
     for token in (4, 5):
-        stream.push(SequenceOutput("r", 0, token, TokenLogprobs(token, -0.5, 1, ()), None, None, 0))
+        stream.push(SequenceOutput("r", 0, (token,), (TokenLogprobs(token, -0.5, 1, ()),), None, None, 0))
     assert stream.result.outputs[0].cumulative_logprob == -1.0
     assert len(stream.result.outputs[0].logprobs or []) == 2
+
+
+@pytest.mark.parametrize("at_once", [2, 3, 7])
+@pytest.mark.parametrize("stop", [(), ("wor",), ("lo w", "zz")])
+@pytest.mark.parametrize("min_tokens", [0, 9])
+def test_tokens_in_the_plural_read_like_one_by_one(
+    characters: Tokenizer, at_once: int, stop: tuple[str, ...], min_tokens: int
+) -> None:
+    """What comes behind a stop string in one output is dropped, as what comes in a later one is."""
+    params = SamplingParams(max_tokens=None, logprobs=0, stop=stop, min_tokens=min_tokens)
+    ids = [*b"hello world, hello wor", 259]
+    entries = tuple(TokenLogprobs(token, -float(i), 1, ()) for i, token in enumerate(ids))
+
+    def read(size: int) -> tuple[object, list[int]]:
+        stream, ends = RequestStream("r", None, [5], params, characters), list[int]()
+        for i in range(0, len(ids), size):
+            last = i + size >= len(ids)
+            reason, token = ("stop", 259) if last else (None, None)
+            new, scored = tuple(ids[i : i + size]), entries[i : i + size]
+            delta = stream.push(SequenceOutput("r", 0, new, scored, reason, token, 0))
+            if delta is not None:
+                assert len(delta.ends) == len(delta.token_ids) == len(delta.logprobs)
+                ends += delta.ends
+        output = stream.result.outputs[0]
+        found = output.text, output.token_ids, output.logprobs, output.finish_reason, output.stop_reason
+        return (*found, output.cumulative_logprob), ends
+
+    assert read(at_once) == read(1)

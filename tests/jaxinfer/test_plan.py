@@ -80,7 +80,7 @@ def test_full_length_requests_are_counted_in_pages(pages: int, length: int, righ
     if length < 2:
         return
     held = 0  # as the scheduler's own check counts: requests until their pages are more than there are
-    while held < 8 and (held + 1) * scheduler.kv.pages_for(length - 1) <= scheduler.pool.usable_pages:
+    while held < 8 and (held + 1) * scheduler.kv.needs(length - 1) <= scheduler.pool.usable_pages:
         held += 1
     assert held == right
 

@@ -262,7 +262,7 @@ def test_scores_of_a_long_prompt_come_in_pieces() -> None:
         return PromptScored(request, start, tuple(TokenLogprobs(rng.randrange(9), -1.0, 1, top) for _ in range(count)))
 
     prompts = [scored("a", 0, 3000), scored("b", 0, 5), scored("a", 3000, 900), scored("c", 7, 0)]
-    tokens = [SequenceOutput("a", 0, 5, None, None, None, 0)]
+    tokens = [SequenceOutput("a", 0, (5,), None, None, None, 0)]
     whole = StepOutputs(tokens, prompts, EngineStats(steps=7))
     parts = list(_in_pieces(whole))
     assert max(len(pack(part)) for part in parts) < 1 << 18

@@ -14,6 +14,7 @@ from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import Drain, Drained, Rejected, StepOutputs, Submit
 from jaxinfer.runtime.assemble import possible_tokens
 from jaxinfer.runtime.buckets import make_ladder, pick_bucket
+from jaxinfer.runtime.inputs import SlotSizes
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS
 from jaxinfer.sampling_params import FIELD_NAMES, MAX_N, MAX_TOKEN_LIST, InvalidRequest, SamplingParams
@@ -30,17 +31,18 @@ class PackingRunner:
     padded_tokens = compilations = 0
 
     def __init__(self, vocab: int) -> None:
-        self._packer = Packer(ROWS, LENGTH // PAGE, vocab, 16)
+        self._packer = Packer(SlotSizes(ROWS, LENGTH // PAGE, PAGE), vocab, 16)
         self._ladder = make_ladder(16, ROWS, platform="cpu", batch_invariant=True)
         self.admissions: list[Any] = []
 
     def dispatch(self, plan: StepPlan) -> Any:
-        self.admissions += self._packer.pack_admissions(plan)
+        calls = self._packer.pack_admissions(plan)
+        self.admissions += [call.tables for call in calls if call.tables is not None]
         self._packer.pack(plan, pick_bucket(self._ladder, plan.num_tokens))
         most = max(0, *self._packer.most_logprobs(plan))
         sizes = len(plan.rows), plan.num_tokens
         scores = [Scores([0.0] * s, [1] * s, [[0] * most] * s, [[0.0] * most] * s) for s in sizes]
-        return Done(StepResult([0] * sizes[0], *scores))
+        return Done(StepResult([[0]] * sizes[0], *scores))
 
 
 class Done:

@@ -5,18 +5,42 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from jaxinfer.cache_groups import CacheGroups, CacheSpec
 from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.scheduling.scheduler import SchedulerLimits
 from tests.jaxinfer.scheduling.simulator import VOCAB, World
+
+# (sliding windows of the layers, None: all before; how many layers of each): one to several page tables a group.
+LAYERS: dict[str, list[int | None]] = {
+    "uniform": [None],
+    "one window": [6],
+    "half windows": [None, 5],
+    "five of six": [3] * 5 + [None],
+    "two windows": [2, 9, None, 9],
+    "no other": [4, 4, 11],
+}
+
+
+def groups_of(layers: str) -> CacheGroups:
+    return CacheGroups.of([CacheSpec(1, 1, window) for window in LAYERS[layers]])
+
 
 STREAMS = [tuple((i * k + k) % VOCAB for i in range(40)) for k in (1, 2, 5)]
 
 
 def run_episode(
-    seed: int, *, actions: int = 40, tenants: tuple[str, ...] = ("",), kind: type[World] = World, fail_every: int = 0
+    seed: int,
+    *,
+    actions: int = 40,
+    tenants: tuple[str, ...] = ("",),
+    kind: type[World] = World,
+    fail_every: int = 0,
+    draws: int = 1,
+    layers: str = "uniform",
 ) -> World:
     """Plays one random episode to its end; raises AssertionError when a book or a token is wrong. tenants: whose
-    requests come; one is drawn for each. fail_every: see SimulatedDevice."""
+    requests come; one is drawn for each. fail_every: see SimulatedDevice. draws: as in SchedulerLimits. layers: one of
+    LAYERS."""
     rng = random.Random(seed)
     limits = SchedulerLimits(
         max_num_seqs=rng.randint(1, 4),
@@ -26,8 +50,12 @@ def run_episode(
         longrope_border=rng.choice([None, None, 9]),
         priority_ageing_seconds=3.0,
         enable_prefix_caching=rng.random() < 0.8,
+        draws=draws,
+        cache_groups=groups_of(layers),
     )
-    world = kind(limits, page_size=rng.choice([1, 2, 4]), num_pages=rng.randint(4, 20))
+    world = kind(
+        limits, page_size=rng.choice([1, 2, 4]), num_pages=1 + rng.randint(3, 19) * limits.cache_groups.num_tables
+    )
     world.device.fail_every = fail_every
     for _ in range(actions):
         _act(world, rng, tenants)

@@ -1,20 +1,23 @@
 """A device made of Python lists: runs plans on symbolic KV pages, so that the host's bookkeeping can be checked.
 
-Every kv slot holds the whole prefix whose token it stands for. Reading a sequence through its page table must give back
-exactly its tokens, each under its own salt and regime; the "sampled" token is a function of what was read. A page that
-was given away, shared wrongly, or published too early therefore changes tokens, and the oracle notices.
+Every kv slot holds the whole prefix whose token it stands for, and the number of the page table that wrote it. Reading
+a sequence through each of its page tables, as far as the layers of that table see, must give back exactly its tokens,
+each under its own salt and regime; the drawn token is a function of what was read. A page that was given away, shared
+wrongly, or published too early is therefore noticed. Tables must be what the host has, and hold no more than windows
+allow.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from jaxinfer.messages import SequenceOutput, Submit
 from jaxinfer.sampling_params import SamplingParams
-from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.plan import PlanRow, Scores, StepPlan, StepResult
+from jaxinfer.scheduling.page_pool import NULL_PAGE, PagePool
+from jaxinfer.scheduling.plan import NO_TOKEN, PlanRow, Scores, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
 
 VOCAB = 13
@@ -30,7 +33,7 @@ def next_token(tokens: tuple[int, ...], seed: int, index: int, regime: int) -> i
 class _Slot:
     """What the device remembers of a slot."""
 
-    pages: list[int]
+    tables: list[list[int]]
     last_token: int
     num_computed: int
     salt: str
@@ -44,13 +47,15 @@ class _Slot:
 class SimulatedDevice:
     """Runs plans in dispatch order. `salts` maps request ids to cache salts (the real device needs none).
 
-    fail_every: of the sampling rows each so manieth has no token; 0 is never.
+    fail_every: of the rows that draw each so manieth has no token; 0 is never. A row that may draw several tokens gives
+    0 to all of them, in turns.
     """
 
     def __init__(self, limits: SchedulerLimits, page_size: int, num_pages: int) -> None:
         self.limits = limits
         self.page_size = page_size
         self.kv: list[list[Any]] = [[None] * page_size for _ in range(num_pages)]
+        self.specs = [group.spec for group in limits.cache_groups.groups for _ in group.tables]
         self.slots: dict[int, _Slot] = {}
         self.salts: dict[str, str] = {}
         self.fail_every = self._sampled = 0
@@ -65,14 +70,14 @@ class SimulatedDevice:
         prefixes = [self._write(row) for row in plan.rows]
         tokens = [self._read_and_sample(row, prefix) for row, prefix in zip(plan.rows, prefixes, strict=True)]
         total = sum(row.length for row in plan.rows)
-        return StepResult(tokens, _scores(len(tokens)), _scores(total))
+        return StepResult(tokens, _scores(sum(map(len, tokens))), _scores(total))
 
     def _place(self, row: PlanRow) -> None:
         admission = row.admission
         if admission is not None:
             assert row.start == admission.start
             self.slots[row.slot] = _Slot(
-                list(admission.pages),
+                [list(table) for table in admission.tables],
                 -1,
                 admission.start,
                 self.salts[row.request_id],
@@ -83,7 +88,11 @@ class SimulatedDevice:
                 list(admission.history),
             )
         else:
-            self.slots[row.slot].pages += row.pages
+            for table, position, page in row.writes:
+                assert page != NULL_PAGE or self.specs[table].window is not None
+                pages = self.slots[row.slot].tables[table]
+                pages += [NULL_PAGE] * (position + 1 - len(pages))
+                pages[position] = page
 
     def _write(self, row: PlanRow) -> tuple[int, ...]:
         slot = self.slots[row.slot]
@@ -91,39 +100,63 @@ class SimulatedDevice:
         ids = row.token_ids or (slot.last_token,)
         assert len(ids) == row.length
         assert all(token >= 0 for token in ids), "a token that nobody knows"
-        prefix = self._context(slot, row.start)
+        prefix = self._context(slot, row.start, row.start)
         for i, token in enumerate(ids):
             position = row.start + i
             prefix = (*prefix, token)
-            page = slot.pages[position // self.page_size]
-            assert page != 0, "a real token was written to the null page"
-            self.kv[page][position % self.page_size] = (slot.salt, slot.regime, prefix)
+            for table, pages in enumerate(slot.tables):
+                page = pages[position // self.page_size]
+                assert page != NULL_PAGE, "a real token was written to the null page"
+                self.kv[page][position % self.page_size] = (table, slot.salt, slot.regime, prefix)
         slot.num_computed += row.length
         slot.counted += ids
         return prefix
 
-    def _context(self, slot: _Slot, length: int) -> tuple[int, ...]:
-        """Reads `length` tokens back through the page table, checking that each kv slot holds this very prefix."""
-        prefix: tuple[int, ...] = ()
-        for position in range(length):
-            entry = self.kv[slot.pages[position // self.page_size]][position % self.page_size]
-            assert entry is not None, "read a kv slot that nobody wrote"
-            salt, regime, stored = entry
-            assert (salt, regime) == (slot.salt, slot.regime), "read KV of another salt or regime"
-            assert stored[:-1] == prefix, "read KV of another prefix"
-            prefix = stored
+    def _context(self, slot: _Slot, start: int, end: int) -> tuple[int, ...]:
+        """Reads back, through every page table, what queries from `start` on see of the `end` tokens that are written,
+        checking that each kv slot holds this very prefix."""
+        if not end:
+            return ()
+        newest = self.kv[slot.tables[0][(end - 1) // self.page_size]][(end - 1) % self.page_size]
+        assert newest is not None, "read a kv slot that nobody wrote"
+        prefix: tuple[int, ...] = newest[-1]
+        assert len(prefix) == end, "read KV of another position"
+        for table, (pages, spec) in enumerate(zip(slot.tables, self.specs, strict=True)):
+            for position in range(spec.first_kept(start), end):
+                entry = self.kv[pages[position // self.page_size]][position % self.page_size]
+                assert entry is not None, "read a kv slot that nobody wrote"
+                assert entry[:-1] == (table, slot.salt, slot.regime), "read KV of another table, salt or regime"
+                assert entry[-1] == prefix[: position + 1], "read KV of another prefix"
         return prefix
 
-    def _read_and_sample(self, row: PlanRow, prefix: tuple[int, ...]) -> int:
+    def _read_and_sample(self, row: PlanRow, prefix: tuple[int, ...]) -> list[int]:
         slot = self.slots[row.slot]
-        assert self._context(slot, row.start + row.length) == prefix, "another row of the step wrote here"
+        assert self._context(slot, row.start, row.start + row.length) == prefix, "another row of the step wrote here"
         token = next_token(prefix, slot.seed, slot.index, slot.regime)
-        if row.samples:
-            slot.last_token = token
-            self._sampled += 1
-            if self.fail_every and self._sampled % self.fail_every == 0:
-                return -1
-        return token
+        if not row.draws:
+            return [token]  # counts for nothing
+        slot.last_token = token
+        self._sampled += 1
+        if self.fail_every and self._sampled % self.fail_every == 0:
+            return [NO_TOKEN]
+        if self.limits.draws == 1:
+            return [token]
+        return self._draw_several(slot, prefix, min(row.draws, self._sampled * 7 % (self.limits.draws + 1)))
+
+    def _draw_several(self, slot: _Slot, prefix: tuple[int, ...], count: int) -> list[int]:
+        """Stops where the host must change the regime first."""
+        tokens: list[int] = []
+        while len(tokens) < count and regime_of(len(prefix), self.limits) == slot.regime:
+            tokens.append(next_token(prefix, slot.seed, slot.index, slot.regime))
+            prefix = (*prefix, tokens[-1])
+        if not tokens:
+            slot.num_computed -= 1
+            slot.counted.pop()
+        return tokens
+
+
+def regime_of(length: int, limits: SchedulerLimits) -> int:
+    return int(limits.longrope_border is not None and length > limits.longrope_border)
 
 
 def _scores(count: int) -> Scores:
@@ -137,7 +170,7 @@ def expected_tokens(submit: Submit, index: int, limits: SchedulerLimits) -> tupl
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(limits.eos_token_ids))
     limit = limits.max_model_len if params.max_tokens is None else len(tokens) + params.max_tokens
     while True:
-        regime = int(limits.longrope_border is not None and len(tokens) > limits.longrope_border)
+        regime = regime_of(len(tokens), limits)
         token = next_token(tuple(tokens), submit.seed, index, regime)
         tokens.append(token)
         out.append(token)
@@ -190,18 +223,32 @@ class World:
         self.plans.append(plan)
         self.scheduler.check_integrity(plan)
         result = self.device.run(plan) if plan else None
+        for row in plan.rows:
+            self._check_tables(row)
         done, self.in_flight = self.in_flight, (plan, result) if result is not None else None
         if done is not None:
             self._take(self.scheduler.update(*done).sequences)
             self.scheduler.check_integrity()
         return plan
 
+    def _check_tables(self, row: PlanRow) -> None:
+        """The device has the host's page tables, and windows bound what they hold."""
+        size, on_device = self.device.page_size, self.device.slots[row.slot].tables
+        sequence = self.scheduler._requests[row.request_id].sequences[row.index]
+        assert on_device == list(map(list, self.scheduler.kv.table_columns(sequence))), "page tables differ"
+        chunk = row.length if row.length == 1 else self.limits.max_num_batched_tokens
+        for table, spec in zip(on_device, self.device.specs, strict=True):
+            if spec.window is not None and spec.first_kept(self.limits.max_model_len - 1) >= size:
+                pages = sum(page != NULL_PAGE for page in table)
+                most = math.ceil(spec.window / size) + math.ceil(chunk / size) + (1 if chunk == 1 else 2)
+                assert pages <= most, f"{table} holds {pages} pages"
+
     def _take(self, outputs: list[SequenceOutput]) -> None:
         for output in outputs:
             key = (output.request_id, output.index)
             assert key not in self.ended, "news of a sequence that had ended"
-            if output.token_id >= 0:
-                self.tokens.setdefault(key, []).append(output.token_id)
+            if output.token_ids:
+                self.tokens.setdefault(key, []).extend(output.token_ids)
             if output.finish_reason is not None:
                 self.ended[key] = output.finish_reason
 

@@ -70,7 +70,7 @@ class Engine:
                     self._submit(load, now)
             plan = self.scheduler.schedule()
             if before:
-                result = StepResult([0] * len(before.rows), NO_SCORES, NO_SCORES)
+                result = StepResult([[0]] * len(before.rows), NO_SCORES, NO_SCORES)
                 self._take(self.scheduler.update(before, result).sequences, now, count_from)
             before = plan
         self.scheduler.check_integrity()

@@ -4,36 +4,65 @@ from __future__ import annotations
 
 import pytest
 
-from tests.jaxinfer.scheduling.episodes import check_same_plans, run_episode
+from jaxinfer.scheduling.plan import NULL_PAGE
+from tests.jaxinfer.scheduling.episodes import LAYERS, check_same_plans, run_episode
 from tests.jaxinfer.scheduling.fresh import FreshWorld
-from tests.mutants import MUTANTS, OF_MEMORY, OF_TENANTS
+from tests.mutants import MUTANTS, OF_GROUPS, OF_MEMORY, OF_TENANTS
 
 EPISODES = 300
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_fault(name, list(LAYERS)[1:] if name in OF_GROUPS else ["uniform"], monkeypatch)
+
+
+@pytest.mark.longer
+@pytest.mark.parametrize("name", [name for name in MUTANTS if name not in OF_GROUPS])
+def test_fault_is_caught_with_windows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_fault(name, list(LAYERS)[1:], monkeypatch)
+
+
+def find_fault(name: str, layers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plays episodes with a seeded fault, the layers being each of the given ones in turn, until it is noticed."""
     MUTANTS[name](monkeypatch)
     for seed in range(EPISODES):
+        of = layers[seed % len(layers)]
         try:
             if name in OF_MEMORY:
-                check_same_plans(seed, FreshWorld, tenants=("", "a"), fail_every=29)
+                check_same_plans(seed, FreshWorld, tenants=("", "a"), fail_every=29, layers=of)
             else:
-                run_episode(seed, tenants=("", "a") if name in OF_TENANTS else ("",))
+                run_episode(seed, tenants=("", "a") if name in OF_TENANTS else ("",), layers=of)
         except Exception:  # a fault may show as a wrong token, a broken book or a crash: each of them is noticed
             return
     pytest.fail(f"{name} survived {EPISODES} episodes")
 
 
+def test_rows_may_draw_no_token_or_several() -> None:
+    several = preemptions = 0
+    for seed in range(40):
+        world = run_episode(seed, tenants=("", "a"), draws=1 + seed % 3, fail_every=seed % 4 * 11)
+        several += sum(row.draws > 1 for plan in world.plans for row in plan.rows)
+        preemptions += world.scheduler.stats.preemptions
+    assert several > 300
+    assert preemptions > 10
+
+
 @pytest.mark.parametrize(
-    "tenants",
-    [pytest.param(("",), id="one tenant"), pytest.param(("", "a", "b"), id="three tenants", marks=pytest.mark.longer)],
+    ("tenants", "layers"),
+    [
+        pytest.param(("",), "uniform", id="one tenant"),
+        pytest.param(("", "a", "b"), "uniform", id="three tenants", marks=pytest.mark.longer),
+        *(pytest.param(("", "a"), layers, id=layers, marks=pytest.mark.longer) for layers in list(LAYERS)[1:]),
+    ],
 )
-def test_no_fault_no_alarm(tenants: tuple[str, ...]) -> None:
-    preemptions = hits = 0
+def test_no_fault_no_alarm(tenants: tuple[str, ...], layers: str) -> None:
+    preemptions = hits = left = 0
     for seed in range(EPISODES):
-        world = run_episode(seed, tenants=tenants)
+        world = run_episode(seed, tenants=tenants, layers=layers)
         preemptions += world.scheduler.stats.preemptions
         hits += world.scheduler.stats.prefix_hits
+        left += sum(write.page == NULL_PAGE for plan in world.plans for row in plan.rows for write in row.writes)
     assert preemptions > 100, "the episodes hardly ever preempt, so they prove little"
     assert hits > 1000, "the episodes hardly ever hit the prefix cache, so they prove little"
+    assert (left > 1000) == (layers != "uniform"), "pages are hardly ever left behind, so windows prove little"

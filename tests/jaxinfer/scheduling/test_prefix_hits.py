@@ -11,12 +11,14 @@ import pytest
 from jaxinfer.messages import Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling import page_pool
-from jaxinfer.scheduling.page_pool import PagePool, PrefixTable
+from jaxinfer.scheduling.group_hit import GroupHit
+from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.plan import StepResult
+from jaxinfer.scheduling.prefix_table import PrefixTable
 from jaxinfer.scheduling.request import Sequence
 from jaxinfer.scheduling.scheduler import LOOK_AHEAD, Scheduler, SchedulerLimits
-from tests.jaxinfer.scheduling.episodes import check_same_plans, run_episode
-from tests.jaxinfer.scheduling.fresh import FreshWorld, look_up
+from tests.jaxinfer.scheduling.episodes import LAYERS, check_same_plans, run_episode
+from tests.jaxinfer.scheduling.fresh import FreshWorld, look_up, look_up_groups
 from tests.jaxinfer.scheduling.simulator import World
 
 PAGE = 4
@@ -32,6 +34,24 @@ def test_plans_are_those_of_a_scheduler_without_memory(tenants: tuple[str, ...],
         hits, preemptions = hits + stats.prefix_hits, preemptions + stats.preemptions
     assert hits > 50
     assert preemptions > 2
+
+
+@pytest.mark.parametrize("layers", list(LAYERS)[1:])
+def test_plans_of_windowed_layers_are_those_of_a_scheduler_without_memory(layers: str) -> None:
+    hits = preemptions = 0
+    for seed in range(12):
+        options = {"tenants": ("", "a") if seed % 2 else ("",), "fail_every": seed % 3 * 23, "layers": layers}
+        stats = check_same_plans(seed, FreshWorld, **options).scheduler.stats
+        hits, preemptions = hits + stats.prefix_hits, preemptions + stats.preemptions
+    assert hits > 50
+    assert preemptions > 2
+
+
+@pytest.mark.longer
+@pytest.mark.parametrize("layers", list(LAYERS)[1:])
+def test_many_plans_of_windowed_layers_are_those_of_a_scheduler_without_memory(layers: str) -> None:
+    for seed in range(2000, 2200):
+        check_same_plans(seed, FreshWorld, tenants=TENANTS[seed % 3], fail_every=seed % 3 * 20, layers=layers)
 
 
 @pytest.mark.longer
@@ -54,6 +74,9 @@ class _WatchedWorld(World):
             if sequence.num_pending or rng.random() < 0.7:
                 continue
             hit = kv.find_prefix(sequence, rng.choice([None, None, 1, 2]))
+            if isinstance(hit, GroupHit):
+                self._check_groups(hit, sequence)
+                continue
             pages, nodes, unowned = look_up(kv, sequence)
             whole = hit._growth == hit.node.growth
             assert hit.pages == pages[: len(hit.pages)]
@@ -63,13 +86,29 @@ class _WatchedWorld(World):
             _WatchedWorld.checked += len(pages)
         return plan
 
+    def _check_groups(self, hit: GroupHit, sequence: Sequence) -> None:
+        length, chains = look_up_groups(self.scheduler.kv, self.limits.cache_groups, sequence)
+        for chain, nodes in zip(hit._chains, chains, strict=True):
+            known = len(chain.nodes)
+            assert chain.nodes == nodes[:known]
+            assert chain.pages == [node.page for node in nodes[1:known]]
+            assert list(chain.there) == [node.page > 0 for node in nodes[1:known]]
+            assert all(
+                there == 0 or unowned == (self.scheduler.pool._owners[page] == 0)
+                for there, unowned, page in zip(chain.there, chain.unowned, chain.pages, strict=True)
+            )
+        whole = all(len(chain.nodes) == len(nodes) for chain, nodes in zip(hit._chains, chains, strict=True))
+        assert hit.length == length if whole else hit.length <= length
+        _WatchedWorld.checked += length
 
+
+@pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize("kept", [2, page_pool.Changes.KEPT], ids=["few changes kept", "all changes kept"])
-def test_a_remembered_prefix_is_what_a_look_up_finds(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remembered_prefix_is_what_a_look_up_finds(kept: int, layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_pool.Changes, "KEPT", kept)
     _WatchedWorld.checked = 0
     for seed in range(10):
-        run_episode(seed, tenants=("", "a"), kind=_WatchedWorld, fail_every=31)
+        run_episode(seed, tenants=("", "a"), kind=_WatchedWorld, fail_every=31, layers=layers)
     assert _WatchedWorld.checked > 150, "hardly anything was found, so nothing is proven"
 
 
@@ -135,7 +174,7 @@ def busy(waiting: int, tenants: int, waits_for: str, *, cached: int = 512, promp
 
 def step(scheduler: Scheduler) -> None:
     plan = scheduler.schedule()
-    scheduler.update(plan, StepResult([3] * len(plan.rows)))
+    scheduler.update(plan, StepResult([[3]] * len(plan.rows)))
 
 
 @pytest.mark.parametrize("tenants", [1, 4])

@@ -173,7 +173,7 @@ class Runner:
     padded_tokens = compilations = 0
 
     def dispatch(self, plan: StepPlan) -> Any:
-        return Done(StepResult([5] * len(plan.rows)))
+        return Done(StepResult([[5]] * len(plan.rows)))
 
 
 class Done:

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from jaxinfer.sampling_params import InvalidRequest
 from jaxinfer.scheduling.scheduler import SchedulerLimits
+from tests.jaxinfer.scheduling.episodes import LAYERS, groups_of
 from tests.jaxinfer.scheduling.simulator import VOCAB, World
 
 # Prompts are cut from few streams, so that prefixes are shared often.
@@ -18,14 +19,26 @@ class SchedulerMachine(RuleBasedStateMachine):
     """Random clients of one scheduler."""
 
     @initialize(
-        pages=st.integers(4, 24),
+        sequences=st.integers(3, 23),
         page_size=st.sampled_from([1, 2, 4]),
         rows=st.integers(1, 4),
         budget=st.integers(4, 16),
         border=st.sampled_from([None, None, 9]),
         caching=st.booleans(),
+        draws=st.sampled_from([1, 1, 1, 3]),
+        layers=st.sampled_from(["uniform", *LAYERS]),
     )
-    def start(self, pages: int, page_size: int, rows: int, budget: int, border: int | None, caching: bool) -> None:
+    def start(
+        self,
+        sequences: int,
+        page_size: int,
+        rows: int,
+        budget: int,
+        border: int | None,
+        caching: bool,
+        draws: int,
+        layers: str,
+    ) -> None:
         limits = SchedulerLimits(
             max_num_seqs=rows,
             max_num_batched_tokens=budget,
@@ -34,8 +47,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             longrope_border=border,
             priority_ageing_seconds=3.0,
             enable_prefix_caching=caching,
+            draws=draws,
+            cache_groups=groups_of(layers),
         )
-        self.world = World(limits, page_size=page_size, num_pages=pages)
+        self.world = World(limits, page_size=page_size, num_pages=1 + sequences * limits.cache_groups.num_tables)
 
     @rule(
         stream=st.sampled_from(STREAMS),

@@ -143,6 +143,7 @@ def build(
     query_scale: float = 1.0,
     shared_prefix_pages: int = 0,
     drowned: float = 0.0,
+    freed: bool = False,
 ) -> Inputs:
     """Arrays for `rows`.
 
@@ -150,6 +151,7 @@ def build(
         shared_prefix_pages: so many first pages of every row are the first row's.
         drowned: about such a share of the keys in the pages meet every query with a score that overflows to -inf:
             queries are positive and 1e25 times as large as usual, keys 1e25 times smaller, and those are -1e20.
+        freed: entries of the page tables that lie behind the window of a row's first query are the null page.
     """
     kv = kv_layout(target, shape.kv_dtype or shape.dtype, shape.kv_heads, shape.head_dim, shape.page_size)
     tables = 1 + rng.permutation(shape.num_pages - 1)[: shape.rows * shape.pages_per_row]
@@ -174,6 +176,7 @@ def build(
         values[starts[-1] :] = np.nan
         return values
 
+    sent = _without_freed(shape, tables, lengths - counts) if freed else tables
     key_scale = 1e-25 if drowned else 1.0
     queries = tokens(shape.kv_heads * shape.group, query_scale / key_scale)
     return Inputs(
@@ -185,12 +188,19 @@ def build(
         batch=RaggedBatch(
             query_start_loc=jnp.asarray(starts),
             seq_lens=jnp.asarray(lengths),
-            page_tables=jnp.asarray(tables),
+            page_tables=jnp.asarray(sent),
             slot_mapping=jnp.asarray(slots),
         ),
         sinks=_sinks(shape, rng),
         rows=rows,
     )
+
+
+def _without_freed(shape: Shape, tables: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """tables (S, MP) without the pages that no query from `positions` (S,) on sees; the shape has a window."""
+    assert shape.sliding_window is not None
+    first = np.maximum(positions - shape.sliding_window + 1, 0) // shape.page_size
+    return np.where(np.arange(shape.pages_per_row) < first[:, None], 0, tables).astype(np.int32)
 
 
 def _sinks(shape: Shape, rng: np.random.Generator) -> jnp.ndarray | None:

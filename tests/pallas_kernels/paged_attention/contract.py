@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.dispatch import DeviceTarget, Unsupported, select
-from pallas_kernels.paged_attention import paged_attention, reference
+from pallas_kernels.paged_attention import AttentionOptions, paged_attention, reference
 from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
 from tests.pallas_kernels.contract import OpContract
 from tests.pallas_kernels.paged_attention import cases
@@ -42,6 +42,12 @@ SHAPES = (
     Shape(dtype=jnp.bfloat16, rows=4, tokens=40, page_size=32, pages_per_row=4, kv_heads=1, group=2, head_dim=256),
 )
 
+# Those of the shapes above whose rows are longer than their window, and one that the kernels for GPUs serve.
+WINDOWED = (
+    *(shape for shape in SHAPES if shape.sliding_window is not None),
+    Shape(dtype=jnp.bfloat16, kv_dtype=jnp.int8, rows=4, page_size=32, pages_per_row=5, head_dim=64, sliding_window=50),
+)
+
 
 class PagedAttentionContract(OpContract):
     """Compares a backend with the oracle. Override `target` and `backend`, and `call` if it needs more than that."""
@@ -62,9 +68,7 @@ class PagedAttentionContract(OpContract):
         """Runs the backend and the oracle on the same inputs; raises AssertionError where they differ."""
         want, want_k, want_v = reference.paged_attention(
             *inputs.args,
-            scale=scale_of(shape),
-            sliding_window=shape.sliding_window,
-            soft_cap=shape.soft_cap,
+            options=options_of(shape),
             sinks=inputs.sinks,
         )
         page_shape, storage = inputs.k_pages.shape, inputs.k_pages.dtype
@@ -110,6 +114,22 @@ class PagedAttentionContract(OpContract):
         rows = [(1, 60), (20, 70), (1, 49), (5, 53)]  # all write behind their first three pages
         self.check(cases.build(shape, self.target, rows, rng, shared_prefix_pages=3), shape)
 
+    @pytest.mark.parametrize("shape", WINDOWED, ids=str)
+    def test_pages_behind_the_window_may_be_given_back(self, shape: Shape) -> None:
+        """Their entries are the null page then, which holds NaN here: no bit of the output may change."""
+        if self.refusal(shape) is not None:
+            pytest.skip("not served: another test checks how that is said")
+        rows = [(1, shape.capacity), (min(20, shape.tokens - 3), shape.capacity - 1), (1, shape.capacity // 2)]
+        kept, freed = (
+            cases.build(shape, self.target, rows, np.random.default_rng(11), freed=freed) for freed in (False, True)
+        )
+        assert np.any(np.asarray(freed.batch.page_tables)[0] == 0)
+        self.check(freed, shape)
+        freed = cases.build(shape, self.target, rows, np.random.default_rng(11), freed=True)  # the pages were donated
+        out, _, _ = self.call(kept, shape)
+        again, _, _ = self.call(freed, shape)
+        np.testing.assert_array_equal(_bits(out), _bits(again))
+
     @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
     def test_huge_logits(self, shape: Shape) -> None:
         """Scores of about 1e8: one key takes all, or, under a soft cap, half the keys share."""
@@ -143,15 +163,14 @@ def case_of(shape: Shape) -> PagedAttentionCase:
         pages_per_row=shape.pages_per_row,
         query_dtype=np.dtype(shape.dtype),
         kv_dtype=np.dtype(shape.kv_dtype or shape.dtype),
-        sliding_window=shape.sliding_window,
-        soft_cap=shape.soft_cap,
+        options=options_of(shape),
         sinks=shape.sinks,
     )
 
 
-def scale_of(shape: Shape) -> float:
-    """The usual 1 / sqrt(head_dim), times 3 so that some keys stand out."""
-    return 3.0 * shape.head_dim**-0.5
+def options_of(shape: Shape) -> AttentionOptions:
+    """The usual scale, 1 / sqrt(head_dim), times 3 so that some keys stand out."""
+    return AttentionOptions(3.0 * shape.head_dim**-0.5, shape.sliding_window, shape.soft_cap)
 
 
 @functools.lru_cache
@@ -161,9 +180,7 @@ def _compiled(shape: Shape, target: DeviceTarget, backend: str) -> jax.stages.Wr
 
     attend = functools.partial(
         paged_attention,
-        scale=scale_of(shape),
-        sliding_window=shape.sliding_window,
-        soft_cap=shape.soft_cap,
+        options=options_of(shape),
         target=target,
         backend=backend,
     )

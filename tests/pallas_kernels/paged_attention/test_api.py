@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention import paged_attention, reference
+from pallas_kernels.paged_attention import AttentionOptions, paged_attention, reference
 from pallas_kernels.paged_attention.layout import page_partition_spec
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
@@ -36,9 +36,9 @@ class VariantsTest(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
     def test_jitted_or_not_and_on_numpy_or_device_arrays(self):
         inputs = inputs_of(SMALL, [(1, 20), (5, 33)])
-        op = self.variant(functools.partial(paged_attention, scale=0.5, target=CPU))
+        op = self.variant(functools.partial(paged_attention, options=AttentionOptions(0.5), target=CPU))
         out, _, _ = op(*inputs.args)
-        want, _, _ = reference.paged_attention(*inputs.args, scale=0.5)
+        want, _, _ = reference.paged_attention(*inputs.args, options=AttentionOptions(0.5))
         np.testing.assert_allclose(np.asarray(out), want, atol=1e-5)
 
 
@@ -54,10 +54,6 @@ class VariantsTest(chex.TestCase):
         ({"seq_lens": jnp.zeros((3,), jnp.int32)}, r"batch.query_start_loc has shape \(3,\); .* must be \(4,\)"),
         ({"slot_mapping": jnp.zeros((8,), jnp.float32)}, "batch.slot_mapping is float32; it must be int32"),
         ({"page_tables": jnp.zeros((2, 0), jnp.int32)}, "no axis may be 0"),
-        ({"sliding_window": 0}, "sliding_window is 0; it must be at least 1"),
-        ({"soft_cap": 0.0}, "soft_cap is 0.0; it must be finite and above 0"),
-        ({"soft_cap": float("inf")}, "soft_cap is inf"),
-        ({"scale": float("nan")}, "scale is nan; it must be finite"),
         (
             {"backend": "triton"},
             "backend of paged_attention is 'triton'; known: mosaic_tpu, mosaic_gpu, triton_gpu, xla",
@@ -69,18 +65,32 @@ def test_what_does_not_fit_is_refused(change, message):
     inputs = inputs_of(SMALL, [(1, 20), (5, 33)])
     arrays = {"q": inputs.q, "k": inputs.k, "v": inputs.v, "k_pages": inputs.k_pages, "v_pages": inputs.v_pages}
     batch = dataclasses.replace(inputs.batch, **{n: a for n, a in change.items() if hasattr(inputs.batch, n)})
-    options = {"scale": 1.0} | {n: a for n, a in change.items() if n not in arrays and not hasattr(batch, n)}
+    others = {n: a for n, a in change.items() if n not in arrays and not hasattr(batch, n)}
     arrays |= {n: a for n, a in change.items() if n in arrays}
     with pytest.raises(ValueError, match=message):
-        paged_attention(**arrays, batch=batch, target=CPU, **options)
+        paged_attention(**arrays, batch=batch, options=AttentionOptions(1.0), target=CPU, **others)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sliding_window": 0}, "sliding_window is 0; it must be at least 1"),
+        ({"soft_cap": 0.0}, "soft_cap is 0.0; it must be finite and above 0"),
+        ({"soft_cap": float("inf")}, "soft_cap is inf"),
+        ({"scale": float("nan")}, "scale is nan; it must be finite"),
+    ],
+)
+def test_options_outside_their_range_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionOptions(**{"scale": 1.0} | change)
 
 
 def test_a_mesh_that_does_not_fit_is_refused():
     inputs = inputs_of(SMALL, [(1, 20)])
     with pytest.raises(ValueError, match="2 kv heads; the head axis of the mesh, 8, must divide them"):
-        paged_attention(*inputs.args, scale=1.0, target=CPU, mesh=mesh_of(8), head_axis="tp")
+        paged_attention(*inputs.args, options=AttentionOptions(1.0), target=CPU, mesh=mesh_of(8), head_axis="tp")
     with pytest.raises(ValueError, match="head_axis is 'x'; the mesh has axes 'dp', 'tp'"):
-        paged_attention(*inputs.args, scale=1.0, target=CPU, mesh=mesh_of(2, 2), head_axis="x")
+        paged_attention(*inputs.args, options=AttentionOptions(1.0), target=CPU, mesh=mesh_of(2, 2), head_axis="x")
 
 
 @pytest.mark.parametrize(("mesh_shape", "dtype"), [((2,), jnp.bfloat16), ((8,), jnp.float32), ((2, 4), jnp.float32)])
@@ -88,7 +98,7 @@ def test_tensor_parallel_gives_the_bits_of_one_device(mesh_shape, dtype):
     """Heads do not meet in attention, so splitting them changes nothing, and the pages stay split."""
     shape = dataclasses.replace(TP_SHAPE, dtype=dtype)
     inputs = inputs_of(shape, [(1, 90), (20, 40), (0, 5), (3, 3)])
-    op = functools.partial(paged_attention, scale=0.5, target=CPU)
+    op = functools.partial(paged_attention, options=AttentionOptions(0.5), target=CPU)
     want = jax.tree.map(np.asarray, jax.jit(op)(*inputs.args))
 
     mesh = mesh_of(*mesh_shape)
@@ -112,6 +122,6 @@ def test_tensor_parallel_gives_the_bits_of_one_device(mesh_shape, dtype):
 
 def test_a_mesh_of_one_device_needs_no_shard_map():
     inputs = inputs_of(SMALL, [(1, 20), (5, 33)])
-    op = functools.partial(paged_attention, scale=0.5, target=CPU)
+    op = functools.partial(paged_attention, options=AttentionOptions(0.5), target=CPU)
     sharded = functools.partial(op, mesh=mesh_of(1), head_axis="tp")
     assert "shard_map" not in str(jax.make_jaxpr(sharded)(*inputs.args))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention import RaggedBatch, kv_layout, layout, paged_attention
+from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, kv_layout, layout, paged_attention
 
 CPU = DeviceTarget("cpu", "cpu")
 CONTEXT = 150
@@ -56,9 +56,7 @@ class Model:
     def __call__(self, q, k, v, positions, pages, batch):
         attend = functools.partial(
             paged_attention,
-            scale=self.head_dim**-0.5,
-            sliding_window=self.sliding_window,
-            soft_cap=self.soft_cap,
+            options=AttentionOptions(self.head_dim**-0.5, self.sliding_window, self.soft_cap),
             target=CPU,
         )
         if self.layers == 1:

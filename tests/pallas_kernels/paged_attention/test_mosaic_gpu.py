@@ -13,12 +13,12 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention import mosaic_gpu
+from pallas_kernels.paged_attention import AttentionOptions, mosaic_gpu
 from pallas_kernels.paged_attention.api import OP
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
 from tests.pallas_kernels.paged_attention.contract import SHAPES as CONTRACT_SHAPES
-from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract, case_of, scale_of
+from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract, case_of, options_of
 
 interpreted = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"),
@@ -103,9 +103,7 @@ def _races() -> Any:
 def _interpreted(shape: Shape) -> Any:
     run = functools.partial(
         mosaic_gpu.paged_attention,
-        scale=scale_of(shape),
-        sliding_window=shape.sliding_window,
-        soft_cap=shape.soft_cap,
+        options=options_of(shape),
         target=HOPPER,
         interpret=plgpu.InterpretGPUParams(detect_races=True),
     )
@@ -139,7 +137,7 @@ def test_windows_and_chunks_copy_what_they_see() -> None:
 def _copies(shape: Shape, rows: cases.Rows) -> int:
     inputs = cases.build(shape, HOPPER, rows, np.random.default_rng(0))
     run = functools.partial(
-        mosaic_gpu.paged_attention, scale=0.1, sliding_window=shape.sliding_window, soft_cap=None, target=HOPPER,
+        mosaic_gpu.paged_attention, options=AttentionOptions(0.1, shape.sliding_window), target=HOPPER,
         interpret=plgpu.InterpretGPUParams(), count_copies=True,
     )  # fmt: skip
     *_, copies = jax.jit(run)(*inputs.args, None)

@@ -12,11 +12,11 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention import mosaic_tpu, mosaic_tpu_kernel
+from pallas_kernels.paged_attention import AttentionOptions, mosaic_tpu, mosaic_tpu_kernel
 from pallas_kernels.paged_attention.lanes import over_rows_of_lanes
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
-from tests.pallas_kernels.paged_attention.contract import SHAPES, PagedAttentionContract, scale_of
+from tests.pallas_kernels.paged_attention.contract import SHAPES, PagedAttentionContract, options_of
 
 
 class TpuContract(PagedAttentionContract):
@@ -58,9 +58,7 @@ class TestCopiesOnWait(TpuContract):
 def _interpreted(shape: Shape, target: DeviceTarget, mode: str) -> Any:
     run = functools.partial(
         mosaic_tpu.paged_attention,
-        scale=scale_of(shape),
-        sliding_window=shape.sliding_window,
-        soft_cap=shape.soft_cap,
+        options=options_of(shape),
         target=target,
         interpret=pltpu.InterpretParams(detect_races=True, dma_execution_mode=mode),
     )
@@ -102,7 +100,7 @@ def test_decoding_copies_each_page_once(page_size: int) -> None:
     shape = Shape(tokens=8, rows=8, pages_per_row=4096 // page_size, page_size=page_size, kv_heads=1, head_dim=128)
     inputs = cases.build(shape, TpuContract.target, [(1, 4096)] * 8, np.random.default_rng(0))
     run = functools.partial(
-        mosaic_tpu.paged_attention, scale=0.1, sliding_window=None, soft_cap=None, target=TpuContract.target,
+        mosaic_tpu.paged_attention, options=AttentionOptions(0.1), target=TpuContract.target,
         interpret=pltpu.InterpretParams(), count_copies=True,
     )  # fmt: skip
     *_, copies = jax.jit(run)(*inputs.args, None)
@@ -113,7 +111,7 @@ def test_windows_and_chunks_copy_what_they_see() -> None:
     shape = Shape(tokens=64, rows=3, pages_per_row=64, page_size=16, kv_heads=1, head_dim=128, sliding_window=100)
     inputs = cases.build(shape, TpuContract.target, [(1, 1000), (0, 500), (40, 1024)], np.random.default_rng(0))
     run = functools.partial(
-        mosaic_tpu.paged_attention, scale=0.1, sliding_window=100, soft_cap=None, target=TpuContract.target,
+        mosaic_tpu.paged_attention, options=AttentionOptions(0.1, sliding_window=100), target=TpuContract.target,
         interpret=pltpu.InterpretParams(), count_copies=True,
     )  # fmt: skip
     *_, copies = jax.jit(run)(*inputs.args, None)

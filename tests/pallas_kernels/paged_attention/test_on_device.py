@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention import paged_attention
+from pallas_kernels.paged_attention import AttentionOptions, paged_attention
 from pallas_kernels.paged_attention.api import OP
 from tests.pallas_kernels.paged_attention import cases, long_rows
 from tests.pallas_kernels.paged_attention.cases import Shape
@@ -98,7 +98,7 @@ class OnDevice(PagedAttentionContract):
 @functools.lru_cache
 def _program(target: DeviceTarget, backend: str, scale: float) -> Any:
     """Does not donate: the inputs serve twice."""
-    return jax.jit(functools.partial(paged_attention, scale=scale, target=target, backend=backend))
+    return jax.jit(functools.partial(paged_attention, options=AttentionOptions(scale), target=target, backend=backend))
 
 
 def _bits(array: jax.Array) -> np.ndarray:

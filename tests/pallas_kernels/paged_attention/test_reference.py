@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention import RaggedBatch, reference
+from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, reference
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Shape
 
@@ -19,7 +19,9 @@ def two_keys(score: float, **options) -> float:
     batch = RaggedBatch(*(jnp.asarray(a, jnp.int32) for a in ([0, 1], [2], [[1]], [1 * 2 + 1])))
     pages = jnp.zeros((2, 1, 2, 1))
     one = jnp.ones((1, 1, 1))
-    out, k_pages, v_pages = reference.paged_attention(one, one * score, one, pages, pages, batch, **options)
+    out, k_pages, v_pages = reference.paged_attention(
+        one, one * score, one, pages, pages, batch, options=AttentionOptions(**options)
+    )
     np.testing.assert_array_equal(k_pages.ravel(), np.float32([0, 0, 0, score]))
     np.testing.assert_array_equal(v_pages.ravel(), [0, 0, 0, 1])
     return float(out.item())
@@ -60,6 +62,6 @@ def test_chunks_equal_dense_attention_of_the_whole_sequence(window):
             slot_mapping=whole.batch.slot_mapping[chunk],
         )
         arrays = (whole.q[chunk], whole.k[chunk], whole.v[chunk], k_pages, v_pages)
-        out, k_pages, v_pages = reference.paged_attention(*arrays, batch, scale=0.5, sliding_window=window)
+        out, k_pages, v_pages = reference.paged_attention(*arrays, batch, options=AttentionOptions(0.5, window))
         np.testing.assert_allclose(out, dense[chunk], atol=1e-6)
         done += count

@@ -17,7 +17,7 @@ from pallas_kernels.paged_attention.api import OP
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
 from tests.pallas_kernels.paged_attention.contract import SHAPES as CONTRACT_SHAPES
-from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract, case_of, scale_of
+from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract, case_of, options_of
 from tests.pallas_kernels.triton_interpreter import Interpreter, interpreted
 
 AMPERE = DeviceTarget("gpu", "NVIDIA A100", (8, 0))
@@ -60,9 +60,7 @@ class TestTritonGpu(PagedAttentionContract):
     def call(self, inputs: Inputs, shape: Shape) -> tuple[Any, Any, Any]:
         run = functools.partial(
             triton_gpu.paged_attention,
-            scale=scale_of(shape),
-            sliding_window=shape.sliding_window,
-            soft_cap=shape.soft_cap,
+            options=options_of(shape),
             target=self.target,
             run=self.interpreter.run,
         )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention import RaggedBatch, kv_layout, paged_attention
+from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, kv_layout, paged_attention
 from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract
 
 CPU = DeviceTarget("cpu", "cpu")
@@ -28,7 +28,7 @@ def compiled(dtype: jax.typing.DTypeLike, num_pages: int) -> jax.stages.Compiled
     batch = RaggedBatch(
         *(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows + 1,), (rows,), (rows, 32), (tokens,)))
     )
-    op = functools.partial(paged_attention, scale=0.125, target=CPU)
+    op = functools.partial(paged_attention, options=AttentionOptions(0.125), target=CPU)
     args = (heads, heads, heads, kv.struct(num_pages), kv.struct(num_pages), batch)
     return jax.jit(op, donate_argnums=(3, 4)).lower(*args).compile()
 

@@ -30,7 +30,7 @@ def deltas(text: str, name: str, stops: list[str]) -> list[Delta]:
     for i, token in enumerate(ids):
         entry = TokenLogprobs(token, -float(i), 1, ((token, -float(i)),))
         reason = "length" if i == len(ids) - 1 else None
-        delta = stream.push(SequenceOutput("r", 0, token, entry, reason, None, 0))
+        delta = stream.push(SequenceOutput("r", 0, (token,), (entry,), reason, None, 0))
         assert delta is not None
         found.append(delta)
         if delta.finish_reason is not None:
