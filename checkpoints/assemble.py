@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from checkpoints.reader import TensorSource
 from checkpoints.rules import Entry, Placement, TensorMapping
 from jaxinfer.sharding import LogicalAxes

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from checkpoints.assemble import DTYPES, assemble, check_tied_head, expand
 from checkpoints.end_tokens import served_end_tokens
-from checkpoints.folder import CheckpointError, is_converted
+from checkpoints.files import CheckpointError, is_converted
 from checkpoints.folder import read_config as read_config
 from checkpoints.quantized.assemble import check_no_biases, read_matrix
 from checkpoints.quantized.mapping import Quantization, plan_quantized, read_quantization

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from checkpoints.folder import CONFIG_FILE, STORAGE_FORMAT_VERSION, CheckpointError, is_converted, read_stored
+from checkpoints.files import CONFIG_FILE, STORAGE_FORMAT_VERSION, CheckpointError, is_converted, read_stored
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig, require
 from jaxinfer.models.stored import StoredMatrix, input_axes, input_sizes, layer_of
 

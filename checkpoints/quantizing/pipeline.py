@@ -15,7 +15,7 @@ from itertools import groupby
 import numpy as np
 
 from checkpoints.assemble import assemble
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from checkpoints.quantizing.folding import PRODUCERS, fold, refusal, sharing
 from checkpoints.quantizing.layerwise import Layerwise
 from checkpoints.quantizing.options import Quantizing

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from checkpoints.quantizing.options import Quantizing, check_group
 from jaxinfer.config import ConfigError, ModelConfig, require
 from jaxinfer.models.stored import MATRICES, StoredMatrix, input_sizes

@@ -19,7 +19,8 @@ from flax import nnx
 
 from checkpoints.assemble import DTYPES, expand
 from checkpoints.convert import convert
-from checkpoints.folder import CONFIG_FILE, REPORT_FILE, CheckpointError, read_config
+from checkpoints.files import CONFIG_FILE, REPORT_FILE, CheckpointError
+from checkpoints.folder import read_config
 from checkpoints.load import LoadedModel, decoder_parameters, load_model
 from checkpoints.store import flatten
 from checkpoints.verify import dense_logits
