@@ -33,6 +33,7 @@ from checkpoints.store import StoredParams
 from checkpoints.stored import read_storage
 from jaxinfer.config import ConfigError, ModelConfig
 from jaxinfer.models.decoder import abstract_decoder
+from jaxinfer.models.model import Model
 from jaxinfer.models.parameters import ParameterFacts, facts_of
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.models.stored import StoredMatrix, check_stored, input_axes
@@ -58,26 +59,6 @@ class Parameter:
     key: tuple[Any, ...]  # str and int parts
     shape: tuple[int, ...]
     facts: ParameterFacts
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to run: `nnx.merge(graphdef, params)` is the decoder.
-
-    config: as the folder describes it; `config.dtype` is what is stored, `config.eos_token_ids` ends a text
-    (`checkpoints.end_tokens`). dtype: what `params` are in ("float32" or
-    "bfloat16"). params: pure dict of jax.Arrays in the sizes of `shape`. generation_config: the folder's
-    generation_config.json, {} without one. notes: what an operator should know.
-    """
-
-    config: ModelConfig
-    shape: ModelShape
-    dtype: str
-    graphdef: nnx.GraphDef
-    params: dict[str, Any]
-    generation_config: dict[str, Any]
-    folder: Path
-    notes: tuple[str, ...] = ()
 
 
 def decoder_parameters(
@@ -122,7 +103,7 @@ def load_model(
     mesh: Mesh | None = None,
     quantization: str | None = None,
     progress: Progress | None = None,
-) -> LoadedModel:
+) -> Model:
     """Load a Hugging Face folder or a converted checkpoint.
 
     dtype: of the parameters; "auto" takes the checkpoint's. mesh: of `jaxinfer.sharding`; None: JAX's first device.
@@ -135,23 +116,23 @@ def load_model(
             or quantization is unknown or not possible, or a matrix cannot be cut into groups.
     """
     folder = Path(folder)
-    config, generation_config = read_config(folder)
+    config, _ = read_config(folder)
     end_tokens, notes = served_end_tokens(folder, config)
     config = dataclasses.replace(config, eos_token_ids=end_tokens)
     if is_converted(folder):
         stored = read_storage(folder, config).matrices
-        loaded = _load(_restore, folder, config, generation_config, dtype, mesh, progress, quantization, stored)
+        loaded = _load(_restore, folder, config, dtype, mesh, progress, quantization, stored)
     else:
         quantized = read_quantization(folder, config)
         stored = {} if quantized is None else quantized.stored
         read = partial(_stream, quantized=quantized)
-        loaded = _load(read, folder, config, generation_config, dtype, mesh, progress, quantization, stored)
+        loaded = _load(read, folder, config, dtype, mesh, progress, quantization, stored)
     return dataclasses.replace(loaded, notes=notes)
 
 
-def load_unfinished(folder: Path, config: ModelConfig) -> LoadedModel:
+def load_unfinished(folder: Path, config: ModelConfig) -> Model:
     """A converted checkpoint whose report is not written yet, in its own dtype on one device: for its verification."""
-    return _load(_restore, folder, config, {}, "auto", None, None, None, {})
+    return _load(_restore, folder, config, "auto", None, None, None, {})
 
 
 def _scheme(name: str | None) -> Scheme | None:
@@ -164,13 +145,12 @@ def _load(
     read: Callable[[_Request], dict[str, Any]],
     folder: Path,
     config: ModelConfig,
-    generation_config: dict[str, Any],
     dtype: str,
     mesh: Mesh | None,
     progress: Progress | None,
     quantization: str | None,
     stored: Mapping[str, StoredMatrix],
-) -> LoadedModel:
+) -> Model:
     scheme = _scheme(quantization)
     chosen = config.dtype if dtype == "auto" else dtype
     if chosen not in DTYPES:
@@ -184,7 +164,7 @@ def _load(
     arrays = read(_Request(folder, config, shape, DTYPES[chosen], mesh, parameters, progress, scheme, stored))
     loaded = [(key, leaf.replace(arrays[".".join(map(str, key))])) for key, leaf in nnx.to_flat_state(state)]
     params = nnx.to_pure_dict(nnx.from_flat_state(loaded))
-    return LoadedModel(config, shape, chosen, graphdef, params, generation_config, folder)
+    return Model(folder.name, config, shape, chosen, graphdef, params)
 
 
 class _Request:

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
 from jaxinfer.models.decoder import abstract_decoder
+from jaxinfer.models.model import Model
 from jaxinfer.models.parameters import facts_of
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.models.stored import StoredMatrix, check_stored
 from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
-from jaxinfer.runtime.assemble import Model, make_layout, probe_step
+from jaxinfer.runtime.assemble import make_layout, probe_step
 from jaxinfer.runtime.kv_cache import Sizes, device_budget, gib, resolve_sizes
 from jaxinfer.sharding import named_sharding, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
@@ -100,7 +101,7 @@ def abstract_model(
     from flax import nnx
 
     flat = [(path, leaf.replace(struct(path, leaf))) for path, leaf in nnx.to_flat_state(state)]
-    return Model(name, config, shape, graphdef, nnx.to_pure_dict(nnx.from_flat_state(flat)), dtype)
+    return Model(name, config, shape, dtype, graphdef, nnx.to_pure_dict(nnx.from_flat_state(flat)))
 
 
 def make_plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from checkpoints.load import load_model
 from jaxinfer.config import RuntimeConfig
 from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import PromptScored, StepOutputs, Submit, TokenLogprobs
-from jaxinfer.runtime.assemble import Model, assemble_engine
+from jaxinfer.runtime.assemble import assemble_engine
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.sharding import make_mesh
 from tests.golden_recipe import GoldenCase, write_checkpoint
@@ -109,5 +110,5 @@ def build(case: GoldenCase, *, check: bool = True, dtype: str = "float32", **run
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(case, Path(folder))
         loaded = load_model(Path(folder), dtype=config.dtype, mesh=mesh, quantization=config.quantization)
-    model = Model(case.name, loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
+    model = dataclasses.replace(loaded, name=case.name)
     return Harness(assemble_engine(model, mesh, config, check=check))

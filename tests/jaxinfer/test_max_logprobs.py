@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from checkpoints.load import load_model
 from jaxinfer import LLM, SamplingParams
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.messages import TokenLogprobs
-from jaxinfer.runtime.assemble import Model, choose_sizes, make_layout, make_runner
+from jaxinfer.runtime.assemble import choose_sizes, make_layout, make_runner
 from jaxinfer.runtime.buckets import Bucket
 from jaxinfer.runtime.inputs import SlotSizes
 from jaxinfer.runtime.packing import Packer
@@ -120,7 +121,7 @@ def make(folder: Path, **settings: Any) -> Runner:
     """A runner that has compiled nothing yet."""
     runtime, mesh = RuntimeConfig(**{**SETTINGS, **settings}), make_mesh()
     loaded = load_model(folder, dtype=runtime.dtype, mesh=mesh)
-    model = Model("m", loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
+    model = dataclasses.replace(loaded, name="m")
     layout = make_layout(model, DeviceTarget.of(mesh.devices.flat[0]), runtime)
     return make_runner(model, mesh, runtime, choose_sizes(model, mesh, runtime, layout), layout)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from checkpoints.load import load_model
 from jaxinfer.cache_groups import CacheGroups
 from jaxinfer.config import RuntimeConfig
-from jaxinfer.runtime.assemble import Model, make_layout, make_runner
+from jaxinfer.runtime.assemble import make_layout, make_runner
 from jaxinfer.runtime.kv_cache import resolve_sizes
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.sampling_params import SamplingParams
@@ -37,7 +38,7 @@ def make(case: GoldenCase, **settings: Any) -> Runner:
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(case, Path(folder))
         loaded = load_model(Path(folder), dtype=runtime.dtype, mesh=mesh, quantization=None)
-    model = Model(case.name, loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
+    model = dataclasses.replace(loaded, name=case.name)
     layout = make_layout(model, DeviceTarget.of(mesh.devices.flat[0]), runtime)
     sizes = resolve_sizes(loaded.config, runtime, layout, None, "cpu")
     return make_runner(model, mesh, runtime, sizes, layout)
