@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from checkpoints.folder import CheckpointError, is_converted, read_config
+from checkpoints.files import CheckpointError, is_converted
+from checkpoints.folder import read_config
 
 if TYPE_CHECKING:
     from checkpoints.load import LoadedModel as LoadedModel

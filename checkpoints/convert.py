@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from checkpoints.assemble import DTYPES, assemble, check_tied_head
-from checkpoints.folder import (
+from checkpoints.files import (
     CHAT_TEMPLATE_FOLDER,
     CONFIG_FILE,
     FORMAT_VERSION,
@@ -29,9 +29,9 @@ from checkpoints.folder import (
     TEXT_FILES,
     CheckpointError,
     is_converted,
-    read_config,
     write_json,
 )
+from checkpoints.folder import read_config
 from checkpoints.load import Progress, canonical_shapes
 from checkpoints.quantized.mapping import read_quantization
 from checkpoints.quantizing.options import Quantizing

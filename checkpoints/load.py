@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from checkpoints.assemble import DTYPES, assemble, check_tied_head, expand
 from checkpoints.end_tokens import served_end_tokens
-from checkpoints.folder import CheckpointError, is_converted
+from checkpoints.files import CheckpointError, is_converted
 from checkpoints.folder import read_config as read_config
 from checkpoints.quantized.assemble import check_no_biases, read_matrix
 from checkpoints.quantized.mapping import Quantization, plan_quantized, read_quantization
@@ -32,8 +32,8 @@ from checkpoints.rules import plan_mapping
 from checkpoints.store import StoredParams
 from checkpoints.stored import read_storage
 from jaxinfer.config import ConfigError, ModelConfig
-from jaxinfer.models.axes import parameter_axes
 from jaxinfer.models.decoder import abstract_decoder
+from jaxinfer.models.parameters import ParameterFacts, facts_of
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.models.stored import StoredMatrix, check_stored, input_axes
 from jaxinfer.quantization import (
@@ -45,7 +45,7 @@ from jaxinfer.quantization import (
     rounding_of,
     stored_parts,
 )
-from jaxinfer.sharding import MESH_AXES, LogicalAxes, make_mesh, named_sharding, tensor_size
+from jaxinfer.sharding import MESH_AXES, make_mesh, named_sharding, tensor_size
 from pallas_kernels.qtensor import QTensor
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the parameter that has just arrived
@@ -53,11 +53,11 @@ Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the para
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of the decoder: its place in the NNX state, its shape in elements, its logical axes."""
+    """One parameter of the decoder: its place in the NNX state, its shape in elements, what it says of itself."""
 
     key: tuple[Any, ...]  # str and int parts
     shape: tuple[int, ...]
-    axes: LogicalAxes
+    facts: ParameterFacts
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def decoder_parameters(
     """The decoder's graphdef, its parameters by dotted path, and its abstract state. Makes no arrays."""
     graphdef, state = abstract_decoder(config, shape, dtype)
     parameters = {
-        ".".join(map(str, key)): Parameter(key, tuple(leaf.get_value().shape), parameter_axes(leaf))
+        ".".join(map(str, key)): Parameter(key, tuple(leaf.get_value().shape), facts_of(leaf))
         for key, leaf in nnx.to_flat_state(state)
     }
     return graphdef, parameters, state
@@ -219,7 +219,7 @@ class _Request:
     def _plan_roundings(self, scheme: Scheme) -> dict[str, MatrixRounding]:
         """For all parameters before the first is read, so that one that cannot be rounded costs nothing."""
         planned = {
-            path: rounding_of(path, parameter, parameter.axes, scheme, self._mesh)
+            path: rounding_of(path, parameter, parameter.facts, scheme, self._mesh)
             for path, parameter in self.parameters.items()
         }
         return {path: rounding for path, rounding in planned.items() if rounding is not None}
@@ -227,9 +227,8 @@ class _Request:
     def _plan_placings(self) -> dict[str, MatrixPlacing]:
         planned = {}
         for path, stored in self.stored.items():
-            parameter, inputs = self.parameters[path], input_axes(path)
-            assert inputs is not None
-            planned[path] = placing_of(path, parameter.shape, parameter.axes, inputs, stored, self._mesh)
+            parameter = self.parameters[path]
+            planned[path] = placing_of(path, parameter.shape, parameter.facts, stored, self._mesh)
         return planned
 
     @property
@@ -244,21 +243,21 @@ class _Request:
         return check_finite(self.folder, path, self._roundings[path].apply(array))
 
     def sharding(self, path: str) -> NamedSharding:
-        return named_sharding(self._mesh, self.parameters[path].axes)
+        return named_sharding(self._mesh, self.parameters[path].facts.axes)
 
     def place(self, path: str, canonical: np.ndarray) -> jax.Array | QTensor:
         """Lay a parameter out for the mesh, move it there, and wait: so the host never holds two."""
         target = self.parameters[path].shape
-        host = expand(path, canonical, target, self.shape)
+        host = expand(canonical, target, self.parameters[path].facts.axes)
         array = jax.make_array_from_callback(target, self.sharding(path), lambda index: host[index])
         return jax.block_until_ready(self.finish(path, array))
 
     def place_stored(self, path: str, canonical: QTensor) -> QTensor:
         """The same for a matrix in few bits: KV heads repeated (all else has its size), placed, kept for the device."""
-        placing = self._placings[path]
+        placing, axes = self._placings[path], self.parameters[path].facts.axes
 
         def lay_out(host: np.ndarray, like: jax.ShapeDtypeStruct) -> np.ndarray:
-            return expand(path, host, like.shape, self.shape)
+            return expand(host, like.shape, axes)
 
         return jax.block_until_ready(placing.apply(jax.tree.map(lay_out, canonical, placing.as_stored)))
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from checkpoints.folder import CheckpointError, plain_file_name, read_json_object
+from checkpoints.files import CheckpointError, plain_file_name, read_json_object
 from checkpoints.side_files import (
     INDEX_FILE,
     MAX_HEADER_BYTES,

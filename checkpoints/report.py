@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoints.folder import FORMAT_VERSION, REPORT_FILE, write_json
+from checkpoints.files import FORMAT_VERSION, REPORT_FILE, write_json
 from checkpoints.quantizing.report import QuantizationReport
 from checkpoints.reader import TensorSource
 from checkpoints.rules import Index, TensorMapping

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from checkpoints.reader import TensorInfo, TensorSource
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.stored import layer_of

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checkpoints.folder import HF_CONFIG_FILE, QUANTIZATION_KEY, CheckpointError, read_json_object
+from checkpoints.files import HF_CONFIG_FILE, QUANTIZATION_KEY, CheckpointError, read_json_object
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

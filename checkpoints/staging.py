@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from checkpoints.folder import PARTIAL_SUFFIX, CheckpointError, is_converted
+from checkpoints.files import PARTIAL_SUFFIX, CheckpointError, is_converted
 
 _REPLACED_SUFFIX = ".replaced"
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from checkpoints.folder import PARAMS_FOLDER, CheckpointError
+from checkpoints.files import PARAMS_FOLDER, CheckpointError
 from checkpoints.stored import PARTS
 from pallas_kernels.qtensor import QTensor
 

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from checkpoints.assemble import DTYPES, checksum
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from checkpoints.load import LoadedModel, load_unfinished
 from checkpoints.rules import TensorMapping
 from checkpoints.store import StoredParams

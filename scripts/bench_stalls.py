@@ -1,6 +1,6 @@
 """Whether one client can stall the others: what they see while it sends the worst request of each kind.
 
-    python -m scripts.bench_stalls [--only WORD] [--tokenizer bpe|bytes] [--seconds 4] [--json FILE]
+    python scripts/bench_stalls.py [--only WORD] [--tokenizer bpe|bytes] [--seconds 4] [--json FILE]
 
 Starts a server whose engine is the tests' scripted one, 20 ms a step and asleep meanwhile, 16 clients that stream and
 one that asks for /health all the time. Three figures are judged for each kind of request:
@@ -31,11 +31,15 @@ from pathlib import Path
 
 import grpc
 
-from scripts.stalls import kinds, model
-from scripts.stalls.kinds import Kind, Sent
-from scripts.stalls.server import ServerProcess
-from scripts.stalls.watchers import Watchers
-from tests.fakes import FakeOptions
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the engine is the tests'
+
+from stalls import kinds, model  # noqa: E402
+from stalls.kinds import Kind, Sent  # noqa: E402
+from stalls.server import ServerProcess  # noqa: E402
+from stalls.watchers import Watchers  # noqa: E402
+
+from tests.fakes import FakeOptions  # noqa: E402
 
 STREAMS = 16
 PROBE_BAR, RATIO_BAR, STALL_BAR = 0.1, 1.5, 0.05
@@ -101,7 +105,8 @@ async def _send_grpc(server: ServerProcess, sent: Sent) -> str:
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     async with grpc.aio.insecure_channel(server.grpc, options=options) as channel:
         try:
-            async for _ in channel.unary_stream(sent.path)(sent.data):
+            call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(sent.path)
+            async for _ in call(sent.data):
                 pass
         except grpc.aio.AioRpcError as error:
             return str(error.code().name)

@@ -23,7 +23,8 @@ from model_shapes import SHAPES
 from rich.console import Console
 from rich.table import Table
 
-from checkpoints.folder import CheckpointError, read_config
+from checkpoints.files import CheckpointError
+from checkpoints.folder import read_config
 from checkpoints.stored import read_storage, with_stored_defaults
 from jaxinfer.config import ConfigError, ModelConfig, Quantization, RuntimeConfig
 from jaxinfer.models.registry import model_config

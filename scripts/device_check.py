@@ -11,6 +11,8 @@ of them, two runs are: `--only ceilings,tests,attention,engine` and `--only ceil
 Each section runs in a process of its own with its own time limit: what crashes, hangs or is missing becomes a cell of a
 table and costs nothing else. Results are appended to DIR/results.jsonl as they come, what the sections print goes to
 DIR/log.txt, and the tables are printed, and written to DIR/table.md, also when the time is over or the run is stopped.
+Exits with 1 if a case failed, crashed, took too long or was not reached, and names each on stderr; what does not exist
+on this machine is left out and no fault. Exits with 2 if there is no device or an option is wrong.
 
 Runs from a checkout on an NVIDIA GPU with JAX, and with torch and transformers for the peers; on a TPU VM it leaves out
 what is the GPU's. Needs no network. A jax-triton wheel in --wheels (default .whl) is unpacked and used.
@@ -29,7 +31,7 @@ from pathlib import Path
 from types import FrameType
 
 from device_checks.child import run_section
-from device_checks.records import FILE, SKIPPED, Records
+from device_checks.records import BEGIN, FILE, LEFT_OUT, SKIPPED, Record, Records, without_proof
 from device_checks.report import render
 from device_checks.sections import ENGINE_SECONDS, GROUPS, PROBE, SECTIONS, Section
 from device_checks.settings import ROOT, Settings, default_out, fresh_cache
@@ -55,7 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 if the run came to its end, whatever it found; 2 for bad input or no device; 1 if it was stopped."""
+    """Returns 0 if every case was run or refused by name, 1 if one failed or was not reached, 2 for bad input or
+    no device."""
     arguments = make_parser().parse_args(argv)
     out = (arguments.out or default_out()).resolve()
     cache = (arguments.cache or fresh_cache()).resolve()
@@ -84,10 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = 1
     if arguments.cache is None:
         shutil.rmtree(cache, ignore_errors=True)  # a process that cannot be ended may still write there
-    table = render(Records(out).read(), settings)
+    records = Records(out).read()
+    table = render(records, settings)
     (out / "table.md").write_text(table)
     print(table)
-    return status
+    faults = without_proof(records)
+    for record in faults:
+        print(_fault(record), file=sys.stderr)
+    return status or int(bool(faults))
 
 
 def run(supervisor: Supervisor, settings: Settings, sections: list[Section]) -> int:
@@ -106,13 +113,18 @@ def run(supervisor: Supervisor, settings: Settings, sections: list[Section]) -> 
         return 2
     for section in sections:
         if (reason := _left_out(section, platform, missing)) is not None:
-            records.add(section.name, "section", SKIPPED, error=reason)
+            records.add(section.name, LEFT_OUT, SKIPPED, error=reason)
             continue
         begin = time.monotonic()
         later = any(other.group == "engine" for other in sections) and section.group != "engine"
         supervisor.run(section, ENGINE_SECONDS if later and not settings.rehearse else 0)
         print(f"{section.name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     return 0
+
+
+def _fault(record: Record) -> str:
+    how = "did not end" if record["status"] == BEGIN else f"{record['status']}: {record.get('error', '')}"
+    return f"device_check: error: {record['section']}, {record['case']}: {how}"
 
 
 def _left_out(section: Section, platform: str, missing: list[str]) -> str | None:

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import datetime as dt
 import hashlib
+import importlib
 import io
 import json
 import random
@@ -21,7 +22,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import sentencepiece
 import tokenizers
@@ -118,9 +119,8 @@ def train_sentencepiece(path: Path, kind: str, *, rules: bool = False, **options
 
 def shuffle_scores(path: Path) -> None:
     """Deals the scores of the normal pieces out anew, some of them twice."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    model = sentencepiece_model_pb2.ModelProto()
+    messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")  # generated, without stubs
+    model = messages.ModelProto()
     model.ParseFromString(path.read_bytes())
     normal = [piece for piece in model.pieces if piece.type == piece.NORMAL]
     scores = [piece.score for piece in normal]
@@ -284,8 +284,8 @@ def run_case(case: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
 
 class _FixedClock(dt.datetime):
     @classmethod
-    def now(cls, tz: dt.tzinfo | None = None) -> dt.datetime:
-        return CLOCK
+    def now(cls, tz: dt.tzinfo | None = None) -> Self:
+        return cls.fromisoformat(CLOCK.isoformat())
 
 
 def render(tokenizer: Any, messages: list[Any], **options: Any) -> Any:

@@ -54,7 +54,7 @@ class EngineRefused(Exception):
 
 def build_model_engine(model: str, runtime: RuntimeConfig, progress: Callable[[Progress], None]) -> Engine:
     """Loads the checkpoint folder `model`. Runs in the engine's process only: it imports jax."""
-    from checkpoints.folder import CheckpointError
+    from checkpoints.files import CheckpointError
     from jaxinfer.llm import build_engine
 
     try:

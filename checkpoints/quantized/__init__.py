@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from checkpoints.folder import QUANTIZATION_KEY as KEY
+from checkpoints.files import QUANTIZATION_KEY as KEY
 from checkpoints.quantized.awq import Awq
 from checkpoints.quantized.compressed_tensors import CompressedTensors
 from checkpoints.quantized.fp8 import Fp8

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from checkpoints.assemble import aligned_empty
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from checkpoints.quantized.mapping import QuantizedEntry, QuantizedMapping, QuantizedMatrix
 from checkpoints.quantized.protocol import Format, Parts, nibbles, pack_nibbles
 from checkpoints.reader import TensorSource

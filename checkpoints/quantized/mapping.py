@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from checkpoints.folder import HF_CONFIG_FILE, CheckpointError, read_json_object
-from checkpoints.folder import QUANTIZATION_KEY as KEY
+from checkpoints.files import HF_CONFIG_FILE, CheckpointError, read_json_object
+from checkpoints.files import QUANTIZATION_KEY as KEY
 from checkpoints.quantized import parse
 from checkpoints.quantized.protocol import Format, Layer, Shape, Tensors
 from checkpoints.reader import TensorSource

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from checkpoints.reader import TensorSource
 from jaxinfer.models.stored import StoredMatrix
 

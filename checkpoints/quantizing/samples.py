@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from jaxinfer.config import ModelConfig
 from jaxinfer.text import Tokenizer, load_tokenizer
 from jaxinfer.text.errors import ChatTemplateError, TextError, TokenizerError

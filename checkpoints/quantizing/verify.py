@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from checkpoints.assemble import DTYPES
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from checkpoints.load import canonical_parts
 from checkpoints.quantizing.layerwise import Layerwise
 from checkpoints.quantizing.policy import ENDS

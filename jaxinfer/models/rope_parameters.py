@@ -51,11 +51,11 @@ class RopeRules:
     """What a family means by its RoPE settings.
 
     Attributes:
-        theta: the base where config.json names none, its key beside the settings being `rope_theta`.
+        theta: `rope_theta` where config.json has none.
         types: the values of `rope_type` that the family has.
-        aliases: older names of types.
+        aliases: older names of types, and the types that they mean.
         partial: whether a `partial_rotary_factor` other than 1 is understood.
-        trained_length: tokens; `original_max_position_embeddings` at the top where config.json has none.
+        trained_length: `original_max_position_embeddings` at the top where config.json has none, tokens.
     """
 
     theta: float = 10000.0
@@ -89,7 +89,7 @@ def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int,
 
     Args:
         head_dim: elements of a head.
-        max_position_embeddings: tokens.
+        max_position_embeddings: the longest sequence, tokens.
 
     Raises UnsupportedModelError for an unknown type or key, ConfigError for a missing, malformed or contradictory one.
     """
@@ -117,9 +117,12 @@ def read_ropes_by_layer_type(
     config: ConfigReader, head_dim: int, max_position_embeddings: int, rules: RopeRules, local_theta: float
 ) -> dict[str, RopeConfig]:
     """{layer type: its rotary embedding}, as Gemma 3 has it: `rope_scaling` and `rope_theta` are those of full layers,
-    `rope_local_base_freq` (local_theta where config.json has none) is the theta of the others.
+    `rope_local_base_freq` is the theta of the others.
 
-    Args and errors are those of `read_rope`.
+    Args:
+        local_theta: `rope_local_base_freq` where config.json has none.
+
+    The other arguments, notes and errors are those of `read_rope`.
     """
     config.only("partial_rotary_factor", 1.0)
     config.raw("original_max_position_embeddings")  # known, and as in transformers not looked at

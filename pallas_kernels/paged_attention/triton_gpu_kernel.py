@@ -156,8 +156,7 @@ def _walk(
             top = tl.maximum(highest, tl.max(scores, axis=1))
             keep = tl.exp2(highest - top)
             weights = tl.exp2(scores - top[:, None])
-            sums = sums * keep + tl.sum(weights, axis=1)
-            highest = top
+            sums, highest = sums * keep + tl.sum(weights, axis=1), top
             v = _widened(tl.load(v_pages + place, mask=mask, other=0), wide, pages)
             if pages != "plain":
                 v_scale = tl.load(v_scales + slot, mask=known, other=0.0) if stretch != 1 else tl.load(v_scales + slot)

@@ -46,19 +46,12 @@ def multiply(
         row_tile, output_tile, slices, slice_inputs, numbers: BT, BO, B, s and L.
         kind: "int8", "int4" or "fp8". whole: whether turns of the loop divide I, so that no input needs a mask.
     """
-    row_tiles: tl.constexpr = (rows + row_tile - 1) // row_tile
-    output_tiles: tl.constexpr = (outputs + output_tile - 1) // output_tile
-    program = tl.program_id(0)
-    row = program % row_tiles * row_tile + tl.arange(0, row_tile)
-    column = program // row_tiles % output_tiles * output_tile + tl.arange(0, output_tile)
-    part = program // (row_tiles * output_tiles)
-
+    row, column, part = _tile(rows, outputs, row_tile, output_tile)
     width: tl.constexpr = inputs // numbers  # words of a row of `values`
     each: tl.constexpr = slice_inputs // numbers  # of them, those of a slice
     turns: tl.constexpr = (inputs + slice_inputs * slices - 1) // (slice_inputs * slices)
     turns_each: tl.constexpr = (turns + parts - 1) // parts
-    begin = part * turns_each
-    end = tl.minimum(begin + turns_each, turns)
+    begin, end = part * turns_each, tl.minimum((part + 1) * turns_each, turns)
     # Beyond the last output it is read again, which costs no mask; nothing of that is written.
     known = tl.minimum(column, outputs - 1).to(tl.int64)
     if slices > 1:
@@ -76,12 +69,13 @@ def multiply(
     group_inputs: tl.constexpr = inputs // groups
     if has_zeros and groups == 1:
         zero_of_all = tl.load(zeros + known)
-    if has_zeros and groups > 1:
-        group_zero = _scale(zeros, known, begin * slices + number, slice_inputs, group_inputs, groups)
-        next_zero = _scale(zeros, known, (begin + 1) * slices + number, slice_inputs, group_inputs, groups)
     if groups > 1:
-        scale = _scale(scales, known, begin * slices + number, slice_inputs, group_inputs, groups)
-        next_scale = _scale(scales, known, (begin + 1) * slices + number, slice_inputs, group_inputs, groups)
+        first, second = begin * slices + number, (begin + 1) * slices + number
+        if has_zeros:
+            group_zero = _scale(zeros, known, first, slice_inputs, group_inputs, groups)
+            next_zero = _scale(zeros, known, second, slice_inputs, group_inputs, groups)
+        scale = _scale(scales, known, first, slice_inputs, group_inputs, groups)
+        next_scale = _scale(scales, known, second, slice_inputs, group_inputs, groups)
 
     for turn in range(begin, end):
         place = (turn * slices + number) * each + word
@@ -92,10 +86,7 @@ def multiply(
         seen = vector < rows if whole else (vector < rows) & (place < width)
         zero = (zero_of_all if groups == 1 else group_zero) if has_zeros else None
         sums = tl.zeros(acc.shape, tl.float32) if groups > 1 else acc
-        for n in tl.static_range(numbers):
-            some = tl.load(activations + n * width + place, mask=seen, other=0.0)
-            wide = _widened(stored, n, numbers, zero, kind).to(some.dtype)
-            sums = tl.dot(wide, _transposed(some), sums, input_precision="ieee")
+        sums = _products(stored, activations, place, seen, zero, sums, width, numbers, kind)
         if groups > 1:
             acc += sums * scale
             scale = next_scale + 0.0  # an operation: Triton copies nothing ahead in loops that only hand a value on
@@ -108,17 +99,45 @@ def multiply(
 
     if slices > 1:
         acc = tl.sum(acc, axis=0)
-    if groups == 1:
-        acc = acc * tl.load(scales + tl.minimum(column, outputs - 1))[:, None]
-    _store(acc * 256.0 if kind == "fp8" else acc, out, part, row, column, rows, outputs)
+    _store(acc, scales, out, part, row, column, rows, outputs, groups, kind)
+
+
+@triton.jit
+def _tile(
+    rows: tl.constexpr, outputs: tl.constexpr, row_tile: tl.constexpr, output_tile: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The program's rows (BT,), its outputs (BO,) and its part of the inputs."""
+    row_tiles: tl.constexpr = (rows + row_tile - 1) // row_tile
+    output_tiles: tl.constexpr = (outputs + output_tile - 1) // output_tile
+    program = tl.program_id(0)
+    row = program % row_tiles * row_tile + tl.arange(0, row_tile)
+    column = program // row_tiles % output_tiles * output_tile + tl.arange(0, output_tile)
+    return row, column, program // (row_tiles * output_tiles)
+
+
+@triton.jit
+def _products(
+    stored: tl.tensor, activations: tl.tensor, place: tl.tensor, seen: tl.tensor, zero: tl.tensor | None,
+    sums: tl.tensor, width: tl.constexpr, numbers: tl.constexpr, kind: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """`sums` and the products of a turn: of the numbers at each place of the words in turn."""
+    for n in tl.static_range(numbers):
+        some = tl.load(activations + n * width + place, mask=seen, other=0.0)
+        wide = _widened(stored, n, numbers, zero, kind).to(some.dtype)
+        sums = tl.dot(wide, _transposed(some), sums, input_precision="ieee")
+    return sums
 
 
 @triton.jit
 def _store(
-    acc: tl.tensor, out: tl.tensor, part: tl.tensor, row: tl.tensor, column: tl.tensor, rows: tl.constexpr,
-    outputs: tl.constexpr,
+    acc: tl.tensor, scales: tl.tensor, out: tl.tensor, part: tl.tensor, row: tl.tensor, column: tl.tensor,
+    rows: tl.constexpr, outputs: tl.constexpr, groups: tl.constexpr, kind: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Writes (BO, BT) where there are rows and outputs."""
+    """Writes (BO, BT), times the scales that are of outputs, where there are rows and outputs."""
+    if groups == 1:
+        acc = acc * tl.load(scales + tl.minimum(column, outputs - 1))[:, None]
+    if kind == "fp8":
+        acc = acc * 256.0
     target = out + (part * rows + row).to(tl.int64)[None, :] * outputs + column[:, None]
     tl.store(target, acc, mask=(row < rows)[None, :] & (column < outputs)[:, None])
 

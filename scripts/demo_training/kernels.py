@@ -130,8 +130,8 @@ def _attend_backward(saved: tuple[jax.Array, ...], d_out: jax.Array) -> tuple[ja
         dq.append(_dot(d_scores, keys).reshape(batch, group, end - start, size))
         dk = _add_front(dk, _dot(_transposed(rows), d_scores))
         dv = _add_front(dv, _dot(_transposed(d_rows), weights))
-    gradients = jnp.concatenate(dq, axis=2), *(jnp.swapaxes(_pinned(g), 1, 2) for g in (dk, dv))
-    return tuple(g.astype(q.dtype) for g in gradients)
+    dk, dv = (jnp.swapaxes(_pinned(gradient), 1, 2).astype(q.dtype) for gradient in (dk, dv))
+    return jnp.concatenate(dq, axis=2).astype(q.dtype), dk, dv
 
 
 attend.defvjp(_attend_forward, _attend_backward)

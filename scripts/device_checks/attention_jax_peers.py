@@ -48,6 +48,8 @@ def _measured(case: AttentionCase, measure: Callable[[AttentionCase], dict[str, 
 
 
 def dense_cudnn(case: AttentionCase) -> dict[str, Any]:
+    if (platform := jax.devices()[0].platform) != "gpu":
+        raise NotImplementedError(f"cuDNN runs on NVIDIA GPUs only; this is a {platform}")
     return _dense(case, "cudnn")
 
 

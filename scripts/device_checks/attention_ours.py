@@ -177,8 +177,8 @@ def lower(case: AttentionCase, target: DeviceTarget, backend: str, carry: Any, o
                 slot_mapping=jax.lax.dynamic_index_in_dim(given["slots"], taken, keepdims=False),
             )
             before = out[0, 0, 0] * jnp.bfloat16(NO_CHANGE)
-            new = [given[name] + before for name in ("q", "k", "v")]
-            carry = attend(*new, k_pages, v_pages, batch)
+            q, k, v = (given[name] + before for name in ("q", "k", "v"))
+            carry = attend(q, k, v, k_pages, v_pages, batch)
         return carry
 
     return lower_loop(turn, carry, operands, turns)

@@ -64,12 +64,13 @@ class EngineBench:
         platform = jax.devices()[0].platform
         fitting = [1] if platform != "tpu" else [tp for tp in valid_tp(self._config) if tp <= jax.device_count()]
         self._mesh = make_mesh(ParallelConfig(tensor=max(fitting)))
+        # A page more for each row: a step is planned before the one before it has ended.
+        self._num_pages = 1 + sizes.most * (-(-sizes.length // sizes.page_size) + 1)
         self._runtime = RuntimeConfig(
             dtype="bfloat16",
             quantization=scheme,
             page_size=sizes.page_size,
-            # A page more for each row: a step is planned before the one before it has ended.
-            num_pages=1 + sizes.most * (-(-sizes.length // sizes.page_size) + 1),
+            num_pages=self._num_pages,
             max_model_len=sizes.length + sizes.page_size,
             max_num_seqs=sizes.most,
             max_num_batched_tokens=sizes.budget,
@@ -112,7 +113,7 @@ class EngineBench:
         limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
         if limit is None:
             return
-        pool = self._runtime.num_pages * self.sizes.page_size * (self._work.decode_bytes(1, 1) - self._weight_bytes())
+        pool = self._num_pages * self.sizes.page_size * (self._work.decode_bytes(1, 1) - self._weight_bytes())
         need = (self._weight_bytes() + 2 * self._work.model * self._work.vocab + pool) // tensor_size(self._mesh)
         if need > 0.95 * limit:
             raise NotImplementedError(f"{self.sizes.model} needs {gib(need)} of a device, which has {gib(limit)}")
@@ -230,11 +231,8 @@ class _Watch:
     def __init__(self, runner: Runner) -> None:
         self.plans: list[tuple[int, int]] = []
         self.done: list[float] = []
+        self.padded_tokens = runner.padded_tokens
         self._runner = runner
-
-    @property
-    def padded_tokens(self) -> int:
-        return self._runner.padded_tokens
 
     @property
     def compilations(self) -> int:
@@ -242,7 +240,9 @@ class _Watch:
 
     def dispatch(self, plan: StepPlan) -> _Timed:
         self.plans.append((plan.num_tokens, len(plan.rows)))
-        return _Timed(self._runner.dispatch(plan), self.done)
+        pending = self._runner.dispatch(plan)
+        self.padded_tokens = self._runner.padded_tokens
+        return _Timed(pending, self.done)
 
 
 class _Timed:

@@ -9,9 +9,10 @@ from device_checks.child import Case
 from device_checks.engine import EngineBench
 from device_checks.engine_sizes import engine_sizes
 from device_checks.settings import Settings
+from jaxinfer.config import Quantization
 
 
-def cases(settings: Settings, scheme: str) -> Iterator[Case]:
+def cases(settings: Settings, scheme: Quantization) -> Iterator[Case]:
     bench = EngineBench(engine_sizes(settings), scheme, decode_only=True)
     yield Case("start-up", bench.start_up)
     for rows in bench.sizes.requests:

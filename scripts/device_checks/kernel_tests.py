@@ -13,16 +13,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from device_checks.child import Case
-from device_checks.records import Records
+from device_checks.records import Records, without_proof
 from device_checks.settings import ROOT, Settings
 
 _PROCESSES = 6
 _TEST_SECONDS = 45
 _NOTHING_COLLECTED = 5
+CASE = "pytest"
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    yield Case("pytest", functools.partial(_run, settings))
+    yield Case(CASE, functools.partial(_run, settings))
 
 
 def _run(settings: Settings) -> dict[str, Any]:
@@ -40,4 +41,6 @@ def _run(settings: Settings) -> dict[str, Any]:
         raise RuntimeError("pytest collected no test")
     if status not in (0, 1):
         raise RuntimeError(f"pytest ended with status {status}; see log.txt")
+    if status == 1 and not without_proof([r for r in Records(settings.out).read("tests") if r["case"] != CASE]):
+        raise RuntimeError("pytest says that tests failed and names none; see log.txt")
     return {"command": " ".join(command[1:]), "failures": status == 1}

@@ -37,7 +37,7 @@ def cases(settings: Settings) -> Iterator[Case]:
 
 
 def _packages() -> dict[str, Any]:
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

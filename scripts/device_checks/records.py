@@ -14,6 +14,7 @@ BEGIN, OK, FAILED, UNSUPPORTED, CRASHED, TIMEOUT, SKIPPED = (
     "begin", "ok", "failed", "unsupported", "crashed", "timeout", "skipped",
 )  # fmt: skip
 FILE = "results.jsonl"
+LEFT_OUT = "section"  # stands for all cases of a section that is left out on this machine
 Record = dict[str, Any]
 
 
@@ -45,6 +46,20 @@ class Records:
         """The case that has begun and has not ended."""
         last = {record["case"]: record["status"] for record in self.read(section)}
         return next((case for case, status in last.items() if status == BEGIN), None)
+
+
+def last_of_each(records: list[Record]) -> list[Record]:
+    """The last record of every case, in the order in which the cases began."""
+    return list({(record["section"], record["case"]): record for record in records}.values())
+
+
+def without_proof(records: list[Record]) -> list[Record]:
+    """Cases that failed, that took their process or their time, or that were not reached.
+
+    A section that makes no sense on this machine, or whose packages it lacks, is left out and no fault; nor is a case
+    that says that it is unsupported.
+    """
+    return [r for r in last_of_each(records) if r["status"] not in (OK, UNSUPPORTED) and r["case"] != LEFT_OUT]
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:

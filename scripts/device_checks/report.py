@@ -7,7 +7,18 @@ from typing import Any
 
 from device_checks.attention_cases import AttentionCase, attention_cases
 from device_checks.product_cases import ProductCase, product_cases
-from device_checks.records import BEGIN, CRASHED, FAILED, OK, SKIPPED, TIMEOUT, UNSUPPORTED, Record
+from device_checks.records import (
+    BEGIN,
+    CRASHED,
+    FAILED,
+    LEFT_OUT,
+    OK,
+    SKIPPED,
+    TIMEOUT,
+    UNSUPPORTED,
+    Record,
+    last_of_each,
+)
 from device_checks.settings import Settings
 from device_checks.targets import (
     STATED_FOR,
@@ -53,10 +64,9 @@ def render(records: list[Record], settings: Settings) -> str:
 
 def _ended(records: list[Record]) -> list[Record]:
     """The last record of every case; one that only began was cut off with the whole run."""
-    last = {(r["section"], r["case"]): r for r in records}
     return [
         r | {"status": SKIPPED, "error": "the run ended in the middle of it"} if r["status"] == BEGIN else r
-        for r in last.values()
+        for r in last_of_each(records)
     ]
 
 
@@ -131,7 +141,7 @@ def _backends(
     read = {
         (r["section"].removeprefix(group), r["case"]): r
         for r in records
-        if r["section"].startswith(group) and r["case"] != "section"
+        if r["section"].startswith(group) and r["case"] != LEFT_OUT
     }
     backends = list(dict.fromkeys(backend for backend, _ in read))
     if not backends:
@@ -183,7 +193,7 @@ def _quantized(records: list[Record], limits: Ceilings, notes: Notes) -> str:
     """Decode steps of the engine with its layers in few bits, one table for all schemes."""
     parts = []
     for section in dict.fromkeys(r["section"] for r in records if r["section"].startswith("quantized/")):
-        steps = {r["case"]: r for r in records if r["section"] == section and r["case"] != "section"}
+        steps = {r["case"]: r for r in records if r["section"] == section and r["case"] != LEFT_OUT}
         found = [_start_up(steps, notes), _compiled_steps(steps, limits, devices_of(records), notes)]
         if any(found):
             parts += [f"Layers in {section.removeprefix('quantized/')}:", *found]
@@ -229,7 +239,7 @@ def _requests(ours: dict[str, Record], peer: dict[str, Record], limits: Ceilings
     rows = []
     for name, group in (("jaxinfer", ours), ("transformers", peer)):
         for case, record in group.items():
-            if case == "section":
+            if case == LEFT_OUT:
                 continue
             if case.startswith("requests: "):
                 compiled = ours.get(f"compiled decode step, rows: {case.removeprefix('requests: ')}", {})
@@ -266,7 +276,7 @@ def _left_out(records: list[Record]) -> str:
     lines = [
         f"- {r['section']}: {r.get('error', '')}"
         for r in records
-        if r["case"] in ("rest", "section") or (r["status"] == TIMEOUT and r["case"] == "start")
+        if r["case"] in ("rest", LEFT_OUT) or (r["status"] == TIMEOUT and r["case"] == "start")
     ]
     return "Left out:\n" + "\n".join(lines) if lines else ""
 

@@ -43,7 +43,11 @@ class Section:
 
     @classmethod
     def from_json(cls, text: str) -> Section:
-        return cls(**{name: tuple(x) if isinstance(x, list) else x for name, x in json.loads(text).items()})
+        fields: dict[str, Any] = json.loads(text)
+        for name, value in fields.items():
+            if isinstance(value, list):
+                fields[name] = tuple(value)
+        return cls(**fields)
 
 
 def _attention(backend: str, seconds: float, *platforms: str) -> Section:

@@ -78,9 +78,11 @@ class Supervisor:
                     current = self.records.open_case(section.name) or _START
                     case, since = (current, now) if current != case else (case, since)
                 if now > end:
-                    return self._ended(section, case, f"{self._why(section, reserved)}; it had {now - since:.0f} s")
+                    self._ended(section, case, f"{self._why(section, reserved)}; it had {now - since:.0f} s")
+                    return None
                 if now - since > section.case_seconds:
-                    return self._ended(section, case, f"stopped after {section.case_seconds:.0f} s")
+                    self._ended(section, case, f"stopped after {section.case_seconds:.0f} s")
+                    return None
                 time.sleep(_POLL_SECONDS)
             return status
         finally:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.open_inference import grpc_service_pb2 as infer_pb
-from scripts.stalls.model import FIRST_BYTE, MAX_MODEL_LEN, text
+from stalls.model import FIRST_BYTE, MAX_MODEL_LEN, text
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 GENERATE, TOKENIZE, DETOKENIZE = (f"/jaxinfer.v1.Inference/{name}" for name in ("Generate", "Tokenize", "Detokenize"))

@@ -24,6 +24,7 @@ from typing import Any
 
 from tests.fakes import FakeOptions
 
+ROOT = Path(__file__).resolve().parents[2]
 _BEAT_SECONDS = 0.004
 
 
@@ -102,10 +103,10 @@ class ServerProcess:
         self._beats = folder / "beats.jsonl"
         self._beats.touch()
         command = [sys.executable, "-m", "scripts.stalls.server", json.dumps(dataclasses.asdict(options))]
-        command += [str(self._beats), str(folder), "--port", "0", *arguments]
+        command += [str(self._beats.resolve()), str(folder.resolve()), "--port", "0", *arguments]
         self._log = folder / "server.log"
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         self.http, self.grpc = self._addresses()
 
     def _addresses(self) -> tuple[str, str]:

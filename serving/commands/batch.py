@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from jaxinfer.config import ConfigError
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from checkpoints.folder import CheckpointError, check_weight_files, is_converted, read_config
+from checkpoints.files import CheckpointError, is_converted
+from checkpoints.folder import check_weight_files, read_config
 from checkpoints.quantizing.options import GROUPS, SKIPS, Quantizing
 from checkpoints.staging import check_target
 from checkpoints.stored import KV_CACHE_DTYPES

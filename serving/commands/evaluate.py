@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
+import dataclasses
 import functools
-import importlib.metadata
 import json
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,47 +14,44 @@ from typing import Any
 import grpc
 from rich.console import Console
 
-from checkpoints.folder import CheckpointError, check_weight_files
-from jaxinfer import __version__
+from checkpoints.files import CheckpointError
+from checkpoints.folder import check_weight_files
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.evaluation import compare
-from jaxinfer.evaluation.item import Kind
-from jaxinfer.evaluation.items import ItemsError, Task
-from jaxinfer.evaluation.run import TaskResult, TextResult, report, run_tasks, run_texts
+from jaxinfer.evaluation.items import ItemsError
+from jaxinfer.evaluation.local_source import LocalSource
+from jaxinfer.evaluation.plot import write_plot
+from jaxinfer.evaluation.provenance import answer_records, provenance
+from jaxinfer.evaluation.questions import Kinds, Questions, Stories, shipped_kinds, shipped_stories
+from jaxinfer.evaluation.run import TaskResult, report, run_tasks, run_texts
 from jaxinfer.evaluation.source import Source
-from jaxinfer.llm import EngineDead
+from jaxinfer.evaluation.two_sides import SharedQuestions, ask_side, compare_sides
+from jaxinfer.llm import LLM, EngineDead
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError, load_tokenizer
 from serving import json_text
 from serving.commands.access_options import add_client_options, client_channel, client_metadata
 from serving.commands.early import check_model
-from serving.commands.evaluation_plot import write_plot
-from serving.commands.evaluation_questions import Kinds, Questions, Stories, check_options
-from serving.commands.evaluation_sources import LocalSource, ServerSource
+from serving.commands.evaluation_questions import check_options, draw, questions
 from serving.commands.evaluation_spec import DEMO, ModelSpec, parse_spec
 from serving.commands.evaluation_view import EvaluationProgress, print_comparison, print_report
 from serving.commands.options import add_runtime_options, runtime_given
 from serving.commands.parsing import BAD_INPUT as EXIT_BAD_INPUT
 from serving.commands.parsing import FAILURE, CommandError, CommandParser, fail
 from serving.commands.server_address import server_address, why_not
+from serving.evaluation.server_source import NoTokenizer, ServerSource
 from serving.status import BAD_INPUT
 
 Local = Callable[[str, Path, RuntimeConfig], contextlib.AbstractContextManager[Source]]
 
 _BAD_INPUT_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE)
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "tokenizers")
 
 
-def shipped_kinds() -> Mapping[str, Kind]:
-    from jaxinfer.evaluation.tasks import KINDS
-
-    return KINDS
-
-
-def shipped_stories(count: int, seed: int) -> list[str]:
-    from jaxinfer.evaluation.world import held_out_stories
-
-    return held_out_stories(count, seed)
+def local_source(name: str, folder: Path, runtime: RuntimeConfig) -> LocalSource:
+    """An engine of the model in `folder`, started in this process; it samples without the model's own defaults."""
+    settings = {field.name: getattr(runtime, field.name) for field in dataclasses.fields(runtime)}
+    engine = LLM(folder, generation_config="none", **settings)
+    return LocalSource(name, engine, enable_prefix_caching=runtime.enable_prefix_caching)
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
@@ -115,7 +110,7 @@ def main(
     program: str = "jaxinfer",
     kinds: Kinds = shipped_kinds,
     stories: Stories = shipped_stories,
-    local: Local = LocalSource,
+    local: Local = local_source,
 ) -> int:
     """Returns the exit code: 0, 2 for bad input, 1 for anything else.
 
@@ -126,14 +121,14 @@ def main(
     console = Console(highlight=False)
     try:
         check_options(arguments)
-        questions = Questions(arguments, kinds, stories)
+        asked_for = questions(arguments, kinds, stories)
         run, show = (_compare, print_comparison) if arguments.compare else (_evaluate, print_report)
-        record = run(arguments, questions, hub_cache, local)
+        record = run(arguments, asked_for, hub_cache, local)
         show(console, record)
         if arguments.json is not None:
             arguments.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if arguments.plot is not None:
-            write_plot(record, arguments.plot)
+            _write_plot(record, arguments.plot)
         return 0
     except CommandError as error:
         return fail(parser.prog, str(error), error.code)
@@ -148,6 +143,13 @@ def main(
         return fail(parser.prog, str(error), FAILURE)
 
 
+def _write_plot(record: Mapping[str, Any], path: Path) -> None:
+    try:
+        write_plot(record, path)
+    except OSError as error:
+        raise CommandError(f"--plot {path} cannot be written: {error}", FAILURE) from error
+
+
 def _explain(error: grpc.aio.AioRpcError, arguments: argparse.Namespace) -> str:
     return why_not(error, arguments.server, tls=arguments.tls_ca is not None)
 
@@ -155,11 +157,11 @@ def _explain(error: grpc.aio.AioRpcError, arguments: argparse.Namespace) -> str:
 # -- one model ------------------------------------------------------------------------------------------------------
 
 
-def _evaluate(arguments: argparse.Namespace, questions: Questions, hub_cache: Path, local: Local) -> dict[str, Any]:
+def _evaluate(arguments: argparse.Namespace, asked_for: Questions, hub_cache: Path, local: Local) -> dict[str, Any]:
     with EvaluationProgress(Console(stderr=True)) as progress:
         source_when_asked = _source(arguments, hub_cache, local, progress)
         progress.waiting("drawing the questions")
-        tasks, texts = questions.draw(), questions.texts()
+        tasks, texts = draw(asked_for), asked_for.texts()
         with source_when_asked() as source:
             results = run_tasks(source, tasks, progress)
             scored = run_texts(source, texts, progress) if texts else None
@@ -176,12 +178,15 @@ def _source(
     if arguments.server is not None:
         progress.waiting("asking the server")
         metadata = client_metadata(arguments)
-        server = ServerSource(
-            arguments.server,
-            arguments.concurrency,
-            lambda options: client_channel(arguments, options),
-            metadata,
-        )
+        try:
+            server = ServerSource(
+                arguments.server,
+                arguments.concurrency,
+                lambda options: client_channel(arguments, options),
+                metadata,
+            )
+        except NoTokenizer as error:
+            raise CommandError(str(error)) from error
         return lambda: contextlib.nullcontext(server)
     folder = resolve_model(arguments.model, hub_cache)
     runtime = RuntimeConfig(**runtime_given(arguments))
@@ -196,65 +201,44 @@ def _source(
 
 
 def _provenance(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What is needed to run the same again."""
-    versions = {"jaxinfer": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": versions,
-        "asked": {
-            "limit": arguments.limit,
-            "texts": arguments.texts,
-            "seed": arguments.seed,
-            "items": None if arguments.items is None else str(arguments.items),
-        },
-    }
+    items = None if arguments.items is None else str(arguments.items)
+    asked = {"limit": arguments.limit, "texts": arguments.texts, "seed": arguments.seed, "items": items}
+    return provenance(asked)
 
 
 def _write_answers(path: Path, results: Mapping[str, TaskResult]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for name, result in results.items():
-            for answer in result.answers:
-                line = {
-                    "kind": name,
-                    "messages": [dict(message) for message in answer.item.messages],
-                    "answer": answer.item.answer,
-                    "response": answer.response,
-                    "found": answer.found,
-                    "right": answer.right,
-                    "finish_reason": answer.finish_reason,
-                    "depth": answer.item.depth,
-                }
-                file.write(json_text.line_safe_text(json.dumps(line, ensure_ascii=False)) + "\n")
+        for record in answer_records(results):
+            file.write(json_text.line_safe_text(json.dumps(record, ensure_ascii=False)) + "\n")
 
 
 # -- two models -----------------------------------------------------------------------------------------------------
 
 
-def _compare(arguments: argparse.Namespace, questions: Questions, hub_cache: Path, local: Local) -> dict[str, Any]:
+def _compare(arguments: argparse.Namespace, asked_for: Questions, hub_cache: Path, local: Local) -> dict[str, Any]:
     common = runtime_given(arguments)
     specs = [parse_spec(spec, common, hub_cache) for spec in arguments.compare]
     for spec in specs:
         check_model(spec.folder, spec.runtime, weights=False)
-    texts = questions.texts()
+    texts = asked_for.texts()
     first, second = (load_tokenizer(spec.folder) for spec in specs)
     compare.check_tokenizers(first.encode, second.encode, specs[0].vocab_size, specs[1].vocab_size, texts[:20])
     for spec in specs:
         check_weight_files(spec.folder)
     alternatives = min(spec.alternatives for spec in specs)
     _prepare_devices(specs)
-    found = []
+    sides = []
     with EvaluationProgress(Console(stderr=True)) as progress:
         progress.waiting("drawing the questions")
-        tasks = questions.draw()
+        asked = SharedQuestions(
+            draw(asked_for), texts, arguments.positions, alternatives, specs[0].vocab_size, arguments.seed
+        )
         for letter, spec in zip("AB", specs, strict=True):
             progress.waiting(f"{letter}: loading and compiling")
             prefixed = functools.partial(_with_prefix, progress, letter)
             with local(spec.name, spec.folder, spec.runtime) as source:
-                found.append(_one_side(source, spec, tasks, texts, arguments.positions, alternatives, prefixed))
-    return {**_provenance(arguments), **_comparison(arguments.seed, tasks, specs, alternatives, *found)}
+                sides.append(ask_side(source, spec.spec, asked, prefixed))
+    return {**_provenance(arguments), **compare_sides(asked, *sides)}
 
 
 def _with_prefix(progress: EvaluationProgress, letter: str, what: str, done: int, total: int) -> None:
@@ -266,53 +250,3 @@ def _prepare_devices(specs: Sequence[ModelSpec]) -> None:
     from jaxinfer.runtime.assemble import configure_jax
 
     configure_jax(max((spec.runtime for spec in specs), key=lambda runtime: runtime.tensor_parallel_size))
-
-
-class _Side:
-    """What one side of a comparison gave."""
-
-    def __init__(
-        self,
-        record: dict[str, Any],
-        results: dict[str, TaskResult],
-        distributions: list[compare.Distributions],
-    ) -> None:
-        self.record, self.results, self.distributions = record, results, distributions
-
-
-def _one_side(
-    source: Source,
-    spec: ModelSpec,
-    tasks: Mapping[str, Task],
-    texts: Sequence[str],
-    positions: int,
-    alternatives: int,
-    progress: Callable[[str, int, int], None],
-) -> _Side:
-    results = run_tasks(source, tasks, progress)
-    scored: TextResult | None = run_texts(source, texts, progress) if texts else None
-    distributions = compare.collect_distributions(source, texts, positions, alternatives, progress)
-    return _Side({"spec": spec.spec, **report(source, results, scored)}, results, distributions)
-
-
-def _comparison(
-    seed: int,
-    tasks: Mapping[str, Task],
-    specs: Sequence[ModelSpec],
-    alternatives: int,
-    a: _Side,
-    b: _Side,
-) -> dict[str, Any]:
-    differences = compare.compare_tasks(a.results, b.results, seed=seed)
-    overall = compare.compare_all(a.results, b.results, seed=seed)
-    rows = {name: compare.difference_report(found) for name, found in differences.items()}
-    for name, row in rows.items():
-        row["skipped"] = len(tasks[name].items) - row["n"] - row["dropped"]
-    divergence = compare.divergence(a.distributions, b.distributions, specs[0].vocab_size, alternatives)
-    return {
-        "tasks": rows,
-        "overall": compare.difference_report(overall) if overall is not None else None,
-        "divergence": compare.divergence_report(divergence),
-        "a": a.record,
-        "b": b.record,
-    }

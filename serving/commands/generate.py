@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from jaxinfer.config import ConfigError
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from checkpoints.folder import GENERATION_CONFIG_FILE, CheckpointError, read_config
+from checkpoints.files import GENERATION_CONFIG_FILE, CheckpointError
+from checkpoints.folder import read_config
 from jaxinfer.config import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, KvCacheDtype, Quantization, RuntimeConfig
 from jaxinfer.generation_config import generation_defaults, generation_notes
 from jaxinfer.sampling_params import InvalidRequest, SamplingParams

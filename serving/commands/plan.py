@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from checkpoints.stored import read_storage, with_stored_defaults
 from jaxinfer.config import ConfigError
 from jaxinfer.model_path import resolve_model

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from jaxinfer import __version__
 from jaxinfer.config import ConfigError
 from jaxinfer.model_path import resolve_model
@@ -73,6 +73,16 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         help=f"services of others on the gRPC port: {' and '.join(gateways.SERVICES)}, or none (docs/gateways.md)",
     )
     add_parser_options(parser)
+    _add_own_options(parser)
+    add_http_options(parser)
+    add_access_options(parser)
+    add_observing_options(parser)
+    add_runtime_options(parser)
+    return parser
+
+
+def _add_own_options(parser: argparse.ArgumentParser) -> None:
+    """What the server is called, and how long it waits for whom."""
     parser.add_argument(
         "--served-model-name", metavar="NAME", help="name of the model towards clients (default: its hub id or folder)"
     )
@@ -104,11 +114,6 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         default=_DEFAULTS.stall_seconds,
         help="silence after which a busy engine counts as failed; 0: never",
     )
-    add_http_options(parser)
-    add_access_options(parser)
-    add_observing_options(parser)
-    add_runtime_options(parser)
-    return parser
 
 
 def main(

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.model_path import hub_cache_from, resolve_model
 from serving.commands.early import check_model

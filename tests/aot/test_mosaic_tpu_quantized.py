@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxinfer.models.parameters import ParameterFacts
 from jaxinfer.models.stored import StoredMatrix
 from jaxinfer.quantization import placing_of
 from jaxinfer.runtime.topology import ProgramReport, report, topology_mesh
@@ -28,7 +29,7 @@ def compiled(
 ) -> tuple[QTensor, ProgramReport]:
     """A product with a weight that a checkpoint stores in int4, as the mesh's devices keep it, split by `axes`."""
     matrix = StoredMatrix("int4", **stored)
-    weight = placing_of("a matrix", (*outputs, inputs), axes, 1, matrix, mesh).abstract()
+    weight = placing_of("a matrix", (*outputs, inputs), ParameterFacts(axes, 1), matrix, mesh).abstract()
     split_inputs = TENSOR_AXIS if axes[-1] is not None else None
     x = jax.ShapeDtypeStruct((tokens, inputs), dtype, sharding=NamedSharding(mesh, PartitionSpec(None, split_inputs)))
 

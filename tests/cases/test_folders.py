@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from checkpoints.folder import CheckpointError, read_config
+from checkpoints.files import CheckpointError
+from checkpoints.folder import read_config
 from checkpoints.quantized import parse
 from checkpoints.reader import open_checkpoint
 from checkpoints.stored import read_storage

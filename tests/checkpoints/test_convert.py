@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from checkpoints.convert import convert
-from checkpoints.folder import REPORT_FILE, CheckpointError, is_converted
+from checkpoints.files import REPORT_FILE, CheckpointError, is_converted
 from checkpoints.load import load_model
 from jaxinfer.config import ConfigError
 from jaxinfer.text import load_tokenizer

@@ -11,7 +11,8 @@ import pytest
 
 from checkpoints.convert import convert
 from checkpoints.end_tokens import served_end_tokens
-from checkpoints.folder import CheckpointError, read_config
+from checkpoints.files import CheckpointError
+from checkpoints.folder import read_config
 from jaxinfer.config import RuntimeConfig
 from jaxinfer.llm import LLM, build_engine
 from tests.checkpoints.folders import edit_json, write_small_llama

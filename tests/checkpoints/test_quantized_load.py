@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from checkpoints.convert import convert
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from checkpoints.load import LoadedModel, load_model
 from checkpoints.verify import dense_logits
 from jaxinfer.config import ConfigError, ParallelConfig, RuntimeConfig

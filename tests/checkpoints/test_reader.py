@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from checkpoints.reader import open_checkpoint
 from tests.checkpoints.folders import raw_safetensors
 

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from checkpoints import rules
 from checkpoints.assemble import DTYPES, assemble, check_tied_head
-from checkpoints.folder import CheckpointError, read_config
+from checkpoints.files import CheckpointError
+from checkpoints.folder import read_config
 from checkpoints.load import canonical_shapes
 from checkpoints.reader import open_checkpoint
 from checkpoints.rules import FAMILY_RULES, Rule, TensorMapping, plan_mapping

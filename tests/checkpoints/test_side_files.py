@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoints.folder import CheckpointError, read_config
+from checkpoints.files import CheckpointError
+from checkpoints.folder import read_config
 from checkpoints.load import load_model
 from checkpoints.reader import open_checkpoint
 from checkpoints.side_files import tensor_names, unnamed_model_files

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.folder import CONFIG_FILE, REPORT_FILE, CheckpointError, is_converted, read_config
+from checkpoints.files import CONFIG_FILE, REPORT_FILE, CheckpointError, is_converted
+from checkpoints.folder import read_config
 from checkpoints.staging import check_target, staged
 from tests.checkpoints.folders import tree
 
@@ -74,7 +75,7 @@ def test_an_exception_leaves_the_old_one(tmp_path: Path) -> None:
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from checkpoints.folder import CONFIG_FILE, REPORT_FILE
+    from checkpoints.files import CONFIG_FILE, REPORT_FILE
     from checkpoints.staging import check_target, staged
     with staged(Path(sys.argv[1]), True) as folder:
         for name in sys.argv[2:]:

@@ -17,7 +17,7 @@ import pytest
 import checkpoints.verify as verify
 from checkpoints import rules
 from checkpoints.convert import convert
-from checkpoints.folder import REPORT_FILE, CheckpointError
+from checkpoints.files import REPORT_FILE, CheckpointError
 from checkpoints.load import load_model
 from checkpoints.verify import LIMITS, check_limits, compare_logits, compare_tokenizers, dense_logits
 from jaxinfer.text import ChatTemplateError, Tokenizer, load_tokenizer

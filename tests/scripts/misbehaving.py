@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from device_checks.child import Case
 from device_checks.settings import Settings
 
 
-def cases(settings: Settings) -> Iterator[Case]:
+def cases(settings: Settings, only: Sequence[str] = ()) -> Iterator[Case]:
     for name, run in CASES.items():
-        yield Case(name, run)
+        if not only or name in only:
+            yield Case(name, run)
 
 
 def _fine() -> dict[str, Any]:

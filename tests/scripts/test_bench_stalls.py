@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from scripts.bench_stalls import PROBE_BAR, RATIO_BAR, STALL_BAR, Result, percentile, send
-from scripts.stalls import model
-from scripts.stalls.kinds import LIMIT, Kind, kinds
-from scripts.stalls.server import ServerProcess
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))  # as `python scripts/bench_stalls.py` has it
+
+from bench_stalls import PROBE_BAR, RATIO_BAR, STALL_BAR, Result, percentile, send
+from stalls import model
+from stalls.kinds import LIMIT, Kind, kinds
+from stalls.server import ServerProcess
+
 from tests.fakes import FakeOptions
 
 KINDS = [pytest.param(kind, id=kind.name) for kind in kinds(bpe=True)]

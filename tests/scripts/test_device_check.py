@@ -313,6 +313,59 @@ def test_a_stopped_run_prints_its_tables(tmp_path: Path) -> None:
     assert (tmp_path / "table.md").read_text() in out
 
 
+@pytest.mark.parametrize(
+    ("cases", "status", "fault"),
+    [
+        (["fine", "refuses"], 0, ""),
+        (["fine", "raises"], 1, "misbehaving, raises: failed: ValueError: a bad number"),
+        (["aborts", "after"], 1, "misbehaving, aborts: crashed: killed by SIGABRT"),
+        (["hangs"], 1, "misbehaving, hangs: timeout: stopped after 4 s"),
+    ],
+)
+def test_a_failed_case_is_the_exit_status(cases: list[str], status: int, fault: str, tmp_path: Path) -> None:
+    """The whole script, over sections that end so, the machine's left out."""
+    section = Section("misbehaving", "tests", "tests.scripts.misbehaving", 60, 4, options={"only": cases})
+    absent = Section("absent", "tests", "tests.scripts.misbehaving", 60, 4, needs=("a_package",))
+    probe = tmp_path / "machine.py"
+    probe.write_text(
+        "from device_checks.child import Case\n"
+        "def cases(settings): yield Case('device', lambda: {'platform': 'cpu', 'missing': {'a_package': 'no need'}})\n"
+    )
+    program = tmp_path / "check.py"
+    program.write_text(
+        "import sys, device_check\n"
+        "from device_checks.sections import Section\n"
+        "device_check.PROBE = Section('probe', 'probe', 'machine', 60, 50)\n"
+        f"device_check.SECTIONS = [Section.from_json({section.to_json()!r}), Section.from_json({absent.to_json()!r})]\n"
+        f"sys.exit(device_check.main(['--rehearse', '--only', 'tests', '--out', {str(tmp_path / 'out')!r}]))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts"), str(tmp_path)])}
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=100, check=False, env=environment
+    )
+    assert done.returncode == status, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("device_check: error: ")]
+    assert len(errors) == status, errors
+    assert fault in "".join(errors)
+    assert "- absent: a_package: not installed" in done.stdout
+
+
+def test_what_was_not_reached_is_the_exit_status(tmp_path: Path) -> None:
+    done = _run("--rehearse", "--only", "ceilings", "--budget-seconds", "1", "--out", str(tmp_path), timeout=60)
+    assert done.returncode == 1
+    assert "ceilings/jax, rest: skipped: the time of the whole run was over" in done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_the_engine_is_rehearsed(tmp_path: Path) -> None:
+    """Start-up, timed steps and requests, as a device runs them: what they call of the engine is still there."""
+    done = _run("--rehearse", "--only", "engine", "--out", str(tmp_path), timeout=280)
+    assert done.returncode == 0, done.stderr
+    read = {r["case"]: r for r in Records(tmp_path).read("engine") if r["status"] == "ok"}
+    assert {"start-up", "compiled prompt step", "compiled decode step, rows: 4", "requests: 4"} <= set(read)
+    assert read["requests: 4"]["compilations"] == 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_everything_is_rehearsed(tmp_path: Path) -> None:
@@ -320,8 +373,6 @@ def test_everything_is_rehearsed(tmp_path: Path) -> None:
     done = _run("--rehearse", "--out", str(tmp_path), "--budget-seconds", "800", timeout=880)
     assert done.returncode == 0, done.stderr
     records = [r for r in Records(tmp_path).read() if r["status"] not in ("begin", "skipped")]
-    wrong = [r for r in records if r["status"] not in ("ok", "unsupported") and r["section"] != "attention/jax_cudnn"]
-    assert not wrong, wrong
     found = {r["section"] for r in records if r["status"] == "ok"}
     assert found >= {"probe", "ceilings/jax", "tests", "attention/xla", "attention/jax_xla", "engine"}
     assert found >= {"products/xla", "quantized/int8", "quantized/int4", "quantized/fp8"}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxinfer.config import Activation, ConfigError, DTypeName, UnsupportedModelError
 from jaxinfer.models import known_keys
-from jaxinfer.models.config_reader import MAX_COUNT, ConfigReader, Values, check_count
+from jaxinfer.models.config_reader import MAX_COUNT, ConfigReader, check_count
 from jaxinfer.models.rope_parameters import FULL, LAYER_TYPES, SLIDING
 
 # Spelling in config.json -> ModelConfig.activation. gelu_new is the same tanh formula as gelu_pytorch_tanh.
@@ -192,18 +193,18 @@ def _special_tokens(config: ConfigReader, key: str, default: int | None, vocab_s
     The family's default counts only where config.json is silent and generation_config.json names none (and only if the
     vocabulary has it).
     """
-    given, more = config.raw(key), config.generation_config
-    own, other = _token_ids({key: given}, key), _token_ids(more, key, " in generation_config.json")
+    own = _token_ids(config.raw(key), key)
+    other = _token_ids(config.generation_config.get(key), f"{key} in generation_config.json")
     found = (other or own) if key == "eos_token_id" else (own or other)
-    if not found and key not in config and config.raw(key, default) is not None:
-        return [token for token in (default,) if token is not None and token < vocab_size]
+    if not found and key not in config:
+        fallback = config.raw(key, default)
+        return [fallback] if fallback is not None and fallback < vocab_size else []
     return found
 
 
-def _token_ids(source: Values, key: str, where: str = "") -> list[int]:
+def _token_ids(value: Any, name: str) -> list[int]:
     """A file's token ids, each once; some files write "none" as -1."""
-    value = source.get(key)
     listed = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) and token <= MAX_COUNT for token in listed):
-        raise ConfigError(f"{key}{where} is {value!r:.200}; it must be a token id or a list of them")
+        raise ConfigError(f"{name} is {value!r:.200}; it must be a token id or a list of them")
     return [token for token in dict.fromkeys(listed) if token >= 0]

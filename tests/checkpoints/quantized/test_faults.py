@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from checkpoints.convert import convert
-from checkpoints.folder import CheckpointError, read_config
+from checkpoints.files import CheckpointError
+from checkpoints.folder import read_config
 from checkpoints.load import load_model
 from checkpoints.quantized.mapping import read_quantization
 from jaxinfer.config import ConfigError, ParallelConfig

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from checkpoints.folder import CheckpointError, read_config
+from checkpoints.files import CheckpointError
+from checkpoints.folder import read_config
 from checkpoints.load import load_model
 from checkpoints.quantized import parse
 from jaxinfer.config import ConfigError

@@ -12,7 +12,8 @@ import pytest
 
 from checkpoints.assemble import DTYPES
 from checkpoints.convert import convert
-from checkpoints.folder import REPORT_FILE, CheckpointError, read_config
+from checkpoints.files import REPORT_FILE, CheckpointError
+from checkpoints.folder import read_config
 from checkpoints.load import canonical_shapes, load_model
 from checkpoints.quantizing.options import Quantizing
 from checkpoints.quantizing.policy import Planned

@@ -22,7 +22,8 @@ from rich.console import Console
 import checkpoints.quantizing.verify as verify
 from checkpoints.assemble import DTYPES
 from checkpoints.convert import convert
-from checkpoints.folder import REPORT_FILE, CheckpointError, read_config
+from checkpoints.files import REPORT_FILE, CheckpointError
+from checkpoints.folder import read_config
 from checkpoints.load import canonical_shapes, load_model
 from checkpoints.quantizing.layerwise import rounded_activations
 from checkpoints.quantizing.options import Quantizing

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from checkpoints.convert import convert
-from checkpoints.folder import CheckpointError, read_config
+from checkpoints.files import CheckpointError
+from checkpoints.folder import read_config
 from checkpoints.load import load_model
 from checkpoints.quantizing.options import Quantizing
 from checkpoints.quantizing.policy import ENDS, Planned, plan_matrices

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from checkpoints.convert import convert
-from checkpoints.folder import CONFIG_FILE, CheckpointError, read_config
+from checkpoints.files import CONFIG_FILE, CheckpointError
+from checkpoints.folder import read_config
 from checkpoints.load import LoadedModel, load_model
 from checkpoints.quantizing.options import Quantizing
 from checkpoints.stored import read_storage, with_stored_defaults

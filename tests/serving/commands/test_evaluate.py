@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import serving.commands.evaluation_plot as plot
+import jaxinfer.evaluation.plot as plot
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.evaluation.item import Kind
 from jaxinfer.messages import Submit
@@ -21,9 +21,9 @@ from jaxinfer.text import load_tokenizer
 from serving.access.access import AccessConfig
 from serving.access.keys import Limits, add_key
 from serving.commands import evaluate
-from serving.commands.evaluation_sources import ServerSource
 from serving.commands.evaluation_spec import parse_spec
 from serving.commands.parsing import CommandError
+from serving.evaluation.server_source import ServerSource
 from serving.server import Server, ServerConfig
 from tests.fakes import FakeOptions, write_model
 from tests.jaxinfer.evaluation.fake_source import KINDS

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from jaxinfer.config import RuntimeConfig
+from jaxinfer.evaluation.local_source import LocalSource
 from jaxinfer.evaluation.source import Source
 from jaxinfer.messages import Progress
 from jaxinfer.model_path import demo_path
 from jaxinfer.text import load_tokenizer
 from serving.commands import evaluate
-from serving.commands.evaluation_sources import LocalSource
 from serving.engine_process import Engine, build_model_engine
 from serving.server import Server, ServerConfig
 from tests.serving import harness
@@ -40,7 +40,7 @@ class Engines:
     def __call__(self, name: str, folder: Path, runtime: RuntimeConfig) -> contextlib.AbstractContextManager[Source]:
         key = (runtime.dtype, runtime.tensor_parallel_size)
         if key not in self.sources:
-            self.sources[key] = LocalSource(name, folder, dataclasses.replace(runtime, max_logprobs=-1))
+            self.sources[key] = evaluate.local_source(name, folder, dataclasses.replace(runtime, max_logprobs=-1))
         return contextlib.nullcontext(self.sources[key])
 
 

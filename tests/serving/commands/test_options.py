@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from serving.commands.options import sampling_defaults
 from tests.checkpoints.folders import write_small_llama
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.folder import CheckpointError
+from checkpoints.files import CheckpointError
 from jaxinfer.config import ConfigError, RuntimeConfig
 from serving.commands import serve
 from serving.commands.console import reachable

@@ -1,18 +1,15 @@
-"""Where `jaxinfer eval` gets its answers: an engine in this process, or a running server."""
+"""Answers of a running server, asked over gRPC, as `jaxinfer.evaluation` takes them."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 import numpy as np
 
-from jaxinfer.config import RuntimeConfig
 from jaxinfer.evaluation.source import (
     PLAIN_STOPS,
     Distributions,
@@ -23,105 +20,16 @@ from jaxinfer.evaluation.source import (
     SourceInfo,
     plain_prompt,
 )
-from jaxinfer.llm import LLM
-from jaxinfer.messages import EngineInfo, TokenLogprobs
-from jaxinfer.outputs import RequestOutput
-from jaxinfer.sampling_params import SamplingParams
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
-from serving.commands.parsing import CommandError
 
 Stub = Any  # pb_grpc.InferenceStub on an asynchronous channel
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-class LocalSource:
-    """An engine in this process. Use as a context manager, or call `close`: engines do not share a device well."""
-
-    def __init__(self, name: str, folder: Path, runtime: RuntimeConfig) -> None:
-        settings = {field.name: getattr(runtime, field.name) for field in dataclasses.fields(runtime)}
-        self._llm = LLM(folder, generation_config="none", **settings)
-        self._tokenizer = self._llm.get_tokenizer()
-        info = self._llm.info
-        self.info = SourceInfo(
-            model=name,
-            where="offline",
-            vocab_size=info.vocab_size,
-            max_model_len=info.max_model_len,
-            max_logprobs=info.max_logprobs,
-            chat=self._tokenizer.chat_template is not None,
-            settings=_engine_settings(info, enable_prefix_caching=runtime.enable_prefix_caching),
-        )
-
-    def __enter__(self) -> LocalSource:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._llm.close()
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self._tokenizer.encode(text) for text in texts]
-
-    def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
-        if not self.info.chat:
-            return self.encode([plain_prompt(chat) for chat in chats])
-        return [self._tokenizer.encode_chat(chat) for chat in chats]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids)
-
-    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], on_done: OnDone) -> list[Reply]:
-        stops = () if self.info.chat else PLAIN_STOPS
-        params = [SamplingParams(temperature=0.0, max_tokens=limit, stop=stops) for limit in max_tokens]
-        return [
-            Reply(output.outputs[0].text, str(output.outputs[0].finish_reason))
-            for output in self._run(prompts, params, on_done)
-        ]
-
-    def score(self, prompts: Sequence[Sequence[int]], on_done: OnDone) -> list[Scored]:
-        params = [SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)] * len(prompts)
-        return [_scored(output.prompt_logprobs or []) for output in self._run(prompts, params, on_done)]
-
-    def distributions(self, prompts: Sequence[Sequence[int]], alternatives: int) -> Iterator[Distributions]:
-        params = [SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=alternatives)]
-        for prompt in prompts:  # one at a time: whole distributions of many texts would not fit the host's memory
-            (output,) = self._run([prompt], params, lambda: None)
-            entries = [entry for entry in output.prompt_logprobs or [] if entry is not None]
-            yield Distributions(
-                np.array([[token for token, _ in entry.top] for entry in entries], np.int32),
-                np.array([[value for _, value in entry.top] for entry in entries], np.float32),
-            )
-
-    def _run(
-        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], on_done: OnDone
-    ) -> list[RequestOutput]:
-        if not prompts:
-            return []
-        return self._llm.generate([list(prompt) for prompt in prompts], params, on_finish=lambda _: on_done())
-
-
-def _scored(entries: Sequence[TokenLogprobs | None]) -> Scored:
-    known = [entry for entry in entries if entry is not None]
-    return Scored(np.array([e.logprob for e in known], np.float64), np.array([e.rank for e in known], np.int64))
-
-
-def _engine_settings(info: EngineInfo, **more: Any) -> dict[str, Any]:
-    return {
-        "architecture": info.architecture,
-        "dtype": info.dtype,
-        "tensor_parallel_size": info.tensor_parallel_size,
-        "device": info.device,
-        "backends": dict(info.backends),
-        "max_model_len": info.max_model_len,
-        "max_num_seqs": info.max_num_seqs,
-        "max_num_batched_tokens": info.max_num_batched_tokens,
-        "page_size": info.page_size,
-        **more,
-    }
+class NoTokenizer(ValueError):
+    """The server takes and gives token ids only; tasks are text."""
 
 
 class _Carrying:
@@ -144,12 +52,23 @@ class ServerSource:
         channel: Callable[[list[tuple[str, Any]]], grpc.aio.Channel] | None = None,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """channel: makes one with the options it is given; None: without TLS. metadata: what every call carries."""
+        """Asks the server what it serves.
+
+        Args:
+            address: HOST:PORT of its gRPC port.
+            concurrency: requests in flight.
+            channel: makes one with the options it is given; None: without TLS.
+            metadata: what every call carries.
+
+        Raises:
+            NoTokenizer: the server has none.
+            grpc.aio.AioRpcError: it cannot be reached, or refuses.
+        """
         self._concurrency, self._metadata = concurrency, tuple(metadata)
         self._channel = channel or (lambda options: grpc.aio.insecure_channel(address, options=options))
         (info,) = self._each([None], lambda stub, _: stub.GetModelInfo(pb.GetModelInfoRequest()))
         if not info.has_tokenizer:
-            raise CommandError(f"the server at {address} runs without a tokenizer; tasks are text, so it needs one")
+            raise NoTokenizer(f"the server at {address} runs without a tokenizer; tasks are text, so it needs one")
         self.info = SourceInfo(
             model=info.model,
             where=address,

@@ -1,4 +1,4 @@
-"""The picture of `jaxinfer eval --plot`. matplotlib is an extra: it is imported here alone, and only when asked for."""
+"""A report as a picture. matplotlib is an extra: it is imported here alone, and only when asked for."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.commands.parsing import CommandError
-
 _ACCURACY, _BASELINE, _INK, _GRID = "#2f6f9f", "#c7c7c7", "#222222", "#e4e4e4"
 _ROW = 0.34  # inches of height for each task
 
 
-def require_matplotlib() -> None:
-    """Raises CommandError, with the way out, where there is no matplotlib. Called before anything long runs."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise CommandError("--plot needs matplotlib, which is not installed: pip install 'jaxinfer[eval]'")
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def write_plot(record: Mapping[str, Any], path: Path) -> None:
     """Accuracy of each task with its interval and baseline; recall by depth beside it where there is any.
 
-    Raises CommandError when the file cannot be written.
+    `record` is the one of one model. Raises OSError when the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,10 +34,7 @@ def write_plot(record: Mapping[str, Any], path: Path) -> None:
     if depths:
         _draw_depths(axes[1], depths)
     figure.suptitle(_title(record), fontsize=11, color=_INK)
-    try:
-        figure.savefig(path, dpi=150, format="png", facecolor="white")
-    except OSError as error:
-        raise CommandError(f"--plot {path} cannot be written: {error}", 1) from error
+    figure.savefig(path, dpi=150, format="png", facecolor="white")
 
 
 def _title(record: Mapping[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""What evaluation needs of a server. The rest of it is `jaxinfer.evaluation`."""
