@@ -44,7 +44,7 @@ class PlanReport:
         """Requests of the longest kind that fit at once. Each holds whole pages, which it shares with nobody; the last
         token's KV is never needed (see scheduling/checks.py)."""
         sizes = self.sizes
-        pages = -(-(sizes.max_model_len - 1) // sizes.page_size)
+        pages = max(1, -(-(sizes.max_model_len - 1) // sizes.page_size))
         return min(sizes.max_num_seqs, sizes.shape.fitting(sizes.num_pages - 1, pages))
 
     def rows(self) -> list[tuple[str, str]]:
@@ -55,7 +55,7 @@ class PlanReport:
         if sizes.shape.windows:
             kept = self.kv_bytes_per_token * sizes.shape.whole // sizes.cache_groups.num_tables
             per_token += f", {kept:,} of them beyond all windows"
-        of = "" if sizes.cache_groups.num_tables == 1 else f" and {sizes.cache_groups.depth} layers"
+        of = "" if sizes.cache_groups.num_tables == 1 else f" tokens in {sizes.cache_groups.depth} layers"
         return [
             ("model", f"{self.model}, {self.parameters / 1e6:,.1f} M parameters"),
             ("device", self.device),

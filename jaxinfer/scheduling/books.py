@@ -15,6 +15,7 @@ from jaxinfer.scheduling.checks import (
     pages_written,
     stop_tokens,
 )
+from jaxinfer.scheduling.fairness import Fairness
 from jaxinfer.scheduling.kv_manager import KVManager
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.plan import StepPlan
@@ -61,6 +62,7 @@ class Books:
         self._requests: dict[str, Request] = {}
         self._running: list[Sequence] = []  # by order
         self._tenants = Tenants(burst=limits.max_model_len)  # who waits, too
+        self._fairness = Fairness(self._tenants)
         self._slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._arrivals = 0
         self._ended: list[SequenceOutput] = []  # what ended outside `update`, for the next outputs
@@ -98,6 +100,15 @@ class Books:
     @property
     def has_unfinished(self) -> bool:
         return bool(self._requests)
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Those in slots, by order."""
+        return self._running
+
+    @property
+    def free_slots(self) -> list[int]:
+        return self._slots
 
     @property
     def num_waiting(self) -> int:

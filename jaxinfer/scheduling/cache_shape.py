@@ -61,7 +61,7 @@ class CacheShape:
 
     def fitting(self, num_pages: int, pages: int) -> int:
         """How many sequences of so many logical pages `num_pages` pages hold: their prompts share the steps' tokens."""
-        first, each = self.most_pages(pages), max(1, self.decode_pages(pages))
+        first, each = self.most_pages(pages), self.decode_pages(pages)
         return 0 if num_pages < first else 1 + (num_pages - first) // each
 
     def longest(self, num_pages: int) -> int:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import time
 from bisect import insort
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 
 from jaxinfer.messages import SequenceOutput, StepOutputs
 from jaxinfer.scheduling.books import Books, DuplicateRequest, SchedulerLimits
@@ -19,7 +19,6 @@ from jaxinfer.scheduling.plan import PlanRow, StepPlan, StepResult
 from jaxinfer.scheduling.request import Sequence, order_of
 from jaxinfer.scheduling.results import prompt_scores, token_logprobs
 from jaxinfer.scheduling.rows import plan_row
-from jaxinfer.scheduling.tenants import Tenant, pages_of, slots_of
 
 __all__ = ["DuplicateRequest", "Scheduler", "SchedulerLimits"]
 
@@ -48,7 +47,7 @@ class Scheduler(Books):
 
     def schedule(self) -> StepPlan:
         """Plans the next step and takes every page it may write."""
-        if self._tenants.contended:
+        if self._fairness.contended:
             self._make_way()
         step = _Step(self.limits.max_num_batched_tokens)
         behind: list[Sequence] = []  # more than one token: served after the rows that need one
@@ -70,14 +69,14 @@ class Scheduler(Books):
 
     def _deal(self, step: _Step, behind: list[Sequence]) -> None:
         """Deals out the rest of a step: to those who are behind, then to those who wait, until budget, slots or pages
-        run out. With several tenants it is always the least served one's turn.
+        run out. The fairness policy says whose turn it is.
 
         A prompt enters only when all of it fits beside what the running ones still need for theirs and a page for
         every fourth of them to grow into; else it would soon be preempted again.
         """
         if not behind and not (self._slots and self._tenants.num_waiting):
             return
-        turns, usable = self._tenants.turns(behind), self.pool.usable_pages
+        turns, usable = self._fairness.turns(behind), self.pool.usable_pages
         reserved: int | None = None  # pages that are spoken for
         while step.budget and (dealt := turns.deal()) is not None:
             sequence, waits = dealt
@@ -90,12 +89,10 @@ class Scheduler(Books):
             elif not self._may_start(sequence):
                 turns.skip()
             else:
-                reserved = self._reserved(behind) if reserved is None else reserved
+                reserved = self.reserved(behind) if reserved is None else reserved
                 more = self._admit(sequence, step, reserved)
                 if more is None:
-                    # In order: nobody overtakes, so that a long prompt is not starved by short ones. Other tenants may
-                    # while this one, though it was served least, has its share of the pages.
-                    turns.close(all_tenants=self._tenants.below_share(sequence.request.tenant, usable))
+                    turns.close(all_tenants=self._fairness.all_wait(sequence, usable))
                 else:
                     reserved += more
 
@@ -103,7 +100,7 @@ class Scheduler(Books):
         """Looks up some of the prefixes of who comes next, so that the step that admits a long prompt need not look
         up all of it. Decides nothing."""
         left = max(1, LOOK_AHEAD // self.pool.page_size)
-        for sequence in self._tenants.first_in_line(LOOK_AT):
+        for sequence in self._fairness.first_in_line(LOOK_AT):
             if self._may_start(sequence):
                 sequence.regime = self._regime(sequence)
                 known = 0 if sequence.hit is None else sequence.hit.known
@@ -132,8 +129,8 @@ class Scheduler(Books):
         return True
 
     def _grow(self, sequence: Sequence, num_tokens: int, step: _Step) -> bool:
-        """Makes room for `num_tokens` tokens, preempting whoever comes last, of the tenant that was served most; False
-        when the sequence must wait.
+        """Makes room for `num_tokens` tokens, preempting whom the fairness policy names; False when the sequence must
+        wait.
 
         A row that is already in the plan is never preempted. When only the sequence itself is left it gives up its own
         pages if others run, since keeping them while waiting could block everyone.
@@ -143,67 +140,26 @@ class Scheduler(Books):
         if num_tokens <= sequence.capacity:
             return True
         while self.kv.shortfall(sequence, num_tokens):
-            victims = (s for s in reversed(self._running) if s not in step.planned)
-            if self._tenants.contended:
-                victim = max(victims, key=lambda s: (s.request.tenant.service, s.order))
-            else:
-                victim = next(victims)
+            victim = self._fairness.victim(self._running, step.planned)
             self._preempt(victim)
             if victim is sequence:
                 return False
         return True
 
     def _make_way(self) -> None:
-        """For tenants that wait with less than their share of slots and pages: preempts whoever has more than its own
-        and was served more. A tenant that floods the engine thus holds nobody else up for longer than a step."""
-        limits = ((self.limits.max_num_seqs, slots_of), (self.pool.usable_pages, pages_of))
-        slots = len(self._slots)
-        # Pages for those whom way is made for in this step: at most so many. Prefixes make them less, and are looked up
-        # only where that matters; `counted` holds whose prefix was not.
-        needed, counted = 0, list[Sequence]()
-        reserved: int | None = None  # as in `_deal`
-        needs, available = self.kv.needs, self.pool.available
-        for tenant in self._tenants.least_served():
-            room = self._tenants.share(tenant, self.limits.max_num_seqs) - tenant.running
-            most = self._tenants.share(tenant, self.pool.usable_pages) - tenant.pages
-            for sequence in self._next_to_start(tenant, room):
-                wanted = needs(sequence.num_tokens)
-                if wanted > most:
-                    break
-                reserved = self._reserved(self._running) if reserved is None else reserved
-                needed += wanted
-                counted.append(sequence)
-                while not slots or needed + reserved > available:
-                    victim = self._tenants.over_share(tenant, self._running, *limits[bool(slots)])
-                    if not slots and victim is None:
-                        return
-                    if counted:
-                        needed -= sum(needs(s.num_tokens) - self._missing(s) for s in counted)
-                        counted.clear()
-                        if slots:
-                            continue
-                    if victim is None:
-                        return
-                    reserved += self._headroom(len(self._running) - 1) - self._headroom(len(self._running))
-                    reserved -= self.kv.lacks(victim, victim.num_tokens)
-                    self._preempt(victim)
-                    slots, available = slots + 1, self.pool.available
-                slots, most = slots - 1, most - wanted
+        for sequence in self._fairness.make_way(self, self._may_start):
+            self._preempt(sequence)
 
-    def _next_to_start(self, tenant: Tenant, most: int) -> list[Sequence]:
-        """The first so many of those that wait and could start."""
-        return list(islice(filter(self._may_start, tenant.waiting), max(0, most)))
-
-    def _reserved(self, behind: list[Sequence]) -> int:
+    def reserved(self, behind: Iterable[Sequence]) -> int:
         """Pages that running sequences are about to need."""
         found = sum(self.kv.lacks(s, s.num_tokens) for s in behind if s.slot >= 0)
-        return found + self._headroom(len(self._running))
+        return found + self.headroom(len(self._running))
 
-    def _headroom(self, running: int) -> int:
+    def headroom(self, running: int) -> int:
         """Pages left free for so many running sequences to grow into."""
         return (running + 3) // 4 * self.kv.shape.each
 
-    def _missing(self, sequence: Sequence) -> int:
+    def missing(self, sequence: Sequence) -> int:
         """The available pages that a waiting sequence's admission takes: those without a prefix hit, and hits that
         nobody owns now."""
         sequence.regime = self._regime(sequence)
@@ -211,7 +167,7 @@ class Scheduler(Books):
 
     def _admit(self, sequence: Sequence, step: _Step, reserved: int) -> int | None:
         """Moves a waiting sequence into a slot: the pages that it still needs, or None when it does not fit."""
-        if self._missing(sequence) + reserved > self.pool.available:
+        if self.missing(sequence) + reserved > self.pool.available:
             return None
         assert sequence.hit is not None
         self.kv.admit(sequence, sequence.hit)

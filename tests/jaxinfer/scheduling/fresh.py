@@ -6,6 +6,7 @@ from itertools import takewhile
 from typing import Any
 
 from jaxinfer.cache_groups import CacheGroups
+from jaxinfer.scheduling.fairness import Fairness
 from jaxinfer.scheduling.group_hit import GroupHit
 from jaxinfer.scheduling.kv_manager import KVManager
 from jaxinfer.scheduling.prefix_hit import PrefixHit
@@ -81,3 +82,4 @@ class FreshWorld(World):
         )
         self.scheduler.kv.groups = limits.cache_groups
         self.scheduler._tenants = FreshTenants(burst=limits.max_model_len)
+        self.scheduler._fairness = Fairness(self.scheduler._tenants)
