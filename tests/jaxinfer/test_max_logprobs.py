@@ -29,11 +29,10 @@ from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving.replies import MAX_ALTERNATIVES_PER_MESSAGE, MAX_TOKENS_PER_MESSAGE, news
 from serving.stream import News, Piece
 from tests.golden_recipe import load_case, write_checkpoint
+from tests.jaxinfer.harness import SIZES
 
 CASE = load_case("llama")
 PROMPT = list(CASE.prompts[0])
-SETTINGS: dict[str, Any] = {"page_size": 16, "max_num_seqs": 4, "max_num_batched_tokens": 8, "num_pages": 32}
-SETTINGS |= {"dtype": "float32", "max_model_len": 64, "compilation_cache_dir": None}
 GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 
 
@@ -44,13 +43,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, max_logprobs=-1, **SETTINGS) as llm:
+    with LLM(folder, max_logprobs=-1, **SIZES) as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
 def usual(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, **SETTINGS) as llm:
+    with LLM(folder, **SIZES) as llm:
         yield llm
 
 
@@ -114,12 +113,12 @@ def test_the_setting_is_checked(value: Any) -> None:
 
 def test_more_than_the_vocabulary_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="max_logprobs is 100000; it must be at most"):
-        LLM(folder, max_logprobs=100_000, **SETTINGS)
+        LLM(folder, max_logprobs=100_000, **SIZES)
 
 
 def make(folder: Path, **settings: Any) -> Runner:
     """A runner that has compiled nothing yet."""
-    runtime, mesh = RuntimeConfig(**{**SETTINGS, **settings}), make_mesh()
+    runtime, mesh = RuntimeConfig(**{**SIZES, **settings}), make_mesh()
     loaded = load_model(folder, dtype=runtime.dtype, mesh=mesh)
     model = dataclasses.replace(loaded, name="m")
     layout = make_layout(model, DeviceTarget.of(mesh.devices.flat[0]), runtime)
