@@ -8,13 +8,11 @@ from checkpoints.files import CheckpointError, is_converted
 from checkpoints.folder import read_config
 
 if TYPE_CHECKING:
-    from checkpoints.load import LoadedModel as LoadedModel
     from checkpoints.load import load_model as load_model
 
-__all__ = ["CheckpointError", "LoadedModel", "is_converted", "load_model", "read_config"]
+__all__ = ["CheckpointError", "is_converted", "load_model", "read_config"]
 
 _HOMES = {
-    "LoadedModel": "checkpoints.load",
     "load_model": "checkpoints.load",
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
@@ -16,8 +16,7 @@ import numpy as np
 from checkpoints.files import CheckpointError
 from checkpoints.reader import TensorSource
 from checkpoints.rules import Entry, Placement, TensorMapping
-from jaxinfer.models.shape import LayerShape, ModelShape
-from jaxinfer.models.stored import layer_of
+from jaxinfer.sharding import LogicalAxes
 
 BLOCK_BYTES = 16 * 1024**2
 ALIGNMENT = 64  # bytes; JAX on CPU takes host memory aligned so without copying it
@@ -111,50 +110,16 @@ def _blocks(array: np.ndarray) -> list[tuple[int, int]]:
     return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
-def _repeat_qkv(array: np.ndarray, shape: LayerShape) -> np.ndarray:
-    """(K, G + 2, ...) -> (K', G' + 2, ...): query heads are dealt out, key and value are copied."""
-    copies = shape.kv_heads // array.shape[0]
-    rest = array.shape[2:]
-    result = aligned_empty((shape.kv_heads, shape.group + 2, *rest), array.dtype)
-    group = array.shape[1] - 2
-    split = result.reshape(array.shape[0], copies, shape.group + 2, *rest)
-    split[:, :, : shape.group] = array[:, :group].reshape(array.shape[0], copies, shape.group, *rest)
-    split[:, :, shape.group :] = array[:, None, group:]
-    return result
+def expand(array: np.ndarray, target: tuple[int, ...], axes: LogicalAxes) -> np.ndarray:
+    """A canonical parameter in the layout of several devices: KV heads repeated, vocabulary and MLP width padded with
+    zeros.
 
-
-def _repeat_heads(array: np.ndarray, shape: LayerShape) -> np.ndarray:
-    return np.repeat(array, shape.kv_heads // array.shape[0], axis=0)
-
-
-def _deal_query_norm(array: np.ndarray, shape: LayerShape) -> np.ndarray:
-    return array.reshape(shape.kv_heads, shape.group, array.shape[-1])
-
-
-def _deal_out(array: np.ndarray, shape: LayerShape) -> np.ndarray:
-    return array.reshape(array.shape[0], shape.kv_heads, shape.group, array.shape[-1])
-
-
-# End of the parameter's path -> canonical layout to that of `shape`, where KV heads are repeated.
-_HEAD_LAYOUTS: Mapping[str, Callable[[np.ndarray, LayerShape], np.ndarray]] = {
-    "attention.qkv.weight": _repeat_qkv,
-    "attention.qkv.bias": _repeat_qkv,
-    "attention.q_norm.weight": _deal_query_norm,
-    "attention.k_norm.weight": _repeat_heads,
-    "attention.out.weight": _deal_out,
-}
-
-
-def expand(path: str, array: np.ndarray, target: tuple[int, ...], shape: ModelShape) -> np.ndarray:
-    """A canonical parameter in the layout of `shape`: KV heads repeated, vocabulary and MLP width padded with zeros.
-
-    `target` is the parameter's shape there. Returns `array` itself where nothing changes.
+    `target` is the parameter's shape there, `axes` are its logical axes. Returns `array` itself where nothing changes.
     """
     if array.shape == target:
         return array
-    for end, layout in _HEAD_LAYOUTS.items():
-        if path.endswith(end):
-            return layout(array, shape.layers[layer_of(path) or 0])
+    if "kv_heads" in axes:
+        return _repeat_heads(array, target, axes)
     padded = aligned_empty(target, array.dtype)
     kept = tuple(slice(0, size) for size in array.shape)
     padded[kept] = array
@@ -162,3 +127,26 @@ def expand(path: str, array: np.ndarray, target: tuple[int, ...], shape: ModelSh
         if new > old:
             padded[(slice(None),) * axis + (slice(old, None),)] = 0
     return padded
+
+
+def _repeat_heads(array: np.ndarray, target: tuple[int, ...], axes: LogicalAxes) -> np.ndarray:
+    """(..., K, G + n, ...) -> (..., K', G' + n, ...): query heads are dealt out, the n others (k and v) are copied.
+
+    Without an axis of query heads: (..., K, ...) -> (..., K', ...).
+    """
+    axis = axes.index("kv_heads")
+    copies = target[axis] // array.shape[axis]
+    result = aligned_empty(target, array.dtype)
+    split = result.reshape(*target[:axis], array.shape[axis], copies, *target[axis + 1 :])
+    before = (slice(None),) * axis
+    if "q_group" not in axes:
+        split[:] = np.expand_dims(array, axis + 1)
+        return result
+    assert axes[axis + 1] == "q_group"
+    group = (array.shape[axis + 1] - target[axis + 1]) // (copies - 1)  # G', since G = copies * G'
+    queries = array[(*before, slice(None), slice(0, copies * group))]
+    rest = array[(*before, slice(None), slice(copies * group, None))]
+    dealt = queries.reshape(*array.shape[: axis + 1], copies, group, *array.shape[axis + 2 :])
+    split[(*before, slice(None), slice(None), slice(0, group))] = dealt
+    split[(*before, slice(None), slice(None), slice(group, None))] = np.expand_dims(rest, axis + 1)
+    return result

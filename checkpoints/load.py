@@ -32,8 +32,9 @@ from checkpoints.rules import plan_mapping
 from checkpoints.store import StoredParams
 from checkpoints.stored import read_storage
 from jaxinfer.config import ConfigError, ModelConfig
-from jaxinfer.models.axes import parameter_axes
 from jaxinfer.models.decoder import abstract_decoder
+from jaxinfer.models.model import Model
+from jaxinfer.models.parameters import ParameterFacts, facts_of
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.models.stored import StoredMatrix, check_stored, input_axes
 from jaxinfer.quantization import (
@@ -45,7 +46,7 @@ from jaxinfer.quantization import (
     rounding_of,
     stored_parts,
 )
-from jaxinfer.sharding import MESH_AXES, LogicalAxes, make_mesh, named_sharding, tensor_size
+from jaxinfer.sharding import MESH_AXES, make_mesh, named_sharding, tensor_size
 from pallas_kernels.qtensor import QTensor
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the parameter that has just arrived
@@ -53,31 +54,11 @@ Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the para
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of the decoder: its place in the NNX state, its shape in elements, its logical axes."""
+    """One parameter of the decoder: its place in the NNX state, its shape in elements, what it says of itself."""
 
     key: tuple[Any, ...]  # str and int parts
     shape: tuple[int, ...]
-    axes: LogicalAxes
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to run: `nnx.merge(graphdef, params)` is the decoder.
-
-    config: as the folder describes it; `config.dtype` is what is stored, `config.eos_token_ids` ends a text
-    (`checkpoints.end_tokens`). dtype: what `params` are in ("float32" or
-    "bfloat16"). params: pure dict of jax.Arrays in the sizes of `shape`. generation_config: the folder's
-    generation_config.json, {} without one. notes: what an operator should know.
-    """
-
-    config: ModelConfig
-    shape: ModelShape
-    dtype: str
-    graphdef: nnx.GraphDef
-    params: dict[str, Any]
-    generation_config: dict[str, Any]
-    folder: Path
-    notes: tuple[str, ...] = ()
+    facts: ParameterFacts
 
 
 def decoder_parameters(
@@ -86,7 +67,7 @@ def decoder_parameters(
     """The decoder's graphdef, its parameters by dotted path, and its abstract state. Makes no arrays."""
     graphdef, state = abstract_decoder(config, shape, dtype)
     parameters = {
-        ".".join(map(str, key)): Parameter(key, tuple(leaf.get_value().shape), parameter_axes(leaf))
+        ".".join(map(str, key)): Parameter(key, tuple(leaf.get_value().shape), facts_of(leaf))
         for key, leaf in nnx.to_flat_state(state)
     }
     return graphdef, parameters, state
@@ -122,7 +103,7 @@ def load_model(
     mesh: Mesh | None = None,
     quantization: str | None = None,
     progress: Progress | None = None,
-) -> LoadedModel:
+) -> Model:
     """Load a Hugging Face folder or a converted checkpoint.
 
     dtype: of the parameters; "auto" takes the checkpoint's. mesh: of `jaxinfer.sharding`; None: JAX's first device.
@@ -135,23 +116,23 @@ def load_model(
             or quantization is unknown or not possible, or a matrix cannot be cut into groups.
     """
     folder = Path(folder)
-    config, generation_config = read_config(folder)
+    config, _ = read_config(folder)
     end_tokens, notes = served_end_tokens(folder, config)
     config = dataclasses.replace(config, eos_token_ids=end_tokens)
     if is_converted(folder):
         stored = read_storage(folder, config).matrices
-        loaded = _load(_restore, folder, config, generation_config, dtype, mesh, progress, quantization, stored)
+        loaded = _load(_restore, folder, config, dtype, mesh, progress, quantization, stored)
     else:
         quantized = read_quantization(folder, config)
         stored = {} if quantized is None else quantized.stored
         read = partial(_stream, quantized=quantized)
-        loaded = _load(read, folder, config, generation_config, dtype, mesh, progress, quantization, stored)
+        loaded = _load(read, folder, config, dtype, mesh, progress, quantization, stored)
     return dataclasses.replace(loaded, notes=notes)
 
 
-def load_unfinished(folder: Path, config: ModelConfig) -> LoadedModel:
+def load_unfinished(folder: Path, config: ModelConfig) -> Model:
     """A converted checkpoint whose report is not written yet, in its own dtype on one device: for its verification."""
-    return _load(_restore, folder, config, {}, "auto", None, None, None, {})
+    return _load(_restore, folder, config, "auto", None, None, None, {})
 
 
 def _scheme(name: str | None) -> Scheme | None:
@@ -164,13 +145,12 @@ def _load(
     read: Callable[[_Request], dict[str, Any]],
     folder: Path,
     config: ModelConfig,
-    generation_config: dict[str, Any],
     dtype: str,
     mesh: Mesh | None,
     progress: Progress | None,
     quantization: str | None,
     stored: Mapping[str, StoredMatrix],
-) -> LoadedModel:
+) -> Model:
     scheme = _scheme(quantization)
     chosen = config.dtype if dtype == "auto" else dtype
     if chosen not in DTYPES:
@@ -184,7 +164,7 @@ def _load(
     arrays = read(_Request(folder, config, shape, DTYPES[chosen], mesh, parameters, progress, scheme, stored))
     loaded = [(key, leaf.replace(arrays[".".join(map(str, key))])) for key, leaf in nnx.to_flat_state(state)]
     params = nnx.to_pure_dict(nnx.from_flat_state(loaded))
-    return LoadedModel(config, shape, chosen, graphdef, params, generation_config, folder)
+    return Model(folder.name, config, shape, chosen, graphdef, params)
 
 
 class _Request:
@@ -219,7 +199,7 @@ class _Request:
     def _plan_roundings(self, scheme: Scheme) -> dict[str, MatrixRounding]:
         """For all parameters before the first is read, so that one that cannot be rounded costs nothing."""
         planned = {
-            path: rounding_of(path, parameter, parameter.axes, scheme, self._mesh)
+            path: rounding_of(path, parameter, parameter.facts, scheme, self._mesh)
             for path, parameter in self.parameters.items()
         }
         return {path: rounding for path, rounding in planned.items() if rounding is not None}
@@ -227,9 +207,8 @@ class _Request:
     def _plan_placings(self) -> dict[str, MatrixPlacing]:
         planned = {}
         for path, stored in self.stored.items():
-            parameter, inputs = self.parameters[path], input_axes(path)
-            assert inputs is not None
-            planned[path] = placing_of(path, parameter.shape, parameter.axes, inputs, stored, self._mesh)
+            parameter = self.parameters[path]
+            planned[path] = placing_of(path, parameter.shape, parameter.facts, stored, self._mesh)
         return planned
 
     @property
@@ -244,21 +223,21 @@ class _Request:
         return check_finite(self.folder, path, self._roundings[path].apply(array))
 
     def sharding(self, path: str) -> NamedSharding:
-        return named_sharding(self._mesh, self.parameters[path].axes)
+        return named_sharding(self._mesh, self.parameters[path].facts.axes)
 
     def place(self, path: str, canonical: np.ndarray) -> jax.Array | QTensor:
         """Lay a parameter out for the mesh, move it there, and wait: so the host never holds two."""
         target = self.parameters[path].shape
-        host = expand(path, canonical, target, self.shape)
+        host = expand(canonical, target, self.parameters[path].facts.axes)
         array = jax.make_array_from_callback(target, self.sharding(path), lambda index: host[index])
         return jax.block_until_ready(self.finish(path, array))
 
     def place_stored(self, path: str, canonical: QTensor) -> QTensor:
         """The same for a matrix in few bits: KV heads repeated (all else has its size), placed, kept for the device."""
-        placing = self._placings[path]
+        placing, axes = self._placings[path], self.parameters[path].facts.axes
 
         def lay_out(host: np.ndarray, like: jax.ShapeDtypeStruct) -> np.ndarray:
-            return expand(path, host, like.shape, self.shape)
+            return expand(host, like.shape, axes)
 
         return jax.block_until_ready(placing.apply(jax.tree.map(lay_out, canonical, placing.as_stored)))
 

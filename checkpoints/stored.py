@@ -12,6 +12,7 @@ of `pallas_kernels.qtensor.QTensor`. Reading the description needs no weights, a
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from checkpoints.files import CONFIG_FILE, STORAGE_FORMAT_VERSION, CheckpointError, is_converted, read_stored
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig, require
-from jaxinfer.models.stored import StoredMatrix, input_axes, layer_of
+from jaxinfer.models.stored import StoredMatrix, input_axes, input_sizes, layer_of
 
 KEY = "storage"
 KV_CACHE_DTYPES = ("int8", "fp8")
@@ -89,16 +90,6 @@ def parse_storage(data: Mapping[str, Any], config: ModelConfig) -> Storage:
     )
 
 
-def matrix_inputs(path: str, config: ModelConfig) -> int:
-    """Inputs of a matrix of the layers, all its input axes as one."""
-    layer = config.layers[layer_of(path) or 0]
-    sizes = {
-        "out": layer.mixer.num_heads * layer.mixer.head_dim,
-        "down": layer.feed_forward.intermediate_size,
-    }
-    return sizes.get(path.removesuffix(".weight").rsplit(".", 1)[-1], config.hidden_size)
-
-
 def _matrix(path: str, described: Any, config: ModelConfig) -> StoredMatrix:
     where = f"{KEY}.matrices[{path!r}]"
     layer = layer_of(path)
@@ -115,7 +106,7 @@ def _matrix(path: str, described: Any, config: ModelConfig) -> StoredMatrix:
             raise ConfigError(f"{where}.{name} is {value!r}; it must be one of {list(allowed)}")
     if described["zeros"] and described["kind"] == "fp8":
         raise ConfigError(f"{where}.zeros is True; it must be False for fp8")
-    group, inputs = described["group"], matrix_inputs(path, config)
+    group, inputs = described["group"], math.prod(input_sizes(path, config))
     even = 2 if described["kind"] == "int4" else 1
     if group is not None and (type(group) is not int or group < 1 or inputs % group or group % even):
         raise ConfigError(f"{where}.group is {group!r}; it must be null or divide the {inputs} inputs")

@@ -21,12 +21,13 @@ from flax import nnx
 
 from checkpoints.assemble import DTYPES, checksum
 from checkpoints.files import CheckpointError
-from checkpoints.load import LoadedModel, load_unfinished
+from checkpoints.load import load_unfinished
 from checkpoints.rules import TensorMapping
 from checkpoints.store import StoredParams
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.context import Attend, KvLayer, StepContext
 from jaxinfer.models.decoder import Decoder
+from jaxinfer.models.model import Model
 from jaxinfer.text import ChatTemplateError, Tokenizer, load_tokenizer
 
 RANDOM_PROMPTS = 4
@@ -127,7 +128,7 @@ def _dense_forward(graphdef: nnx.GraphDef, params: Any, ids: jax.Array, regime: 
     return decoder.logits(hidden)
 
 
-def dense_logits(model: LoadedModel, token_ids: Sequence[int]) -> np.ndarray:
+def dense_logits(model: Model, token_ids: Sequence[int]) -> np.ndarray:
     """Logits after every token of one prompt, float32 (T, vocab_size), computed at once.
 
     The RoPE regime is the one that the whole prompt's length asks for. The prompt is padded at its end to a multiple

@@ -55,7 +55,7 @@ def build_engine(
     from checkpoints.folder import read_config
     from checkpoints.load import load_model
     from checkpoints.stored import with_stored_defaults
-    from jaxinfer.runtime.assemble import Model, assemble_engine, configure_jax
+    from jaxinfer.runtime.assemble import assemble_engine, configure_jax
     from jaxinfer.sharding import make_mesh
 
     configure_jax(runtime)
@@ -69,12 +69,7 @@ def build_engine(
     loaded = load_model(
         Path(model), dtype=runtime.dtype, mesh=mesh, quantization=runtime.quantization, progress=on_load
     )
-    notes = loaded.notes
-    described = Model(Path(model).name, loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
-    del loaded
-    engine = assemble_engine(described, mesh, runtime, progress, check=check)
-    engine.info = engine.info._replace(notes=(*engine.info.notes, *notes))
-    return engine
+    return assemble_engine(loaded, mesh, runtime, progress, check=check)
 
 
 class LLM:

@@ -11,12 +11,13 @@ import jax
 from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
-from jaxinfer.models.axes import parameter_axes
 from jaxinfer.models.decoder import abstract_decoder
+from jaxinfer.models.model import Model
+from jaxinfer.models.parameters import facts_of
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.models.stored import StoredMatrix, check_stored, input_axes
+from jaxinfer.models.stored import StoredMatrix, check_stored
 from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
-from jaxinfer.runtime.assemble import Model, make_layout, probe_step
+from jaxinfer.runtime.assemble import make_layout, probe_step
 from jaxinfer.runtime.kv_cache import Sizes, device_budget, gib, resolve_sizes
 from jaxinfer.sharding import named_sharding, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
@@ -87,21 +88,20 @@ def abstract_model(
     graphdef, state = abstract_decoder(config, shape, jax.numpy.dtype(dtype))
 
     def struct(path: tuple[Any, ...], variable: Any) -> Any:
-        value, axes = variable.get_value(), parameter_axes(variable)
-        wide = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=named_sharding(mesh, axes))
+        value, facts = variable.get_value(), facts_of(variable)
+        wide = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=named_sharding(mesh, facts.axes))
         dotted = ".".join(map(str, path))
-        inputs = input_axes(dotted)
-        if dotted in stored and inputs is not None:
-            return placing_of(dotted, value.shape, axes, inputs, stored[dotted], mesh).abstract()
+        if dotted in stored:
+            return placing_of(dotted, value.shape, facts, stored[dotted], mesh).abstract()
         if quantization is None:
             return wide
-        rounding = rounding_of(dotted, wide, axes, SCHEMES[quantization], mesh)
+        rounding = rounding_of(dotted, wide, facts, SCHEMES[quantization], mesh)
         return wide if rounding is None else rounding.apply(wide)
 
     from flax import nnx
 
     flat = [(path, leaf.replace(struct(path, leaf))) for path, leaf in nnx.to_flat_state(state)]
-    return Model(name, config, shape, graphdef, nnx.to_pure_dict(nnx.from_flat_state(flat)), dtype)
+    return Model(name, config, shape, dtype, graphdef, nnx.to_pure_dict(nnx.from_flat_state(flat)))
 
 
 def make_plan(

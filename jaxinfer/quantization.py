@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError
-from jaxinfer.models.stored import StoredMatrix, input_axes
+from jaxinfer.models.parameters import ParameterFacts
+from jaxinfer.models.stored import StoredMatrix
 from jaxinfer.sharding import LogicalAxes, named_sharding, partition_spec, replicated, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import STORAGE, ZEROS, Activations, Kind, QTensor, quantize
@@ -64,12 +65,12 @@ class MatrixRounding:
         return _placed(run, weight, self.axes, self.inputs, self.mesh)
 
 
-def rounding_of(path: str, weight: Any, axes: LogicalAxes, scheme: Scheme, mesh: Mesh) -> MatrixRounding | None:
+def rounding_of(path: str, weight: Any, facts: ParameterFacts, scheme: Scheme, mesh: Mesh) -> MatrixRounding | None:
     """How `scheme` rounds the parameter `path`; None for those that keep their type.
 
     Raises ConfigError, naming the parameter, if no group size divides a device's share of its inputs.
     """
-    inputs = input_axes(path)
+    axes, inputs = facts.axes, facts.inputs
     if inputs is None:
         return None
     group = None
@@ -136,12 +137,14 @@ class MatrixPlacing:
 
 
 def placing_of(
-    path: str, shape: tuple[int, ...], axes: LogicalAxes, inputs: int, stored: StoredMatrix, mesh: Mesh
+    path: str, shape: tuple[int, ...], facts: ParameterFacts, stored: StoredMatrix, mesh: Mesh
 ) -> MatrixPlacing:
-    """Where the parameter `path` goes, a weight of this shape (*O, *I) and `inputs` axes I.
+    """Where the matrix `path` goes, a weight of this shape.
 
     Raises ConfigError, naming the parameter, if its inputs cannot be split over the mesh between groups.
     """
+    axes, inputs = facts.axes, facts.inputs
+    assert inputs is not None, f"{path} is no matrix"
     outputs, count = shape[:-inputs], math.prod(shape[-inputs:])
     groups = stored.groups(count)
     tp = _input_shards(axes, inputs, mesh)

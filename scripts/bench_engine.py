@@ -95,7 +95,8 @@ def run_workload(llm: LLM, name: str, out_tokens: int, weight_bytes: int, bandwi
 
 
 def host_cost(rows: int, steps: int = 1200) -> dict[str, Any]:
-    """Milliseconds a step of schedule + pack + update with `rows` running rows, no device."""
+    """Milliseconds a step of schedule + pack + update with `rows` running rows, no device; and the bytes that a step of
+    decoding sends to it."""
     budget = max(512, rows)
     scheduler = Scheduler(SchedulerLimits(rows, budget, 4096, eos_token_ids=(2,)), PagePool(rows * 40 + 2, 64))
     packer = Packer(SlotSizes(rows, 64, 64), 32_000, 512)
@@ -113,7 +114,7 @@ def host_cost(rows: int, steps: int = 1200) -> dict[str, Any]:
         tokens = [[rng.randrange(10, 100)] for _ in range(rows)]
         begin = time.perf_counter()
         plan = scheduler.schedule()
-        packer.pack(plan, pick_bucket(ladder, plan.num_tokens))
+        packed = packer.pack(plan, pick_bucket(ladder, plan.num_tokens))
         packer.pack_admissions(plan)
         if previous is not None:
             scheduler.update(previous, StepResult(tokens[: len(previous.rows)]))
@@ -122,7 +123,13 @@ def host_cost(rows: int, steps: int = 1200) -> dict[str, Any]:
         if plan.num_tokens == len(plan.rows) == rows:
             spent.append(1e3 * took)
     p50, p99 = np.percentile(spent, [50, 99])
-    return {"rows": rows, "p50_ms": float(p50), "p99_ms": float(p99), "bar_ms": HOST_BARS_MS[rows]}
+    return {
+        "rows": rows,
+        "p50_ms": float(p50),
+        "p99_ms": float(p99),
+        "bar_ms": HOST_BARS_MS[rows],
+        "sent_bytes": packed.nbytes,
+    }
 
 
 def run_setting(args: argparse.Namespace, setting: str, names: list[str], bandwidth: float) -> dict[str, Any]:
@@ -170,9 +177,11 @@ def show_ratios(runs: list[dict[str, Any]]) -> None:
 
 
 def show_host(host: list[dict[str, Any]]) -> None:
-    table = Table("host: running rows", "p50 ms", "p99 ms", "bar (p99)")
+    table = Table("host: running rows", "p50 ms", "p99 ms", "bar (p99)", "bytes sent")
     for h in host:
-        table.add_row(str(h["rows"]), f"{h['p50_ms']:.3f}", f"{h['p99_ms']:.3f}", f"{h['bar_ms']:.1f}")
+        table.add_row(
+            str(h["rows"]), f"{h['p50_ms']:.3f}", f"{h['p99_ms']:.3f}", f"{h['bar_ms']:.1f}", str(h["sent_bytes"])
+        )
     Console(width=110).print(table)
 
 

@@ -104,9 +104,8 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
     if on_chip:
         table.add_column("VMEM of kernels")
     table.add_column("collectives")
-    pool = (
-        sum(x.size * x.dtype.itemsize for x in _leaves(layout.struct(sizes.num_pages))) * 2 * config.cache_groups.depth
-    )
+    array = sum(x.size * x.dtype.itemsize for x in _leaves(layout.struct(sizes.num_pages)))
+    pool = array * 2 * config.cache_groups.depth
     fits = True
     ladder = runner.ladder if arguments.buckets == "all" else (runner.ladder[0], runner.ladder[-1])
     for bucket in dict.fromkeys(ladder):

@@ -2,17 +2,33 @@
 
 `pytest -m gpu` and `pytest -m tpu` run on that device and collect the files named `test_on_device.py` alone: a machine
 with a device may lack what the other files import. `--device-rehearsal` runs them on the CPU, with tiny sizes.
+
+What is compiled on the CPU goes to one cache, `PROGRAMS`, beside pytest's own: the same program is compiled once,
+whichever test, worker or run needs it. Remove that folder for a cold run.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import importlib.util
 import os
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from jaxinfer.runtime.compile_cache import compiling_into
+
 DEVICES = ("gpu", "tpu")
 ON_DEVICE = "test_on_device.py"
+
+PROGRAMS = Path(".pytest_cache", "d", "programs")
+KEPT_SECONDS = 7 * 24 * 3600.0  # programs older than this are compiled anew, so that the folder does not grow for ever
+
+GROWTH = 200 << 20  # bytes that a worker may grow by before it gives back what it does not need
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +50,52 @@ def pytest_configure(config: pytest.Config) -> None:
 
     jax.config.update("jax_platforms", platforms)  # a conftest.py further down may have imported jax already
     jax.config.update("jax_num_cpu_devices", 8)
+    if importlib.util.find_spec("libtpu") is None:  # tests/aot shows that programs compile: it must not read them back
+        _keep_programs(config)
+
+
+def _keep_programs(config: pytest.Config) -> None:
+    """Settles where this process keeps compiled programs; `configure_jax` cannot move it after the first of them."""
+    import jax
+
+    folder = config.rootpath / PROGRAMS
+    folder.mkdir(parents=True, exist_ok=True)
+    if not hasattr(config, "workerinput"):  # one process of a run, before pytest-xdist starts its workers
+        for entry in folder.glob("*-cache"):
+            if entry.stat().st_mtime < time.time() - KEPT_SECONDS:
+                entry.unlink(missing_ok=True)
+    kept = compiling_into(str(folder))  # entries that a killed run may have torn are dropped
+    kept.__enter__()
+    config.add_cleanup(lambda: kept.__exit__(None, None, None))
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Gives memory back when a worker has grown: most of it is what LLVM freed after compiling, and glibc keeps."""
+    yield
+    global _size
+    if "jax" not in sys.modules or _resident() < _size + GROWTH:
+        return
+    if nextitem is None or nextitem.path != item.path:  # within a file, tests count what is compiled
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc alone has it
+        trim(0)
+    _size = _resident()
+
+
+_size = 0  # bytes that this process held when it last gave memory back
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds; 0 where there is no /proc."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

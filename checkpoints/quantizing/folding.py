@@ -22,7 +22,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxinfer.config import LayerConfig, ModelConfig
+from jaxinfer.config import ModelConfig
+from jaxinfer.models.stored import MATRICES, input_sizes
 
 NORMS = {"attention.qkv": "attention_norm.weight", "mlp.gate_up": "mlp_norm.weight"}
 PRODUCERS = {"attention.out": "attention.qkv", "mlp.down": "mlp.gate_up"}
@@ -40,11 +41,13 @@ def refusal(end: str, config: ModelConfig, dtype: np.dtype) -> str | None:
     return None
 
 
-def sharing(end: str, layer: LayerConfig, hidden_size: int) -> tuple[int, int, int]:
-    """(blocks, copies, size): a layer's inputs seen so share their scale over `copies`."""
-    if end == "attention.out":
-        return (layer.mixer.num_kv_heads, layer.mixer.group_size, layer.mixer.head_dim)
-    return (1, 1, layer.feed_forward.intermediate_size if end == "mlp.down" else hidden_size)
+def sharing(name: str, config: ModelConfig) -> tuple[int, int, int]:
+    """(blocks, copies, size): inputs of the matrix `name` seen so share their scale over `copies`."""
+    sizes = input_sizes(name, config)
+    if len(sizes) == 1:
+        return (1, 1, *sizes)
+    kv_heads, group, head_dim = sizes  # what attention gives: query heads of one KV head mix the same values
+    return (kv_heads, group, head_dim)
 
 
 def powers_of_two(scales: np.ndarray) -> np.ndarray:
@@ -63,7 +66,7 @@ def fold(
     for end, scale in scales.items():
         matrix = f"{end}.weight"
         weight = folded[matrix].astype(np.float32)
-        inputs = weight.shape[-3:] if end == "attention.out" else weight.shape[-1:]
+        inputs = weight.shape[-len(MATRICES[end]) :]
         if end in NORMS:
             folded[NORMS[end]], scale = _fold_norm(folded[NORMS[end]], scale, config.norm_offset, dtype)
         folded[matrix] = weight * scale.reshape(inputs)

@@ -29,7 +29,7 @@ from checkpoints.quantizing.statistics import InputStatistics, sampled_tokens
 from checkpoints.reader import TensorSource
 from checkpoints.rules import TensorMapping
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.stored import StoredMatrix, input_axes, layer_of
+from jaxinfer.models.stored import StoredMatrix, input_axes
 from pallas_kernels.qtensor import QTensor
 
 Layer = Mapping[str, np.ndarray]  # {path in the layer: canonical array}
@@ -174,12 +174,9 @@ class Pipeline:
         planned, weight = self._planned[name], _matrix(end, layer).astype(np.float32)
         weight = weight.reshape(-1, weight.shape[-1])
         error = OutputError(statistics.rows, weight)
-        shared = None if refusal(end, self._config, self._dtype) else self._sharing(name, end)
+        shared = None if refusal(end, self._config, self._dtype) else sharing(name, self._config)
         found = search(statistics, weight, error, planned, shared, self._powers(name, end, layer))
         return _Choice(planned, found, error(wider(planned), found.scales) if self._asked.skip else None)
-
-    def _sharing(self, name: str, end: str) -> tuple[int, int, int]:
-        return sharing(end, self._config.layers[layer_of(name) or 0], self._config.hidden_size)
 
     def _powers(self, name: str, end: str, layer: Layer) -> bool:
         """Whether scales of these inputs divide numbers that stay in a type that rounds the quotients."""

@@ -15,6 +15,7 @@ decides about nothing is an error, because it is a misspelled one.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -24,13 +25,12 @@ from typing import Any
 
 from checkpoints.files import CheckpointError
 from checkpoints.quantizing.options import Quantizing, check_group
-from checkpoints.stored import matrix_inputs
 from jaxinfer.config import ConfigError, ModelConfig, require
-from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.models.stored import MATRICES, StoredMatrix, input_sizes
 from jaxinfer.quantization import SCHEMES, largest_group
 
 KEEP = "keep"
-ENDS = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
+ENDS = tuple(MATRICES)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def plan_matrices(config: ModelConfig, asked: Quantizing) -> dict[str, Planned]:
         if rule is not None:
             used.add(rule.where)
         where, use, group = ("group", asked.scheme, asked.group) if rule is None else (rule.where, rule.use, rule.group)
-        planned[name] = Planned(None) if use == KEEP else _planned(where, name, use, group, matrix_inputs(name, config))
+        inputs = math.prod(input_sizes(name, config))
+        planned[name] = Planned(None) if use == KEEP else _planned(where, name, use, group, inputs)
     for rule in rules:
         if rule.where in used:
             continue

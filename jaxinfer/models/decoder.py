@@ -100,7 +100,7 @@ class Decoder(nnx.Module):
 def abstract_decoder(config: ModelConfig, shape: ModelShape, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
     """(graphdef, abstract state) of a decoder: shapes, dtypes and logical axes, but no arrays.
 
-    Leaves hold `jax.ShapeDtypeStruct`; `axes.parameter_axes(leaf)` gives the logical axes. The order of
+    Leaves hold `jax.ShapeDtypeStruct`; `parameters.facts_of(leaf)` gives what each says of itself. The order of
     `nnx.to_flat_state` and of the flattened leaves is fixed by the tree, so a step may take a tuple of leaves.
     """
     # Under a mesh NNX would read the logical axes as mesh axes; they are translated by `jaxinfer.sharding` instead.

@@ -14,19 +14,42 @@ from jaxinfer.models.shape import ModelShape
 if TYPE_CHECKING:
     from pallas_kernels.qtensor import Activations, Kind
 
-# Paths of the matrices, and how many of their last axes are inputs.
-MATRICES: Mapping[str, int] = MappingProxyType(
+# The matrices of a layer that few bits are for, and the logical axes of their inputs: what their parameters say of
+# themselves, for those who plan without making a decoder.
+MATRICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        r"layers\.\d+\.attention\.qkv\.weight": 1,
-        r"layers\.\d+\.attention\.out\.weight": 3,
-        r"layers\.\d+\.mlp\.(gate_up|down)\.weight": 1,
+        "attention.qkv": ("embed",),
+        "attention.out": ("kv_heads", "q_group", "head"),
+        "mlp.gate_up": ("embed",),
+        "mlp.down": ("mlp",),
     }
 )
 
 
 def input_axes(path: str) -> int | None:
     """How many of a parameter's last axes are inputs, if it is a matrix that few bits are for."""
-    return next((count for pattern, count in MATRICES.items() if re.fullmatch(pattern, path)), None)
+    end = _end(path)
+    return None if end is None else len(MATRICES[end])
+
+
+def input_sizes(path: str, config: ModelConfig) -> tuple[int, ...]:
+    """Sizes of a matrix's input axes on one device. path: with or without ".weight"."""
+    end, layer = _end(path), config.layers[layer_of(path) or 0]
+    assert end is not None, f"{path} is no matrix of few bits"
+    mixer = layer.mixer
+    sizes = {
+        "embed": config.hidden_size,
+        "kv_heads": mixer.num_kv_heads,
+        "q_group": mixer.group_size,
+        "head": mixer.head_dim,
+        "mlp": layer.feed_forward.intermediate_size,
+    }
+    return tuple(sizes[axis] for axis in MATRICES[end])
+
+
+def _end(path: str) -> str | None:
+    found = re.fullmatch(r"layers\.\d+\.(.+?)(\.weight)?", path)
+    return found[1] if found is not None and found[1] in MATRICES else None
 
 
 def layer_of(path: str) -> int | None:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
 from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import EngineInfo, Progress
-from jaxinfer.models.shape import ModelShape
+from jaxinfer.models.model import Model
 from jaxinfer.runtime.compile_cache import compiling_into
 from jaxinfer.runtime.kv_cache import Sizes, check_room, device_budget, resolve_sizes
 from jaxinfer.runtime.runner import Runner
@@ -29,18 +28,6 @@ from pallas_kernels.paged_attention.layout import KVLayout, kv_layout
 
 OnProgress = Callable[[Progress], None]
 PROBE_PAGES = 8
-
-
-@dataclass(frozen=True)
-class Model:
-    """What the engine needs of a loaded (or abstract) model. `params` is the pure dict of the Decoder's arrays."""
-
-    name: str
-    config: ModelConfig
-    shape: ModelShape
-    graphdef: Any
-    params: Any
-    dtype: str
 
 
 def configure_jax(runtime: RuntimeConfig) -> None:
@@ -206,7 +193,7 @@ def engine_info(model: Model, mesh: Mesh, sizes: Sizes, runner: Runner) -> Engin
         device=f"{mesh.size} x {device.device_kind}",
         backends={"paged_attention": runner.attention_backends()},
         eos_token_ids=model.config.eos_token_ids,
-        notes=sizes.notes,
+        notes=(*sizes.notes, *model.notes),
         executables=tuple(runner.compile_seconds),
         extra={"weight_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))},
         max_logprobs=runner.spec.max_logprobs,

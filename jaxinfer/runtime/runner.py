@@ -42,7 +42,7 @@ class Pending:
 
     @property
     def ready(self) -> bool:
-        return bool(self.output.tokens.is_ready())  # type: ignore[attr-defined]
+        return bool(self.output.tokens.is_ready())
 
     def result(self) -> StepResult:
         """Waits for the step and returns its results for the plan's rows."""

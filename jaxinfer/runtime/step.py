@@ -5,6 +5,7 @@ T tokens, S rows, N query heads, K KV heads, H head_dim, D model, P pages. Nothi
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -161,30 +162,37 @@ def step(
         vocab_size=spec.config.vocab_size,
         max_logprobs=spec.max_logprobs,
     )
-    # A prompt position's target is the token after it: the step's next one, but at the end of a row.
-    at_end = jnp.arange(tokens.ids.shape[0], dtype=jnp.int32) == last[tokens.rows]
     prompt = score_prompt(
         hidden,
         whole_logits,
-        jnp.where(at_end, inputs.next_tokens[tokens.rows], jnp.roll(tokens.ids, -1)),
+        _targets(inputs, tokens, last),
         inputs.score_prompt != 0,
         vocab_size=spec.config.vocab_size,
         block=PROMPT_BLOCK,
         alternatives=spec.max_logprobs,
     )
     drawn = sampled.tokens[:, None]  # (S, K), K = 1: a row's one token comes from its last position
+    slots = dataclasses.replace(_advanced(inputs, slots, drawn, seq_lens), page_tables=page_tables, tables=tables)
+    return StepOutput(drawn, sampled.scores, prompt), kv, slots
+
+
+def _targets(inputs: StepInputs, tokens: Tokens, last: jax.Array) -> jax.Array:
+    """(T,) the token after each position of a prompt: the step's next one, but at the end `last` (S,) of a row."""
+    at_end = jnp.arange(tokens.ids.shape[0], dtype=jnp.int32) == last[tokens.rows]
+    return jnp.where(at_end, inputs.next_tokens[tokens.rows], jnp.roll(tokens.ids, -1))
+
+
+def _advanced(inputs: StepInputs, slots: SlotState, drawn: jax.Array, seq_lens: jax.Array) -> SlotState:
+    """Slots after the step: their newest token, of drawn (S, K), and how many are computed."""
     writers = jnp.where(inputs.query_lens > 0, inputs.slots, slots.last_token.shape[0] - 1)
-    # A row without a token ends at the next update; the step in flight until then still needs an id it can look up.
     newest = jnp.take_along_axis(drawn, jnp.maximum(inputs.draws - 1, 0)[:, None], axis=1)[:, 0]
+    # A row without a token ends at the next update; the step in flight until then still needs an id it can look up.
     kept = jnp.where(inputs.draws > 0, jnp.maximum(newest, 0), slots.last_token[inputs.slots])
-    slots = SlotState(
+    return dataclasses.replace(
+        slots,
         last_token=slots.last_token.at[writers].set(kept),
         num_computed=slots.num_computed.at[writers].set(seq_lens),
-        settings=slots.settings,
-        page_tables=page_tables,
-        tables=tables,
     )
-    return StepOutput(drawn, sampled.scores, prompt), kv, slots
 
 
 def admit_step(sizes: SlotSizes, slots: SlotState, rows: jax.Array, inputs: TableInputs) -> SlotState:

@@ -122,7 +122,7 @@ class KVManager:
     def extend(self, sequence: Sequence, num_tokens: int) -> tuple[TableWrite, ...]:
         """Takes the pages still missing for `num_tokens` tokens; returns what changed in the page tables."""
         if num_tokens <= sequence.capacity:
-            return self._told(sequence) if sequence.left_behind else ()
+            return self._told(sequence)
         size = self.page_size
         held = sequence.capacity // size
         more = -(-num_tokens // size) - held

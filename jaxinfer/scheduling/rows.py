@@ -15,7 +15,7 @@ def plan_row(kv: KVManager, sequence: Sequence, length: int, draws: int = 1) -> 
     if start < sequence.prompt_len:
         sequence.chunks += 1
     fresh = sequence.needs_admission
-    writes = kv.extend(sequence, end)
+    writes = kv.extend(sequence, end) if end > sequence.capacity or sequence.left_behind else ()
     admission = _admission(kv, sequence) if fresh else None
     sequence.num_computed = end
     request = sequence.request

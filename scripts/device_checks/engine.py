@@ -28,9 +28,10 @@ from device_checks.timing import REPEATS, summarise
 from jaxinfer.config import ParallelConfig, Quantization, RuntimeConfig
 from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import Submit
+from jaxinfer.models.model import Model
 from jaxinfer.models.registry import model_config
 from jaxinfer.models.shape import valid_tp
-from jaxinfer.runtime.assemble import Model, engine_info, make_layout, make_runner
+from jaxinfer.runtime.assemble import engine_info, make_layout, make_runner
 from jaxinfer.runtime.buckets import Bucket, pick_bucket
 from jaxinfer.runtime.inputs import StepOutput
 from jaxinfer.runtime.kv_cache import gib, resolve_sizes

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.model import Model
 from jaxinfer.plan import abstract_model
-from jaxinfer.runtime.assemble import Model
 from pallas_kernels.qtensor import QTensor
 
 # Deviation of the numbers that are drawn, before their scale.

@@ -20,7 +20,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxinfer.runtime.topology import report, topology_mesh
-from jaxinfer.sharding import TENSOR_AXIS
+from jaxinfer.sharding import TENSOR_AXIS, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import quantized_matmul
@@ -119,7 +119,7 @@ def main(topology: str, name: str) -> None:
         with jax.set_mesh(mesh):
             program = report(jax.jit(product).lower(x, weight).compile())
         print(name, tokens, program)
-        wide = 2 * weight.values.size * 2 // mesh.size
+        wide = 2 * weight.values.size * 2 // tensor_size(mesh)
         sums = 4 * tokens * weight.values.size // weight.values.shape[-1]  # of all parts
         assert program.temporaries < max(wide // 8, 40 * sums, 1 << 16), program
         summed = case.split is not None and case.split[-1] is not None

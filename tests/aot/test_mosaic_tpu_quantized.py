@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxinfer.models.parameters import ParameterFacts
 from jaxinfer.models.stored import StoredMatrix
 from jaxinfer.quantization import placing_of
 from jaxinfer.runtime.topology import ProgramReport, report, topology_mesh
-from jaxinfer.sharding import TENSOR_AXIS, LogicalAxes, split_of, tensor_mesh
+from jaxinfer.sharding import TENSOR_AXIS, LogicalAxes, split_of, tensor_mesh, tensor_size
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import quantized_matmul
 from tests.aot.compilers import needs_libtpu
@@ -28,7 +29,7 @@ def compiled(
 ) -> tuple[QTensor, ProgramReport]:
     """A product with a weight that a checkpoint stores in int4, as the mesh's devices keep it, split by `axes`."""
     matrix = StoredMatrix("int4", **stored)
-    weight = placing_of("a matrix", (*outputs, inputs), axes, 1, matrix, mesh).abstract()
+    weight = placing_of("a matrix", (*outputs, inputs), ParameterFacts(axes, 1), matrix, mesh).abstract()
     split_inputs = TENSOR_AXIS if axes[-1] is not None else None
     x = jax.ShapeDtypeStruct((tokens, inputs), dtype, sharding=NamedSharding(mesh, PartitionSpec(None, split_inputs)))
 
@@ -98,7 +99,7 @@ def test_each_device_runs_it_with_its_share(
 ) -> None:
     mesh = topology_mesh(topology).mesh
     weight, program = compiled(mesh, 8, outputs, inputs, axes, dtype=jnp.bfloat16, group=128, zeros=True)
-    share = math.prod(outputs) * inputs // 2 // mesh.size
+    share = math.prod(outputs) * inputs // 2 // tensor_size(mesh)
     assert weight.lanes is not None
     assert set(program.kernels) == {"quantized_matmul"}
     assert set(program.collectives) == collectives

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxinfer.runtime.topology import report, topology_mesh
-from jaxinfer.sharding import TENSOR_AXIS
+from jaxinfer.sharding import TENSOR_AXIS, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, kv_layout, paged_attention
 from tests.aot.compilers import needs_libtpu
@@ -40,7 +40,9 @@ def compiled(topology: str, shape: Shape, backend: str = "mosaic_tpu") -> jax.st
     """The op for all devices of a topology, heads shared among them, pages donated."""
     mesh = topology_mesh(topology).mesh
     target = DeviceTarget.of(mesh.devices.flat[0])
-    kv = kv_layout(target, shape.kv_dtype or shape.dtype, shape.kv_heads, shape.head_dim, shape.page_size, mesh.size)
+    kv = kv_layout(
+        target, shape.kv_dtype or shape.dtype, shape.kv_heads, shape.head_dim, shape.page_size, tensor_size(mesh)
+    )
     pages = kv.struct(shape.num_pages, kv.shardings(mesh, TENSOR_AXIS))
 
     def struct(size: tuple[int, ...], dtype: Any, *spec: str | None) -> jax.ShapeDtypeStruct:
@@ -71,7 +73,7 @@ def test_long_steps_copy_no_pool(topology: str, dtype: Any) -> None:
     """Found at 1,024 tokens: where the scatter of new keys and values is long, the compiler chose another one."""
     shape = Shape(dtype=jnp.bfloat16, kv_dtype=dtype, page_size=32, **{**BASE, "tokens": 2048, "pages_per_row": 512})
     program = report(compiled(topology, shape))
-    devices = topology_mesh(topology).mesh.size
+    devices = tensor_size(topology_mesh(topology).mesh)
     kv = kv_layout(DeviceTarget("tpu", ""), dtype or shape.dtype, shape.kv_heads, shape.head_dim, 32, devices)
     assert program.temporaries < math.prod(kv.shape(shape.num_pages)) * kv.dtype.itemsize // devices
 
@@ -82,7 +84,7 @@ def test_compiles_for_every_tpu(topology: str) -> None:
     for shape in SHAPES:
         program = report(compiled(topology, shape))
         # the pages are updated in place, and no copy of them is made
-        devices = topology_mesh(topology).mesh.size
+        devices = tensor_size(topology_mesh(topology).mesh)
         sizes = shape.kv_heads, shape.head_dim, shape.page_size
         kv = kv_layout(DeviceTarget("tpu", ""), shape.kv_dtype or shape.dtype, *sizes, devices)
         pool = math.prod(kv.shape(shape.num_pages)) * kv.dtype.itemsize

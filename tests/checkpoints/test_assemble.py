@@ -20,6 +20,7 @@ from checkpoints.reader import open_checkpoint
 from checkpoints.rules import plan_mapping
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.shape import ModelShape
+from jaxinfer.sharding import LogicalAxes
 from tests.checkpoints.folders import write_small_llama
 from tests.golden_recipe import load_case, write_checkpoint
 from tests.jaxinfer.models.layer_changes import change_layers
@@ -97,10 +98,14 @@ def test_small_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         np.testing.assert_array_equal(array.view(np.uint16), results[1][path].view(np.uint16))
 
 
-def shapes_for(config: ModelConfig, tp: int) -> tuple[ModelShape, dict[str, tuple[int, ...]]]:
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes_for(config: ModelConfig, tp: int) -> tuple[ModelShape, Shapes, dict[str, LogicalAxes]]:
     shape = ModelShape.of(config, tp)
     _, parameters, _ = decoder_parameters(config, shape, np.dtype(np.float32))
-    return shape, {path: parameter.shape for path, parameter in parameters.items()}
+    shapes = {path: parameter.shape for path, parameter in parameters.items()}
+    return shape, shapes, {path: parameter.facts.axes for path, parameter in parameters.items()}
 
 
 def numbered(shape: tuple[int, ...]) -> np.ndarray:
@@ -110,10 +115,10 @@ def numbered(shape: tuple[int, ...]) -> np.ndarray:
 @pytest.mark.parametrize("tp", [1, 2, 4, 6, 12])
 def test_every_head_keeps_its_values_and_its_partners(config: ModelConfig, tp: int) -> None:
     """Query head n is the same rows at any degree, and the KV head that it reads holds its original one's values."""
-    _, canonical = shapes_for(config, 1)
-    shape, target = shapes_for(config, tp)
+    _, canonical, axes = shapes_for(config, 1)
+    shape, target, _ = shapes_for(config, tp)
     arrays = {path: numbered(size) for path, size in canonical.items()}
-    found = {path: expand(path, arrays[path], target[path], shape) for path in arrays}
+    found = {path: expand(arrays[path], target[path], axes[path]) for path in arrays}
     assert {path: array.shape for path, array in found.items()} == target
     attention = "layers.0.attention."
     group, mixer = shape.layers[0].group, config.layers[0].mixer
@@ -134,14 +139,14 @@ def test_every_head_keeps_its_values_and_its_partners(config: ModelConfig, tp: i
 
 @pytest.mark.parametrize("tp", [2, 4, 12])
 def test_padding_is_zeros_at_the_end(config: ModelConfig, tp: int) -> None:
-    _, canonical = shapes_for(config, 1)
-    shape, target = shapes_for(config, tp)
+    _, canonical, axes = shapes_for(config, 1)
+    _, target, _ = shapes_for(config, tp)
     padded = 0
     for path, size in canonical.items():
         if "attention" in path or target[path] == size:
             continue
         array = numbered(size)
-        found = expand(path, array, target[path], shape)
+        found = expand(array, target[path], axes[path])
         kept = tuple(slice(0, length) for length in size)
         np.testing.assert_array_equal(found[kept], array)
         assert np.count_nonzero(found) == array.size  # numbered() has no zero of its own
@@ -150,7 +155,7 @@ def test_padding_is_zeros_at_the_end(config: ModelConfig, tp: int) -> None:
 
 
 def test_nothing_is_copied_where_nothing_changes(config: ModelConfig) -> None:
-    shape, canonical = shapes_for(config, 1)
+    _, canonical, axes = shapes_for(config, 1)
     for path, size in canonical.items():
         array = numbered(size)
-        assert expand(path, array, size, shape) is array
+        assert expand(array, size, axes[path]) is array

@@ -13,9 +13,10 @@ from safetensors.numpy import load_file
 
 from checkpoints.convert import convert
 from checkpoints.files import CheckpointError
-from checkpoints.load import LoadedModel, load_model
+from checkpoints.load import load_model
 from checkpoints.verify import dense_logits
 from jaxinfer.config import ConfigError, ParallelConfig, RuntimeConfig
+from jaxinfer.models.model import Model
 from jaxinfer.models.stored import input_axes
 from jaxinfer.plan import abstract_model, make_plan
 from jaxinfer.quantization import SCHEMES
@@ -26,7 +27,7 @@ from tests.checkpoints.folders import edit_tensors, write_golden, write_small_ll
 PROMPT = [3, 17, 5, 60, 2, 41, 9, 30, 11]
 
 
-def matrices(model: LoadedModel) -> dict[str, QTensor]:
+def matrices(model: Model) -> dict[str, QTensor]:
     paths = jax.tree_util.tree_flatten_with_path(model.params, is_leaf=lambda x: isinstance(x, QTensor))[0]
     named = {".".join(str(getattr(part, "key", part)) for part in path): leaf for path, leaf in paths}
     return {name: leaf for name, leaf in named.items() if isinstance(leaf, QTensor)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,12 +13,22 @@ from checkpoints.load import load_model
 from jaxinfer.config import RuntimeConfig
 from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import PromptScored, StepOutputs, Submit, TokenLogprobs
-from jaxinfer.runtime.assemble import Model, assemble_engine
+from jaxinfer.runtime.assemble import assemble_engine
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.sharding import make_mesh
 from tests.golden_recipe import GoldenCase, write_checkpoint
 
 PAGE = 16
+# What most engines of these tests have: an engine of the same model and sizes finds its programs compiled.
+SIZES: dict[str, Any] = {
+    "dtype": "float32",
+    "page_size": PAGE,
+    "max_num_seqs": 4,
+    "max_num_batched_tokens": 8,
+    "num_pages": 64,
+    "max_model_len": 192,
+    "compilation_cache_dir": None,
+}
 GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 
 
@@ -95,19 +106,11 @@ class Harness:
 
 def build(case: GoldenCase, *, check: bool = True, dtype: str = "float32", **runtime: Any) -> Harness:
     """An engine for a golden case, loaded from a folder that looks like a Hugging Face download."""
-    settings: dict[str, Any] = {
-        "dtype": dtype,
-        "page_size": PAGE,
-        "max_num_seqs": 4,
-        "max_num_batched_tokens": 8,
-        "num_pages": 64,
-        "max_model_len": min(192, case.config.get("max_position_embeddings", 192)),
-        "compilation_cache_dir": None,
-    }
-    config = RuntimeConfig(**{**settings, **runtime})
+    longest = min(SIZES["max_model_len"], case.config.get("max_position_embeddings", SIZES["max_model_len"]))
+    config = RuntimeConfig(**{**SIZES, "dtype": dtype, "max_model_len": longest, **runtime})
     mesh = make_mesh(config.parallel)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(case, Path(folder))
         loaded = load_model(Path(folder), dtype=config.dtype, mesh=mesh, quantization=config.quantization)
-    model = Model(case.name, loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
+    model = dataclasses.replace(loaded, name=case.name)
     return Harness(assemble_engine(model, mesh, config, check=check))

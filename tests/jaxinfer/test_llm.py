@@ -16,6 +16,7 @@ from jaxinfer.errors import InvalidRequest
 from jaxinfer.llm import EngineDead
 from jaxinfer.outputs import RequestOutput
 from tests.golden_recipe import load_case, write_checkpoint
+from tests.jaxinfer.harness import SIZES
 
 TOKENIZER = Path(__file__).parent.parent / "goldens_text" / "vocabularies" / "sp_bpe.model"
 SETTINGS = {"page_size": 16, "max_num_seqs": 4, "max_num_batched_tokens": 16, "num_pages": 64, "dtype": "float32"}
@@ -129,7 +130,7 @@ def test_engine_failure_is_raised_and_stays(tmp_path: Path, monkeypatch: pytest.
     from jaxinfer.runtime.runner import Runner
 
     folder = write_checkpoint(CASE, tmp_path / "model")
-    with LLM(folder, compilation_cache_dir=None, **{**SETTINGS, "max_num_batched_tokens": 8}) as broken:
+    with LLM(folder, **SIZES) as broken:
         monkeypatch.setattr(Runner, "dispatch", lambda self, plan: 1 // 0)
         for _ in range(2):
             with pytest.raises(EngineDead, match="ZeroDivisionError"):
@@ -139,7 +140,7 @@ def test_engine_failure_is_raised_and_stays(tmp_path: Path, monkeypatch: pytest.
 
 def test_closed_model_says_so(tmp_path: Path) -> None:
     folder = write_checkpoint(CASE, tmp_path / "model")
-    model = LLM(folder, compilation_cache_dir=None, **{**SETTINGS, "max_num_batched_tokens": 8})
+    model = LLM(folder, **SIZES)
     model.close()
     with pytest.raises(EngineDead, match="was closed"):
         model.generate([[1]], GREEDY)
@@ -149,7 +150,7 @@ def test_text_and_stop_strings(tmp_path: Path) -> None:
     """A random model speaks gibberish, so the stop string is cut from what it says without one."""
     folder = write_checkpoint(CASE, tmp_path / "model")
     shutil.copy(TOKENIZER, folder / "tokenizer.model")
-    with LLM(folder, compilation_cache_dir=None, **{**SETTINGS, "max_num_batched_tokens": 8}) as model:
+    with LLM(folder, **SIZES) as model:
         params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
         prompt = list(CASE.prompts[1])
         whole = model.generate(prompt, params)[0].outputs[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jaxinfer import LLM, SamplingParams, outputs
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import TokenLogprobs
-from jaxinfer.runtime.assemble import Model, choose_sizes, make_layout, make_runner
+from jaxinfer.runtime.assemble import choose_sizes, make_layout, make_runner
 from jaxinfer.runtime.buckets import Bucket
 from jaxinfer.runtime.inputs import SlotSizes
 from jaxinfer.runtime.packing import Packer
@@ -29,11 +30,10 @@ from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving.grpc_server.replies import MAX_ALTERNATIVES_PER_MESSAGE, MAX_TOKENS_PER_MESSAGE
 from serving.grpc_server.replies import messages as messages_of
 from tests.golden_recipe import load_case, write_checkpoint
+from tests.jaxinfer.harness import SIZES
 
 CASE = load_case("llama")
 PROMPT = list(CASE.prompts[0])
-SETTINGS: dict[str, Any] = {"page_size": 16, "max_num_seqs": 4, "max_num_batched_tokens": 8, "num_pages": 32}
-SETTINGS |= {"dtype": "float32", "max_model_len": 64, "compilation_cache_dir": None}
 GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 
 
@@ -44,13 +44,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, max_logprobs=-1, **SETTINGS) as llm:
+    with LLM(folder, max_logprobs=-1, **SIZES) as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
 def usual(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, **SETTINGS) as llm:
+    with LLM(folder, **SIZES) as llm:
         yield llm
 
 
@@ -114,14 +114,14 @@ def test_the_setting_is_checked(value: Any) -> None:
 
 def test_more_than_the_vocabulary_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="max_logprobs is 100000; it must be at most"):
-        LLM(folder, max_logprobs=100_000, **SETTINGS)
+        LLM(folder, max_logprobs=100_000, **SIZES)
 
 
 def make(folder: Path, **settings: Any) -> Runner:
     """A runner that has compiled nothing yet."""
-    runtime, mesh = RuntimeConfig(**{**SETTINGS, **settings}), make_mesh()
+    runtime, mesh = RuntimeConfig(**{**SIZES, **settings}), make_mesh()
     loaded = load_model(folder, dtype=runtime.dtype, mesh=mesh)
-    model = Model("m", loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
+    model = dataclasses.replace(loaded, name="m")
     layout = make_layout(model, DeviceTarget.of(mesh.devices.flat[0]), runtime)
     return make_runner(model, mesh, runtime, choose_sizes(model, mesh, runtime, layout), layout)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -10,8 +11,9 @@ import pytest
 from checkpoints.load import load_model
 from jaxinfer.config import ConfigError, ParallelConfig, RuntimeConfig
 from jaxinfer.model_path import demo_path
+from jaxinfer.models.model import Model
 from jaxinfer.plan import PlanReport, make_plan
-from jaxinfer.runtime.assemble import Model, choose_sizes, make_layout
+from jaxinfer.runtime.assemble import choose_sizes, make_layout
 from jaxinfer.runtime.kv_cache import Sizes
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
@@ -25,7 +27,7 @@ NOWHERE = Path("/nonexistent")
 @pytest.fixture(scope="module")
 def loaded() -> Model:
     model = load_model(demo_path(), mesh=make_mesh())
-    return Model("demo", model.config, model.shape, model.graphdef, model.params, model.dtype)
+    return dataclasses.replace(model, name="demo")
 
 
 def test_plan_is_what_the_engine_takes(loaded: Model) -> None:

@@ -13,20 +13,21 @@ from jax.sharding import PartitionSpec as P
 from checkpoints.load import decoder_parameters
 from jaxinfer import quantization
 from jaxinfer.config import ParallelConfig
+from jaxinfer.models.parameters import ParameterFacts
 from jaxinfer.models.registry import model_config
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.models.stored import StoredMatrix, input_axes
+from jaxinfer.models.stored import StoredMatrix
 from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
-from jaxinfer.sharding import TENSOR_AXIS, LogicalAxes, make_mesh
+from jaxinfer.sharding import TENSOR_AXIS, make_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor, dequantize
 from tests.pallas_kernels.quantized_matmul import cases
 from tests.pallas_kernels.quantized_matmul.cases import Product
 
 TPU = DeviceTarget("tpu", "TPU v5 lite")
-HEADS: LogicalAxes = ("kv_heads", "q_group", "head", "embed")
-GATE_UP: LogicalAxes = ("gate_up", "mlp", "embed")
-DOWN: LogicalAxes = ("embed", "mlp")
+HEADS = ParameterFacts(("kv_heads", "q_group", "head", "embed"), inputs=1)
+GATE_UP = ParameterFacts(("gate_up", "mlp", "embed"), inputs=1)
+DOWN = ParameterFacts(("embed", "mlp"), inputs=1)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,7 @@ def _for_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.longer
 @pytest.mark.parametrize(
-    ("outputs", "axes", "values", "scales"),
+    ("outputs", "facts", "values", "scales"),
     [
         ((4, 3, 8), HEADS, P(None, TENSOR_AXIS), P(None, TENSOR_AXIS)),
         ((2, 20), GATE_UP, P(None, None, TENSOR_AXIS), P(None, None, TENSOR_AXIS)),
@@ -49,11 +50,13 @@ def _for_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["heads", "gate_up", "down"],
 )
-def test_words_are_split_as_the_weight_is(outputs: tuple[int, ...], axes: LogicalAxes, values: P, scales: P) -> None:
+def test_words_are_split_as_the_weight_is(
+    outputs: tuple[int, ...], facts: ParameterFacts, values: P, scales: P
+) -> None:
     mesh = make_mesh(ParallelConfig(tensor=4), "cpu")
     product = Product("int4", outputs=outputs, inputs=256, group=32, zeros=True, order=True)
     _, weight = cases.build(product, np.random.default_rng(0))
-    placing = placing_of("a matrix", weight.shape, axes, 1, StoredMatrix("int4", 32, zeros=True, order=True), mesh)
+    placing = placing_of("a matrix", weight.shape, facts, StoredMatrix("int4", 32, zeros=True, order=True), mesh)
     placed = placing.apply(jax.tree.map(np.asarray, weight))
     abstract = placing.abstract()
     for part, like, spec in zip(
@@ -63,7 +66,7 @@ def test_words_are_split_as_the_weight_is(outputs: tuple[int, ...], axes: Logica
         assert part.sharding.is_equivalent_to(like.sharding, part.ndim)
         assert part.sharding.is_equivalent_to(jax.NamedSharding(mesh, spec), part.ndim)
     assert isinstance(placed, QTensor)
-    lanes = () if axes == GATE_UP else outputs[1:]
+    lanes = () if facts == GATE_UP else outputs[1:]
     assert (placed.target, placed.shape, placed.lanes) == (TPU, weight.shape, lanes)
     np.testing.assert_array_equal(np.asarray(dequantize(placed)), np.asarray(dequantize(weight)))
 
@@ -93,9 +96,8 @@ def test_seven_billion_parameters_in_int4_take_four_gigabytes() -> None:
     stored = StoredMatrix("int4", 128, zeros=True)
     total = 0
     for path, parameter in decoder_parameters(config, ModelShape.of(config, 1), np.dtype(jnp.bfloat16))[1].items():
-        inputs = input_axes(path)
-        if inputs is None:
+        if parameter.facts.inputs is None:
             total += 2 * int(np.prod(parameter.shape))
         else:
-            total += placing_of(path, parameter.shape, parameter.axes, inputs, stored, mesh).as_stored.nbytes
+            total += placing_of(path, parameter.shape, parameter.facts, stored, mesh).as_stored.nbytes
     assert 3.5e9 < total < 4.05e9

@@ -61,18 +61,13 @@ def build(
         out_bias=attention_out_bias,
     )
     feed_forward = MlpConfig(common.intermediate_size, activation=common.activation, bias=mlp_bias)
-    layers = tuple(
-        LayerConfig(
-            dataclasses.replace(mixer, sliding_window=window, rope=None if rope is None else distinct.index(rope)),
-            feed_forward,
-        )
-        for window, rope in zip(windows, ropes, strict=True)
-    )
+    places = [None if rope is None else distinct.index(rope) for rope in ropes]
+    mixers = (dataclasses.replace(mixer, sliding_window=w, rope=r) for w, r in zip(windows, places, strict=True))
     if any(rope.kind == "dynamic" for rope in distinct):
         config.notes.append("dynamic RoPE is served inside the trained length only, where it equals the default")
     return ModelConfig(
         architecture=config.architecture,
-        layers=layers,
+        layers=tuple(LayerConfig(one, feed_forward) for one in mixers),
         ropes=distinct,
         norm_offset=norm_offset,
         norm_scale_float32=norm_scale_float32,

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.layers.linear import fresh, parameter, product, scale
+from jaxinfer.models.layers.linear import fresh, product, scale
+from jaxinfer.models.parameters import parameter
 from jaxinfer.sharding import constrain
 
 

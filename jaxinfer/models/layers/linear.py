@@ -13,16 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxinfer.models.parameters import parameter
 from jaxinfer.sharding import LogicalAxes, split_of
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import quantized_matmul
 
 INITIAL_SCALE = 0.02  # standard deviation of fresh matrices, the usual `initializer_range`
-
-
-def parameter(value: jax.Array, axes: LogicalAxes) -> nnx.Param:
-    """A parameter that knows its logical axes. Never placed while it is made: the loader places it."""
-    return nnx.Param(value, out_sharding=axes, eager_sharding=False)
 
 
 def fresh(shape: tuple[int, ...], dtype: jnp.dtype, rngs: nnx.Rngs | None) -> jax.Array:
@@ -100,7 +96,7 @@ class Linear(nnx.Module):
         self.inputs = len(inputs)
         self.merge = merge
         self.axes = axes
-        self.weight = parameter(fresh(outputs + inputs, dtype, rngs), axes)
+        self.weight = parameter(fresh(outputs + inputs, dtype, rngs), axes, inputs=len(inputs))
         self.bias = parameter(jnp.zeros(outputs, dtype), axes[: len(outputs)]) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:

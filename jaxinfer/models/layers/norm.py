@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.layers.linear import parameter
+from jaxinfer.models.parameters import parameter
 from jaxinfer.sharding import LogicalAxes, constrain
 
 FAN_IN = 16  # pieces that one fused loop adds up

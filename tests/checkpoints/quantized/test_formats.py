@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from checkpoints.load import LoadedModel, canonical_shapes, load_model
+from checkpoints.load import canonical_shapes, load_model
 from checkpoints.quantized.assemble import read_matrix
 from checkpoints.quantized.mapping import plan_quantized, read_quantization
 from checkpoints.reader import open_checkpoint
 from checkpoints.verify import dense_logits
 from jaxinfer.config import ParallelConfig
+from jaxinfer.models.model import Model
 from jaxinfer.plan import abstract_model
 from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
@@ -201,12 +202,12 @@ def load_config(folder: Path) -> Any:
     return read_config(folder)[0]
 
 
-def parameters(model: LoadedModel) -> dict[str, Any]:
+def parameters(model: Model) -> dict[str, Any]:
     paths = jax.tree_util.tree_flatten_with_path(model.params, is_leaf=lambda leaf: isinstance(leaf, QTensor))[0]
     return {".".join(str(getattr(part, "key", part)) for part in path): leaf for path, leaf in paths}
 
 
-def exchanged(model: LoadedModel, leaves: dict[str, Any]) -> LoadedModel:
+def exchanged(model: Model, leaves: dict[str, Any]) -> Model:
     """The model with some of its parameters replaced."""
 
     def swap(path: Any, leaf: Any) -> Any:

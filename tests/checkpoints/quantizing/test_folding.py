@@ -44,7 +44,7 @@ def logits(config: ModelConfig, params: dict[str, np.ndarray]) -> np.ndarray:
 
 def drawn(end: str, config: ModelConfig, powers: bool) -> np.ndarray:
     """Scales from 1/20 to 20, shared as they must be."""
-    blocks, copies, size = sharing(end, config.layers[0], config.hidden_size)
+    blocks, copies, size = sharing(f"layers.0.{end}", config)
     scales = np.exp(np.random.default_rng(len(end)).uniform(-3, 3, (blocks, 1, size))).astype(np.float32)
     scales = np.broadcast_to(scales, (blocks, copies, size)).reshape(-1)
     return powers_of_two(scales) if powers else scales

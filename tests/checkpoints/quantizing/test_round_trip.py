@@ -13,12 +13,13 @@ import pytest
 from checkpoints.convert import convert
 from checkpoints.files import CONFIG_FILE, CheckpointError
 from checkpoints.folder import read_config
-from checkpoints.load import LoadedModel, load_model
+from checkpoints.load import load_model
 from checkpoints.quantizing.options import Quantizing
 from checkpoints.stored import read_storage, with_stored_defaults
 from checkpoints.verify import dense_logits
 from jaxinfer.config import ConfigError, ParallelConfig, RuntimeConfig
 from jaxinfer.llm import LLM
+from jaxinfer.models.model import Model
 from jaxinfer.plan import abstract_model, make_plan
 from jaxinfer.sharding import make_mesh
 from pallas_kernels.qtensor import QTensor
@@ -35,12 +36,12 @@ def source_of(root: Path, family: str = "llama", layers: int = 2) -> Path:
     return root
 
 
-def leaves(model: LoadedModel) -> dict[str, Any]:
+def leaves(model: Model) -> dict[str, Any]:
     found = jax.tree_util.tree_flatten_with_path(model.params)[0]
     return {jax.tree_util.keystr(path): leaf for path, leaf in found}
 
 
-def assert_same(one: LoadedModel, other: LoadedModel) -> None:
+def assert_same(one: Model, other: Model) -> None:
     assert jax.tree.structure(one.params) == jax.tree.structure(other.params)
     expected = leaves(other)
     for name, leaf in leaves(one).items():

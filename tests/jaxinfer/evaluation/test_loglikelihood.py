@@ -19,6 +19,7 @@ from jaxinfer.messages import TokenLogprobs
 from jaxinfer.text import TokenizerError, load_tokenizer
 from tests.fakes import BOS, EOS, write_tokenizer
 from tests.golden_recipe import load_case, write_checkpoint
+from tests.jaxinfer.harness import SIZES
 
 CASE = load_case("llama")
 VOCAB = CASE.config["vocab_size"]
@@ -168,8 +169,7 @@ def test_equal_sequences_are_read_once_and_calls_are_bounded(monkeypatch: pytest
 
 def test_chunking_and_caching_do_not_matter(llm: LLM, tmp_path: Path) -> None:
     pairs = [(doc[:9], doc[9:]) for doc in documents(6, 70)]
-    settings = {**SETTINGS, "max_num_batched_tokens": 8, "enable_prefix_caching": False}
-    with LLM(write_checkpoint(CASE, tmp_path), **settings) as other:
+    with LLM(write_checkpoint(CASE, tmp_path), **SIZES, enable_prefix_caching=False) as other:
         assert LoglikelihoodScorer(other).score_tokens(pairs) == LoglikelihoodScorer(llm).score_tokens(pairs)
 
 

@@ -13,10 +13,11 @@ import pytest
 from flax import nnx
 
 from jaxinfer.config import AttentionConfig, ConfigError, LayerConfig, MlpConfig, ModelConfig, RopeConfig
-from jaxinfer.models.axes import parameter_axes
 from jaxinfer.models.context import Attend, StepContext
 from jaxinfer.models.decoder import Decoder, abstract_decoder
+from jaxinfer.models.parameters import facts_of
 from jaxinfer.models.shape import ModelShape
+from jaxinfer.models.stored import MATRICES, input_axes, input_sizes
 from jaxinfer.sharding import TENSOR_AXIS, make_mesh, partition_spec
 from tests.jaxinfer.models.layer_changes import change_layers
 
@@ -88,14 +89,29 @@ def test_parameter_tree(variant: str, dtype: str) -> None:
     for tp, sizes in SHAPES.items():
         _, state = abstract_decoder(config, ModelShape.of(config, tp), jnp.dtype(dtype))
         flat = nnx.to_flat_state(state)
-        found = {".".join(map(str, path)): (leaf.shape, parameter_axes(leaf)) for path, leaf in flat}
+        found = {".".join(map(str, path)): (leaf.shape, facts_of(leaf).axes) for path, leaf in flat}
         assert found == table(config, tp, *sizes)
         for path, leaf in flat:
             assert isinstance(leaf.get_value(), jax.ShapeDtypeStruct), f"{path} holds an array"
             assert leaf.dtype == jnp.dtype(dtype)
-            spec = partition_spec(parameter_axes(leaf))
+            spec = partition_spec(facts_of(leaf).axes)
             split = [size for size, axis in zip(leaf.shape, spec, strict=True) if axis == TENSOR_AXIS]
             assert all(size % tp == 0 for size in split), f"{path} cannot be split {tp} ways"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_matrices_of_few_bits_are_those_that_the_parameters_name(variant: str) -> None:
+    """The table for those who plan without a decoder: the same matrices, input axes and sizes."""
+    config = model(**VARIANTS[variant])
+    _, state = abstract_decoder(config, ModelShape.of(config, 1), jnp.dtype("float32"))
+    told = {}
+    for path, leaf in nnx.to_flat_state(state):
+        dotted, facts = ".".join(map(str, path)), facts_of(leaf)
+        assert input_axes(dotted) == facts.inputs
+        if facts.inputs is not None:
+            told[dotted.split(".", 2)[2].removesuffix(".weight")] = facts.axes[-facts.inputs :]
+            assert input_sizes(dotted, config) == leaf.shape[-facts.inputs :]
+    assert told == dict(MATRICES)
 
 
 def test_tree_is_the_same_under_a_mesh() -> None:

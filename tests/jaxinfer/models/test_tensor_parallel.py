@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from jaxinfer.config import ParallelConfig
-from jaxinfer.models.axes import parameter_axes
+from jaxinfer.models.parameters import facts_of
 from jaxinfer.models.registry import model_config
 from jaxinfer.sharding import make_mesh, partition_spec
 from tests.golden_recipe import build_config, build_tensors, load_case
@@ -33,7 +33,7 @@ def test_logits_and_collectives(name: str, tp: int) -> None:
     mesh = make_mesh(ParallelConfig(tensor=tp))
 
     def place(variable: nnx.Param, array: np.ndarray) -> jax.Array:
-        sharding = NamedSharding(mesh, partition_spec(parameter_axes(variable)))
+        sharding = NamedSharding(mesh, partition_spec(facts_of(variable).axes))
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     model = DenseModel(model_config(build_config(case)), build_tensors(case), tp=tp, place=place)

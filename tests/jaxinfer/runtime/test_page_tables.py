@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +15,13 @@ import pytest
 from checkpoints.load import load_model
 from jaxinfer.cache_groups import CacheGroups
 from jaxinfer.config import RuntimeConfig
-from jaxinfer.runtime.assemble import Model, make_layout, make_runner
+from jaxinfer.runtime.assemble import make_layout, make_runner
 from jaxinfer.runtime.kv_cache import resolve_sizes
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan, TableWrite
 from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention.layout import Pages
 from tests.golden_recipe import GoldenCase, load_case, write_checkpoint
 
 pytestmark = pytest.mark.longer
@@ -29,15 +30,15 @@ PAGE, CHUNK, STEPS = 4, 3, 12
 PARAMS = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True, logprobs=5)
 
 
-def make(case: GoldenCase, **settings: int | str) -> Runner:
+def make(case: GoldenCase, **settings: Any) -> Runner:
     """A runner that is not warm yet."""
-    defaults = {"page_size": PAGE, "max_num_seqs": 2, "max_num_batched_tokens": 8, "num_pages": 200}
+    defaults: dict[str, Any] = {"page_size": PAGE, "max_num_seqs": 2, "max_num_batched_tokens": 8, "num_pages": 200}
     runtime = RuntimeConfig(dtype="float32", max_model_len=128, compilation_cache_dir=None, **{**defaults, **settings})
-    mesh = make_mesh(1)
+    mesh = make_mesh(runtime.parallel)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(case, Path(folder))
         loaded = load_model(Path(folder), dtype=runtime.dtype, mesh=mesh, quantization=None)
-    model = Model(case.name, loaded.config, loaded.shape, loaded.graphdef, loaded.params, loaded.dtype)
+    model = dataclasses.replace(loaded, name=case.name)
     layout = make_layout(model, DeviceTarget.of(mesh.devices.flat[0]), runtime)
     sizes = resolve_sizes(loaded.config, runtime, layout, None, "cpu")
     return make_runner(model, mesh, runtime, sizes, layout)
@@ -132,7 +133,7 @@ def test_given_back_pages_change_no_bit(case: GoldenCase, runner: Runner) -> Non
         assert tokens[len(case.prompts[i]) :][:count] == list(case.greedy[i][:count])
 
 
-def _poison_null_page(pages: Pages) -> Pages:
+def _poison_null_page(pages: jax.Array) -> jax.Array:
     return pages.at[0].set(jnp.nan)
 
 

@@ -93,7 +93,10 @@ def test_a_mesh_that_does_not_fit_is_refused():
         paged_attention(*inputs.args, options=AttentionOptions(1.0), target=CPU, mesh=mesh_of(2, 2), head_axis="x")
 
 
-@pytest.mark.parametrize(("mesh_shape", "dtype"), [((2,), jnp.bfloat16), ((8,), jnp.float32), ((2, 4), jnp.float32)])
+@pytest.mark.parametrize(
+    ("mesh_shape", "dtype"),
+    [((2,), jnp.bfloat16), pytest.param((8,), jnp.float32, marks=pytest.mark.longer), ((2, 4), jnp.float32)],
+)
 def test_tensor_parallel_gives_the_bits_of_one_device(mesh_shape, dtype):
     """Heads do not meet in attention, so splitting them changes nothing, and the pages stay split."""
     shape = dataclasses.replace(TP_SHAPE, dtype=dtype)

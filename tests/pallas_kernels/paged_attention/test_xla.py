@@ -11,14 +11,25 @@ import pytest
 
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, kv_layout, paged_attention
-from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract
+from tests.pallas_kernels.paged_attention.cases import Shape
+from tests.pallas_kernels.paged_attention.contract import SHAPES, PagedAttentionContract
 
 CPU = DeviceTarget("cpu", "cpu")
+
+# What other shapes have one by one, together: wide heads and layouts that are made for devices.
+COMBINED = (8, 12, 13, 14)
 
 
 class TestXla(PagedAttentionContract):
     target = CPU
     backend = "xla"
+
+    @pytest.mark.parametrize(
+        "shape",
+        [pytest.param(s, marks=[pytest.mark.longer] * (i in COMBINED), id=str(s)) for i, s in enumerate(SHAPES)],
+    )
+    def test_matches_the_oracle(self, shape: Shape) -> None:
+        super().test_matches_the_oracle(shape)
 
 
 def compiled(dtype: jax.typing.DTypeLike, num_pages: int) -> jax.stages.Compiled:
