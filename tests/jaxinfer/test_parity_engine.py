@@ -15,8 +15,6 @@ from tests.jaxinfer.harness import Harness, build
 
 # float32 against float32 in another order of summation: transformers itself is within 2e-6 of float64 on these.
 TOLERANCE = 1e-5
-TENSOR_PARALLEL_FAMILIES = ("qwen3", "gemma2", "phi3")
-
 # Steps that differ from a sibling's by sizes, a bias or a rotation, whose logits test_parity_forward.py
 # compares with transformers as well. Each compiles an engine, so the longer set has them.
 LIKE_A_SIBLING = frozenset(
@@ -29,6 +27,8 @@ LIKE_A_SIBLING = frozenset(
         "llama_tp8",  # on one device; below on eight
         "llama_yarn",
         "llama_yarn_mscale",
+        "mistral",  # qwen2_window has its window
+        "phi3_longrope",  # phi4_mini has its two rotations
         "phi3_partial",
         "qwen2",
         "qwen2_yarn",
@@ -88,12 +88,12 @@ def test_tokens_and_logprobs_equal_transformers(name: str) -> None:
     check_case(name, build(load_case(name)))
 
 
-@pytest.mark.parametrize("tp", [2, pytest.param(4, marks=pytest.mark.longer), 8])
+@pytest.mark.parametrize("tp", [*(pytest.param(tp, marks=pytest.mark.longer) for tp in (2, 4)), 8])
 def test_tensor_parallel_gives_the_same_tokens(tp: int) -> None:
     check_case("llama_tp8", build(load_case("llama_tp8"), tensor_parallel_size=tp))
 
 
-@pytest.mark.parametrize("name", TENSOR_PARALLEL_FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param("qwen3", marks=pytest.mark.longer), "gemma2", "phi3"])
 def test_tensor_parallel_2_of_other_families(name: str) -> None:
     assert 2 in load_case(name).extra["tensor_parallel"]
     check_case(name, build(load_case(name), tensor_parallel_size=2))
