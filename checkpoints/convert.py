@@ -1,8 +1,8 @@
 """From a Hugging Face folder to a converted checkpoint: `convert`.
 
 Parameters are assembled one at a time in their target type and kept until Orbax has written them: the host holds the
-model in that type, one block of a source tensor, and Orbax's bounded buffers. With few bits (`checkpoints.quantizing`)
-that type is theirs, and the host holds one dense layer beside it.
+model in that type, one block of a source tensor, and Orbax's bounded buffers. Where it quantizes
+(`checkpoints.quantizing`) that type is theirs, and the host holds one dense layer beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from checkpoints.assemble import DTYPES, assemble, check_tied_head
 from checkpoints.files import (
     CHAT_TEMPLATE_FOLDER,
     CONFIG_FILE,
@@ -43,9 +42,10 @@ from checkpoints.reader import TensorSource, open_checkpoint
 from checkpoints.report import ConversionReport, tensor_reports
 from checkpoints.rules import TensorMapping, plan_mapping
 from checkpoints.staging import staged
+from checkpoints.storage import KEY as STORAGE_KEY
+from checkpoints.storage import Storage
 from checkpoints.store import named_parts, save_params
-from checkpoints.stored import KEY as STORAGE_KEY
-from checkpoints.stored import Storage
+from checkpoints.tensor_assembly import DTYPES, assemble, check_tied_head
 from jaxinfer.config import ConfigError, ModelConfig
 from jaxinfer.text.errors import TokenizerError
 from jaxinfer.text.loading import load_tokenizer
@@ -69,7 +69,7 @@ def convert(
 
     dtype: "float32" or "bfloat16"; None keeps the checkpoint's (float16 becomes bfloat16). verify: compare with the
     transformers library before the folder appears (`checkpoints.verify`). overwrite: replace a converted checkpoint in
-    `out_dir`. quantizing: few bits for the layers' matrices, a type for keys and values. progress: called per
+    `out_dir`. quantizing: of the layers' matrices, a type for keys and values. progress: called per
     parameter. say: called with one line per stage.
 
     Raises:

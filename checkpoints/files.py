@@ -3,7 +3,7 @@
 Two kinds are served: a plain Hugging Face folder (`config.json`, safetensors) and a converted checkpoint, which has
 
     jaxinfer_config.json     format version, ModelConfig, where it came from, the size of every file of `params/`, and
-                             what is not as the model's dtype says (`checkpoints.stored`)
+                             what is not as the model's dtype says (`checkpoints.storage`)
     params/                  the arrays (Orbax), in the layout of one device
     generation_config.json   config.json, tokenizer and chat template files: copies of the source's
     conversion_report.json   what became of every tensor; written last: without it the folder is not a checkpoint
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT_VERSION = 1
-STORAGE_FORMAT_VERSION = 2  # of folders with matrices in few bits or a type for the KV cache, which version 1 has not
+STORAGE_FORMAT_VERSION = 2  # of folders with quantized matrices or a type for the KV cache, which version 1 has not
 QUANTIZATION_KEY = "quantization_config"  # of config.json
 HF_CONFIG_FILE = "config.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"

@@ -114,7 +114,7 @@ def check_weight_files(folder: Path) -> None:
 
 
 def _stored_config(folder: Path) -> ModelConfig:
-    from checkpoints.stored import parse_storage
+    from checkpoints.storage import parse_storage
 
     data = read_stored(folder)
     try:

@@ -3,7 +3,7 @@
 Both end in the same arrays, bit for bit, each placed by its logical axes and by nothing else. Disk and host know one
 layout, that of one device. For a tensor-parallel degree that changes shapes (repeated KV heads, padded vocabulary or
 MLP width) a parameter passes through host memory, one at a time; all others of a converted checkpoint are read by
-Orbax straight into their sharding. Matrices that a quantized checkpoint stores in few bits stay in them all the way.
+Orbax straight into their sharding. Matrices that a quantized checkpoint stores quantized stay so all the way.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from checkpoints.assemble import DTYPES, assemble, check_tied_head, expand
 from checkpoints.end_tokens import served_end_tokens
 from checkpoints.files import CheckpointError, is_converted
 from checkpoints.folder import read_config as read_config
-from checkpoints.quantized.assemble import check_no_biases, read_matrix
 from checkpoints.quantized.mapping import Quantization, plan_quantized, read_quantization
+from checkpoints.quantized.matrix_assembly import check_no_biases, read_matrix
 from checkpoints.reader import open_checkpoint
 from checkpoints.rules import plan_mapping
+from checkpoints.storage import read_storage
 from checkpoints.store import StoredParams
-from checkpoints.stored import read_storage
+from checkpoints.tensor_assembly import DTYPES, assemble, check_tied_head, expand
 from jaxinfer.config import ConfigError, ModelConfig
 from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.model import Model
 from jaxinfer.models.parameters import ParameterFacts, facts_of
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.models.stored import StoredMatrix, check_stored, input_axes
+from jaxinfer.models.stored_matrix import StoredMatrix, check_stored, input_axes
 from jaxinfer.quantization import (
     SCHEMES,
     MatrixPlacing,
@@ -80,7 +80,7 @@ def canonical_shapes(config: ModelConfig, dtype: np.dtype) -> dict[str, tuple[in
 
 
 def canonical_parts(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredMatrix]) -> dict[str, QTensor]:
-    """{path: shapes of the parts} of matrices in few bits, as a converted checkpoint has them. shapes: canonical."""
+    """{path: shapes of the parts} of quantized matrices, as a converted checkpoint has them. shapes: canonical."""
     found = {}
     for path, matrix in stored.items():
         inputs = input_axes(path)
@@ -213,7 +213,7 @@ class _Request:
 
     @property
     def rounded(self) -> frozenset[str]:
-        """Parameters that are rounded to few bits."""
+        """Parameters that are quantized."""
         return frozenset(self._roundings)
 
     def finish(self, path: str, array: jax.Array) -> jax.Array | QTensor:
@@ -233,7 +233,7 @@ class _Request:
         return jax.block_until_ready(self.finish(path, array))
 
     def place_stored(self, path: str, canonical: QTensor) -> QTensor:
-        """The same for a matrix in few bits: KV heads repeated (all else has its size), placed, kept for the device."""
+        """The same for a quantized matrix: KV heads repeated (all else has its size), placed, kept for the device."""
         placing, axes = self._placings[path], self.parameters[path].facts.axes
 
         def lay_out(host: np.ndarray, like: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -36,7 +36,7 @@ class TensorReport:
 class ConversionReport:
     """A whole conversion. `ignored`: {tensor: reason}. `verification`: None unless it was asked for.
 
-    dtype: of what is not in few bits. `quantization`: what `checkpoints.quantizing.report` says, None for a dense one.
+    dtype: of what is not quantized. `quantization`: what `checkpoints.quantizing.report` says, None for a dense one.
     """
 
     architecture: str

@@ -21,7 +21,7 @@ from typing import Protocol
 from checkpoints.files import CheckpointError
 from checkpoints.reader import TensorInfo, TensorSource
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.stored import layer_of
+from jaxinfer.models.stored_matrix import layer_of
 
 Shape = tuple[int, ...]
 Index = tuple[int | slice, ...]
@@ -257,7 +257,7 @@ class TensorMapping:
     """A checked plan: `targets[path]` lists the tensors that make up the parameter; `ignored` gives name -> reason.
 
     `tied_head` is the name of an output matrix that the source carries although it is tied: its values must equal the
-    embedding's, which only reading them can show (`checkpoints.assemble.check_tied_head`).
+    embedding's, which only reading them can show (`checkpoints.tensor_assembly.check_tied_head`).
     """
 
     targets: dict[str, tuple[Entry, ...]]

@@ -2,7 +2,7 @@
 
 Every array is one uncompressed chunk in an OCDBT store: a dozen files whatever the number of parameters, and restoring
 is a read without decompression. The tree is nested dicts with string keys: "layers" / "0" / "attention" / ...
-A matrix in few bits is a dict of its parts (`checkpoints.stored`).
+A quantized matrix is a dict of its parts (`checkpoints.storage`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from checkpoints.files import PARAMS_FOLDER, CheckpointError
-from checkpoints.stored import PARTS
+from checkpoints.storage import PARTS
 from pallas_kernels.qtensor import QTensor
 
 # Bytes of arrays that Orbax may hold beside the tree while it writes or reads; its own default is the whole tree.
@@ -48,7 +48,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def named_parts(path: str, matrix: QTensor) -> dict[str, Any]:
-    """{path of an array in the tree: part} of a matrix in few bits."""
+    """{path of an array in the tree: part} of a quantized matrix."""
     parts = {f"{path}.{name}": getattr(matrix, name) for name in PARTS}
     return {name: part for name, part in parts.items() if part is not None}
 
@@ -74,7 +74,7 @@ class StoredParams:
     """The arrays in `folder`/params, checked against what the model needs before anything is read.
 
     `expected`: {dotted path: canonical shape}, and `dtype` is the numpy dtype of those. `matrices`: {dotted path:
-    shapes of the parts} of what is in few bits. Raises CheckpointError naming the parameter, expected and found.
+    shapes of the parts} of what is quantized. Raises CheckpointError naming the parameter, expected and found.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class StoredParams:
         return self._restore({path: 0}, {path: arguments})[path]
 
     def read_matrix(self, path: str) -> QTensor:
-        """One matrix in few bits, its parts in host memory as they are stored."""
+        """One quantized matrix, its parts in host memory as they are stored."""
         like = self._matrices[path]
         parts = named_parts(path, like)
         arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray, dtype=part.dtype) for name, part in parts.items()}

@@ -19,11 +19,11 @@ import jinja2
 import numpy as np
 from flax import nnx
 
-from checkpoints.assemble import DTYPES, checksum
 from checkpoints.files import CheckpointError
 from checkpoints.load import load_unfinished
 from checkpoints.rules import TensorMapping
 from checkpoints.store import StoredParams
+from checkpoints.tensor_assembly import DTYPES, checksum
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.context import Attend, KvLayer, StepContext
 from jaxinfer.models.decoder import Decoder
@@ -52,7 +52,7 @@ CHATS: tuple[tuple[dict[str, str], ...], ...] = (
 
 
 @dataclass(frozen=True)
-class Limits:
+class VerifyLimits:
     """Beyond these a conversion fails. The divergence is in nats, the mean over all positions of all prompts.
 
     Rounding weights and activations to bfloat16 costs well below 0.015 nats on trained models; a wrong norm, scale or
@@ -65,9 +65,9 @@ class Limits:
     agreement: float | None = None  # share of positions with the same most likely token
 
 
-LIMITS: Mapping[str, Limits] = {
-    "float32": Limits(error=1e-3, agreement=0.99),
-    "bfloat16": Limits(),
+LIMITS: Mapping[str, VerifyLimits] = {
+    "float32": VerifyLimits(error=1e-3, agreement=0.99),
+    "bfloat16": VerifyLimits(),
 }
 
 
@@ -118,12 +118,12 @@ def dense_attend(positions: jax.Array) -> Attend:
 
 
 @partial(jax.jit, static_argnums=0)
-def _dense_forward(graphdef: nnx.GraphDef, params: Any, ids: jax.Array, regime: jax.Array) -> jax.Array:
+def _dense_forward(graphdef: nnx.GraphDef, params: Any, ids: jax.Array, rope_variant: jax.Array) -> jax.Array:
     decoder: Decoder = nnx.merge(graphdef, params)
     positions = jnp.arange(ids.shape[0], dtype=jnp.int32)
     groups = decoder.config.cache_groups
     attention = [dense_attend(positions)] * groups.num_tables
-    context = StepContext.of(decoder.config.ropes, positions, jnp.zeros_like(ids), regime, attention)
+    context = StepContext.of(decoder.config.ropes, positions, jnp.zeros_like(ids), rope_variant, attention)
     hidden, _ = decoder.hidden_states(ids, context, [(jnp.zeros(0), jnp.zeros(0))] * groups.depth)
     return decoder.logits(hidden)
 
@@ -131,14 +131,14 @@ def _dense_forward(graphdef: nnx.GraphDef, params: Any, ids: jax.Array, regime: 
 def dense_logits(model: Model, token_ids: Sequence[int]) -> np.ndarray:
     """Logits after every token of one prompt, float32 (T, vocab_size), computed at once.
 
-    The RoPE regime is the one that the whole prompt's length asks for. The prompt is padded at its end to a multiple
+    The RoPE variant is the one that the whole prompt's length asks for. The prompt is padded at its end to a multiple
     of 64, which causal attention does not see, so that prompts of like length share an executable.
     """
     padded = np.zeros(-(-len(token_ids) // PROMPT_TOKENS) * PROMPT_TOKENS, np.int32)
     padded[: len(token_ids)] = token_ids
     border = model.config.longrope_border
-    regime = np.full_like(padded, border is not None and len(token_ids) > border)
-    logits = _dense_forward(model.graphdef, model.params, padded, regime)
+    rope_variant = np.full_like(padded, border is not None and len(token_ids) > border)
+    logits = _dense_forward(model.graphdef, model.params, padded, rope_variant)
     return np.asarray(logits)[: len(token_ids), : model.config.vocab_size]
 
 
@@ -169,7 +169,7 @@ def compare_with_transformers(
     folder: Path,
     config: ModelConfig,
     run: Callable[[Sequence[Sequence[int]]], list[np.ndarray]],
-    limits: Limits,
+    limits: VerifyLimits,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Tokenizer, template and logits beside the library's; returns what the report says about them.
@@ -264,7 +264,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True)))
 
 
-def check_limits(hf_dir: Path, found: LogitComparison, limits: Limits) -> None:
+def check_limits(hf_dir: Path, found: LogitComparison, limits: VerifyLimits) -> None:
     """Raises CheckpointError naming the quantity, the limit and what was found. Not-a-number passes no limit."""
     checks = [("mean divergence (nats)", found.divergence, limits.divergence, found.divergence <= limits.divergence)]
     if limits.error is not None:

@@ -26,8 +26,8 @@ from jaxinfer.messages import (
     StepOutputs,
     Submit,
 )
-from jaxinfer.scheduling.plan import PlanRow, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import DuplicateRequest, Scheduler
+from jaxinfer.scheduling.step_plan import PlanRow, StepPlan, StepResult
 from jaxinfer.step_clock import MESSAGES, SCHEDULE, UPDATE, StepClock
 
 Post = Callable[[Any], None]

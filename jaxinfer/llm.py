@@ -54,8 +54,8 @@ def build_engine(
     """
     from checkpoints.folder import read_config
     from checkpoints.load import load_model
-    from checkpoints.stored import with_stored_defaults
-    from jaxinfer.runtime.assemble import assemble_engine, configure_jax
+    from checkpoints.storage import with_stored_defaults
+    from jaxinfer.runtime.engine_builder import assemble_engine, configure_jax
     from jaxinfer.sharding import make_mesh
 
     configure_jax(runtime)

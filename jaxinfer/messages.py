@@ -1,4 +1,4 @@
-"""What crosses the engine's door: small, picklable, standard library only.
+"""What crosses the engine's process boundary: small, picklable, standard library only.
 
 Towards the engine: `Submit`, `Abort`, `Drain`, `Shutdown`. From it: `Ready` once, one `StepOutputs` a step, `Rejected`
 for a request the engine cannot take, `Drained`, and `Died` as its last word.

@@ -1,4 +1,4 @@
-"""Weights in few bits on their devices: rounded there at load by a scheme, or stored in few bits by the checkpoint.
+"""Quantized weights on their devices: rounded there at load by a scheme, or stored quantized by the checkpoint.
 
 Schemes are calibration-free: what `--quantization` does. Norms, biases and the vocabulary matrices keep their type.
 """
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError
 from jaxinfer.models.parameters import ParameterFacts
-from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.models.stored_matrix import StoredMatrix
 from jaxinfer.sharding import LogicalAxes, named_sharding, partition_spec, replicated, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import STORAGE, ZEROS, Activations, Kind, QTensor, quantize
@@ -108,7 +108,7 @@ def stored_parts(outputs: tuple[int, ...], inputs: int, stored: StoredMatrix) ->
 
 @dataclass(frozen=True)
 class MatrixPlacing:
-    """What becomes of one matrix that the checkpoint stores in few bits. Build it with `placing_of`.
+    """What becomes of one matrix that the checkpoint stores quantized. Build it with `placing_of`.
 
     Attributes:
         as_stored: shapes of its parts, with the shardings in which they reach the devices.

@@ -1,4 +1,4 @@
-"""QTensor: a matrix of weights in few bits, as a leaf type that stands where an array of the model would.
+"""QTensor: a quantized matrix of weights, as a leaf type that stands where an array of the model would.
 
 Legend: *O output axes, I inputs (all input axes of the weight as one), A groups of I, g = I // A.
 
@@ -44,10 +44,12 @@ class QTensor:
     2j + 1 in its high half; `scales` and `zeros` are (*O, A) and A divides I; an int4 group has an even number of
     inputs. The output axes are those of the weight, so that they can be sharded alike; the input axes are one.
 
-    A TPU keeps int4 in one of two other forms. In JAX's own type: (*O, I), less 8. Or as words, where `lanes` is not
-    None: with O = (*L, first, *lanes) and N the product of first and `lanes`, `values` is (*L, I // 8, N) int32 as
-    `pack_words` lays it out, `scales` and `zeros` are (*L, A, N), and I is a multiple of 64. The first of the axes that
-    are one there is the one that may be split over devices, inputs may be split between groups.
+    A TPU keeps int4 in one of two other forms. In JAX's own type: (*O, I), less 8. Or as words, where `packed_outputs`
+    is not
+    None: with O = (*L, first, *packed_outputs) and N the product of first and `packed_outputs`, `values` is (*L, I //
+    8, N) int32 as `pack_int4_along_inputs` lays it out, `scales` and `zeros` are (*L, A, N), and I is a multiple of 64.
+    The first of the axes that are one there is the one that may be split over devices, inputs may be split between
+    groups.
 
     Attributes:
         values: int8, float8_e4m3fn, uint8 pairs of int4, int4, or int32 words of eight int4.
@@ -57,7 +59,7 @@ class QTensor:
         kind: what `values` holds.
         activations: round activations to this type, with a scale for each token, before the product; None: keep them.
         target: the kind of device that it is kept for, which decides who multiplies by it; None before it is placed.
-        lanes: words only: the output axes behind the one that may be split; they are one with it.
+        packed_outputs: packed form only: the output axes behind the one that may be split; they are one with it.
     """
 
     values: jax.Array
@@ -67,19 +69,19 @@ class QTensor:
     kind: Kind = dataclasses.field(default="int8", metadata={"static": True})
     activations: Activations | None = dataclasses.field(default=None, metadata={"static": True})
     target: DeviceTarget | None = dataclasses.field(default=None, metadata={"static": True})
-    lanes: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+    packed_outputs: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def outputs(self) -> tuple[int, ...]:
         """*O."""
-        if self.lanes is None:
+        if self.packed_outputs is None:
             return tuple(self.values.shape[:-1])
-        return (*self.values.shape[:-2], self.values.shape[-1] // math.prod(self.lanes), *self.lanes)
+        return (*self.values.shape[:-2], self.values.shape[-1] // math.prod(self.packed_outputs), *self.packed_outputs)
 
     @property
     def inputs(self) -> int:
         """I."""
-        if self.lanes is not None:
+        if self.packed_outputs is not None:
             return self.values.shape[-2] * NUMBERS_OF_A_WORD
         return self.values.shape[-1] * (2 if self.kind == "int4" and self.values.dtype == jnp.uint8 else 1)
 
@@ -91,7 +93,7 @@ class QTensor:
     @property
     def groups(self) -> int:
         """A."""
-        return self.scales.shape[-1 if self.lanes is None else -2]
+        return self.scales.shape[-1 if self.packed_outputs is None else -2]
 
     @property
     def group(self) -> int:
@@ -102,9 +104,9 @@ class QTensor:
         """What the axes (*O, I) of the weight have, for the axes of `values`, and for those of `scales` and `zeros`."""
         *outputs, inputs = axes
         groups = inputs if self.groups > 1 else None
-        if self.lanes is None:
+        if self.packed_outputs is None:
             return (*outputs, inputs), (*outputs, groups)
-        first = len(outputs) - len(self.lanes) - 1
+        first = len(outputs) - len(self.packed_outputs) - 1
         return (*outputs[:first], inputs, outputs[first]), (*outputs[:first], groups, outputs[first])
 
     @property
@@ -117,13 +119,14 @@ class QTensor:
         """Raises ValueError, naming `name` and what is wrong, if the arrays do not fit together."""
         if self.kind not in STORAGE:
             raise ValueError(f"{name} is {self.kind!r}; it must be one of {', '.join(STORAGE)}")
-        words = self.lanes is not None
+        words = self.packed_outputs is not None
         stored = np.dtype(np.int32) if words else STORAGE[self.kind]
         if words and self.kind != "int4":
             raise ValueError(f"{name} is {self.kind!r}; as words it must be 'int4'")
-        if self.lanes is not None and self.values.shape[-1] % math.prod(self.lanes):
+        if self.packed_outputs is not None and self.values.shape[-1] % math.prod(self.packed_outputs):
             raise ValueError(
-                f"{name}.lanes is {self.lanes}; it must divide the {self.values.shape[-1]} outputs in the last axis"
+                f"{name}.packed_outputs is {self.packed_outputs}; "
+                f"it must divide the {self.values.shape[-1]} outputs in the last axis"
             )
         if self.values.dtype != stored and (words or (self.kind, self.values.dtype) != ("int4", jnp.int4)):
             raise ValueError(
@@ -187,7 +190,7 @@ def unpack_int4(packed: jax.Array) -> jax.Array:
     return halves.reshape(*packed.shape[:-1], -1)
 
 
-def pack_words(numbers: jax.Array) -> jax.Array:
+def pack_int4_along_inputs(numbers: jax.Array) -> jax.Array:
     """Numbers 0..15 (..., I, N) as int32 words (..., I // 8, N); I is a multiple of 64.
 
     Bits 16 h + 4 s of word r in a block of 64 inputs hold input 16 s + 2 r + h of it. One shift for each s
@@ -200,8 +203,8 @@ def pack_words(numbers: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(words, jnp.int32).reshape(*leading, inputs // NUMBERS_OF_A_WORD, outputs)
 
 
-def unpack_words(words: jax.Array) -> jax.Array:
-    """The inverse of `pack_words`: numbers 0..15 (..., I, N) int8."""
+def unpack_int4_along_inputs(words: jax.Array) -> jax.Array:
+    """The inverse of `pack_int4_along_inputs`: numbers 0..15 (..., I, N) int8."""
     *leading, rows, outputs = words.shape
     blocks = words.reshape(*leading, rows // 8, 1, 8, 1, outputs)
     shifts = (4 * jnp.arange(4)[:, None, None] + 16 * jnp.arange(2))[..., None]
@@ -210,39 +213,39 @@ def unpack_words(words: jax.Array) -> jax.Array:
 
 def to_words(weight: QTensor, first: int = 0) -> QTensor:
     """A weight in pairs of int4 as words; its output axes from `first` on become one. The inverse of `from_words`."""
-    leading, lanes = weight.outputs[:first], weight.outputs[first + 1 :]
+    leading, packed_outputs = weight.outputs[:first], weight.outputs[first + 1 :]
 
     def across(part: jax.Array) -> jax.Array:
         return jnp.swapaxes(part.reshape(*leading, -1, part.shape[-1]), -1, -2)
 
     return dataclasses.replace(
         weight,
-        values=pack_words(across(unpack_int4(weight.values))),
+        values=pack_int4_along_inputs(across(unpack_int4(weight.values))),
         scales=across(weight.scales),
         zeros=None if weight.zeros is None else across(weight.zeros),
-        lanes=lanes,
+        packed_outputs=packed_outputs,
     )
 
 
 def from_words(weight: QTensor) -> QTensor:
     """A weight that lies as words, in pairs of int4 (*O, I // 2), with scales and zero points (*O, A)."""
-    assert weight.lanes is not None
+    assert weight.packed_outputs is not None
 
     def behind(part: jax.Array) -> jax.Array:
         return jnp.swapaxes(part, -1, -2).reshape(*weight.outputs, -1)
 
     return dataclasses.replace(
         weight,
-        values=pack_int4(behind(unpack_words(weight.values))),
+        values=pack_int4(behind(unpack_int4_along_inputs(weight.values))),
         scales=behind(weight.scales),
         zeros=None if weight.zeros is None else behind(weight.zeros),
-        lanes=None,
+        packed_outputs=None,
     )
 
 
 def dequantize(weight: QTensor) -> jax.Array:
     """The weight (*O, I) in float32, its inputs in the order of the activations."""
-    if weight.lanes is not None:
+    if weight.packed_outputs is not None:
         weight = from_words(weight)
     numbers = weight.values
     if weight.kind == "int4":

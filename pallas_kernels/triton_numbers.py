@@ -1,4 +1,4 @@
-"""Numbers of few bits in Triton kernels. Importing this module imports Triton."""
+"""Quantized numbers in Triton kernels. Importing this module imports Triton."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ from jaxinfer.runtime.buckets import make_ladder, pick_bucket
 from jaxinfer.runtime.inputs import SlotSizes
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.plan import StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
+from jaxinfer.scheduling.step_plan import StepPlan, StepResult
 
 WORKLOADS = {"single": (1, 16), "batch16": (16, 128), "batch64": (64, 128)}  # name: (requests, prompt tokens)
 HOST_BARS_MS = {64: 0.4, 256: 1.2}  # p99 of schedule + pack + update

@@ -25,7 +25,7 @@ import grpc
 
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
-from serving.access.keys import Limits, add_key
+from serving.access.keys import KeyLimits, add_key
 
 BAR_TTFT, BAR_JAIN = 1.3, 0.95
 WORDS = ["once", "upon", "a", "time", "there", "was", "a", "small", "grey", "bird", "that", "could", "not", "sing"]
@@ -124,7 +124,7 @@ def main() -> None:
     arguments, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "keys.toml"
-        keys = [add_key(path, tenant, ["infer"], Limits())[0] for tenant in ("neighbour", "victim")]
+        keys = [add_key(path, tenant, ["infer"], KeyLimits())[0] for tenant in ("neighbour", "victim")]
         process, address = start(more, path)
         try:
             asyncio.run(measure(address, keys, arguments))

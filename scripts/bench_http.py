@@ -1,9 +1,9 @@
-"""Tokens per second through the HTTP door and through the gRPC door of one server, in turns, and their ratio.
+"""Tokens per second through HTTP and through gRPC of one server, in turns, and their ratio.
 
     python scripts/bench_http.py [MODEL] [--streams 32] [--tokens 128] [--rounds 5]
 
-Starts the `jaxinfer` beside this Python. Each round streams the same greedy requests through one door, then through
-the other; every event is parsed. The client shares the machine with server and engine, so both doors pay for it: the
+Starts the `jaxinfer` beside this Python. Each round streams the same greedy requests through one server, then through
+the other; every event is parsed. The client shares the machine with server and engine, so both servers pay for it: the
 ratio is what counts, not the figures.
 """
 
@@ -64,21 +64,21 @@ async def over_http(address: str, tokens: int) -> int:
             usage = json.loads(line[6:])["usage"] or usage
     writer.close()
     if usage is None:
-        raise SystemExit("the HTTP door sent no usage")
+        raise SystemExit("the HTTP server sent no usage")
     return int(usage["completion_tokens"])
 
 
-async def measure(door: str, grpc_address: str, http_address: str, streams: int, tokens: int) -> float:
+async def measure(protocol: str, grpc_address: str, http_address: str, streams: int, tokens: int) -> float:
     async with grpc.aio.insecure_channel(grpc_address) as channel:
         stub = pb_grpc.InferenceStub(channel)
         began = time.perf_counter()
-        if door == "gRPC":
+        if protocol == "gRPC":
             counts = await asyncio.gather(*(over_grpc(stub, tokens) for _ in range(streams)))
         else:
             counts = await asyncio.gather(*(over_http(http_address, tokens) for _ in range(streams)))
         took = time.perf_counter() - began
     if set(counts) != {tokens}:
-        raise SystemExit(f"{door}: streams of {sorted(set(counts))} tokens instead of {tokens}")
+        raise SystemExit(f"{protocol}: streams of {sorted(set(counts))} tokens instead of {tokens}")
     return streams * tokens / took
 
 
@@ -93,16 +93,16 @@ def main() -> int:
     speeds: dict[str, list[float]] = {"gRPC": [], "HTTP": []}
     try:
         for number in range(args.rounds + 1):
-            for door, values in speeds.items():
-                speed = asyncio.run(measure(door, grpc_address, http_address, args.streams, args.tokens))
+            for protocol, values in speeds.items():
+                speed = asyncio.run(measure(protocol, grpc_address, http_address, args.streams, args.tokens))
                 if number:  # the first round warms up
                     values.append(speed)
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
-    for door, values in speeds.items():
+    for protocol, values in speeds.items():
         runs = " ".join(f"{value:.0f}" for value in values)
-        print(f"{door}  median {statistics.median(values):.0f} tokens/s  (rounds: {runs})")
+        print(f"{protocol}  median {statistics.median(values):.0f} tokens/s  (rounds: {runs})")
     ratios = [http / rpc for http, rpc in zip(speeds["HTTP"], speeds["gRPC"], strict=True)]
     print(f"HTTP / gRPC, round by round: median {statistics.median(ratios):.2f}  (bar {BAR})")
     return 0

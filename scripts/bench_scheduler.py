@@ -34,8 +34,8 @@ from rich.table import Table
 from jaxinfer.messages import Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.plan import StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
+from jaxinfer.scheduling.step_plan import StepPlan, StepResult
 
 BAR_MS = 1.2  # p99 of schedule() at 256 running rows
 RUNNING = 256
@@ -78,7 +78,7 @@ class Load:
         self._serial = 0
         for _ in range(setting.running):
             self._submit(tuple(self._rng.choices(_TOKENS, k=self._rng.randrange(64, 192))), self._output())
-        while len(self.scheduler._running) < setting.running or self._behind():
+        while len(self.scheduler._running) < setting.running or self._prefilling():
             self.step()
         for _ in range(setting.waiting):
             self.submit_long()
@@ -90,7 +90,7 @@ class Load:
         """Where rows end all the time, one of them does in about every step."""
         return self._rng.randrange(16, 2 * self.setting.running) if self.setting.waits_for == "nothing" else 8_000
 
-    def _behind(self) -> bool:
+    def _prefilling(self) -> bool:
         return any(s.num_tokens - s.num_computed > 1 for s in self.scheduler._running)
 
     def submit_long(self) -> None:

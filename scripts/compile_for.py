@@ -25,11 +25,11 @@ from rich.table import Table
 
 from checkpoints.files import CheckpointError
 from checkpoints.folder import read_config
-from checkpoints.stored import read_storage, with_stored_defaults
+from checkpoints.storage import read_storage, with_stored_defaults
 from jaxinfer.config import ConfigError, ModelConfig, Quantization, RuntimeConfig
+from jaxinfer.memory_plan import abstract_model
 from jaxinfer.models.registry import model_config
-from jaxinfer.plan import abstract_model
-from jaxinfer.runtime.assemble import make_layout, make_runner
+from jaxinfer.runtime.engine_builder import make_layout, make_runner
 from jaxinfer.runtime.kv_cache import gib, resolve_sizes
 from jaxinfer.runtime.topology import LIBTPU_ENVIRONMENT, ProgramReport, Topology, report, topology_mesh
 from jaxinfer.sharding import tensor_size
@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=int, help="only so many of the model's layers")
     parser.add_argument("--buckets", choices=("ends", "all"), default="ends", help="smallest and largest, or all")
     parser.add_argument("--dtype", default="bfloat16", help="of the weights (default bfloat16)")
-    parser.add_argument("--quantization", choices=get_args(Quantization), help="few bits for the layers' matrices")
+    parser.add_argument("--quantization", choices=get_args(Quantization), help="quantizes the layers' matrices")
     parser.add_argument("--kv-tokens", type=int, default=65536, help="tokens that the KV pool holds (default 65536)")
     parser.add_argument("--kv-cache-dtype", default="auto", help="auto, float32, bfloat16, int8 or fp8")
     parser.add_argument("--page-size", type=int, default=64)

@@ -1,4 +1,4 @@
-"""Compiles one product with a weight in few bits for a device that is not here, and prints what XLA makes of it.
+"""Compiles one product with a quantized weight for a device that is not here, and prints what XLA makes of it.
 
     python scripts/compile_products.py --topology v5e:2x2 [--outputs 28672] [--inputs 4096] [--tokens 8,256]
 

@@ -4,8 +4,8 @@
     python scripts/device_check.py --rehearse          # every line of it on a CPU, with tiny sizes: no measurement
 
 In this order: what the machine is; the ceilings (copy bandwidth, matrix rate) through JAX and torch; the kernels'
-tests, natively; attention of every backend and of its peers; products with weights in few bits, of every backend and
-of theirs; the whole engine with random weights, and transformers'; its decode steps with layers in few bits. Each is a
+tests, natively; attention of every backend and of its peers; products with quantized weights, of every backend and
+of theirs; the whole engine with random weights, and transformers'; its decode steps with quantized layers. Each is a
 group that --only takes: tests, ceilings, attention, products, engine, quantized. If ten minutes are too short for all
 of them, two runs are: `--only ceilings,tests,attention,engine` and `--only ceilings,products,quantized`.
 Each section runs in a process of its own with its own time limit: what crashes, hangs or is missing becomes a cell of a

@@ -1,5 +1,5 @@
-"""Writes docs/api.md from the HTTP door's OpenAPI document, and docs/http.md's table of sampling parameters from their
-declaration; `--check` says whether the files are that already.
+"""Writes docs/api.md from the HTTP server's OpenAPI document, and docs/http.md's table of sampling parameters from
+their declaration; `--check` says whether the files are that already.
 
 python scripts/generate_api_page.py [--check]
 """

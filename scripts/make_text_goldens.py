@@ -118,7 +118,7 @@ def train_sentencepiece(path: Path, kind: str, *, rules: bool = False, **options
 
 
 def shuffle_scores(path: Path) -> None:
-    """Deals the scores of the normal pieces out anew, some of them twice."""
+    """Shuffles the scores of the normal pieces, some of them twice."""
     messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")  # generated, without stubs
     model = messages.ModelProto()
     model.ParseFromString(path.read_bytes())

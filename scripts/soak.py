@@ -2,7 +2,7 @@
 
     python scripts/soak.py [MODEL] [--streams 1000] [--cancelled 0.3] [--idle 1000] [--seconds 600] [--at-a-time 32]
 
-Starts the `jaxinfer` beside this Python and uses both of its doors in equal parts.
+Starts the `jaxinfer` beside this Python and uses both of its servers in equal parts.
 
 streams  so many at once, from a seed some of them cancelled at a random event. Every other one must be what the same
          request gave alone; pages and file descriptors must be back.
@@ -64,7 +64,7 @@ class Table:
 
 
 class Serving:
-    """`jaxinfer serve` and what /proc and the doors say of it. Raises SystemExit when it does not start."""
+    """`jaxinfer serve` and what /proc and the servers say of it. Raises SystemExit when it does not start."""
 
     def __init__(self, model: list[str], waiting: int) -> None:
         command = [sys.executable, "-m", "jaxinfer", "serve", "--port", "0", *model, "--num-pages", "1024"]
@@ -136,7 +136,7 @@ async def over_http(address: str, ask: Ask) -> AsyncIterator[str]:
 
 
 class Clients:
-    """Both doors, one after the other; gRPC's streams are spread over several connections."""
+    """Both servers, one after the other; gRPC's streams are spread over several connections."""
 
     def __init__(self, serving: Serving, streams: int) -> None:
         self._serving = serving

@@ -49,7 +49,7 @@ class _Done(msgspec.Struct):
     error: msgspec.Raw
 
 
-class Entry(NamedTuple):
+class BatchEntry(NamedTuple):
     """Where a request is in the input file."""
 
     custom_id: str
@@ -57,9 +57,9 @@ class Entry(NamedTuple):
     length: int
 
 
-def read_input(path: Path) -> list[Entry]:
+def read_input(path: Path) -> list[BatchEntry]:
     """Every request's place. Raises BatchError naming the first line that is none: before any work is done."""
-    entries: list[Entry] = []
+    entries: list[BatchEntry] = []
     lines: dict[str, int] = {}
     try:
         with path.open("rb") as file:
@@ -73,7 +73,7 @@ def read_input(path: Path) -> list[Entry]:
                         first = lines[custom_id]
                         raise BatchError(f"{path} line {number}: custom_id is {custom_id!r}, as in line {first}")
                     lines[custom_id] = number
-                    entries.append(Entry(custom_id, offset, len(line)))
+                    entries.append(BatchEntry(custom_id, offset, len(line)))
                 offset += len(line)
     except OSError as error:
         raise BatchError(f"cannot read {path}: {error.strerror or error}") from error
@@ -164,7 +164,7 @@ def _is_torn(line: bytes) -> bool:
 
 
 @dataclass
-class Progress:
+class BatchProgress:
     """Requests: in all, with a line, of those refused or failed. Tokens: of this run."""
 
     total: int
@@ -178,7 +178,9 @@ class Progress:
 class BatchRun:
     """Answers every entry that has no line yet, several at a time."""
 
-    def __init__(self, path: Path, entries: list[Entry], output: Output, show: Callable[[Progress], None]) -> None:
+    def __init__(
+        self, path: Path, entries: list[BatchEntry], output: Output, show: Callable[[BatchProgress], None]
+    ) -> None:
         """Raises BatchError when the output belongs to another batch."""
         known = {entry.custom_id for entry in entries}
         strange = next((custom_id for custom_id in output.done if custom_id not in known), None)
@@ -189,7 +191,7 @@ class BatchRun:
             )
         self._path, self._output, self._show = path, output, show
         self._todo = [entry for entry in entries if entry.custom_id not in output.done]
-        self.progress = Progress(len(entries), len(entries) - len(self._todo))
+        self.progress = BatchProgress(len(entries), len(entries) - len(self._todo))
 
     @property
     def left(self) -> int:

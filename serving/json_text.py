@@ -1,4 +1,4 @@
-"""JSON as every door and file writes it: safe for readers of lines, and in parts where it is long."""
+"""JSON as every server and file writes it: safe for readers of lines, and in parts where it is long."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def known_part(path: str | None) -> str | None:
 
 @cache
 def known_names() -> frozenset[str]:
-    """Of all fields of all doors."""
+    """Of all fields of all servers."""
     structs = [each for each in vars(models).values() if isinstance(each, type) and issubclass(each, msgspec.Struct)]
     names = {name for struct in structs for name in struct.__struct_fields__} | set(FIELD_NAMES) | set(_WITHIN)
     for message in inference_pb2.DESCRIPTOR.message_types_by_name.values():
@@ -98,7 +98,7 @@ def refusal_log(*, content: bool) -> Any:
             return
         first, *others = told(error)
         fields: dict[str, Any] = {
-            "door": origin.door,
+            "door": origin.server,
             "endpoint": origin.endpoint,
             "tenant": origin.tenant,
             "code": code,

@@ -1,7 +1,7 @@
-"""A request between a door and the engine: what every door makes of what its client sent, and its check.
+"""A request between a server and the engine: what every server makes of what its client sent, and its check.
 
-A door turns its own message into a `GenerationRequest`; everything after that is the same for all. Errors name the
-field by the names here, which are those of jaxinfer.SamplingParams and of the gRPC interface; a door whose clients
+A server turns its own message into a `GenerationRequest`; everything after that is the same for all. Errors name the
+field by the names here, which are those of jaxinfer.SamplingParams and of the gRPC interface; a server whose clients
 write other names translates (see serving/http/convert.py).
 """
 
@@ -92,10 +92,10 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """What a client asked for. `sampling` holds the fields of SamplingParams that it set, unchecked; `defaults` what
-    the door sets where neither client nor model does. request_id "" lets the server draw one, model "" is the served
-    one. kept_tokens: special tokens that stay in the text all the same. reading: given the prompt's ids, how the door
+    the server sets where neither client nor model does. request_id "" lets the server draw one, model "" is the served
+    one. kept_tokens: special tokens that stay in the text all the same. reading: given the prompt's ids, how the server
     parses the answers, if it does; where the model reasons first, stop strings wait for the answer then. suffix: what
-    the door puts behind a request_id of the client's, to tell several of one name apart. shows_prompt: the answer has
+    the server puts behind a request_id of the client's, to tell several of one name apart. shows_prompt: the answer has
     the prompt's text, which is made of its ids where the client gave those or a limit. user: whom the client serves, as
     OpenAI's field says."""
 
@@ -230,15 +230,15 @@ def _request_id(given: str, suffix: str) -> str:
 
 
 def sampling_params(
-    given: Mapping[str, Any], context: ModelContext, door_defaults: Mapping[str, Any] | None = None
+    given: Mapping[str, Any], context: ModelContext, server_defaults: Mapping[str, Any] | None = None
 ) -> SamplingParams:
-    """The model's defaults overlaid by the door's and by what the client set; max_tokens None where nobody says
+    """The model's defaults overlaid by the server's and by what the client set; max_tokens None where nobody says
     anything."""
     if context.tokenizer is None:
         for name, declared in FIELDS.items():
             if declared.needs_tokenizer and given.get(name, declared.default) != declared.default:
                 raise InvalidRequest(name, given[name], _NO_TOKENIZER)
-    values = {"max_tokens": None, **context.defaults, **(door_defaults or {})}
+    values = {"max_tokens": None, **context.defaults, **(server_defaults or {})}
     if "max_tokens" not in given and given.get("min_tokens", 0) > (values["max_tokens"] or 0):
         values["max_tokens"] = None  # a default must not contradict what the client asked for
     try:

@@ -42,7 +42,7 @@ from serving.grpc_server.guard import Guard
 from serving.grpc_server.options import bracketed, check_free, grpc_options
 from serving.grpc_server.servicer import InferenceServicer
 from serving.http.api import Api, ApiConfig
-from serving.http.door import HttpConfig, HttpDoor, bind
+from serving.http.http_server import HttpConfig, HttpServer, bind
 from serving.observing.ledger import LedgerError
 from serving.observing.setup import Observing, ObservingConfig
 from serving.observing.tracing import TracingError
@@ -73,8 +73,8 @@ class ServerConfig:
     unready_seconds, stall_seconds: see serving.frontend.watchdog.
     sampling_defaults: what the model's generation config sets, by SamplingParams' names. notes: more to say about the
     model when it is ready. seed: starts the sequence of
-    seeds that requests without one get; None draws each from the system. http_port: None opens no HTTP door. gateways:
-    services of others on the gRPC port.
+    seeds that requests without one get; None draws each from the system. http_port: None starts no HTTP server.
+    gateways: services of others on the gRPC port.
     input_filter, output_filter: MODULE:FUNCTION, see serving.filters.contract.
     """
 
@@ -112,7 +112,7 @@ class Observer(Protocol):
 
 
 class Server:
-    """All doors over one frontend. `run` is its whole life; tests use `start`, `wait_ready`, `drain` and `stop`.
+    """All servers over one frontend. `run` is its whole life; tests use `start`, `wait_ready`, `drain` and `stop`.
 
     start_engine: returns a started engine. load_tokenizer: runs in a thread while the engine loads; None is a model
     without a tokenizer.
@@ -126,7 +126,7 @@ class Server:
         observer: Observer,
     ) -> None:
         self.config = config
-        self.address = ""  # of the gRPC door
+        self.address = ""  # of the gRPC server
         self.http_address: str | None = None
         self._start_engine = start_engine
         self._load_tokenizer = load_tokenizer
@@ -135,7 +135,7 @@ class Server:
         self._observing: Observing | None = None
         self._stop_requests: asyncio.Queue[None] = asyncio.Queue()
         self._watches: list[asyncio.Task[None]] = []
-        self._http: HttpDoor | None = None
+        self._http: HttpServer | None = None
         self._gateways = Gateways(config.gateways)
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ class Server:
             await self._server.start()
             if http is not None:
                 tls = None if access.tls is None else access.tls.context
-                self._http = HttpDoor(self.api, http, config.max_message_bytes, tls, config.http)
+                self._http = HttpServer(self.api, http, config.max_message_bytes, tls, config.http)
                 await self._http.start()
         except BaseException:
             engine.kill()

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class TextWorker:
-    """Shared by all doors. max_message_bytes: of the largest request. `close` ends its threads."""
+    """Shared by all servers. max_message_bytes: of the largest request. `close` ends its threads."""
 
     def __init__(self, max_message_bytes: int) -> None:
         self._limit = _MAX_QUEUED_MESSAGES * max_message_bytes

@@ -9,8 +9,8 @@ import pytest
 
 from jaxinfer.scheduling import group_hit, kv_manager, page_pool, scheduler, tenants
 from jaxinfer.scheduling.cache_shape import UNBOUNDED, CacheShape
-from jaxinfer.scheduling.plan import PlanRow
 from jaxinfer.scheduling.request import Sequence
+from jaxinfer.scheduling.step_plan import PlanRow
 
 KVManager, PagePool, Scheduler = kv_manager.KVManager, page_pool.PagePool, scheduler.Scheduler
 
@@ -41,23 +41,23 @@ def double_free(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_salt(patch: pytest.MonkeyPatch) -> None:
-    """The prefix chain starts from the regime alone, so tenants see each other's prefixes."""
-    patch.setattr(KVManager, "root", lambda self, s, group=0: self.pool.prefixes.root(("", s.regime, group)))
+    """The prefix chain starts from the RoPE variant alone, so tenants see each other's prefixes."""
+    patch.setattr(KVManager, "root", lambda self, s, group=0: self.pool.prefixes.root(("", s.rope_variant, group)))
 
 
-def no_regime_in_salt(patch: pytest.MonkeyPatch) -> None:
-    """The prefix chain forgets RoPE's regime."""
+def no_rope_variant_in_salt(patch: pytest.MonkeyPatch) -> None:
+    """The prefix chain forgets the RoPE variant."""
     patch.setattr(KVManager, "root", lambda self, s, group=0: self.pool.prefixes.root((s.request.salt, 0, group)))
 
 
-def stale_epoch(patch: pytest.MonkeyPatch) -> None:
-    """Finishing does not bump the epoch, so results in flight still count."""
+def stale_run_epoch(patch: pytest.MonkeyPatch) -> None:
+    """Finishing does not bump the run epoch, so results in flight still count."""
     finish = Scheduler._finish
 
     def forgetful(self: Any, sequence: Sequence) -> Any:
-        epoch = sequence.epoch
+        run_epoch = sequence.run_epoch
         account = finish(self, sequence)
-        sequence.epoch = epoch
+        sequence.run_epoch = run_epoch
         return account
 
     patch.setattr(Scheduler, "_finish", forgetful)
@@ -84,12 +84,12 @@ def hit_covers_everything(patch: pytest.MonkeyPatch) -> None:
 
 
 def skipped_preempted_token(patch: pytest.MonkeyPatch) -> None:
-    """Preemption bumps the epoch, so the token in flight of a preempted sequence is skipped as stale."""
+    """Preemption bumps the run epoch, so the token in flight of a preempted sequence is skipped as stale."""
     preempt = Scheduler._preempt
 
     def bumping(self: Any, sequence: Sequence) -> None:
         preempt(self, sequence)
-        sequence.epoch += 1
+        sequence.run_epoch += 1
 
     patch.setattr(Scheduler, "_preempt", bumping)
 
@@ -99,7 +99,7 @@ def publish_after_giving_away(patch: pytest.MonkeyPatch) -> None:
     commit = KVManager.commit
 
     def careless(self: Any, sequence: Sequence, row: PlanRow, accepted: int) -> None:
-        commit(self, sequence, row._replace(residency=sequence.residency), accepted)
+        commit(self, sequence, row._replace(kv_epoch=sequence.kv_epoch), accepted)
 
     patch.setattr(KVManager, "commit", careless)
 
@@ -203,14 +203,14 @@ def running_is_not_counted_down(patch: pytest.MonkeyPatch) -> None:
 
 def way_made_in_a_planned_row(patch: pytest.MonkeyPatch) -> None:
     """Room for another tenant is taken from sequences that have a row in the step already."""
-    deal = Scheduler._deal
+    fill = Scheduler._fill
 
-    def late(self: Any, step: Any, behind: list[Sequence]) -> None:
+    def late(self: Any, step: Any, prefilling: list[Sequence]) -> None:
         if self._tenants.contended:
             self._make_way()
-        deal(self, step, behind)
+        fill(self, step, prefilling)
 
-    patch.setattr(Scheduler, "_deal", late)
+    patch.setattr(Scheduler, "_fill", late)
 
 
 def dealt_twice(patch: pytest.MonkeyPatch) -> None:
@@ -387,7 +387,7 @@ def hit_keeps_no_count(patch: pytest.MonkeyPatch) -> None:
 
 def groups_share_contents(patch: pytest.MonkeyPatch) -> None:
     """All groups look for their pages under one root."""
-    patch.setattr(KVManager, "root", lambda self, s, group=0: self.pool.prefixes.root((s.request.salt, s.regime)))
+    patch.setattr(KVManager, "root", lambda self, s, group=0: self.pool.prefixes.root((s.request.salt, s.rope_variant)))
 
 
 def gap_is_published(patch: pytest.MonkeyPatch) -> None:
@@ -458,8 +458,8 @@ MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         leak_on_abort,
         double_free,
         no_salt,
-        no_regime_in_salt,
-        stale_epoch,
+        no_rope_variant_in_salt,
+        stale_run_epoch,
         hit_covers_everything,
         skipped_preempted_token,
         publish_after_giving_away,

@@ -12,8 +12,8 @@ from jaxinfer.messages import Abort, EngineInfo, StepOutputs, Submit
 from jaxinfer.outputs import RequestStream
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.plan import Admission, PlanRow, Scores, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
+from jaxinfer.scheduling.step_plan import Admission, PlanRow, Scores, StepPlan, StepResult
 from jaxinfer.text import AnswerReading, Tokenizer, load_tokenizer
 from tests.fakes import EOS, VOCAB_SIZE, write_tokenizer
 

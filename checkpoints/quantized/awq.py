@@ -22,7 +22,7 @@ from checkpoints.quantized import keys
 from checkpoints.quantized.protocol import SCALE_DTYPES, Format, Layer, Part, Parts, Tensors, nibbles, pack_nibbles
 from checkpoints.quantized.protocol import packed_rows as rows
 from jaxinfer.config import ConfigError
-from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.models.stored_matrix import StoredMatrix
 
 _WHERE = "quantization_config"
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # output of the eight -> its place in the word

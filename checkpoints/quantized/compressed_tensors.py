@@ -33,7 +33,7 @@ from checkpoints.quantized.gptq import group_index
 from checkpoints.quantized.protocol import SCALE_DTYPES, Format, Layer, Part, Parts, Tensors, nibbles, signed
 from checkpoints.quantized.protocol import packed_rows as rows
 from jaxinfer.config import ConfigError, UnsupportedModelError
-from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.models.stored_matrix import StoredMatrix
 
 _WHERE = "quantization_config"
 _PACKED = "pack-quantized"

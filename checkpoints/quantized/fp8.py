@@ -19,7 +19,7 @@ import numpy as np
 
 from checkpoints.quantized import keys
 from checkpoints.quantized.protocol import SCALE_DTYPES, Format, Layer, Part, Parts, Tensors, blocks
-from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.models.stored_matrix import StoredMatrix
 
 BLOCK = 128
 _WHERE = "quantization_config"

@@ -23,7 +23,7 @@ from checkpoints.quantized import keys
 from checkpoints.quantized.protocol import SCALE_DTYPES, Format, Layer, Part, Parts, Tensors, nibbles, signed
 from checkpoints.quantized.protocol import packed_rows as rows
 from jaxinfer.config import ConfigError
-from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.models.stored_matrix import StoredMatrix
 
 _WHERE = "quantization_config"
 _FORMATS = ("gptq", "gptq_v2")

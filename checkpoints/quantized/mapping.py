@@ -16,7 +16,7 @@ from checkpoints.reader import TensorSource
 from checkpoints.rules import TRANSFORMS, Dims, Layout, Placement, Rule, check_coverage, family_rules
 from checkpoints.side_files import quantization_settings
 from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
-from jaxinfer.models.stored import StoredMatrix, input_axes
+from jaxinfer.models.stored_matrix import StoredMatrix, input_axes
 
 WEIGHT, BIAS = ".weight", ".bias"
 
@@ -107,7 +107,7 @@ def _stored(format_: Format, config: ModelConfig, folder: Path) -> dict[str, Sto
 def plan_quantized(
     config: ModelConfig, source: TensorSource, targets: Mapping[str, Shape], quantization: Quantization
 ) -> QuantizedMapping:
-    """Match the tensors of `source` with the matrices that are stored in few bits. Reads headers only.
+    """Match the tensors of `source` with the matrices that are stored quantized. Reads headers only.
 
     targets: {dotted path: canonical shape} of all parameters.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from checkpoints.files import CheckpointError
 from checkpoints.reader import TensorSource
-from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.models.stored_matrix import StoredMatrix
 
 Shape = tuple[int, ...]
 SCALE_DTYPES = ("F16", "BF16", "F32")

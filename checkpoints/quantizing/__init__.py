@@ -1,4 +1,4 @@
-"""Rounding a model to few bits while it is converted: what a user asks for, and how each matrix is rounded best.
+"""Quantizing a model while it is converted: what a user asks for, and how each matrix is rounded best.
 
 `options` is what is asked, `policy` decides for each matrix, `samples` reads the calibration file. `layerwise` runs the
 dense model one layer at a time and shows what goes into each matrix, `statistics` keeps what is needed of that.

@@ -10,7 +10,7 @@ rounding does to the matrix. What comes before it takes the division where it is
 
 A norm is stored in the model's type, and may store its weight less one (Gemma), so that the divided weight is rounded.
 The matrix then takes the scale that the rounded norm stands for, not the one that was asked for: what is folded is
-exact. Rows of a matrix in few bits are divided before it is rounded. Rows or biases that stay in bfloat16 are divided
+exact. Rows of a quantized matrix are divided before it is rounded. Rows or biases that stay in bfloat16 are divided
 by powers of two, which is exact as well.
 
 Legend: K KV heads, G query heads of one, H head_dim, D model, F MLP width.
@@ -23,11 +23,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.stored import MATRICES, input_sizes
+from jaxinfer.models.stored_matrix import MATRICES, input_sizes
 
 NORMS = {"attention.qkv": "attention_norm.weight", "mlp.gate_up": "mlp_norm.weight"}
 PRODUCERS = {"attention.out": "attention.qkv", "mlp.down": "mlp.gate_up"}
-LARGEST = 2.0**12  # of a scale, and 1 / LARGEST the smallest: beyond it numbers of few bits gain nothing
+LARGEST = 2.0**12  # of a scale, and 1 / LARGEST the smallest: beyond it quantized numbers gain nothing
 
 
 def refusal(end: str, config: ModelConfig, dtype: np.dtype) -> str | None:

@@ -64,7 +64,7 @@ def _run_layer(
     activations: tuple[Activations | None, ...],
     params: Any,
     hidden: jax.Array,
-    regime: jax.Array,
+    rope_variant: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     layer: DecoderLayer = nnx.merge(graphdef, params)
     noted = {}
@@ -74,7 +74,7 @@ def _run_layer(
         noted[end] = _Noted(getattr(owner, name), kind)
         setattr(owner, name, noted[end])
     positions = jnp.arange(hidden.shape[0], dtype=jnp.int32)
-    context = StepContext.of(ropes, positions, jnp.zeros_like(positions), regime, [dense_attend(positions)])
+    context = StepContext.of(ropes, positions, jnp.zeros_like(positions), rope_variant, [dense_attend(positions)])
     hidden, _ = layer(hidden, context, (jnp.zeros(0), jnp.zeros(0)))
     return hidden, {end: one.seen for end, one in noted.items()}
 
@@ -126,8 +126,8 @@ class Layerwise:
         border = self.config.longrope_border
         for sample, ids in enumerate(self._samples):
             hidden = self._hidden[sample]
-            regime = jnp.full(hidden.shape[0], border is not None and len(ids) > border, jnp.int32)
-            self._hidden[sample], seen = _run_layer(graphdef, self.config.ropes, kinds, filled, hidden, regime)
+            rope_variant = jnp.full(hidden.shape[0], border is not None and len(ids) > border, jnp.int32)
+            self._hidden[sample], seen = _run_layer(graphdef, self.config.ropes, kinds, filled, hidden, rope_variant)
             if on_inputs is not None:
                 on_inputs(sample, {end: x[: len(ids)] for end, x in seen.items()})
 

@@ -1,11 +1,11 @@
-"""What a user asks of a conversion into few bits. Standard library only."""
+"""What a user asks of a quantizing conversion. Standard library only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints.stored import KV_CACHE_DTYPES
+from checkpoints.storage import KV_CACHE_DTYPES
 from jaxinfer.config import ConfigError, require
 
 SKIPS = ("auto",)
@@ -14,7 +14,7 @@ GROUPS = (32, 64, 128)  # inputs that may share a scale
 
 @dataclass(frozen=True)
 class Quantizing:
-    """A conversion into few bits.
+    """A quantizing conversion.
 
     Attributes:
         scheme: of matrices that no rule of the policy matches; None: nothing is rounded.

@@ -14,7 +14,6 @@ from itertools import groupby
 
 import numpy as np
 
-from checkpoints.assemble import assemble
 from checkpoints.files import CheckpointError
 from checkpoints.quantizing.folding import PRODUCERS, fold, refusal, sharing
 from checkpoints.quantizing.layerwise import Layerwise
@@ -28,8 +27,9 @@ from checkpoints.quantizing.skipping import choose_skipped, wider
 from checkpoints.quantizing.statistics import InputStatistics, sampled_tokens
 from checkpoints.reader import TensorSource
 from checkpoints.rules import TensorMapping
+from checkpoints.tensor_assembly import assemble
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.stored import StoredMatrix, input_axes
+from jaxinfer.models.stored_matrix import StoredMatrix, input_axes
 from pallas_kernels.qtensor import QTensor
 
 Layer = Mapping[str, np.ndarray]  # {path in the layer: canonical array}
@@ -76,7 +76,7 @@ class Pipeline:
 
     @property
     def stored(self) -> dict[str, StoredMatrix]:
-        """{path: how it is stored} of the matrices in few bits, as chosen."""
+        """{path: how it is stored} of the quantized matrices, as chosen."""
         stored = {f"{name}.weight": planned.stored for name, planned in self._planned.items()}
         return {path: matrix for path, matrix in stored.items() if matrix is not None}
 

@@ -26,7 +26,7 @@ from typing import Any
 from checkpoints.files import CheckpointError
 from checkpoints.quantizing.options import Quantizing, check_group
 from jaxinfer.config import ConfigError, ModelConfig, require
-from jaxinfer.models.stored import MATRICES, StoredMatrix, input_sizes
+from jaxinfer.models.stored_matrix import MATRICES, StoredMatrix, input_sizes
 from jaxinfer.quantization import SCHEMES, largest_group
 
 KEEP = "keep"

@@ -23,7 +23,7 @@ RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
 
 
 def round_matrix(weight: np.ndarray | jax.Array, planned: Planned, clip: np.ndarray | None = None) -> QTensor:
-    """A weight (*O, I) of any floating type in few bits, as `pallas_kernels.qtensor.quantize` does it.
+    """A weight (*O, I) of any floating type quantized, as `pallas_kernels.qtensor.quantize` does it.
 
     clip: (*O, A) uint8, which of `RATIOS` each group is cut off at; None: nothing is.
     """

@@ -1,6 +1,6 @@
 """Scales of a matrix's inputs, and a cut-off of its weights, that lose least of its outputs on calibration samples.
 
-Weights in few bits with activations as they are: channels with large activations get finer steps, as in "AWQ"
+Quantized weights with activations as they are: channels with large activations get finer steps, as in "AWQ"
 (Lin et al. 2023, arXiv:2306.00978): s = mean|x| ** alpha. Where activations are rounded too, their outliers move into
 the weights, as in "SmoothQuant" (Xiao et al. 2022, arXiv:2211.10438): s = max|x| ** alpha / max|w| ** (1 - alpha). Both
 search alpha over a grid that has no scaling among it; what is compared is the matrix's own outputs on sampled tokens,

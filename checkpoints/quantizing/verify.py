@@ -1,4 +1,4 @@
-"""`--verify` of a conversion into few bits: what was stored is what was rounded, and how far its answers are from the
+"""`--verify` of a quantizing conversion: what was stored is what was rounded, and how far its answers are from the
 original's.
 
 The matrices are widened again and the network runs in float32, activations rounded where the scheme says so: that is
@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints.assemble import DTYPES
 from checkpoints.files import CheckpointError
 from checkpoints.load import canonical_parts
 from checkpoints.quantizing.layerwise import Layerwise
 from checkpoints.quantizing.policy import ENDS
 from checkpoints.store import StoredParams, named_parts
-from checkpoints.verify import Limits, compare_with_transformers
+from checkpoints.tensor_assembly import DTYPES
+from checkpoints.verify import VerifyLimits, compare_with_transformers
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.models.stored_matrix import StoredMatrix
 from pallas_kernels.qtensor import dequantize
 
 # Mean divergence in nats. A trained model loses hundredths with 8 bits and some tenths with 4; a wrong layout or a
 # scale at the wrong place costs whole nats.
-EIGHT_BITS, FOUR_BITS = Limits(divergence=0.05), Limits(divergence=0.5)
+EIGHT_BITS, FOUR_BITS = VerifyLimits(divergence=0.05), VerifyLimits(divergence=0.5)
 
 
 def digest(array: np.ndarray) -> str:

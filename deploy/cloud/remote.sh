@@ -24,7 +24,7 @@ usage: ${0##*/} COMMAND --name NAME --zone ZONE [--project PROJECT] [OPTION ...]
   delete    removes the VM and its disk
 
   --dry-run             shows the commands and runs none
-  --port N              of the HTTP door there, for serve and health (default: $PORT)
+  --port N              of the HTTP server there, for serve and health (default: $PORT)
 END
     own_help
 }

@@ -25,7 +25,7 @@ MAX_NUM_BATCHED_TOKENS = {"cpu": 256, "accelerator": 2048}
 class RuntimeConfig:
     """How a model runs. None means "let the engine choose" and it says what it chose. Names are vLLM's where equal.
 
-    quantization: few bits for the layers' matrices, rounded at load: int8 and fp8 have a scale for each output, int4
+    quantization: of the layers' matrices, rounded at load: int8 and fp8 have a scale for each output, int4
     one for groups of 32 to 128 inputs; w8a8 and fp8-dynamic round activations too, token by token. On a CPU all of them
     become int8 by int8.
     max_model_len: longest prompt + output in tokens. max_num_seqs: rows of a step. max_num_batched_tokens: tokens of

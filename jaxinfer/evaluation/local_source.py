@@ -9,10 +9,10 @@ import numpy as np
 
 from jaxinfer.evaluation.source import (
     PLAIN_STOPS,
+    AnswerText,
     Distributions,
     Message,
     OnDone,
-    Reply,
     Scored,
     SourceInfo,
     plain_prompt,
@@ -86,11 +86,13 @@ class LocalSource:
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids)
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], on_done: OnDone) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], on_done: OnDone
+    ) -> list[AnswerText]:
         stops = () if self.info.chat else PLAIN_STOPS
         params = [SamplingParams(temperature=0.0, max_tokens=limit, stop=stops) for limit in max_tokens]
         return [
-            Reply(output.outputs[0].text, str(output.outputs[0].finish_reason))
+            AnswerText(output.outputs[0].text, str(output.outputs[0].finish_reason))
             for output in self._run(prompts, params, on_done)
         ]
 

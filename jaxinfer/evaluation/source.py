@@ -31,7 +31,7 @@ class SourceInfo:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Reply(NamedTuple):
+class AnswerText(NamedTuple):
     """A generated text. `finish_reason` is "stop" or "length"."""
 
     text: str
@@ -81,7 +81,9 @@ class Source(Protocol):
         """The text of token ids, without special tokens."""
         ...
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], on_done: OnDone) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], on_done: OnDone
+    ) -> list[AnswerText]:
         """A greedy continuation of each prompt, at most so many tokens long."""
         ...
 

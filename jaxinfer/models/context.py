@@ -60,8 +60,8 @@ class StepContext:
         ropes: Sequence[RopeConfig],
         positions: jax.Array,
         rows: jax.Array,
-        rope_regime: jax.Array,
+        rope_variant: jax.Array,
         attention: Sequence[Attend],
     ) -> StepContext:
-        """rope_regime: (T,) int32, 1 for tokens of sequences that are longer than `ModelConfig.longrope_border`."""
-        return cls(positions, rows, tuple(rotation_tables(ropes, positions, rope_regime)), tuple(attention))
+        """rope_variant: (T,) int32, 1 for tokens of sequences that are longer than `ModelConfig.longrope_border`."""
+        return cls(positions, rows, tuple(rotation_tables(ropes, positions, rope_variant)), tuple(attention))

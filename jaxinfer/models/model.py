@@ -20,7 +20,7 @@ class Model:
         config: as the folder describes it; `config.dtype` is what is stored, `config.eos_token_ids` ends a text.
         shape: the sizes of the arrays on the mesh.
         dtype: of `params`, "float32" or "bfloat16".
-        params: pure dict of jax.Arrays, of QTensors where a matrix is in few bits, or of shapes with shardings in an
+        params: pure dict of jax.Arrays, of QTensors where a matrix is quantized, or of shapes with shardings in an
             abstract model.
         notes: what an operator should know.
     """

@@ -21,7 +21,7 @@ class ParameterFacts:
 
     Attributes:
         axes: the logical name of each of its axes.
-        inputs: how many of its last axes are inputs, of a matrix that few bits are for; None: it keeps its type.
+        inputs: how many of its last axes are inputs, of a matrix that can be quantized; None: it keeps its type.
     """
 
     axes: LogicalAxes

@@ -28,7 +28,7 @@ ADMISSIONS = 8  # slots that one call of the admission executable fills
 SETTINGS = np.dtype(
     [
         ("prompt_len", np.int32),
-        ("regime", np.int32),
+        ("rope_variant", np.int32),
         *((name, np.int32 if column.dtype == "bool" else column.dtype) for name, column in DEVICE_COLUMNS.items()),
     ]
 )
@@ -45,10 +45,10 @@ def neutral_settings(count: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class SlotSettings:
-    """`SETTINGS` of a step's rows, (S,) each. regimes: 1 where RoPE's long factors apply."""
+    """`SETTINGS` of a step's rows, (S,) each. rope_variants: 1 where RoPE's long factors apply."""
 
     prompt_lens: jax.Array
-    regimes: jax.Array
+    rope_variants: jax.Array
     params: SamplingParamsRows
 
     @classmethod
@@ -58,7 +58,7 @@ class SlotSettings:
         for i, name in enumerate(SETTINGS.names or ()):
             word = words[:, i]
             values[name] = word != 0 if name in _FLAGS else lax.bitcast_convert_type(word, SETTINGS[name])
-        return cls(values.pop("prompt_len"), values.pop("regime"), SamplingParamsRows(**values))
+        return cls(values.pop("prompt_len"), values.pop("rope_variant"), SamplingParamsRows(**values))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxinfer.runtime.buckets import Bucket
 from jaxinfer.runtime.inputs import ADMISSIONS, AdmitInputs, SlotSizes, StepLayout, TableInputs, neutral_settings
 from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS
 from jaxinfer.sampling_params import SamplingParams, device_values
-from jaxinfer.scheduling.plan import Admission, StepPlan
+from jaxinfer.scheduling.step_plan import Admission, StepPlan
 
 
 class Packer:
@@ -164,7 +164,7 @@ class Packer:
 def _settings(admission: Admission) -> dict[str, float]:
     """Values of `SETTINGS`."""
     values = device_values(admission.params, admission.seed, admission.index)
-    return {"prompt_len": admission.prompt_len, "regime": admission.regime, **values}
+    return {"prompt_len": admission.prompt_len, "rope_variant": admission.rope_variant, **values}
 
 
 def needs_tables(params: SamplingParams) -> bool:

@@ -20,7 +20,7 @@ from jaxinfer.runtime.kv_cache import Sizes, abstract_pool, make_pool
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS, TokenScores
 from jaxinfer.runtime.step import KVCache, StepSpec, admit_step, step
-from jaxinfer.scheduling.plan import Scores, StepPlan, StepResult
+from jaxinfer.scheduling.step_plan import Scores, StepPlan, StepResult
 from jaxinfer.sharding import replicated, tensor_size
 from pallas_kernels.dispatch import select
 from pallas_kernels.paged_attention import AttentionOptions

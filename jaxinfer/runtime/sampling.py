@@ -6,13 +6,13 @@ Shapes: S rows, V vocabulary entries (padding included). A row goes through thes
    repetition, frequency, presence (``logits.py``);
 2. temperature 0 takes the largest logit, the lowest id among equals;
 3. otherwise temperature, then min-p, top-k over what is left, top-p over the renormalised rest (``thresholds.py``);
-   ties at a cut all stay, and the likeliest token always does;
-4. one random number a row picks among the survivors: inverse distribution function over token ids.
+   ties at a threshold all stay, and the likeliest token always does;
+4. one random number a row picks among the kept tokens: inverse distribution function over token ids.
 
 The order is that of vLLM 0.32 (``v1/sample/sampler.py``). transformers 5 has the same but for two things: it cuts by
 min-p last, so that its top-p sums over more tokens, and it bans after the penalties, which comes to the same, since no
-penalty changes -inf. Ties at the cut of top-p stay here, where both keep those that their sort puts first: a row's
-result must not depend on a sort.
+penalty changes -inf. Ties at the threshold of top-p stay here, where both keep those that their sort puts first: a
+row's result must not depend on a sort.
 
 Beyond the logits, no row's result depends on the others by a single bit: sums are integers or have a written-out order,
 everything else is done entry by entry. Stages that no row asks for are skipped by ``lax.cond``.
@@ -26,7 +26,15 @@ from jax import lax
 
 from jaxinfer.runtime import logits as adjust
 from jaxinfer.runtime.logprobs import MAX_LOGPROBS, TokenScores, score_prompt, score_tokens
-from jaxinfer.runtime.thresholds import BLOCK, Cuts, first_of, fixed_point_scale, keys_of, multiply_high, weights
+from jaxinfer.runtime.thresholds import (
+    BLOCK,
+    TopKTopP,
+    first_of,
+    fixed_point_scale,
+    integer_weights,
+    keys_of,
+    multiply_high,
+)
 from jaxinfer.runtime.token_tables import MAX_BIAS, MAX_STOP_IDS, TokenTables, admit, count_inputs
 
 __all__ = [
@@ -129,7 +137,7 @@ def sample(
     random = params.temperature > 0
 
     def draw(adjusted: jax.Array) -> jax.Array:
-        drawn = pick(*survivors(adjusted, best, params), random_bits(params, position))
+        drawn = pick(*kept_tokens(adjusted, best, params), random_bits(params, position))
         return jnp.where(random & (best > -jnp.inf), drawn, greedy)
 
     tokens = lax.cond(jnp.any(random), draw, lambda _: greedy, adjusted)
@@ -176,30 +184,41 @@ def adjusted_logits(
     return adjust.mask_vocabulary(changed, vocab_size)
 
 
-def survivors(
+def kept_tokens(
     adjusted: jax.Array, best: jax.Array, params: SamplingParamsRows
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Stage 3: (S, V) logits and their maxima (S,) -> what ``weights`` takes: odds (S, V), scale (S,) and cut (S,).
+    """Stage 3: (S, V) logits and their maxima (S,) -> what ``integer_weights`` takes: weights (S, V), scale (S,) and
+    threshold (S,).
 
-    Rows at temperature 0 come out as if at temperature 1 without any cut but min-p.
+    Rows at temperature 0 come out as if at temperature 1 without any threshold but min-p.
     """
     random = params.temperature > 0
     temperature = jnp.where(random, params.temperature, 1.0)
     # Subtracting first: a tiny temperature could otherwise overflow. A row of bans alone has no finite maximum.
     top = jnp.where(best > -jnp.inf, best, 0.0)
     exponent = (adjusted - top[:, None]) / temperature[:, None]
-    odds = jnp.where(exponent < _SMALLEST_EXPONENT, 0.0, jnp.exp(exponent))  # 1 for the likeliest token
+    weights = jnp.where(exponent < _SMALLEST_EXPONENT, 0.0, jnp.exp(exponent))  # 1 for the likeliest token
     # Every later pass must see the same bits, not its own recomputation.
-    odds = lax.optimization_barrier(odds)
+    weights = lax.optimization_barrier(weights)
 
-    cut_k = random & (params.top_k > 0) & (params.top_k < adjusted.shape[1])
-    cut_p = random & (params.top_p < 1.0)
-    cuts = Cuts(odds, jnp.any(cut_k | cut_p))
-    cut = keys_of(jnp.clip(params.min_p, 0.0, 1.0))
-    cut = lax.cond(jnp.any(cut_k), lambda cut: jnp.maximum(cut, cuts.top_k(params.top_k, cut_k)), lambda cut: cut, cut)
-    scale = fixed_point_scale(odds, cut)
-    cut = lax.cond(jnp.any(cut_p), lambda cut: cuts.top_p(params.top_p, scale, cut, cut_p), lambda cut: cut, cut)
-    return odds, scale, cut
+    use_top_k = random & (params.top_k > 0) & (params.top_k < adjusted.shape[1])
+    use_top_p = random & (params.top_p < 1.0)
+    top_k_top_p = TopKTopP(weights, jnp.any(use_top_k | use_top_p))
+    threshold = keys_of(jnp.clip(params.min_p, 0.0, 1.0))
+    threshold = lax.cond(
+        jnp.any(use_top_k),
+        lambda threshold: jnp.maximum(threshold, top_k_top_p.top_k(params.top_k, use_top_k)),
+        lambda threshold: threshold,
+        threshold,
+    )
+    scale = fixed_point_scale(weights, threshold)
+    threshold = lax.cond(
+        jnp.any(use_top_p),
+        lambda threshold: top_k_top_p.top_p(params.top_p, scale, threshold, use_top_p),
+        lambda threshold: threshold,
+        threshold,
+    )
+    return weights, scale, threshold
 
 
 def random_bits(params: SamplingParamsRows, position: jax.Array) -> jax.Array:
@@ -222,13 +241,13 @@ def random_bits(params: SamplingParamsRows, position: jax.Array) -> jax.Array:
     return jax.random.key_data(keys)[:, 0]  # a folded key is the cipher's output, as random as bits drawn from it
 
 
-def pick(odds: jax.Array, scale: jax.Array, cut: jax.Array, bits: jax.Array) -> jax.Array:
+def pick(weights: jax.Array, scale: jax.Array, threshold: jax.Array, bits: jax.Array) -> jax.Array:
     """Stage 4: the first token at which the running sum of weights, in id order, exceeds bits / 2^32 of the total.
 
     All integers: the drawn number is below the total by construction, so the sum always exceeds it somewhere, and where
     it first does the token has a positive weight. Two levels, blocks and then one block, save a running sum over V.
     """
-    blocks = weights(odds, scale, cut).reshape(odds.shape[0], -1, BLOCK)  # (S, N, BLOCK)
+    blocks = integer_weights(weights, scale, threshold).reshape(weights.shape[0], -1, BLOCK)  # (S, N, BLOCK)
     upto = jnp.cumsum(jnp.sum(blocks, axis=2, dtype=jnp.int32), axis=1)  # (S, N)
     drawn = multiply_high(bits, upto[:, -1].astype(jnp.uint32)).astype(jnp.int32)
     block = jnp.sum(upto <= drawn[:, None], axis=1, dtype=jnp.int32)

@@ -135,7 +135,7 @@ def step(
         spec.config.ropes,
         tokens.positions,
         tokens.rows,
-        settings.regimes[tokens.rows],
+        settings.rope_variants[tokens.rows],
         attention=[spec.attention(batch) for batch in batches],
     )
     hidden, kv = decoder.hidden_states(tokens.ids, context, kv)

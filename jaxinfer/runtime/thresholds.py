@@ -1,11 +1,11 @@
-"""Exact top-k and top-p cuts by search, without sorting the vocabulary.
+"""Exact top-k and top-p thresholds by search, without sorting the vocabulary.
 
 Shapes: S rows, V vocabulary entries (a multiple of ``BLOCK``), N blocks of ``BLOCK`` entries.
 
-Everything here works on ``odds``: (S, V) float32 in [0, 1], a token's probability divided by the row's largest one.
+Everything here works on ``weights``: (S, V) float32 in [0, 1], a token's probability divided by the row's largest one.
 The bits of a non-negative float32, read as an int32, sort like the float itself; that integer is called the *key*. A
-cut is one key a row: the tokens whose key is at least the cut survive. Tokens of equal odds share a key, so ties at a
-cut always stay together.
+threshold is one key a row: the tokens whose key is at least the threshold are kept. Tokens of equal weights share a
+key, so ties at a threshold always stay together.
 
 Probabilities are summed as integers (``fixed_point_scale``). Integer addition is associative: a sum has the same bits
 whatever the number of rows, the tiling or the device, and the sum over a larger set is never the smaller one.
@@ -33,9 +33,9 @@ def pad_to_block(values: jax.Array, fill: float) -> jax.Array:
     return jnp.pad(values, ((0, 0), (0, -values.shape[1] % BLOCK)), constant_values=fill)
 
 
-def keys_of(odds: jax.Array) -> jax.Array:
+def keys_of(weights: jax.Array) -> jax.Array:
     """The float32 bits of non-negative numbers as int32, in the same order."""
-    return lax.bitcast_convert_type(odds, jnp.int32)
+    return lax.bitcast_convert_type(weights, jnp.int32)
 
 
 def pairwise_sum(values: jax.Array) -> jax.Array:
@@ -67,22 +67,23 @@ def first_of(values: jax.Array, wanted: jax.Array) -> jax.Array:
     return jnp.min(_tree(jnp.minimum, _slices(index)), axis=1)
 
 
-def fixed_point_scale(odds: jax.Array, cut: jax.Array) -> jax.Array:
-    """(S, V), (S,) key -> (S,) float32: the factor that ``weights`` needs for the tokens that survive ``cut``.
+def fixed_point_scale(weights: jax.Array, threshold: jax.Array) -> jax.Array:
+    """(S, V), (S,) key -> (S,) float32: the factor that ``integer_weights`` needs for the tokens that are kept by
+    ``threshold``.
 
-    The weights of the survivors then add up to 2^30 within rounding, so a weight resolves 2^-30 of the probability mass
-    (a float32 running sum near 1 resolves 2^-24).
+    The integer weights of the kept tokens then add up to 2^30 within rounding, so a weight resolves 2^-30 of the
+    probability mass (a float32 running sum near 1 resolves 2^-24).
     """
-    total = pairwise_sum(jnp.where(keys_of(odds) >= cut[:, None], odds, 0.0))
-    return _TOTAL / jnp.maximum(total, 1.0)  # the best token alone has odds 1; a row without any token has none
+    total = pairwise_sum(jnp.where(keys_of(weights) >= threshold[:, None], weights, 0.0))
+    return _TOTAL / jnp.maximum(total, 1.0)  # the best token alone has weight 1; a row without any token has none
 
 
-def weights(odds: jax.Array, scale: jax.Array, cut: jax.Array) -> jax.Array:
-    """(S, V), (S,), (S,) key -> (S, V) int32: each survivor's share of the probability mass, 0 for all others.
+def integer_weights(weights: jax.Array, scale: jax.Array, threshold: jax.Array) -> jax.Array:
+    """(S, V), (S,), (S,) key -> (S, V) int32: each kept token's share of the probability mass, 0 for all others.
 
-    Rounded to nearest; the token of odds 1 always has a positive weight.
+    Rounded to nearest; the token of weight 1 always has a positive weight.
     """
-    return jnp.where(keys_of(odds) >= cut[:, None], jnp.round(odds * scale[:, None]).astype(jnp.int32), 0)
+    return jnp.where(keys_of(weights) >= threshold[:, None], jnp.round(weights * scale[:, None]).astype(jnp.int32), 0)
 
 
 def multiply_high(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -93,71 +94,73 @@ def multiply_high(a: jax.Array, b: jax.Array) -> jax.Array:
     return a_high * b_high + (middle >> 16) + (other >> 16)
 
 
-class Cuts:
-    """Finds cuts for one (S, V) array of odds.
+class TopKTopP:
+    """Finds thresholds for one (S, V) array of weights.
 
     The search runs on a short list first: the ``_CANDIDATES`` blocks with the largest maxima. Every entry elsewhere is
     at most ``bound``, so for keys above ``bound`` the list counts exactly what the whole row would. Only when some
-    row's cut lies at or below its bound is the whole vocabulary searched, for all rows at once but with an effect on
-    those alone.
+    row's threshold lies at or below its bound is the whole vocabulary searched, for all rows at once but with an effect
+    on those alone.
     """
 
-    def __init__(self, odds: jax.Array, needed: jax.Array) -> None:
-        """``odds`` (S, V); ``needed``: scalar bool, False if no search will follow (the list is then not built)."""
-        self._odds = odds
-        rows, vocab = odds.shape
+    def __init__(self, weights: jax.Array, needed: jax.Array) -> None:
+        """``weights`` (S, V); ``needed``: scalar bool, False if no search will follow (the list is then not built)."""
+        self._weights = weights
+        rows, vocab = weights.shape
         self._short = vocab > _CANDIDATE_BLOCK * _CANDIDATES * 2
         if self._short:
             size = _CANDIDATE_BLOCK * _CANDIDATES
-            nothing = jnp.zeros((rows, size), odds.dtype), jnp.zeros((rows,), jnp.int32)
-            self._list, self._bound = lax.cond(needed, _candidates, lambda _: nothing, odds)
+            nothing = jnp.zeros((rows, size), weights.dtype), jnp.zeros((rows,), jnp.int32)
+            self._list, self._bound = lax.cond(needed, _candidates, lambda _: nothing, weights)
 
     def top_k(self, k: jax.Array, on: jax.Array) -> jax.Array:
         """(S,) int32, (S,) bool -> (S,) key of the k-th largest entry, counted with repetitions; 0 where not ``on``."""
         return self._search(_count, k, jnp.zeros_like(k), on)
 
-    def top_p(self, p: jax.Array, scale: jax.Array, cut: jax.Array, on: jax.Array) -> jax.Array:
-        """The smallest set of likeliest tokens, ties included, that holds the share ``p`` of what survived ``cut``.
+    def top_p(self, p: jax.Array, scale: jax.Array, threshold: jax.Array, on: jax.Array) -> jax.Array:
+        """The smallest set of likeliest tokens, ties included, that holds the share ``p`` of what is kept by
+        ``threshold``.
 
-        (S,) float32, (S,) float32 of ``fixed_point_scale(odds, cut)``, (S,) key, (S,) bool -> (S,) key, at least
-        ``cut``, and ``cut`` itself where not ``on``. The best token stays even for p = 0: the search ends at its key.
+        (S,) float32, (S,) float32 of ``fixed_point_scale(weights, threshold)``, (S,) key, (S,) bool -> (S,) key, at
+        least ``threshold``, and ``threshold`` itself where not ``on``. The best token stays even for p = 0: the search
+        ends at its key.
         """
-        total = _mass(self._odds, cut, scale)
+        total = _mass(self._weights, threshold, scale)
         share = (jnp.clip(p, 0.0, 1.0 - 2.0**-24) * 2.0**32).astype(jnp.uint32)  # exact down to p = 2^-8
         target = multiply_high(share, total.astype(jnp.uint32)).astype(jnp.int32)
-        return self._search(lambda odds, key: _mass(odds, key, scale), target, cut, on)
+        return self._search(lambda weights, key: _mass(weights, key, scale), target, threshold, on)
 
     def _search(
         self, measure: Callable[[jax.Array, jax.Array], jax.Array], target: jax.Array, low: jax.Array, on: jax.Array
     ) -> jax.Array:
-        """The largest key whose survivors measure at least ``target``, given that those of ``low`` do."""
-        above = jnp.full_like(low, _TOP_KEY + 1)  # nothing survives this one
+        """The largest key whose kept tokens measure at least ``target``, given that those of ``low`` do."""
+        above = jnp.full_like(low, _TOP_KEY + 1)  # nothing is kept by this one
         if not self._short:
-            return jnp.where(on, _bisect(measure, self._odds, target, low, above), low)
+            return jnp.where(on, _bisect(measure, self._weights, target, low, above), low)
         found = _bisect(measure, self._list, target, jnp.maximum(low, self._bound), above)
         found = jnp.where(on, found, low)
         unresolved = on & (found == self._bound) & (low < self._bound)
 
-        def whole(odds: jax.Array) -> jax.Array:
+        def whole(weights: jax.Array) -> jax.Array:
             first = jnp.where(unresolved, low, found)
             last = jnp.where(unresolved, self._bound, found) + 1
-            return _bisect(measure, odds, target, first, last)
+            return _bisect(measure, weights, target, first, last)
 
-        return lax.cond(jnp.any(unresolved), whole, lambda _: found, self._odds)
+        return lax.cond(jnp.any(unresolved), whole, lambda _: found, self._weights)
 
 
-def _candidates(odds: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(S, V) -> ((S, list) odds, (S,) key that no entry outside the list exceeds)."""
-    blocks = odds.reshape(odds.shape[0], -1, _CANDIDATE_BLOCK)  # (S, N, block)
+def _candidates(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(S, V) -> ((S, list) weights, (S,) key that no entry outside the list exceeds)."""
+    blocks = weights.reshape(weights.shape[0], -1, _CANDIDATE_BLOCK)  # (S, N, block)
     best, which = lax.top_k(jnp.max(blocks, axis=2), _CANDIDATES)
     chosen = jnp.take_along_axis(blocks, which[:, :, None], axis=1, mode="clip")
     # Not best[:, -1]: XLA merges a slice into its top_k, no longer sees one, and sorts.
-    return chosen.reshape(odds.shape[0], -1), keys_of(jnp.min(best, axis=1))
+    return chosen.reshape(weights.shape[0], -1), keys_of(jnp.min(best, axis=1))
 
 
 def _bisect(
     measure: Callable[[jax.Array, jax.Array], jax.Array],
-    odds: jax.Array,
+    weights: jax.Array,
     target: jax.Array,
     low: jax.Array,
     high: jax.Array,
@@ -167,18 +170,18 @@ def _bisect(
     def probe(_: jax.Array, interval: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = interval
         middle = low + (high - low) // 2
-        enough = measure(odds, middle) >= target
+        enough = measure(weights, middle) >= target
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     return lax.fori_loop(0, _PROBES, probe, (low, high))[0]
 
 
-def _count(odds: jax.Array, cut: jax.Array) -> jax.Array:
-    return integer_sum(keys_of(odds) >= cut[:, None])
+def _count(weights: jax.Array, threshold: jax.Array) -> jax.Array:
+    return integer_sum(keys_of(weights) >= threshold[:, None])
 
 
-def _mass(odds: jax.Array, cut: jax.Array, scale: jax.Array) -> jax.Array:
-    return integer_sum(weights(odds, scale, cut))
+def _mass(weights: jax.Array, threshold: jax.Array, scale: jax.Array) -> jax.Array:
+    return integer_sum(integer_weights(weights, scale, threshold))
 
 
 def _slices(values: jax.Array) -> list[jax.Array]:

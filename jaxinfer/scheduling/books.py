@@ -18,8 +18,8 @@ from jaxinfer.scheduling.checks import (
 from jaxinfer.scheduling.fairness import Fairness
 from jaxinfer.scheduling.kv_manager import KVManager
 from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.plan import StepPlan
 from jaxinfer.scheduling.request import Request, Sequence, order_of
+from jaxinfer.scheduling.step_plan import StepPlan
 from jaxinfer.scheduling.tenants import Tenants
 
 
@@ -162,7 +162,7 @@ class Books:
         """Ends a live sequence wherever it is; what it took."""
         account = sequence.account
         sequence.finished = True
-        sequence.epoch += 1
+        sequence.run_epoch += 1
         self.kv.release(sequence)
         if sequence.slot >= 0:
             self._leave_slot(sequence)

@@ -9,8 +9,8 @@ from jaxinfer.messages import Submit
 from jaxinfer.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
 from jaxinfer.scheduling.kv_manager import KVManager
 from jaxinfer.scheduling.page_pool import IntegrityError, PagePool
-from jaxinfer.scheduling.plan import PlanRow
 from jaxinfer.scheduling.request import Sequence
+from jaxinfer.scheduling.step_plan import PlanRow
 from jaxinfer.scheduling.tenants import Tenants
 
 

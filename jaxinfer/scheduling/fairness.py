@@ -29,7 +29,7 @@ class Room(Protocol):
     @property
     def running(self) -> list[Sequence]: ...
 
-    def reserved(self, behind: Iterable[Sequence]) -> int:
+    def reserved(self, prefilling: Iterable[Sequence]) -> int:
         """Pages that running sequences, those of them that are behind above all, are about to need."""
         ...
 
@@ -53,9 +53,9 @@ class Fairness:
         """Whether more than one tenant has requests; else there is nobody to make way for."""
         return self._tenants.contended
 
-    def turns(self, behind: Iterable[Sequence]) -> Turns:
+    def turns(self, prefilling: Iterable[Sequence]) -> Turns:
         """Who is next in a step, one after the other; behind: running sequences that it must serve, by order."""
-        return self._tenants.turns(behind)
+        return self._tenants.turns(prefilling)
 
     def all_wait(self, sequence: Sequence, usable: int) -> bool:
         """Whether nobody who waits may come in before a sequence whose turn it is and which does not fit into the

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from jaxinfer.scheduling.cache_shape import CacheShape
 from jaxinfer.scheduling.page_pool import FORGOTTEN, PUBLISHED, Change, PagePool
-from jaxinfer.scheduling.plan import NULL_PAGE
 from jaxinfer.scheduling.prefix_table import PrefixNode
+from jaxinfer.scheduling.step_plan import NULL_PAGE
 
 if TYPE_CHECKING:
     from jaxinfer.scheduling.request import Sequence
@@ -75,10 +75,10 @@ class GroupHit:
     tell what was published, evicted, owned and given back, so that a step pays for what happened, not for the length.
     """
 
-    __slots__ = ("_chains", "_seen", "_shape", "length", "regime")
+    __slots__ = ("_chains", "_seen", "_shape", "length", "rope_variant")
 
-    def __init__(self, roots: Rows[PrefixNode], regime: int, shape: CacheShape) -> None:
-        self.regime = regime
+    def __init__(self, roots: Rows[PrefixNode], rope_variant: int, shape: CacheShape) -> None:
+        self.rope_variant = rope_variant
         self.length = 0  # pages
         self._chains = [_Chain(root) for root in roots]
         self._shape = shape

@@ -6,10 +6,10 @@ from jaxinfer.cache_groups import UNIFORM, CacheGroups
 from jaxinfer.scheduling.cache_shape import CacheShape
 from jaxinfer.scheduling.group_hit import GroupHit
 from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.plan import NULL_PAGE, PlanRow, TableWrite
 from jaxinfer.scheduling.prefix_hit import PrefixHit
 from jaxinfer.scheduling.prefix_table import PrefixNode
 from jaxinfer.scheduling.request import Sequence
+from jaxinfer.scheduling.step_plan import NULL_PAGE, PlanRow, TableWrite
 
 
 class KVManager:
@@ -41,7 +41,7 @@ class KVManager:
 
     def root(self, sequence: Sequence, group: int = 0) -> PrefixNode:
         """The empty prefix of a sequence: every group has contents of its own."""
-        salt = (sequence.request.salt, sequence.regime)
+        salt = (sequence.request.salt, sequence.rope_variant)
         return self.pool.prefixes.root((*salt, group) if group else salt)
 
     def find_prefix(self, sequence: Sequence, new: int | None = None) -> PrefixHit | GroupHit:
@@ -51,7 +51,7 @@ class KVManager:
         more than so many pages that were not looked at before; the prefix may then be longer than what is found.
         """
         hit = sequence.hit
-        if hit is None or hit.regime != sequence.regime:
+        if hit is None or hit.rope_variant != sequence.rope_variant:
             hit = sequence.hit = self.new_hit(sequence)
         # Prompt log-probabilities need every position's hidden state, so those requests compute everything.
         if self.caching and sequence.request.params.prompt_logprobs is None:
@@ -61,9 +61,9 @@ class KVManager:
     def new_hit(self, sequence: Sequence) -> PrefixHit | GroupHit:
         """A hit of which nothing is known yet."""
         if self._single:
-            return PrefixHit(self.root(sequence), sequence.regime)
+            return PrefixHit(self.root(sequence), sequence.rope_variant)
         roots = [self.root(sequence, group) for group in range(len(self._sizes))]
-        return GroupHit(roots, sequence.regime, self.shape)
+        return GroupHit(roots, sequence.rope_variant, self.shape)
 
     def admit(self, sequence: Sequence, hit: PrefixHit | GroupHit) -> None:
         """Gives a sequence without pages the pages of its prefix hit, which `find_prefix` has just found."""
@@ -182,7 +182,7 @@ class KVManager:
         Where none of them is, the row's last token will be computed again. A page is published only if it is still the
         sequence's own: a preemption in between has given it away.
         """
-        if not self.caching or row.residency != sequence.residency:
+        if not self.caching or row.kv_epoch != sequence.kv_epoch:
             return
         full = (row.start + row.length - (not accepted and row.draws > 0)) // self.page_size
         if full > sequence.committed:
@@ -217,7 +217,7 @@ class KVManager:
         sequence.leaves_at = self._leaves_at
         sequence.left_behind = []
         sequence.held = sequence.capacity = sequence.committed = sequence.num_computed = 0
-        sequence.residency += 1
+        sequence.kv_epoch += 1
 
     def withdraw(self, sequence: Sequence) -> None:
         """Takes back, from the prefix cache, all that the sequence has computed or read."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from operator import not_
 
-from jaxinfer.scheduling.plan import NULL_PAGE
 from jaxinfer.scheduling.prefix_table import PrefixNode, PrefixTable
+from jaxinfer.scheduling.step_plan import NULL_PAGE
 
 
 class PoolExhausted(RuntimeError):

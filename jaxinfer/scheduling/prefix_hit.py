@@ -23,12 +23,12 @@ class PrefixHit:
     be published again. They are held, so that tokens are compared once only.
     """
 
-    __slots__ = ("_growth", "_seen", "_unowned", "nodes", "pages", "regime")
+    __slots__ = ("_growth", "_seen", "_unowned", "nodes", "pages", "rope_variant")
 
-    def __init__(self, root: PrefixNode, regime: int) -> None:
+    def __init__(self, root: PrefixNode, rope_variant: int) -> None:
         self.nodes = [root]
         self.pages: list[int] = []
-        self.regime = regime
+        self.rope_variant = rope_variant
         self._unowned = bytearray()  # one for each page: 1 where nobody owns it
         self._seen = -1  # of the pool's changes; -1: never looked
         self._growth = -1  # of the last content, when nothing was found behind it

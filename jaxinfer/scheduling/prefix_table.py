@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from weakref import ref
 
-from jaxinfer.scheduling.plan import NULL_PAGE
+from jaxinfer.scheduling.step_plan import NULL_PAGE
 
 
 class PrefixNode:
@@ -57,7 +57,7 @@ class PrefixTable:
         return (node for shard in self._shards for entry in list(shard.values()) if (node := entry()) is not None)
 
     def root(self, salt: Hashable) -> PrefixNode:
-        """The empty prefix under a salt (tenant, adapter, model, RoPE regime)."""
+        """The empty prefix under a salt (tenant, adapter, model, RoPE variant)."""
         return self._intern(None, (salt,))
 
     def child(self, parent: PrefixNode, token_ids: Sequence[int]) -> PrefixNode:

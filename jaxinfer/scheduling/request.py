@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from jaxinfer.messages import SequenceAccount, Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.group_hit import GroupHit
-from jaxinfer.scheduling.plan import TableWrite
 from jaxinfer.scheduling.prefix_hit import PrefixHit
 from jaxinfer.scheduling.prefix_table import PrefixNode
+from jaxinfer.scheduling.step_plan import TableWrite
 
 if TYPE_CHECKING:
     from jaxinfer.scheduling.tenants import Tenant
@@ -81,8 +81,8 @@ class Sequence:
     A step chases num_tokens with num_computed; when it catches up it draws. Nothing else distinguishes prefill from
     decode.
 
-    `epoch` goes up when the sequence ends, so that results still in flight are recognised as stale. `residency` goes up
-    whenever its pages are given back, so that a result in flight cannot publish pages that are no longer its own.
+    `run_epoch` goes up when the sequence ends, so that results still in flight are recognised as stale. `kv_epoch` goes
+    up whenever its pages are given back, so that a result in flight cannot publish pages that are no longer its own.
     """
 
     __slots__ = (
@@ -93,12 +93,12 @@ class Sequence:
         "committed",
         "computed_tokens",
         "device_seconds",
-        "epoch",
         "finished",
         "first",
         "held",
         "hit",
         "index",
+        "kv_epoch",
         "leaves_at",
         "left_behind",
         "max_total",
@@ -113,9 +113,9 @@ class Sequence:
         "padded_tokens",
         "preemptions",
         "prompt_len",
-        "regime",
         "request",
-        "residency",
+        "rope_variant",
+        "run_epoch",
         "slot",
         "started",
         "stop_ids",
@@ -147,11 +147,11 @@ class Sequence:
         self.nodes: list[PrefixNode | None] = []  # of each group, content of the last published page
         self.committed = 0  # pages whose content is published in all groups, by steps that have returned
         self.hit: PrefixHit | GroupHit | None = None  # while it waits: what is known of its prefix
-        self.regime = 0  # 1: RoPE's long factors (longrope)
+        self.rope_variant = 0  # 1: RoPE's long factors (longrope)
         self.cached_tokens = 0
         self.charged = 0  # positions whose computing its tenant was charged for
-        self.epoch = 0
-        self.residency = 0
+        self.run_epoch = 0
+        self.kv_epoch = 0
         self.preemptions = 0
         self.finished = False
         # For its account:

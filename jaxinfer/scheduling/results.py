@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxinfer.messages import PromptScored, TokenLogprobs
 from jaxinfer.sampling_params import SamplingParams
-from jaxinfer.scheduling.plan import PlanRow, Scores, StepResult
+from jaxinfer.scheduling.step_plan import PlanRow, Scores, StepResult
 
 
 def token_logprobs(i: int, accepted: int, count: int, result: StepResult) -> tuple[TokenLogprobs, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jaxinfer.scheduling.kv_manager import KVManager
-from jaxinfer.scheduling.plan import Admission, PlanRow
 from jaxinfer.scheduling.request import Sequence
+from jaxinfer.scheduling.step_plan import Admission, PlanRow
 
 
 def plan_row(kv: KVManager, sequence: Sequence, length: int, draws: int = 1) -> PlanRow:
@@ -34,8 +34,8 @@ def plan_row(kv: KVManager, sequence: Sequence, length: int, draws: int = 1) -> 
     return PlanRow(
         request.request_id,
         sequence.index,
-        sequence.epoch,
-        sequence.residency,
+        sequence.run_epoch,
+        sequence.kv_epoch,
         sequence.slot,
         start,
         length,
@@ -55,7 +55,7 @@ def _admission(kv: KVManager, sequence: Sequence) -> Admission:
         start,
         sequence.prompt_len,
         kv.table_columns(sequence),
-        sequence.regime,
+        sequence.rope_variant,
         request.params,
         request.seed,
         sequence.index,

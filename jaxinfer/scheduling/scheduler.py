@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 from jaxinfer.messages import SequenceOutput, StepOutputs
 from jaxinfer.scheduling.books import Books, DuplicateRequest, SchedulerLimits
-from jaxinfer.scheduling.plan import PlanRow, StepPlan, StepResult
 from jaxinfer.scheduling.request import Sequence, order_of
 from jaxinfer.scheduling.results import prompt_scores, token_logprobs
 from jaxinfer.scheduling.rows import plan_row
+from jaxinfer.scheduling.step_plan import PlanRow, StepPlan, StepResult
 
 __all__ = ["DuplicateRequest", "Scheduler", "SchedulerLimits"]
 
@@ -50,36 +50,36 @@ class Scheduler(Books):
         if self._fairness.contended:
             self._make_way()
         step = _Step(self.limits.max_num_batched_tokens)
-        behind: list[Sequence] = []  # more than one token: served after the rows that need one
+        prefilling: list[Sequence] = []  # more than one token: served after the rows that need one
         draws = self.limits.draws
         for sequence in list(self._running):
             want = sequence.num_tokens - sequence.num_computed
-            if want > 1 or sequence.needs_admission or sequence.regime != self._regime(sequence):
-                behind.append(sequence)
+            if want > 1 or sequence.needs_admission or sequence.rope_variant != self._rope_variant(sequence):
+                prefilling.append(sequence)
             elif want == 1 and step.budget and sequence.num_tokens < sequence.max_total and sequence.slot >= 0:
                 if sequence.sync and sequence.num_pending:
                     continue
                 if self._grow(sequence, sequence.num_tokens, step):
                     step.add(sequence, plan_row(self.kv, sequence, 1, draws))
-        self._deal(step, behind)
+        self._fill(step, prefilling)
         self._look_ahead()
         used = self.limits.max_num_batched_tokens - step.budget
         self.stats.scheduled_tokens += used
         return StepPlan(step.rows, used)
 
-    def _deal(self, step: _Step, behind: list[Sequence]) -> None:
-        """Deals out the rest of a step: to those who are behind, then to those who wait, until budget, slots or pages
-        run out. The fairness policy says whose turn it is.
+    def _fill(self, step: _Step, prefilling: list[Sequence]) -> None:
+        """Fills the rest of a step: with those that are prefilling, then with those that wait, until budget, slots or
+        pages run out. The fairness policy says whose turn it is.
 
         A prompt enters only when all of it fits beside what the running ones still need for theirs and a page for
         every fourth of them to grow into; else it would soon be preempted again.
         """
-        if not behind and not (self._slots and self._tenants.num_waiting):
+        if not prefilling and not (self._slots and self._tenants.num_waiting):
             return
-        turns, usable = self._fairness.turns(behind), self.pool.usable_pages
+        turns, usable = self._fairness.turns(prefilling), self.pool.usable_pages
         reserved: int | None = None  # pages that are spoken for
-        while step.budget and (dealt := turns.deal()) is not None:
-            sequence, waits = dealt
+        while step.budget and (next_turn := turns.fill()) is not None:
+            sequence, waits = next_turn
             held = sequence.held
             if not waits:
                 if sequence.slot >= 0 and self._catch_up(sequence, step) and reserved is not None:
@@ -89,7 +89,7 @@ class Scheduler(Books):
             elif not self._may_start(sequence):
                 turns.skip()
             else:
-                reserved = self.reserved(behind) if reserved is None else reserved
+                reserved = self.reserved(prefilling) if reserved is None else reserved
                 more = self._admit(sequence, step, reserved)
                 if more is None:
                     turns.close(all_tenants=self._fairness.all_wait(sequence, usable))
@@ -102,13 +102,13 @@ class Scheduler(Books):
         left = max(1, LOOK_AHEAD // self.pool.page_size)
         for sequence in self._fairness.first_in_line(LOOK_AT):
             if self._may_start(sequence):
-                sequence.regime = self._regime(sequence)
+                sequence.rope_variant = self._rope_variant(sequence)
                 known = 0 if sequence.hit is None else sequence.hit.known
                 left -= max(0, self.kv.find_prefix(sequence, new=left).known - known)
                 if left <= 0:
                     return
 
-    def _regime(self, sequence: Sequence) -> int:
+    def _rope_variant(self, sequence: Sequence) -> int:
         border = self.limits.longrope_border
         return int(border is not None and sequence.num_tokens > border)
 
@@ -116,9 +116,9 @@ class Scheduler(Books):
         """Plans a chunk of a running sequence that is more than one token behind, or must start again."""
         if sequence.num_pending:
             return False  # its newest token is needed as an input, or nobody knows how many there are: after the update
-        if sequence.regime != self._regime(sequence):
+        if sequence.rope_variant != self._rope_variant(sequence):
             self.kv.release(sequence)
-            sequence.regime = self._regime(sequence)
+            sequence.rope_variant = self._rope_variant(sequence)
             sequence.needs_admission = True
         if sequence.num_tokens >= sequence.max_total:
             return False
@@ -150,9 +150,9 @@ class Scheduler(Books):
         for sequence in self._fairness.make_way(self, self._may_start):
             self._preempt(sequence)
 
-    def reserved(self, behind: Iterable[Sequence]) -> int:
+    def reserved(self, prefilling: Iterable[Sequence]) -> int:
         """Pages that running sequences are about to need."""
-        found = sum(self.kv.lacks(s, s.num_tokens) for s in behind if s.slot >= 0)
+        found = sum(self.kv.lacks(s, s.num_tokens) for s in prefilling if s.slot >= 0)
         return found + self.headroom(len(self._running))
 
     def headroom(self, running: int) -> int:
@@ -162,7 +162,7 @@ class Scheduler(Books):
     def missing(self, sequence: Sequence) -> int:
         """The available pages that a waiting sequence's admission takes: those without a prefix hit, and hits that
         nobody owns now."""
-        sequence.regime = self._regime(sequence)
+        sequence.rope_variant = self._rope_variant(sequence)
         return self.kv.missing(sequence)
 
     def _admit(self, sequence: Sequence, step: _Step, reserved: int) -> int | None:
@@ -203,7 +203,7 @@ class Scheduler(Books):
             if request is None:
                 continue
             sequence = request.sequences[row.index]
-            if sequence.epoch != row.epoch:
+            if sequence.run_epoch != row.run_epoch:
                 continue
             if row.start + length >= (sequence.committed + 1) * page_size:
                 self.kv.commit(sequence, row, len(tokens))
@@ -231,7 +231,7 @@ class Scheduler(Books):
         if count != draws:
             sequence.num_tokens -= draws - count
             if not tokens:
-                if row.residency == sequence.residency:
+                if row.kv_epoch == sequence.kv_epoch:
                     sequence.num_computed -= 1  # it draws again
                 return None
         reason: str | None = None

@@ -169,9 +169,9 @@ class Tenants:
         tenants = nsmallest(most, (tenant for tenant in self.alive if tenant.waiting), key=_turn)
         return [tenant.waiting[0] for tenant in tenants]
 
-    def turns(self, behind: Iterable[Sequence]) -> Turns:
-        """behind: running sequences that a step must serve, by order."""
-        return Turns(self.alive, behind)
+    def turns(self, prefilling: Iterable[Sequence]) -> Turns:
+        """prefilling: running sequences that a step must serve, by order."""
+        return Turns(self.alive, prefilling)
 
 
 def slots_of(tenant: Tenant) -> int:
@@ -187,19 +187,19 @@ def _turn(tenant: Tenant) -> tuple[float, int]:
 
 
 class _Queue:
-    """One tenant's turn in a step: its `behind`, then its waiting sequences, each by order."""
+    """One tenant's turn in a step: its `prefilling`, then its waiting sequences, each by order."""
 
-    __slots__ = ("behind", "next_behind", "next_waiting", "open", "tenant")
+    __slots__ = ("next_prefilling", "next_waiting", "open", "prefilling", "tenant")
 
     def __init__(self, tenant: Tenant) -> None:
         self.tenant = tenant
-        self.behind: list[Sequence] = []
-        self.next_behind = self.next_waiting = 0
+        self.prefilling: list[Sequence] = []
+        self.next_prefilling = self.next_waiting = 0
         self.open = True  # its waiting sequences may still come in this step
 
     @property
     def empty(self) -> bool:
-        if self.next_behind < len(self.behind):
+        if self.next_prefilling < len(self.prefilling):
             return False
         return not self.open or self.next_waiting >= len(self.tenant.waiting)
 
@@ -207,16 +207,16 @@ class _Queue:
 class Turns:
     """Deals out one step: always the next sequence of the least served tenant, as services stand at that moment.
 
-    A sequence that is dealt out of the waiting ones must leave `Tenant.waiting` or be passed by `skip`.
+    A sequence that is taken out of the waiting ones must leave `Tenant.waiting` or be passed by `skip`.
     """
 
-    def __init__(self, tenants: list[Tenant], behind: Iterable[Sequence]) -> None:
+    def __init__(self, tenants: list[Tenant], prefilling: Iterable[Sequence]) -> None:
         self._queues = {id(tenant): _Queue(tenant) for tenant in tenants}
         self._only = next(iter(self._queues.values())) if len(self._queues) == 1 else None
-        for sequence in behind:
-            self._queues[id(sequence.request.tenant)].behind.append(sequence)
+        for sequence in prefilling:
+            self._queues[id(sequence.request.tenant)].prefilling.append(sequence)
 
-    def deal(self) -> tuple[Sequence, bool] | None:
+    def fill(self) -> tuple[Sequence, bool] | None:
         """A sequence, and whether it waits; None when nobody is left."""
         queue = self._only
         if queue is None:
@@ -224,13 +224,13 @@ class Turns:
         if queue is None or queue.empty:
             return None
         self._current = queue
-        if queue.next_behind < len(queue.behind):
-            queue.next_behind += 1
-            return queue.behind[queue.next_behind - 1], False
+        if queue.next_prefilling < len(queue.prefilling):
+            queue.next_prefilling += 1
+            return queue.prefilling[queue.next_prefilling - 1], False
         return queue.tenant.waiting[queue.next_waiting], True
 
     def skip(self) -> None:
-        """The one that was dealt cannot start yet; others of its tenant may."""
+        """The one that was taken cannot start yet; others of its tenant may."""
         self._current.next_waiting += 1
 
     def close(self, *, all_tenants: bool) -> None:

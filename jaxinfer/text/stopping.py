@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from jaxinfer.text.answers import AnswerFormat, Event, ReasoningSplitter
+from jaxinfer.text.answers import Event, OutputParserNames, ReasoningSplitter
 from jaxinfer.text.answers.scanning import SPACE
 from jaxinfer.text.stop import Held, StopStrings
 
@@ -14,10 +14,10 @@ class AnswerReading(NamedTuple):
     """How the answers to one request are read by whoever parses them.
 
     tools: names of the tools that it offers, None for none. begun: answers begin inside the reasoning
-    (`AnswerFormat.begun`).
+    (`OutputParserNames.begun`).
     """
 
-    form: AnswerFormat
+    form: OutputParserNames
     tools: frozenset[str] | None = None
     begun: bool = False
 

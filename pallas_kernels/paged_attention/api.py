@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from pallas_kernels import triton_support
 from pallas_kernels.dispatch import Backend, DeviceTarget, Op, select
 from pallas_kernels.paged_attention import layout
-from pallas_kernels.paged_attention.lanes import over_rows_of_lanes
+from pallas_kernels.paged_attention.head_packing import with_packed_heads
 from pallas_kernels.paged_attention.options import AttentionOptions
 
 
@@ -168,7 +168,7 @@ def paged_attention(
     shards = 1 if mesh is None or head_axis is None else mesh.shape[head_axis]
     case = _checked_case(q, k, v, k_pages, v_pages, batch, options, sinks, target, shards)
     run = functools.partial(
-        over_rows_of_lanes(select(OP, target, case, backend).load()),
+        with_packed_heads(select(OP, target, case, backend).load()),
         options=options,
         target=target,
     )
@@ -230,17 +230,11 @@ def _checked_case(
             raise ValueError(f"{name} has shape {array.shape}; beside the other arguments it must be {shape}")
     if num_heads % num_kv_heads:
         raise ValueError(f"q has {num_heads} heads; it must be a multiple of the {num_kv_heads} kv heads of k")
-    for field in dataclasses.fields(batch):
-        if getattr(batch, field.name).dtype != np.int32:
-            raise ValueError(f"batch.{field.name} is {getattr(batch, field.name).dtype}; it must be int32")
-    if k_pages.dtype != v_pages.dtype:
-        raise ValueError(f"k_pages is {k_pages.dtype} and v_pages {v_pages.dtype}; they must be the same")
+    _check_types(k_pages, v_pages, batch)
     if sinks is not None and sinks.shape != (num_heads,):
         raise ValueError(
             f"sinks has shape {sinks.shape}; it must hold one score for each of the {num_heads} query heads"
         )
-    if type(k_pages) is not type(v_pages) and layout.QuantizedPages in (type(k_pages), type(v_pages)):
-        raise ValueError("k_pages and v_pages must both be quantized, or neither")
     return PagedAttentionCase(
         num_tokens=num_tokens,
         num_rows=num_rows,
@@ -254,3 +248,13 @@ def _checked_case(
         options=options,
         sinks=sinks is not None,
     )
+
+
+def _check_types(k_pages: layout.Pages, v_pages: layout.Pages, batch: RaggedBatch) -> None:
+    for field in dataclasses.fields(batch):
+        if getattr(batch, field.name).dtype != np.int32:
+            raise ValueError(f"batch.{field.name} is {getattr(batch, field.name).dtype}; it must be int32")
+    if k_pages.dtype != v_pages.dtype:
+        raise ValueError(f"k_pages is {k_pages.dtype} and v_pages {v_pages.dtype}; they must be the same")
+    if type(k_pages) is not type(v_pages) and layout.QuantizedPages in (type(k_pages), type(v_pages)):
+        raise ValueError("k_pages and v_pages must both be quantized, or neither")

@@ -30,7 +30,7 @@ from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import layout, work
 from pallas_kernels.paged_attention.api import RaggedBatch
 from pallas_kernels.paged_attention.mosaic_gpu_kernel import launch
-from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK_KEYS, M_ROWS, Plan
+from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK_KEYS, M_ROWS, HopperPlan
 from pallas_kernels.paged_attention.options import AttentionOptions
 
 # Blocks of threads that a launch should have: two for each of the 132 multiprocessors of an H100 or H200.
@@ -66,7 +66,7 @@ def paged_attention(
     num_tokens, num_heads, head_dim = q.shape
     _, num_kv_heads, page_size, _ = k_pages.shape
     group = num_heads // num_kv_heads
-    single = Plan(
+    single = HopperPlan(
         tile=1,
         group=group,
         head_dim=head_dim,
@@ -101,7 +101,7 @@ def paged_attention(
 
 
 def _attend(
-    plan: Plan,
+    plan: HopperPlan,
     pieces: work.Pieces,
     token: jax.Array,
     queries: jax.Array,
@@ -143,7 +143,7 @@ def _attend(
     return done.transpose(0, 2, 1, 3, 4), copies
 
 
-def _per_vector(sinks: jax.Array, plan: Plan) -> jax.Array:
+def _per_vector(sinks: jax.Array, plan: HopperPlan) -> jax.Array:
     """Sinks (N,) as (K, M) in units of log2, -inf for padding."""
     by_head = sinks.astype(jnp.float32).reshape(-1, plan.group) * _LOG2E
     by_head = jnp.tile(by_head, (1, plan.tile))

@@ -36,7 +36,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic_gpu_support import load
 from pallas_kernels.paged_attention import layout
-from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK_KEYS, M_ROWS, Plan, Scratch, scratch_types
+from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK_KEYS, M_ROWS, HopperPlan, HopperScratch, scratch_types
 from pallas_kernels.paged_attention.work import Pieces
 
 # Registers of a thread where 384 threads share the 65,536 of a multiprocessor.
@@ -46,7 +46,7 @@ _LOG2E = math.log2(math.e)
 
 
 def launch(
-    plan: Plan,
+    plan: HopperPlan,
     pieces: Pieces,
     tables: jax.Array,
     q: jax.Array,
@@ -93,13 +93,13 @@ def launch(
 
 
 def _kernel(
-    total: Any, row: Any, base: Any, length: Any, tables: Any, q: Any, *refs: Any, plan: Plan, num_sources: int
+    total: Any, row: Any, base: Any, length: Any, tables: Any, q: Any, *refs: Any, plan: HopperPlan, num_sources: int
 ) -> None:
     """One block of threads: one warpgroup that also copies, or two and a third that copies for them."""
     sources, refs = refs[:num_sources], refs[num_sources:]
     num_outs = 3 if plan.partial else 1
     outs, refs = refs[:num_outs], refs[num_outs:]
-    counter, scratch = refs[: plan.count_copies], Scratch(*refs[plan.count_copies :])
+    counter, scratch = refs[: plan.count_copies], HopperScratch(*refs[plan.count_copies :])
     part, piece, head = (lax.axis_index(name) for name in ("part", "piece", "head"))
     if plan.tile > 1:  # the last tile of a prompt sees most keys: it begins first
         piece = total[0] - 1 - piece
@@ -133,7 +133,7 @@ def _kernel(
             tell(_copy_all(plan, view, scratch, start))
 
 
-def _copy_all(plan: Plan, view: _View, scratch: Scratch, start: Any) -> jax.Array:
+def _copy_all(plan: HopperPlan, view: _View, scratch: HopperScratch, start: Any) -> jax.Array:
     """The warpgroup that copies: fills the ring, and then every stage of it that the others have read.
 
     Returns how many copies it started, ().
@@ -148,7 +148,7 @@ def _copy_all(plan: Plan, view: _View, scratch: Scratch, start: Any) -> jax.Arra
     return lax.fori_loop(jnp.minimum(view.begin + plan.stages, view.end), view.end, refill, copies)
 
 
-def _fill(plan: Plan, view: _View, start: Any) -> jax.Array:
+def _fill(plan: HopperPlan, view: _View, start: Any) -> jax.Array:
     return sum(
         (_start_if(view.begin + stage < view.end, start, view.begin + stage, stage) for stage in range(plan.stages)),
         jnp.int32(0),
@@ -160,9 +160,9 @@ def _start_if(condition: jax.Array, start: Any, block: jax.Array, stage: Any) ->
 
 
 def _compute(
-    plan: Plan,
+    plan: HopperPlan,
     view: _View,
-    scratch: Scratch,
+    scratch: HopperScratch,
     q: Any,
     outs: list[Any],
     base: jax.Array,
@@ -208,7 +208,7 @@ class _View(NamedTuple):
     whole_end: jax.Array
 
 
-def _view(plan: Plan, base: jax.Array, length: jax.Array, part: jax.Array) -> _View:
+def _view(plan: HopperPlan, base: jax.Array, length: jax.Array, part: jax.Array) -> _View:
     size, window = jnp.int32(BLOCK_KEYS), plan.options.sliding_window
     last = base + length - 1
     first = jnp.int32(0) if window is None else jnp.maximum(base - (window - 1), 0)
@@ -224,12 +224,12 @@ def _view(plan: Plan, base: jax.Array, length: jax.Array, part: jax.Array) -> _V
 
 
 def _start(
-    plan: Plan,
+    plan: HopperPlan,
     view: _View,
     table: Any,
     sources: tuple[Any, ...],
     head: jax.Array,
-    scratch: Scratch,
+    scratch: HopperScratch,
     block: jax.Array,
     stage: Any,
 ) -> jax.Array:
@@ -259,7 +259,7 @@ def _start(
     return copies
 
 
-def _nothing(plan: Plan) -> tuple[jax.Array, ...]:
+def _nothing(plan: HopperPlan) -> tuple[jax.Array, ...]:
     """The softmax of no keys: the highest score, the sum of weights, and the weighted values."""
     vector = functools.partial(plgpu.layout_cast, new_layout=plgpu.Layout.WGMMA.reduce(1))
     return (
@@ -270,9 +270,9 @@ def _nothing(plan: Plan) -> tuple[jax.Array, ...]:
 
 
 def _fold(
-    plan: Plan,
+    plan: HopperPlan,
     view: _View,
-    scratch: Scratch,
+    scratch: HopperScratch,
     block: jax.Array,
     stage: jax.Array,
     position: jax.Array | None,
@@ -325,7 +325,7 @@ def _product(shape: tuple[int, int], a: Any, b: Any) -> jax.Array:
     return pl.run_scoped(accumulate, plgpu.ACC(shape, jnp.float32))
 
 
-def _add_product(acc: jax.Array, scratch: Scratch, factor: jax.Array, values: Any) -> jax.Array:
+def _add_product(acc: jax.Array, scratch: HopperScratch, factor: jax.Array, values: Any) -> jax.Array:
     """acc (64, H) + factor (64, L) times values (L, H) in shared memory. In place, or H = 256 would not fit."""
     if scratch.weights:  # the interpreter takes both factors from references, and no sum to begin with
         scratch.weights[0][...] = factor
@@ -338,7 +338,7 @@ def _add_product(acc: jax.Array, scratch: Scratch, factor: jax.Array, values: An
     return pl.run_state(accumulate)(plgpu.ACC.init(acc))
 
 
-def _to_log2(plan: Plan, scores: jax.Array, scratch: Scratch, stage: jax.Array) -> jax.Array:
+def _to_log2(plan: HopperPlan, scores: jax.Array, scratch: HopperScratch, stage: jax.Array) -> jax.Array:
     """Products of queries and keys as scores in units of log2."""
     if plan.quantized:
         scores *= _columns(scratch.scales[0].at[stage], scores.shape)
@@ -354,7 +354,7 @@ def _columns(scales: Any, shape: tuple[int, ...]) -> jax.Array:
     return lax.broadcast_in_dim(load(scales, plgpu.Layout.WGMMA.reduce(0)), shape, [1])
 
 
-def _rewrite(plan: Plan, source: Any, target: Any, known: tuple[jax.Array, jax.Array] | None) -> None:
+def _rewrite(plan: HopperPlan, source: Any, target: Any, known: tuple[jax.Array, jax.Array] | None) -> None:
     """Rewrites keys or values (L, H) in shared memory as bfloat16, zeros outside the rows known[0] .. known[1]."""
     size = plan.columns
     for begin in range(0, plan.head_dim, size):
@@ -371,7 +371,7 @@ def _rewrite(plan: Plan, source: Any, target: Any, known: tuple[jax.Array, jax.A
     plgpu.commit_smem()
 
 
-def _store(plan: Plan, scratch: Scratch, outs: list[Any], state: tuple[jax.Array, ...]) -> None:
+def _store(plan: HopperPlan, scratch: HopperScratch, outs: list[Any], state: tuple[jax.Array, ...]) -> None:
     """Writes a part's outputs through shared memory."""
     highest, total, acc = state
     done = acc * lax.broadcast_in_dim(1.0 / jnp.where(total > 0, total, 1.0), acc.shape, [0])

@@ -25,7 +25,7 @@ _MOST_STAGES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class HopperPlan:
     """Everything static about a launch."""
 
     tile: int  # tokens a piece
@@ -97,7 +97,7 @@ class Plan:
         raise ValueError(f"head_dim is {self.head_dim}: two blocks of keys do not fit into shared memory")
 
 
-class Scratch(NamedTuple):
+class HopperScratch(NamedTuple):
     """Shared memory and barriers of a block of threads."""
 
     q: Any  # (C, 64, H) bfloat16
@@ -112,7 +112,7 @@ class Scratch(NamedTuple):
     v_barriers: Any
     read_barriers: list[Any]  # (stages,), when a warpgroup of its own copies
 
-    def of(self, warpgroup: Any) -> Scratch:
+    def of(self, warpgroup: Any) -> HopperScratch:
         """One computing warpgroup's share."""
 
         def own(references: list[Any]) -> list[Any]:
@@ -127,7 +127,7 @@ class Scratch(NamedTuple):
         )
 
 
-def scratch_types(plan: Plan, interpret: bool) -> list[Any]:
+def scratch_types(plan: HopperPlan, interpret: bool) -> list[Any]:
     """What `Scratch` refers to, in its order."""
     bfloat16, count = np.dtype(jnp.bfloat16), plan.warpgroups
     ring = (plan.stages, BLOCK_KEYS)

@@ -17,7 +17,7 @@ type or bfloat16, whichever is narrower, and sum in float32. Quantized pages are
 scales multiply scores and weights, one row vector a page.
 
 New keys and values are scattered into the pages by XLA before the launches, in place, as rows of pages fill the 128
-lanes (`layout.py`, `lanes.py`): H is theirs here.
+lanes (`layout.py`, `head_packing.py`): H is theirs here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import numpy as np
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import layout, work
 from pallas_kernels.paged_attention.api import RaggedBatch
-from pallas_kernels.paged_attention.mosaic_tpu_kernel import Plan, launch
+from pallas_kernels.paged_attention.mosaic_tpu_kernel import TpuPlan, launch
 from pallas_kernels.paged_attention.options import AttentionOptions
 from pallas_kernels.rounding import round_up
 
@@ -71,7 +71,7 @@ def paged_attention(
     pages_per_block = max(1, _BLOCK_KEYS // page_size)
     tables = jnp.pad(batch.page_tables, ((0, 0), (0, -batch.page_tables.shape[1] % pages_per_block)))
     factor = np.dtype(jnp.bfloat16) if jnp.bfloat16 in (q.dtype, k_pages.dtype) else np.dtype(jnp.float32)
-    plan = Plan(
+    plan = TpuPlan(
         tile=1,
         rows=group,
         group=group,
@@ -95,7 +95,7 @@ def paged_attention(
 
 
 def _decode(
-    plan: Plan,
+    plan: TpuPlan,
     batch: RaggedBatch,
     heads: jax.Array,
     sinks: jax.Array,
@@ -122,7 +122,7 @@ def _decode(
 
 
 def _prefill(
-    plan: Plan,
+    plan: TpuPlan,
     batch: RaggedBatch,
     heads: jax.Array,
     sinks: jax.Array,

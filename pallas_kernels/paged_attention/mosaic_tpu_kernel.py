@@ -27,7 +27,7 @@ _UNROLLED_HEADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TpuPlan:
     """Everything static about a launch."""
 
     tile: int  # tokens a tile; 1 where rows decode
@@ -52,7 +52,7 @@ class Plan:
 
 
 def launch(
-    plan: Plan,
+    plan: TpuPlan,
     pieces: tuple[jax.Array, ...],
     base: jax.Array,
     tables: jax.Array,
@@ -137,7 +137,7 @@ def _kernel(
     q_ref: Any,
     sinks_ref: Any,
     *refs: Any,
-    plan: Plan,
+    plan: TpuPlan,
     num_sources: int,
 ) -> None:
     """One piece of work: a program of the grid."""
@@ -190,7 +190,7 @@ class _Copies:
     """The copies of pages from HBM into the two buffers. Made while the kernel is traced; holds its references."""
 
     def __init__(
-        self, plan: Plan, work: tuple[Any, ...], sources: Any, buffers: list[Any], semaphores: Any, counter: Any
+        self, plan: TpuPlan, work: tuple[Any, ...], sources: Any, buffers: list[Any], semaphores: Any, counter: Any
     ) -> None:
         self._plan, self._sources, self.buffers, self._semaphores = plan, sources, buffers, semaphores
         self._row, self._begin, self._end, self._base, self._tables = work
@@ -242,7 +242,7 @@ class _Piece:
     slot: jax.Array
 
 
-def _fold_heads(plan: Plan, piece: _Piece, q_ref: Any, buffers: list[Any], state: tuple[Any, ...]) -> None:
+def _fold_heads(plan: TpuPlan, piece: _Piece, q_ref: Any, buffers: list[Any], state: tuple[Any, ...]) -> None:
     """Folds a block of keys into every kv head's softmax."""
     num_kv_heads = state[0].shape[0]
     in_tile = lax.broadcasted_iota(jnp.int32, (plan.rows, plan.keys), 0) % plan.tile
@@ -279,7 +279,7 @@ def _fold_heads(plan: Plan, piece: _Piece, q_ref: Any, buffers: list[Any], state
     lax.fori_loop(0, num_kv_heads, one_head, None, unroll=num_kv_heads <= _UNROLLED_HEADS)
 
 
-def _keys_of_head(plan: Plan, buffer: Any, slot: jax.Array, head: Any) -> jax.Array:
+def _keys_of_head(plan: TpuPlan, buffer: Any, slot: jax.Array, head: Any) -> jax.Array:
     """The keys, or values, of a block for one head: (L, H) as a product's factor."""
     pages = buffer[slot, :, head]  # (pages, page_size, H)
     if plan.quantized:
@@ -288,7 +288,7 @@ def _keys_of_head(plan: Plan, buffer: Any, slot: jax.Array, head: Any) -> jax.Ar
     return pages.astype(plan.factor).reshape(plan.keys, -1)
 
 
-def _scaled(plan: Plan, scores: jax.Array, scales: Any, slot: jax.Array, head: Any, scratch: Any) -> jax.Array:
+def _scaled(plan: TpuPlan, scores: jax.Array, scales: Any, slot: jax.Array, head: Any, scratch: Any) -> jax.Array:
     """Scores (M, L) times the scales of their keys, page by page: a page's scales are a row vector."""
     if scales is None:
         return scores
@@ -298,7 +298,9 @@ def _scaled(plan: Plan, scores: jax.Array, scales: Any, slot: jax.Array, head: A
     return scratch[...]
 
 
-def _store(plan: Plan, is_first: jax.Array, begin: Any, end: Any, out_ref: Any, total_ref: Any, acc_ref: Any) -> None:
+def _store(
+    plan: TpuPlan, is_first: jax.Array, begin: Any, end: Any, out_ref: Any, total_ref: Any, acc_ref: Any
+) -> None:
     """Writes a piece's outputs; tokens of other rows in the same tile keep what they have."""
     total = total_ref[...][..., :1]
     done = acc_ref[...] / jnp.where(total > 0, total, 1.0)  # (K, M, H)

@@ -29,7 +29,7 @@ from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import layout, work
 from pallas_kernels.paged_attention.api import RaggedBatch
 from pallas_kernels.paged_attention.options import AttentionOptions
-from pallas_kernels.paged_attention.triton_gpu_plan import Plan, is_wide, sizes
+from pallas_kernels.paged_attention.triton_gpu_plan import TritonPlan, is_wide, sizes
 from pallas_kernels.triton_support import Launch, Run, capability_number, run
 
 # Programs that a launch should have: two for each of the 108 multiprocessors of an A100, and enough for smaller cards.
@@ -63,7 +63,7 @@ def paged_attention(
     kv_dtype = np.dtype(k_pages.dtype)
     wide = is_wide(q.dtype, kv_dtype)
     capability = divmod(capability_number(target), 10)
-    single = Plan(
+    single = TritonPlan(
         tile=1,
         num_kv_heads=num_kv_heads,
         group=num_heads // num_kv_heads,
@@ -94,7 +94,7 @@ def paged_attention(
 
 
 def _attend(
-    plan: Plan,
+    plan: TritonPlan,
     pieces: work.Pieces,
     token: jax.Array,
     place: jax.Array,

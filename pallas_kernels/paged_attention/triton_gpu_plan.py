@@ -20,7 +20,7 @@ _FEWEST_VECTORS = 16
 _SMALL = ((8, 6), (8, 9))
 
 
-class Sizes(NamedTuple):
+class TritonSizes(NamedTuple):
     """How much a program does at a time."""
 
     vectors: int  # M, at most
@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TritonPlan:
     """Everything static about a launch.
 
     Attributes:
@@ -47,7 +47,7 @@ class Plan:
     head_dim: int
     page_size: int
     parts: int
-    sizes: Sizes
+    sizes: TritonSizes
     wide: bool
     kv_dtype: np.dtype
     options: AttentionOptions
@@ -98,7 +98,9 @@ class Plan:
         }
 
 
-def sizes(compute_capability: tuple[int, int], head_dim: int, kv_dtype: np.dtype, wide: bool, single: bool) -> Sizes:
+def sizes(
+    compute_capability: tuple[int, int], head_dim: int, kv_dtype: np.dtype, wide: bool, single: bool
+) -> TritonSizes:
     """Sizes found by compiling for compute capability 8.0, 8.6, 8.9 and 9.0: large ones that keep to the registers, all
     but a few, and to the shared memory of a card. Three stages are two blocks of keys and values ahead.
 
@@ -110,13 +112,13 @@ def sizes(compute_capability: tuple[int, int], head_dim: int, kv_dtype: np.dtype
     """
     narrow = kv_dtype.itemsize == 1
     if wide:  # products without tensor cores keep their factors in registers
-        return Sizes(16, 32 if head_dim <= 128 else 16, 4, 3)
+        return TritonSizes(16, 32 if head_dim <= 128 else 16, 4, 3)
     if single:  # few vectors for many keys: several programs share a multiprocessor and its memory
-        return Sizes(64 if head_dim <= 128 else 32, 64 if head_dim <= (128 if narrow else 64) else 32, 4, 3)
+        return TritonSizes(64 if head_dim <= 128 else 32, 64 if head_dim <= (128 if narrow else 64) else 32, 4, 3)
     if head_dim > 128:
         small = compute_capability in _SMALL or compute_capability[0] == 12
-        return Sizes(64, 32, 8, 2 if small and not narrow else 3)
-    return Sizes(128, 32 if narrow and head_dim > 64 else 64, 8, 3)  # widening takes registers
+        return TritonSizes(64, 32, 8, 2 if small and not narrow else 3)
+    return TritonSizes(128, 32 if narrow and head_dim > 64 else 64, 8, 3)  # widening takes registers
 
 
 def is_wide(query_dtype: np.dtype, kv_dtype: np.dtype) -> bool:

@@ -1,4 +1,4 @@
-"""Products of activations with weights in few bits. `api.quantized_matmul` is the op."""
+"""Products of activations with quantized weights. `api.quantized_matmul` is the op."""
 
 from pallas_kernels.quantized_matmul.api import OP, QuantizedMatmulCase, quantized_matmul
 

@@ -33,7 +33,7 @@ class QuantizedMatmulCase:
     activations: Activations | None
     has_zeros: bool
     dtype: np.dtype  # of the activations
-    words: bool = False  # how int4 lies: `qtensor.QTensor`
+    packed: bool = False  # how int4 lies: `qtensor.QTensor`
 
 
 def _xla_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str | None:
@@ -46,7 +46,7 @@ def _mosaic_tpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str
     """The TPU kernel takes words apart, whatever their number; `layout.py` says which weights lie so."""
     if target.platform != "tpu":
         return "it runs on TPU only"
-    if not case.words:
+    if not case.packed:
         return f"the weight, {case.kind} in groups of {case.group}, does not lie as words of int4"
     if case.activations is not None:
         return f"activations are to be rounded to {case.activations}; they must keep their type"
@@ -59,7 +59,7 @@ def _mosaic_gpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str
         return "it runs on NVIDIA GPUs only"
     if target.compute_capability is None or target.compute_capability[0] != 9:  # later ones have no wgmma either
         return f"compute capability is {target.compute_capability}; it must be (9, 0), Hopper"
-    if case.words:
+    if case.packed:
         return "the weight lies as words of int4, in which a TPU keeps it"
     if case.kind != "int4":
         return f"the weight is {case.kind}; it must be int4: XLA writes no other one out wide"
@@ -82,7 +82,7 @@ def _triton_gpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str
         return reason
     if case.activations is not None:
         return f"activations are rounded to {case.activations}; they must keep their type"
-    if case.words:
+    if case.packed:
         return "the weight lies as words of int4, in which a TPU keeps it"
     least = 32 if case.kind == "int4" else 16
     if case.group != case.num_inputs and (case.group < least or case.group & (case.group - 1)):
@@ -170,5 +170,5 @@ def case_of(x: jax.Array, weight: QTensor, devices: Split | None = None) -> Quan
         activations=weight.activations,
         has_zeros=weight.zeros is not None,
         dtype=np.dtype(x.dtype),
-        words=weight.lanes is not None,
+        packed=weight.packed_outputs is not None,
     )

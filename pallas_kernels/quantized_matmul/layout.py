@@ -7,7 +7,7 @@ no form that XLA's own product knows does it move about the weight's own bytes o
 those from the split one on become one, so that heads of 64 fill the lanes too. What the kernel does not serve lies in
 JAX's own int4, which XLA packs and takes apart group by group.
 
-A CPU has one fast product of few bits, int8 by int8 (XLA:CPU, JAX 0.11: twice as fast as anything else at every row
+A CPU has one fast quantized product, int8 by int8 (XLA:CPU, JAX 0.11: twice as fast as anything else at every row
 count); weights alone in 8 or 4 bits would be widened in memory at every step, eight times slower. So on a CPU every
 weight is kept in int8 with a scale for each output, and activations are rounded to int8 token by token. What was
 rounded to fewer bits, or in groups, is rounded once more, to 1/254 of the largest weight of an output; `dequantize` of

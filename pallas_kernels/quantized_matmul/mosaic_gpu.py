@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul.mosaic_gpu_kernel import launch, permuted
-from pallas_kernels.quantized_matmul.mosaic_gpu_plan import Plan, plan_of
+from pallas_kernels.quantized_matmul.mosaic_gpu_plan import HopperMatmulPlan, plan_of
 
 
 @functools.partial(jax.jit, static_argnames=("target", "merge", "interpret", "count_copies"))
@@ -70,7 +70,7 @@ def quantized_matmul(
     return (y, jnp.sum(out[1], dtype=jnp.int32)) if count_copies else y
 
 
-def _in_place(plan: Plan, sums: jax.Array) -> jax.Array:
+def _in_place(plan: HopperMatmulPlan, sums: jax.Array) -> jax.Array:
     """Sums without the outputs that the last tile computed twice: (row_tiles * rows, T) as (N, T)."""
     whole = (plan.row_tiles - 1) * plan.rows
     if whole + plan.rows == plan.num_outputs:

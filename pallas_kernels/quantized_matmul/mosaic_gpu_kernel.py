@@ -31,7 +31,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic_gpu_support import load
 from pallas_kernels.qtensor import INT4_MIDDLE
-from pallas_kernels.quantized_matmul.mosaic_gpu_plan import M_ROWS, PERMUTED, Plan, Scratch, scratch_types
+from pallas_kernels.quantized_matmul.mosaic_gpu_plan import (
+    M_ROWS,
+    PERMUTED,
+    HopperMatmulPlan,
+    HopperMatmulScratch,
+    scratch_types,
+)
 
 # Registers of a thread that computes and of one that copies, by the warpgroups that compute: together no more than
 # those that the block starts with.
@@ -47,7 +53,7 @@ def permuted(x: jax.Array) -> jax.Array:
 
 
 def launch(
-    plan: Plan, x: jax.Array, values: jax.Array, scales: jax.Array, zeros: jax.Array | None, interpret: Any
+    plan: HopperMatmulPlan, x: jax.Array, values: jax.Array, scales: jax.Array, zeros: jax.Array | None, interpret: Any
 ) -> tuple[jax.Array, ...]:
     """Runs the kernel.
 
@@ -81,11 +87,11 @@ def launch(
     )(x, values, *sources)
 
 
-def _kernel(x: Any, values: Any, *refs: Any, plan: Plan) -> None:
+def _kernel(x: Any, values: Any, *refs: Any, plan: HopperMatmulPlan) -> None:
     """One block of threads."""
     sources, refs = refs[: 1 + plan.zeros], refs[1 + plan.zeros :]
     out, refs = refs[0], refs[1:]
-    counter, scratch = refs[: plan.count_copies], Scratch(*refs[plan.count_copies :])
+    counter, scratch = refs[: plan.count_copies], HopperMatmulScratch(*refs[plan.count_copies :])
     warpgroup, processor = lax.axis_index("warpgroup"), lax.axis_index("processor")
     compute_registers, copy_registers = REGISTERS.get(plan.warpgroups, (0, 0))
 
@@ -116,7 +122,7 @@ class _Item(NamedTuple):
     end: jax.Array
 
 
-def _item(plan: Plan, number: jax.Array) -> _Item:
+def _item(plan: HopperMatmulPlan, number: jax.Array) -> _Item:
     tiles = jnp.int32(plan.token_tiles)
     outer = lax.div(number, tiles)
     part = lax.div(outer, jnp.int32(plan.row_tiles))
@@ -125,17 +131,17 @@ def _item(plan: Plan, number: jax.Array) -> _Item:
     return _Item(part, lax.rem(outer, jnp.int32(plan.row_tiles)), lax.rem(number, tiles), begin, end)
 
 
-def _first_row(plan: Plan, item: _Item, warpgroup: Any) -> jax.Array:
+def _first_row(plan: HopperMatmulPlan, item: _Item, warpgroup: Any) -> jax.Array:
     """The first of a warpgroup's outputs."""
     return jnp.minimum(item.row_tile * plan.rows, plan.num_outputs - plan.rows) + warpgroup * M_ROWS
 
 
-def _turns(plan: Plan, processor: jax.Array) -> jax.Array:
+def _turns(plan: HopperMatmulPlan, processor: jax.Array) -> jax.Array:
     """How many pieces of work a block of threads takes: number `processor`, and every `plan.processors`-th from it."""
     return lax.div(plan.items - 1 - processor, jnp.int32(plan.processors)) + 1
 
 
-def _copy(plan: Plan, x: Any, values: Any, scratch: Scratch, processor: jax.Array) -> jax.Array:
+def _copy(plan: HopperMatmulPlan, x: Any, values: Any, scratch: HopperMatmulScratch, processor: jax.Array) -> jax.Array:
     """The warpgroup that copies: fills every stage of the ring that the others have read. Returns bytes of weights."""
     width = plan.block // 2
 
@@ -164,7 +170,12 @@ def _copy(plan: Plan, x: Any, values: Any, scratch: Scratch, processor: jax.Arra
 
 
 def _compute(
-    plan: Plan, sources: tuple[Any, ...], out: Any, scratch: Scratch, warpgroup: jax.Array, processor: jax.Array
+    plan: HopperMatmulPlan,
+    sources: tuple[Any, ...],
+    out: Any,
+    scratch: HopperMatmulScratch,
+    warpgroup: jax.Array,
+    processor: jax.Array,
 ) -> jax.Array:
     """A warpgroup that computes 64 outputs of every piece. Returns bytes of scales and zero points."""
     for stage in range(plan.stages):  # all of them may be filled
@@ -200,7 +211,9 @@ def _compute(
     return steps * (plan.scales_of_block * M_ROWS * sum(source.dtype.itemsize for source in sources))
 
 
-def _load_factors(plan: Plan, sources: tuple[Any, ...], row: jax.Array, block: jax.Array) -> list[list[jax.Array]]:
+def _load_factors(
+    plan: HopperMatmulPlan, sources: tuple[Any, ...], row: jax.Array, block: jax.Array
+) -> list[list[jax.Array]]:
     """The scales of 64 outputs in a block, and then their zero points if there are any: each (64,)."""
     count, rows = plan.scales_of_block, pl.ds(row, M_ROWS)
     first = block * count if plan.block >= plan.group else lax.div(block, jnp.int32(plan.group // plan.block))
@@ -209,7 +222,12 @@ def _load_factors(plan: Plan, sources: tuple[Any, ...], row: jax.Array, block: j
 
 
 def _add_block(
-    plan: Plan, total: jax.Array, factors: Any, scratch: Scratch, stage: jax.Array, warpgroup: jax.Array
+    plan: HopperMatmulPlan,
+    total: jax.Array,
+    factors: Any,
+    scratch: HopperMatmulScratch,
+    stage: jax.Array,
+    warpgroup: jax.Array,
 ) -> jax.Array:
     """total (64, tile) and the products of a block's inputs."""
     packed = load(scratch.values.at[stage, warpgroup], plgpu.Layout.WGMMA_8BIT)
@@ -265,7 +283,9 @@ def _widen_registers(context: Any, packed: Any) -> Any:
     )
 
 
-def _product(shape: tuple[int, int], wide: jax.Array, x: Any, scratch: Scratch, warpgroup: jax.Array) -> jax.Array:
+def _product(
+    shape: tuple[int, int], wide: jax.Array, x: Any, scratch: HopperMatmulScratch, warpgroup: jax.Array
+) -> jax.Array:
     """wide (64, unit) in registers times x (unit, tile) in shared memory: (64, tile) float32."""
     factor: Any = wide
     if scratch.widened:  # the interpreter takes both factors from references
@@ -280,7 +300,7 @@ def _product(shape: tuple[int, int], wide: jax.Array, x: Any, scratch: Scratch, 
     return pl.run_scoped(accumulate, plgpu.ACC(shape, jnp.float32))
 
 
-def _store(plan: Plan, out: Any, item: _Item, staging: Any, warpgroup: jax.Array, total: jax.Array) -> None:
+def _store(plan: HopperMatmulPlan, out: Any, item: _Item, staging: Any, warpgroup: jax.Array, total: jax.Array) -> None:
     """Writes the sums of a piece through shared memory, which the piece before may still be leaving."""
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     staging[...] = total

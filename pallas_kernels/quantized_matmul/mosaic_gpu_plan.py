@@ -30,7 +30,7 @@ _MOST_GROUPS = 2  # of a block: their scales and zero points wait in registers, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class HopperMatmulPlan:
     """Everything static about a launch. Build it with `plan_of`."""
 
     num_outputs: int  # N
@@ -98,12 +98,12 @@ def plan_of(
     *,
     zeros: bool,
     count_copies: bool = False,
-) -> Plan:
+) -> HopperMatmulPlan:
     """The plan for a product; `num_outputs` is as `api` demands, and 32 divides `num_inputs` and `group`."""
     most = 4 if num_tokens <= FEW_TOKENS else 2
     warpgroups = next(count for count in (4, 2, 1) if count <= most and (count * M_ROWS <= num_outputs or count == 1))
     token_tiles = -(-num_tokens // _MOST_TOKENS)
-    plan = Plan(
+    plan = HopperMatmulPlan(
         num_outputs=num_outputs,
         num_inputs=num_inputs,
         group=group,
@@ -127,7 +127,7 @@ def _block_inputs(num_inputs: int, group: int) -> int:
     return 32
 
 
-def _parts(plan: Plan) -> int:
+def _parts(plan: HopperMatmulPlan) -> int:
     """The Z that ends first, if a piece takes as long as its blocks and two more: its sums go to memory and back.
 
     Up to FEW_TOKENS tokens it does not depend on how many there are, so that a token's bits do not either.
@@ -141,7 +141,7 @@ def _parts(plan: Plan) -> int:
     return min(possible, key=duration)
 
 
-class Scratch(NamedTuple):
+class HopperMatmulScratch(NamedTuple):
     """Shared memory and barriers of a block of threads."""
 
     x: Any  # (stages, tile, block) bfloat16
@@ -152,7 +152,7 @@ class Scratch(NamedTuple):
     read: Any  # (stages,)
 
 
-def scratch_types(plan: Plan, interpret: bool) -> list[Any]:
+def scratch_types(plan: HopperMatmulPlan, interpret: bool) -> list[Any]:
     """What `Scratch` refers to, in its order."""
     count, bfloat16 = plan.warpgroups, np.dtype(jnp.bfloat16)
     staged = functools.partial(tiled, columns=plan.unit)

@@ -6,12 +6,12 @@ Why it exists: what XLA makes of an int4 weight depends on the generation and on
 is it near the bytes of the packed weight on all five (docs/tpu.md has the compiler's figures). Here every byte of the
 weight leaves memory once for each tile of tokens, and nothing wide is ever written to memory.
 
-The weight is kept as words (`qtensor.pack_words`): (*L, I / 8, N) int32, outputs in the lanes, so that it is the right
-factor of a product as it lies and nothing is transposed. A word holds 8 inputs of one output, of which numbers s and
-s + 4 sit 16 bits apart. Shifted to the upper bits of a mantissa, masked, and filled up with the bits of 16.0, its two
-halves are the bfloat16 numbers 16 + q: three operations make two weights, without a conversion to float and without
-packing, which the other ways need and generations before v6e do in float32 only. The halves of 8 rows of words are 16
-rows of bfloat16 in place, so a block of 64 inputs comes out in order.
+The weight is kept as words (`qtensor.pack_int4_along_inputs`): (*L, I / 8, N) int32, outputs in the lanes, so that it
+is the right factor of a product as it lies and nothing is transposed. A word holds 8 inputs of one output, of which
+numbers s and s + 4 sit 16 bits apart. Shifted to the upper bits of a mantissa, masked, and filled up with the bits of
+16.0, its two halves are the bfloat16 numbers 16 + q: three operations make two weights, without a conversion to float
+and without packing, which the other ways need and generations before v6e do in float32 only. The halves of 8 rows of
+words are 16 rows of bfloat16 in place, so a block of 64 inputs comes out in order.
 
 Scales and zero points multiply the sums of a group in float32, not the weights: for T tokens that is 3 T / g operations
 a weight. Scaling a weight would take at least 5 (widened to float32, shifted, scaled, rounded, packed), which pays from
@@ -53,7 +53,7 @@ _OFFSET = 16.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TpuMatmulPlan:
     """Everything static about a launch."""
 
     tokens: int  # T, padded to whole rows of tiles
@@ -103,14 +103,14 @@ class Plan:
         return self.weight_bytes + activations + 4 * self.tokens * leading * outputs * self.tile_outputs
 
 
-def plan_of(tokens: int, leading: int, outputs: int, inputs: int, group: int, zeros: bool) -> Plan:
+def plan_of(tokens: int, leading: int, outputs: int, inputs: int, group: int, zeros: bool) -> TpuMatmulPlan:
     """Tiles of about the same size that cover each axis."""
     tokens = round_up(tokens, _TOKEN_ROWS)
     # Groups that share lanes multiply the rows of a product, and many groups the scales of a tile of outputs.
     tile_tokens = _even_tile(tokens, _TILE_TOKENS // max(1, _LANES // group), _TOKEN_ROWS)
     most_outputs = next((size for size in (512, 256) if size * inputs // group <= _TILE_SCALES), _LANES)
     tile_inputs = _even_tile(inputs, _TILE_INPUTS, max(_LANES, math.gcd(group, 512)))
-    return Plan(
+    return TpuMatmulPlan(
         tokens=round_up(tokens, tile_tokens),
         leading=leading,
         outputs=outputs,
@@ -162,7 +162,7 @@ def _three_bfloat16(x: jax.Array) -> jax.Array:
     return jnp.concatenate(parts)
 
 
-def block_specs(plan: Plan) -> list[pl.BlockSpec]:
+def block_specs(plan: TpuMatmulPlan) -> list[pl.BlockSpec]:
     """Of the activations, words, scales, zero points if there are any, and sums."""
     width = plan.grid[3] * plan.tile_inputs if plan.resident else plan.tile_inputs
     activations = pl.BlockSpec((plan.tile_tokens, width), lambda t, lead, n, k: (t, 0) if plan.resident else (t, k))
@@ -174,7 +174,7 @@ def block_specs(plan: Plan) -> list[pl.BlockSpec]:
     return [activations, words, *[scales] * (2 if plan.zeros else 1), sums]
 
 
-def _launch(plan: Plan, x: jax.Array, parts: list[jax.Array], interpret: Any) -> jax.Array:
+def _launch(plan: TpuMatmulPlan, x: jax.Array, parts: list[jax.Array], interpret: Any) -> jax.Array:
     """The kernel over its grid: (L, T, N) float32."""
     *in_specs, out_spec = block_specs(plan)
     return pl.pallas_call(
@@ -195,7 +195,7 @@ def _launch(plan: Plan, x: jax.Array, parts: list[jax.Array], interpret: Any) ->
     )(x, *parts)
 
 
-def _kernel(x_ref: Any, words_ref: Any, scales_ref: Any, *refs: Any, plan: Plan) -> None:
+def _kernel(x_ref: Any, words_ref: Any, scales_ref: Any, *refs: Any, plan: TpuMatmulPlan) -> None:
     """One tile of inputs: adds its part to a tile of outputs, which stays on the chip meanwhile."""
     zeros_ref, out_ref, shifts_ref = refs if plan.zeros else (None, refs[0], None)
     tile = pl.program_id(3)
@@ -234,7 +234,7 @@ def widened(words: jax.Array) -> jax.Array:
     return jnp.concatenate([half[row : row + _TOKEN_ROWS] for row in rows for half in halves])
 
 
-def _for_each_group(plan: Plan, x: jax.Array) -> jax.Array:
+def _for_each_group(plan: TpuMatmulPlan, x: jax.Array) -> jax.Array:
     """x (T, unit) once for each group that has inputs in it, those of the others 0: (groups * T, unit)."""
     if plan.groups_of_unit == 1:
         return x

@@ -22,7 +22,7 @@ def values(weight: QTensor) -> np.ndarray:
     stored, scales = np.asarray(weight.values), np.asarray(weight.scales).astype(np.float64)
     zeros = None if weight.zeros is None else np.asarray(weight.zeros).astype(np.float64)
     out = np.zeros(weight.shape)
-    words = weight.lanes is not None
+    words = weight.packed_outputs is not None
     if words:
         scales = np.moveaxis(scales, -2, -1).reshape(*weight.outputs, -1)
         zeros = None if zeros is None else np.moveaxis(zeros, -2, -1).reshape(*weight.outputs, -1)

@@ -80,8 +80,8 @@ def split_of(split: PartitionSpec | None, weight: QTensor) -> Split | None:
                 f"split is {split}; {mesh.shape[axis]} devices must divide each split axis of the weight "
                 f"{weight.shape}, and its {weight.groups} groups"
             )
-    if weight.lanes and any(axis is not None for axis in axes[-1 - len(weight.lanes) : -1]):
+    if weight.packed_outputs and any(axis is not None for axis in axes[-1 - len(weight.packed_outputs) : -1]):
         raise ValueError(
-            f"split is {split}; the last {len(weight.lanes)} output axes of the weight lie in one with others"
+            f"split is {split}; the last {len(weight.packed_outputs)} output axes of the weight lie in one with others"
         )
     return Split(mesh, axes)

@@ -2,7 +2,7 @@
 
 Legend: T rows, *O output axes, I inputs, A groups, Z parts into which the inputs are cut.
 
-For weights alone in few bits. A product of activations in few bits, too, is XLA's: it has tensor cores for those types.
+For quantized weights alone. A product of quantized activations, too, is XLA's: it has tensor cores for those types.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax import lax
 
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor
-from pallas_kernels.quantized_matmul.triton_gpu_plan import Plan
+from pallas_kernels.quantized_matmul.triton_gpu_plan import TritonMatmulPlan
 from pallas_kernels.triton_support import Launch, Run, capability_number, run
 
 
@@ -31,7 +31,7 @@ def quantized_matmul(x: jax.Array, weight: QTensor, *, target: DeviceTarget, mer
     del merge  # it sees one device's share, of which no axis is split
     rows, inputs = x.shape
     groups = weight.scales.shape[-1]
-    plan = Plan(
+    plan = TritonMatmulPlan(
         rows=rows,
         outputs=math.prod(weight.outputs),
         inputs=inputs,

@@ -35,7 +35,7 @@ _PROGRAMS_WANTED = 128
 _MOST_PARTS = 16
 
 
-class Sizes(NamedTuple):
+class TritonMatmulSizes(NamedTuple):
     """How much a program does at a time."""
 
     rows: int  # BT
@@ -47,7 +47,7 @@ class Sizes(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TritonMatmulPlan:
     """Everything static about a launch.
 
     Attributes:
@@ -66,7 +66,7 @@ class Plan:
     compute_capability: int
 
     @functools.cached_property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> TritonMatmulSizes:
         """Those of a program; see `sizes`."""
         return sizes(self.rows, self.kind, wide=self.dtype == np.float32)
 
@@ -145,7 +145,7 @@ class Plan:
         }
 
 
-def sizes(rows: int, kind: Kind, wide: bool) -> Sizes:
+def sizes(rows: int, kind: Kind, wide: bool) -> TritonMatmulSizes:
     """Sizes whose sums, factors and copies fit compute capability 8.0, 8.6, 8.9 and 9.0, found by compiling for them.
 
     Args:
@@ -153,9 +153,9 @@ def sizes(rows: int, kind: Kind, wide: bool) -> Sizes:
         wide: whether products are of float32: without tensor cores their factors lie in registers.
     """
     if wide:
-        return Sizes(FEWEST_ROWS, 32, 1, 128 if kind == "int4" else 32, 4, 3)
+        return TritonMatmulSizes(FEWEST_ROWS, 32, 1, 128 if kind == "int4" else 32, 4, 3)
     if rows <= FEWEST_ROWS:
-        return Sizes(FEWEST_ROWS, 32, 4, 128 if kind == "int4" else 64, 8, 4)
+        return TritonMatmulSizes(FEWEST_ROWS, 32, 4, 128 if kind == "int4" else 64, 8, 4)
     if rows <= 64:
-        return Sizes(max(32, power_of_two(rows)), 64, 1, 128, 4, 4)
-    return Sizes(128, 128, 1, 128 if kind == "int4" else 64, 8, 3)
+        return TritonMatmulSizes(max(32, power_of_two(rows)), 64, 1, 128, 4, 4)
+    return TritonMatmulSizes(128, 128, 1, 128 if kind == "int4" else 64, 8, 3)

@@ -6,7 +6,7 @@ int4 it does not on Hopper, and on a TPU it does, group by group, but by its own
 `mosaic_gpu.py` and `mosaic_tpu.py` have kernels.
 
 With activations in int8, or on GPU and TPU in float8, the product is one of narrow types; scales multiply the sums, as
-long as there is one for each output. Weights alone in few bits are widened in front of the product. XLA writes the wide
+long as there is one for each output. Quantized weights alone are widened in front of the product. XLA writes the wide
 weight to memory on a CPU at every step, which is why `layout.for_target` keeps another form there.
 
 A product of one row in a narrow type falls off a cliff in XLA:CPU (twenty times slower than two), so there are never

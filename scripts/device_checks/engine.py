@@ -31,15 +31,15 @@ from jaxinfer.messages import Submit
 from jaxinfer.models.model import Model
 from jaxinfer.models.registry import model_config
 from jaxinfer.models.shape import valid_tp
-from jaxinfer.runtime.assemble import engine_info, make_layout, make_runner
 from jaxinfer.runtime.buckets import Bucket, pick_bucket
+from jaxinfer.runtime.engine_builder import engine_info, make_layout, make_runner
 from jaxinfer.runtime.inputs import StepOutput
 from jaxinfer.runtime.kv_cache import gib, resolve_sizes
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
+from jaxinfer.scheduling.step_plan import Admission, PlanRow, StepPlan, StepResult
 from jaxinfer.sharding import make_mesh, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 

@@ -1,4 +1,4 @@
-"""Compiled decode steps of the Llama-3-8B shape with its layers in few bits; nothing else of the engine runs."""
+"""Compiled decode steps of the Llama-3-8B shape with its layers quantized; nothing else of the engine runs."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def engine_sizes(settings: Settings) -> EngineSizes:
 
 @dataclasses.dataclass(frozen=True)
 class LeastWork:
-    """Bytes and operations that a model of this shape needs at least, in bfloat16 or with its layers in few bits.
+    """Bytes and operations that a model of this shape needs at least, in bfloat16 or with its layers quantized.
 
     A decode step reads every weight but the embedding table, of which it reads one row for a token, and the keys and
     values of every row. A prompt's token is multiplied with every weight of the layers, and attends to those before it;

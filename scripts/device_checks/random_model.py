@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.memory_plan import abstract_model
 from jaxinfer.models.model import Model
-from jaxinfer.plan import abstract_model
 from pallas_kernels.qtensor import QTensor
 
 # Deviation of the numbers that are drawn, before their scale.
@@ -30,7 +30,7 @@ def random_model(
 ) -> Model:
     """Matrices are normal with deviation 0.02, vectors (norms) are ones; each leaf lies where a loader would put it.
 
-    With `quantization` the layers' matrices are random numbers of few bits, of about that deviation.
+    With `quantization` the layers' matrices are random quantized numbers, of about that deviation.
     """
     abstract = abstract_model(name, config, dtype, mesh, quantization)
     leaves, tree = jax.tree.flatten(abstract.params, is_leaf=lambda x: isinstance(x, QTensor))

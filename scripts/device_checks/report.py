@@ -190,7 +190,7 @@ def _engine(records: list[Record], limits: Ceilings, notes: Notes) -> str:
 
 
 def _quantized(records: list[Record], limits: Ceilings, notes: Notes) -> str:
-    """Decode steps of the engine with its layers in few bits, one table for all schemes."""
+    """Decode steps of the engine with its layers quantized, one table for all schemes."""
     parts = []
     for section in dict.fromkeys(r["section"] for r in records if r["section"].startswith("quantized/")):
         steps = {r["case"]: r for r in records if r["section"] == section and r["case"] != LEFT_OUT}

@@ -11,7 +11,7 @@ DECODE_SHARE = 0.85  # of the copy bandwidth, 32 rows x 8,192 tokens
 KV_SPEEDUP = 1.7  # of int8 and float8 pages, over bfloat16 ones
 PREFILL_SHARE = 0.60  # of the matrix rate, a prompt of 8,192 tokens
 STEP_SHARE = 0.80  # of the byte floor, 1, 32 and 128 rows
-WEIGHT_SHARE = {"int8": 0.80, "fp8": 0.80, "int4": 0.70}  # of the copy bandwidth, weights alone in few bits, 1-16 rows
+WEIGHT_SHARE = {"int8": 0.80, "fp8": 0.80, "int4": 0.70}  # of the copy bandwidth, quantized weights alone, 1-16 rows
 NARROW_SPEEDUP = 1.6  # of a prompt's products, int8 by int8 and float8 by float8, over bfloat16
 QUANTIZED_STEP_SHARE = 0.75  # of the byte floor
 

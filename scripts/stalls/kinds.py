@@ -1,4 +1,4 @@
-"""The worst request of each kind that a door takes, or that it must refuse soon."""
+"""The worst request of each kind that a server takes, or that it must refuse soon."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Who may call, how much, and over which transport: one check that both doors share."""
+"""Who may call, how much, and over which transport: one check that both servers share."""

@@ -108,9 +108,9 @@ class Access:
 
     # -- what was done --------------------------------------------------------------------------------------------
 
-    def audit(self, event: str, door: str, endpoint: str, caller: Caller | None = None, code: str = "") -> None:
+    def audit(self, event: str, server: str, endpoint: str, caller: Caller | None = None, code: str = "") -> None:
         """event: "admin call" or "refused". Nothing of the call's content is in it."""
-        fields = {"door": door, "endpoint": endpoint}
+        fields = {"door": server, "endpoint": endpoint}
         if caller is not None:
             fields |= {"tenant": caller.tenant, "key": caller.key}
         if code:
@@ -120,10 +120,10 @@ class Access:
         for sink in self.audit_sinks:
             sink({"time": now, "event": event, **fields})
 
-    def audit_refusal(self, door: str, endpoint: str, refusal: Refusal, caller: Caller | None = None) -> None:
+    def audit_refusal(self, server: str, endpoint: str, refusal: Refusal, caller: Caller | None = None) -> None:
         """For refusals that this module makes; others are no matter of access."""
         if not self.open and refusal.code in _OURS:
-            self.audit("refused", door, endpoint, caller, refusal.code.name)
+            self.audit("refused", server, endpoint, caller, refusal.code.name)
 
     # -- change ---------------------------------------------------------------------------------------------------
 

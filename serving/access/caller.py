@@ -1,4 +1,4 @@
-"""Whom a request is from, as every part of the server behind the doors sees it."""
+"""Whom a request is from, as every part of the server behind the servers sees it."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ class Caller:
 
 ANYONE = Caller()
 
-# Of the call that the running task answers. Both doors answer each call in a task of its own.
+# Of the call that the running task answers. Both servers answer each call in a task of its own.
 CALLER: ContextVar[Caller] = ContextVar("caller", default=ANYONE)

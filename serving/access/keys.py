@@ -41,7 +41,7 @@ class KeysError(Exception):
     """The file of keys cannot be used: one sentence."""
 
 
-class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class KeyLimits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Of a key or a tenant; None is no limit. max_concurrency: sequences at a time (a request has n of them)."""
 
     requests_per_minute: _Positive | None = None
@@ -49,14 +49,14 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_concurrency: _Positive | None = None
 
 
-class Tenant(Limits, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class TenantConfig(KeyLimits, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """weight: share of a busy engine. prefix_cache_group: tenants of one group share cached prefixes."""
 
     weight: Annotated[float, Meta(ge=0.001, le=1000)] = 1.0
     prefix_cache_group: _Name | None = None
 
 
-class Key(Limits, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Key(KeyLimits, frozen=True, forbid_unknown_fields=True, kw_only=True):
     id: Annotated[str, Meta(pattern="^[0-9a-f]{12}$")]
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     tenant: _Name
@@ -67,7 +67,7 @@ class Key(Limits, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
-    tenants: dict[_Name, Tenant] = {}
+    tenants: dict[_Name, TenantConfig] = {}
     keys: list[Key] = []
 
 
@@ -75,7 +75,7 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 class KeySet:
     """What a file says."""
 
-    tenants: Mapping[str, Tenant]
+    tenants: Mapping[str, TenantConfig]
     keys: Mapping[str, Key]
 
     def find(self, presented: str) -> tuple[Caller, Key] | None:
@@ -89,7 +89,7 @@ class KeySet:
         return self.caller(key), key
 
     def caller(self, key: Key) -> Caller:
-        tenant = self.tenants.get(key.tenant, Tenant())
+        tenant = self.tenants.get(key.tenant, TenantConfig())
         # The kinds in front keep a group from being some tenant's own cache.
         own = f"tenant/{key.tenant}"
         scope = own if tenant.prefix_cache_group is None else f"group/{tenant.prefix_cache_group}"
@@ -138,7 +138,7 @@ def load(path: Path) -> KeySet:
 
 
 def add_key(
-    path: Path, tenant: str, roles: Sequence[str], limits: Limits, expires: datetime.datetime | None = None
+    path: Path, tenant: str, roles: Sequence[str], limits: KeyLimits, expires: datetime.datetime | None = None
 ) -> tuple[str, str]:
     """Makes a key and appends its hash: (the key, its id). The key itself is kept nowhere. Raises KeysError."""
     key_id = secrets.token_hex(6)
@@ -151,7 +151,7 @@ def add_key(
         "roles": list(roles),
         "created": now,
         "expires": expires,
-        **{name: getattr(limits, name) for name in Limits.__struct_fields__},
+        **{name: getattr(limits, name) for name in KeyLimits.__struct_fields__},
     }
     entry = "[[keys]]\n" + "".join(f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None)
     try:

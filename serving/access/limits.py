@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from serving.access.caller import Caller
-from serving.access.keys import Key, KeySet, Limits, Tenant
+from serving.access.keys import Key, KeyLimits, KeySet, TenantConfig
 
 _MINUTE = 60.0
 
 
-class Bucket:
+class TokenBucket:
     """Fills at `rate` a minute up to a minute's worth. What was used may take it below zero: tokens are counted when
     they are there, so that nobody pays for what a guess expected; the debt is waited for."""
 
@@ -49,15 +49,15 @@ class Exceeded(Exception):
 class Account:
     """One tenant's or one key's use."""
 
-    def __init__(self, name: str, limits: Limits, now: float) -> None:
+    def __init__(self, name: str, limits: KeyLimits, now: float) -> None:
         self.name = name
         self.open = 0  # sequences
-        self._limits = Limits()
-        self._requests: Bucket | None = None
-        self._tokens: Bucket | None = None
+        self._limits = KeyLimits()
+        self._requests: TokenBucket | None = None
+        self._tokens: TokenBucket | None = None
         self.set(limits, now)
 
-    def set(self, limits: Limits, now: float) -> None:
+    def set(self, limits: KeyLimits, now: float) -> None:
         self._requests = _bucket(self._requests, limits.requests_per_minute, now)
         self._tokens = _bucket(self._tokens, limits.tokens_per_minute, now)
         self._limits = limits
@@ -89,11 +89,11 @@ class Account:
             self._tokens.take(tokens, now)
 
 
-def _bucket(before: Bucket | None, rate: int | None, now: float) -> Bucket | None:
+def _bucket(before: TokenBucket | None, rate: int | None, now: float) -> TokenBucket | None:
     if rate is None:
         return None
     if before is None:
-        return Bucket(rate, now)
+        return TokenBucket(rate, now)
     if before.rate != rate:
         before.change(rate, now)
     return before
@@ -111,7 +111,7 @@ class Limiter:
         now = self._clock()
         names = {key.tenant for key in keys.keys.values()}
         for name in names:
-            limits = keys.tenants.get(name, Tenant())
+            limits = keys.tenants.get(name, TenantConfig())
             _set(self._tenants, name, f"tenant {name!r}", limits, now)
         for key in keys.keys.values():
             _set(self._keys, key.id, f"key {key.id}", key, now)
@@ -147,7 +147,7 @@ class Limiter:
             account.open -= sequences
 
 
-def _set(accounts: dict[str, Account], name: str, shown: str, limits: Tenant | Key, now: float) -> None:
+def _set(accounts: dict[str, Account], name: str, shown: str, limits: TenantConfig | Key, now: float) -> None:
     if name in accounts:
         accounts[name].set(limits, now)
     else:

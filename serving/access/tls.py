@@ -1,4 +1,4 @@
-"""TLS of both doors from the same files; renewed certificates are taken up while the server runs."""
+"""TLS of both servers from the same files; renewed certificates are taken up while the server runs."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from jaxinfer.config import ConfigError
 from jaxinfer.errors import BAD_INPUT
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError
-from serving.batch import BatchError, BatchRun, Output, Progress, read_input
+from serving.batch import BatchError, BatchProgress, BatchRun, Output, read_input
 from serving.commands.early import check_model
 from serving.commands.local_engine import local_engine
 from serving.commands.options import add_model_options, add_parser_options, add_runtime_options, runtime_config
@@ -123,7 +123,7 @@ class _View(ProgressView):
         self._task: TaskID | None = None
         self._before = 0
 
-    def start(self, progress: Progress) -> None:
+    def start(self, progress: BatchProgress) -> None:
         progress.began = time.monotonic()
         self._before = progress.done
         if self._console.is_terminal:
@@ -143,7 +143,7 @@ class _View(ProgressView):
             self._lines = PlainLines(self._console)
             self._tell(self._lines, progress)
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: BatchProgress) -> None:
         if self._bars is not None and self._task is not None:
             refused = f", {progress.refused} refused" if progress.refused else ""
             speed = f"{progress.completion_tokens / max(time.monotonic() - progress.began, 1e-3):.0f} tokens/s{refused}"
@@ -151,10 +151,10 @@ class _View(ProgressView):
         elif self._lines is not None:
             self._tell(self._lines, progress)
 
-    def _tell(self, lines: PlainLines, progress: Progress) -> None:
+    def _tell(self, lines: PlainLines, progress: BatchProgress) -> None:
         lines.doing(f"answering: {progress.done} of {progress.total} requests")
 
-    def end(self, progress: Progress) -> None:
+    def end(self, progress: BatchProgress) -> None:
         self.close()
         here = progress.done - self._before if progress.completion_tokens or progress.refused else 0
         before = progress.total - here

@@ -125,11 +125,11 @@ class ServeConsole:
             self._console.print(f"[dim]·[/dim] {escape(note)}")
         for label, value in _summary(info, detailed=self._detailed):
             self._console.print(f"[dim]{label:<12}[/dim] {escape(value)}")
-        doors = f"[bold]{address}[/bold]"
+        addresses = f"[bold]{address}[/bold]"
         if http_address is not None:
-            doors += f" (gRPC) and [bold]{self._scheme}://{reachable(http_address)}/v1[/bold] (OpenAI's HTTP)"
+            addresses += f" (gRPC) and [bold]{self._scheme}://{reachable(http_address)}/v1[/bold] (OpenAI's HTTP)"
         self._console.print(
-            f"[bold green]ready[/bold green] after {seconds:.1f} s: {escape(name)} on {doors}. Ctrl-C stops. Try:"
+            f"[bold green]ready[/bold green] after {seconds:.1f} s: {escape(name)} on {addresses}. Ctrl-C stops. Try:"
         )
         lines = [self.client_line(address)]
         if http_address is not None:

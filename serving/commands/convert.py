@@ -1,4 +1,4 @@
-"""`jaxinfer convert`: a Hugging Face folder becomes a checkpoint that loads faster, in few bits where asked for."""
+"""`jaxinfer convert`: a Hugging Face folder becomes a checkpoint that loads faster, quantized where asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from checkpoints.files import CheckpointError, is_converted
 from checkpoints.folder import check_weight_files, read_config
 from checkpoints.quantizing.options import GROUPS, SKIPS, Quantizing
 from checkpoints.staging import check_target
-from checkpoints.stored import KV_CACHE_DTYPES
+from checkpoints.storage import KV_CACHE_DTYPES
 from jaxinfer.config import ConfigError, DTypeName, Quantization
 from jaxinfer.model_path import resolve_model
 from serving.commands.parsing import BAD_INPUT, FAILURE, CommandError, CommandParser, fail
@@ -45,7 +45,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         "the model twice in full",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a converted checkpoint in OUT_DIR")
-    bits = parser.add_argument_group("few bits for the layers' matrices (docs/quantization.md)")
+    bits = parser.add_argument_group("quantized layers (docs/quantization.md)")
     bits.add_argument("--quantize", choices=get_args(Quantization), help="scheme to round to")
     bits.add_argument("--policy", type=Path, metavar="FILE", help="TOML: rules that give matrices another scheme")
     bits.add_argument(

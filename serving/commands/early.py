@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 from checkpoints.folder import check_weight_files, read_config
-from checkpoints.stored import read_storage
+from checkpoints.storage import read_storage
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig, context_length, require
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.models.stored import check_stored
+from jaxinfer.models.stored_matrix import check_stored
 from serving.commands.parsing import CommandError
 
 

@@ -247,6 +247,6 @@ def _with_prefix(progress: EvaluationProgress, letter: str, what: str, done: int
 
 def _prepare_devices(specs: Sequence[ModelSpec]) -> None:
     """Virtual CPU devices are counted once, when JAX starts: enough for the larger of the two."""
-    from jaxinfer.runtime.assemble import configure_jax
+    from jaxinfer.runtime.engine_builder import configure_jax
 
     configure_jax(max((spec.runtime for spec in specs), key=lambda runtime: runtime.tensor_parallel_size))

@@ -1,4 +1,4 @@
-"""Command-line options of the HTTP door."""
+"""Command-line options of the HTTP server."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import argparse
 import json
 import math
 
-from serving.http.door import KEEP_ALIVE_SECONDS, HttpConfig
 from serving.http.envelope import CorsConfig, CorsError
+from serving.http.http_server import KEEP_ALIVE_SECONDS, HttpConfig
 
 _LIST = "it must be a JSON list of strings, as '[\"*\"]'"
 

@@ -68,7 +68,7 @@ def _new(arguments: argparse.Namespace) -> int:
     if days is not None:
         now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
         expires = now + datetime.timedelta(days=days)
-    limits = keys.Limits(
+    limits = keys.KeyLimits(
         requests_per_minute=arguments.requests_per_minute,
         tokens_per_minute=arguments.tokens_per_minute,
         max_concurrency=arguments.max_concurrency,

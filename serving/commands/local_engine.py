@@ -1,4 +1,4 @@
-"""An engine of a command's own: the process and the checks that a server has, without doors."""
+"""An engine of a command's own: the process and the checks that a server has, without servers."""
 
 from __future__ import annotations
 

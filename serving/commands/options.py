@@ -42,7 +42,7 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--quantization",
         choices=get_args(Quantization),
-        help="few bits for the layers' matrices, rounded at load",
+        help="quantizes the layers' matrices at load",
         without="as the checkpoint has them",
     )
     add("--device", choices=("cpu", "gpu", "tpu"), help="where to run", without="what JAX finds")

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from checkpoints.files import CheckpointError
-from checkpoints.stored import read_storage, with_stored_defaults
+from checkpoints.storage import read_storage, with_stored_defaults
 from jaxinfer.config import ConfigError
 from jaxinfer.model_path import resolve_model
 from serving.commands.early import check_model
@@ -50,8 +50,8 @@ def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> 
         runtime = with_stored_defaults(folder, config, runtime)
         stored = read_storage(folder, config).matrices
 
-        from jaxinfer.plan import make_plan
-        from jaxinfer.runtime.assemble import configure_jax
+        from jaxinfer.memory_plan import make_plan
+        from jaxinfer.runtime.engine_builder import configure_jax
         from jaxinfer.sharding import make_mesh
 
         configure_jax(runtime)

@@ -62,7 +62,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         type=_http_port,
         metavar="N",
         default=argparse.SUPPRESS,
-        help=f"of the OpenAI-compatible door; none opens no such door (default: {DEFAULT_HTTP_PORT}, or a free one "
+        help=f"of the OpenAI-compatible server; none: no such server (default: {DEFAULT_HTTP_PORT}, or a free one "
         "where --port is 0)",
     )
     parser.add_argument(
@@ -158,7 +158,7 @@ def _serve(
         else:
             make_engine = build(str(folder), arguments)
         name = model_name(arguments, folder)
-        # Who asks for any free port asks for one on both doors.
+        # Who asks for any free port asks for one on both servers.
         http_port = getattr(arguments, "http_port", DEFAULT_HTTP_PORT if arguments.port else 0)
         config = ServerConfig(
             host=arguments.host,

@@ -12,10 +12,10 @@ import numpy as np
 
 from jaxinfer.evaluation.source import (
     PLAIN_STOPS,
+    AnswerText,
     Distributions,
     Message,
     OnDone,
-    Reply,
     Scored,
     SourceInfo,
     plain_prompt,
@@ -108,17 +108,19 @@ class ServerSource:
         request = pb.DetokenizeRequest(token_ids=ids)
         return str(self._each([request], lambda stub, r: stub.Detokenize(r))[0].text)
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], on_done: OnDone) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], on_done: OnDone
+    ) -> list[AnswerText]:
         stops = () if self.info.chat else PLAIN_STOPS
         requests = [_request(ids, limit, stop=stops) for ids, limit in zip(prompts, max_tokens, strict=True)]
 
-        async def ask(stub: Stub, request: pb.GenerateRequest) -> Reply:
+        async def ask(stub: Stub, request: pb.GenerateRequest) -> AnswerText:
             text, reason = "", pb.FINISH_REASON_UNSPECIFIED
             async for event in stub.Generate(request):
                 if event.HasField("delta"):
                     text += event.delta.text
                     reason = event.delta.finish_reason or reason
-            return Reply(text, pb.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower())
+            return AnswerText(text, pb.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower())
 
         return self._each(requests, ask, on_done)
 

@@ -42,7 +42,7 @@ class AdmissionControl:
         try:
             self._access.check(origin.caller, len(requests), sequences, tokens)
         except Refusal as refusal:
-            self._access.audit_refusal(origin.door, origin.endpoint, refusal, origin.caller)
+            self._access.audit_refusal(origin.server, origin.endpoint, refusal, origin.caller)
             raise
 
     def take_places(self, n: int, running: int) -> None:

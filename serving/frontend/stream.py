@@ -1,4 +1,5 @@
-"""One request on the server's side of the engine's door: takes the engine's news at once, hands them to a reader.
+"""One request on the server's side of the engine's process boundary: takes the engine's news at once, hands them to a
+reader.
 
 The engine is never slowed by a slow reader, and memory stays bounded by the request's own result: what the reader has
 not taken yet is merged, per sequence, into one pending delta. Stop strings are found when the token arrives, not when

@@ -1,4 +1,4 @@
-"""Requests of the open inference protocol to and from what every door shares.
+"""Requests of the open inference protocol to and from what every server shares.
 
 The model's tensors are those of Triton's vLLM backend, so that clients made for it work: names, types, defaults.
 """
@@ -18,7 +18,7 @@ from jaxinfer.text import Tokenizer
 from protos.open_inference import grpc_service_pb2 as pb
 from serving.frontend.stream import GenerationStream
 from serving.gateways import tensors
-from serving.gateways.tensors import VECTOR, Spec
+from serving.gateways.tensors import VECTOR, TensorSpec
 from serving.grpc_server.convert import json_object, refuse_unknown_fields
 from serving.http.logprobs import Spelling, ranked
 from serving.pace import Pace
@@ -39,26 +39,26 @@ _RETURNS = {
     "return_num_input_tokens": "num_input_tokens",
     "return_num_output_tokens": "num_output_tokens",
 }
-INPUTS: Mapping[str, Spec] = {
+INPUTS: Mapping[str, TensorSpec] = {
     spec.name: spec
     for spec in (
-        Spec("text_input", ("BYTES",)),
-        Spec("input_ids", ("INT32", "INT64"), VECTOR),
-        Spec("stream", ("BOOL",)),
-        Spec("sampling_parameters", ("BYTES",)),
-        Spec("exclude_input_in_output", ("BOOL",)),
-        *(Spec(name, ("BOOL",)) for name in _RETURNS),
+        TensorSpec("text_input", ("BYTES",)),
+        TensorSpec("input_ids", ("INT32", "INT64"), VECTOR),
+        TensorSpec("stream", ("BOOL",)),
+        TensorSpec("sampling_parameters", ("BYTES",)),
+        TensorSpec("exclude_input_in_output", ("BOOL",)),
+        *(TensorSpec(name, ("BOOL",)) for name in _RETURNS),
     )
 }
-OUTPUTS: Mapping[str, Spec] = {
+OUTPUTS: Mapping[str, TensorSpec] = {
     spec.name: spec
     for spec in (
-        Spec("text_output", ("BYTES",), VECTOR),
-        Spec("finish_reason", ("BYTES",), VECTOR),
-        Spec("cumulative_logprob", ("FP32",), VECTOR),
-        Spec("logprobs", ("BYTES",), VECTOR),
-        Spec("num_input_tokens", ("UINT32",)),
-        Spec("num_output_tokens", ("UINT32",), VECTOR),
+        TensorSpec("text_output", ("BYTES",), VECTOR),
+        TensorSpec("finish_reason", ("BYTES",), VECTOR),
+        TensorSpec("cumulative_logprob", ("FP32",), VECTOR),
+        TensorSpec("logprobs", ("BYTES",), VECTOR),
+        TensorSpec("num_input_tokens", ("UINT32",)),
+        TensorSpec("num_output_tokens", ("UINT32",), VECTOR),
     )
 }
 
@@ -234,7 +234,7 @@ _KINDS: Mapping[Kind, tuple[Callable[[Any], Any], str]] = {
 }
 # The outputs have no place for what is told of the prompt.
 _READERS = {name: _KINDS[declared.kind] for name, declared in FIELDS.items() if name != "prompt_logprobs"}
-# The doors' shared names -> this protocol's, for errors.
+# The servers' shared names -> this protocol's, for errors.
 NAMES = {"token_ids": "input_ids", "prompt": "text_input", "priority": "parameters[priority]"} | {
     name: f"sampling_parameters.{name}" for name in _READERS
 }
@@ -291,7 +291,7 @@ def _check_neutral(name: str, value: Any) -> None:
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-class Replies:
+class InferReplies:
     """The messages of one request's stream; each holds every sequence, with what is new of it."""
 
     def __init__(self, stream: GenerationStream, asked: Asked, model_name: str, tokenizer: Tokenizer) -> None:

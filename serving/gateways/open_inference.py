@@ -18,9 +18,9 @@ from jaxinfer.text import Tokenizer
 from protos.open_inference import grpc_service_pb2 as pb
 from protos.open_inference import grpc_service_pb2_grpc as pb_grpc
 from serving.errors import Refusal, internal
-from serving.gateways.infer_convert import FINAL, INPUTS, OUTPUTS, Asked, Replies, to_request
-from serving.gateways.tensors import Spec
-from serving.grpc_server.door import Context, Door, answer, refuse, unimplemented, write
+from serving.gateways.infer_convert import FINAL, INPUTS, OUTPUTS, Asked, InferReplies, to_request
+from serving.gateways.tensors import TensorSpec
+from serving.grpc_server.call_handler import CallHandler, Context, answer, refuse, unimplemented, write
 from serving.grpc_server.names import KSERVE, SERVICES
 from serving.grpc_server.wire import size_of
 from serving.observing.metrics import Metrics
@@ -61,10 +61,10 @@ _TYPES = {
 T = TypeVar("T")
 
 
-class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
-    def __init__(self, door: Door) -> None:
-        self._door = door
-        self._frontend = door.frontend
+class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
+    def __init__(self, handler: CallHandler) -> None:
+        self._handler = handler
+        self._frontend = handler.frontend
 
     # -- generation -----------------------------------------------------------------------------------------------
 
@@ -146,9 +146,9 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             generation, asked = to_request(request, streams=endpoint == "ModelStreamInfer")
             return generation, (asked, model.tokenizer)
 
-        stream, (asked, tokenizer) = await self._door.submit(endpoint, size_of(request), convert, context)
+        stream, (asked, tokenizer) = await self._handler.submit(endpoint, size_of(request), convert, context)
         try:
-            replies = Replies(stream, asked, self._frontend.ready_model().name, tokenizer)
+            replies = InferReplies(stream, asked, self._frontend.ready_model().name, tokenizer)
             deadline = asyncio.get_running_loop().time() + asked.seconds if asked.seconds else None
             while True:
                 async with asyncio.timeout_at(deadline):
@@ -269,7 +269,7 @@ def _check_model(name_field: str, name: str, version_field: str, version: str, m
 
 
 def _statistics(metrics: Metrics, name: str) -> pb.ModelStatistics:
-    """Of the same numbers as the metrics, of every door's requests. What is not measured by itself (compute_input,
+    """Of the same numbers as the metrics, of every server's requests. What is not measured by itself (compute_input,
     compute_output, caches of answers) is left out."""
     ends = {"success": ("stop", "length"), "fail": ("abort", "error")}
     found = {
@@ -299,7 +299,7 @@ def _metadata(context: Context) -> tuple[tuple[str, str], ...]:
     return tuple((name, str(value)) for name, value in context.invocation_metadata() or ())
 
 
-def _metadata_of(spec: Spec) -> pb.ModelMetadataResponse.TensorMetadata:
+def _metadata_of(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
     return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatypes[0], shape=spec.shape)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 
 from serving.frontend.frontend import Frontend
-from serving.grpc_server.door import Door
+from serving.grpc_server.call_handler import CallHandler
 from serving.grpc_server.names import KSERVE, SERVICES, VLLM
 
 
@@ -33,14 +33,14 @@ class Gateways:
 
             from serving.gateways import vllm_convert, vllm_engine
 
-            door = Door(VLLM, frontend, self._config.folder, vllm_convert.NAMES)
-            vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server(vllm_engine.VllmEngineServicer(door), server)
+            handler = CallHandler(VLLM, frontend, self._config.folder, vllm_convert.NAMES)
+            vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server(vllm_engine.VllmEngineServicer(handler), server)
         if KSERVE in self._config.names:
             from protos.open_inference import grpc_service_pb2_grpc
             from serving.gateways import infer_convert, open_inference
 
-            door = Door(KSERVE, frontend, self._config.folder, infer_convert.NAMES)
+            handler = CallHandler(KSERVE, frontend, self._config.folder, infer_convert.NAMES)
             grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-                open_inference.InferenceServicer(door), server
+                open_inference.OpenInferenceServicer(handler), server
             )
             server.add_generic_rpc_handlers((open_inference.unserved(),))

@@ -20,7 +20,7 @@ ANY = -1  # a dimension of any length
 VECTOR, SCALAR = (ANY,), (1,)
 
 
-class Spec(NamedTuple):
+class TensorSpec(NamedTuple):
     """A tensor of the model. datatypes: the first is what the model's metadata say."""
 
     name: str
@@ -39,7 +39,7 @@ _FIELDS: Mapping[str, tuple[str, str | None]] = {
 }
 
 
-def read(request: pb.ModelInferRequest, specs: Mapping[str, Spec]) -> dict[str, Sequence[Any]]:
+def read(request: pb.ModelInferRequest, specs: Mapping[str, TensorSpec]) -> dict[str, Sequence[Any]]:
     """Values of each input by name, flat; of a long one no Python objects are made yet. Raises InvalidRequest for what
     is not one of `specs`, or malformed."""
     raw = _raw(request)
@@ -88,7 +88,7 @@ def _check_parameters(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes
             raise InvalidRequest(at, size, f"its raw form has {len(data)} bytes")
 
 
-def _count(tensor: pb.ModelInferRequest.InferInputTensor, spec: Spec) -> int:
+def _count(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec) -> int:
     """How many values the tensor must hold."""
     if tensor.datatype not in spec.datatypes:
         raise InvalidRequest(f"{tensor.name}.datatype", tensor.datatype, f"it must be {' or '.join(spec.datatypes)}")
@@ -152,7 +152,7 @@ def _strings(name: str, data: bytes, most: int) -> list[bytes]:
     return found
 
 
-def add(response: pb.ModelInferResponse, spec: Spec, values: Sequence[Any], *, raw: bool) -> None:
+def add(response: pb.ModelInferResponse, spec: TensorSpec, values: Sequence[Any], *, raw: bool) -> None:
     """Adds an output. values: str for BYTES, else numbers."""
     datatype = spec.datatypes[0]
     tensor = response.outputs.add(name=spec.name, datatype=datatype, shape=[len(values)])

@@ -1,4 +1,4 @@
-"""Messages of `vllm.grpc.engine` to and from what every door shares.
+"""Messages of `vllm.grpc.engine` to and from what every server shares.
 
 The service takes token ids or text and answers with token ids alone: its clients turn them into text.
 """
@@ -15,13 +15,13 @@ from jaxinfer.messages import TokenLogprobs
 from jaxinfer.outputs import PROMPT, Delta
 from jaxinfer.sampling_params import clamped_bias
 from serving.frontend.stream import GenerationStream
+from serving.grpc_server.call_handler import refuse_others
 from serving.grpc_server.convert import check_entries, plain_list, refuse_unknown_fields
-from serving.grpc_server.door import refuse_others
 from serving.grpc_server.replies import tokens_per_message
 from serving.pace import Pace
 from serving.request import GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt
 
-# The doors' shared names -> this protocol's, for errors.
+# The servers' shared names -> this protocol's, for errors.
 NAMES: Mapping[str, str] = {"token_ids": "tokenized.input_ids", "prompt": "input"}
 
 _Message = Any  # GenerateStreamChunk or GenerateComplete: the package has no types
@@ -117,7 +117,7 @@ def sampling(params: pb.SamplingParams, context: ModelContext) -> dict[str, Any]
     return given
 
 
-class Replies:
+class VllmReplies:
     """The messages of one request's stream.
 
     stream: chunks as they come and one `complete` for each sequence when it ends; else the latter alone. As vLLM does

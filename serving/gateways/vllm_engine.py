@@ -24,9 +24,9 @@ from jaxinfer import __version__
 from jaxinfer.errors import BAD_INPUT, InvalidRequest
 from serving.errors import Refusal
 from serving.gateways.tokenizer_bundle import Bundle, bundle
-from serving.gateways.vllm_convert import Replies, to_request
+from serving.gateways.vllm_convert import VllmReplies, to_request
+from serving.grpc_server.call_handler import CallHandler, Context, answer, refuse, refuse_others, unimplemented, write
 from serving.grpc_server.convert import refuse_unknown_fields
-from serving.grpc_server.door import Context, Door, answer, refuse, refuse_others, unimplemented, write
 from serving.grpc_server.wire import size_of
 from serving.request import NO_TOKENS, ModelContext
 
@@ -42,9 +42,9 @@ T = TypeVar("T")
 
 
 class VllmEngineServicer(pb_grpc.VllmEngineServicer):
-    def __init__(self, door: Door) -> None:
-        self._door = door
-        self._frontend = door.frontend
+    def __init__(self, handler: CallHandler) -> None:
+        self._handler = handler
+        self._frontend = handler.frontend
         self._throughput = Throughput()
         self._bundle: Bundle | None = None
         self._bundling = asyncio.Lock()
@@ -60,11 +60,11 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
             return to_request(request, model), None
 
         try:
-            stream, _ = await self._door.submit("Generate", size_of(request), convert, context)
+            stream, _ = await self._handler.submit("Generate", size_of(request), convert, context)
         except Refusal as refusal:
             await refuse(context, refusal)
         try:
-            replies = Replies(stream, chunks=request.stream)
+            replies = VllmReplies(stream, chunks=request.stream)
             while (deltas := await stream.read()) is not None:
                 async for message in replies.messages(deltas):
                     await write(context, message)
@@ -99,7 +99,7 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
         return await answer(request, context, check)
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
-        return await answer(request, context, lambda: model_info(self._frontend.ready_model(), self._door.folder))
+        return await answer(request, context, lambda: model_info(self._frontend.ready_model(), self._handler.folder))
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         return await answer(request, context, self._server_info)
@@ -109,7 +109,7 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
         return pb.GetServerInfoResponse(
             active_requests=self._frontend.open_requests,
             last_receive_timestamp=time.time() - (now - self._frontend.last_news),
-            uptime_seconds=now - self._door.started,
+            uptime_seconds=now - self._handler.started,
             server_type=SERVER_TYPE,
             data_parallel_size=1,
             block_size=info.page_size,
@@ -159,7 +159,7 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
             await context.write(common_pb2.GetTokenizerChunk(data=part, sha256=sha256 if last else ""))
 
     async def _tokenizer(self) -> Bundle:
-        folder = self._door.folder
+        folder = self._handler.folder
         if self._frontend.ready_model().tokenizer is None or folder is None:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "this server runs without a tokenizer")
         async with self._bundling:  # made once, when the first gateway asks

@@ -1,4 +1,4 @@
-"""From a gRPC message to a request that the engine can take. What only this door can get wrong is named here.
+"""From a gRPC message to a request that the engine can take. What only this server can get wrong is named here.
 
 A request's field either takes effect or is refused: `tests/serving/test_every_field.py` walks all of them.
 """
@@ -33,7 +33,7 @@ def in_names_of_the_client() -> Iterator[None]:
 
 
 def to_request(request: pb.GenerateRequest) -> GenerationRequest:
-    """The same request as every door makes it. Raises InvalidRequest."""
+    """The same request as every server makes it. Raises InvalidRequest."""
     refuse_unknown_fields(request)
     return GenerationRequest(
         prompt_of(request),

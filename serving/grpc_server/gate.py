@@ -1,4 +1,4 @@
-"""The gRPC door's side of the check: an interceptor around every method, known or not."""
+"""The gRPC server's side of the check: an interceptor around every method, known or not."""
 
 from __future__ import annotations
 

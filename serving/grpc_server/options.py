@@ -1,4 +1,4 @@
-"""The gRPC door's options and address."""
+"""The gRPC server's options and address."""
 
 from __future__ import annotations
 

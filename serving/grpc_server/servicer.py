@@ -17,8 +17,8 @@ from serving.errors import Refusal
 from serving.frontend.frontend import Frontend
 from serving.frontend.stream import GenerationStream
 from serving.grpc_server import replies
+from serving.grpc_server.call_handler import STALL_SECONDS, CallHandler, Context, answer, refuse, write
 from serving.grpc_server.convert import NAMES, prompt_of, refuse_unknown_fields, to_request
-from serving.grpc_server.door import STALL_SECONDS, Context, Door, answer, refuse, write
 from serving.grpc_server.wire import size_of
 from serving.request import ModelContext, encode_prompt
 from serving.text_worker import PART_BYTES
@@ -31,7 +31,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
 
     def __init__(self, frontend: Frontend, max_message_bytes: int) -> None:
         self._frontend = frontend
-        self._door = Door("grpc", frontend, names=NAMES)
+        self._handler = CallHandler("grpc", frontend, names=NAMES)
         self._max_message_bytes = max_message_bytes
 
     # -- generation -----------------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
         """Written with `context.write` rather than as a generator: a cancellation then always lands in this body, and
         the sequences are aborted before the call is over."""
         try:
-            stream, _ = await self._door.submit(
+            stream, _ = await self._handler.submit(
                 "Generate", _cost(request), lambda _: (to_request(request), None), context
             )
         except Refusal as refusal:
@@ -75,13 +75,13 @@ class InferenceServicer(pb_grpc.InferenceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         try:
-            return await self._door.text("Tokenize", _cost(request), lambda model: _tokenize(request, model))
+            return await self._handler.text("Tokenize", _cost(request), lambda model: _tokenize(request, model))
         except Refusal as refusal:
             await refuse(context, refusal)
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
         try:
-            return await self._door.text("Detokenize", _cost(request), lambda model: _detokenize(request, model))
+            return await self._handler.text("Detokenize", _cost(request), lambda model: _detokenize(request, model))
         except Refusal as refusal:
             await refuse(context, refusal)
 
@@ -104,7 +104,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
             open_requests=frontend.open_requests,
             accepted=frontend.accepted,
             refused=frontend.refused,
-            uptime=time.monotonic() - self._door.started,
+            uptime=time.monotonic() - self._handler.started,
             draining=frontend.draining,
         )
 

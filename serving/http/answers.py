@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from jaxinfer.outputs import Delta
 from jaxinfer.text import AnswerReading, Tokenizer
-from jaxinfer.text.answers import AnswerFormat, AnswerParser, CallArguments, CallName, Reasoning
+from jaxinfer.text.answers import CallArguments, CallName, OutputParser, OutputParserNames, Reasoning
 from serving.http.parts import Part, PartedAnswer, joined
 from serving.http.tokens import ShownTokens, Token
 
@@ -18,14 +18,14 @@ _STEPS_PER_PUSH = 16
 _PROMPT_END = 16  # tokens at the end of a prompt in which an opened reasoning is looked for
 
 
-def new_call_id(form: AnswerFormat) -> str:
+def new_call_id(form: OutputParserNames) -> str:
     """Mistral's chat templates insist on nine letters and digits when the id comes back."""
     if form.tool_calls == "mistral":
         return "".join(secrets.choice(_LETTERS) for _ in range(9))
     return "call_" + secrets.token_hex(12)
 
 
-def reasoning_begun(form: AnswerFormat, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> bool:
+def reasoning_begun(form: OutputParserNames, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> bool:
     """Whether the chat template has opened the reasoning for the model."""
     if form.reasoning == "none":
         return False
@@ -39,7 +39,7 @@ def reasoning_begun(form: AnswerFormat, tokenizer: Tokenizer, prompt: tuple[int,
     return form.begun(tokenizer.decode(end, skip_special_tokens=False))
 
 
-def kept_tokens(form: AnswerFormat, tokenizer: Tokenizer | None, *, tools: bool) -> frozenset[int]:
+def kept_tokens(form: OutputParserNames, tokenizer: Tokenizer | None, *, tools: bool) -> frozenset[int]:
     """Special tokens that the parsers must see. tools: some are offered."""
     if tokenizer is None:
         return frozenset()
@@ -48,7 +48,7 @@ def kept_tokens(form: AnswerFormat, tokenizer: Tokenizer | None, *, tools: bool)
 
 
 def answer_reading(
-    form: AnswerFormat, tools: frozenset[str] | None, tokenizer: Tokenizer, prompt: tuple[int, ...]
+    form: OutputParserNames, tools: frozenset[str] | None, tokenizer: Tokenizer, prompt: tuple[int, ...]
 ) -> AnswerReading:
     """How answers to this prompt are read."""
     return AnswerReading(form, tools, reasoning_begun(form, tokenizer, prompt))
@@ -63,7 +63,7 @@ class GrowingAnswer:
 
     def __init__(
         self,
-        parser: AnswerParser,
+        parser: OutputParser,
         tokenizer: Tokenizer,
         marks: Sequence[str],
         shown: ShownTokens | None,

@@ -1,4 +1,4 @@
-"""The endpoints without HTTP: a path and a body in, a reply out. The door uses it, and so does `jaxinfer batch`."""
+"""The endpoints without HTTP: a path and a body in, a reply out. The server uses it, and so does `jaxinfer batch`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxinfer.errors import BAD_INPUT, ChatMessageError, ChatTemplateError, InvalidRequest, StopStringError
 from jaxinfer.sampling_params import as_token_ids
-from jaxinfer.text.answers import AnswerFormat, answer_format
+from jaxinfer.text.answers import OutputParserNames, output_parser_names
 from serving.errors import Refusal
 from serving.frontend.frontend import Frontend, Prepare
 from serving.http import chat, chat_input, convert, responses_input
@@ -56,9 +56,9 @@ class ApiConfig:
 
 class _Endpoint(NamedTuple):
     kind: type[Sampling]
-    convert: Callable[[Any, ModelContext, AnswerFormat], list[GenerationRequest]]
+    convert: Callable[[Any, ModelContext, OutputParserNames], list[GenerationRequest]]
     names: Callable[[Any], Mapping[str, str]]
-    reply: Callable[[Any, Generation, ModelContext, AnswerFormat], Reply]
+    reply: Callable[[Any, Generation, ModelContext, OutputParserNames], Reply]
 
 
 ENDPOINTS: Mapping[str, _Endpoint] = {
@@ -80,12 +80,12 @@ class Api:
 
     def __init__(self, frontend: Frontend, config: ApiConfig) -> None:
         self.frontend = frontend
-        self.form = AnswerFormat()
+        self.form = OutputParserNames()
         self._config = config
 
     def open(self, model: ModelContext) -> None:
         template = None if model.tokenizer is None else model.tokenizer.chat_template
-        self.form = answer_format(self._config.tool_call_parser, self._config.reasoning_parser, template)
+        self.form = output_parser_names(self._config.tool_call_parser, self._config.reasoning_parser, template)
 
     async def begin(self, path: str, body: bytes, origin: Origin = NOWHERE) -> Reply:
         """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the

@@ -57,7 +57,7 @@ class BodyReader:
             message_text = f"the request's body did not come within {self.seconds:g} s"
             closing = ((b"connection", b"close"),)
             raise ApiError(408, message_text, headers=closing, reason="the body did not come in time") from None
-        except asyncio.CancelledError:  # the door closes and has waited long enough
+        except asyncio.CancelledError:  # the server stops and has waited long enough
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()

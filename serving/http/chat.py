@@ -10,12 +10,12 @@ from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.outputs import PROMPT
 from jaxinfer.text.answers import (
-    AnswerFormat,
-    AnswerParser,
     CallArguments,
     CallName,
     Content,
     Event,
+    OutputParser,
+    OutputParserNames,
     Reasoning,
     collect,
 )
@@ -37,7 +37,7 @@ NO_TOOL_FORMAT = (
 
 
 def names(request: ChatRequest) -> dict[str, str]:
-    """The doors' names of fields -> this request's."""
+    """The servers' names of fields -> this request's."""
     tokens = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
     return {
         "max_tokens": tokens,
@@ -48,7 +48,7 @@ def names(request: ChatRequest) -> dict[str, str]:
     }
 
 
-def to_requests(request: ChatRequest, context: ModelContext, form: AnswerFormat) -> list[GenerationRequest]:
+def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserNames) -> list[GenerationRequest]:
     """Raises InvalidRequest."""
     given = convert.sampling(request)
     wanted = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
@@ -85,7 +85,7 @@ def check_tool_choice(request: ChatRequest | ResponsesRequest) -> None:
         raise InvalidRequest("tool_choice", request.tool_choice, "it needs tools")
 
 
-def offered_tools(tools: list[dict[str, Any]], choice: Any, form: AnswerFormat) -> list[dict[str, Any]] | None:
+def offered_tools(tools: list[dict[str, Any]], choice: Any, form: OutputParserNames) -> list[dict[str, Any]] | None:
     """The tools that the model gets to see: none where it must not call any. Raises InvalidRequest."""
     if not tools or choice == "none":
         return None
@@ -104,12 +104,12 @@ def new_answer(
     whole: bool,
     with_reasoning: bool,
 ) -> GrowingAnswer:
-    """tells_tokens: the client wants to know of token ids or log-probabilities. whole: see AnswerParser."""
+    """tells_tokens: the client wants to know of token ids or log-probabilities. whole: see OutputParser."""
     prepared = generation.streams[0].prepared
     reading = prepared.reading
     assert reading is not None
     assert context.tokenizer is not None
-    parser = AnswerParser(reading.form, tools=reading.tools, begun=reading.begun, whole=whole)
+    parser = OutputParser(reading.form, tools=reading.tools, begun=reading.begun, whole=whole)
     shown = None
     if tells_tokens or parser.reasons:  # reasoning's tokens are counted
         shown = ShownTokens(spelling.open_after, spelling.open_at_end(prepared.token_ids))
@@ -125,7 +125,9 @@ def new_answer(
 
 
 class ChatReply(Reply):
-    def __init__(self, request: ChatRequest, generation: Generation, context: ModelContext, form: AnswerFormat) -> None:
+    def __init__(
+        self, request: ChatRequest, generation: Generation, context: ModelContext, form: OutputParserNames
+    ) -> None:
         super().__init__(generation, context.name, stream=bool(request.stream))
         self._request = request
         self._form = form

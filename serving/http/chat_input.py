@@ -1,7 +1,7 @@
 """Messages and tools as OpenAI's clients send them, made into what chat templates read.
 
 Here only shapes are judged, so that errors name the field as it was sent. What empty and unreadable values mean to a
-template is settled for all doors in jaxinfer/text/conversation.py.
+template is settled for all servers in jaxinfer/text/conversation.py.
 """
 
 from __future__ import annotations

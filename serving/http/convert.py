@@ -1,4 +1,4 @@
-"""From an HTTP request to the requests that the engine takes, under the names that every door shares."""
+"""From an HTTP request to the requests that the engine takes, under the names that every server shares."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _prompts(request: CompletionRequest) -> list[Prompt]:
 
 @contextmanager
 def in_names_of_the_client(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors name fields as the client wrote them. names: the doors' shared name -> the client's."""
+    """Errors name fields as the client wrote them. names: the servers' shared name -> the client's."""
     try:
         yield
     except InvalidRequest as error:

@@ -1,4 +1,4 @@
-"""The HTTP door's side of the check: an ASGI application around the others."""
+"""The HTTP server's side of the check: an ASGI application around the others."""
 
 from __future__ import annotations
 

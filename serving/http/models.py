@@ -1,7 +1,7 @@
-"""The requests of the HTTP door, as types: they decode JSON, refuse what they do not know, and become the document.
+"""The requests of the HTTP server, as types: they decode JSON, refuse what they do not know, and become the document.
 
 Names are OpenAI's; fields that OpenAI does not have are named as vLLM names them. null means "not given" everywhere.
-What sampling fields are, and their ranges, is declared once, with `SamplingParams`, which checks them for every door.
+What sampling fields are, and their ranges, is declared once, with `SamplingParams`, which checks them for every server.
 Every field takes effect, goes to the usage ledger (RECORDED), or is refused by name (REFUSED): see tests/serving/http.
 """
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from jaxinfer.text.answers import AnswerParser, CallArguments, CallName, Content, Event, Reasoning
+from jaxinfer.text.answers import CallArguments, CallName, Content, Event, OutputParser, Reasoning
 from serving.http.tokens import Token
 
 
@@ -32,7 +32,7 @@ class PartedAnswer:
         reasoning_tokens: how many tokens spell reasoning; tags do not count.
     """
 
-    def __init__(self, parser: AnswerParser, marks: Sequence[str]) -> None:
+    def __init__(self, parser: OutputParser, marks: Sequence[str]) -> None:
         """marks: the format's tags."""
         self._parser = parser
         self._marks = marks

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxinfer.outputs import PROMPT
 from jaxinfer.sampling_params import SamplingParams
-from jaxinfer.text.answers import AnswerFormat, CallArguments, CallName, Content, Event, Reasoning
+from jaxinfer.text.answers import CallArguments, CallName, Content, Event, OutputParserNames, Reasoning
 from serving.http.answers import new_call_id
 from serving.http.chat import new_answer
 from serving.http.errors import ApiError
@@ -43,7 +43,7 @@ class _Items:
     """The output's items as they grow, and the events that say so. Events and items are told apart by nothing: a whole
     answer is what the events add up to."""
 
-    def __init__(self, form: AnswerFormat) -> None:
+    def __init__(self, form: OutputParserNames) -> None:
         self._form = form
         self.output: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
@@ -152,7 +152,7 @@ def _no_reasoning() -> dict[str, Any]:
 
 class ResponsesReply(Reply):
     def __init__(
-        self, request: ResponsesRequest, generation: Generation, context: ModelContext, form: AnswerFormat
+        self, request: ResponsesRequest, generation: Generation, context: ModelContext, form: OutputParserNames
     ) -> None:
         super().__init__(generation, context.name, stream=bool(request.stream))
         self._request = request

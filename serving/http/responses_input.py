@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from jaxinfer.errors import InvalidRequest
-from jaxinfer.text.answers import AnswerFormat
+from jaxinfer.text.answers import OutputParserNames
 from jaxinfer.text.conversation import as_arguments, joined
 from serving.http import chat_input, convert
 from serving.http.answers import answer_reading, kept_tokens
@@ -34,7 +34,7 @@ _ITEM_KEYS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def to_requests(request: ResponsesRequest, context: ModelContext, form: AnswerFormat) -> list[GenerationRequest]:
+def to_requests(request: ResponsesRequest, context: ModelContext, form: OutputParserNames) -> list[GenerationRequest]:
     """Raises InvalidRequest."""
     given = convert.sampling(request)
     _check_metadata(request.metadata or {})

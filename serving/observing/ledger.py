@@ -48,7 +48,7 @@ def entry(record: RequestRecord) -> dict[str, Any]:
         "tenant": record.origin.tenant,
         "user": record.origin.user,
         "model": record.model,
-        "door": record.origin.door,
+        "door": record.origin.server,
         "prompt_tokens": record.prompt_tokens,
         "cached_tokens": record.cached_tokens,
         "completion_tokens": record.output_tokens,

@@ -199,7 +199,7 @@ def log_access(record: RequestRecord) -> None:
     first = record.first_token
     fields: dict[str, Any] = {
         "request_id": record.request_id,
-        "door": origin.door,
+        "door": origin.server,
         "endpoint": origin.endpoint,
         "tenant": origin.tenant,
         "finish_reason": record.finish_reason,

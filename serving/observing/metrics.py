@@ -38,7 +38,7 @@ _COUNTS = (1, 2, 5, 10, 20)
 _STEP = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 
 
-class Spec(NamedTuple):
+class MetricSpec(NamedTuple):
     """A metric. labels: beside model_name and engine. shared: vLLM has it under this name with this meaning."""
 
     name: str
@@ -49,16 +49,16 @@ class Spec(NamedTuple):
     buckets: tuple[float, ...] = ()
 
 
-def _gauge(name: str, text: str, *labels: str, shared: bool = False) -> Spec:
-    return Spec(name, "gauge", text, labels, shared)
+def _gauge(name: str, text: str, *labels: str, shared: bool = False) -> MetricSpec:
+    return MetricSpec(name, "gauge", text, labels, shared)
 
 
-def _counter(name: str, text: str, *labels: str, shared: bool = False) -> Spec:
-    return Spec(name, "counter", text, labels, shared)
+def _counter(name: str, text: str, *labels: str, shared: bool = False) -> MetricSpec:
+    return MetricSpec(name, "counter", text, labels, shared)
 
 
-def _histogram(name: str, text: str, buckets: tuple[float, ...]) -> Spec:
-    return Spec(name, "histogram", text, (), True, buckets)
+def _histogram(name: str, text: str, buckets: tuple[float, ...]) -> MetricSpec:
+    return MetricSpec(name, "histogram", text, (), True, buckets)
 
 
 SPECS = (
@@ -271,7 +271,7 @@ class Metrics:
             for prefix in self._prefixes if spec.shared else (OWN_PREFIX,):
                 yield self._family(spec, prefix, values.get(spec.name, {}))
 
-    def _family(self, spec: Spec, prefix: str, value: float | Values) -> Metric:
+    def _family(self, spec: MetricSpec, prefix: str, value: float | Values) -> Metric:
         labels, fixed = ("model_name", "engine", *spec.labels), (self.model, ENGINE)
         name = f"{prefix}:{spec.name}"
         if spec.kind == "histogram":

@@ -20,9 +20,9 @@ FINISH_REASONS = ("stop", "length", "abort", "error")
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a request came in. user: whom the client serves, as the request says. trace: W3C headers by name. received:
-    when the door had all of it; 0.0: when it was submitted. caller: whoever calls now, unless it is given."""
+    when the server had all of it; 0.0: when it was submitted. caller: whoever calls now, unless it is given."""
 
-    door: str = "local"
+    server: str = "local"
     endpoint: str = ""
     user: str = ""
     trace: tuple[tuple[str, str], ...] = ()

@@ -106,7 +106,7 @@ class Recorder:
                 _LOG.exception("request %s is missing in one of the records", record.request_id)
 
     def refused(self, origin: Origin, code: str, error: Exception) -> None:
-        self.metrics.refused[origin.door, code] += 1
+        self.metrics.refused[origin.server, code] += 1
         for sink in self.refusal_sinks:
             sink(origin, code, error)
 
@@ -133,7 +133,7 @@ def explanation(record: RequestRecord, *, alive: bool) -> dict[str, Any]:
         "request_id": record.request_id,
         "state": "alive" if alive else "finished",
         "model": record.model,
-        "door": record.origin.door,
+        "door": record.origin.server,
         "endpoint": record.origin.endpoint,
         "tenant": record.origin.tenant,
         "arrived": record.time,

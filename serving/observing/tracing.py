@@ -122,7 +122,7 @@ def _attributes(record: RequestRecord) -> dict[str, Any]:
         "gen_ai.response.finish_reasons": [record.reasons.get(i, "abort") for i in range(record.n)],
         "gen_ai.usage.input_tokens": record.prompt_tokens,
         "gen_ai.usage.output_tokens": record.output_tokens,
-        "jaxinfer.door": record.origin.door,
+        "jaxinfer.door": record.origin.server,
         "jaxinfer.tenant": record.origin.tenant,
         "jaxinfer.cached_tokens": record.cached_tokens,
         "jaxinfer.preemptions": record.preemptions,

@@ -49,7 +49,7 @@ def test_a_step_with_small_heads_and_int8_pages_compiles() -> None:
 @needs_libtpu
 @pytest.mark.parametrize("topology", TPUS)
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_a_step_of_few_bits_compiles(topology: str, scheme: str) -> None:
+def test_a_quantized_step_compiles(topology: str, scheme: str) -> None:
     done = compile_for("--topology", topology, "--model", "small-128", "--quantization", scheme, *SIZES)
     assert done.returncode == 0, done.stderr[-4000:]
     assert f", {scheme}, " in done.stdout
@@ -59,7 +59,7 @@ def test_a_step_of_few_bits_compiles(topology: str, scheme: str) -> None:
 
 @needs_cuda
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_a_step_of_few_bits_compiles_for_hopper(scheme: str) -> None:
+def test_a_quantized_step_compiles_for_hopper(scheme: str) -> None:
     done = compile_for("--topology", "hopper:4", "--model", "small-128", "--quantization", scheme, *SIZES)
     assert done.returncode == 0, done.stderr[-4000:]
     assert f", {scheme}, " in done.stdout

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxinfer.models.parameters import ParameterFacts
-from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.models.stored_matrix import StoredMatrix
 from jaxinfer.quantization import placing_of
 from jaxinfer.runtime.topology import ProgramReport, report, topology_mesh
 from jaxinfer.sharding import TENSOR_AXIS, LogicalAxes, split_of, tensor_mesh, tensor_size
@@ -78,7 +78,7 @@ def test_every_form_compiles(topology: str) -> None:
         for zeros in (False, True):
             sizes = mesh, tokens, outputs, inputs, axes
             weight, program = compiled(*sizes, dtype=dtype, group=group, zeros=zeros)
-            assert weight.lanes == outputs[1:]
+            assert weight.packed_outputs == outputs[1:]
             assert set(program.kernels) == {"quantized_matmul"}, (tokens, outputs, inputs, group)
             assert program.kernels["quantized_matmul"] <= MOST_VMEM, (tokens, outputs, inputs, group, program.kernels)
 
@@ -100,7 +100,7 @@ def test_each_device_runs_it_with_its_share(
     mesh = topology_mesh(topology).mesh
     weight, program = compiled(mesh, 8, outputs, inputs, axes, dtype=jnp.bfloat16, group=128, zeros=True)
     share = math.prod(outputs) * inputs // 2 // tensor_size(mesh)
-    assert weight.lanes is not None
+    assert weight.packed_outputs is not None
     assert set(program.kernels) == {"quantized_matmul"}
     assert set(program.collectives) == collectives
     assert program.temporaries < share // 4, (program.temporaries, share)

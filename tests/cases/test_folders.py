@@ -15,7 +15,7 @@ from checkpoints.files import CheckpointError
 from checkpoints.folder import read_config
 from checkpoints.quantized import parse
 from checkpoints.reader import open_checkpoint
-from checkpoints.stored import read_storage
+from checkpoints.storage import read_storage
 from jaxinfer.config import ConfigError
 from tests.checkpoints.folders import edit_json, write_small_llama
 from tests.checkpoints.quantized.models import Pair

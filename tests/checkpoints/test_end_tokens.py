@@ -130,7 +130,7 @@ def test_the_engine_gets_them_and_says_what_is_passed_over(converted: Path, monk
         values = dict.fromkeys(EngineInfo._fields, 0) | {"notes": ("a",), "eos_token_ids": model.config.eos_token_ids}
         return SimpleNamespace(info=EngineInfo(**values), run=lambda inbox, _post: inbox.get())
 
-    monkeypatch.setattr("jaxinfer.runtime.assemble.assemble_engine", assemble)
+    monkeypatch.setattr("jaxinfer.runtime.engine_builder.assemble_engine", assemble)
     say(converted, 5, [7, 9])
     edit_json(converted / "generation_config.json", no_repeat_ngram_size=3, do_sample=False)
     engine = build_engine(converted, RuntimeConfig(compilation_cache_dir=None))

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from checkpoints.assemble import DTYPES, expand
 from checkpoints.convert import convert
 from checkpoints.files import CONFIG_FILE, REPORT_FILE, CheckpointError
 from checkpoints.folder import read_config
 from checkpoints.load import decoder_parameters, load_model
 from checkpoints.store import flatten
+from checkpoints.tensor_assembly import DTYPES, expand
 from checkpoints.verify import dense_logits
 from jaxinfer.config import ConfigError, ParallelConfig
 from jaxinfer.models.model import Model

@@ -1,4 +1,4 @@
-"""Matrices rounded to few bits at load: the same from both kinds of folder, in the right places, near the original."""
+"""Matrices quantized at load: the same from both kinds of folder, in the right places, near the original."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from checkpoints.files import CheckpointError
 from checkpoints.load import load_model
 from checkpoints.verify import dense_logits
 from jaxinfer.config import ConfigError, ParallelConfig, RuntimeConfig
+from jaxinfer.memory_plan import abstract_model, make_plan
 from jaxinfer.models.model import Model
-from jaxinfer.models.stored import input_axes
-from jaxinfer.plan import abstract_model, make_plan
+from jaxinfer.models.stored_matrix import input_axes
 from jaxinfer.quantization import SCHEMES
 from jaxinfer.sharding import make_mesh
 from pallas_kernels.qtensor import QTensor, dequantize

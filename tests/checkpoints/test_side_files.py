@@ -17,7 +17,7 @@ from checkpoints.folder import read_config
 from checkpoints.load import load_model
 from checkpoints.reader import open_checkpoint
 from checkpoints.side_files import tensor_names, unnamed_model_files
-from checkpoints.stored import read_storage
+from checkpoints.storage import read_storage
 from serving.commands.plan import main as plan_command
 from tests.checkpoints.folders import edit_json, write_small_llama
 

@@ -36,7 +36,7 @@ def serve_arguments(words: list[str]) -> Any:
     return make_parser("jaxinfer").parse_args(words)
 
 
-def paths_of_the_door() -> set[str]:
+def paths_of_the_server() -> set[str]:
     return set(document()["paths"])
 
 

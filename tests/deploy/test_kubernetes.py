@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.files import CLOSE_SECONDS, DEPLOY, documents, paths_of_the_door, program, serve_arguments
+from tests.deploy.files import CLOSE_SECONDS, DEPLOY, documents, paths_of_the_server, program, serve_arguments
 
 FOLDER = DEPLOY / "kubernetes"
 UNITS = {"": 1, "Mi": 2**20, "Gi": 2**30}
@@ -34,7 +34,7 @@ def size(text: str) -> int:
     return int(found[1]) * UNITS[found[2]]
 
 
-def test_probes_ask_for_what_the_door_has():
+def test_probes_ask_for_what_the_server_has():
     ports = {port["name"]: port["containerPort"] for port in server()["ports"]}
     assert ports == {"http": 8000, "grpc": 50051}
     probes = {name: server()[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
@@ -44,7 +44,7 @@ def test_probes_ask_for_what_the_door_has():
         "liveness": "/health",  # 200 while it drains, or its pod would be killed for it
     }
     for probe in probes.values():
-        assert probe["path"] in paths_of_the_door()
+        assert probe["path"] in paths_of_the_server()
         assert probe["port"] in ports
     startup = server()["startupProbe"]
     assert (
@@ -77,7 +77,7 @@ def test_labels_ports_and_volumes_fit_together():
     assert {port["targetPort"] for port in found["Service"]["spec"]["ports"]} == names
     assert {mount["name"] for mount in server()["volumeMounts"]} == {volume["name"] for volume in pod()["volumes"]}
     notes = found["Deployment"]["spec"]["template"]["metadata"]["annotations"]
-    assert notes["prometheus.io/path"] in paths_of_the_door()
+    assert notes["prometheus.io/path"] in paths_of_the_server()
     assert found["Deployment"]["spec"]["replicas"] > found["PodDisruptionBudget"]["spec"]["minAvailable"]
 
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.deploy.files import DEPLOY, ROOT, documents, free_port, paths_of_the_door, program
+from tests.deploy.files import DEPLOY, ROOT, documents, free_port, paths_of_the_server, program
 from tests.deploy.test_grafana import queries
 from tests.serving.http.demo_server import demo_server
 
@@ -69,7 +69,7 @@ def test_every_alert_has_a_place_in_the_docs():
 def test_the_configuration_is_the_servers():
     (config,) = documents(FOLDER / "prometheus.yml")
     (scrape,) = config["scrape_configs"]
-    assert scrape["metrics_path"] in paths_of_the_door()
+    assert scrape["metrics_path"] in paths_of_the_server()
     assert scrape["job_name"] == "jaxinfer"  # alerts and dashboard ask for it
 
 

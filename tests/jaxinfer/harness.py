@@ -13,7 +13,7 @@ from checkpoints.load import load_model
 from jaxinfer.config import RuntimeConfig
 from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import PromptScored, StepOutputs, Submit, TokenLogprobs
-from jaxinfer.runtime.assemble import assemble_engine
+from jaxinfer.runtime.engine_builder import assemble_engine
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.sharding import make_mesh
 from tests.golden_recipe import GoldenCase, write_checkpoint

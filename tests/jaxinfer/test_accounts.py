@@ -10,8 +10,8 @@ from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import StepOutputs, Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.plan import StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
+from jaxinfer.scheduling.step_plan import StepPlan, StepResult
 
 
 class SlowDevice:

@@ -16,7 +16,7 @@ from jaxinfer.engine import EngineLoop
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import Abort, Died, Drain, Drained, Rejected, StepOutputs, Submit
 from jaxinfer.sampling_params import SamplingParams
-from jaxinfer.scheduling.plan import StepPlan
+from jaxinfer.scheduling.step_plan import StepPlan
 from tests.golden_recipe import load_case
 from tests.jaxinfer.harness import PAGE, Harness, build
 

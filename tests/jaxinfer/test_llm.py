@@ -80,7 +80,7 @@ def test_a_seed_of_minus_one_is_drawn(llm: LLM) -> None:
 
 
 def test_output_ends_where_the_pool_does(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As over the server's doors."""
+    """As over the servers."""
     monkeypatch.setattr(llm, "info", llm.info._replace(num_pages=5))
     for max_tokens in (None, 100):
         stream = llm._stream([1, 2, 3], SamplingParams(max_tokens=max_tokens))

@@ -17,13 +17,13 @@ from jaxinfer import LLM, SamplingParams, outputs
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import TokenLogprobs
-from jaxinfer.runtime.assemble import choose_sizes, make_layout, make_runner
 from jaxinfer.runtime.buckets import Bucket
+from jaxinfer.runtime.engine_builder import choose_sizes, make_layout, make_runner
 from jaxinfer.runtime.inputs import SlotSizes
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.sampling_params import MAX_LOGPROBS
-from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan
+from jaxinfer.scheduling.step_plan import Admission, PlanRow, StepPlan
 from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from protos.jaxinfer.v1 import inference_pb2 as pb

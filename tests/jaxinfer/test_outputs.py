@@ -11,7 +11,7 @@ from jaxinfer.messages import PromptScored, SequenceOutput, TokenLogprobs
 from jaxinfer.outputs import RequestStream
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.text import AnswerReading, Tokenizer, load_tokenizer
-from jaxinfer.text.answers import AnswerFormat
+from jaxinfer.text.answers import OutputParserNames
 from tests.fakes import EOS, write_tokenizer
 
 MODEL = Path(__file__).parent.parent / "goldens_text" / "vocabularies" / "sp_bpe.model"
@@ -172,7 +172,7 @@ def test_the_token_that_ends_a_text_is_kept_where_the_request_says_so(
 
 
 def test_stop_strings_of_every_sequence_wait_for_its_own_answer(characters: Tokenizer) -> None:
-    reading = AnswerReading(AnswerFormat(reasoning="think"))
+    reading = AnswerReading(OutputParserNames(reasoning="think"))
     params = SamplingParams(max_tokens=None, n=2, stop=("stop",))
     stream = RequestStream("r", None, [5], params, characters, reading=reading)
     for token in b"<think>a stop</think>b stop":

@@ -1,4 +1,4 @@
-"""Where the parts of a weight in few bits go on a mesh, in the form that a TPU keeps; on virtual devices of the CPU."""
+"""Where the parts of a quantized weight go on a mesh, in the form that a TPU keeps; on virtual devices of the CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxinfer.config import ParallelConfig
 from jaxinfer.models.parameters import ParameterFacts
 from jaxinfer.models.registry import model_config
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.models.stored_matrix import StoredMatrix
 from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
 from jaxinfer.sharding import TENSOR_AXIS, make_mesh
 from pallas_kernels.dispatch import DeviceTarget
@@ -66,8 +66,8 @@ def test_words_are_split_as_the_weight_is(
         assert part.sharding.is_equivalent_to(like.sharding, part.ndim)
         assert part.sharding.is_equivalent_to(jax.NamedSharding(mesh, spec), part.ndim)
     assert isinstance(placed, QTensor)
-    lanes = () if facts == GATE_UP else outputs[1:]
-    assert (placed.target, placed.shape, placed.lanes) == (TPU, weight.shape, lanes)
+    packed_outputs = () if facts == GATE_UP else outputs[1:]
+    assert (placed.target, placed.shape, placed.packed_outputs) == (TPU, weight.shape, packed_outputs)
     np.testing.assert_array_equal(np.asarray(dequantize(placed)), np.asarray(dequantize(weight)))
 
 
@@ -79,7 +79,7 @@ def test_a_share_that_is_no_block_of_words_stays_in_int4(inputs: int, lies_as_wo
     rounding = rounding_of("layers.0.mlp.down.weight", weight, DOWN, SCHEMES["int4"], mesh)
     assert rounding is not None
     kept = rounding.apply(weight)
-    assert (kept.lanes is not None) == lies_as_words
+    assert (kept.packed_outputs is not None) == lies_as_words
     assert kept.values.dtype == (jnp.int32 if lies_as_words else jnp.int4)
     error = np.abs(np.asarray(dequantize(kept)) - np.asarray(weight)).max()
     assert error <= float(jnp.abs(weight).max()) / 13

@@ -1,4 +1,4 @@
-"""Rounding weights to few bits, packing, and the leaf type."""
+"""Quantizing weights, packing, and the leaf type."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_int4_lies_as_words():
     """Bits 16 h + 4 s of word r hold input 16 s + 2 r + h of 64; outputs are in the last axis."""
     rng = np.random.default_rng(1)
     numbers = rng.integers(0, 16, (3, 128, 5))
-    words = np.asarray(qtensor.pack_words(jnp.asarray(numbers)))
+    words = np.asarray(qtensor.pack_int4_along_inputs(jnp.asarray(numbers)))
     assert (words.shape, words.dtype) == ((3, 16, 5), np.int32)
     for r, s, h in ((0, 0, 0), (5, 2, 1), (15, 3, 1)):
         place = r // 8 * 64 + 16 * s + 2 * (r % 8) + h
         np.testing.assert_array_equal(words[:, r] >> (16 * h + 4 * s) & 15, numbers[:, place])
-    np.testing.assert_array_equal(np.asarray(qtensor.unpack_words(jnp.asarray(words))), numbers)
+    np.testing.assert_array_equal(np.asarray(qtensor.unpack_int4_along_inputs(jnp.asarray(words))), numbers)
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -76,13 +76,13 @@ def test_a_weight_goes_to_words_and_back(first):
 
 
 def test_words_that_do_not_fit_are_named():
-    words = QTensor(jnp.ones((2, 8, 3), jnp.int32), jnp.ones((2, 2, 3)), kind="int4", lanes=())
+    words = QTensor(jnp.ones((2, 8, 3), jnp.int32), jnp.ones((2, 2, 3)), kind="int4", packed_outputs=())
     words.check()
     for change, text in (
         ({"kind": "int8"}, "weight is 'int8'; as words it must be 'int4'"),
         ({"values": words.values.astype(jnp.uint8)}, r"weight\.values is uint8; int4 is stored as int32 words"),
         ({"scales": words.scales[1:]}, r"weight\.scales has shape \(1, 2, 3\); it must be \(2, 2, 3\)"),
-        ({"lanes": (2,)}, r"weight\.lanes is \(2,\); it must divide the 3 outputs in the last axis"),
+        ({"packed_outputs": (2,)}, r"weight\.packed_outputs is \(2,\); it must divide the 3 outputs in the last axis"),
     ):
         with pytest.raises(ValueError, match=text):
             dataclasses.replace(words, **change).check()

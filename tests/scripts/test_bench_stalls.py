@@ -1,4 +1,4 @@
-"""The hostile requests of scripts/bench_stalls.py have a size that the doors take, and each is answered."""
+"""The hostile requests of scripts/bench_stalls.py have a size that the servers take, and each is answered."""
 
 from __future__ import annotations
 

@@ -124,8 +124,8 @@ def test_needed_work_of_attention_is_what_counting_gives(rehearse: bool, tmp_pat
 
 def test_needed_work_of_the_engine_is_that_of_the_model() -> None:
     """Weights that a decode step reads: all matrices but the embedding."""
+    from jaxinfer.memory_plan import abstract_model
     from jaxinfer.models.registry import model_config
-    from jaxinfer.plan import abstract_model
     from jaxinfer.sharding import make_mesh
 
     raw = SHAPES["tiny"]
@@ -143,11 +143,11 @@ def test_needed_work_of_the_engine_is_that_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4", "fp8"])
-def test_needed_work_in_few_bits_is_that_of_the_model(scheme: str) -> None:
+def test_needed_quantized_work_is_that_of_the_model(scheme: str) -> None:
     """As a GPU keeps it: the demo of the sizes is that of `jaxinfer plan`."""
+    from jaxinfer.memory_plan import abstract_model
     from jaxinfer.models.registry import model_config
-    from jaxinfer.models.stored import StoredMatrix
-    from jaxinfer.plan import abstract_model
+    from jaxinfer.models.stored_matrix import StoredMatrix
     from jaxinfer.quantization import placing_of
     from jaxinfer.sharding import make_mesh
 
@@ -182,8 +182,8 @@ def test_random_weights_are_the_models_shapes() -> None:
     from device_checks.random_model import random_model
 
     from jaxinfer.config import ParallelConfig
+    from jaxinfer.memory_plan import abstract_model
     from jaxinfer.models.registry import model_config
-    from jaxinfer.plan import abstract_model
     from jaxinfer.sharding import make_mesh
 
     config, mesh = model_config(SHAPES["tiny"]), make_mesh(ParallelConfig(tensor=2))

@@ -171,7 +171,7 @@ def test_refused_requests_leave_no_frames(circles):
     assert not {
         name
         for name in left
-        if name.startswith(("_finish_handler", "_handle", "Api.", "InferenceServicer.", "Frontend.", "Door."))
+        if name.startswith(("_finish_handler", "_handle", "Api.", "InferenceServicer.", "Frontend.", "CallHandler."))
     }
     assert not [each for each in circles if isinstance(each, pb.GenerateRequest)]
 

@@ -77,7 +77,7 @@ def test_messages_are_made_in_slices(entries: list[TokenLogprobs], monkeypatch: 
     assert sum(len(entry.top) for message in own for entry in message.delta.logprobs) == alternatives
     assert sum(len(entry.top) for message in own for entry in message.prompt_logprobs.entries) == alternatives
 
-    gateway = vllm_convert.Replies(stream(entries), chunks=True)
+    gateway = vllm_convert.VllmReplies(stream(entries), chunks=True)
     told = turns.run(lambda: listed(gateway.messages(news)))
     assert sum(len(top.values) for m in told for top in m.chunk.output_logprobs.top_logprobs) == alternatives
     complete = told[-1].complete
@@ -87,7 +87,7 @@ def test_messages_are_made_in_slices(entries: list[TokenLogprobs], monkeypatch: 
     assert not complete.input_logprobs.token_logprobs[0].HasField("value")
 
     asked = SimpleNamespace(outputs=("text_output", "logprobs"), prepend_input=False, id="1", raw=False)
-    triton = infer_convert.Replies(stream(entries), asked, "fake", tokenizer())  # type: ignore[arg-type]
+    triton = infer_convert.InferReplies(stream(entries), asked, "fake", tokenizer())  # type: ignore[arg-type]
     message = turns.run(lambda: triton.message(news))
     (data,) = message.outputs[1].contents.bytes_contents
     assert [len(position) for position in json.loads(data)] == [len({5} | {t for t, _ in e.top}) for e in entries]
@@ -99,7 +99,7 @@ def test_messages_are_made_in_slices(entries: list[TokenLogprobs], monkeypatch: 
 def test_what_is_told_stands_in_order():
     """The slices of one message add up to what was given."""
     entries = [TokenLogprobs(i % 250, -float(i), 1, ((i % 250, -float(i)),)) for i in range(1000)]
-    gateway = vllm_convert.Replies(stream(entries), chunks=False)
+    gateway = vllm_convert.VllmReplies(stream(entries), chunks=False)
     piece = Delta(0, ["x"], [5], entries, "length", ends=[1])
     (message,) = asyncio.run(listed(gateway.messages([Delta(PROMPT, logprobs=entries, start=1), piece])))
     told = message.complete.output_logprobs

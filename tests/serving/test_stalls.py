@@ -76,7 +76,7 @@ def test_a_text_that_cannot_fit_is_refused_by_its_characters(body: Any, monkeypa
     run(test())
 
 
-def test_no_door_asks_the_tokenizer(untouchable: None) -> None:
+def test_no_server_asks_the_tokenizer(untouchable: None) -> None:
     async def test() -> None:
         async with http_serving(OPTIONS) as s:
             await s.refused("/v1/completions", prompt=TOO_LONG)

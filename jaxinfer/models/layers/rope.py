@@ -18,11 +18,11 @@ from jaxinfer.config import RopeConfig
 
 Rotation = tuple[jax.Array, jax.Array]  # cos and sin, each (T, r / 2) float32
 
-SHORT, LONG = 0, 1  # regimes of longrope
+SHORT, LONG = 0, 1  # variants of longrope
 
 
-def inverse_frequencies(rope: RopeConfig, regime: int = SHORT) -> np.ndarray:
-    """Radians per position for each pair, (r / 2,) float32; `regime` (SHORT or LONG) matters to longrope only.
+def inverse_frequencies(rope: RopeConfig, rope_variant: int = SHORT) -> np.ndarray:
+    """Radians per position for each pair, (r / 2,) float32; `rope_variant` (SHORT or LONG) matters to longrope only.
 
     The operations, their order and their rounding to float32 are those of transformers' `modeling_rope_utils`, since a
     float32 model's logits show a difference in the seventh digit at far positions. `dynamic` is the default here: it
@@ -36,22 +36,22 @@ def inverse_frequencies(rope: RopeConfig, regime: int = SHORT) -> np.ndarray:
     if rope.kind == "yarn":
         return _yarn(rope, periods)
     if rope.kind == "longrope":
-        factors = np.asarray(rope.long_factor if regime == LONG else rope.short_factor, np.float32)
+        factors = np.asarray(rope.long_factor if rope_variant == LONG else rope.short_factor, np.float32)
         return _one(1.0) / (factors * periods)
     return _one(1.0) / periods
 
 
-def rotation_tables(ropes: Sequence[RopeConfig], positions: jax.Array, regime: jax.Array) -> list[Rotation]:
+def rotation_tables(ropes: Sequence[RopeConfig], positions: jax.Array, rope_variant: jax.Array) -> list[Rotation]:
     """cos and sin for every token and embedding, the attention factor multiplied in.
 
-    positions (T,) int32; regime (T,) int32, 1 where the token's sequence is longer than the longrope border.
+    positions (T,) int32; rope_variant (T,) int32, 1 where the token's sequence is longer than the longrope border.
     """
     tables = []
     for rope in ropes:
         frequencies = jnp.asarray(inverse_frequencies(rope, SHORT))  # (r / 2,)
         if rope.kind == "longrope":
             long = jnp.asarray(inverse_frequencies(rope, LONG))
-            frequencies = jnp.where((regime == LONG)[:, None], long, frequencies)  # (T, r / 2)
+            frequencies = jnp.where((rope_variant == LONG)[:, None], long, frequencies)  # (T, r / 2)
         angles = positions.astype(jnp.float32)[:, None] * frequencies
         tables.append((jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor))
     return tables

@@ -3,27 +3,27 @@
 A parser's events do not depend on how the text was cut into pieces: what it decides, it decides on characters, and it
 waits for as many as the decision needs. So a streamed answer adds up to the one that is parsed at once. What only the
 end can tell is judged in whole answers alone: whether a call's arguments are JSON, and whether a closing tag ends a
-reasoning that nothing has opened. A stream has told that text by then (see AnswerParser).
+reasoning that nothing has opened. A stream has told that text by then (see OutputParser).
 """
 
-from jaxinfer.text.answers.detection import answer_format
+from jaxinfer.text.answers.detection import output_parser_names
 from jaxinfer.text.answers.events import CallArguments, CallName, Content, Event, Reasoning, ToolCall, collect
-from jaxinfer.text.answers.formats import REASONING_PARSERS, TOOL_CALL_PARSERS, AnswerFormat, AnswerParser
+from jaxinfer.text.answers.formats import REASONING_PARSERS, TOOL_CALL_PARSERS, OutputParser, OutputParserNames
 from jaxinfer.text.answers.reasoning import ReasoningSplitter, ReasoningTags
 
 __all__ = [
     "REASONING_PARSERS",
     "TOOL_CALL_PARSERS",
-    "AnswerFormat",
-    "AnswerParser",
     "CallArguments",
     "CallName",
     "Content",
     "Event",
+    "OutputParser",
+    "OutputParserNames",
     "Reasoning",
     "ReasoningSplitter",
     "ReasoningTags",
     "ToolCall",
-    "answer_format",
     "collect",
+    "output_parser_names",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxinfer.errors import ChatTemplateError
 from jaxinfer.text.answers.events import collect
-from jaxinfer.text.answers.formats import CALL_FORMATS, REASONING_FORMATS, AnswerFormat, AnswerParser
+from jaxinfer.text.answers.formats import CALL_FORMATS, REASONING_FORMATS, OutputParser, OutputParserNames
 from jaxinfer.text.chat import ChatTemplates
 
 _NAME, _ARGUMENTS = "look_up_tide", {"harbour": "Brest <3", "days": 2}
@@ -36,7 +36,7 @@ _INSTRUCTIONS = (
 )
 
 
-def answer_format(tool_calls: str, reasoning: str, template: str | dict[str, str] | None) -> AnswerFormat:
+def output_parser_names(tool_calls: str, reasoning: str, template: str | dict[str, str] | None) -> OutputParserNames:
     """Settles "auto" by the model's chat template: its source, or name -> source.
 
     Raises ValueError for a name that is no format.
@@ -53,7 +53,7 @@ def answer_format(tool_calls: str, reasoning: str, template: str | dict[str, str
     ):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
-    form = AnswerFormat(tool_calls, reasoning)
+    form = OutputParserNames(tool_calls, reasoning)
     tags = form.tags
     # Such templates cut the reasoning off in later turns by its end: DeepSeek-R1's models may leave the beginning out.
     unopened = tags is not None and tags.close in everything and not any(tag in everything for tag in tags.opens)
@@ -114,6 +114,6 @@ def _render(source: str, messages: list[dict[str, Any]], *, prompt: bool) -> str
 
 def _reads(name: str, turn: str) -> bool:
     """Whether the format's parser finds the call that the template has written, and nothing else."""
-    parser = AnswerParser(AnswerFormat(name), tools=(_NAME,), whole=True)
+    parser = OutputParser(OutputParserNames(name), tools=(_NAME,), whole=True)
     answer = collect([*parser.push(turn), *parser.finish()])
     return [(call.name, json.loads(call.arguments)) for call in answer.calls] == [(_NAME, _ARGUMENTS)]

@@ -37,7 +37,7 @@ TOOL_CALL_PARSERS = ("auto", "none", *CALL_FORMATS)
 REASONING_PARSERS = ("auto", "none", *REASONING_FORMATS)
 
 
-class AnswerFormat(NamedTuple):
+class OutputParserNames(NamedTuple):
     """What a model writes.
 
     tool_calls, reasoning: a name of `CALL_FORMATS` and of `REASONING_FORMATS`, or "none".
@@ -79,7 +79,7 @@ class AnswerFormat(NamedTuple):
         self, *, tools: Collection[str] | None, begun: bool = False, whole: bool = False
     ) -> ReasoningSplitter | None:
         """What tells reasoning from answer, for one answer; None where the model writes no reasoning. Arguments are
-        those of AnswerParser."""
+        those of OutputParser."""
         if self.tags is None:
             return None
         calls = CALL_FORMATS.get(self.tool_calls) if tools is not None else None
@@ -87,17 +87,17 @@ class AnswerFormat(NamedTuple):
         return ReasoningSplitter(self.tags, begun=begun, new_calls=new_calls, whole=whole)
 
 
-class AnswerParser:
+class OutputParser:
     """Follows one answer. `push` and `finish` return what became certain.
 
     tools: names of the tools that the request offers; None: it offers none, and then nothing is a call.
-    begun: the answer begins inside the reasoning (see `AnswerFormat.begun`).
+    begun: the answer begins inside the reasoning (see `OutputParserNames.begun`).
     whole: the answer is given whole, so whatever only its end can tell is judged by that: calls whose arguments are no
         JSON object are content, and a closing tag alone ends a reasoning. A stream cannot take back what it told.
     """
 
     def __init__(
-        self, form: AnswerFormat, *, tools: Collection[str] | None, begun: bool = False, whole: bool = False
+        self, form: OutputParserNames, *, tools: Collection[str] | None, begun: bool = False, whole: bool = False
     ) -> None:
         calls = CALL_FORMATS.get(form.tool_calls) if tools is not None else None
         self._reasoning = form.splitter(tools=tools, begun=begun, whole=whole)

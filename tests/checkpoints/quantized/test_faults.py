@@ -17,7 +17,7 @@ from checkpoints.folder import read_config
 from checkpoints.load import load_model
 from checkpoints.quantized.mapping import read_quantization
 from jaxinfer.config import ConfigError, ParallelConfig
-from jaxinfer.plan import abstract_model
+from jaxinfer.memory_plan import abstract_model
 from jaxinfer.sharding import make_mesh
 from serving.commands.plan import main as plan_command
 from tests.checkpoints.folders import edit_json

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from checkpoints.load import canonical_shapes, load_model
-from checkpoints.quantized.assemble import read_matrix
 from checkpoints.quantized.mapping import plan_quantized, read_quantization
+from checkpoints.quantized.matrix_assembly import read_matrix
 from checkpoints.reader import open_checkpoint
 from checkpoints.verify import dense_logits
 from jaxinfer.config import ParallelConfig
+from jaxinfer.memory_plan import abstract_model
 from jaxinfer.models.model import Model
-from jaxinfer.plan import abstract_model
 from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor, dequantize

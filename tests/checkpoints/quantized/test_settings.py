@@ -13,7 +13,7 @@ from checkpoints.folder import read_config
 from checkpoints.load import load_model
 from checkpoints.quantized import parse
 from jaxinfer.config import ConfigError
-from jaxinfer.models.stored import StoredMatrix
+from jaxinfer.models.stored_matrix import StoredMatrix
 from tests.checkpoints.quantized.models import tiny
 from tests.checkpoints.quantized.test_formats import AWQ, FLOAT, FP8, FP8_TOKENS, GPTQ, INT8_TOKENS, compressed, whole
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints.assemble import DTYPES
 from checkpoints.convert import convert
 from checkpoints.files import REPORT_FILE, CheckpointError
 from checkpoints.folder import read_config
@@ -22,7 +21,8 @@ from checkpoints.quantizing.samples import MAX_SAMPLES, read_samples
 from checkpoints.quantizing.search import OutputError, search
 from checkpoints.quantizing.statistics import SAMPLED_ROWS, InputStatistics, sampled_tokens
 from checkpoints.quantizing.verify import StoredModel
-from checkpoints.stored import read_storage
+from checkpoints.storage import read_storage
+from checkpoints.tensor_assembly import DTYPES
 from checkpoints.verify import dense_logits
 from jaxinfer.config import ConfigError
 from pallas_kernels.qtensor import dequantize

@@ -20,7 +20,6 @@ import pytest
 from rich.console import Console
 
 import checkpoints.quantizing.verify as verify
-from checkpoints.assemble import DTYPES
 from checkpoints.convert import convert
 from checkpoints.files import REPORT_FILE, CheckpointError
 from checkpoints.folder import read_config
@@ -30,7 +29,8 @@ from checkpoints.quantizing.options import Quantizing
 from checkpoints.quantizing.policy import ENDS
 from checkpoints.quantizing.report import WORST, MatrixReport, QuantizationReport, tables
 from checkpoints.quantizing.verify import StoredModel
-from checkpoints.stored import read_storage
+from checkpoints.storage import read_storage
+from checkpoints.tensor_assembly import DTYPES
 from checkpoints.verify import dense_logits
 from pallas_kernels.qtensor import FP8
 from serving.commands.convert import main

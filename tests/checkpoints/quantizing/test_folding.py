@@ -8,7 +8,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from checkpoints.assemble import DTYPES, assemble
 from checkpoints.folder import read_config
 from checkpoints.load import canonical_shapes, load_model
 from checkpoints.quantizing.folding import PRODUCERS, fold, powers_of_two, refusal, sharing
@@ -16,6 +15,7 @@ from checkpoints.quantizing.layerwise import Layerwise
 from checkpoints.quantizing.policy import ENDS
 from checkpoints.reader import open_checkpoint
 from checkpoints.rules import plan_mapping
+from checkpoints.tensor_assembly import DTYPES, assemble
 from checkpoints.verify import dense_logits
 from jaxinfer.config import ModelConfig
 from tests.checkpoints.quantized.models import PROMPT

@@ -1,4 +1,4 @@
-"""A conversion into few bits holds what rounding at load gives, bit for bit, and loads wherever a dense one does."""
+"""A quantizing conversion holds what rounding at load gives, bit for bit, and loads wherever a dense one does."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from checkpoints.files import CONFIG_FILE, CheckpointError
 from checkpoints.folder import read_config
 from checkpoints.load import load_model
 from checkpoints.quantizing.options import Quantizing
-from checkpoints.stored import read_storage, with_stored_defaults
+from checkpoints.storage import read_storage, with_stored_defaults
 from checkpoints.verify import dense_logits
 from jaxinfer.config import ConfigError, ParallelConfig, RuntimeConfig
 from jaxinfer.llm import LLM
+from jaxinfer.memory_plan import abstract_model, make_plan
 from jaxinfer.models.model import Model
-from jaxinfer.plan import abstract_model, make_plan
 from jaxinfer.sharding import make_mesh
 from pallas_kernels.qtensor import QTensor
 from tests.checkpoints.folders import edit_json, write_small_llama, write_tokenizer

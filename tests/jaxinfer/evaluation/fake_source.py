@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxinfer.evaluation.extract import first_json, last_number
 from jaxinfer.evaluation.item import Item, Kind, Split
-from jaxinfer.evaluation.source import Distributions, Message, OnDone, Reply, Scored, SourceInfo, plain_prompt
+from jaxinfer.evaluation.source import AnswerText, Distributions, Message, OnDone, Scored, SourceInfo, plain_prompt
 
 VOCABULARY = 300
 
@@ -66,12 +66,14 @@ class FakeSource:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode()
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], on_done: OnDone) -> list[Reply]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], on_done: OnDone
+    ) -> list[AnswerText]:
         assert all(len(p) + n <= self.info.max_model_len for p, n in zip(prompts, max_tokens, strict=True))
         replies = []
         for prompt, limit in zip(prompts, max_tokens, strict=True):
             text = self._answer(self.decode(prompt))
-            replies.append(Reply(text[:limit], "length" if len(text) > limit else "stop"))
+            replies.append(AnswerText(text[:limit], "length" if len(text) > limit else "stop"))
             on_done()
         return replies
 

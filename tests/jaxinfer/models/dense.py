@@ -135,7 +135,7 @@ class DenseModel:
         decoder = nnx.merge(self.graphdef, params)
         groups = self.config.cache_groups
         attention = [dense_attention(batch.sequences)] * groups.num_tables
-        context = StepContext.of(self.config.ropes, batch.positions, batch.sequences, batch.regimes, attention)
+        context = StepContext.of(self.config.ropes, batch.positions, batch.sequences, batch.rope_variants, attention)
         hidden, _ = decoder.hidden_states(batch.token_ids, context, [(jnp.zeros(0), jnp.zeros(0))] * groups.depth)
         return decoder.logits(hidden)
 
@@ -153,7 +153,7 @@ class Batch:
 
     token_ids: jax.Array
     positions: jax.Array
-    regimes: jax.Array
+    rope_variants: jax.Array
     sequences: jax.Array
 
     @classmethod
@@ -166,7 +166,7 @@ class Batch:
         return cls(
             token_ids=flat([list(prompt) for prompt in prompts], 0),
             positions=flat([list(range(len(prompt))) for prompt in prompts], 0),
-            regimes=flat([[int(border is not None and len(p) > border)] * len(p) for p in prompts], 0),
+            rope_variants=flat([[int(border is not None and len(p) > border)] * len(p) for p in prompts], 0),
             sequences=flat([[i] * len(prompt) for i, prompt in enumerate(prompts)], -1),
         )
 

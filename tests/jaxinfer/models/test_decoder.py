@@ -17,7 +17,7 @@ from jaxinfer.models.context import Attend, StepContext
 from jaxinfer.models.decoder import Decoder, abstract_decoder
 from jaxinfer.models.parameters import facts_of
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.models.stored import MATRICES, input_axes, input_sizes
+from jaxinfer.models.stored_matrix import MATRICES, input_axes, input_sizes
 from jaxinfer.sharding import TENSOR_AXIS, make_mesh, partition_spec
 from tests.jaxinfer.models.layer_changes import change_layers
 

@@ -12,11 +12,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from checkpoints import rules
-from checkpoints.assemble import DTYPES
 from checkpoints.folder import read_config
 from checkpoints.load import canonical_shapes
 from checkpoints.reader import open_checkpoint
 from checkpoints.rules import Rule, TensorMapping, plan_mapping
+from checkpoints.tensor_assembly import DTYPES
 from jaxinfer.config import ModelConfig, UnsupportedModelError
 from jaxinfer.models import registry
 from jaxinfer.models.registry import model_config, supported_architectures

@@ -103,11 +103,11 @@ def longrope(size: int = 12, attention_factor: float = 1.25) -> RopeConfig:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("regime", "name"), [(SHORT, "short_factor"), (LONG, "long_factor")])
-def test_longrope_divides_by_the_factors_of_the_regime(regime: int, name: str) -> None:
+@pytest.mark.parametrize(("rope_variant", "name"), [(SHORT, "short_factor"), (LONG, "long_factor")])
+def test_longrope_divides_by_the_factors_of_the_variant(rope_variant: int, name: str) -> None:
     rope = longrope()
     wanted = np.array(plain(rope.theta, rope.rotary_dim)) / np.array(getattr(rope, name))
-    np.testing.assert_allclose(inverse_frequencies(rope, regime), wanted, rtol=FREQUENCY_TOLERANCE)
+    np.testing.assert_allclose(inverse_frequencies(rope, rope_variant), wanted, rtol=FREQUENCY_TOLERANCE)
 
 
 def test_longrope_needs_a_factor_for_each_pair() -> None:
@@ -115,14 +115,14 @@ def test_longrope_needs_a_factor_for_each_pair() -> None:
         RopeConfig("longrope", 1e4, 12, original_max_position_embeddings=64, short_factor=(1.0,) * 5)
 
 
-def test_tables_follow_position_regime_and_rope() -> None:
+def test_tables_follow_position_variant_and_rope() -> None:
     ropes = (RopeConfig("default", 1e4, 8), longrope())
     positions = np.array([0, 1, 1, 63, 63, 9], np.int32)
-    regime = np.array([0, 0, 1, 0, 1, 1], np.int32)
-    tables = jax.jit(lambda p, r: rotation_tables(ropes, p, r))(positions, regime)
+    rope_variant = np.array([0, 0, 1, 0, 1, 1], np.int32)
+    tables = jax.jit(lambda p, r: rotation_tables(ropes, p, r))(positions, rope_variant)
     assert [table[0].shape for table in tables] == [(6, 4), (6, 6)]
     for rope, (cos, sin) in zip(ropes, tables, strict=True):
-        per_token = np.stack([inverse_frequencies(rope, int(r)) for r in regime])
+        per_token = np.stack([inverse_frequencies(rope, int(r)) for r in rope_variant])
         angles = positions[:, None] * per_token.astype(np.float64)
         np.testing.assert_allclose(cos, np.cos(angles) * rope.attention_factor, atol=1e-5)  # angles up to 63 * 6e-8
         np.testing.assert_allclose(sin, np.sin(angles) * rope.attention_factor, atol=1e-5)

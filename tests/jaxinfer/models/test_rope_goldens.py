@@ -17,9 +17,9 @@ GOLDENS = json.loads((Path(__file__).resolve().parents[2] / "goldens_rope.json")
 CASES = GOLDENS["cases"]
 
 
-def same(rope: RopeConfig, wanted: dict[str, Any], regime: int = SHORT) -> None:
+def same(rope: RopeConfig, wanted: dict[str, Any], rope_variant: int = SHORT) -> None:
     # float32 powers differ by a unit between maths libraries, and the blends subtract numbers of order 1
-    np.testing.assert_allclose(inverse_frequencies(rope, regime), wanted["frequencies"], rtol=2e-6)
+    np.testing.assert_allclose(inverse_frequencies(rope, rope_variant), wanted["frequencies"], rtol=2e-6)
     assert rope.attention_factor == pytest.approx(wanted["attention_factor"], rel=1e-12)
 
 

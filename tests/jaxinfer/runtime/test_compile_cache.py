@@ -21,7 +21,7 @@ import os, signal, sys
 import jax
 from jax._src import lru_cache
 from jaxinfer.config import RuntimeConfig
-from jaxinfer.runtime.assemble import configure_jax
+from jaxinfer.runtime.engine_builder import configure_jax
 from jaxinfer.runtime.compile_cache import compiling_into
 
 writes = 0

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from jaxinfer.engine import EngineLoop
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import Drain, Drained, Rejected, StepOutputs, Submit
-from jaxinfer.runtime.assemble import possible_tokens
 from jaxinfer.runtime.buckets import make_ladder, pick_bucket
+from jaxinfer.runtime.engine_builder import possible_tokens
 from jaxinfer.runtime.inputs import SlotSizes
 from jaxinfer.runtime.packing import Packer
 from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS
 from jaxinfer.sampling_params import FIELD_NAMES, MAX_N, MAX_TOKEN_LIST, SamplingParams
 from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.plan import Scores, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
+from jaxinfer.scheduling.step_plan import Scores, StepPlan, StepResult
 
 ROWS, LENGTH, PAGE, MAX_LOGPROBS = 4, 64, 4, 20
 

@@ -14,7 +14,7 @@ from jaxinfer.runtime.inputs import ADMISSIONS, SETTINGS, SlotSettings, SlotSize
 from jaxinfer.runtime.packing import Packer, bias_table
 from jaxinfer.runtime.sampling import MAX_BIAS
 from jaxinfer.sampling_params import SamplingParams
-from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan, TableWrite
+from jaxinfer.scheduling.step_plan import Admission, PlanRow, StepPlan, TableWrite
 
 VOCAB = 50
 BUCKET = Bucket(8, 4)
@@ -26,7 +26,7 @@ def admission(**changes: object) -> Admission:
         "start": 0,
         "prompt_len": 3,
         "tables": ((4, 5),),
-        "regime": 0,
+        "rope_variant": 0,
         "params": SamplingParams(temperature=0.5, top_k=-1, logprobs=2, min_tokens=2**40, max_tokens=None),
         "seed": 2**63 + 7,
         "index": 1,
@@ -75,14 +75,14 @@ def test_rows_tokens_and_padding(packer: Packer) -> None:
 
 
 def test_an_admission_says_all_of_a_slot(packer: Packer) -> None:
-    (call,) = packer.pack_admissions(StepPlan([row(2, 3, (7,), admission=admission(start=3, regime=1))], 1))
+    (call,) = packer.pack_admissions(StepPlan([row(2, 3, (7,), admission=admission(start=3, rope_variant=1))], 1))
     assert call.tables is not None  # for min_tokens
     rows = np.asarray(call.rows).view(SIZES.admission)[:, 0]
     assert rows.shape == (ADMISSIONS,)
     assert (rows["slot"].tolist(), rows["start"].tolist()) == ([2] + [4] * 7, [3] + [0] * 7)
     assert rows["page_tables"][0].tolist() == [[4, 5, 0, 0, 0, 0]]
     settings = rows["settings"]
-    assert (settings["prompt_len"][0], settings["regime"][0], settings["temperature"][0]) == (3, 1, 0.5)
+    assert (settings["prompt_len"][0], settings["rope_variant"][0], settings["temperature"][0]) == (3, 1, 0.5)
     assert (settings["seed_low"][0], settings["seed_high"][0]) == (7, 2**31)
     assert (settings["top_k"][0], settings["min_tokens"][0], settings["num_logprobs"][0]) == (0, 2**31 - 1, 2)
     assert (settings["top_p"][1], settings["repetition_penalty"][1], settings["num_logprobs"][1]) == (1, 1, -1)
@@ -94,7 +94,7 @@ def test_the_device_reads_settings_as_they_were_written(packer: Packer) -> None:
     params = SamplingParams(
         temperature=0.3, top_k=5, top_p=0.9, min_p=1e-30, presence_penalty=-2.0, frequency_penalty=2
     )
-    given = admission(params=params, seed=2**64 - 1, index=3, regime=1)
+    given = admission(params=params, seed=2**64 - 1, index=3, rope_variant=1)
     (call,) = packer.pack_admissions(StepPlan([row(0, 0, (1,), admission=given)], 1))
     words = jnp.asarray(np.asarray(call.rows)[:, 2 : 2 + len(SETTINGS.names or ())])
     settings = SlotSettings.unpack(words)
@@ -105,7 +105,7 @@ def test_the_device_reads_settings_as_they_were_written(packer: Packer) -> None:
         "seed_high": 2**32 - 1, "sequence_index": 3, "min_tokens": 0, "num_logprobs": -1, "has_penalties": True,
         "has_bias": False,
     }  # fmt: skip
-    assert (settings.prompt_lens[0], settings.regimes[0], settings.regimes[1]) == (3, 1, 0)
+    assert (settings.prompt_lens[0], settings.rope_variants[0], settings.rope_variants[1]) == (3, 1, 0)
     neutral = {name: value[1].item() for name, value in got.items() if value[1]}
     assert neutral == {"top_p": 1.0, "repetition_penalty": 1.0, "num_logprobs": -1}
 

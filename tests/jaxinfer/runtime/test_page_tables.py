@@ -15,11 +15,11 @@ import pytest
 from checkpoints.load import load_model
 from jaxinfer.cache_groups import CacheGroups
 from jaxinfer.config import RuntimeConfig
-from jaxinfer.runtime.assemble import make_layout, make_runner
+from jaxinfer.runtime.engine_builder import make_layout, make_runner
 from jaxinfer.runtime.kv_cache import resolve_sizes
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.sampling_params import SamplingParams
-from jaxinfer.scheduling.plan import Admission, PlanRow, StepPlan, TableWrite
+from jaxinfer.scheduling.step_plan import Admission, PlanRow, StepPlan, TableWrite
 from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from tests.golden_recipe import GoldenCase, load_case, write_checkpoint

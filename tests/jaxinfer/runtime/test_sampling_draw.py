@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxinfer.runtime.sampling import SamplingParamsRows, TokenTables, pick, random_bits, survivors
-from jaxinfer.runtime.thresholds import weights
+from jaxinfer.runtime.sampling import SamplingParamsRows, TokenTables, kept_tokens, pick, random_bits
+from jaxinfer.runtime.thresholds import integer_weights
 from tests.jaxinfer.runtime import sampling_oracle as oracle
 
 
@@ -70,22 +70,24 @@ def test_the_draw_inverts_the_distribution_in_id_order(vocab: int) -> None:
     )
     logits = (rng.normal(size=(rows, vocab)) * 3).astype(np.float32)
     padded = np.pad(logits, ((0, 0), (0, -vocab % 128)), constant_values=-np.inf)
-    weight = np.asarray(weights(*jax.jit(survivors)(*oracle.adjusted_on_device(padded), settings))).astype(np.int64)
+    weight = np.asarray(integer_weights(*jax.jit(kept_tokens)(*oracle.adjusted_on_device(padded), settings))).astype(
+        np.int64
+    )
     drawn = (bits(settings, 9).astype(np.int64) * weight.sum(axis=1)) >> 32
     expected = [np.searchsorted(np.cumsum(w), d, side="right") for w, d in zip(weight, drawn, strict=True)]
     np.testing.assert_array_equal(oracle.sample_rows(logits, settings).tokens, expected)
 
 
 def test_the_ends_of_the_unit_interval_hit_tokens_with_weight() -> None:
-    odds = np.zeros((4, 256), np.float32)
-    odds[0, [5, 200]] = 1, 1e-9  # the second one's weight rounds to 1
-    odds[1, [0, 255]] = 0.5, 1
-    odds[2, 130] = 1
-    odds[3, [126, 127, 128]] = 1, 0.3, 0.7
-    scale = 2.0**30 / odds.sum(axis=1)
-    cut = np.zeros(4, np.int32)
-    low = pick(odds, scale, cut, np.zeros(4, np.uint32))
-    high = pick(odds, scale, cut, np.full(4, 2**32 - 1, np.uint32))
+    weights = np.zeros((4, 256), np.float32)
+    weights[0, [5, 200]] = 1, 1e-9  # the second one's weight rounds to 1
+    weights[1, [0, 255]] = 0.5, 1
+    weights[2, 130] = 1
+    weights[3, [126, 127, 128]] = 1, 0.3, 0.7
+    scale = 2.0**30 / weights.sum(axis=1)
+    threshold = np.zeros(4, np.int32)
+    low = pick(weights, scale, threshold, np.zeros(4, np.uint32))
+    high = pick(weights, scale, threshold, np.full(4, 2**32 - 1, np.uint32))
     np.testing.assert_array_equal(low, [5, 0, 130, 126])
     np.testing.assert_array_equal(high, [200, 255, 130, 128])
 

@@ -2,9 +2,9 @@
 
 Every kv slot holds the whole prefix whose token it stands for, and the number of the page table that wrote it. Reading
 a sequence through each of its page tables, as far as the layers of that table see, must give back exactly its tokens,
-each under its own salt and regime; the drawn token is a function of what was read. A page that was given away, shared
-wrongly, or published too early is therefore noticed. Tables must be what the host has, and hold no more than windows
-allow.
+each under its own salt and RoPE variant; the drawn token is a function of what was read. A page that was given away,
+shared wrongly, or published too early is therefore noticed. Tables must be what the host has, and hold no more than
+windows allow.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 from jaxinfer.messages import SequenceOutput, Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import NULL_PAGE, PagePool
-from jaxinfer.scheduling.plan import NO_TOKEN, PlanRow, Scores, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
+from jaxinfer.scheduling.step_plan import NO_TOKEN, PlanRow, Scores, StepPlan, StepResult
 
 VOCAB = 13
 
 
-def next_token(tokens: tuple[int, ...], seed: int, index: int, regime: int) -> int:
-    """The simulated model: any change of any token, of the seed or of the regime changes the answer."""
-    digest = hashlib.blake2b(repr((tokens, seed, index, regime)).encode(), digest_size=2).digest()
+def next_token(tokens: tuple[int, ...], seed: int, index: int, rope_variant: int) -> int:
+    """The simulated model: any change of any token, of the seed or of the RoPE variant changes the answer."""
+    digest = hashlib.blake2b(repr((tokens, seed, index, rope_variant)).encode(), digest_size=2).digest()
     return int.from_bytes(digest, "big") % VOCAB
 
 
@@ -37,7 +37,7 @@ class _Slot:
     last_token: int
     num_computed: int
     salt: str
-    regime: int
+    rope_variant: int
     seed: int
     index: int
     prompt_len: int
@@ -81,7 +81,7 @@ class SimulatedDevice:
                 -1,
                 admission.start,
                 self.salts[row.request_id],
-                admission.regime,
+                admission.rope_variant,
                 admission.seed,
                 admission.index,
                 admission.prompt_len,
@@ -107,7 +107,7 @@ class SimulatedDevice:
             for table, pages in enumerate(slot.tables):
                 page = pages[position // self.page_size]
                 assert page != NULL_PAGE, "a real token was written to the null page"
-                self.kv[page][position % self.page_size] = (table, slot.salt, slot.regime, prefix)
+                self.kv[page][position % self.page_size] = (table, slot.salt, slot.rope_variant, prefix)
         slot.num_computed += row.length
         slot.counted += ids
         return prefix
@@ -125,14 +125,16 @@ class SimulatedDevice:
             for position in range(spec.first_kept(start), end):
                 entry = self.kv[pages[position // self.page_size]][position % self.page_size]
                 assert entry is not None, "read a kv slot that nobody wrote"
-                assert entry[:-1] == (table, slot.salt, slot.regime), "read KV of another table, salt or regime"
+                assert entry[:-1] == (table, slot.salt, slot.rope_variant), (
+                    "read KV of another table, salt or RoPE variant"
+                )
                 assert entry[-1] == prefix[: position + 1], "read KV of another prefix"
         return prefix
 
     def _read_and_sample(self, row: PlanRow, prefix: tuple[int, ...]) -> list[int]:
         slot = self.slots[row.slot]
         assert self._context(slot, row.start, row.start + row.length) == prefix, "another row of the step wrote here"
-        token = next_token(prefix, slot.seed, slot.index, slot.regime)
+        token = next_token(prefix, slot.seed, slot.index, slot.rope_variant)
         if not row.draws:
             return [token]  # counts for nothing
         slot.last_token = token
@@ -144,10 +146,10 @@ class SimulatedDevice:
         return self._draw_several(slot, prefix, min(row.draws, self._sampled * 7 % (self.limits.draws + 1)))
 
     def _draw_several(self, slot: _Slot, prefix: tuple[int, ...], count: int) -> list[int]:
-        """Stops where the host must change the regime first."""
+        """Stops where the host must change the RoPE variant first."""
         tokens: list[int] = []
-        while len(tokens) < count and regime_of(len(prefix), self.limits) == slot.regime:
-            tokens.append(next_token(prefix, slot.seed, slot.index, slot.regime))
+        while len(tokens) < count and rope_variant_of(len(prefix), self.limits) == slot.rope_variant:
+            tokens.append(next_token(prefix, slot.seed, slot.index, slot.rope_variant))
             prefix = (*prefix, tokens[-1])
         if not tokens:
             slot.num_computed -= 1
@@ -155,7 +157,7 @@ class SimulatedDevice:
         return tokens
 
 
-def regime_of(length: int, limits: SchedulerLimits) -> int:
+def rope_variant_of(length: int, limits: SchedulerLimits) -> int:
     return int(limits.longrope_border is not None and length > limits.longrope_border)
 
 
@@ -170,8 +172,8 @@ def expected_tokens(submit: Submit, index: int, limits: SchedulerLimits) -> tupl
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(limits.eos_token_ids))
     limit = limits.max_model_len if params.max_tokens is None else len(tokens) + params.max_tokens
     while True:
-        regime = regime_of(len(tokens), limits)
-        token = next_token(tuple(tokens), submit.seed, index, regime)
+        rope_variant = rope_variant_of(len(tokens), limits)
+        token = next_token(tuple(tokens), submit.seed, index, rope_variant)
         tokens.append(token)
         out.append(token)
         if token in stops and len(out) > params.min_tokens:

@@ -13,10 +13,10 @@ from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling import page_pool
 from jaxinfer.scheduling.group_hit import GroupHit
 from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.plan import StepResult
 from jaxinfer.scheduling.prefix_table import PrefixTable
 from jaxinfer.scheduling.request import Sequence
 from jaxinfer.scheduling.scheduler import LOOK_AHEAD, Scheduler, SchedulerLimits
+from jaxinfer.scheduling.step_plan import StepResult
 from tests.jaxinfer.scheduling.episodes import LAYERS, check_same_plans, groups_of, run_episode
 from tests.jaxinfer.scheduling.fresh import FreshWorld, look_up, look_up_groups
 from tests.jaxinfer.scheduling.simulator import World

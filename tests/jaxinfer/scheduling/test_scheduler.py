@@ -13,9 +13,9 @@ from jaxinfer.messages import Drain, Drained, Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling import waiting
 from jaxinfer.scheduling.page_pool import IntegrityError, PagePool, PoolExhausted
-from jaxinfer.scheduling.plan import StepPlan, StepResult
 from jaxinfer.scheduling.request import Sequence
 from jaxinfer.scheduling.scheduler import DuplicateRequest, Scheduler, SchedulerLimits
+from jaxinfer.scheduling.step_plan import StepPlan, StepResult
 from tests.jaxinfer.scheduling.simulator import World
 
 

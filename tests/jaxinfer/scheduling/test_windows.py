@@ -11,8 +11,8 @@ from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import NULL_PAGE, PagePool
-from jaxinfer.scheduling.plan import NO_TOKEN, StepPlan, StepResult
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
+from jaxinfer.scheduling.step_plan import NO_TOKEN, StepPlan, StepResult
 from tests.jaxinfer.scheduling.simulator import World
 
 

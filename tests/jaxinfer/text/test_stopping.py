@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxinfer.text import AnswerReading, AnswerStops, StopStrings
-from jaxinfer.text.answers import AnswerFormat, AnswerParser, Event
+from jaxinfer.text.answers import Event, OutputParser, OutputParserNames
 from jaxinfer.text.answers.reasoning import ReasoningSplitter
 
-THINK = AnswerFormat(reasoning="think")
+THINK = OutputParserNames(reasoning="think")
 PIECES = ("<think>", "</think>", "a", "b", " ", "\n", "<", "think>", "</")
 
 
@@ -89,7 +89,7 @@ def test_stop_strings_wait_for_the_answer(
 
 
 def test_a_format_without_reasoning_waits_for_nothing() -> None:
-    watcher = AnswerStops(StopStrings(["stop"]), AnswerReading(AnswerFormat("hermes")).splitter())
+    watcher = AnswerStops(StopStrings(["stop"]), AnswerReading(OutputParserNames("hermes")).splitter())
     assert watcher.push("<think>a stop") == ("<think>a ", "stop")
 
 
@@ -116,7 +116,7 @@ def test_white_space_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return push(self, text, events)
 
     monkeypatch.setattr(ReasoningSplitter, "push", counted)
-    parser = AnswerParser(AnswerFormat("hermes", "think"), tools={"f"})
+    parser = OutputParser(OutputParserNames("hermes", "think"), tools={"f"})
     watcher = AnswerStops(StopStrings(["stop"]), AnswerReading(THINK).splitter())
     shown = ""
     for piece in ("<think>a", *["\n"] * 3000, "b stop</think>"):

@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import AttentionOptions, mosaic_tpu, mosaic_tpu_kernel
-from pallas_kernels.paged_attention.lanes import over_rows_of_lanes
+from pallas_kernels.paged_attention.head_packing import with_packed_heads
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
 from tests.pallas_kernels.paged_attention.contract import SHAPES, PagedAttentionContract, options_of
@@ -62,7 +62,7 @@ def _interpreted(shape: Shape, target: DeviceTarget, mode: str) -> Any:
         target=target,
         interpret=pltpu.InterpretParams(detect_races=True, dma_execution_mode=mode),
     )
-    return jax.jit(over_rows_of_lanes(run))
+    return jax.jit(with_packed_heads(run))
 
 
 def test_a_race_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:

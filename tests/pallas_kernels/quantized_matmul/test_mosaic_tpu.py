@@ -21,7 +21,7 @@ from pallas_kernels.dispatch import DeviceTarget, Unsupported
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import mosaic_tpu, quantized_matmul
 from pallas_kernels.quantized_matmul.layout import for_target
-from pallas_kernels.quantized_matmul.mosaic_tpu import Plan, block_specs, plan_of
+from pallas_kernels.quantized_matmul.mosaic_tpu import TpuMatmulPlan, block_specs, plan_of
 from tests.pallas_kernels.quantized_matmul import cases
 from tests.pallas_kernels.quantized_matmul.cases import Product
 from tests.pallas_kernels.quantized_matmul.contract import QuantizedMatmulContract
@@ -131,7 +131,7 @@ def test_decoding_copies_the_weight_once(sizes: tuple[int, int], group: int | No
         assert copied[0] <= 2 * plan.tokens * (inputs + plan.tile_inputs)
 
 
-def _copied(plan: Plan) -> list[int]:
+def _copied(plan: TpuMatmulPlan) -> list[int]:
     """Bytes of each operand and of the result that Pallas' pipeline moves: a block, whenever it is another one."""
     sizes = (2, 4, *((4, 1) if plan.zeros else (4,)), 4)
     moved = []

@@ -100,7 +100,7 @@ def test_a_weight_that_lies_as_words_is_split_too(
     y = jax.jit(lambda x, weight: quantized_matmul(x, weight, target=CPU, backend="kernel", merge=False, split=split))(
         x, placed
     )
-    assert (seen[-1].num_outputs, seen[-1].num_inputs, seen[-1].words) == (outputs, inputs, True)
+    assert (seen[-1].num_outputs, seen[-1].num_inputs, seen[-1].packed) == (outputs, inputs, True)
     want = reference.quantized_matmul(np.asarray(x), weight)
     np.testing.assert_allclose(np.asarray(y), want, atol=1e-5 * np.abs(want).max())
 

@@ -16,7 +16,7 @@ from pallas_kernels.dispatch import DeviceTarget, Unsupported, select
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import OP, quantized_matmul, triton_gpu
 from pallas_kernels.quantized_matmul.api import case_of
-from pallas_kernels.quantized_matmul.triton_gpu_plan import Plan
+from pallas_kernels.quantized_matmul.triton_gpu_plan import TritonMatmulPlan
 from tests.pallas_kernels.quantized_matmul import cases
 from tests.pallas_kernels.quantized_matmul.cases import Product
 from tests.pallas_kernels.quantized_matmul.contract import PRODUCTS as CONTRACT_PRODUCTS
@@ -90,8 +90,8 @@ class TestTritonGpu(QuantizedMatmulContract):
             assert launch.constants["parts"] > 1
 
 
-def plan_of(product: Product) -> Plan:
-    return Plan(
+def plan_of(product: Product) -> TritonMatmulPlan:
+    return TritonMatmulPlan(
         rows=product.tokens,
         outputs=int(np.prod(product.outputs)),
         inputs=product.inputs,

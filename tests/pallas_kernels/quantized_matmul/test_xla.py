@@ -62,7 +62,7 @@ class TestXlaWithWords(QuantizedMatmulContract):
     seeds = range(1)
 
     def refusal(self, x: jax.Array, weight: QTensor) -> str | None:
-        return None if for_target(weight, self.target).lanes is not None else "it does not lie as words"
+        return None if for_target(weight, self.target).packed_outputs is not None else "it is not packed"
 
     def call(self, x: jax.Array, weight: QTensor) -> jax.Array:
         return super().call(x.astype(jnp.float32), for_target(weight, self.target))

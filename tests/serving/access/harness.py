@@ -16,7 +16,7 @@ import trustme
 
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 from serving.access.access import AccessConfig
-from serving.access.keys import Limits, add_key
+from serving.access.keys import KeyLimits, add_key
 from serving.access.tls import TlsConfig
 from tests.fakes import FakeOptions
 from tests.serving.harness import ThreadEngine, make_server
@@ -30,7 +30,7 @@ class Keys:
         self.path.write_text(text)
 
     def new(self, tenant: str = "acme", roles: Sequence[str] = ("infer",), **limits: int) -> str:
-        key, _ = add_key(self.path, tenant, roles, Limits(**limits))
+        key, _ = add_key(self.path, tenant, roles, KeyLimits(**limits))
         return key
 
 

@@ -16,8 +16,8 @@ SHA = "0" * 64
 
 def test_a_key_is_found_by_itself_alone(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
-    first, first_id = keys.add_key(path, "acme", ["infer"], keys.Limits(max_concurrency=3))
-    second, _ = keys.add_key(path, "other", ["infer", "admin"], keys.Limits())
+    first, first_id = keys.add_key(path, "acme", ["infer"], keys.KeyLimits(max_concurrency=3))
+    second, _ = keys.add_key(path, "other", ["infer", "admin"], keys.KeyLimits())
     found = keys.load(path)
     caller, key = found.find(first) or pytest.fail("not found")
     assert (caller.tenant, caller.key, caller.roles) == ("acme", first_id, {"infer"})
@@ -31,12 +31,12 @@ def test_a_key_is_found_by_itself_alone(tmp_path: Path) -> None:
 
 def test_the_file_has_no_secret_and_is_its_owners(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
-    key, _ = keys.add_key(path, "acme", ["infer"], keys.Limits())
+    key, _ = keys.add_key(path, "acme", ["infer"], keys.KeyLimits())
     assert key.split("-", 2)[2] not in path.read_text()
     assert len(key.split("-", 2)[2]) == 43  # 256 bits
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.chmod(0o640)
-    keys.add_key(path, "acme", ["infer"], keys.Limits())
+    keys.add_key(path, "acme", ["infer"], keys.KeyLimits())
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert sorted(p.name for p in tmp_path.iterdir()) == ["keys.toml", "keys.toml.lock"]
 
@@ -44,7 +44,7 @@ def test_the_file_has_no_secret_and_is_its_owners(tmp_path: Path) -> None:
 def test_what_an_operator_wrote_stays(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.write_text('# ours\n[tenants.acme]\nweight = 2\nprefix_cache_group = "shared"')
-    key, _ = keys.add_key(path, "acme", ["infer"], keys.Limits(requests_per_minute=5))
+    key, _ = keys.add_key(path, "acme", ["infer"], keys.KeyLimits(requests_per_minute=5))
     assert path.read_text().startswith("# ours\n[tenants.acme]")
     caller, _ = keys.load(path).find(key) or pytest.fail("not found")
     assert (caller.weight, caller.scope) == (2, "group/shared")
@@ -52,7 +52,7 @@ def test_what_an_operator_wrote_stays(tmp_path: Path) -> None:
 
 def test_disabled_and_expired_keys_are_none(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
-    key, _ = keys.add_key(path, "acme", ["infer"], keys.Limits())
+    key, _ = keys.add_key(path, "acme", ["infer"], keys.KeyLimits())
     text = path.read_text()
     for line, valid in (
         ("disabled = true", False),
@@ -101,7 +101,7 @@ def test_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(keys.KeysError, match=message):
         keys.load(path)
     with pytest.raises(keys.KeysError):  # nothing is added to what cannot be read
-        keys.add_key(path, "a", ["infer"], keys.Limits())
+        keys.add_key(path, "a", ["infer"], keys.KeyLimits())
     assert path.read_text() == text
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.access.keys import KeySet, parse
-from serving.access.limits import Bucket, Exceeded, Limiter
+from serving.access.limits import Exceeded, Limiter, TokenBucket
 
 
 class Clock:
@@ -92,7 +92,7 @@ def test_use_survives_another_reading_of_the_file() -> None:
     limiter.configure(KeySet({}, {}))  # the key is gone, its request is not
     limiter.end(caller, 1)
     limiter.configure(KeySet({}, {}))
-    limiter.check(caller, 100, 100, 100)  # nobody is left to be limited: the door refuses the key
+    limiter.check(caller, 100, 100, 100)  # nobody is left to be limited: the server refuses the key
 
 
 @given(
@@ -102,7 +102,7 @@ def test_use_survives_another_reading_of_the_file() -> None:
 def test_no_minute_gets_more_than_two_minutes_worth(rate: int, moves: list[tuple[float, int]]) -> None:
     """A bucket lets through a full one and what fills in the same minute; a single large amount is its own debt."""
     now, taken = 0.0, []
-    bucket = Bucket(rate, now)
+    bucket = TokenBucket(rate, now)
     for pause, amount in moves:
         now += pause
         amount = min(amount, rate)

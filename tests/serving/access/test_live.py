@@ -57,7 +57,7 @@ class Collector:
 def live(
     tmp_path: Path, *arguments: str, **options: object
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path, str, str]]:
-    """The process, its output, and the two doors' addresses."""
+    """The process, its output, and the two servers' addresses."""
     model = write_model(tmp_path / "tiny")
     output = tmp_path / "output"
     command = [sys.executable, "-c", CODE, json.dumps(options), "serve", str(model), "--port", "0", *arguments]
@@ -137,7 +137,7 @@ def test_nobodys_text_and_no_key_is_anywhere(tmp_path: Path) -> None:
 
 
 async def drive(address: str, url: str, authority: Authority, infer: str, admin: str, wrong: str) -> str:
-    """Requests of both doors, good and bad; what /metrics says behind them."""
+    """Requests of both servers, good and bad; what /metrics says behind them."""
     url = re.sub(r"//[^:/]+:", "//localhost:", url)
     transport = httpx.AsyncClient(verify=authority.context())
     client = openai.AsyncOpenAI(base_url=url + "/v1", api_key=infer, max_retries=0, http_client=transport)

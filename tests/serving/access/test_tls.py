@@ -1,4 +1,4 @@
-"""TLS and mTLS on both doors, with clients that check the certificate, and renewal without a restart."""
+"""TLS and mTLS on both servers, with clients that check the certificate, and renewal without a restart."""
 
 from __future__ import annotations
 

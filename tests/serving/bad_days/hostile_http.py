@@ -1,4 +1,4 @@
-"""Requests to the HTTP door that no client would send, made from valid ones by a seeded hand."""
+"""Requests to the HTTP server that no client would send, made from valid ones by a seeded hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes to the HTTP door as they are, and what comes back, read with h11."""
+"""Bytes to the HTTP server as they are, and what comes back, read with h11."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Requests by the hundred and, as a whole proof, by the ten thousand at each door, broken by a seeded hand: each gets a
-client's error or a right answer, and the server is afterwards what it was before."""
+"""Requests by the hundred and, as a whole proof, by the ten thousand at each server, broken by a seeded hand: each gets
+a client's error or a right answer, and the server is afterwards what it was before."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ SIZES = [pytest.param(320, 60, id="quick"), pytest.param(WHOLE, 1500, id="whole"
 
 
 @pytest.mark.parametrize(("count", "seconds"), SIZES)
-def test_the_http_door_outlives_nonsense(caplog, count, seconds):
+def test_the_http_server_outlives_nonsense(caplog, count, seconds):
     async def test():
         async with unharmed(caplog) as s:
             found = await fuzz_http(s, random.Random(61), count)
@@ -195,7 +195,7 @@ def test_the_http_door_outlives_nonsense(caplog, count, seconds):
 
 
 @pytest.mark.parametrize(("count", "seconds"), SIZES)
-def test_the_grpc_door_outlives_nonsense(caplog, count, seconds):
+def test_the_grpc_server_outlives_nonsense(caplog, count, seconds):
     async def test():
         async with unharmed(caplog) as s:
             found = await fuzz_grpc(s.grpc, random.Random(62), count)

@@ -16,7 +16,7 @@ from tests.serving.harness import greedy
 from tests.serving.http.test_process import base_url
 from tests.serving.test_processes import SECONDS, Stream, server
 
-READERS = 16  # at each door
+READERS = 16  # at each server
 TOKENS = 4000
 GROWTH = 40.0  # MB, for all of them; what is waiting for them is some 130 bytes a token where each is an event
 TEXT = (ALPHABET * TOKENS)[:TOKENS]

@@ -1,4 +1,5 @@
-"""SIGTERM while both doors are full: nothing that was accepted is cut off, nothing new is taken, the exit code is 0."""
+"""SIGTERM while both servers are full: nothing that was accepted is cut off, nothing new is taken, the exit code is
+0."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from tests.serving.harness import greedy
 from tests.serving.http.test_process import base_url
 from tests.serving.test_processes import SECONDS, ServerProcess, Stream, new_request, server, wait
 
-STREAMS = 24  # at each door; more than there are places, so that some wait when the signal comes
+STREAMS = 24  # at each server; more than there are places, so that some wait when the signal comes
 TOKENS = 120
 TEXT = (ALPHABET * TOKENS)[:TOKENS]
 

@@ -19,7 +19,7 @@ from jaxinfer.messages import Submit
 from jaxinfer.model_path import demo_path
 from jaxinfer.text import load_tokenizer
 from serving.access.access import AccessConfig
-from serving.access.keys import Limits, add_key
+from serving.access.keys import KeyLimits, add_key
 from serving.commands import evaluate
 from serving.commands.evaluation_spec import parse_spec
 from serving.commands.parsing import CommandError
@@ -175,7 +175,7 @@ def test_a_model_without_chat_template_is_told(tmp_path, capsys):
 
 
 def test_a_server_that_wants_a_key_gets_it(tmp_path, capsys):
-    key, _ = add_key(tmp_path / "keys.toml", "acme", ["infer"], Limits())
+    key, _ = add_key(tmp_path / "keys.toml", "acme", ["infer"], KeyLimits())
     (tmp_path / "key.txt").write_text(key + "\n")
     options = FakeOptions(script=REPLY, eos_after=len(REPLY))
     background = Background(lambda: harness.serving(options, access=AccessConfig(keys=tmp_path / "keys.toml")))

@@ -24,13 +24,13 @@ NO_CACHE = Path("/nonexistent")
 @contextlib.contextmanager
 def peer(answer: bytes) -> Iterator[str]:
     """Somebody who says `answer` to whatever is said to him."""
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        door.settimeout(0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.1)
         ended = threading.Event()
 
         def serve() -> None:
             while not ended.is_set():
-                with contextlib.suppress(OSError), door.accept()[0] as caller:
+                with contextlib.suppress(OSError), listener.accept()[0] as caller:
                     caller.settimeout(1.0)
                     caller.recv(1 << 16)
                     caller.sendall(answer)
@@ -38,7 +38,7 @@ def peer(answer: bytes) -> Iterator[str]:
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            yield f"127.0.0.1:{door.getsockname()[1]}"
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
         finally:
             ended.set()
             thread.join()

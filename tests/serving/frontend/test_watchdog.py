@@ -37,7 +37,7 @@ async def truth(s: HttpServer) -> tuple[bool, str]:
     return answers.pop(), state
 
 
-def test_all_doors_tell_the_same_truth_from_start_to_end():
+def test_all_servers_tell_the_same_truth_from_start_to_end():
     async def test():
         options = FakeOptions(load_seconds=0.2, hang_at_step=3)
         async with http_serving(options, ready=False, unready_seconds=0.1, stall_seconds=60) as s:

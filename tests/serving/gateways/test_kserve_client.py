@@ -79,7 +79,7 @@ def test_statistics_are_those_of_the_metrics():
             (before,) = (await stub(s).ModelStatistics(pb.ModelStatisticsRequest())).model_stats
             assert (before.name, before.version, before.inference_count, before.last_inference) == ("fake", "1", 0, 0)
             await stub(s).ModelInfer(infer())
-            await collect(s.stub.Generate(greedy()))  # another door's count as well
+            await collect(s.stub.Generate(greedy()))  # another server's count as well
             call = s.stub.Generate(greedy(max_tokens=2000))
             await call.read()
             call.cancel()

@@ -369,7 +369,7 @@ def test_what_is_not_served_says_so():
 
 
 def test_our_own_messages_are_as_before():
-    """The two services do not share ids by accident: an abort reaches requests of the other door, too."""
+    """The two services do not share ids by accident: an abort reaches requests of the other server, too."""
 
     async def test():
         async with serving(FakeOptions(step_seconds=0.005), gateways=BOTH) as s:

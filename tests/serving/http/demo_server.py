@@ -42,7 +42,7 @@ def write_model(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def demo_server(folder: Path, *arguments: str) -> Iterator[httpx.Client]:
-    """A client of the HTTP door."""
+    """A client of the HTTP server."""
     model = write_model(folder / "demo")
     command = [sys.executable, "-m", "jaxinfer", "serve", str(model), "--port", "0", *FLAGS, *arguments]
     process = subprocess.Popen(

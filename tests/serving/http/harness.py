@@ -1,4 +1,4 @@
-"""Both doors of a server over the fake engine, and clients for the HTTP one."""
+"""Both protocols of a server over the fake engine, and clients for the HTTP one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCRIPT_ENDS = 257
 
 @dataclass
 class HttpServer:
-    """grpc: the same server's other door."""
+    """grpc: the same server over its other protocol."""
 
     grpc: Running
     url: str

@@ -1,4 +1,4 @@
-"""Every spelling of "absent" in every optional key of messages, items and tools, in each door that takes chats."""
+"""Every spelling of "absent" in every optional key of messages, items and tools, in each server that takes chats."""
 
 from __future__ import annotations
 

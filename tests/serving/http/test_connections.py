@@ -204,8 +204,8 @@ def test_the_end_of_the_grace_period_is_an_error_in_the_stream():
     run(test())
 
 
-def test_a_body_that_has_not_come_when_the_door_closes_is_refused_as_any_other_new_work():
-    """uvicorn cancels the task of a request that outlasts the door, and would answer it in its own words."""
+def test_a_body_that_has_not_come_when_the_server_stops_is_refused_as_any_other_new_work():
+    """uvicorn cancels the task of a request that outlasts the server, and would answer it in its own words."""
 
     async def test():
         never = asyncio.Event()
@@ -227,7 +227,7 @@ def test_a_body_that_has_not_come_when_the_door_closes_is_refused_as_any_other_n
     run(test())
 
 
-def test_both_doors_serve_at_once():
+def test_both_servers_serve_at_once():
     async def test():
         async with http_serving() as s:
             http, grpc = await asyncio.gather(

@@ -1,6 +1,6 @@
 """A conversation that the server's own answer began goes on: whatever the model wrote, whole or streamed, comes back as
-the assistant's turn and renders in every template that takes tools. In the property tests the doors' converters are run
-as they are, on the answers' events; only the engine and the sockets are left out."""
+the assistant's turn and renders in every template that takes tools. In the property tests the servers' converters are
+run as they are, on the answers' events; only the engine and the sockets are left out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxinfer.text.answers import (
-    AnswerFormat,
-    AnswerParser,
     CallArguments,
     CallName,
     Content,
     Event,
-    answer_format,
+    OutputParser,
+    OutputParserNames,
     collect,
+    output_parser_names,
 )
 from jaxinfer.text.chat import ChatTemplates
 from serving.http import chat_input, responses_input
@@ -84,14 +84,14 @@ def answers(draw: Any) -> tuple[str, str]:
     return form, text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text
 
 
-def events_of(form: AnswerFormat, text: str, *, whole: bool, begun: bool) -> list[Event]:
-    parser = AnswerParser(form, tools=NAMES, begun=begun, whole=whole)
+def events_of(form: OutputParserNames, text: str, *, whole: bool, begun: bool) -> list[Event]:
+    parser = OutputParser(form, tools=NAMES, begun=begun, whole=whole)
     events = [event for piece in ([text] if whole else text) for event in parser.push(piece)]
     return [*events, *parser.finish()]
 
 
-def chat_turn(form: AnswerFormat, events: list[Event]) -> list[dict[str, Any]]:
-    """The message as the door gives it, and a result for each call."""
+def chat_turn(form: OutputParserNames, events: list[Event]) -> list[dict[str, Any]]:
+    """The message as the server gives it, and a result for each call."""
     answer = collect(events)
     calls = [
         {"id": new_call_id(form), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -103,8 +103,8 @@ def chat_turn(form: AnswerFormat, events: list[Event]) -> list[dict[str, Any]]:
     return [message, *({"role": "tool", "tool_call_id": call["id"], "content": "21"} for call in calls)]
 
 
-def response_items(form: AnswerFormat, events: list[Event]) -> list[dict[str, Any]]:
-    """The output's items as the door gives them, and an output for each call."""
+def response_items(form: OutputParserNames, events: list[Event]) -> list[dict[str, Any]]:
+    """The output's items as the server gives them, and an output for each call."""
     items: list[dict[str, Any]] = []
     for event in events:
         last = items[-1] if items else {"type": None}
@@ -152,7 +152,7 @@ def render(template: str, messages: list[dict[str, Any]]) -> str:
 @given(answer=answers(), reasoning=st.sampled_from(["none", "think"]), begun=st.booleans(), whole=st.booleans())
 def test_an_answer_can_be_sent_back(answer: tuple[str, str], reasoning: str, begun: bool, whole: bool) -> None:
     name, text = answer
-    form = AnswerFormat(name, reasoning)
+    form = OutputParserNames(name, reasoning)
     events = events_of(form, text, whole=whole, begun=begun and reasoning != "none")
     body = {"messages": [USER, *chat_turn(form, events)], "tools": TOOLS, "tool_choice": "auto"}
     chat = chat_input.messages(decode(msgspec.json.encode(body), ChatRequest).messages)
@@ -173,7 +173,7 @@ def test_an_answer_can_be_sent_back(answer: tuple[str, str], reasoning: str, beg
     reasoning=st.sampled_from(["none", "think", "granite"]),
 )
 def test_long_conversations_go_on(turns: list[tuple[tuple[str, str], bool]], reasoning: str) -> None:
-    form = AnswerFormat(turns[0][0][0], reasoning)
+    form = OutputParserNames(turns[0][0][0], reasoning)
     chat, items = [], []
     one_call = True
     for (_, text), whole in turns:
@@ -193,7 +193,8 @@ def test_long_conversations_go_on(turns: list[tuple[tuple[str, str], bool]], rea
 
 def test_the_shapes_are_those_that_the_parsers_are_for() -> None:
     known = {
-        form: [answer_format("auto", "none", shape).tool_calls for shape in shapes] for form, shapes in SHAPES.items()
+        form: [output_parser_names("auto", "none", shape).tool_calls for shape in shapes]
+        for form, shapes in SHAPES.items()
     }
     assert known == {
         "hermes": ["hermes", "hermes", "none", "hermes", "none"],

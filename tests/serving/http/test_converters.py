@@ -10,7 +10,7 @@ import pytest
 from jaxinfer.messages import Submit
 from jaxinfer.sampling_params import FIELD_NAMES
 from jaxinfer.text import IncrementalDetokenizer
-from jaxinfer.text.answers import AnswerFormat
+from jaxinfer.text.answers import OutputParserNames
 from serving.http import chat_input, responses_input
 from serving.http.answers import kept_tokens, new_call_id, reasoning_begun
 from serving.http.convert import completion, sampling
@@ -80,7 +80,7 @@ def test_tools_in_both_shapes_are_the_same_to_a_template():
 
 
 def test_every_sampling_field_is_converted():
-    """What SamplingParams can do, a client of this door can ask for."""
+    """What SamplingParams can do, a client of this server can ask for."""
     values = {
         "n": 2,
         "temperature": 0.5,
@@ -110,8 +110,8 @@ def test_every_sampling_field_is_converted():
 
 
 def test_ids_of_calls():
-    assert len({new_call_id(AnswerFormat("hermes")) for _ in range(50)}) == 50
-    ids = [new_call_id(AnswerFormat("mistral")) for _ in range(50)]
+    assert len({new_call_id(OutputParserNames("hermes")) for _ in range(50)}) == 50
+    ids = [new_call_id(OutputParserNames("mistral")) for _ in range(50)]
     assert all(len(each) == 9 and each.isalnum() for each in ids)
 
 
@@ -220,11 +220,11 @@ def test_streams_add_up_to_the_whole_answer():
 
 
 def test_the_reasoning_that_a_prompt_opens():
-    form = AnswerFormat("none", "think")
+    form = OutputParserNames("none", "think")
     for prompt, begun in (("<assistant><think>\n", True), ("<think>\n\n</think>\n\n", False), ("", False)):
         ids = tuple(tokenizer().encode(prompt))
         assert reasoning_begun(form, tokenizer(), ids) is begun
-        assert not reasoning_begun(AnswerFormat(), tokenizer(), ids)
+        assert not reasoning_begun(OutputParserNames(), tokenizer(), ids)
     bos, eos = (256,), (257,)  # the only special tokens here
     for begin, text, begun in (
         (bos, "[INST] <think> [/INST]", False),  # the user's word
@@ -270,8 +270,8 @@ def test_special_tokens_that_parsers_need_stay_in_the_text():
         def token_id(self, token: str) -> int | None:
             return {"[TOOL_CALLS]": 257}.get(token)
 
-    assert kept_tokens(AnswerFormat("mistral"), Special(), tools=True) == {257}
-    assert kept_tokens(AnswerFormat("mistral"), Special(), tools=False) == frozenset()
+    assert kept_tokens(OutputParserNames("mistral"), Special(), tools=True) == {257}
+    assert kept_tokens(OutputParserNames("mistral"), Special(), tools=False) == frozenset()
     text = IncrementalDetokenizer(tokenizer(), (), kept_tokens={257})
     assert text.push([256, 97, 257, 98]) + text.finish() == "a</s>b"
 

@@ -13,8 +13,8 @@ import pytest
 
 from serving.access.access import AccessConfig
 from serving.commands.serve import main, make_parser
-from serving.http.door import KEEP_ALIVE_SECONDS, HttpConfig
 from serving.http.envelope import CorsConfig, CorsError
+from serving.http.http_server import KEEP_ALIVE_SECONDS, HttpConfig
 from tests.deploy.files import DEPLOY
 from tests.fakes import FakeOptions
 from tests.serving.access.harness import Keys

@@ -142,7 +142,7 @@ def test_very_many_faults_are_counted():
     run(test())
 
 
-def test_other_doors_tell_all_too():
+def test_other_servers_tell_all_too():
     async def test():
         async with serving(gateways=BOTH) as s:
             sampling = pb.SamplingParams(top_p=1.5, temperature=-1.0, n=65)

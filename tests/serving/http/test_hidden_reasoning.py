@@ -64,7 +64,7 @@ def test_the_canary_is_seen_where_nothing_hides_it():
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_no_door_gives_it_away(answer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_no_server_gives_it_away(answer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     async def test():
         ledger = tmp_path / "usage.jsonl"
         async with http_serving(says(ANSWERS[answer]), **PARSERS, observing=ObservingConfig(ledger=ledger)) as s:

@@ -32,7 +32,7 @@ CASES = [(name, stream) for name in BODIES for stream in (False, True) if not (s
 
 
 async def answer(api: Any, path: str, body: dict[str, Any], sent: list[bytes]) -> None:
-    """As the HTTP door does it, to a client that takes everything at once."""
+    """As the HTTP server does it, to a client that takes everything at once."""
 
     async def send(message: Any) -> None:
         sent.append(message.get("body", b""))

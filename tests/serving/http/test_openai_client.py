@@ -1,4 +1,4 @@
-"""The official client, unmodified, sync and async, against the HTTP door."""
+"""The official client, unmodified, sync and async, against the HTTP server."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 
 from jaxinfer.messages import Abort, Submit
 from serving.access.access import AccessConfig
-from serving.access.keys import Limits, add_key
+from serving.access.keys import KeyLimits, add_key
 from tests.fakes import FakeOptions
 from tests.serving.http.browser import chromium, running
 from tests.serving.http.harness import says
@@ -255,8 +255,8 @@ def test_a_full_server_says_when_to_try_again(visit):
 
 def test_a_server_with_keys(visit, tmp_path):
     """A key is sent and kept nowhere. Numbers that it may not see are asked for once: refusals are written down."""
-    chatting, _ = add_key(tmp_path / "keys.toml", "acme", ["infer"], Limits())
-    seeing, _ = add_key(tmp_path / "keys.toml", "acme", ["infer", "admin"], Limits())
+    chatting, _ = add_key(tmp_path / "keys.toml", "acme", ["infer"], KeyLimits())
+    seeing, _ = add_key(tmp_path / "keys.toml", "acme", ["infer", "admin"], KeyLimits())
     with running(says("ok"), access=AccessConfig(keys=tmp_path / "keys.toml")) as s:
         page = visit(s.url)
         asked: list[str] = []

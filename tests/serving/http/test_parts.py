@@ -7,11 +7,11 @@ import random
 import pytest
 
 from jaxinfer.outputs import Delta
-from jaxinfer.text.answers import AnswerFormat, AnswerParser, CallArguments, CallName, Content, Reasoning
+from jaxinfer.text.answers import CallArguments, CallName, Content, OutputParser, OutputParserNames, Reasoning
 from serving.http.parts import Part, PartedAnswer, joined
 from serving.http.tokens import ShownTokens, Token
 
-HERMES, MISTRAL = AnswerFormat("hermes", "think"), AnswerFormat("mistral", "mistral")
+HERMES, MISTRAL = OutputParserNames("hermes", "think"), OutputParserNames("mistral", "mistral")
 
 ANSWERS = [
     (
@@ -25,7 +25,7 @@ ANSWERS = [
     (HERMES, 't<tool_call>{"name": "f", "arguments": {"k": "t"}}</tool_call>t'),
     (MISTRAL, '[THINK]x y[/THINK]t[TOOL_CALLS][{"name": "f", "arguments": {"a": "[]"}}, {"name": "g"}]'),
     (MISTRAL, 't[TOOL_CALLS]f[ARGS]{"a": 1}'),
-    (AnswerFormat("llama3", "none"), '{"name": "f", "parameters": {"a": "t"}}; {"name": "g", "parameters": {}}'),
+    (OutputParserNames("llama3", "none"), '{"name": "f", "parameters": {"a": "t"}}; {"name": "g", "parameters": {}}'),
 ]
 
 
@@ -40,8 +40,8 @@ def cut(text: str, random_: random.Random, longest: int) -> list[Token]:
     return [*tokens, Token(len(tokens), None, at, at, b"")]  # the end token
 
 
-def parts_of(form: AnswerFormat, text: str, tokens: list[Token]) -> list[Part]:
-    answer = PartedAnswer(AnswerParser(form, tools={"f", "g"}), form.marks(tools=True))
+def parts_of(form: OutputParserNames, text: str, tokens: list[Token]) -> list[Part]:
+    answer = PartedAnswer(OutputParser(form, tools={"f", "g"}), form.marks(tools=True))
     parts: list[Part] = []
     for token in tokens:
         parts += answer.push(text[token.begin : token.end], token)
@@ -49,8 +49,8 @@ def parts_of(form: AnswerFormat, text: str, tokens: list[Token]) -> list[Part]:
 
 
 @pytest.mark.parametrize(("form", "text"), ANSWERS)
-def test_every_token_is_in_one_part_and_spells_it(form: AnswerFormat, text: str) -> None:
-    whole = AnswerParser(form, tools={"f", "g"})
+def test_every_token_is_in_one_part_and_spells_it(form: OutputParserNames, text: str) -> None:
+    whole = OutputParser(form, tools={"f", "g"})
     expected = joined([Part(event, []) for event in [*whole.push(text), *whole.finish()]])
     for seed in range(60):
         random_ = random.Random(seed)
@@ -70,7 +70,7 @@ def test_every_token_is_in_one_part_and_spells_it(form: AnswerFormat, text: str)
 
 
 @pytest.mark.parametrize(("form", "text"), ANSWERS)
-def test_tokens_of_one_character_are_in_exactly_their_part(form: AnswerFormat, text: str) -> None:
+def test_tokens_of_one_character_are_in_exactly_their_part(form: OutputParserNames, text: str) -> None:
     tokens = [Token(i, None, i, i + 1, b"") for i in range(len(text))]
     for event, own in parts_of(form, text, tokens):
         spelled = "".join(text[token.begin : token.end] for token in own)
@@ -139,7 +139,7 @@ def test_a_token_that_spans_two_parts(cuts: list[str], expected: dict[str, str])
 
 
 def test_reasoning_is_counted_in_tokens_that_spell_it() -> None:
-    answer = PartedAnswer(AnswerParser(HERMES, tools=None), HERMES.marks(tools=False))
+    answer = PartedAnswer(OutputParser(HERMES, tools=None), HERMES.marks(tools=False))
     at = 0
     for piece in ("<think>", "\n", "one", " two", "\n\n", "three", "\n", "</think>", "\n\n", "four"):
         answer.push(piece, Token(0, None, at, at + len(piece), b""))

@@ -1,4 +1,4 @@
-"""`jaxinfer serve` with both doors, as an operator runs it."""
+"""`jaxinfer serve` with both servers, as an operator runs it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def base_url(running) -> str:
     return found[1]
 
 
-def test_any_free_ports_are_taken_for_both_doors(model):
+def test_any_free_ports_are_taken_for_both_servers(model):
     with server(model) as running:
         models = httpx.get(base_url(running) + "/v1/models").json()
         assert [entry["id"] for entry in models["data"]] == ["tiny"]
@@ -69,7 +69,7 @@ def test_an_engine_that_dies_ends_the_stream_and_the_server(model):
         assert running.output.count("Traceback") == 1  # the engine's own
 
 
-def test_no_http_door(model):
+def test_no_http_server(model):
     with server(model, "--http-port", "none") as running:
         running.address()
         assert "http" not in running.output

@@ -7,14 +7,14 @@ import random
 from jaxinfer.messages import SequenceOutput, TokenLogprobs
 from jaxinfer.outputs import Delta, RequestStream
 from jaxinfer.sampling_params import SamplingParams
-from jaxinfer.text.answers import AnswerFormat, AnswerParser, Content, Reasoning
+from jaxinfer.text.answers import Content, OutputParser, OutputParserNames, Reasoning
 from serving.http.answers import GrowingAnswer
 from serving.http.logprobs import Spelling
 from serving.http.parts import Part, joined
 from serving.http.tokens import ShownTokens
 from tests.jaxinfer.text.golden_cases import tokenizer
 
-FORM = AnswerFormat("hermes", "think")
+FORM = OutputParserNames("hermes", "think")
 CALL = '<tool_call>{"name": "f", "arguments": {"q": "漢 \\"x\\""}}</tool_call>'
 PIECES = ["<think>", "</think>", CALL, "\n", " word", "🙂", "the cat", "<tool_call>", "é", "STOP", "ST", "<", "\n\n"]
 
@@ -40,7 +40,7 @@ def deltas(text: str, name: str, stops: list[str]) -> list[Delta]:
 def parts(news: list[Delta], name: str, longest: int, random_: random.Random, *, hidden: bool) -> list[Part]:
     """Of the same deltas, up to `longest` of them merged."""
     spelling = Spelling(tokenizer(name))
-    parser = AnswerParser(FORM, tools={"f"})
+    parser = OutputParser(FORM, tools={"f"})
     answer = GrowingAnswer(
         parser, tokenizer(name), FORM.marks(tools=True), ShownTokens(spelling.open_after),
         tells_tokens=True, single_call=False, with_reasoning=not hidden,

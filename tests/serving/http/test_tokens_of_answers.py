@@ -1,4 +1,5 @@
-"""Log-probabilities, token ids and offsets at the HTTP door: each with the text that it spells, whole and streamed."""
+"""Log-probabilities, token ids and offsets at the HTTP server: each with the text that it spells, whole and
+streamed."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 # -- max_tokens -------------------------------------------------------------------------------------------------------
 
 
-def test_more_than_is_left_is_what_is_left_at_every_door():
+def test_more_than_is_left_is_what_is_left_at_every_server():
     """vLLM: min(context - prompt, max_tokens)."""
 
     async def test():

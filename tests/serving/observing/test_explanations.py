@@ -121,7 +121,7 @@ def exporter(s: HttpServer) -> InMemorySpanExporter:
     return kept
 
 
-def test_a_span_for_each_request_of_both_doors():
+def test_a_span_for_each_request_of_both_servers():
     async def test():
         async with http_serving(FakeOptions(step_seconds=0.01)) as s:
             kept = exporter(s)

@@ -164,7 +164,7 @@ def test_content_is_there_when_it_is_asked_for(monkeypatch):
     assert WITHHELD not in text
 
 
-def test_a_line_for_each_request_of_both_doors(monkeypatch):
+def test_a_line_for_each_request_of_both_servers(monkeypatch):
     stream = io.StringIO()
 
     async def test():

@@ -51,7 +51,7 @@ async def quiet(s: HttpServer) -> Scrape:
     return await scrape(s)
 
 
-def test_requests_of_both_doors_count():
+def test_requests_of_both_servers_count():
     async def test():
         async with http_serving(FakeOptions()) as s:
             await s.complete(prompt="hello", max_tokens=5, n=2)

@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinfer.text.answers import AnswerFormat, AnswerParser, Content, Reasoning, ToolCall, collect
+from jaxinfer.text.answers import Content, OutputParser, OutputParserNames, Reasoning, ToolCall, collect
 
 TOOLS = ("get_weather", "f")
 
 
-def parse(form: AnswerFormat, pieces: list[str], *, tools=TOOLS, begun=False):
-    parser = AnswerParser(form, tools=tools, begun=begun)
+def parse(form: OutputParserNames, pieces: list[str], *, tools=TOOLS, begun=False):
+    parser = OutputParser(form, tools=tools, begun=begun)
     events = [event for piece in pieces for event in parser.push(piece)]
     return collect([*events, *parser.finish()])
 
 
 def check(form: str, text: str, content: str, *calls: tuple[str, str], reasoning: str = "", **settings) -> None:
-    answer = parse(AnswerFormat(form, "think"), [text], **settings)
+    answer = parse(OutputParserNames(form, "think"), [text], **settings)
     assert (answer.content, answer.reasoning) == (content, reasoning)
     assert answer.calls == [ToolCall(name, arguments) for name, arguments in calls]
 
@@ -103,8 +103,8 @@ def test_formats(form, case):
 
 @pytest.mark.parametrize(("form", "case"), CASES)
 def test_character_by_character_is_the_same(form, case):
-    whole = parse(AnswerFormat(form, "think"), [case[0]])
-    assert parse(AnswerFormat(form, "think"), list(case[0])) == whole
+    whole = parse(OutputParserNames(form, "think"), [case[0]])
+    assert parse(OutputParserNames(form, "think"), list(case[0])) == whole
 
 
 def test_reasoning_comes_first():
@@ -127,17 +127,17 @@ def test_reasoning_comes_first():
 def test_without_tools_nothing_is_a_call():
     text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     check("hermes", text, text, tools=None)
-    parser = AnswerParser(AnswerFormat("hermes", "none"), tools=None)
+    parser = OutputParser(OutputParserNames("hermes", "none"), tools=None)
     assert parser.push("<tool_call>") == [Content("<tool_call>")]  # nothing waits
 
 
 def test_text_is_not_held_longer_than_needed():
-    parser = AnswerParser(AnswerFormat("hermes", "think"), tools=TOOLS)
+    parser = OutputParser(OutputParserNames("hermes", "think"), tools=TOOLS)
     assert parser.push("Four") == [Content("Four")]
     assert parser.push(" <b") == [Content(" <b")]
     assert parser.push(" <t") == []
     assert parser.push("d>") == [Content(" <td>")]
-    parser = AnswerParser(AnswerFormat("hermes", "think"), tools=TOOLS)
+    parser = OutputParser(OutputParserNames("hermes", "think"), tools=TOOLS)
     assert parser.push("<think>a") == [Reasoning("a")]
     parser.push('</think><tool_call>{"name": "f", "arguments": {"c')
     assert [tuple(event) for event in parser.push('ity": "Pa')] == [
@@ -163,7 +163,7 @@ def test_the_stream_adds_up_to_the_whole(data, form, begun):
     text = "".join(data.draw(st.lists(SHREDS, max_size=14)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=12)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    form = AnswerFormat(form, "think")
+    form = OutputParserNames(form, "think")
     whole = parse(form, [text], begun=begun)
     assert parse(form, pieces, begun=begun) == whole
     assert parse(form, list(text), begun=begun) == whole
@@ -186,15 +186,15 @@ def test_what_a_model_would_write_comes_back(form, calls, content):
         text, content = "; ".join(objects), ""
     else:
         text = content + "[TOOL_CALLS] [" + ", ".join(objects) + "]"
-    answer = parse(AnswerFormat(form), [text])
+    answer = parse(OutputParserNames(form), [text])
     assert answer.content == content.rstrip()
     assert [(call.name, json.loads(call.arguments)) for call in answer.calls] == calls
 
 
 def test_special_tokens_that_the_parsers_need():
-    form = AnswerFormat("hermes", "think")
+    form = OutputParserNames("hermes", "think")
     assert set(form.marks(tools=True)) == {"<think>", "</think>", "<tool_call>", "</tool_call>"}
     assert set(form.marks(tools=False)) == {"<think>", "</think>"}
-    assert AnswerFormat().marks(tools=True) == ()
-    assert AnswerFormat("hermes", "think").begun("...<think>\n")
-    assert not AnswerFormat("hermes", "think").begun("<think>\n\n</think>\n\n")
+    assert OutputParserNames().marks(tools=True) == ()
+    assert OutputParserNames("hermes", "think").begun("...<think>\n")
+    assert not OutputParserNames("hermes", "think").begun("<think>\n\n</think>\n\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jaxinfer.text.answers import AnswerFormat, answer_format
+from jaxinfer.text.answers import OutputParserNames, output_parser_names
 from tests.jaxinfer.text.answers import templates
 
 KNOWN = {
@@ -27,12 +27,12 @@ UNKNOWN = [
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_formats_are_known_by_the_calls_that_templates_write(name: str) -> None:
-    assert answer_format("auto", "none", getattr(templates, name)).tool_calls == KNOWN[name]
+    assert output_parser_names("auto", "none", getattr(templates, name)).tool_calls == KNOWN[name]
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_other_formats_with_the_same_tags_are_not(name: str) -> None:
-    assert answer_format("auto", "none", getattr(templates, name)).tool_calls == "none"
+    assert output_parser_names("auto", "none", getattr(templates, name)).tool_calls == "none"
 
 
 def test_every_template_is_judged() -> None:
@@ -53,37 +53,43 @@ def test_every_template_is_judged() -> None:
     ],
 )
 def test_a_tag_alone_says_nothing(template: str | None) -> None:
-    assert answer_format("auto", "auto", template) == AnswerFormat()
+    assert output_parser_names("auto", "auto", template) == OutputParserNames()
 
 
 def test_the_template_for_tools_is_the_one_that_is_judged() -> None:
-    assert answer_format("auto", "auto", {"default": "x", "tool_use": templates.MISTRAL}).tool_calls == "mistral"
-    assert answer_format("auto", "auto", {"default": templates.HERMES, "rag": "x"}).tool_calls == "hermes"
-    assert answer_format("auto", "auto", {"tool_use": templates.XML, "default": templates.HERMES}).tool_calls == "none"
-    assert answer_format("auto", "auto", {"rag": templates.HERMES}).tool_calls == "none"
+    assert output_parser_names("auto", "auto", {"default": "x", "tool_use": templates.MISTRAL}).tool_calls == "mistral"
+    assert output_parser_names("auto", "auto", {"default": templates.HERMES, "rag": "x"}).tool_calls == "hermes"
+    assert (
+        output_parser_names("auto", "auto", {"tool_use": templates.XML, "default": templates.HERMES}).tool_calls
+        == "none"
+    )
+    assert output_parser_names("auto", "auto", {"rag": templates.HERMES}).tool_calls == "none"
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("<think> </think>", AnswerFormat("none", "think")),
-        ("content.split('</think>')", AnswerFormat("none", "think", unopened=True)),
-        ("[THINK] [/THINK]", AnswerFormat("none", "mistral")),
+        ("<think> </think>", OutputParserNames("none", "think")),
+        ("content.split('</think>')", OutputParserNames("none", "think", unopened=True)),
+        ("[THINK] [/THINK]", OutputParserNames("none", "mistral")),
         (
             "Write your thoughts after 'Here is my thought process:' and 'Here is my response:'",
-            AnswerFormat("none", "granite"),
+            OutputParserNames("none", "granite"),
         ),
-        ("between <think></think> and your response between <response></response>", AnswerFormat("none", "granite")),
+        (
+            "between <think></think> and your response between <response></response>",
+            OutputParserNames("none", "granite"),
+        ),
     ],
 )
-def test_reasoning_is_known_by_its_tags(source: str, expected: AnswerFormat) -> None:
-    assert answer_format("auto", "auto", source) == expected
+def test_reasoning_is_known_by_its_tags(source: str, expected: OutputParserNames) -> None:
+    assert output_parser_names("auto", "auto", source) == expected
 
 
 def test_a_format_that_is_given_wins() -> None:
-    assert answer_format("none", "none", templates.QWEN3) == AnswerFormat()
-    assert answer_format("mistral", "think", None) == AnswerFormat("mistral", "think")
+    assert output_parser_names("none", "none", templates.QWEN3) == OutputParserNames()
+    assert output_parser_names("mistral", "think", None) == OutputParserNames("mistral", "think")
     with pytest.raises(
         ValueError, match="tool_calls is 'xml'; it must be one of none, hermes, llama3, mistral, granite"
     ):
-        answer_format("xml", "auto", None)
+        output_parser_names("xml", "auto", None)

@@ -9,22 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinfer.text.answers import AnswerFormat, AnswerParser, ToolCall, collect
+from jaxinfer.text.answers import OutputParser, OutputParserNames, ToolCall, collect
 from tests.jaxinfer.text.answers.test_answers import BITS, CALLS, TAGS
 
 TOOLS = ("get_weather", "f", "g")
 BOTH = pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
 
 
-def parse(form: AnswerFormat, pieces, *, whole: bool, begun: bool = False, tools=TOOLS):
-    parser = AnswerParser(form, tools=tools, begun=begun, whole=whole)
+def parse(form: OutputParserNames, pieces, *, whole: bool, begun: bool = False, tools=TOOLS):
+    parser = OutputParser(form, tools=tools, begun=begun, whole=whole)
     events = [event for piece in pieces for event in parser.push(piece)]
     return collect([*events, *parser.finish()])
 
 
 def check(form: str, text: str, content: str, *calls, whole: bool, reasoning: str = "", **more) -> None:
     kinds = form.split("+")
-    form = AnswerFormat(kinds[0], kinds[1] if len(kinds) > 1 else "think")
+    form = OutputParserNames(kinds[0], kinds[1] if len(kinds) > 1 else "think")
     expected = (content, reasoning, [ToolCall(*call) for call in calls])
     for pieces in ([text], list(text), [text[i : i + 3] for i in range(0, len(text), 3)]):
         answer = parse(form, pieces, whole=whole, **more)
@@ -140,7 +140,7 @@ def test_a_draft_in_a_reasoning_that_is_closed_later_is_no_call(whole: bool) -> 
 
 
 def test_reasoning_streams_up_to_what_may_be_a_call() -> None:
-    parser = AnswerParser(AnswerFormat("hermes", "think"), tools=TOOLS, begun=True)
+    parser = OutputParser(OutputParserNames("hermes", "think"), tools=TOOLS, begun=True)
     assert [event.text for event in parser.push("I think. <tool_")] == ["I think."]
     assert [event.text for event in parser.push("call> is")] == [" <tool_call>", " is"]
     assert parser.reasoning
@@ -168,7 +168,7 @@ def test_a_closing_tag_without_an_opening_ends_the_reasoning_of_a_whole_answer()
 
 @pytest.mark.parametrize("prompt", ["<|im_start|>assistant\n", "<\uff5cAssistant\uff5c>"])
 def test_models_that_leave_the_opening_out_are_known(prompt: str) -> None:
-    form = AnswerFormat("none", "think", unopened=True)
+    form = OutputParserNames("none", "think", unopened=True)
     assert form.begun(prompt)
     assert not form.begun(prompt + "<think>\n\n</think>\n\n")
     for whole in (False, True):
@@ -176,7 +176,7 @@ def test_models_that_leave_the_opening_out_are_known(prompt: str) -> None:
 
 
 def test_where_a_prompt_leaves_the_reasoning() -> None:
-    form = AnswerFormat("none", "think")
+    form = OutputParserNames("none", "think")
     assert form.begun("assistant\n<think>\n")
     assert not form.begun("assistant\n<think>\n\n</think>\n\n")
     assert not form.begun("<think>;assistant")  # perhaps the user's
@@ -201,7 +201,7 @@ def test_granite(whole: bool) -> None:
 
 SHREDS = st.sampled_from([*TAGS, *CALLS, *BITS, CALL, "<|tool_call|>", "<response>", "</response>", "word "])
 FORMS = st.builds(
-    AnswerFormat,
+    OutputParserNames,
     st.sampled_from(["hermes", "llama3", "mistral", "granite", "none"]),
     st.sampled_from(["think", "granite", "none"]),
 )

@@ -15,9 +15,9 @@ from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.model import Model
 from jaxinfer.models.parameters import facts_of
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.models.stored import StoredMatrix, check_stored
+from jaxinfer.models.stored_matrix import StoredMatrix, check_stored
 from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
-from jaxinfer.runtime.assemble import make_layout, probe_step
+from jaxinfer.runtime.engine_builder import make_layout, probe_step
 from jaxinfer.runtime.kv_cache import Sizes, device_budget, gib, resolve_sizes
 from jaxinfer.sharding import named_sharding, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
@@ -81,7 +81,7 @@ def abstract_model(
     quantization: str | None = None,
     stored: Mapping[str, StoredMatrix] | None = None,
 ) -> Model:
-    """The model as shapes with shardings, no arrays. stored: {path: matrices that the checkpoint has in few bits}."""
+    """The model as shapes with shardings, no arrays. stored: {path: matrices that the checkpoint has quantized}."""
     shape = ModelShape.of(config, tensor_size(mesh))
     stored = stored or {}
     check_stored(stored, quantization, config, shape)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 
-def over_rows_of_lanes(run: Callable[..., Any]) -> Callable[..., Any]:
+def with_packed_heads(run: Callable[..., Any]) -> Callable[..., Any]:
     """A backend's function for pages (P, K // C, page_size, L), L >= C * H, instead of (P, K, page_size, H)."""
 
     def attend(

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoints import assemble as module
-from checkpoints.assemble import DTYPES, aligned_empty, assemble, checksum, expand
+from checkpoints import tensor_assembly as module
 from checkpoints.folder import read_config
 from checkpoints.load import canonical_shapes, decoder_parameters
 from checkpoints.reader import open_checkpoint
 from checkpoints.rules import plan_mapping
+from checkpoints.tensor_assembly import DTYPES, aligned_empty, assemble, checksum, expand
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.sharding import LogicalAxes

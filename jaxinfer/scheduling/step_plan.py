@@ -21,7 +21,7 @@ class Admission(NamedTuple):
     start: int
     prompt_len: int
     tables: tuple[tuple[int, ...], ...]
-    regime: int
+    rope_variant: int
     params: SamplingParams
     seed: int
     index: int  # type: ignore[assignment]  # shadows tuple.index
@@ -49,8 +49,8 @@ class PlanRow(NamedTuple):
 
     request_id: str
     index: int  # type: ignore[assignment]  # shadows tuple.index
-    epoch: int
-    residency: int
+    run_epoch: int
+    kv_epoch: int
     slot: int
     start: int
     length: int

@@ -1,4 +1,4 @@
-"""Both doors with keys: who gets in, what each role may do, how refusals look to real clients."""
+"""Both servers with keys: who gets in, what each role may do, how refusals look to real clients."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_limits_answer_429_and_resource_exhausted(tmp_path: Path) -> None:
             error = await refused(client, openai.RateLimitError)
             assert (error.code, error.type) == ("rate_limit_exceeded", "rate_limit_error")
             assert 25 <= int(error.response.headers["retry-after"]) <= 30
-            other = await status(stub.Generate(greedy(), metadata=bearer(few)))  # one account for both doors
+            other = await status(stub.Generate(greedy(), metadata=bearer(few)))  # one account for both servers
             assert other.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             trailing = dict(other.trailing_metadata())
             assert 25 <= int(trailing["retry-after"]) <= 30

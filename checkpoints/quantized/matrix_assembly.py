@@ -1,4 +1,4 @@
-"""One matrix of few bits in host memory, gathered from the linear layers of a source."""
+"""One quantized matrix in host memory, gathered from the linear layers of a source."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints.assemble import aligned_empty
 from checkpoints.files import CheckpointError
 from checkpoints.quantized.mapping import QuantizedEntry, QuantizedMapping, QuantizedMatrix
 from checkpoints.quantized.protocol import Format, Parts, nibbles, pack_nibbles
 from checkpoints.reader import TensorSource
+from checkpoints.tensor_assembly import aligned_empty
 from pallas_kernels.qtensor import STORAGE, ZEROS, QTensor
 
 

@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 
 @dataclass
-class Door:
+class CallHandler:
     """One service's way to the frontend.
 
     name: in metrics, logs, ledger and traces. folder: of the model's files; None where the engine has none. names: the
-    doors' shared field names -> those of this service's clients, for errors.
+    servers' shared field names -> those of this service's clients, for errors.
     """
 
     name: str

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from jaxinfer.runtime import thresholds
-from jaxinfer.runtime.sampling import survivors
-from jaxinfer.runtime.thresholds import Cuts, fixed_point_scale, keys_of, weights
+from jaxinfer.runtime.sampling import kept_tokens
+from jaxinfer.runtime.thresholds import TopKTopP, fixed_point_scale, integer_weights, keys_of
 from tests.jaxinfer.runtime import sampling_oracle as oracle
 
 # Below, and above, the size from which the search starts on a short list of blocks.
 WIDTHS = (384, 20480)
 
 
-def some_odds(vocab: int) -> np.ndarray:
+def some_weights(vocab: int) -> np.ndarray:
     """(8, V): peaked, wide, tied, flat, nearly flat, one token only, mostly zeros, and a peak beyond a wide tail."""
     rng = np.random.default_rng(vocab)
     rows = [
@@ -34,39 +34,39 @@ def some_odds(vocab: int) -> np.ndarray:
 
 
 @jax.jit
-def cut_k(odds: jax.Array, k: jax.Array, on: jax.Array) -> jax.Array:
-    return Cuts(odds, jnp.any(on)).top_k(k, on)
+def use_top_k(weights: jax.Array, k: jax.Array, on: jax.Array) -> jax.Array:
+    return TopKTopP(weights, jnp.any(on)).top_k(k, on)
 
 
 @jax.jit
-def cut_p(odds: jax.Array, p: jax.Array, low: jax.Array, on: jax.Array) -> jax.Array:
-    return Cuts(odds, jnp.any(on)).top_p(p, fixed_point_scale(odds, low), low, on)
+def use_top_p(weights: jax.Array, p: jax.Array, low: jax.Array, on: jax.Array) -> jax.Array:
+    return TopKTopP(weights, jnp.any(on)).top_p(p, fixed_point_scale(weights, low), low, on)
 
 
 @pytest.mark.parametrize("vocab", WIDTHS)
 @pytest.mark.parametrize("k", [1, 2, 50, 127, 128, 129, 300, "half", "all but one", "all"])
 def test_top_k_is_the_sorted_one_to_the_last_bit(vocab: int, k: int | str) -> None:
-    odds = some_odds(vocab)
+    weights = some_weights(vocab)
     count = {"half": vocab // 2, "all but one": vocab - 1, "all": vocab}.get(k, k)
-    expected = -np.sort(-odds.view(np.int32), axis=1)[:, count - 1]
-    rows = len(odds)
-    found = cut_k(odds, np.full(rows, count, np.int32), np.ones(rows, bool))
+    expected = -np.sort(-weights.view(np.int32), axis=1)[:, count - 1]
+    rows = len(weights)
+    found = use_top_k(weights, np.full(rows, count, np.int32), np.ones(rows, bool))
     np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("vocab", WIDTHS)
 def test_top_k_differs_by_row_and_leaves_others_alone(vocab: int) -> None:
-    odds = some_odds(vocab)
+    weights = some_weights(vocab)
     k = np.array([1, 3, 100, 1000, 200, 2, 5, 300], np.int32) % vocab
     on = np.array([1, 0, 1, 1, 1, 1, 0, 1], bool)
-    expected = np.where(on, -np.sort(-odds.view(np.int32), axis=1)[np.arange(8), k - 1], 0)
-    np.testing.assert_array_equal(cut_k(odds, k, on), expected)
+    expected = np.where(on, -np.sort(-weights.view(np.int32), axis=1)[np.arange(8), k - 1], 0)
+    np.testing.assert_array_equal(use_top_k(weights, k, on), expected)
 
 
-def sorted_cut_p(odds: np.ndarray, weight: np.ndarray, p: float) -> int:
-    """The cut of one row by sorting, in exact integers."""
+def sorted_top_p(weights: np.ndarray, weight: np.ndarray, p: float) -> int:
+    """The threshold of one row by sorting, in exact integers."""
     target = int(np.float32(p) * 2**32) * int(weight.sum()) >> 32
-    keys = odds.view(np.int32)
+    keys = weights.view(np.int32)
     order = np.argsort(-keys, kind="stable")
     upto = np.cumsum(weight[order].astype(np.int64))
     return int(keys[order[np.argmax(upto >= target)]])  # the key that reaches it; ties share the key
@@ -76,26 +76,26 @@ def sorted_cut_p(odds: np.ndarray, weight: np.ndarray, p: float) -> int:
 @pytest.mark.parametrize("p", [0.0, 1e-6, 0.1, 0.5, 0.9, 0.99, 0.9999999])
 @pytest.mark.parametrize("k", [0, 40])
 def test_top_p_is_the_sorted_one_to_the_last_bit(vocab: int, p: float, k: int) -> None:
-    odds = some_odds(vocab)
-    rows = len(odds)
-    low = -np.sort(-odds.view(np.int32), axis=1)[:, k - 1] if k else np.zeros(rows, np.int32)
-    scale = jax.jit(fixed_point_scale)(odds, low)
-    weight = np.asarray(jax.jit(weights)(odds, scale, low))
-    expected = [sorted_cut_p(o, w, p) for o, w in zip(odds, weight, strict=True)]
-    found = cut_p(odds, np.full(rows, p, np.float32), low, np.ones(rows, bool))
+    weights = some_weights(vocab)
+    rows = len(weights)
+    low = -np.sort(-weights.view(np.int32), axis=1)[:, k - 1] if k else np.zeros(rows, np.int32)
+    scale = jax.jit(fixed_point_scale)(weights, low)
+    weight = np.asarray(jax.jit(integer_weights)(weights, scale, low))
+    expected = [sorted_top_p(o, w, p) for o, w in zip(weights, weight, strict=True)]
+    found = use_top_p(weights, np.full(rows, p, np.float32), low, np.ones(rows, bool))
     np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("vocab", WIDTHS)
 def test_weights_are_the_probabilities(vocab: int) -> None:
-    odds = some_odds(vocab)
-    none = np.zeros(len(odds), np.int32)
-    found = np.asarray(jax.jit(lambda o: weights(o, fixed_point_scale(o, none), none))(odds))
-    exact = odds.astype(np.float64) / odds.sum(axis=1, keepdims=True, dtype=np.float64)
+    weights = some_weights(vocab)
+    none = np.zeros(len(weights), np.int32)
+    found = np.asarray(jax.jit(lambda o: integer_weights(o, fixed_point_scale(o, none), none))(weights))
+    exact = weights.astype(np.float64) / weights.sum(axis=1, keepdims=True, dtype=np.float64)
     # Half a unit of 2^-30 from rounding, and a few parts in 10^7 from the float32 sum, quotient and product.
     np.testing.assert_allclose(found / 2**30, exact, rtol=5e-7, atol=2**-31)
     assert found.sum(axis=1, dtype=np.int64).max() < 2**31
-    assert (found[odds == 1] > 0).all()
+    assert (found[weights == 1] > 0).all()
 
 
 SETTINGS = [  # temperature, top_k, top_p, min_p
@@ -127,8 +127,8 @@ def test_survivors_are_those_of_the_sorting_oracle(kind: str) -> None:
         logits[:, :40] *= 1e36
     columns = np.array(SETTINGS).T
     rows = oracle.params(len(SETTINGS), temperature=columns[0], top_k=columns[1], top_p=columns[2], min_p=columns[3])
-    odds, scale, cut = jax.jit(survivors)(*oracle.adjusted_on_device(logits), rows)
-    weight = np.asarray(weights(odds, scale, cut))
+    weights, scale, threshold = jax.jit(kept_tokens)(*oracle.adjusted_on_device(logits), rows)
+    weight = np.asarray(integer_weights(weights, scale, threshold))
     for row, found, (temperature, top_k, top_p, min_p) in zip(logits.astype(np.float64), weight, SETTINGS, strict=True):
         keep = oracle.kept(row, temperature, top_k, top_p, min_p)
         probs = oracle.shares(row, temperature)
@@ -136,7 +136,7 @@ def test_survivors_are_those_of_the_sorting_oracle(kind: str) -> None:
         likely = exact > 2**-29  # less rounds to few units of 2^-30, or none
         np.testing.assert_array_equal(found[likely] > 0, True)
         np.testing.assert_array_equal(found[~keep], 0)
-        if top_p == 1:  # the scale is made for the survivors, so that they share all the bits
+        if top_p == 1:  # the scale is made for the kept tokens, so that they share all the bits
             # 384 roundings of at most half a unit, and of the scale itself by 2^-24 or two.
             assert abs(int(found.sum(dtype=np.int64)) - 2**30) < 400
         # float32 exponentials of arguments up to 87 carry a relative error of about 87 * 2^-24 = 5e-6.

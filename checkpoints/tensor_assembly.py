@@ -130,7 +130,7 @@ def expand(array: np.ndarray, target: tuple[int, ...], axes: LogicalAxes) -> np.
 
 
 def _repeat_heads(array: np.ndarray, target: tuple[int, ...], axes: LogicalAxes) -> np.ndarray:
-    """(..., K, G + n, ...) -> (..., K', G' + n, ...): query heads are dealt out, the n others (k and v) are copied.
+    """(..., K, G + n, ...) -> (..., K', G' + n, ...): query heads are distributed, the n others (k and v) are copied.
 
     Without an axis of query heads: (..., K, ...) -> (..., K', ...).
     """

@@ -1,4 +1,4 @@
-"""Matrices in few bits: which parameters they are, and how a checkpoint stores one. Standard library only."""
+"""Quantized matrices: which parameters they are, and how a checkpoint stores one. Standard library only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxinfer.models.shape import ModelShape
 if TYPE_CHECKING:
     from pallas_kernels.qtensor import Activations, Kind
 
-# The matrices of a layer that few bits are for, and the logical axes of their inputs: what their parameters say of
+# The matrices of a layer that can be quantized, and the logical axes of their inputs: what their parameters say of
 # themselves, for those who plan without making a decoder.
 MATRICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -27,7 +27,7 @@ MATRICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def input_axes(path: str) -> int | None:
-    """How many of a parameter's last axes are inputs, if it is a matrix that few bits are for."""
+    """How many of a parameter's last axes are inputs, if it is a matrix that can be quantized."""
     end = _end(path)
     return None if end is None else len(MATRICES[end])
 
@@ -60,7 +60,7 @@ def layer_of(path: str) -> int | None:
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """How a checkpoint stores a matrix in few bits; it becomes a `pallas_kernels.qtensor.QTensor` of the same parts.
+    """How a checkpoint stores a quantized matrix; it becomes a `pallas_kernels.qtensor.QTensor` of the same parts.
 
     Attributes:
         kind: what the numbers are.
@@ -84,7 +84,7 @@ class StoredMatrix:
 def check_stored(
     stored: Mapping[str, StoredMatrix], quantization: str | None, config: ModelConfig, shape: ModelShape
 ) -> None:
-    """Raises ConfigError where matrices that a checkpoint stores in few bits cannot be used as asked.
+    """Raises ConfigError where matrices that a checkpoint stores quantized cannot be used as asked.
 
     quantization: the scheme that weights are to be rounded with at load, if any. shape: the sizes on the mesh.
     """

@@ -1,4 +1,4 @@
-"""What a folder holds in few bits, and how its keys and values are to be kept: of either kind of folder.
+"""What a folder holds quantized, and how its keys and values are to be kept: of either kind of folder.
 
 A Hugging Face folder says so in its `quantization_config`. A converted checkpoint of format version 2 has, in
 jaxinfer_config.json,
@@ -21,11 +21,11 @@ from typing import Any
 
 from checkpoints.files import CONFIG_FILE, STORAGE_FORMAT_VERSION, CheckpointError, is_converted, read_stored
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig, require
-from jaxinfer.models.stored import StoredMatrix, input_axes, input_sizes, layer_of
+from jaxinfer.models.stored_matrix import StoredMatrix, input_axes, input_sizes, layer_of
 
 KEY = "storage"
 KV_CACHE_DTYPES = ("int8", "fp8")
-PARTS = ("values", "scales", "zeros", "order")  # of a matrix in few bits
+PARTS = ("values", "scales", "zeros", "order")  # of a quantized matrix
 
 _KINDS = ("int8", "int4", "fp8")
 _ACTIVATIONS = (None, "int8", "fp8")

@@ -1,4 +1,4 @@
-"""The HTTP door's life: bind, serve, stop. uvicorn runs it on the server's own event loop."""
+"""The HTTP server's life: bind, serve, stop. uvicorn runs it on the server's own event loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _START_SECONDS = 5.0
 
 
 class _Uvicorn(uvicorn.Server):
-    """Signals are the server's: it drains both doors."""
+    """Signals are the server's: it drains both servers."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -57,7 +57,7 @@ class HttpConfig:
     cors: CorsConfig = field(default_factory=CorsConfig)
 
 
-class HttpDoor:
+class HttpServer:
     """Serves an Api on a socket. `stop` gives running answers `seconds` to end."""
 
     def __init__(

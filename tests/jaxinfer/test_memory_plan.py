@@ -10,10 +10,10 @@ import pytest
 
 from checkpoints.load import load_model
 from jaxinfer.config import ConfigError, ParallelConfig, RuntimeConfig
+from jaxinfer.memory_plan import PlanReport, make_plan
 from jaxinfer.model_path import demo_path
 from jaxinfer.models.model import Model
-from jaxinfer.plan import PlanReport, make_plan
-from jaxinfer.runtime.assemble import choose_sizes, make_layout
+from jaxinfer.runtime.engine_builder import choose_sizes, make_layout
 from jaxinfer.runtime.kv_cache import Sizes
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
