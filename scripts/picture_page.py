@@ -1,0 +1,45 @@
+"""Takes docs/page.png, the picture of the page at `/` in the README, of a server that runs the demo model.
+
+    jaxinfer serve                                     # in another terminal
+    python scripts/picture_page.py [--url http://localhost:8000]
+
+Needs `pip install ".[browser]"` and a Chromium. The questions are asked for real; whatever the model says is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+PICTURE = Path(__file__).resolve().parent.parent / "docs" / "page.png"
+QUESTIONS = ("What is 347 + 586?", "Tell me a story about a fox and a lantern.")
+SIZE = {"width": 900, "height": 620}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--url", default="http://localhost:8000")
+    url = parser.parse_args().url
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, chromium_sandbox=False)
+        page: Any = browser.new_page(viewport=SIZE)
+        page.goto(url)
+        page.locator("#status[data-state=ready]").wait_for()
+        page.locator("#settings").evaluate("box => { box.open = true }")
+        page.locator("#settings [name=temperature]").fill("0")
+        for question in QUESTIONS:
+            page.locator("#prompt").fill(question)
+            page.locator("#send").click()
+            page.locator("#send").wait_for()
+        page.screenshot(path=PICTURE)
+        browser.close()
+    print(f"{PICTURE}: {PICTURE.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
