@@ -23,7 +23,7 @@ from serving.errors import Refusal
 from serving.http.api import ENDPOINTS, Api
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.envelope import CorsConfig, enveloped
-from serving.http.errors import ApiError, from_refusal, internal
+from serving.http.errors import ApiError, error_response, from_refusal, internal
 from serving.http.gate import HttpGate
 from serving.http.openapi import document
 from serving.http.page import Page
@@ -265,13 +265,12 @@ def _response(data: Any, status: int = 200) -> Response:
 
 async def _failed(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    headers = {name.decode(): value.decode() for name, value in error.headers}
-    return Response(error.encoded, error.status, headers, media_type="application/json")
+    return error_response(error)
 
 
 async def _unforeseen(_: Request, error: Exception) -> Response:
     """uvicorn writes the traceback to the log."""
-    return Response(internal(error).encoded, 500, media_type="application/json")
+    return error_response(internal(error))
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
