@@ -7,21 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from jaxinfer.scheduling.kv_manager import KVManager
 from jaxinfer.scheduling.request import Sequence
 from jaxinfer.scheduling.tenants import Tenant, Tenants, Turns, pages_of, slots_of
 
-if TYPE_CHECKING:
-    from jaxinfer.scheduling.books import SchedulerLimits
+
+class Slots(Protocol):
+    @property
+    def max_num_seqs(self) -> int:
+        """Sequences in slots, at most."""
+        ...
 
 
 class Room(Protocol):
     """What the policy must know of slots and pages."""
 
-    limits: SchedulerLimits
     kv: KVManager
+
+    @property
+    def limits(self) -> Slots: ...
 
     @property
     def free_slots(self) -> Collection[int]: ...
