@@ -35,13 +35,8 @@ _REFUSED: Mapping[str, str] = {
     "extra_mm_inputs": "this server takes text only",
     "media_refs": "this server takes text only",
 }
-_SAME = (
-    "min_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "min_tokens",
-    "ignore_eos",
-)  # zero is their default here, too
+# Zero is their default here, too.
+_SAME = ("min_p", "frequency_penalty", "presence_penalty", "min_tokens", "ignore_eos")
 _OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed")
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "structural_tag", "json_object", "choice")
 _SAMPLING = frozenset(

@@ -155,7 +155,9 @@ def _cost(body: bytes) -> int:
 
 
 def as_api_error(error: Exception, prompt: str | None = None) -> ApiError:
-    """Of BAD_INPUT or a Refusal. prompt: the field that the client has its text in."""
+    """Of BAD_INPUT or a RequestError. prompt: the field that the client has its text in."""
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, Refusal):
         return from_refusal(error)
     if isinstance(error, InvalidRequest):

@@ -19,11 +19,11 @@ from starlette.routing import Route
 
 from jaxinfer import __version__
 from serving import garbage, json_text
-from serving.errors import Refusal
-from serving.http.api import ENDPOINTS, Api
+from serving.errors import Refusal, RequestError
+from serving.http.api import ENDPOINTS, Api, as_api_error
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.envelope import CorsConfig, enveloped
-from serving.http.errors import ApiError, error_response, from_refusal, internal
+from serving.http.errors import ApiError, error_response, internal
 from serving.http.gate import HttpGate
 from serving.http.openapi import document
 from serving.http.page import Page
@@ -66,7 +66,7 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
     app = Starlette(
         routes=routes,
         middleware=[Middleware(HttpGate, access=api.frontend.access)],
-        exception_handlers={HTTPException: _unrouted, ApiError: _failed, Exception: _unforeseen},
+        exception_handlers={HTTPException: _unrouted, RequestError: _failed, Exception: _unforeseen},
     )
     app.router.redirect_slashes = False
     frontend = api.frontend
@@ -98,10 +98,8 @@ class Generate:
                 await self._send_events(reply, send)
             else:
                 await send_json(send, 200, await reply.result(), [_request_id(reply)])
-        except Refusal as refusal:
-            await send_error(send, from_refusal(refusal))
-        except ApiError as error:
-            await send_error(send, error)
+        except RequestError as error:
+            await send_error(send, as_api_error(error))
         finally:
             watch.cancel()
             reply.close()
@@ -176,18 +174,11 @@ class Information:
         return _response({"object": "list", "data": [self._card()]})
 
     async def model(self, request: Request) -> Response:
-        try:
-            model = self._api.frontend.ready_model()
-            check_model(request.path_params["name"].rstrip("/"), model)
-        except Refusal as refusal:
-            raise from_refusal(refusal) from refusal
+        check_model(request.path_params["name"].rstrip("/"), self._api.frontend.ready_model())
         return _response(self._card())
 
     def _card(self) -> dict[str, Any]:
-        try:
-            model = self._api.frontend.ready_model()
-        except Refusal as refusal:
-            raise from_refusal(refusal) from refusal
+        model = self._api.frontend.ready_model()
         return {
             "id": model.name,
             "object": "model",
@@ -264,8 +255,7 @@ def _response(data: Any, status: int = 200) -> Response:
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(as_api_error(error))
 
 
 async def _unforeseen(_: Request, error: Exception) -> Response:
