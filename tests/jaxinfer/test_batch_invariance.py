@@ -136,15 +136,13 @@ def test_after_preemption(engine: Harness, prompt: list[int], alone: tuple[list[
 def test_preempted_for_lack_of_pages(engine: Harness, prompt: list[int], alone: tuple[list[int], bytes]) -> None:
     engine.forget_prefixes()
     scheduler, pool = engine.loop.scheduler, engine.loop.scheduler.pool
-    # Room for two such requests at first, but not to their ends; where windows give pages back, for the longest alone.
-    longest = scheduler.kv.needs(len(prompt) + SAMPLED.max_tokens)
-    room = 14 if engine.loop.runner.spec.config.cache_groups.num_tables == 1 else longest
-    engine.chunk_by(64)
-    held = pool.allocate(pool.available - room)
     before = scheduler.stats.preemptions
     engine.submit(prompt[::-1], SAMPLED, seed=1)
     engine.submit(prompt[::-1][:40], SAMPLED, seed=2)
     name = engine.submit(prompt, SAMPLED, seed=5)
+    while not engine.heard.get((name, 0), Heard()).tokens:
+        engine.step()
+    held = pool.allocate(pool.available)  # all three run, and none of them has pages to its end
     engine.run()
     pool.release(reversed(held))
     assert scheduler.stats.preemptions > before
