@@ -1,4 +1,4 @@
-"""Seeded faults in what windows and groups of layers add to scheduler and page pool: see `mutants.py`."""
+"""Seeded faults that show where layers have windows, or groups several page tables; see `mutants.py`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ from jaxinfer.scheduling.cache_shape import UNBOUNDED, CacheShape
 from jaxinfer.scheduling.request import Sequence
 
 KVManager, PagePool, Scheduler = kv_manager.KVManager, page_pool.PagePool, scheduler.Scheduler
+
+
+def untold(patch: pytest.MonkeyPatch, untold: tuple[int, ...]) -> None:
+    """Changes of some kinds are not written down."""
+    add = page_pool.Changes.add
+
+    def silent(self: Any, changes: list[page_pool.Change]) -> None:
+        add(self, [change for change in changes if change[2] not in untold])
+
+    patch.setattr(page_pool.Changes, "add", silent)
 
 
 def left_one_page_early(patch: pytest.MonkeyPatch) -> None:
@@ -178,6 +188,11 @@ def windows_reserve_too_little(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CacheShape, "__init__", short)
 
 
+def hit_does_not_hear_of_new_pages(patch: pytest.MonkeyPatch) -> None:
+    """A remembered prefix with gaps is not told when one of them is filled."""
+    untold(patch, (page_pool.PUBLISHED,))
+
+
 GROUP_MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     f.__name__: f
     for f in (
@@ -196,5 +211,6 @@ GROUP_MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         bundle_evicted_in_part,
         second_table_copies_the_first,
         windows_reserve_too_little,
+        hit_does_not_hear_of_new_pages,
     )
 }

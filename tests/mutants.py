@@ -10,7 +10,7 @@ import pytest
 from jaxinfer.scheduling import kv_manager, page_pool, scheduler, tenants
 from jaxinfer.scheduling.request import Sequence
 from jaxinfer.scheduling.step_plan import PlanRow
-from tests.group_mutants import GROUP_MUTANTS
+from tests.group_mutants import GROUP_MUTANTS, untold
 
 KVManager, PagePool, Scheduler = kv_manager.KVManager, page_pool.PagePool, scheduler.Scheduler
 
@@ -218,19 +218,9 @@ def dealt_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tenants.Tenants, "dequeue", lambda self, sequence: None)
 
 
-def _untold(patch: pytest.MonkeyPatch, untold: tuple[int, ...]) -> None:
-    """Changes of some kinds are not written down."""
-    add = page_pool.Changes.add
-
-    def silent(self: Any, changes: list[page_pool.Change]) -> None:
-        add(self, [change for change in changes if change[2] not in untold])
-
-    patch.setattr(page_pool.Changes, "add", silent)
-
-
 def hit_outlives_its_pages(patch: pytest.MonkeyPatch) -> None:
     """A remembered prefix is not told that a page of it was evicted or withdrawn."""
-    _untold(patch, (page_pool.FORGOTTEN,))
+    untold(patch, (page_pool.FORGOTTEN,))
 
 
 def hit_outlives_withdrawal(patch: pytest.MonkeyPatch) -> None:
@@ -260,7 +250,7 @@ def hit_does_not_grow(patch: pytest.MonkeyPatch) -> None:
 
 def hit_counts_old_owners(patch: pytest.MonkeyPatch) -> None:
     """A remembered prefix is not told that its pages gained or lost their owners."""
-    _untold(patch, (page_pool.OWNED, page_pool.UNOWNED))
+    untold(patch, (page_pool.OWNED, page_pool.UNOWNED))
 
 
 def hit_trusts_a_gap(patch: pytest.MonkeyPatch) -> None:
@@ -281,11 +271,6 @@ def siblings_stay_parked(patch: pytest.MonkeyPatch) -> None:
             self._unpark = unpark.__get__(self)
 
     patch.setattr(Scheduler, "_admit", late)
-
-
-def hit_does_not_hear_of_new_pages(patch: pytest.MonkeyPatch) -> None:
-    """A remembered prefix with gaps is not told when one of them is filled."""
-    _untold(patch, (page_pool.PUBLISHED,))
 
 
 MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
@@ -317,7 +302,6 @@ MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         hit_counts_old_owners,
         hit_trusts_a_gap,
         siblings_stay_parked,
-        hit_does_not_hear_of_new_pages,
     )
 } | GROUP_MUTANTS
 # Some of these make the scheduler no wrong plan, only another one than it would make without a memory.
@@ -333,4 +317,4 @@ OF_MEMORY = (
 # These show only where several tenants have requests.
 OF_TENANTS = ("running_is_not_counted_down", "way_made_in_a_planned_row")
 # These show only where layers have windows, or groups several page tables.
-OF_GROUPS = (*GROUP_MUTANTS, "hit_does_not_hear_of_new_pages")
+OF_GROUPS = tuple(GROUP_MUTANTS)

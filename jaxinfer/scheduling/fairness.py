@@ -10,24 +10,17 @@ from itertools import islice
 from typing import Protocol
 
 from jaxinfer.scheduling.kv_manager import KVManager
+from jaxinfer.scheduling.limits import SchedulerLimits
 from jaxinfer.scheduling.request import Sequence
-from jaxinfer.scheduling.tenants import Tenant, Tenants, Turns, pages_of, slots_of
-
-
-class Slots(Protocol):
-    @property
-    def max_num_seqs(self) -> int:
-        """Sequences in slots, at most."""
-        ...
+from jaxinfer.scheduling.tenant import Tenant
+from jaxinfer.scheduling.tenants import Tenants, Turns, pages_of, slots_of
 
 
 class Room(Protocol):
     """What the policy must know of slots and pages."""
 
+    limits: SchedulerLimits
     kv: KVManager
-
-    @property
-    def limits(self) -> Slots: ...
 
     @property
     def free_slots(self) -> Collection[int]: ...
@@ -122,7 +115,9 @@ class Fairness:
                     slots, available = slots + 1, pool.available
                 slots, most = slots - 1, most - wanted
 
-    def _next_to_start(self, tenant: Tenant, slots: int, may_start: Callable[[Sequence], bool]) -> list[Sequence]:
+    def _next_to_start(
+        self, tenant: Tenant[Sequence], slots: int, may_start: Callable[[Sequence], bool]
+    ) -> list[Sequence]:
         """Those of a tenant's waiting sequences that could start, as many as its share of `slots` has room for."""
         room = self._tenants.share(tenant, slots) - tenant.running
         return list(islice(filter(may_start, tenant.waiting), max(0, room)))
