@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxinfer.errors import BAD_INPUT, ChatMessageError, ChatTemplateError, InvalidRequest, StopStringError
-from jaxinfer.sampling_params import as_token_ids
+from jaxinfer.sampling_params import check_token_ids
 from jaxinfer.text.answers import OutputParserNames, output_parser_names
 from serving.errors import Refusal
 from serving.frontend.frontend import Frontend, Prepare
@@ -204,5 +204,5 @@ def _detokenize(body: bytes, model: ModelContext) -> dict[str, Any]:
     check_model(request.model or "", model)
     if model.tokenizer is None:
         raise InvalidRequest("tokens", request.tokens, "this server runs without a tokenizer")
-    ids = as_token_ids("tokens", request.tokens, model.info.vocab_size)
-    return {"prompt": model.tokenizer.decode(ids, skip_special_tokens=bool(request.skip_special_tokens))}
+    check_token_ids("tokens", request.tokens, model.info.vocab_size)
+    return {"prompt": model.tokenizer.decode(request.tokens, skip_special_tokens=bool(request.skip_special_tokens))}

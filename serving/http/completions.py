@@ -126,6 +126,7 @@ class CompletionReply(Reply):
                     scored[prompt] = await prompt_logprobs(ids, self._prompts[prompt], self._spelling, wanted)
                 whole["prompt_logprobs"] = scored[prompt]
             choices.append(whole)
+            await self._pace.spend(8)
         return {**self._head, "choices": choices, "usage": self._usage()}
 
     def _add_prompt_ids(self, prompt: int, choice: dict[str, Any]) -> None:

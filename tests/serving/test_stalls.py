@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import json
 import random
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -312,6 +314,48 @@ def test_many_prompts_are_submitted_in_pieces_and_keep_their_places(monkeypatch:
             assert (await s.post("/v1/completions", prompt="a", max_tokens=2)).status_code == 200
 
     run(test())
+
+
+def test_many_prompts_are_begun_and_ended_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No turn of the event loop begins or ends many streams, and the engine's socket is written to once a turn."""
+    turn = 0
+    begun, ended, written = (collections.Counter[int]() for _ in range(3))
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def test() -> None:
+        async with http_serving(FakeOptions(max_num_seqs=300), max_waiting=100) as s:
+            frontend = s.grpc.server.frontend
+            (link,) = frontend.links
+            begin, close, write = link.begin, link.close, link._write
+
+            def noted(turns: collections.Counter[int], work: Callable[..., None]) -> Callable[..., None]:
+                def do(*arguments: Any) -> None:
+                    turns[turn] += 1
+                    work(*arguments)
+
+                return do
+
+            monkeypatch.setattr(link, "begin", noted(begun, begin))
+            monkeypatch.setattr(link, "close", noted(ended, close))
+            monkeypatch.setattr(link, "_write", noted(written, write))
+            counting = asyncio.create_task(count())
+            answer = await s.complete(prompt=["a"] * 300, max_tokens=1)
+            counting.cancel()
+            assert [choice["index"] for choice in answer["choices"]] == list(range(300))
+            assert answer["usage"]["completion_tokens"] == 300
+            assert frontend.open_sequences == 0
+
+    run(test())
+    assert begun.total() == ended.total() == 300
+    assert max(begun.values()) <= 16
+    assert max(ended.values()) <= 64
+    assert max(written.values()) == 1
+    assert written.total() < 100
 
 
 def test_none_of_them_when_one_is_refused() -> None:
