@@ -13,7 +13,7 @@ _PLAIN = 24  # bytes of a value outside of strings that are nothing unusual
 _SLICE = 1 << 18  # bytes that one call of the interpreter looks at
 
 
-def is_too_heavy(data: bytes, limit: int = MAX_WEIGHT) -> bool:
+def is_too_heavy(data: bytes | bytearray, limit: int = MAX_WEIGHT) -> bool:
     """Whether parsing would hold up everybody else. What is between two quotes is text, and weighs nothing."""
     if len(data) < _LARGE and _weight(data) <= limit:
         return False
@@ -32,5 +32,5 @@ def is_too_heavy(data: bytes, limit: int = MAX_WEIGHT) -> bool:
     return weight + max(0, excess - _LARGE // 2) // 2 > limit
 
 
-def _weight(data: bytes) -> int:
+def _weight(data: bytes | bytearray) -> int:
     return sum(weight * data.count(mark) for mark, weight in _WEIGHTS)

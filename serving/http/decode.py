@@ -15,6 +15,7 @@ from serving.http.models import MAX_USER, RECORDED, REFUSED
 from serving.http.whole_numbers import with_whole_numbers
 from serving.json_weight import MAX_WEIGHT, is_too_heavy
 
+Body = bytes | bytearray  # as it was read
 T = TypeVar("T", bound=msgspec.Struct)
 
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key` in `)?(?P<path>\$[^`]*)`)?$", re.DOTALL)
@@ -33,7 +34,7 @@ _MISSING = object()
 _LONGEST_NAME = 100  # characters of a field that nobody knows, in an error
 
 
-def decode(body: bytes, kind: type[T]) -> T:
+def decode(body: Body, kind: type[T]) -> T:
     """Raises ApiError."""
     if is_too_heavy(body):
         message = f"the request's body has too many values; {MAX_WEIGHT} numbers are taken, or fewer lists and objects"
@@ -43,7 +44,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         request = _with_whole_numbers(error, body, kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        said = str(error) if body.strip() else "it is empty"
+        said = "it is empty" if not body or body.isspace() else str(error)
         raise invalid(None, f"the body is not JSON: {said}", "invalid_json") from error
     except RecursionError as error:
         raise invalid(None, "the body is nested too deeply", "invalid_json") from error
@@ -51,7 +52,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     return request
 
 
-def _with_whole_numbers(error: msgspec.ValidationError, body: bytes, kind: type[T]) -> T:
+def _with_whole_numbers(error: msgspec.ValidationError, body: Body, kind: type[T]) -> T:
     """The request where all that is wrong are integers written as 16.0. Raises ApiError."""
     if "got `float`" not in str(error):
         raise explain(error, body, kind) from error
@@ -90,7 +91,7 @@ def _untyped(kind: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(name for name, inner in types.items() if isinstance(inner, msgspec.inspect.AnyType))
 
 
-def explain(error: msgspec.ValidationError, body: bytes, kind: type[msgspec.Struct]) -> ApiError:
+def explain(error: msgspec.ValidationError, body: Body, kind: type[msgspec.Struct]) -> ApiError:
     """What is told of it. body: where the value is found."""
     said = str(error)
     if len(said) > 1000:  # it quotes the name of a field, however long; the path is at the end
@@ -125,7 +126,7 @@ def _allowed(what: str) -> str:
     return f"it must be {' or '.join(kinds)}"
 
 
-def _value_at(body: bytes, path: str) -> Any:
+def _value_at(body: Body, path: str) -> Any:
     """The value that a path such as messages[0].role leads to. The request is decoded again: it is refused anyway."""
     try:
         value = msgspec.json.decode(body)

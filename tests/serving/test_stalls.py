@@ -27,6 +27,7 @@ from serving.frames import Unpacker, _in_pieces, pack
 from serving.grpc_server.convert import json_object
 from serving.grpc_server.wire import has_too_many_parts
 from serving.http import decode
+from serving.http.body import BodyReader
 from serving.http.errors import ApiError
 from serving.http.models import CompletionRequest
 from serving.pace import Pace
@@ -146,6 +147,24 @@ def test_json_is_weighed_outside_of_its_strings(monkeypatch: pytest.MonkeyPatch)
                 outside += marks.get(character, 0)
         assert not json_weight.is_too_heavy(text.encode(), outside)
         assert outside == 0 or json_weight.is_too_heavy(text.encode(), outside - 1)
+
+
+def test_a_body_grows_as_it_comes_and_is_not_joined_at_the_end() -> None:
+    parts = [bytes([65 + i]) * 70_000 for i in range(9)]
+    messages = [{"type": "http.request", "body": part, "more_body": part is not parts[-1]} for part in parts]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def test() -> None:
+        scope = {"headers": [(b"content-type", b"application/json")]}
+        reader = BodyReader(1 << 20)
+        found = await reader.read(scope, receive)
+        assert isinstance(found, bytearray)
+        assert found == b"".join(parts)
+        assert reader._reading == 0
+
+    run(test())
 
 
 def test_a_body_of_very_many_values_is_refused() -> None:
