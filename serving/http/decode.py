@@ -13,7 +13,7 @@ from jaxinfer.errors import InvalidRequest
 from serving.http.errors import ApiError, from_invalid, invalid
 from serving.http.models import MAX_USER, RECORDED, REFUSED
 from serving.http.whole_numbers import with_whole_numbers
-from serving.json_weight import MAX_WEIGHT, is_too_heavy
+from serving.json_weight import MAX_WEIGHT, is_too_heavy, up_to_long_name
 
 Body = bytes | bytearray  # as it was read
 T = TypeVar("T", bound=msgspec.Struct)
@@ -39,10 +39,12 @@ def decode(body: Body, kind: type[T]) -> T:
     if is_too_heavy(body):
         message = f"the request's body has too many values; {MAX_WEIGHT} numbers are taken, or fewer lists and objects"
         raise ApiError(413, message, code="body_too_large")
+    _refuse_long_name(body, kind)
     try:
-        request = msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        request = _with_whole_numbers(error, body, kind)
+        try:
+            request = msgspec.json.decode(body, type=kind)
+        except msgspec.ValidationError as error:
+            request = _with_whole_numbers(error, body, kind)  # which reads what is behind the faulty value, too
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         said = "it is empty" if not body or body.isspace() else str(error)
         raise invalid(None, f"the body is not JSON: {said}", "invalid_json") from error
@@ -50,6 +52,19 @@ def decode(body: Body, kind: type[T]) -> T:
         raise invalid(None, "the body is nested too deeply", "invalid_json") from error
     refuse(request)
     return request
+
+
+def _refuse_long_name(body: Body, kind: type[msgspec.Struct]) -> None:
+    """Raises the ApiError of an unknown field with a name of megabytes, of which only the beginning is told, without
+    making it."""
+    beginning = up_to_long_name(body)
+    if beginning is None:
+        return
+    try:
+        msgspec.json.decode(beginning, type=kind)
+    except msgspec.ValidationError as error:
+        if str(error).startswith("Object contains unknown field"):
+            raise explain(error, beginning, kind) from error
 
 
 def _with_whole_numbers(error: msgspec.ValidationError, body: Body, kind: type[T]) -> T:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import json
 import random
 import sys
 import threading
@@ -15,21 +14,15 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2
 
-from jaxinfer.errors import ChatMessageError, InvalidRequest
+from jaxinfer.errors import ChatMessageError
 from jaxinfer.messages import EngineStats, PromptScored, SequenceOutput, StepOutputs, TokenLogprobs
 from jaxinfer.text.chat import _plain
 from protos.jaxinfer.v1 import inference_pb2 as pb
-from serving import json_weight
 from serving.filters import redactor
 from serving.filters.contract import ALLOW, Subject
 from serving.filters.inputs import filtered
 from serving.frames import Unpacker, _in_pieces, pack
-from serving.grpc_server.convert import json_object
 from serving.grpc_server.wire import has_too_many_parts
-from serving.http import decode
-from serving.http.body import BodyReader
-from serving.http.errors import ApiError
-from serving.http.models import CompletionRequest
 from serving.pace import Pace
 from serving.request import ChatPrompt
 from serving.text_worker import PART_BYTES, TextWorker
@@ -121,65 +114,6 @@ def test_what_is_cut_may_be_as_long_as_it_likes() -> None:
 # -- bodies and messages -----------------------------------------------------------------------------------------------
 
 
-def test_json_is_weighed_outside_of_its_strings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_weight, "_SLICE", 7)
-    marks = {",": 1, "[": 5, "{": 5, ":": 20}
-    rng = random.Random(5)
-
-    def value(depth: int = 0) -> Any:
-        kind = rng.randrange(6)
-        if kind == 0 or depth > 3:
-            return "".join(rng.choices(',[{:"\\é\n', k=rng.randrange(9)))
-        if kind < 3:
-            return [value(depth + 1) for _ in range(rng.randrange(4))]
-        return {f"{i}{rng.choice(',:')}": value(depth + 1) for i in range(rng.randrange(3))}
-
-    for _ in range(500):
-        whole = value()
-        text = json.dumps(whole, ensure_ascii=rng.random() < 0.5)
-        outside, within, escaped = 0, False, False
-        for character in text:
-            if escaped or (within and character == "\\"):
-                escaped = not escaped
-            elif character == '"':
-                within = not within
-            elif not within:
-                outside += marks.get(character, 0)
-        assert not json_weight.is_too_heavy(text.encode(), outside)
-        assert outside == 0 or json_weight.is_too_heavy(text.encode(), outside - 1)
-
-
-def test_a_body_grows_as_it_comes_and_is_not_joined_at_the_end() -> None:
-    parts = [bytes([65 + i]) * 70_000 for i in range(9)]
-    messages = [{"type": "http.request", "body": part, "more_body": part is not parts[-1]} for part in parts]
-
-    async def receive() -> Any:
-        return messages.pop(0)
-
-    async def test() -> None:
-        scope = {"headers": [(b"content-type", b"application/json")]}
-        reader = BodyReader(1 << 20)
-        found = await reader.read(scope, receive)
-        assert isinstance(found, bytearray)
-        assert found == b"".join(parts)
-        assert reader._reading == 0
-
-    run(test())
-
-
-def test_a_body_of_very_many_values_is_refused() -> None:
-    for values in (b"1," * 2_000_001, b"[]," * 400_000, b'{"a":1},' * 80_000, (b"9" * 4000 + b",") * 2000):
-        with pytest.raises(ApiError, match="too many values; 2000000 numbers are taken") as caught:
-            decode.decode(b'{"prompt":[' + values + b"1]}", CompletionRequest)
-        assert caught.value.status == 413
-    text = ',[{:"\\' * 300_000
-    assert decode.decode(json.dumps({"prompt": text}).encode(), CompletionRequest).prompt == text
-    ids = [123_456] * 900_000
-    assert decode.decode(json.dumps({"prompt": ids}).encode(), CompletionRequest).prompt == ids
-    with pytest.raises(InvalidRequest, match=r"tools_json\[0\] is '8000003 characters'; it has too many values"):
-        json_object("tools_json[0]", "[" + "[]," * 2_666_667 + "1")
-
-
 def test_a_long_key_does_not_make_the_names_of_values_long() -> None:
     """They are made for every value: of a megabyte each, that never ends."""
     with pytest.raises(ChatMessageError) as caught:
@@ -195,12 +129,6 @@ def test_a_long_key_does_not_make_the_names_of_values_long() -> None:
     chat = ChatPrompt([{"k" * 1_000_000: {"k" * 1000: ["a"] * 9}}])
     filtered(chat, judge, "", None)
     assert max(map(len, parts)) < 1000
-
-
-def test_an_unknown_field_is_named_by_its_beginning() -> None:
-    with pytest.raises(ApiError) as caught:
-        decode.decode(b'{"prompt":"a","' + b"x" * 1_000_000 + b'":1}', CompletionRequest)
-    assert caught.value.message == "x" * 100 + "... is not a field of this request"
 
 
 def test_parts_are_counted_on_the_wire() -> None:
