@@ -30,7 +30,7 @@ from serving.request import GenerationRequest, ModelContext, PreparedRequest, pr
 from serving.text_worker import TextWorker
 
 # What submitting a request takes, in steps of `Pace`.
-_SUBMIT_STEPS, _TOKENS_A_STEP = 200, 32
+_SUBMIT_STEPS, _TOKENS_A_STEP = 40, 64
 _QUIET_SECONDS = 0.5  # without a stream, before there is time for a garbage collection
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import time
 from google.protobuf.message import Message
 
 from jaxinfer.errors import InvalidRequest
-from jaxinfer.sampling_params import as_token_ids
+from jaxinfer.sampling_params import check_token_ids
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 from serving.frontend.frontend import Frontend
@@ -103,6 +103,6 @@ def _detokenize(request: pb.DetokenizeRequest, model: ModelContext) -> pb.Detoke
     refuse_unknown_fields(request)
     if model.tokenizer is None:
         raise InvalidRequest("token_ids", list(request.token_ids[:8]), "this server runs without a tokenizer")
-    ids = as_token_ids("token_ids", request.token_ids, model.info.vocab_size)
+    check_token_ids("token_ids", request.token_ids, model.info.vocab_size)
     skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-    return pb.DetokenizeResponse(text=model.tokenizer.decode(ids, skip_special_tokens=skip))
+    return pb.DetokenizeResponse(text=model.tokenizer.decode(request.token_ids, skip_special_tokens=skip))

@@ -22,6 +22,7 @@ from serving import garbage, json_text
 from serving.errors import Refusal, RequestError
 from serving.http.api import ENDPOINTS, Api, as_api_error
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
+from serving.http.decode import Body
 from serving.http.envelope import CorsConfig, enveloped
 from serving.http.errors import ApiError, error_response, internal
 from serving.http.gate import HttpGate
@@ -88,7 +89,7 @@ class Generate:
         except ClientGone:
             return
         except ApiError as error:
-            body = b""  # else it would be there as long as this frame; see `garbage.let_go`
+            body = bytearray()  # else it would be there as long as this frame; see `garbage.let_go`
             self._api.frontend.recorder.refused(origin, str(error.status), error)
             await send_error(send, error)
             return
@@ -148,7 +149,7 @@ class Answer:
     """An endpoint that makes one JSON object out of a body."""
 
     def __init__(
-        self, api: Api, reader: BodyReader, path: str, work: Callable[[bytes], Awaitable[dict[str, Any]]]
+        self, api: Api, reader: BodyReader, path: str, work: Callable[[Body], Awaitable[dict[str, Any]]]
     ) -> None:
         self._api, self._reader, self._path, self._work = api, reader, path, work
 
