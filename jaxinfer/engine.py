@@ -7,6 +7,7 @@ writes later. In `serve` the loop runs in a process of its own, in `LLM` and in 
 
 from __future__ import annotations
 
+import math
 import queue
 import time
 import traceback
@@ -31,6 +32,10 @@ from jaxinfer.scheduling.step_plan import PlanRow, StepPlan, StepResult
 from jaxinfer.step_clock import MESSAGES, SCHEDULE, UPDATE, StepClock
 
 Post = Callable[[Any], None]
+
+# What is taken from the inbox between two steps while sequences wait for the next one: messages, each of a few
+# microseconds, and as many again for a prompt of so many tokens. A client's thousand prompts hold up nobody's tokens.
+MESSAGES_A_STEP, _TOKENS_A_MESSAGE = 256, 256
 
 
 class PendingStep(Protocol):
@@ -161,16 +166,19 @@ class EngineLoop:
             raise
 
     def _receive(self, inbox: Inbox, post: Post) -> None:
-        """Takes every waiting message; waits for one when there is nothing to compute."""
+        """Takes the waiting messages, only so many where sequences are running (`MESSAGES_A_STEP`); waits for one when
+        there is nothing to compute."""
         block = self.idle and not self._draining
+        left = math.inf if self.idle else MESSAGES_A_STEP
         if block:
             self._clock.pause()
-        while not self._stopped:
+        while left > 0 and not self._stopped:
             try:
                 message = inbox.get(block)
             except queue.Empty:
                 return
             self._handle(message, post)
+            left -= message_weight(message)
             block = False
 
     def _handle(self, message: Any, post: Post) -> None:
@@ -206,6 +214,11 @@ class EngineLoop:
         sequences = ended + (outputs.sequences if outputs is not None else [])
         prompts = outputs.prompts if outputs is not None else []
         post(StepOutputs(sequences, prompts, stats.copy(), self._clock.times))
+
+
+def message_weight(message: Any) -> int:
+    """What it counts for of `MESSAGES_A_STEP`."""
+    return 1 + len(message.prompt_token_ids) // _TOKENS_A_MESSAGE if isinstance(message, Submit) else 1
 
 
 def _new_pages(row: PlanRow) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -322,12 +322,21 @@ def device_values(params: SamplingParams, seed: int, index: int) -> dict[str, fl
 def as_token_ids(name: str, values: Sequence[Any], vocab_size: int) -> tuple[int, ...]:
     """Checks a prompt given as token ids. Raises `InvalidRequest` naming the first bad one. In slices, so that no call
     of the interpreter is long: other threads run meanwhile."""
-    parts: list[tuple[int, ...]] = []
+    parts = list(_checked_slices(name, values, vocab_size))
+    return parts[0] if len(parts) == 1 else tuple(itertools.chain.from_iterable(parts))
+
+
+def check_token_ids(name: str, values: Sequence[Any], vocab_size: int) -> None:
+    """`as_token_ids` for lists without a bound, of which no second one is made."""
+    for _ in _checked_slices(name, values, vocab_size):
+        pass
+
+
+def _checked_slices(name: str, values: Sequence[Any], vocab_size: int) -> Iterator[tuple[int, ...]]:
     for start in range(0, len(values), _IDS_AT_ONCE):
         part = tuple(values[start : start + _IDS_AT_ONCE])
         if set(map(type, part)) != {int} or min(part) < 0 or max(part) >= vocab_size:
             for token in part:
                 if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
                     raise InvalidRequest(name, token, f"token ids are integers from 0 to {vocab_size - 1}")
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else tuple(itertools.chain.from_iterable(parts))
+        yield part

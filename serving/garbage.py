@@ -7,10 +7,11 @@ import traceback
 
 # Objects made since the last collection of the youngest; collections until the next older ones go through one, too.
 # Python's own are 700 (2,000 from 3.13 on), 10 and 10: with a few large requests alive all that is there is gone
-# through every second or so. What requests leave behind has few circles, and is freed without a collection.
-_YOUNG, _MIDDLE = 10_000, 20
+# through every second or so. What requests leave behind has few circles, and is freed without a collection. A middle
+# collection goes through what is alive of as many objects as the two multiply to: milliseconds, not tens of them.
+_YOUNG, _MIDDLE = 10_000, 5
 # What is old is better gone through when nobody waits (`tidy`); after so many collections it is done in any case.
-_OLD = 50
+_OLD = 200
 _DUE = 2
 
 

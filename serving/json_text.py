@@ -14,6 +14,7 @@ from serving.pace import Pace
 _LINE_ENDS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
 _ESCAPES = {ord(raw.decode()): escaped.decode() for raw, escaped in _LINE_ENDS}
 _SLICE = 256  # entries of a list that are encoded at a time
+_PIECE_STEPS = 2  # of `Pace`: for a value, a name, or a slice of a list
 PART_BYTES = 1 << 16  # about the size of a part
 
 _encode = msgspec.json.Encoder().encode
@@ -50,6 +51,7 @@ async def encode_in_parts(value: Any) -> AsyncIterator[bytes]:
             yield line_safe(b"".join(parts))
             parts, size = [], 0
             await pace.rest()
+        await pace.spend(_PIECE_STEPS)  # many small values are long work, too
     if parts:
         yield line_safe(b"".join(parts))
 

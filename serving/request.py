@@ -8,7 +8,7 @@ write other names translates (see serving/http/convert.py).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -214,6 +214,12 @@ def check_fields(request: GenerationRequest, context: ModelContext) -> tuple[str
     return request_id, params
 
 
+def check_count(name: str, values: Sized, limit: int, what: str = "entries") -> None:
+    """Raises InvalidRequest where there are more than `limit`."""
+    if len(values) > limit:
+        raise InvalidRequest(name, f"{len(values)} {what}", f"at most {limit} are allowed")
+
+
 def check_model(name: str, context: ModelContext) -> None:
     """Raises Refusal unless the name is the served model's, or empty."""
     if name and name != context.name:
@@ -350,10 +356,8 @@ def _render_chat(chat: ChatPrompt, tokenizer: Tokenizer) -> str:
 
 def _check_sizes(chat: ChatPrompt) -> None:
     """Bounds what a template has to go through, beside the texts themselves. Raises InvalidRequest."""
-    if len(chat.messages) > MAX_MESSAGES:
-        raise InvalidRequest("messages", f"{len(chat.messages)} messages", f"at most {MAX_MESSAGES} are allowed")
-    if len(chat.tools or ()) > MAX_TOOLS:
-        raise InvalidRequest("tools", f"{len(chat.tools or ())} tools", f"at most {MAX_TOOLS} are allowed")
+    check_count("messages", chat.messages, MAX_MESSAGES, "messages")
+    check_count("tools", chat.tools or (), MAX_TOOLS, "tools")
     for i, tool in enumerate(chat.tools or ()):
         _check_size(f"tools[{i}]", tool, MAX_TOOL_LENGTH)
     variables = {name: value for name, value in chat.variables.items() if name != "documents"}  # those are text

@@ -9,11 +9,12 @@ ended      exit code 0 after a drain, 1 when the engine failed, 2 when the model
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -178,8 +179,11 @@ class Server:
     async def start(self) -> None:
         """Binds the ports, starts the engine and answers calls with UNAVAILABLE until it is ready."""
         config = self.config
-        access = self._make_access()
-        output_filter = self._load_filters()
+        with _refusing(AccessError, FilterError):
+            config.access.check([config.host])
+            access = Access(config.access)
+            given = config.input_filter, config.output_filter
+            self._input_filter, output_filter = (None if name is None else load_filter(name) for name in given)
         try:
             check_free(config.host, config.port)
         except OSError as error:
@@ -189,10 +193,8 @@ class Server:
         http = self._bind_http()
         self._open_grpc(access)
         self._started = time.monotonic()
-        try:
+        with _refusing(LedgerError, TracingError):
             observing = Observing(config.observing)
-        except (LedgerError, TracingError) as error:
-            raise ServerError(str(error), EXIT_REFUSED) from error
         observing.recorder.refusal_sinks.append(refusal_log(content=config.observing.log_content))
         access.audit_sinks.append(observing.recorder.refused_at_the_gate)
         if observing.audit is not None:
@@ -224,23 +226,6 @@ class Server:
             raise
         self._started_engine, self._observing = True, observing
         self._watches.append(asyncio.create_task(access.watch()))
-
-    def _make_access(self) -> Access:
-        config = self.config.access
-        try:
-            config.check([self.config.host])
-            return Access(config)
-        except AccessError as error:
-            raise ServerError(str(error), EXIT_REFUSED) from error
-
-    def _load_filters(self) -> Filter | None:
-        """Sets the input's, returns the output's."""
-        try:
-            given = self.config.input_filter, self.config.output_filter
-            self._input_filter, output_filter = (None if name is None else load_filter(name) for name in given)
-        except FilterError as error:
-            raise ServerError(str(error), EXIT_REFUSED) from error
-        return output_filter
 
     def _open_grpc(self, access: Access) -> None:
         config = self.config
@@ -372,6 +357,15 @@ class Server:
     async def _tell_ready(self) -> None:
         """The watchdog's word to grpc.health.v1; HTTP's /ready reads the same flag. A draining server stays so."""
         await self._set_health(_NOT_SERVING if self.frontend.stuck else _SERVING)
+
+
+@contextlib.contextmanager
+def _refusing(*kinds: type[Exception]) -> Iterator[None]:
+    """What cannot be served as it was asked for ends the start."""
+    try:
+        yield
+    except kinds as error:
+        raise ServerError(str(error), EXIT_REFUSED) from error
 
 
 async def _first(*waiters: asyncio.Future[Any]) -> None:

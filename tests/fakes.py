@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxinfer.engine import MESSAGES_A_STEP, message_weight
 from jaxinfer.messages import (
     Abort,
     Died,
@@ -142,12 +143,14 @@ class FakeEngine:
 
     def _receive(self, inbox: Any, post: Callable[[Any], None]) -> None:
         block = not (self._running or self._waiting or self._draining)
-        while not self._stopped:
+        left = math.inf if block else MESSAGES_A_STEP  # as jaxinfer.engine does it
+        while left > 0 and not self._stopped:
             try:
                 message = inbox.get(block)
             except queue.Empty:
                 return
             block = False
+            left -= message_weight(message)
             self.received.append(message)
             if isinstance(message, Submit):
                 self._submit(message, post)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
 
-from jaxinfer.cache_groups import UNIFORM, CacheGroups
 from jaxinfer.messages import EngineStats, SequenceAccount, SequenceOutput, Submit
 from jaxinfer.scheduling.checks import (
     check_lists,
@@ -17,28 +15,12 @@ from jaxinfer.scheduling.checks import (
 )
 from jaxinfer.scheduling.fairness import Fairness
 from jaxinfer.scheduling.kv_manager import KVManager
+from jaxinfer.scheduling.limits import SchedulerLimits
 from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.request import Request, Sequence, order_of
+from jaxinfer.scheduling.request import Request, Sequence
 from jaxinfer.scheduling.step_plan import StepPlan
 from jaxinfer.scheduling.tenants import Tenants
-
-
-@dataclass(frozen=True)
-class SchedulerLimits:
-    """Sizes the scheduler works within. `longrope_border`: length (tokens) beyond which RoPE's long factors apply.
-    `vocab_size`: None where nobody knows. `draws`: the most tokens that a row draws; above 1 a sequence
-    waits until it is known how many of them are accepted."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    eos_token_ids: tuple[int, ...] = ()
-    longrope_border: int | None = None
-    priority_ageing_seconds: float = 30.0
-    enable_prefix_caching: bool = True
-    vocab_size: int | None = None
-    draws: int = 1
-    cache_groups: CacheGroups = UNIFORM
+from jaxinfer.scheduling.waiting import order_of
 
 
 class DuplicateRequest(ValueError):
@@ -174,6 +156,7 @@ class Books:
         self._unpark(request)
         if request.finished:
             del self._requests[request.request_id]
+            request.sequences = []  # each knows its request: in a circle both would wait for the garbage collector
         return account
 
     def _leave_slot(self, sequence: Sequence) -> None:

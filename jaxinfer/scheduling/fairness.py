@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from jaxinfer.scheduling.kv_manager import KVManager
+from jaxinfer.scheduling.limits import SchedulerLimits
 from jaxinfer.scheduling.request import Sequence
-from jaxinfer.scheduling.tenants import Tenant, Tenants, Turns, pages_of, slots_of
-
-if TYPE_CHECKING:
-    from jaxinfer.scheduling.books import SchedulerLimits
+from jaxinfer.scheduling.tenant import Tenant
+from jaxinfer.scheduling.tenants import Tenants, Turns, pages_of, slots_of
 
 
 class Room(Protocol):
@@ -116,7 +115,9 @@ class Fairness:
                     slots, available = slots + 1, pool.available
                 slots, most = slots - 1, most - wanted
 
-    def _next_to_start(self, tenant: Tenant, slots: int, may_start: Callable[[Sequence], bool]) -> list[Sequence]:
+    def _next_to_start(
+        self, tenant: Tenant[Sequence], slots: int, may_start: Callable[[Sequence], bool]
+    ) -> list[Sequence]:
         """Those of a tenant's waiting sequences that could start, as many as its share of `slots` has room for."""
         room = self._tenants.share(tenant, slots) - tenant.running
         return list(islice(filter(may_start, tenant.waiting), max(0, room)))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from jaxinfer.scheduling.cache_shape import CacheShape
 from jaxinfer.scheduling.page_pool import FORGOTTEN, PUBLISHED, Change, PagePool
-from jaxinfer.scheduling.prefix_table import PrefixNode
+from jaxinfer.scheduling.prefix_table import PrefixNode, TokenSource
 from jaxinfer.scheduling.step_plan import NULL_PAGE
-
-if TYPE_CHECKING:
-    from jaxinfer.scheduling.request import Sequence
 
 
 class _Chain:
@@ -47,7 +43,7 @@ class _Chain:
                     self.there[i] = page != NULL_PAGE
                 self.unowned[i] = pool.unowned((page,))[0]
 
-    def extend(self, pool: PagePool, sequence: Sequence, most: int, new: int) -> int:
+    def extend(self, pool: PagePool, sequence: TokenSource, most: int, new: int) -> int:
         """Finds up to `new` contents behind the known ones, `most` in all; how many it was."""
         nodes, size, find = self.nodes, pool.page_size, pool.prefixes.find
         known = len(nodes) - 1
@@ -77,7 +73,7 @@ class GroupHit:
 
     __slots__ = ("_chains", "_seen", "_shape", "length", "rope_variant")
 
-    def __init__(self, roots: Rows[PrefixNode], rope_variant: int, shape: CacheShape) -> None:
+    def __init__(self, roots: Sequence[PrefixNode], rope_variant: int, shape: CacheShape) -> None:
         self.rope_variant = rope_variant
         self.length = 0  # pages
         self._chains = [_Chain(root) for root in roots]
@@ -89,7 +85,7 @@ class GroupHit:
         """Contents that are known, of all groups."""
         return sum(len(chain.nodes) for chain in self._chains)
 
-    def refresh(self, pool: PagePool, sequence: Sequence, most: int, new: int | None = None) -> None:
+    def refresh(self, pool: PagePool, sequence: TokenSource, most: int, new: int | None = None) -> None:
         """Makes it what a look-up of at most `most` pages would find now; with `new`, no more than so many pages are
         looked up whose content was not known, and the rest is left to the next call."""
         changed = self._seen != pool.changes.end

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from jaxinfer.scheduling.page_pool import FORGOTTEN, PagePool
-from jaxinfer.scheduling.prefix_table import PrefixNode
-
-if TYPE_CHECKING:
-    from jaxinfer.scheduling.request import Sequence
+from jaxinfer.scheduling.prefix_table import PrefixNode, TokenSource
 
 
 class PrefixHit:
@@ -60,7 +55,7 @@ class PrefixHit:
         """Pages that nobody owns, so that the pool counts them as available."""
         return self._unowned.count(1)
 
-    def refresh(self, pool: PagePool, sequence: Sequence, most: int, new: int | None = None) -> None:
+    def refresh(self, pool: PagePool, sequence: TokenSource, most: int, new: int | None = None) -> None:
         """Makes it what a look-up of at most `most` pages would find now; with `new`, no more than so many pages are
         looked up whose content was not known, and the rest is left to the next call."""
         if self._seen != pool.changes.end:
@@ -89,7 +84,7 @@ class PrefixHit:
                 else:
                     unowned[i] = what
 
-    def _extend(self, pool: PagePool, sequence: Sequence, most: int, new: int) -> bool:
+    def _extend(self, pool: PagePool, sequence: TokenSource, most: int, new: int) -> bool:
         """Appends the pages that follow; whether those are all."""
         nodes, found = self.nodes, []
         start, whole = len(self.pages), True
@@ -116,7 +111,7 @@ class PrefixHit:
         return whole
 
     def _look_up(
-        self, pool: PagePool, sequence: Sequence, start: int, count: int
+        self, pool: PagePool, sequence: TokenSource, start: int, count: int
     ) -> tuple[list[PrefixNode], list[int]]:
         """Contents and pages of up to `count` pages from the one at `start` on, whose tokens are compared."""
         size = pool.page_size

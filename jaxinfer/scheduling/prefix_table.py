@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from typing import Protocol
 from weakref import ref
 
 from jaxinfer.scheduling.step_plan import NULL_PAGE
+
+
+class TokenSource(Protocol):
+    """A text whose prefix is looked up."""
+
+    def tokens(self, start: int, end: int) -> tuple[int, ...]:
+        """The ids at positions start to end."""
+        ...
 
 
 class PrefixNode:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from jaxinfer.messages import SequenceAccount, Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.group_hit import GroupHit
 from jaxinfer.scheduling.prefix_hit import PrefixHit
 from jaxinfer.scheduling.prefix_table import PrefixNode
 from jaxinfer.scheduling.step_plan import TableWrite
-
-if TYPE_CHECKING:
-    from jaxinfer.scheduling.tenants import Tenant
+from jaxinfer.scheduling.tenant import Tenant
 
 
 class Request:
@@ -47,7 +43,7 @@ class Request:
         stop_ids: frozenset[int],
         banned_ids: tuple[int, ...],
         max_total: int,
-        tenant: Tenant,
+        tenant: Tenant[Sequence],
     ) -> None:
         self.request_id = submit.request_id
         self.tenant = tenant
@@ -190,7 +186,3 @@ class Sequence:
     @property
     def key(self) -> tuple[str, int]:
         return self.request.request_id, self.index
-
-
-def order_of(sequence: Sequence) -> tuple[float, int, int]:
-    return sequence.order

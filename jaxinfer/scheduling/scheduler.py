@@ -14,11 +14,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from jaxinfer.messages import SequenceOutput, StepOutputs
-from jaxinfer.scheduling.books import Books, DuplicateRequest, SchedulerLimits
-from jaxinfer.scheduling.request import Sequence, order_of
+from jaxinfer.scheduling.books import Books, DuplicateRequest
+from jaxinfer.scheduling.limits import SchedulerLimits
+from jaxinfer.scheduling.request import Sequence
 from jaxinfer.scheduling.results import prompt_scores, token_logprobs
 from jaxinfer.scheduling.rows import plan_row
 from jaxinfer.scheduling.step_plan import PlanRow, StepPlan, StepResult
+from jaxinfer.scheduling.waiting import order_of
 
 __all__ = ["DuplicateRequest", "Scheduler", "SchedulerLimits"]
 

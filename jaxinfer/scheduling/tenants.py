@@ -15,47 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from heapq import nsmallest
 
 from jaxinfer.scheduling.request import Request, Sequence
-from jaxinfer.scheduling.waiting import WaitingLine
-
-# An output token occupies the device longer than one of a prompt; the paper's own price list.
-PROMPT_COST, OUTPUT_COST = 1.0, 2.0
-
-
-class Tenant:
-    """service: what was computed for it, in prompt tokens' worth divided by weight."""
-
-    __slots__ = ("_output_cost", "_weight", "alive", "name", "pages", "running", "service", "waiting")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.weight = 1.0
-        self.service = 0.0
-        self.alive = 0  # sequences that have not ended
-        self.running = 0  # of those, the ones in slots
-        self.pages = 0  # that those hold
-        self.waiting = WaitingLine()
-
-    @property
-    def weight(self) -> float:
-        return self._weight
-
-    @weight.setter
-    def weight(self, weight: float) -> None:
-        self._weight, self._output_cost = weight, OUTPUT_COST / weight
-
-    def charge(self, sequence: Sequence, start: int, end: int) -> None:
-        """Positions start to end are computed. What was charged before (a preemption lost it) and prefix hits are
-        free."""
-        charged = sequence.charged
-        if start == charged >= sequence.prompt_len:  # nearly every row: the next token of an answer
-            self.service += (end - start) * self._output_cost
-        elif end > charged:
-            start = max(start, charged)
-            prompt = max(0, min(end, sequence.prompt_len) - start)
-            self.service += PROMPT_COST * prompt / self._weight + (end - start - prompt) * self._output_cost
-        else:
-            return
-        sequence.charged = end
+from jaxinfer.scheduling.tenant import Tenant
 
 
 class Tenants:
@@ -63,8 +23,8 @@ class Tenants:
 
     def __init__(self, burst: float) -> None:
         self._burst = burst
-        self._all: dict[str, Tenant] = {}
-        self.alive: list[Tenant] = []  # those with requests
+        self._all: dict[str, Tenant[Sequence]] = {}
+        self.alive: list[Tenant[Sequence]] = []  # those with requests
         self.num_waiting = 0  # sequences
         self._weights: float | None = 0.0  # of those alive together; None: to be added up anew
         self._parked: dict[int, Request] = {}  # by id(): those with parked sequences
@@ -72,7 +32,7 @@ class Tenants:
 
     # -- coming and going -----------------------------------------------------------------------------------------
 
-    def join(self, name: str, weight: float, sequences: int) -> Tenant:
+    def join(self, name: str, weight: float, sequences: int) -> Tenant[Sequence]:
         """A request of so many sequences arrives. Its tenant's newest weight holds."""
         tenant = self._all.get(name)
         if tenant is None:
@@ -88,7 +48,7 @@ class Tenants:
         tenant.alive += sequences
         return tenant
 
-    def leave(self, tenant: Tenant) -> None:
+    def leave(self, tenant: Tenant[Sequence]) -> None:
         """One of its sequences has ended."""
         tenant.alive -= 1
         if not tenant.alive:
@@ -101,18 +61,18 @@ class Tenants:
         """More than one tenant has requests."""
         return len(self.alive) > 1
 
-    def share(self, tenant: Tenant, total: int) -> int:
+    def share(self, tenant: Tenant[Sequence], total: int) -> int:
         """The part of `total` slots or pages that is the tenant's among those that have requests; at least one."""
         if self._weights is None:
             self._weights = sum(other.weight for other in self.alive)
         return max(1, int(total * tenant.weight / self._weights))
 
-    def below_share(self, tenant: Tenant, total: int) -> bool:
+    def below_share(self, tenant: Tenant[Sequence], total: int) -> bool:
         """Whether the tenant holds less than its share of `total` pages."""
         return tenant.pages < self.share(tenant, total)
 
     def over_share(
-        self, tenant: Tenant, running: list[Sequence], total: int, held: Callable[[Tenant], int]
+        self, tenant: Tenant[Sequence], running: list[Sequence], total: int, held: Callable[[Tenant[Sequence]], int]
     ) -> Sequence | None:
         """The last running sequence of whoever holds more than its share of `total` and was served more than `tenant`;
         of several such tenants, of the one that was served most. None: there is none."""
@@ -160,7 +120,7 @@ class Tenants:
         for request in self._parked.values():
             yield from request.parked
 
-    def least_served(self) -> list[Tenant]:
+    def least_served(self) -> list[Tenant[Sequence]]:
         """Those with waiting sequences, the least served first."""
         return sorted((tenant for tenant in self.alive if tenant.waiting), key=_turn)
 
@@ -174,15 +134,15 @@ class Tenants:
         return Turns(self.alive, prefilling)
 
 
-def slots_of(tenant: Tenant) -> int:
+def slots_of(tenant: Tenant[Sequence]) -> int:
     return tenant.running
 
 
-def pages_of(tenant: Tenant) -> int:
+def pages_of(tenant: Tenant[Sequence]) -> int:
     return tenant.pages
 
 
-def _turn(tenant: Tenant) -> tuple[float, int]:
+def _turn(tenant: Tenant[Sequence]) -> tuple[float, int]:
     return tenant.service, tenant.running
 
 
@@ -191,7 +151,7 @@ class _Queue:
 
     __slots__ = ("next_prefilling", "next_waiting", "open", "prefilling", "tenant")
 
-    def __init__(self, tenant: Tenant) -> None:
+    def __init__(self, tenant: Tenant[Sequence]) -> None:
         self.tenant = tenant
         self.prefilling: list[Sequence] = []
         self.next_prefilling = self.next_waiting = 0
@@ -210,7 +170,7 @@ class Turns:
     A sequence that is taken out of the waiting ones must leave `Tenant.waiting` or be passed by `skip`.
     """
 
-    def __init__(self, tenants: list[Tenant], prefilling: Iterable[Sequence]) -> None:
+    def __init__(self, tenants: list[Tenant[Sequence]], prefilling: Iterable[Sequence]) -> None:
         self._queues = {id(tenant): _Queue(tenant) for tenant in tenants}
         self._only = next(iter(self._queues.values())) if len(self._queues) == 1 else None
         for sequence in prefilling:

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
-
-from jaxinfer.scheduling.request import Sequence, order_of
+from typing import Generic, Protocol, TypeVar
 
 _ROW = 512  # sequences of a row, at most twice as many
 
 
-class WaitingLine:
+class Ordered(Protocol):
+    """What stands in a line. key: its request's id and its index there; nothing but an error message needs it."""
+
+    order: tuple[float, int, int]
+
+    @property
+    def key(self) -> tuple[str, int]: ...
+
+
+Waits = TypeVar("Waits", bound=Ordered)
+
+
+def order_of(sequence: Ordered) -> tuple[float, int, int]:
+    return sequence.order
+
+
+class WaitingLine(Generic[Waits]):
     """Sequences by their order, which no two share and which never changes.
 
     A sorted list in rows: whoever comes or goes moves the others of its row alone. In one list of 400,000 that takes
@@ -21,18 +36,18 @@ class WaitingLine:
     __slots__ = ("_count", "_ends", "_rows")
 
     def __init__(self) -> None:
-        self._rows: list[list[Sequence]] = []
+        self._rows: list[list[Waits]] = []
         self._ends: list[tuple[float, int, int]] = []  # the order of each row's last
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Sequence]:
+    def __iter__(self) -> Iterator[Waits]:
         for row in self._rows:
             yield from row
 
-    def __getitem__(self, position: int) -> Sequence:
+    def __getitem__(self, position: int) -> Waits:
         """position: from 0 on. Raises IndexError behind the last."""
         for row in self._rows:
             if position < len(row):
@@ -40,7 +55,7 @@ class WaitingLine:
             position -= len(row)
         raise IndexError(position)
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Waits) -> None:
         self._count += 1
         if not self._rows:
             self._rows.append([sequence])
@@ -54,17 +69,17 @@ class WaitingLine:
             self._rows[i : i + 1] = row[:_ROW], row[_ROW:]
             self._ends.insert(i, row[_ROW - 1].order)
 
-    def update(self, sequences: Iterable[Sequence]) -> None:
+    def update(self, sequences: Iterable[Waits]) -> None:
         for sequence in sequences:
             self.add(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: Waits) -> None:
         """Raises ValueError for a sequence that does not wait here."""
         i = bisect_left(self._ends, sequence.order)
         row = self._rows[i] if i < len(self._rows) else []
         j = bisect_left(row, sequence.order, key=order_of)
         if j == len(row) or row[j] is not sequence:
-            raise ValueError(f"a sequence of {sequence.request.request_id!r} does not wait")
+            raise ValueError(f"a sequence of {sequence.key[0]!r} does not wait")
         del row[j]
         self._count -= 1
         if row:

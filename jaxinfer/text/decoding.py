@@ -9,7 +9,7 @@ when the tokenizer is loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
@@ -87,6 +87,36 @@ class DecodePlan:
         """The decoder's text for ids, special tokens included, before clean-up."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=False)
         return text
+
+    def text_in_slices(self, ids: Sequence[int], skipped: Set[int], size: int) -> Iterator[str]:
+        """`text` of ids without the `skipped` ones, in parts of about `size` ids. Each is one call of the library that
+        does not keep the interpreter. What falls apart nowhere, such as one run of byte tokens, is one part."""
+        head: list[int] = []  # ids so far, while they have no text: the decoder may strip what comes first
+        begun = False
+        start = 0
+        while start < len(ids):
+            end = start + size
+            while end < len(ids) and not self._parts_before(ids[end], skipped):
+                end += 1
+            part = list(ids[start:end])
+            start = end
+            if not skipped.isdisjoint(part):
+                part = [index for index in part if index not in skipped]
+            before = self._anchor if begun else head
+            whole: str = self._backend.decode_batch([[*before, *part]], skip_special_tokens=False)[0]
+            text = whole[len(self._anchor_text) :] if begun else whole
+            begun = begun or bool(text)
+            head = [] if begun else [*head, *part]
+            yield text
+
+    def _parts_before(self, index: int, skipped: Set[int]) -> bool:
+        """Whether a text falls apart in front of this token: what follows is the same whatever came before."""
+        if index in skipped or self.piece(index) is None:
+            return False
+        if self.byte_level:
+            data = self.token_bytes(index)
+            return bool(data) and data[0] & 0xC0 != 0x80  # no byte within a character
+        return self.fallback_byte(index) is None
 
     def token_bytes(self, index: int) -> bytes:
         """The bytes of a token of a byte-level vocabulary."""

@@ -180,7 +180,8 @@ class Tokenizer:
         if len(ids) <= _SHORT_IDS:
             text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         else:
-            text = self._backend.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)[0]
+            skipped = self._special_ids if skip_special_tokens else frozenset()
+            text = "".join(self.decode_plan.text_in_slices(ids, skipped, _SHORT_IDS))
         return clean_up(text) if self.decode_plan.clean_up else text
 
     @property

@@ -15,6 +15,9 @@ in any bucket. What that takes, each point found by measuring XLA:CPU:
 * Blocks are cut at fixed positions of the sequence and folded in order; a block that a query does not see changes
   nothing (its probabilities are exactly 0, its rescaling exactly 1).
 * A product's row has the same bits for any number of rows from 4 up, but not for 1: M is padded to a multiple of 4.
+* That holds for the product with V, whose columns lie side by side, only up to some 48 rows or where the columns fill
+  blocks of 64: XLA picks another routine beyond. So V is widened where M is larger, which gives the bits of a small M.
+  Up to 16 columns have a routine of their own for any M, with other bits than the wider ones.
 * `sum` over an axis is ordered by the size of the whole array; `_tree_sum` spells the order out.
 * `exp` is contracted into multiply-adds differently when a short odd axis is unrolled: L and M are multiples of 4.
 * Elementwise code of the caller (say, rotary embedding) may round differently, even from one token to the next, where
@@ -42,6 +45,10 @@ from pallas_kernels.paged_attention.work import in_token_order, row_of, single_r
 # Keys per block: few enough for the copies of K and V to stay in the cache, enough to outweigh the cost of a turn.
 _BLOCK = 64
 _ROW_MULTIPLE = 4
+# The product with V on CPU, see above: up to so many rows, and up to so many columns, it is taken as it is.
+_FEW_ROWS = 32
+_FEW_COLUMNS = 16
+_COLUMN_BLOCK = 64
 _LOWEST = float(np.finfo(np.float32).min)
 _INT_MAX = int(np.iinfo(np.int32).max)
 
@@ -92,6 +99,7 @@ class _Keys(NamedTuple):
     pages_per_block: int
     options: AttentionOptions
     sinks: jax.Array | None  # (K, G)
+    target: DeviceTarget
 
     @property
     def block(self) -> int:
@@ -121,7 +129,7 @@ def paged_attention(
     pages_per_block = _pages_per_block(page_size)
     tables = jnp.pad(batch.page_tables, ((0, 0), (0, -batch.page_tables.shape[1] % pages_per_block)))
     sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(num_kv_heads, -1)
-    keys = _Keys(k_pages, v_pages, tables, pages_per_block, options, sinks)
+    keys = _Keys(k_pages, v_pages, tables, pages_per_block, options, sinks, target)
     queries = q.reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
 
     singles, rank = _single_token_work(batch, min(tiling.rows, batch.seq_lens.shape[0]))
@@ -255,7 +263,7 @@ def _attend(q: jax.Array, positions: jax.Array, keys: _Keys, view: _View) -> jax
         new_highest = jnp.maximum(highest, scores.max(axis=-1, keepdims=True))
         probs = jnp.exp(scores - new_highest)
         keep = jnp.exp(highest - new_highest)
-        return new_highest, total * keep + _tree_sum(probs), acc * keep + _product(probs, v, contract=2)
+        return new_highest, total * keep + _tree_sum(probs), acc * keep + _weigh(probs, v, keys.target)
 
     _, total, acc = lax.fori_loop(view.begin, view.end, fold, (*_before_keys(q.shape, keys.sinks), jnp.zeros_like(q)))
     return acc / jnp.where(total > 0, total, 1.0)
@@ -294,6 +302,15 @@ def _product(a: jax.Array, b: jax.Array, contract: int) -> jax.Array:
     """(B, K, M, C) times the axis `contract` of (B, K, ., .), in float32."""
     numbers = (((3,), (contract,)), ((0, 1), (0, 1)))
     return lax.dot_general(a, b, numbers, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+
+def _weigh(probs: jax.Array, v: jax.Array, target: DeviceTarget) -> jax.Array:
+    """The sum of values v (B, K, L, H) with weights probs (B, K, M, L): (B, K, M, H), on CPU with bits that M does not
+    change."""
+    head_dim = v.shape[3]
+    if target.platform == "cpu" and probs.shape[2] > _FEW_ROWS and head_dim > _FEW_COLUMNS:
+        v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, -head_dim % _COLUMN_BLOCK)))
+    return _product(probs, v, contract=2)[..., :head_dim]
 
 
 def _tree_sum(x: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from serving.access import keys
-from serving.access.caller import ANYONE, Caller
+from serving.access.caller import ADMIN, ANYONE, Caller
 from serving.access.limits import Exceeded, Limiter
 from serving.access.tls import Tls, TlsConfig, TlsError, is_loopback
 from serving.access.watch import Watched
@@ -96,6 +96,19 @@ class Access:
             has = " and ".join(sorted(caller.roles))
             message = f"the API key's roles are {has}; this call needs {role}"
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, message)
+
+    def admit(self, presented: str | None, role: str | None, server: str, endpoint: str) -> Caller:
+        """Whose key this is, where it may make this call; refusals and admins' calls are audited. Raises Refusal."""
+        caller = None
+        try:
+            caller = self.caller(presented)
+            self.permit(caller, role)
+        except Refusal as refusal:
+            self.audit_refusal(server, endpoint, refusal, caller)
+            raise
+        if role == ADMIN:
+            self.audit("admin call", server, endpoint, caller)
+        return caller
 
     # -- how much -------------------------------------------------------------------------------------------------
 

@@ -107,6 +107,7 @@ class EngineLink(asyncio.Protocol):
         self._unpacker = Unpacker()
         self._transport: asyncio.Transport | None = None
         self._death: Died | None = None
+        self._unsent: list[bytes] = []  # frames of this turn of the loop
         self._arrived: deque[Any] = deque()  # messages behind a long one
         self._delivering: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -260,8 +261,16 @@ class EngineLink(asyncio.Protocol):
     # -- messages -------------------------------------------------------------------------------------------------
 
     def _send(self, message: Any) -> None:
+        """In order, and what one turn of the loop sends is written at once: a thousand requests are no thousand calls
+        of the system, between which other threads take the interpreter."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._unsent.append(pack(message))
+
+    def _write(self) -> None:
+        frames, self._unsent = self._unsent, []
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(pack(message))
+            self._transport.write(b"".join(frames))
 
     def _receive(self, message: Any) -> None:
         self.last_news = time.monotonic()

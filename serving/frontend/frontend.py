@@ -17,7 +17,7 @@ from jaxinfer.messages import EngineInfo, EngineStats, Progress
 from serving import garbage
 from serving.access.access import Access
 from serving.access.caller import CALLER
-from serving.engine_process import EXIT_REFUSED
+from serving.engine_process import EXIT_OK, EXIT_REFUSED
 from serving.errors import Refusal, RequestError, unavailable
 from serving.filters.contract import Filter
 from serving.frontend.admission import AdmissionControl
@@ -30,7 +30,7 @@ from serving.request import GenerationRequest, ModelContext, PreparedRequest, pr
 from serving.text_worker import TextWorker
 
 # What submitting a request takes, in steps of `Pace`.
-_SUBMIT_STEPS, _TOKENS_A_STEP = 200, 32
+_SUBMIT_STEPS, _TOKENS_A_STEP = 40, 64
 _QUIET_SECONDS = 0.5  # without a stream, before there is time for a garbage collection
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Frontend:
     """What all servers share. Made and used on one event loop; serves once `open` was called with a model.
 
     Several engines must serve the same model. A request goes to the engine with the fewest open sequences and stays
-    there. The end of one engine is the end of all: the server ends loudly and is started again as a whole.
+    there. The failure of one engine is the end of all: the server ends loudly and is started again as a whole.
 
     Args:
         max_waiting: Sequences accepted beyond those that the engines run at a time.
@@ -54,7 +54,7 @@ class Frontend:
 
     Attributes:
         ready: Resolves to the engines' EngineInfo when all have loaded and warmed up.
-        ended: Resolves to the EngineEnd of the first that ended.
+        ended: Resolves to the EngineEnd of the first that failed, or of the last when all were shut down.
         idle: Set while no stream is open.
         links: The connections to the engines.
         accepted, refused: Requests that an engine was given, and those that were not taken.
@@ -115,7 +115,10 @@ class Frontend:
         self.ready.set_result(info)
 
     def _has_ended(self, ended: asyncio.Future[EngineEnd]) -> None:
-        self._end(ended.result())
+        """One that has drained may leave before the others."""
+        end = ended.result()
+        if end.code != EXIT_OK or all(link.ended.done() for link in self.links):
+            self._end(end)
 
     def _end(self, end: EngineEnd) -> None:
         if not self.ended.done():
@@ -343,7 +346,7 @@ class Frontend:
             link.drain()
 
     async def drained(self, timeout: float) -> None:
-        """Until every engine has finished what it had, one has ended, or so many seconds are over."""
+        """Until every engine has finished what it had, one has failed, or so many seconds are over."""
         drained = asyncio.ensure_future(self._all_drained())
         waiters: list[asyncio.Future[Any]] = [drained, self.ended]
         await asyncio.wait(waiters, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

@@ -20,7 +20,7 @@ from protos.open_inference import grpc_service_pb2_grpc as pb_grpc
 from serving.errors import Refusal, internal
 from serving.gateways.infer_convert import FINAL, INPUTS, OUTPUTS, Asked, InferReplies, to_request
 from serving.gateways.tensors import TensorSpec
-from serving.grpc_server.call_handler import CallHandler, Context, answer, refuse, unimplemented, write
+from serving.grpc_server.call_handler import CallHandler, Context, answering, unimplemented, write
 from serving.grpc_server.names import KSERVE, SERVICES
 from serving.grpc_server.wire import size_of
 from serving.observing.metrics import Metrics
@@ -69,12 +69,9 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     # -- generation -----------------------------------------------------------------------------------------------
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        try:
-            async with aclosing(self._responses("ModelInfer", request, context)) as responses:
-                async for response, _ in responses:  # there is one
-                    return response
-        except Refusal as refusal:
-            await refuse(context, refusal)
+        async with aclosing(self._responses("ModelInfer", request, context)) as responses:
+            async for response, _ in responses:  # there is one
+                return response
         raise RuntimeError("a request ended without an answer")
 
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
@@ -101,8 +98,8 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                     raise
         except* Refusal as refused:
             first = refused.exceptions[0]
-        if isinstance(first, Refusal):
-            await refuse(context, first)
+        if first is not None:
+            raise first
 
     async def _stream(
         self, request: pb.ModelInferRequest, context: Context, writing: asyncio.Lock, *, strict: bool
@@ -165,94 +162,76 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
 
     # -- information ----------------------------------------------------------------------------------------------
 
-    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
-        failed = self._frontend.failed
-        return await answer(request, context, lambda: pb.ServerLiveResponse(live=not failed))
+    @answering
+    def ServerLive(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=not self._frontend.failed)
 
-    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
-        return await answer(request, context, lambda: pb.ServerReadyResponse(ready=not self._frontend.state))
+    @answering
+    def ServerReady(self, _: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=not self._frontend.state)
 
-    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
+    @answering
+    def ModelReady(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         """Of a model that is not served, too: it is not ready."""
+        if not request.name:
+            raise InvalidRequest("name", "", "it must name a model")
+        model = self._frontend.model
+        served = model is not None and request.name == model.name and request.version in ("", VERSION)
+        return pb.ModelReadyResponse(ready=served and not self._frontend.state)
 
-        def ready() -> pb.ModelReadyResponse:
-            if not request.name:
-                raise InvalidRequest("name", "", "it must name a model")
-            model = self._frontend.model
-            served = model is not None and request.name == model.name and request.version in ("", VERSION)
-            return pb.ModelReadyResponse(ready=served and not self._frontend.state)
+    @answering
+    def ServerMetadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name="jaxinfer", version=__version__, extensions=EXTENSIONS)
 
-        return await answer(request, context, ready)
-
-    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
-        return await answer(
-            request,
-            context,
-            lambda: pb.ServerMetadataResponse(name="jaxinfer", version=__version__, extensions=EXTENSIONS),
+    @answering
+    def ModelMetadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        return pb.ModelMetadataResponse(
+            name=self._named(request),
+            versions=[VERSION],
+            platform=PLATFORM,
+            inputs=[_metadata_of(spec) for spec in INPUTS.values()],
+            outputs=[_metadata_of(spec) for spec in OUTPUTS.values()],
         )
 
-    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
-        def metadata() -> pb.ModelMetadataResponse:
-            name = self._named(request)
-            return pb.ModelMetadataResponse(
-                name=name,
-                versions=[VERSION],
+    @answering
+    def ModelConfig(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+        inputs = [
+            pb.ModelInput(name=s.name, data_type=_TYPES[s.datatypes[0]], dims=s.shape, optional=True)
+            for s in INPUTS.values()
+        ]
+        outputs = [
+            pb.ModelOutput(name=s.name, data_type=_TYPES[s.datatypes[0]], dims=s.shape) for s in OUTPUTS.values()
+        ]
+        return pb.ModelConfigResponse(
+            config=pb.ModelConfig(
+                name=self._named(request),
                 platform=PLATFORM,
-                inputs=[_metadata_of(spec) for spec in INPUTS.values()],
-                outputs=[_metadata_of(spec) for spec in OUTPUTS.values()],
+                backend=PLATFORM,
+                input=inputs,
+                output=outputs,
+                model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True),
             )
+        )
 
-        return await answer(request, context, metadata)
+    @answering
+    def RepositoryIndex(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+        if request.repository_name:
+            raise InvalidRequest("repository_name", request.repository_name, "it must be empty: there is one")
+        state, name = self._frontend.state, self._frontend.ready_model().name
+        if state and request.ready:
+            return pb.RepositoryIndexResponse()
+        found = pb.RepositoryIndexResponse.ModelIndex(
+            name=name, version=VERSION, state="UNAVAILABLE" if state else "READY", reason=state
+        )
+        return pb.RepositoryIndexResponse(models=[found])
 
-    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
-        def config() -> pb.ModelConfigResponse:
-            inputs = [
-                pb.ModelInput(name=s.name, data_type=_TYPES[s.datatypes[0]], dims=s.shape, optional=True)
-                for s in INPUTS.values()
-            ]
-            outputs = [
-                pb.ModelOutput(name=s.name, data_type=_TYPES[s.datatypes[0]], dims=s.shape) for s in OUTPUTS.values()
-            ]
-            return pb.ModelConfigResponse(
-                config=pb.ModelConfig(
-                    name=self._named(request),
-                    platform=PLATFORM,
-                    backend=PLATFORM,
-                    input=inputs,
-                    output=outputs,
-                    model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True),
-                )
-            )
-
-        return await answer(request, context, config)
-
-    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
-        def index() -> pb.RepositoryIndexResponse:
-            if request.repository_name:
-                raise InvalidRequest("repository_name", request.repository_name, "it must be empty: there is one")
-            state, name = self._frontend.state, self._frontend.ready_model().name
-            if state and request.ready:
-                return pb.RepositoryIndexResponse()
-            return pb.RepositoryIndexResponse(
-                models=[
-                    pb.RepositoryIndexResponse.ModelIndex(
-                        name=name, version=VERSION, state="UNAVAILABLE" if state else "READY", reason=state
-                    )
-                ]
-            )
-
-        return await answer(request, context, index)
-
-    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
+    @answering
+    def ModelStatistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
         """Since the start. Without a name of every model: there is one."""
-
-        def statistics() -> pb.ModelStatisticsResponse:
-            model = self._frontend.ready_model()
-            if request.name or request.version:
-                _check_model("name", request.name or model.name, "version", request.version, model)
-            return pb.ModelStatisticsResponse(model_stats=[_statistics(self._frontend.recorder.metrics, model.name)])
-
-        return await answer(request, context, statistics)
+        model = self._frontend.ready_model()
+        if request.name or request.version:
+            _check_model("name", request.name or model.name, "version", request.version, model)
+        return pb.ModelStatisticsResponse(model_stats=[_statistics(self._frontend.recorder.metrics, model.name)])
 
     def _named(self, request: pb.ModelMetadataRequest | pb.ModelConfigRequest) -> str:
         model = self._frontend.ready_model()
@@ -308,7 +287,7 @@ def unserved() -> grpc.GenericRpcHandler:
 
     def refusing(name: str, why: str) -> Callable[[bytes, Context], Awaitable[None]]:
         async def call(_: bytes, context: Context) -> None:
-            await unimplemented(context, name, why)
+            raise unimplemented(name, why)
 
         return call
 

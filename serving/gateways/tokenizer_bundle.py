@@ -21,14 +21,8 @@ _NAMES = (
     "generation_config.json",
 )
 _PATTERNS = ("*.model", "*.tiktoken", "*.jinja")
-_EPOCH = (
-    1980,
-    1,
-    1,
-    0,
-    0,
-    0,
-)  # the oldest that zip knows: equal files make an equal archive, whenever they were copied
+# The oldest that zip knows: equal files make an equal archive, whenever they were copied.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 class Bundle(NamedTuple):

@@ -13,13 +13,13 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.outputs import PROMPT, Delta
-from jaxinfer.sampling_params import clamped_bias
+from jaxinfer.sampling_params import MAX_TOKEN_LIST, clamped_bias
 from serving.frontend.stream import GenerationStream
 from serving.grpc_server.call_handler import refuse_others
-from serving.grpc_server.convert import check_entries, plain_list, refuse_unknown_fields
+from serving.grpc_server.convert import plain_list, refuse_unknown_fields
 from serving.grpc_server.replies import tokens_per_message
 from serving.pace import Pace
-from serving.request import GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt
+from serving.request import GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt, check_count
 
 # The servers' shared names -> this protocol's, for errors.
 NAMES: Mapping[str, str] = {"token_ids": "tokenized.input_ids", "prompt": "input"}
@@ -35,13 +35,8 @@ _REFUSED: Mapping[str, str] = {
     "extra_mm_inputs": "this server takes text only",
     "media_refs": "this server takes text only",
 }
-_SAME = (
-    "min_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "min_tokens",
-    "ignore_eos",
-)  # zero is their default here, too
+# Zero is their default here, too.
+_SAME = ("min_p", "frequency_penalty", "presence_penalty", "min_tokens", "ignore_eos")
 _OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed")
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "structural_tag", "json_object", "choice")
 _SAMPLING = frozenset(
@@ -102,7 +97,7 @@ def sampling(params: pb.SamplingParams, context: ModelContext) -> dict[str, Any]
         "n": params.n or 1,
         "stop_token_ids": plain_list("stop_token_ids", params.stop_token_ids),
     }
-    check_entries("logit_bias", params.logit_bias)
+    check_count("logit_bias", params.logit_bias, MAX_TOKEN_LIST)
     given["logit_bias"] = {token: clamped_bias(bias) for token, bias in params.logit_bias.items()}
     if params.stop:
         given["stop"] = plain_list("stop", params.stop)

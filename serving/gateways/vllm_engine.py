@@ -21,12 +21,19 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
 
 from jaxinfer import __version__
-from jaxinfer.errors import BAD_INPUT, InvalidRequest
+from jaxinfer.errors import InvalidRequest
 from serving.errors import Refusal
 from serving.gateways.tokenizer_bundle import Bundle, bundle
 from serving.gateways.vllm_convert import VllmReplies, to_request
-from serving.grpc_server.call_handler import CallHandler, Context, answer, refuse, refuse_others, unimplemented, write
-from serving.grpc_server.convert import refuse_unknown_fields
+from serving.grpc_server.call_handler import (
+    CallHandler,
+    Context,
+    answering,
+    checking,
+    refuse_others,
+    unimplemented,
+    write,
+)
 from serving.grpc_server.wire import size_of
 from serving.request import NO_TOKENS, ModelContext
 
@@ -59,52 +66,40 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
                 raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"answers are tokens here; {NO_TOKENS}")
             return to_request(request, model), None
 
-        try:
-            stream, _ = await self._handler.submit("Generate", size_of(request), convert, context)
-        except Refusal as refusal:
-            await refuse(context, refusal)
+        stream, _ = await self._handler.submit("Generate", size_of(request), convert, context)
         try:
             replies = VllmReplies(stream, chunks=request.stream)
             while (deltas := await stream.read()) is not None:
                 async for message in replies.messages(deltas):
                     await write(context, message)
-        except Refusal as refusal:
-            self._frontend.close(stream)  # the status may wait behind what the client does not take
-            await refuse(context, refusal)
         finally:
             self._frontend.close(stream)
 
-    async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
+    @answering
+    def Abort(self, request: pb.AbortRequest) -> pb.AbortResponse:
         """An id that is not alive is no error: the request may just have ended."""
-
-        def abort() -> pb.AbortResponse:
-            if not request.request_ids or not all(request.request_ids):
-                raise InvalidRequest("request_ids", list(request.request_ids), "it must name at least one request")
-            for request_id in request.request_ids:
-                self._frontend.abort(request_id)
-            return pb.AbortResponse()
-
-        return await answer(request, context, abort)
+        if not request.request_ids or not all(request.request_ids):
+            raise InvalidRequest("request_ids", list(request.request_ids), "it must name at least one request")
+        for request_id in request.request_ids:
+            self._frontend.abort(request_id)
+        return pb.AbortResponse()
 
     async def Embed(self, request: Any, context: Context) -> pb.EmbedResponse:
-        await unimplemented(context, "Embed", "this server generates text")
+        raise unimplemented("Embed", "this server generates text")
 
     # -- information ----------------------------------------------------------------------------------------------
 
-    async def HealthCheck(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:
-        def check() -> pb.HealthCheckResponse:
-            state = self._frontend.state
-            return pb.HealthCheckResponse(healthy=not state, message=state or "ready")
+    @answering
+    def HealthCheck(self, _: pb.HealthCheckRequest) -> pb.HealthCheckResponse:
+        state = self._frontend.state
+        return pb.HealthCheckResponse(healthy=not state, message=state or "ready")
 
-        return await answer(request, context, check)
+    @answering
+    def GetModelInfo(self, _: pb.GetModelInfoRequest) -> pb.GetModelInfoResponse:
+        return model_info(self._frontend.ready_model(), self._handler.folder)
 
-    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
-        return await answer(request, context, lambda: model_info(self._frontend.ready_model(), self._handler.folder))
-
-    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
-        return await answer(request, context, self._server_info)
-
-    def _server_info(self) -> pb.GetServerInfoResponse:
+    @answering
+    def GetServerInfo(self, _: pb.GetServerInfoRequest) -> pb.GetServerInfoResponse:
         info, now = self._frontend.ready_model().info, time.monotonic()
         return pb.GetServerInfoResponse(
             active_requests=self._frontend.open_requests,
@@ -118,10 +113,8 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
             max_num_seqs=info.max_num_seqs,
         )
 
-    async def GetLoads(self, request: pb.GetLoadsRequest, context: Context) -> pb.GetLoadsResponse:
-        return await answer(request, context, lambda: self._loads(request))
-
-    def _loads(self, request: pb.GetLoadsRequest) -> pb.GetLoadsResponse:
+    @answering
+    def GetLoads(self, request: pb.GetLoadsRequest) -> pb.GetLoadsResponse:
         refuse_others(request, frozenset({"dp_rank", "include"}))
         if request.HasField("dp_rank") and request.dp_rank != 0:
             raise InvalidRequest("dp_rank", request.dp_rank, "0 is the only rank of this server")
@@ -148,11 +141,8 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
         return pb.GetLoadsResponse(timestamp=now, version=__version__, dp_rank_count=1, loads=[load])
 
     async def GetTokenizer(self, request: common_pb2.GetTokenizerRequest, context: Context) -> None:
-        try:
-            refuse_unknown_fields(request)
+        with checking(request):
             data, sha256 = await self._tokenizer()
-        except (Refusal, *BAD_INPUT) as error:
-            await refuse(context, error)
         for start in range(0, len(data), CHUNK_BYTES):
             last = start + CHUNK_BYTES >= len(data)
             part = data[start : start + CHUNK_BYTES]
@@ -173,16 +163,16 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
     # -- what this engine does not do -----------------------------------------------------------------------------
 
     async def FlushCache(self, request: Any, context: Context) -> common_pb2.FlushCacheResponse:
-        await unimplemented(context, "FlushCache", "the prefix cache is dropped page by page, as room is needed")
+        raise unimplemented("FlushCache", "the prefix cache is dropped page by page, as room is needed")
 
     async def StartProfile(self, request: Any, context: Context) -> common_pb2.ProfileResponse:
-        await unimplemented(context, "StartProfile", "this server has no profiler")
+        raise unimplemented("StartProfile", "this server has no profiler")
 
     async def StopProfile(self, request: Any, context: Context) -> common_pb2.ProfileResponse:
-        await unimplemented(context, "StopProfile", "this server has no profiler")
+        raise unimplemented("StopProfile", "this server has no profiler")
 
     async def SubscribeKvEvents(self, request: Any, context: Context) -> None:
-        await unimplemented(context, "SubscribeKvEvents", "this engine publishes no events of its KV cache")
+        raise unimplemented("SubscribeKvEvents", "this engine publishes no events of its KV cache")
 
 
 class Throughput:

@@ -1,14 +1,17 @@
-"""What the services on the gRPC port share: a call's way to the frontend, and how it ends without an answer."""
+"""What the services on the gRPC port share: a call's way to the frontend. A `Refusal` that is raised ends the call with
+its status (`guard.py`)."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -27,6 +30,8 @@ STALL_SECONDS = 120.0  # without taking any of the answer, as over HTTP
 
 Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
+Servicer = TypeVar("Servicer")
+Asked = TypeVar("Asked", bound=Message)
 
 
 @dataclass
@@ -76,13 +81,27 @@ class CallHandler:
         return refusal
 
 
-async def answer(request: Message, context: Context, work: Callable[[], T]) -> T:
-    """What `work` returns where the request has no unknown fields; a refusal ends the call."""
+@contextmanager
+def checking(request: Message) -> Iterator[None]:
+    """Refuses fields of the request that nobody knows, and bad input within. Raises Refusal."""
     try:
         refuse_unknown_fields(request)
-        return work()
-    except (Refusal, *BAD_INPUT) as error:
-        await refuse(context, error)
+        yield
+    except BAD_INPUT as error:
+        raise invalid(error) from error
+
+
+def answering(
+    work: Callable[[Servicer, Asked], T],
+) -> Callable[[Servicer, Asked, Context], Coroutine[Any, Any, T]]:
+    """The method of a call whose answer `work` makes of the request at once."""
+
+    @wraps(work)
+    async def call(self: Servicer, request: Asked, context: Context) -> T:
+        with checking(request):
+            return work(self, request)
+
+    return call
 
 
 def trace_headers(context: Context) -> tuple[tuple[str, str], ...]:
@@ -101,11 +120,6 @@ async def write(context: Context, message: Any, seconds: float = STALL_SECONDS) 
         raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, f"nothing of the answer was taken for {seconds:g} s") from None
 
 
-async def refuse(context: Context, error: Exception) -> NoReturn:
-    refusal = error if isinstance(error, Refusal) else invalid(error)
-    await context.abort(refusal.code, refusal.message, refusal.metadata)
-
-
 def refuse_others(message: Any, handled: frozenset[str], path: str = "") -> None:
     """Raises InvalidRequest for a set field that is not in `handled`: a later version of a published protocol may know
     more fields than this server."""
@@ -115,5 +129,5 @@ def refuse_others(message: Any, handled: frozenset[str], path: str = "") -> None
             raise InvalidRequest(path + descriptor.name, shown, "this server does not support it")
 
 
-async def unimplemented(context: Context, method: str, why: str) -> NoReturn:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not supported: {why}")
+def unimplemented(method: str, why: str) -> Refusal:
+    return Refusal(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not supported: {why}")

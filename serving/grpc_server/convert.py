@@ -17,7 +17,7 @@ from jaxinfer.errors import InvalidRequest, renamed
 from jaxinfer.sampling_params import MAX_TOKEN_LIST
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving.json_weight import MAX_WEIGHT, is_too_heavy
-from serving.request import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
+from serving.request import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt, check_count
 
 # The servers' shared names -> this protocol's, for errors.
 NAMES: Mapping[str, str] = {"template_variables": "template_variables_json"}
@@ -66,7 +66,7 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, pb.TokenIds):
         return plain_list(name, value.ids)
     if isinstance(value, Mapping):
-        check_entries(name, value)
+        check_count(name, value, MAX_TOKEN_LIST)
         return dict(value)
     if isinstance(value, Iterable) and not isinstance(value, str):
         return plain_list(name, value)
@@ -74,15 +74,10 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def plain_list(name: str, values: Any) -> tuple[Any, ...]:
-    """Raises InvalidRequest where there are more than any list of sampling parameters may have."""
-    check_entries(name, values)
+    """Raises InvalidRequest where there are more than any list of sampling parameters may have, before anything is made
+    of them: a message can hold millions."""
+    check_count(name, values, MAX_TOKEN_LIST)
     return tuple(values)
-
-
-def check_entries(name: str, values: Any) -> None:
-    """Before anything is made of them: a message can hold millions."""
-    if len(values) > MAX_TOKEN_LIST:
-        raise InvalidRequest(name, f"{len(values)} entries", f"at most {MAX_TOKEN_LIST} are allowed")
 
 
 def _chat(chat: pb.Chat) -> ChatPrompt:

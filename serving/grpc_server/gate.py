@@ -70,17 +70,11 @@ class GrpcGate(grpc.aio.ServerInterceptor):
         endpoint, role = needed(handler_call_details.method)
         if role == _OPEN:
             return await continuation(handler_call_details)
-        caller = None
         try:
-            caller = self._access.caller(_presented(handler_call_details))
-            self._access.permit(caller, role)
+            CALLER.set(self._access.admit(_presented(handler_call_details), role, "grpc", endpoint))
         except Refusal as refusal:
-            self._access.audit_refusal("grpc", endpoint, refusal, caller)
             handler = await continuation(handler_call_details)
             return None if handler is None else _refusing(handler, refusal)
-        if role == ADMIN:
-            self._access.audit("admin call", "grpc", endpoint, caller)
-        CALLER.set(caller)
         return await continuation(handler_call_details)
 
 

@@ -6,18 +6,16 @@ from __future__ import annotations
 
 import time
 
-import grpc
 from google.protobuf.message import Message
 
 from jaxinfer.errors import InvalidRequest
-from jaxinfer.sampling_params import as_token_ids
+from jaxinfer.sampling_params import check_token_ids
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
-from serving.errors import Refusal
 from serving.frontend.frontend import Frontend
 from serving.frontend.stream import GenerationStream
 from serving.grpc_server import replies
-from serving.grpc_server.call_handler import STALL_SECONDS, CallHandler, Context, answer, refuse, write
+from serving.grpc_server.call_handler import STALL_SECONDS, CallHandler, Context, answering, write
 from serving.grpc_server.convert import NAMES, prompt_of, refuse_unknown_fields, to_request
 from serving.grpc_server.wire import size_of
 from serving.request import ModelContext, encode_prompt
@@ -39,18 +37,11 @@ class InferenceServicer(pb_grpc.InferenceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Written with `context.write` rather than as a generator: a cancellation then always lands in this body, and
         the sequences are aborted before the call is over."""
-        try:
-            stream, _ = await self._handler.submit(
-                "Generate", _cost(request), lambda _: (to_request(request), None), context
-            )
-        except Refusal as refusal:
-            await refuse(context, refusal)
+        stream, _ = await self._handler.submit(
+            "Generate", _cost(request), lambda _: (to_request(request), None), context
+        )
         try:
             await self._send_all(stream, context)
-        except Refusal as refusal:
-            if refusal.code == grpc.StatusCode.DEADLINE_EXCEEDED:
-                self._frontend.close(stream)  # the status waits behind what the client does not take
-            await refuse(context, refusal)
         finally:
             self._frontend.close(stream)
 
@@ -63,10 +54,8 @@ class InferenceServicer(pb_grpc.InferenceServicer):
                 await write(context, message, seconds)
         await write(context, replies.finished(stream), seconds)
 
-    async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
-        return await answer(request, context, lambda: self._abort(request))
-
-    def _abort(self, request: pb.AbortRequest) -> pb.AbortResponse:
+    @answering
+    def Abort(self, request: pb.AbortRequest) -> pb.AbortResponse:
         if not request.request_id:
             raise InvalidRequest("request_id", "", "it must name a request")
         return pb.AbortResponse(found=self._frontend.abort(request.request_id))
@@ -74,30 +63,20 @@ class InferenceServicer(pb_grpc.InferenceServicer):
     # -- text -----------------------------------------------------------------------------------------------------
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
-        try:
-            return await self._handler.text("Tokenize", _cost(request), lambda model: _tokenize(request, model))
-        except Refusal as refusal:
-            await refuse(context, refusal)
+        return await self._handler.text("Tokenize", _cost(request), lambda model: _tokenize(request, model))
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
-        try:
-            return await self._handler.text("Detokenize", _cost(request), lambda model: _detokenize(request, model))
-        except Refusal as refusal:
-            await refuse(context, refusal)
+        return await self._handler.text("Detokenize", _cost(request), lambda model: _detokenize(request, model))
 
     # -- information ----------------------------------------------------------------------------------------------
 
-    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
-        return await answer(request, context, self._model_info)
-
-    def _model_info(self) -> pb.GetModelInfoResponse:
+    @answering
+    def GetModelInfo(self, _: pb.GetModelInfoRequest) -> pb.GetModelInfoResponse:
         frontend = self._frontend
         return replies.model_info(frontend.ready_model(), frontend.max_waiting, self._max_message_bytes)
 
-    async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:
-        return await answer(request, context, self._stats)
-
-    def _stats(self) -> pb.GetStatsResponse:
+    @answering
+    def GetStats(self, _: pb.GetStatsRequest) -> pb.GetStatsResponse:
         frontend = self._frontend
         return replies.stats(
             frontend.stats,
@@ -124,6 +103,6 @@ def _detokenize(request: pb.DetokenizeRequest, model: ModelContext) -> pb.Detoke
     refuse_unknown_fields(request)
     if model.tokenizer is None:
         raise InvalidRequest("token_ids", list(request.token_ids[:8]), "this server runs without a tokenizer")
-    ids = as_token_ids("token_ids", request.token_ids, model.info.vocab_size)
+    check_token_ids("token_ids", request.token_ids, model.info.vocab_size)
     skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-    return pb.DetokenizeResponse(text=model.tokenizer.decode(ids, skip_special_tokens=skip))
+    return pb.DetokenizeResponse(text=model.tokenizer.decode(request.token_ids, skip_special_tokens=skip))

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxinfer.errors import BAD_INPUT, ChatMessageError, ChatTemplateError, InvalidRequest, StopStringError
-from jaxinfer.sampling_params import as_token_ids
+from jaxinfer.sampling_params import check_token_ids
 from jaxinfer.text.answers import OutputParserNames, output_parser_names
 from serving.errors import Refusal
 from serving.frontend.frontend import Frontend, Prepare
 from serving.http import chat, chat_input, convert, responses_input
 from serving.http.chat import ChatReply
 from serving.http.completions import CompletionReply
-from serving.http.decode import decode
+from serving.http.decode import Body, decode
 from serving.http.errors import ApiError, from_invalid, from_refusal, invalid
 from serving.http.every_fault import every_fault
 from serving.http.generation import Generation
@@ -87,7 +87,7 @@ class Api:
         template = None if model.tokenizer is None else model.tokenizer.chat_template
         self.form = output_parser_names(self._config.tool_call_parser, self._config.reasoning_parser, template)
 
-    async def begin(self, path: str, body: bytes, origin: Origin = NOWHERE) -> Reply:
+    async def begin(self, path: str, body: Body, origin: Origin = NOWHERE) -> Reply:
         """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the
         user, whom the body names."""
         endpoint = ENDPOINTS[path]
@@ -108,7 +108,7 @@ class Api:
             raise
 
     def _convert(
-        self, endpoint: _Endpoint, body: bytes, model: ModelContext, prepare: Prepare
+        self, endpoint: _Endpoint, body: Body, model: ModelContext, prepare: Prepare
     ) -> tuple[list[PreparedRequest], Sampling]:
         """Raises ApiError with all faults that are found, one of BAD_INPUT, or Refusal."""
         try:
@@ -133,13 +133,13 @@ class Api:
 
     # -- text -----------------------------------------------------------------------------------------------------
 
-    async def tokenize(self, body: bytes) -> dict[str, Any]:
+    async def tokenize(self, body: Body) -> dict[str, Any]:
         return await self._text(body, _tokenize)
 
-    async def detokenize(self, body: bytes) -> dict[str, Any]:
+    async def detokenize(self, body: Body) -> dict[str, Any]:
         return await self._text(body, _detokenize)
 
-    async def _text(self, body: bytes, work: Callable[[bytes, ModelContext], dict[str, Any]]) -> dict[str, Any]:
+    async def _text(self, body: Body, work: Callable[[Body, ModelContext], dict[str, Any]]) -> dict[str, Any]:
         try:
             return await self.frontend.run(_cost(body), lambda model: work(body, model))
         except (Refusal, *BAD_INPUT) as error:
@@ -149,13 +149,15 @@ class Api:
             raise every_fault(body, kind, error, lambda _: None) from error
 
 
-def _cost(body: bytes) -> int:
+def _cost(body: Body) -> int:
     """Its size for the text worker; a short body can have many values, each of them a prompt."""
     return len(body) + (PART_BYTES * body.count(b",") if len(body) <= 4096 else 0)
 
 
 def as_api_error(error: Exception, prompt: str | None = None) -> ApiError:
-    """Of BAD_INPUT or a Refusal. prompt: the field that the client has its text in."""
+    """Of BAD_INPUT or a RequestError. prompt: the field that the client has its text in."""
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, Refusal):
         return from_refusal(error)
     if isinstance(error, InvalidRequest):
@@ -170,7 +172,7 @@ def as_api_error(error: Exception, prompt: str | None = None) -> ApiError:
     return invalid(prompt, message, reason="the text cannot be tokenized")
 
 
-def _tokenize(body: bytes, model: ModelContext) -> dict[str, Any]:
+def _tokenize(body: Body, model: ModelContext) -> dict[str, Any]:
     request = decode(body, TokenizeRequest)
     check_model(request.model or "", model)
     if (request.prompt is None) == (request.messages is None):
@@ -199,10 +201,10 @@ def _tokenize(body: bytes, model: ModelContext) -> dict[str, Any]:
     return result
 
 
-def _detokenize(body: bytes, model: ModelContext) -> dict[str, Any]:
+def _detokenize(body: Body, model: ModelContext) -> dict[str, Any]:
     request = decode(body, DetokenizeRequest)
     check_model(request.model or "", model)
     if model.tokenizer is None:
         raise InvalidRequest("tokens", request.tokens, "this server runs without a tokenizer")
-    ids = as_token_ids("tokens", request.tokens, model.info.vocab_size)
-    return {"prompt": model.tokenizer.decode(ids, skip_special_tokens=bool(request.skip_special_tokens))}
+    check_token_ids("tokens", request.tokens, model.info.vocab_size)
+    return {"prompt": model.tokenizer.decode(request.tokens, skip_special_tokens=bool(request.skip_special_tokens))}

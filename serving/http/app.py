@@ -19,11 +19,12 @@ from starlette.routing import Route
 
 from jaxinfer import __version__
 from serving import garbage, json_text
-from serving.errors import Refusal
-from serving.http.api import ENDPOINTS, Api
+from serving.errors import Refusal, RequestError
+from serving.http.api import ENDPOINTS, Api, as_api_error
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
+from serving.http.decode import Body
 from serving.http.envelope import CorsConfig, enveloped
-from serving.http.errors import ApiError, from_refusal, internal
+from serving.http.errors import ApiError, error_response, internal
 from serving.http.gate import HttpGate
 from serving.http.openapi import document
 from serving.http.page import Page
@@ -66,7 +67,7 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
     app = Starlette(
         routes=routes,
         middleware=[Middleware(HttpGate, access=api.frontend.access)],
-        exception_handlers={HTTPException: _unrouted, ApiError: _failed, Exception: _unforeseen},
+        exception_handlers={HTTPException: _unrouted, RequestError: _failed, Exception: _unforeseen},
     )
     app.router.redirect_slashes = False
     frontend = api.frontend
@@ -88,7 +89,7 @@ class Generate:
         except ClientGone:
             return
         except ApiError as error:
-            body = b""  # else it would be there as long as this frame; see `garbage.let_go`
+            body = bytearray()  # else it would be there as long as this frame; see `garbage.let_go`
             self._api.frontend.recorder.refused(origin, str(error.status), error)
             await send_error(send, error)
             return
@@ -98,10 +99,8 @@ class Generate:
                 await self._send_events(reply, send)
             else:
                 await send_json(send, 200, await reply.result(), [_request_id(reply)])
-        except Refusal as refusal:
-            await send_error(send, from_refusal(refusal))
-        except ApiError as error:
-            await send_error(send, error)
+        except RequestError as error:
+            await send_error(send, as_api_error(error))
         finally:
             watch.cancel()
             reply.close()
@@ -150,7 +149,7 @@ class Answer:
     """An endpoint that makes one JSON object out of a body."""
 
     def __init__(
-        self, api: Api, reader: BodyReader, path: str, work: Callable[[bytes], Awaitable[dict[str, Any]]]
+        self, api: Api, reader: BodyReader, path: str, work: Callable[[Body], Awaitable[dict[str, Any]]]
     ) -> None:
         self._api, self._reader, self._path, self._work = api, reader, path, work
 
@@ -176,18 +175,11 @@ class Information:
         return _response({"object": "list", "data": [self._card()]})
 
     async def model(self, request: Request) -> Response:
-        try:
-            model = self._api.frontend.ready_model()
-            check_model(request.path_params["name"].rstrip("/"), model)
-        except Refusal as refusal:
-            raise from_refusal(refusal) from refusal
+        check_model(request.path_params["name"].rstrip("/"), self._api.frontend.ready_model())
         return _response(self._card())
 
     def _card(self) -> dict[str, Any]:
-        try:
-            model = self._api.frontend.ready_model()
-        except Refusal as refusal:
-            raise from_refusal(refusal) from refusal
+        model = self._api.frontend.ready_model()
         return {
             "id": model.name,
             "object": "model",
@@ -264,14 +256,12 @@ def _response(data: Any, status: int = 200) -> Response:
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    headers = {name.decode(): value.decode() for name, value in error.headers}
-    return Response(error.encoded, error.status, headers, media_type="application/json")
+    return error_response(as_api_error(error))
 
 
 async def _unforeseen(_: Request, error: Exception) -> Response:
     """uvicorn writes the traceback to the log."""
-    return Response(internal(error).encoded, 500, media_type="application/json")
+    return error_response(internal(error))
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:

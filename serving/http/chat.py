@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -61,9 +61,7 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
         raise InvalidRequest("top_logprobs", request.top_logprobs, "it needs logprobs")
     if request.logprobs:
         given["logprobs"] = request.top_logprobs or 0
-    check_tool_choice(request)
-    tools = chat_input.tools(request.tools)
-    offered = offered_tools(tools, request.tool_choice, form)
+    offered = offered_tools(request, form)
     variables = dict(request.chat_template_kwargs or {})
     if request.documents is not None:
         variables["documents"] = request.documents
@@ -74,20 +72,29 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
         request.chat_template,
         variables,
     )
-    kept = kept_tokens(form, context.tokenizer, tools=offered is not None)
-    reading = partial(answer_reading, form, None if offered is None else chat_input.tool_names(offered))
-    return [convert.generation(request, prompt, given, kept_tokens=kept, reading=reading)]
+    return [of_chat(request, prompt, given, context, form)]
 
 
-def check_tool_choice(request: ChatRequest | ResponsesRequest) -> None:
-    """Raises InvalidRequest. An empty list of tools is one: clients send it with their usual tool_choice."""
+def of_chat(
+    request: ChatRequest | ResponsesRequest,
+    prompt: ChatPrompt,
+    given: Mapping[str, Any],
+    context: ModelContext,
+    form: OutputParserNames,
+) -> GenerationRequest:
+    """Its answers are parsed. given: sampling fields."""
+    tools = None if prompt.tools is None else frozenset(tool["function"]["name"] for tool in prompt.tools)
+    kept = kept_tokens(form, context.tokenizer, tools=tools is not None)
+    return convert.generation(request, prompt, given, kept_tokens=kept, reading=partial(answer_reading, form, tools))
+
+
+def offered_tools(request: ChatRequest | ResponsesRequest, form: OutputParserNames) -> list[dict[str, Any]] | None:
+    """The tools that the model gets to see: none where it must not call any. Raises InvalidRequest. An empty list of
+    tools is one: clients send it with their usual tool_choice."""
     if request.tools is None and request.tool_choice not in (None, "none"):
         raise InvalidRequest("tool_choice", request.tool_choice, "it needs tools")
-
-
-def offered_tools(tools: list[dict[str, Any]], choice: Any, form: OutputParserNames) -> list[dict[str, Any]] | None:
-    """The tools that the model gets to see: none where it must not call any. Raises InvalidRequest."""
-    if not tools or choice == "none":
+    tools = chat_input.tools(request.tools, flat=isinstance(request, ResponsesRequest))
+    if not tools or request.tool_choice == "none":
         return None
     if form.tool_calls == "none":
         raise InvalidRequest("tools", [tool["function"]["name"] for tool in tools], NO_TOOL_FORMAT)

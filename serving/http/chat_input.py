@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.conversation import TEXT_PARTS, as_arguments, joined
-from serving.request import MAX_MESSAGES, MAX_TOOLS
+from serving.request import MAX_MESSAGES, MAX_TOOLS, check_count
 
 _MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking")
 _TEXT_KEYS = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
@@ -35,8 +35,7 @@ def messages(given: Sequence[Mapping[str, Any]], name: str = "messages") -> list
     """Raises InvalidRequest naming the field. What only a template can judge is left to it."""
     if not given:
         raise InvalidRequest(name, [], "it must hold at least one message")
-    if len(given) > MAX_MESSAGES:
-        raise InvalidRequest(name, f"{len(given)} messages", f"at most {MAX_MESSAGES} are allowed")
+    check_count(name, given, MAX_MESSAGES, "messages")
     return [_message(f"{name}[{i}]", message) for i, message in enumerate(given)]
 
 
@@ -128,8 +127,7 @@ def _tool_calls(name: str, calls: Any) -> list[dict[str, Any]]:
 
 def tools(given: Sequence[Mapping[str, Any]] | None, *, flat: bool = False) -> list[dict[str, Any]]:
     """The tools as templates read them, in chat completions' shape. flat: as the Responses API writes them."""
-    if given and len(given) > MAX_TOOLS:
-        raise InvalidRequest("tools", f"{len(given)} tools", f"at most {MAX_TOOLS} are allowed")
+    check_count("tools", given or (), MAX_TOOLS, "tools")
     result = []
     for i, tool in enumerate(given or ()):
         at = f"tools[{i}]"
@@ -166,7 +164,3 @@ def _function(at: str, tool: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if not isinstance(function, dict):
         raise InvalidRequest(f"{at}.function", function, "it must be an object")
     return f"{at}.function", function
-
-
-def tool_names(given: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    return frozenset(tool["function"]["name"] for tool in given)

@@ -90,15 +90,19 @@ class CompletionReply(Reply):
         self._prompts: list[list[TokenLogprobs]] = [[] for _ in generation.streams]
         self._held: list[list[Delta]] = [[] for _ in generation.streams]
         self._echoes: dict[int, tuple[str, dict[str, list[Any]] | None]] = {}
-        self._choices = [
-            _Choice(i, self._shown(i // self._n), self._logprobs()) for i in range(len(generation.streams) * self._n)
-        ]
+        self._choices: dict[int, _Choice] = {}  # as they are needed: there can be thousands
         self._head = {
             "id": "cmpl-" + (request.request_id or generation.streams[0].prepared.request_id),
             "object": "text_completion",
             "created": self.created,
             "model": self.model,
         }
+
+    def _choice(self, index: int) -> _Choice:
+        found = self._choices.get(index)
+        if found is None:
+            found = self._choices[index] = _Choice(index, self._shown(index // self._n), self._logprobs())
+        return found
 
     def _shown(self, prompt: int) -> ShownTokens | None:
         if self._request.logprobs is None and not self._request.return_token_ids:
@@ -116,9 +120,9 @@ class CompletionReply(Reply):
                 pass
         choices = []
         scored: dict[int, list[Any]] = {}
-        for choice in self._choices:
-            prompt = choice.index // self._n
-            whole = choice.take(token_ids=bool(self._request.return_token_ids))
+        for index in range(len(self.generation.streams) * self._n):
+            prompt = index // self._n
+            whole = self._choice(index).take(token_ids=bool(self._request.return_token_ids))
             self._add_prompt_ids(prompt, whole)
             if self._request.prompt_logprobs is not None:
                 if prompt not in scored:  # once for all answers to it
@@ -126,6 +130,7 @@ class CompletionReply(Reply):
                     scored[prompt] = await prompt_logprobs(ids, self._prompts[prompt], self._spelling, wanted)
                 whole["prompt_logprobs"] = scored[prompt]
             choices.append(whole)
+            await self._pace.spend(8)
         return {**self._head, "choices": choices, "usage": self._usage()}
 
     def _add_prompt_ids(self, prompt: int, choice: dict[str, Any]) -> None:
@@ -163,7 +168,7 @@ class CompletionReply(Reply):
             return  # the prompt's log-probabilities come first
         self._held[prompt] = []
         for delta in held:
-            choice = self._choices[prompt * self._n + delta.index]
+            choice = self._choice(prompt * self._n + delta.index)
             if self._request.echo and not choice.begun:
                 choice.echo(*await self._echo(prompt))
             choice.begun = True

@@ -12,7 +12,7 @@ from jaxinfer.errors import ChatTemplateError, InvalidRequest, renamed
 from jaxinfer.sampling_fields import Kind
 from jaxinfer.sampling_params import FIELDS, MAX_TOKEN_LIST, clamped_bias
 from serving.http.models import MAX_PROMPTS, CompletionRequest, Sampling, StreamOptions, TextSampling
-from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
+from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt, check_count
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's
 
@@ -39,8 +39,7 @@ def _plain(kind: Kind, value: Any) -> Any:
 
 
 def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
-    if len(bias) > MAX_TOKEN_LIST:
-        raise InvalidRequest("logit_bias", f"{len(bias)} entries", f"at most {MAX_TOKEN_LIST} are allowed")
+    check_count("logit_bias", bias, MAX_TOKEN_LIST)
     for token in bias:
         if not (token.isascii() and token.isdigit() and len(token) < 11):
             raise InvalidRequest("logit_bias", token, "keys must be token ids")
@@ -78,8 +77,7 @@ def completion(request: CompletionRequest) -> list[GenerationRequest]:
         if request.echo:
             given["prompt_logprobs"] = _most(request.logprobs, request.prompt_logprobs)
     prompts = _prompts(request)
-    if len(prompts) > MAX_PROMPTS:
-        raise InvalidRequest("prompt", f"{len(prompts)} prompts", f"at most {MAX_PROMPTS} are allowed")
+    check_count("prompt", prompts, MAX_PROMPTS, "prompts")
     several, more = len(prompts) > 1, {"defaults": defaults, "shows_prompt": bool(request.echo)}
     return [
         generation(request, prompt, given, suffix=f"-{i}" if several else "", **more)

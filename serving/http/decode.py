@@ -13,8 +13,9 @@ from jaxinfer.errors import InvalidRequest
 from serving.http.errors import ApiError, from_invalid, invalid
 from serving.http.models import MAX_USER, RECORDED, REFUSED
 from serving.http.whole_numbers import with_whole_numbers
-from serving.json_weight import MAX_WEIGHT, is_too_heavy
+from serving.json_weight import MAX_WEIGHT, is_too_heavy, up_to_long_name
 
+Body = bytes | bytearray  # as it was read
 T = TypeVar("T", bound=msgspec.Struct)
 
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key` in `)?(?P<path>\$[^`]*)`)?$", re.DOTALL)
@@ -33,17 +34,19 @@ _MISSING = object()
 _LONGEST_NAME = 100  # characters of a field that nobody knows, in an error
 
 
-def decode(body: bytes, kind: type[T]) -> T:
+def decode(body: Body, kind: type[T]) -> T:
     """Raises ApiError."""
     if is_too_heavy(body):
         message = f"the request's body has too many values; {MAX_WEIGHT} numbers are taken, or fewer lists and objects"
         raise ApiError(413, message, code="body_too_large")
+    _refuse_long_name(body, kind)
     try:
-        request = msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        request = _with_whole_numbers(error, body, kind)
+        try:
+            request = msgspec.json.decode(body, type=kind)
+        except msgspec.ValidationError as error:
+            request = _with_whole_numbers(error, body, kind)  # which reads what is behind the faulty value, too
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        said = str(error) if body.strip() else "it is empty"
+        said = "it is empty" if not body or body.isspace() else str(error)
         raise invalid(None, f"the body is not JSON: {said}", "invalid_json") from error
     except RecursionError as error:
         raise invalid(None, "the body is nested too deeply", "invalid_json") from error
@@ -51,7 +54,20 @@ def decode(body: bytes, kind: type[T]) -> T:
     return request
 
 
-def _with_whole_numbers(error: msgspec.ValidationError, body: bytes, kind: type[T]) -> T:
+def _refuse_long_name(body: Body, kind: type[msgspec.Struct]) -> None:
+    """Raises the ApiError of an unknown field with a name of megabytes, of which only the beginning is told, without
+    making it."""
+    beginning = up_to_long_name(body)
+    if beginning is None:
+        return
+    try:
+        msgspec.json.decode(beginning, type=kind)
+    except msgspec.ValidationError as error:
+        if str(error).startswith("Object contains unknown field"):
+            raise explain(error, beginning, kind) from error
+
+
+def _with_whole_numbers(error: msgspec.ValidationError, body: Body, kind: type[T]) -> T:
     """The request where all that is wrong are integers written as 16.0. Raises ApiError."""
     if "got `float`" not in str(error):
         raise explain(error, body, kind) from error
@@ -90,7 +106,7 @@ def _untyped(kind: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(name for name, inner in types.items() if isinstance(inner, msgspec.inspect.AnyType))
 
 
-def explain(error: msgspec.ValidationError, body: bytes, kind: type[msgspec.Struct]) -> ApiError:
+def explain(error: msgspec.ValidationError, body: Body, kind: type[msgspec.Struct]) -> ApiError:
     """What is told of it. body: where the value is found."""
     said = str(error)
     if len(said) > 1000:  # it quotes the name of a field, however long; the path is at the end
@@ -125,7 +141,7 @@ def _allowed(what: str) -> str:
     return f"it must be {' or '.join(kinds)}"
 
 
-def _value_at(body: bytes, path: str) -> Any:
+def _value_at(body: Body, path: str) -> Any:
     """The value that a path such as messages[0].role leads to. The request is decoded again: it is refused anyway."""
     try:
         value = msgspec.json.decode(body)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc
+from starlette.responses import Response
 
 from jaxinfer.errors import InvalidRequest, faults_of, together
 from serving import json_text
@@ -109,6 +110,11 @@ def from_refusal(refusal: Refusal) -> ApiError:
         headers=_CHALLENGE if status == 401 else (),
         reason=refusal.why,
     )
+
+
+def error_response(error: ApiError) -> Response:
+    headers = {name.decode(): value.decode() for name, value in error.headers}
+    return Response(error.encoded, error.status, headers, media_type="application/json")
 
 
 def internal(error: Exception) -> ApiError:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from jaxinfer.errors import MAX_FAULTS, InvalidRequest, faults_of
-from serving.http.decode import explain, refuse
+from serving.http.decode import Body, explain, refuse
 from serving.http.errors import ApiError, all_of, from_invalid
 from serving.http.whole_numbers import with_whole_numbers
 
@@ -23,7 +23,7 @@ _REQUIRED: Mapping[str, Any] = {"prompt": "x", "messages": [_MESSAGE], "input": 
 _STEP = re.compile(r"\[(\d+)\]")
 
 
-def every_fault(body: bytes, kind: type[T], first: ApiError, check: Callable[[T], None]) -> ApiError:
+def every_fault(body: Body, kind: type[T], first: ApiError, check: Callable[[T], None]) -> ApiError:
     """`first`, the error that a body of `kind` met, together with all others that are found. check: raises
     InvalidRequest for what only the whole request shows; anything else that it raises ends the search."""
     value = _object(body) if len(body) <= MAX_BYTES else None
@@ -46,7 +46,7 @@ def every_fault(body: bytes, kind: type[T], first: ApiError, check: Callable[[T]
     return all_of(found) if len(found) > 1 else first
 
 
-def _object(body: bytes) -> dict[str, Any] | None:
+def _object(body: Body) -> dict[str, Any] | None:
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -6,62 +6,67 @@ from typing import Any
 
 from jaxinfer.text import conversation
 
+STRING: dict[str, Any] = {"type": "string"}
+
+
+def schema_of(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    """Of an object. required: all properties, unless some are named."""
+    return {"type": "object", "properties": properties, "required": list(required or properties)}
+
+
+def or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def array_of(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": schema}
+
+
 # Spellings of "absent", which say nothing wherever they stand.
 NOTHING: dict[str, Any] = {"enum": [None, "", [], {}]}
 
 
 def _parts(**kinds: str) -> dict[str, Any]:
     """Text parts: type -> the key of the text."""
-    parts = [
-        {
-            "type": "object",
-            "properties": {"type": {"enum": [kind]}, key: {"type": ["string", "null"]}},
-            "required": ["type", key],
-        }
-        for kind, key in kinds.items()
-    ]
-    return {"type": "array", "items": {"anyOf": [*parts, {"type": "string"}]}}
+    parts = [schema_of({"type": {"enum": [kind]}, key: {"type": ["string", "null"]}}) for kind, key in kinds.items()]
+    return array_of({"anyOf": [*parts, STRING]})
 
 
 TEXT_PARTS: dict[str, Any] = _parts(**conversation.TEXT_PARTS)
-CONTENT: dict[str, Any] = {"anyOf": [{"type": "string"}, TEXT_PARTS, {"type": "null"}]}
+CONTENT: dict[str, Any] = {"anyOf": [STRING, TEXT_PARTS, {"type": "null"}]}
 ARGUMENTS: dict[str, Any] = {"description": "A JSON object as a string, or as it is; what cannot be read counts as {}"}
-TOOL_CALL: dict[str, Any] = {
-    "type": "object",
-    "properties": {
+TOOL_CALL: dict[str, Any] = schema_of(
+    {
         "id": {"type": ["string", "null"]},
         "type": {"enum": ["function", None]},
-        "function": {
-            "type": "object",
-            "properties": {"name": {"type": "string"}, "arguments": ARGUMENTS},
-            "required": ["name"],
-        },
+        "function": schema_of({"name": STRING, "arguments": ARGUMENTS}, "name"),
     },
-    "required": ["function"],
-}
+    "function",
+)
 MESSAGE: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "role": {
-            "type": "string",
-            "minLength": 1,
-            "description": "system, developer (system to templates that do not know it), user, assistant, tool, or "
-            "another that the template knows",
+    **schema_of(
+        {
+            "role": {
+                "type": "string",
+                "minLength": 1,
+                "description": "system, developer (system to templates that do not know it), user, assistant, tool, or "
+                "another that the template knows",
+            },
+            "content": CONTENT,
+            "name": {"type": ["string", "null"]},
+            "tool_calls": {"anyOf": [array_of(TOOL_CALL), NOTHING]},
+            **{
+                key: {"type": ["string", "null"]}
+                for key in ("tool_call_id", "reasoning_content", "reasoning", "thinking")
+            },
+            "refusal": {"anyOf": [STRING, NOTHING]},
+            **{
+                key: {"description": "Of an answer that is sent back, or of a proxy; nothing is made of it"}
+                for key in ("annotations", "id", "cache_control", "provider_specific_fields", "reasoning_details")
+            },
         },
-        "content": CONTENT,
-        "name": {"type": ["string", "null"]},
-        "tool_calls": {"anyOf": [{"type": "array", "items": TOOL_CALL}, NOTHING]},
-        "tool_call_id": {"type": ["string", "null"]},
-        "reasoning_content": {"type": ["string", "null"]},
-        "reasoning": {"type": ["string", "null"]},
-        "thinking": {"type": ["string", "null"]},
-        "refusal": {"anyOf": [{"type": "string"}, NOTHING]},
-        **{
-            key: {"description": "Of an answer that is sent back, or of a proxy; nothing is made of it"}
-            for key in ("annotations", "id", "cache_control", "provider_specific_fields", "reasoning_details")
-        },
-    },
-    "required": ["role"],
+        "role",
+    ),
     "additionalProperties": NOTHING,
 }
 FUNCTION: dict[str, Any] = {
@@ -70,34 +75,17 @@ FUNCTION: dict[str, Any] = {
     "parameters": {"type": ["object", "null"]},
     "strict": {"enum": [False, None]},
 }
+_TOOL_TYPE: dict[str, Any] = {"type": {"enum": ["function", None]}}
+_FUNCTION_OF_TOOL = {**schema_of(FUNCTION, "name"), "additionalProperties": NOTHING}
 TOOL: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "type": {"enum": ["function", None]},
-        "function": {
-            "type": "object",
-            "properties": FUNCTION,
-            "required": ["name"],
-            "additionalProperties": NOTHING,
-        },
-    },
-    "required": ["function"],
+    **schema_of({**_TOOL_TYPE, "function": _FUNCTION_OF_TOOL}, "function"),
     "additionalProperties": NOTHING,
 }
-FLAT_TOOL: dict[str, Any] = {
-    "type": "object",
-    "properties": {"type": {"enum": ["function", None]}, **FUNCTION},
-    "required": ["name"],
-    "additionalProperties": NOTHING,
-}
+FLAT_TOOL: dict[str, Any] = {**schema_of({**_TOOL_TYPE, **FUNCTION}, "name"), "additionalProperties": NOTHING}
 
 
 def _item(kind: str, required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {"type": {"enum": [kind]}, **properties},
-        "required": ["type", *required],
-    }
+    return schema_of({"type": {"enum": [kind]}, **properties}, "type", *required)
 
 
 _MESSAGE_ITEM = _item(
@@ -110,19 +98,13 @@ INPUT_ITEM: dict[str, Any] = {
             "properties": {**_MESSAGE_ITEM["properties"], "type": {"enum": ["message", None]}},
             "required": ["role"],
         },
-        _item(
-            "function_call",
-            ("call_id", "name"),
-            call_id={"type": "string"},
-            name={"type": "string"},
-            arguments=ARGUMENTS,
-        ),
-        _item("function_call_output", ("call_id",), call_id={"type": "string"}, output=CONTENT),
+        _item("function_call", ("call_id", "name"), call_id=STRING, name=STRING, arguments=ARGUMENTS),
+        _item("function_call_output", ("call_id",), call_id=STRING, output=CONTENT),
         _item(
             "reasoning",
             (),
-            content={"anyOf": [{"type": "string"}, _parts(reasoning_text="text", text="text"), {"type": "null"}]},
-            summary={"anyOf": [{"type": "string"}, _parts(summary_text="text"), {"type": "null"}]},
+            content={"anyOf": [STRING, _parts(reasoning_text="text", text="text"), {"type": "null"}]},
+            summary={"anyOf": [STRING, _parts(summary_text="text"), {"type": "null"}]},
         ),
     ]
 }

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from serving import json_text
 from serving.access.access import Access
 from serving.access.caller import ADMIN, CALLER, INFER
 from serving.errors import Refusal
-from serving.http.errors import from_refusal
+from serving.http.errors import error_response, from_refusal
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
@@ -56,17 +55,11 @@ class HttpGate:
         if role == _OPEN:
             await self._app(scope, receive, send)
             return
-        caller = None
         try:
-            caller = self._access.caller(_presented(scope))
-            self._access.permit(caller, role)
+            CALLER.set(self._access.admit(_presented(scope), role, "http", endpoint))
         except Refusal as refusal:
-            self._access.audit_refusal("http", endpoint, refusal, caller)
-            await _refuse(send, refusal)
+            await error_response(from_refusal(refusal))(scope, receive, send)
             return
-        if role == ADMIN:
-            self._access.audit("admin call", "http", endpoint, caller)
-        CALLER.set(caller)
         await self._app(scope, receive, send)
 
 
@@ -74,11 +67,3 @@ def _presented(scope: Scope) -> str | None:
     headers = {bytes(name).lower(): bytes(value).decode("latin-1") for name, value in scope["headers"]}
     scheme, _, key = headers.get(b"authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else headers.get(b"x-api-key") or None
-
-
-async def _refuse(send: Any, refusal: Refusal) -> None:
-    error = from_refusal(refusal)
-    body = json_text.encode(error.body)
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *error.headers]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

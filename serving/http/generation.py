@@ -10,7 +10,9 @@ from jaxinfer.outputs import Delta
 from serving.errors import Refusal
 from serving.frontend.frontend import Frontend
 from serving.frontend.stream import GenerationStream
+from serving.pace import Pace
 
+_STREAM_STEPS = 32  # of `Pace`: to begin following one of many streams, or to end it
 _Queue = asyncio.Queue[tuple[int, list[Delta] | Refusal | None]]  # None: the prompt's stream has ended
 
 
@@ -61,14 +63,20 @@ class Generation:
             return
         # One place for each prompt: what a slow client has not taken yet stays merged in the streams.
         queue: _Queue = asyncio.Queue(len(self.streams))
-        self._readers = [asyncio.create_task(_read(i, stream, queue)) for i, stream in enumerate(self.streams)]
-        left = len(self.streams)
-        known = [stream.usage for stream in self.streams]
-        self._usage = usage = [sum(column) for column in zip(*known, strict=True)]
+        pace, known, usage = Pace(), list[tuple[int, int, int]](), [0, 0, 0]
+        for index, stream in enumerate(self.streams):
+            self._readers.append(asyncio.create_task(_read(index, stream, queue)))
+            known.append(stream.usage)
+            for i, tokens in enumerate(known[-1]):
+                usage[i] += tokens
+            await pace.spend(_STREAM_STEPS)
+        self._usage, left = usage, len(self.streams)
         while left:
             index, item = await queue.get()
             if item is None:
                 left -= 1
+                self._frontend.close(self.streams[index])  # not all of them in one piece at the end
+                await pace.spend(_STREAM_STEPS)
             elif isinstance(item, Refusal):
                 raise item
             else:

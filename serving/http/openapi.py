@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from jaxinfer import __version__
+from serving.http.fragments import STRING, array_of, or_null, schema_of
 from serving.http.models import (
     REPLACE,
     ChatRequest,
@@ -23,7 +24,6 @@ _POSTS: dict[str, tuple[type[msgspec.Struct], str, bool, str]] = {
     "/tokenize": (TokenizeRequest, "Tokens", False, "The tokens that a prompt or a conversation becomes"),
     "/detokenize": (DetokenizeRequest, "Prompt", False, "The text of tokens"),
 }
-_STRING: dict[str, Any] = {"type": "string"}
 _INTEGER: dict[str, Any] = {"type": "integer"}
 _ERRORS = {
     400: "A field is not as it must be; param names it",
@@ -41,103 +41,79 @@ _ERRORS = {
 
 
 def _object(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
-
-
-def _null(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _array(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": schema}
+    return schema_of({**required, **optional}, *required)
 
 
 _USAGE = _object({"prompt_tokens": _INTEGER, "completion_tokens": _INTEGER, "total_tokens": _INTEGER})
 _FINISH = {"enum": ["stop", "length", "tool_calls", "abort", None]}
 _MODEL = _object(
     {
-        "id": _STRING,
+        "id": STRING,
         "object": {"const": "model"},
         "created": _INTEGER,
-        "owned_by": _STRING,
-        "root": _STRING,
+        "owned_by": STRING,
+        "root": STRING,
         "max_model_len": _INTEGER,
     }
 )
+
+
+def _generated(kind: str, **content: Any) -> dict[str, Any]:
+    """An answer of completions or chat completions. content: what a choice has of its own."""
+    choice = {"index": _INTEGER, **content, "logprobs": or_null({"type": "object"}), "finish_reason": _FINISH}
+    return _object(
+        {
+            "id": STRING,
+            "object": {"const": kind},
+            "created": _INTEGER,
+            "model": STRING,
+            "choices": array_of(_object(choice)),
+            "usage": _USAGE,
+        }
+    )
+
+
 _ANSWERS: dict[str, dict[str, Any]] = {
-    "Completion": _object(
-        {
-            "id": _STRING,
-            "object": {"const": "text_completion"},
-            "created": _INTEGER,
-            "model": _STRING,
-            "choices": _array(
-                _object(
-                    {
-                        "index": _INTEGER,
-                        "text": _STRING,
-                        "logprobs": _null({"type": "object"}),
-                        "finish_reason": _FINISH,
-                    }
-                )
-            ),
-            "usage": _USAGE,
-        }
-    ),
-    "ChatCompletion": _object(
-        {
-            "id": _STRING,
-            "object": {"const": "chat.completion"},
-            "created": _INTEGER,
-            "model": _STRING,
-            "choices": _array(
-                _object(
-                    {
-                        "index": _INTEGER,
-                        "message": _object(
-                            {"role": {"const": "assistant"}, "content": _null(_STRING)},
-                            tool_calls=_array({"type": "object"}),
-                            reasoning_content=_STRING,
-                        ),
-                        "logprobs": _null({"type": "object"}),
-                        "finish_reason": _FINISH,
-                    }
-                )
-            ),
-            "usage": _USAGE,
-        }
+    "Completion": _generated("text_completion", text=STRING),
+    "ChatCompletion": _generated(
+        "chat.completion",
+        message=_object(
+            {"role": {"const": "assistant"}, "content": or_null(STRING)},
+            tool_calls=array_of({"type": "object"}),
+            reasoning_content=STRING,
+        ),
     ),
     "Response": _object(
         {
-            "id": _STRING,
+            "id": STRING,
             "object": {"const": "response"},
             "created_at": _INTEGER,
             "status": {"enum": ["completed", "incomplete"]},
-            "model": _STRING,
-            "output": _array(_object({"id": _STRING, "type": {"enum": ["message", "reasoning", "function_call"]}})),
+            "model": STRING,
+            "output": array_of(_object({"id": STRING, "type": {"enum": ["message", "reasoning", "function_call"]}})),
             "usage": _object({"input_tokens": _INTEGER, "output_tokens": _INTEGER, "total_tokens": _INTEGER}),
         }
     ),
     "Tokens": _object(
-        {"count": _INTEGER, "max_model_len": _INTEGER, "tokens": _array(_INTEGER)}, token_strs=_array(_STRING)
+        {"count": _INTEGER, "max_model_len": _INTEGER, "tokens": array_of(_INTEGER)}, token_strs=array_of(STRING)
     ),
-    "Prompt": _object({"prompt": _STRING}),
+    "Prompt": _object({"prompt": STRING}),
     "Error": _object(
-        {"error": _object({"message": _STRING, "type": _STRING, "param": _null(_STRING), "code": _null(_STRING)})}
+        {"error": _object({"message": STRING, "type": STRING, "param": or_null(STRING), "code": or_null(STRING)})}
     ),
     "Model": _MODEL,
-    "Models": _object({"object": {"const": "list"}, "data": _array({"$ref": "#/components/schemas/Model"})}),
+    "Models": _object({"object": {"const": "list"}, "data": array_of({"$ref": "#/components/schemas/Model"})}),
     "State": _object({"status": {"enum": ["loading", "ready", "stuck", "draining", "failed"]}}),
     "Explanation": _object(
         {
-            "request_id": _STRING,
+            "request_id": STRING,
             "state": {"enum": ["alive", "finished"]},
             "prompt_tokens": _INTEGER,
             "completion_tokens": _INTEGER,
             "seconds": _object({"total": {"type": "number"}}),
         }
     ),
-    "Version": _object({"version": _STRING}),
+    "Version": _object({"version": STRING}),
 }
 
 
@@ -146,33 +122,16 @@ def document() -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {path: {"post": _post(path)} for path in _POSTS}
     paths["/v1/models"] = _get("Models", "The served model, as a list", 503)
-    paths["/v1/models/{model}"] = _get("Model", "The served model", 404, 503)
-    paths["/v1/models/{model}"]["get"]["parameters"] = [
-        {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    ]
+    paths["/v1/models/{model}"] = _get("Model", "The served model", 404, 503, parameter="model")
     paths["/health"] = _get("State", "Whether the server is alive: loaded, and its engine runs")
     paths["/ready"] = _get("State", "Whether the server takes work")
     for path in ("/health", "/ready"):
         paths[path]["get"]["responses"]["503"] = _content("State", "It is not")
-    paths["/metrics"] = {
-        "get": {
-            "summary": "Metrics for Prometheus",
-            "responses": {"200": {"description": "The metrics", "content": {"text/plain": {"schema": _STRING}}}},
-        }
-    }
-    paths["/debug/requests/{request_id}"] = _get("Explanation", "Where a request's time went", 404)
-    paths["/debug/requests/{request_id}"]["get"]["parameters"] = [
-        {"name": "request_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    ]
+    paths["/metrics"] = _plain("Metrics for Prometheus", "The metrics", "text/plain", STRING)
+    about = "Where a request's time went"
+    paths["/debug/requests/{request_id}"] = _get("Explanation", about, 404, parameter="request_id")
     paths["/version"] = _get("Version", "The server's version")
-    paths["/openapi.json"] = {
-        "get": {
-            "summary": "This document",
-            "responses": {
-                "200": {"description": "OpenAPI", "content": {"application/json": {"schema": {"type": "object"}}}}
-            },
-        }
-    }
+    paths["/openapi.json"] = _plain("This document", "OpenAPI", "application/json", {"type": "object"})
     return {
         "openapi": "3.1.0",
         "info": {"title": "jaxinfer", "version": __version__},
@@ -192,15 +151,18 @@ def _replaced(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "properties": properties}
 
 
-def _content(name: str, description: str, kind: str = "application/json") -> dict[str, Any]:
-    return {"description": description, "content": {kind: {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
+def _content(name: str, description: str) -> dict[str, Any]:
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}},
+    }
 
 
 def _post(path: str) -> dict[str, Any]:
     kind, answer, streams, summary = _POSTS[path]
     ok = _content(answer, "The answer")
     if streams:
-        ok["content"]["text/event-stream"] = {"schema": _object({"data": _STRING}, event=_STRING)}
+        ok["content"]["text/event-stream"] = {"schema": _object({"data": STRING}, event=STRING)}
     statuses = [status for status in _ERRORS if streams or status not in (409, 500)]
     return {
         "summary": summary,
@@ -213,6 +175,17 @@ def _post(path: str) -> dict[str, Any]:
     }
 
 
-def _get(answer: str, summary: str, *statuses: int) -> dict[str, Any]:
+def _get(answer: str, summary: str, *statuses: int, parameter: str | None = None) -> dict[str, Any]:
+    """parameter: of the path."""
     errors = {str(status): _content("Error", _ERRORS[status]) for status in statuses}
-    return {"get": {"summary": summary, "responses": {"200": _content(answer, "The answer"), **errors}}}
+    found: dict[str, Any] = {"summary": summary, "responses": {"200": _content(answer, "The answer"), **errors}}
+    if parameter is not None:
+        schema = {"type": "string", "minLength": 1}
+        found["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": schema}]
+    return {"get": found}
+
+
+def _plain(summary: str, description: str, kind: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A GET whose answer is no object of this document."""
+    ok = {"description": description, "content": {kind: {"schema": schema}}}
+    return {"get": {"summary": summary, "responses": {"200": ok}}}

@@ -107,9 +107,11 @@ class PartedAnswer:
         window, base = "".join(self._texts), self._start
         parts: list[Part] = []
         places = _places(events, window, self._marks)
-        reasoning = [base + begin for event, (begin, _) in zip(events, places, strict=True) if _is_reasoning(event)]
+        reasoning = [
+            base + begin for event, (begin, _) in zip(events, places, strict=True) if isinstance(event, Reasoning)
+        ]
         for event, (begin, end) in zip(events, places, strict=True):
-            if _is_reasoning(event):
+            if isinstance(event, Reasoning):
                 reasoning.pop(0)
             after = reasoning[0] if reasoning else None
             last, self._last = self._last, event
@@ -175,10 +177,6 @@ def _cuts(begin: int, end: int, tags: list[tuple[int, int]]) -> bool:
         if before >= 0 and tags[before][1] > place:
             return True
     return False
-
-
-def _is_reasoning(event: Event) -> bool:
-    return isinstance(event, Reasoning)
 
 
 def _closing(event: Event) -> Event:

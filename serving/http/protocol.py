@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -28,6 +29,23 @@ class _HeadTooLarge(Exception):
     pass
 
 
+class _Timer:
+    """Calls once, `seconds` after `start`, unless it is cancelled."""
+
+    def __init__(self) -> None:
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self, seconds: float, call: Callable[[], None]) -> None:
+        """Does nothing where it was started before and not cancelled."""
+        if self._handle is None:
+            self._handle = asyncio.get_running_loop().call_later(seconds, call)
+
+    def cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """The limits are attributes so that tests can be quick."""
 
@@ -40,17 +58,15 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._in_head = True  # a connection begins with a head
         self._head_bytes = self._head_fields = 0
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
+        self._head_timer, self._stall_timer, self._linger_timer = _Timer(), _Timer(), _Timer()
         self._receiving = False  # a body
         self._refused = False
-        self._linger_timer: asyncio.TimerHandle | None = None
 
     # -- the head -------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(self.head_seconds, self._head_late)
+        self._head_timer.start(self.head_seconds, self._head_late)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -65,8 +81,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._head_bytes, self._head_fields = True, 0, 0
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.head_seconds, self._head_late)
+        self._head_timer.start(self.head_seconds, self._head_late)
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -84,23 +99,17 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, self._receiving = False, True
-        self._cancel_head_timer()
+        self._head_timer.cancel()
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
             _as_http_1_0(self.cycle)
 
     def on_message_complete(self) -> None:
         self._receiving = False
-        self._cancel_linger()
+        self._linger_timer.cancel()
         super().on_message_complete()
 
-    def _cancel_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
     def _head_late(self) -> None:
-        self._head_timer = None
         if not (self._refused or self.transport.is_closing()):
             self._refuse(ApiError(408, f"the request's headers did not come within {self.head_seconds:g} s"))
 
@@ -113,7 +122,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, error: ApiError) -> None:
         """Answers a request that never reached the application, and ends the connection."""
         self._refused = True
-        self._cancel_head_timer()
+        self._head_timer.cancel()
         body = error.encoded
         head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(head % (error.status, _PHRASES[error.status], len(body)) + body)
@@ -131,38 +140,27 @@ class BoundedProtocol(HttpToolsProtocol):
     def _linger(self) -> None:
         """Reads on for a while what nobody wants: closing at once would reset the connection, and the client, still
         writing, would never see the answer."""
-        if self._linger_timer is None:
-            self._linger_timer = self.loop.call_later(self.linger_seconds, self.transport.abort)
-
-    def _cancel_linger(self) -> None:
-        if self._linger_timer is not None:
-            self._linger_timer.cancel()
-            self._linger_timer = None
+        self._linger_timer.start(self.linger_seconds, self.transport.abort)
 
     # -- the answer -----------------------------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._stall_timer is None:
-            self._stall_timer = self.loop.call_later(self.stall_seconds, self._stalled)
+        self._stall_timer.start(self.stall_seconds, self._stalled)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
+        self._stall_timer.cancel()
 
     def _stalled(self) -> None:
         _LOG.warning("a client took nothing of its answer for %g s; its connection is closed", self.stall_seconds)
         self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_head_timer()
-        self._cancel_linger()
+        self._head_timer.cancel()
+        self._linger_timer.cancel()
         super().connection_lost(exc)
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
+        self._stall_timer.cancel()
 
 
 class _UntilClose(int):

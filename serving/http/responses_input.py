@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import OutputParserNames
 from jaxinfer.text.conversation import as_arguments, joined
 from serving.http import chat_input, convert
-from serving.http.answers import answer_reading, kept_tokens
-from serving.http.chat import check_tool_choice, offered_tools
+from serving.http.chat import of_chat, offered_tools
 from serving.http.models import MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE, ResponsesRequest
-from serving.request import MAX_MESSAGES, ChatPrompt, GenerationRequest, ModelContext
+from serving.request import MAX_MESSAGES, ChatPrompt, GenerationRequest, ModelContext, check_count
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -47,17 +45,13 @@ def to_requests(request: ResponsesRequest, context: ModelContext, form: OutputPa
         given["logprobs"] = request.top_logprobs or 0
     elif request.top_logprobs:
         raise InvalidRequest("top_logprobs", request.top_logprobs, f"it needs include with {LOGPROBS}")
-    check_tool_choice(request)
-    offered = offered_tools(chat_input.tools(request.tools, flat=True), request.tool_choice, form)
+    offered = offered_tools(request, form)
     prompt = ChatPrompt(_messages(request), offered, variables=request.chat_template_kwargs or {})
-    kept = kept_tokens(form, context.tokenizer, tools=offered is not None)
-    reading = partial(answer_reading, form, None if offered is None else chat_input.tool_names(offered))
-    return [convert.generation(request, prompt, given, kept_tokens=kept, reading=reading)]
+    return [of_chat(request, prompt, given, context, form)]
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:
-    if len(metadata) > MAX_METADATA:
-        raise InvalidRequest("metadata", f"{len(metadata)} pairs", f"at most {MAX_METADATA} are allowed")
+    check_count("metadata", metadata, MAX_METADATA, "pairs")
     for key, value in metadata.items():
         if len(key) > MAX_METADATA_KEY or len(value) > MAX_METADATA_VALUE:
             allowed = f"keys have at most {MAX_METADATA_KEY} characters, values {MAX_METADATA_VALUE}"
@@ -73,8 +67,7 @@ def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
     else:
         if not request.input:
             raise InvalidRequest("input", [], "it must hold at least one item")
-        if len(request.input) > MAX_MESSAGES:
-            raise InvalidRequest("input", f"{len(request.input)} items", f"at most {MAX_MESSAGES} are allowed")
+        check_count("input", request.input, MAX_MESSAGES, "items")
         for i, item in enumerate(request.input):
             _add_item(f"input[{i}]", item, messages)
     return messages

@@ -1,6 +1,6 @@
 """The same request gives the same tokens and the same bytes of log-probabilities, whoever shares the engine.
 
-Alone, among 32, chunked by 7 and by 64, on a prefix hit and after a preemption.
+Alone, among 32, chunked by 7, 23 and 64, on a prefix hit (alone and in company) and after a preemption.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ CASES = [
     ("llama", "float32", "auto", None),
     pytest.param(("llama", "bfloat16", "int8", "int8"), marks=pytest.mark.longer),
     pytest.param(("gemma3", "bfloat16", "auto", None), marks=pytest.mark.longer),
+    pytest.param(("gemma2", "float32", "auto", None), marks=pytest.mark.longer),
 ]
 
 
@@ -91,7 +92,7 @@ def test_among_32(engine: Harness, prompt: list[int], alone: tuple[list[int], by
     assert fingerprint(engine.heard[name, 0]) == alone
 
 
-@pytest.mark.parametrize("chunk", [7, 64])
+@pytest.mark.parametrize("chunk", [7, 23, 64])  # 23: the last token of the prompt has a step of its own
 def test_chunked(engine: Harness, prompt: list[int], alone: tuple[list[int], bytes], chunk: int) -> None:
     engine.forget_prefixes()
     engine.chunk_by(chunk)
@@ -102,6 +103,19 @@ def test_prefix_hit(engine: Harness, prompt: list[int], alone: tuple[list[int], 
     heard = engine.generate(prompt, SAMPLED, seed=5)
     assert heard.cached_tokens == (PROMPT_LENGTH - 1) // PAGE * PAGE
     assert fingerprint(heard) == alone
+
+
+def test_prefix_hit_among_others(engine: Harness, prompt: list[int], alone: tuple[list[int], bytes]) -> None:
+    engine.forget_prefixes()
+    engine.generate(prompt, SAMPLED, seed=5)
+    engine.chunk_by(23)
+    crowd(engine, 6)
+    engine.step()
+    name = engine.submit(prompt, SAMPLED, seed=5)
+    crowd(engine, 6)
+    engine.run()
+    assert engine.heard[name, 0].cached_tokens == (PROMPT_LENGTH - 1) // PAGE * PAGE
+    assert fingerprint(engine.heard[name, 0]) == alone
 
 
 def test_after_preemption(engine: Harness, prompt: list[int], alone: tuple[list[int], bytes]) -> None:
@@ -122,15 +136,13 @@ def test_after_preemption(engine: Harness, prompt: list[int], alone: tuple[list[
 def test_preempted_for_lack_of_pages(engine: Harness, prompt: list[int], alone: tuple[list[int], bytes]) -> None:
     engine.forget_prefixes()
     scheduler, pool = engine.loop.scheduler, engine.loop.scheduler.pool
-    # Room for two such requests at first, but not to their ends; where windows give pages back, for the longest alone.
-    longest = scheduler.kv.needs(len(prompt) + SAMPLED.max_tokens)
-    room = 14 if engine.loop.runner.spec.config.cache_groups.num_tables == 1 else longest
-    engine.chunk_by(64)
-    held = pool.allocate(pool.available - room)
     before = scheduler.stats.preemptions
     engine.submit(prompt[::-1], SAMPLED, seed=1)
     engine.submit(prompt[::-1][:40], SAMPLED, seed=2)
     name = engine.submit(prompt, SAMPLED, seed=5)
+    while not engine.heard.get((name, 0), Heard()).tokens:
+        engine.step()
+    held = pool.allocate(pool.available)  # all three run, and none of them has pages to its end
     engine.run()
     pool.release(reversed(held))
     assert scheduler.stats.preemptions > before

@@ -165,6 +165,44 @@ def test_loop_reports_aborts_of_waiting_requests(engine: Harness) -> None:
     assert [(o.request_id, o.finish_reason) for o in outputs] == [("a", "abort")]
 
 
+def test_many_submissions_do_not_keep_running_sequences_waiting(
+    engine: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two steps only so many are taken, and fewer of long prompts; all of them in the end, and in order."""
+    monkeypatch.setattr("jaxinfer.engine.MESSAGES_A_STEP", 6)
+    monkeypatch.setattr("jaxinfer.engine._TOKENS_A_MESSAGE", len(PROMPT))  # so each counts for two
+    inbox: queue.Queue[Any] = queue.Queue()
+    taken: list[int] = []  # before each step
+    added = 0
+    add, step = engine.loop.scheduler.add, engine.loop.step
+
+    def counted(request: Submit) -> None:
+        nonlocal added
+        added += 1
+        add(request)
+
+    def stepped() -> StepOutputs | None:
+        nonlocal added
+        taken.append(added)
+        if len(taken) == 1:
+            for message in (*(submit(f"r{i}", max_tokens=2) for i in range(7)), Drain()):
+                inbox.put(message)
+        added = 0
+        return step()
+
+    monkeypatch.setattr(engine.loop.scheduler, "add", counted)
+    monkeypatch.setattr(engine.loop, "step", stepped)
+    posted: list[Any] = []
+    for i in range(5):
+        inbox.put(submit(f"first{i}", max_tokens=12))
+    engine.loop.run(inbox, posted.append)
+    engine.loop._draining = False
+    assert taken[:4] == [5, 3, 3, 1]  # when nothing runs nobody is kept waiting
+    assert isinstance(posted[-1], Drained)
+    ends = [o.request_id for m in posted if isinstance(m, StepOutputs) for o in m.sequences if o.finish_reason]
+    assert sorted(ends) == [f"first{i}" for i in range(5)] + [f"r{i}" for i in range(7)]
+
+
 def test_loop_dies_loudly(engine: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(plan: StepPlan) -> Any:
         raise RuntimeError("the device is gone")

@@ -10,6 +10,7 @@ import pytest
 from jaxinfer.messages import Submit
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving.errors import RETRY_METADATA
+from serving.grpc_server import replies
 from tests.fakes import FakeOptions
 from tests.serving.harness import collect, greedy, run, serving, status
 
@@ -120,7 +121,7 @@ def test_bytes_that_are_no_message(caplog):
 def test_a_fault_that_nobody_foresaw_is_internal_and_logged(caplog, monkeypatch):
     async def test():
         async with serving() as s:
-            monkeypatch.setattr(s.server.servicer, "_stats", lambda: 1 / 0)
+            monkeypatch.setattr(replies, "stats", lambda *_, **__: 1 / 0)
             error = await status(s.stub.GetStats(pb.GetStatsRequest()))
             assert error.code() == grpc.StatusCode.INTERNAL
             assert error.details() == "ZeroDivisionError: division by zero"

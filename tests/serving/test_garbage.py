@@ -186,6 +186,18 @@ def test_detokenizing_leaves_no_circles(circles):
     assert not [each for each in circles if type(each).__module__.startswith("jaxinfer.text")]
 
 
+def test_what_a_collection_goes_through_is_bounded(monkeypatch):
+    """All but the old objects."""
+    thresholds = []
+    monkeypatch.setattr(gc, "set_threshold", lambda *values: thresholds.extend(values))
+    for name in ("collect", "freeze"):
+        monkeypatch.setattr(gc, name, lambda: None)
+    garbage.settle()
+    young, middle, old = thresholds
+    assert young * middle <= 50_000
+    assert young * middle * old >= 10_000_000  # the old ones are gone through no sooner
+
+
 def test_old_objects_wait_for_a_quiet_moment(monkeypatch):
     collected = []
     monkeypatch.setattr(gc, "collect", lambda: collected.append(True))

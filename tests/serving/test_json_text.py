@@ -12,6 +12,7 @@ import pytest
 
 from serving import json_text
 from serving.observing.ledger import Ledger
+from serving.pace import STEPS
 from tests.serving.harness import run
 from tests.serving.http.harness import http_serving, says
 
@@ -53,6 +54,29 @@ def test_long_values_come_in_bounded_parts():
     parts = asyncio.run(in_parts(given))
     assert max(map(len, parts)) < 2 * json_text.PART_BYTES
     assert b"".join(parts) == msgspec.json.encode(given)
+
+
+def test_many_small_values_are_encoded_in_pieces():
+    """Few bytes can be much work: other tasks have their turns within a part, too."""
+    given = {"choices": [{"i": i, "f": None} for i in range(3000)]}
+
+    async def test():
+        turns = 0
+
+        async def count():
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        parts = await in_parts(given)
+        counting.cancel()
+        assert b"".join(parts) == msgspec.json.encode(given)
+        assert len(parts) < 3
+        assert turns > 3000 * 4 * 2 // STEPS
+
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import collections
 import random
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf import descriptor_pb2
 
-from jaxinfer.errors import ChatMessageError, InvalidRequest
+from jaxinfer.errors import ChatMessageError
 from jaxinfer.messages import EngineStats, PromptScored, SequenceOutput, StepOutputs, TokenLogprobs
 from jaxinfer.text.chat import _plain
 from protos.jaxinfer.v1 import inference_pb2 as pb
-from serving import json_weight
 from serving.filters import redactor
 from serving.filters.contract import ALLOW, Subject
 from serving.filters.inputs import filtered
 from serving.frames import Unpacker, _in_pieces, pack
-from serving.grpc_server.convert import json_object
 from serving.grpc_server.wire import has_too_many_parts
-from serving.http import decode
-from serving.http.errors import ApiError
-from serving.http.models import CompletionRequest
 from serving.pace import Pace
 from serving.request import ChatPrompt
 from serving.text_worker import PART_BYTES, TextWorker
@@ -118,47 +114,6 @@ def test_what_is_cut_may_be_as_long_as_it_likes() -> None:
 # -- bodies and messages -----------------------------------------------------------------------------------------------
 
 
-def test_json_is_weighed_outside_of_its_strings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_weight, "_SLICE", 7)
-    marks = {",": 1, "[": 5, "{": 5, ":": 20}
-    rng = random.Random(5)
-
-    def value(depth: int = 0) -> Any:
-        kind = rng.randrange(6)
-        if kind == 0 or depth > 3:
-            return "".join(rng.choices(',[{:"\\é\n', k=rng.randrange(9)))
-        if kind < 3:
-            return [value(depth + 1) for _ in range(rng.randrange(4))]
-        return {f"{i}{rng.choice(',:')}": value(depth + 1) for i in range(rng.randrange(3))}
-
-    for _ in range(500):
-        whole = value()
-        text = json.dumps(whole, ensure_ascii=rng.random() < 0.5)
-        outside, within, escaped = 0, False, False
-        for character in text:
-            if escaped or (within and character == "\\"):
-                escaped = not escaped
-            elif character == '"':
-                within = not within
-            elif not within:
-                outside += marks.get(character, 0)
-        assert not json_weight.is_too_heavy(text.encode(), outside)
-        assert outside == 0 or json_weight.is_too_heavy(text.encode(), outside - 1)
-
-
-def test_a_body_of_very_many_values_is_refused() -> None:
-    for values in (b"1," * 2_000_001, b"[]," * 400_000, b'{"a":1},' * 80_000, (b"9" * 4000 + b",") * 2000):
-        with pytest.raises(ApiError, match="too many values; 2000000 numbers are taken") as caught:
-            decode.decode(b'{"prompt":[' + values + b"1]}", CompletionRequest)
-        assert caught.value.status == 413
-    text = ',[{:"\\' * 300_000
-    assert decode.decode(json.dumps({"prompt": text}).encode(), CompletionRequest).prompt == text
-    ids = [123_456] * 900_000
-    assert decode.decode(json.dumps({"prompt": ids}).encode(), CompletionRequest).prompt == ids
-    with pytest.raises(InvalidRequest, match=r"tools_json\[0\] is '8000003 characters'; it has too many values"):
-        json_object("tools_json[0]", "[" + "[]," * 2_666_667 + "1")
-
-
 def test_a_long_key_does_not_make_the_names_of_values_long() -> None:
     """They are made for every value: of a megabyte each, that never ends."""
     with pytest.raises(ChatMessageError) as caught:
@@ -174,12 +129,6 @@ def test_a_long_key_does_not_make_the_names_of_values_long() -> None:
     chat = ChatPrompt([{"k" * 1_000_000: {"k" * 1000: ["a"] * 9}}])
     filtered(chat, judge, "", None)
     assert max(map(len, parts)) < 1000
-
-
-def test_an_unknown_field_is_named_by_its_beginning() -> None:
-    with pytest.raises(ApiError) as caught:
-        decode.decode(b'{"prompt":"a","' + b"x" * 1_000_000 + b'":1}', CompletionRequest)
-    assert caught.value.message == "x" * 100 + "... is not a field of this request"
 
 
 def test_parts_are_counted_on_the_wire() -> None:
@@ -312,6 +261,48 @@ def test_many_prompts_are_submitted_in_pieces_and_keep_their_places(monkeypatch:
             assert (await s.post("/v1/completions", prompt="a", max_tokens=2)).status_code == 200
 
     run(test())
+
+
+def test_many_prompts_are_begun_and_ended_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No turn of the event loop begins or ends many streams, and the engine's socket is written to once a turn."""
+    turn = 0
+    begun, ended, written = (collections.Counter[int]() for _ in range(3))
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def test() -> None:
+        async with http_serving(FakeOptions(max_num_seqs=300), max_waiting=100) as s:
+            frontend = s.grpc.server.frontend
+            (link,) = frontend.links
+            begin, close, write = link.begin, link.close, link._write
+
+            def noted(turns: collections.Counter[int], work: Callable[..., None]) -> Callable[..., None]:
+                def do(*arguments: Any) -> None:
+                    turns[turn] += 1
+                    work(*arguments)
+
+                return do
+
+            monkeypatch.setattr(link, "begin", noted(begun, begin))
+            monkeypatch.setattr(link, "close", noted(ended, close))
+            monkeypatch.setattr(link, "_write", noted(written, write))
+            counting = asyncio.create_task(count())
+            answer = await s.complete(prompt=["a"] * 300, max_tokens=1)
+            counting.cancel()
+            assert [choice["index"] for choice in answer["choices"]] == list(range(300))
+            assert answer["usage"]["completion_tokens"] == 300
+            assert frontend.open_sequences == 0
+
+    run(test())
+    assert begun.total() == ended.total() == 300
+    assert max(begun.values()) <= 16
+    assert max(ended.values()) <= 64
+    assert max(written.values()) == 1
+    assert written.total() < 100
 
 
 def test_none_of_them_when_one_is_refused() -> None:

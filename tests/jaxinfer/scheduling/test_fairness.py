@@ -14,7 +14,8 @@ from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
 from jaxinfer.scheduling.step_plan import Scores, StepResult
-from jaxinfer.scheduling.tenants import OUTPUT_COST, PROMPT_COST, Tenants
+from jaxinfer.scheduling.tenant import OUTPUT_COST, PROMPT_COST
+from jaxinfer.scheduling.tenants import Tenants
 
 LIMITS = SchedulerLimits(max_num_seqs=16, max_num_batched_tokens=256, max_model_len=1024)
 NO_SCORES = Scores([], [], [], [])

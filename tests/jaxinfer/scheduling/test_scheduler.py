@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxinfer.messages import Drain, Drained, Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling import waiting
 from jaxinfer.scheduling.page_pool import IntegrityError, PagePool, PoolExhausted
-from jaxinfer.scheduling.request import Sequence
+from jaxinfer.scheduling.request import Request, Sequence
 from jaxinfer.scheduling.scheduler import DuplicateRequest, Scheduler, SchedulerLimits
 from jaxinfer.scheduling.step_plan import StepPlan, StepResult
 from tests.jaxinfer.scheduling.simulator import World
@@ -225,3 +226,27 @@ def test_tokens_of_prompt_and_output() -> None:
     for start in range(len(whole)):
         for end in range(start, len(whole) + 1):
             assert sequence.tokens(start, end) == whole[start:end]
+
+
+def test_an_ended_request_is_gone_without_the_garbage_collector() -> None:
+    """In a long-lived engine the collector hardly ever looks at what is old, and a prompt may be long."""
+    scheduler = Scheduler(SchedulerLimits(4, 64, 128), PagePool(60, 4))
+    gc.collect()
+    gc.disable()
+    try:
+        for name, tokens in (("ends", 2), ("aborted", 9)):
+            params = SamplingParams(n=2, max_tokens=tokens)
+            scheduler.add(Submit(name, tuple(range(40)), params, 0, 0, 0.0))
+        for _ in range(6):
+            plan = scheduler.schedule()
+            scheduler.update(plan, StepResult([[7] * row.draws for row in plan.rows]))
+        assert {request.request_id for request in alive(Request)} == {"aborted"}
+        assert len(alive(Sequence)) == 2
+        scheduler.abort("aborted")
+        assert alive(Request) == alive(Sequence) == []
+    finally:
+        gc.enable()
+
+
+def alive(kind: type) -> list[Any]:
+    return [thing for thing in gc.get_objects() if isinstance(thing, kind)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from jaxinfer.errors import InvalidRequest, _beginning
 from jaxinfer.outputs import RequestStream, prompt_end_of
 from jaxinfer.sampling_params import SamplingParams, as_token_ids
 from jaxinfer.text import PromptEnd, PromptTooLong, TextError, Tokenizer, TooManyTokens
+from jaxinfer.text.decoding import clean_up
 from jaxinfer.text.tokenizer import first_bad_id
 from tests.jaxinfer.text.golden_cases import tokenizer
 
@@ -46,7 +48,30 @@ def test_a_long_text_takes_the_way_that_lets_others_run(kind: str, monkeypatch: 
     loaded, calls = spied(kind, monkeypatch)
     assert loaded.encode(text) == expected
     assert loaded.decode(expected) == decoded
-    assert calls == ["encode_batch_fast", "decode_batch"]
+    assert calls == ["encode_batch_fast"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("skip", [True, False])
+def test_many_ids_are_decoded_in_slices(kind: str, skip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text is that of one call, wherever it is cut: within characters, runs of byte tokens, at the very start."""
+    monkeypatch.setattr("jaxinfer.text.tokenizer._SHORT_IDS", 7)
+    loaded, rng = tokenizer(kind), random.Random(4)
+    plan, size = loaded.decode_plan, loaded.vocab_size
+    spy = Spy(plan._backend)
+    monkeypatch.setattr(plan, "_backend", spy)
+    special = [index for index in range(size) if loaded.is_special(index)]
+    bytes_ = [index for index in range(size) if plan.fallback_byte(index) is not None]
+    spaces = [index for index in range(size) if plan.text([index]).strip() == ""]
+    words = loaded.encode("the quick brown fox é 漢 \U0001f600, don't\n", add_special_tokens=False)
+    pools = [pool for pool in (special, bytes_, spaces, words, range(size), [size + 5]) if pool]
+    for _ in range(400):
+        ids = [rng.choice(pool) for pool in rng.choices(pools, k=rng.randrange(9)) for _ in range(rng.randrange(1, 9))]
+        expected = loaded._backend.decode(ids, skip_special_tokens=skip)
+        assert loaded.decode(ids, skip_special_tokens=skip) == (clean_up(expected) if plan.clean_up else expected)
+    spy.calls.clear()
+    loaded.decode(words * 200, skip_special_tokens=skip)
+    assert spy.calls.count("decode_batch") > len(words * 200) // 20
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, kv_layout, layout, paged_attention
+from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, kv_layout, layout, paged_attention, xla
 
 CPU = DeviceTarget("cpu", "cpu")
 CONTEXT = 150
@@ -177,6 +177,8 @@ def check(model: Model) -> None:
         Model(group=1, head_dim=64, page_size=16, dtype=jnp.bfloat16, sliding_window=50),
         pytest.param(Model(group=2, head_dim=16, page_size=16, layers=2), marks=pytest.mark.longer),
         pytest.param(Model(group=3, head_dim=128, page_size=128, kv_heads=1, soft_cap=20.0), marks=pytest.mark.longer),
+        pytest.param(Model(group=2, head_dim=24, page_size=16, sliding_window=20), marks=pytest.mark.longer),
+        pytest.param(Model(group=4, head_dim=96, page_size=64), marks=pytest.mark.longer),
         Model(group=8, head_dim=256, page_size=16, dtype=jnp.bfloat16, kv_heads=1),
     ],
     ids=str,
@@ -185,11 +187,22 @@ def test_bits_do_not_depend_on_the_company(model: Model):
     check(model)
 
 
+@pytest.mark.parametrize("head_dim", [16, 24, 80])
+def test_weighted_values_do_not_depend_on_how_many_queries_there_are(head_dim: int):
+    rng = np.random.default_rng(3)
+    probs = rng.random((1, 2, 128, 64), np.float32)
+    v = rng.standard_normal((1, 2, 64, head_dim), np.float32)
+    weigh = jax.jit(functools.partial(xla._weigh, target=CPU))
+    few = np.asarray(weigh(probs[:, :, :4], v))
+    for count in (32, 64, 128):  # what one token and what a tile of one, two or four heads for each KV head has
+        assert np.asarray(weigh(probs[:, :, :count], v))[:, :, :4].tobytes() == few.tobytes(), count
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("page_size", [16, 64, 128])
-@pytest.mark.parametrize("head_dim", [16, 64, 128])
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 8])
 def test_bits_over_the_grid(group: int, head_dim: int, page_size: int, dtype: type):
     check(Model(group=group, head_dim=head_dim, page_size=page_size, dtype=dtype))

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from jaxinfer.messages import Abort, Drain, Submit
-from serving.engine_process import EXIT_OK, EXIT_REFUSED
+from serving.engine_process import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED
 from serving.errors import Refusal
 from serving.frontend.frontend import Frontend
 from serving.frontend.stream import GenerationStream
@@ -143,6 +143,34 @@ def test_places_are_those_of_both() -> None:
             assert (s.frontend.accepted, s.frontend.refused) == (11, 1)
             for stream in streams:
                 s.frontend.close(stream)
+
+    run(test())
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_one_that_has_drained_leaves_before_the_others(crashes: bool) -> None:
+    async def test() -> None:
+        busy = FakeOptions(step_seconds=0.01, crash_at_step=30 if crashes else None)
+        async with two(busy, SLOW) as s:
+            stream = await s.submit(max_tokens=40)
+            s.frontend.drain()
+            working, idle = s.frontend.links
+            await until(idle.ended.done, "the end of the engine that has nothing to do")
+            assert s.places == [1, 0]
+            assert not s.frontend.failed
+            assert s.frontend.state == "the server is shutting down"
+            drained = asyncio.create_task(s.frontend.drained(20))
+            await asyncio.sleep(0.02)
+            assert not drained.done()
+            if crashes:
+                with pytest.raises(Refusal, match="as it was told to"):
+                    await everything(stream)
+            else:
+                assert len(await everything(stream)) == 40
+            s.frontend.close(stream)
+            await drained
+            assert working.drained.is_set() != crashes
+            assert (await s.frontend.ended).code == (EXIT_CRASHED if crashes else EXIT_OK)
 
     run(test())
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from smg_grpc_proto import vllm_engine_pb2_grpc as vllm_grpc
 
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving.access.access import Access
@@ -21,7 +22,8 @@ from serving.observing.logs import LEVELS, WITHHELD, EngineLogs, logging_to, tam
 from serving.observing.recorder import Recorder
 from serving.observing.setup import ObservingConfig
 from tests.fakes import FakeOptions, write_model
-from tests.serving.harness import collect, greedy, run, status
+from tests.serving.gateways.harness import BOTH, generate
+from tests.serving.harness import collect, greedy, run, serving, status
 from tests.serving.http.harness import HttpServer, http_serving
 from tests.serving.observing.test_metrics import quiet
 from tests.serving.test_processes import Stream, server
@@ -224,6 +226,20 @@ def test_refused_calls_for_tokens_and_texts_have_a_line_too(monkeypatch):
         ("refused", "grpc", "Tokenize", "INVALID_ARGUMENT", "prompt"),
         ("refused", "grpc", "Detokenize", "INVALID_ARGUMENT", "token_ids"),
     ]
+
+
+def test_a_refusal_over_a_gateway_names_the_field_as_its_client_does():
+    stream = io.StringIO()
+
+    async def test():
+        async with serving(gateways=BOTH, with_tokenizer=False) as s:
+            error = await status(vllm_grpc.VllmEngineStub(s.channel).Generate(generate("hi")))
+            assert (error.details() or "").startswith("input is 'text'; ")
+
+    with logging_to(stream, form="json"):
+        run(test())
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(e["message"], e["door"], e["param"]) for e in events] == [("refused", "vllm", "input")]
 
 
 def test_a_line_of_text_is_one_line():
