@@ -16,12 +16,13 @@ _WORDS: Mapping[Any, str] = types.MappingProxyType(
 )
 
 
-def check_field_types(config: Any) -> None:
+def check_field_types(config: object) -> None:
     """Raises ConfigError, naming field, value and what is allowed, where a dataclass's field holds something else.
 
     An integer may stand for a float, as JSON writes it; a bool is no number, and floats are finite.
     """
-    for name, kind in _annotations(type(config)).items():
+    cls: Any = type(config)
+    for name, kind in _annotations(cls).items():
         value = getattr(config, name)
         if not _holds(value, kind):
             require(False, f"{name} is {value!r:.200}; it must be {_words(kind)}")
