@@ -86,7 +86,7 @@ class LLM:
         model: str | Path | None = None,
         *,
         generation_config: str = "auto",
-        seed: int = 0,
+        seed: int | None = 0,
         **runtime: Any,
     ) -> None:
         if generation_config not in ("auto", "none"):

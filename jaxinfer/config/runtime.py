@@ -55,7 +55,7 @@ class RuntimeConfig:
     priority_ageing_seconds: float = 30.0
     attention_backend: str | None = None
     device: Literal["cpu", "gpu", "tpu"] | None = None
-    seed: int = 0
+    seed: int | None = 0  # of the seeds that requests without one get; None: drawn
     compilation_cache_dir: str | PathLike[str] | None = "~/.cache/jaxinfer/xla"  # None: no persistent cache
 
     def __post_init__(self) -> None:

@@ -174,7 +174,7 @@ def test_a_value_of_another_type_is_refused_by_name(config: Any) -> None:
             "ageing_seconds is inf; it must be a finite number",
         ),
         (RuntimeConfig(), {"batch_invariant": 1}, "batch_invariant is 1; it must be True or False"),
-        (RuntimeConfig(), {"seed": None}, "seed is None; it must be an integer"),
+        (RuntimeConfig(), {"seed": "7"}, "seed is '7'; it must be an integer or None"),
         (RuntimeConfig(), {"device": "mps"}, "device is 'mps'; it must be cpu, gpu, tpu or None"),
         (RuntimeConfig(), {"dtype": True}, "dtype is True; it must be auto, float32 or bfloat16"),
         (RopeConfig("default", 1e4, 8), {"kind": "spiral"}, "kind is 'spiral'; it must be default, linear, dynamic,"),
@@ -199,3 +199,4 @@ def test_integers_stand_for_floats_and_folders_may_be_paths() -> None:
     assert MlpConfig(8) == dataclasses.replace(MlpConfig(8), bias=False)
     assert dataclasses.replace(model(ATTENTION), norm_offset=1, norm_eps=0).norm_offset == 1
     assert RuntimeConfig(gpu_memory_utilization=1, compilation_cache_dir=Path("x")).gpu_memory_utilization == 1
+    assert RuntimeConfig(seed=None).seed is None
