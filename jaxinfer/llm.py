@@ -86,7 +86,7 @@ class LLM:
         model: str | Path | None = None,
         *,
         generation_config: str = "auto",
-        seed: int = 0,
+        seed: int | None = 0,
         **runtime: Any,
     ) -> None:
         if generation_config not in ("auto", "none"):
@@ -210,8 +210,8 @@ class LLM:
         if params.max_tokens is None and params.min_tokens > room:
             allowed = f"with a prompt of {len(ids)} tokens at most {room} fit the context of {self.info.max_model_len}"
             raise InvalidRequest("min_tokens", params.min_tokens, allowed)
-        # The last token's KV is never needed, hence + 1. A pool that cannot hold the prompt is the engine's to refuse.
-        in_pool = (self.info.num_pages - 1) * self.info.page_size + 1 - len(ids)
+        # A pool that cannot hold the prompt is the engine's to refuse.
+        in_pool = self.info.pool_length - len(ids)
         left = min(room, in_pool) if in_pool >= max(1, min(params.min_tokens, room)) else room
         if params.max_tokens is None or params.max_tokens > left:
             params = params.with_changes(max_tokens=left, min_tokens=min(params.min_tokens, left))

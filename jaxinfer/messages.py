@@ -184,6 +184,18 @@ class EngineInfo(NamedTuple):
     executables: tuple[tuple[str, float], ...]  # (bucket name, seconds to compile)
     extra: dict[str, Any]
     max_logprobs: int = MAX_LOGPROBS  # alternatives that a request may ask for at a position
+    num_page_tables: int = 1  # of a sequence: so many pages hold page_size tokens in all layers
+    window_tokens: int | None = None  # of the longest sequence in the pool, where windows give pages back; else None
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV pool holds in all layers; page 0 is the null page."""
+        return (self.num_pages - 1) // self.num_page_tables * self.page_size
+
+    @property
+    def pool_length(self) -> int:
+        """Tokens of the longest sequence that the pool holds, output included: its last token's KV is never needed."""
+        return 1 + (self.kv_tokens if self.window_tokens is None else self.window_tokens)
 
 
 class Progress(NamedTuple):

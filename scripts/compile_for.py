@@ -79,7 +79,7 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
         quantization=arguments.quantization,
         tensor_parallel_size=tensor_size(mesh),
         page_size=arguments.page_size,
-        num_pages=1 + -(-arguments.kv_tokens // arguments.page_size),
+        num_pages=1 + -(-arguments.kv_tokens // arguments.page_size) * config.cache_groups.num_tables,
         max_model_len=min(arguments.max_model_len, config.max_position_embeddings),
         max_num_seqs=arguments.max_num_seqs,
         max_num_batched_tokens=arguments.max_num_batched_tokens,

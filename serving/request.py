@@ -55,11 +55,6 @@ class ModelContext:
     filter_prompt: Callable[[Prompt], Prompt] | None = None
     gives_tokens: bool = True
 
-    @property
-    def kv_tokens(self) -> int:
-        """Tokens that the KV pool holds; page 0 is the null page."""
-        return (self.info.num_pages - 1) * self.info.page_size
-
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
@@ -280,8 +275,8 @@ def _fit_context(params: SamplingParams, prompt_len: int, context: ModelContext)
     if params.min_tokens > room:
         allowed = f"with a prompt of {prompt_len} tokens at most {room} fit the context of {context_len}"
         raise InvalidRequest("min_tokens", params.min_tokens, allowed)
-    # The last token's KV is never needed, hence + 1. A pool that cannot hold the prompt is the engine's to refuse.
-    fits_pool = context.kv_tokens + 1 - prompt_len
+    # A pool that cannot hold the prompt is the engine's to refuse.
+    fits_pool = context.info.pool_length - prompt_len
     left = min(room, fits_pool) if fits_pool >= max(1, params.min_tokens) else room
     wanted = left if params.max_tokens is None else min(params.max_tokens, left)
     return params.with_changes(max_tokens=wanted)

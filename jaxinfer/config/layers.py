@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from jaxinfer.cache_groups import CacheSpec
 from jaxinfer.config.errors import require, require_counts
+from jaxinfer.config.field_types import check_field_types
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -37,6 +37,7 @@ class RopeConfig:
     long_factor: tuple[float, ...] = ()  # longrope, beyond it
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         require(self.theta > 0, f"rope theta is {self.theta}; it must be positive")
         require(
             self.rotary_dim > 0 and self.rotary_dim % 2 == 0,
@@ -85,14 +86,12 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         require_counts(self, "num_heads", "num_kv_heads", "head_dim")
+        check_field_types(self)
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
         )
-        require(
-            math.isfinite(self.scale) and self.scale > 0,
-            f"the scale of attention scores is {self.scale}; it must be positive",
-        )
+        require(self.scale > 0, f"the scale of attention scores is {self.scale}; it must be positive")
         require(
             self.sliding_window is None or self.sliding_window > 0,
             f"sliding_window is {self.sliding_window}; it must be positive",
@@ -120,6 +119,7 @@ class MlpConfig:
 
     def __post_init__(self) -> None:
         require_counts(self, "intermediate_size")
+        check_field_types(self)
 
 
 @dataclass(frozen=True)
@@ -128,3 +128,6 @@ class LayerConfig:
 
     mixer: AttentionConfig
     feed_forward: MlpConfig
+
+    def __post_init__(self) -> None:
+        check_field_types(self)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from jaxinfer.cache_groups import CacheGroups
 from jaxinfer.config.errors import ConfigError, require, require_counts
+from jaxinfer.config.field_types import check_field_types
 from jaxinfer.config.layers import AttentionConfig, LayerConfig, MlpConfig, RopeConfig
 
 DTypeName = Literal["float32", "bfloat16"]
@@ -52,13 +53,17 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_counts(self, "vocab_size", "hidden_size", "max_position_embeddings")
+        check_field_types(self)
+        for name in ("context_length", "tokenizer_length"):
+            if getattr(self, name) is not None:
+                require_counts(self, name)
         require(len(self.layers) > 0, "layers is empty; a model needs one at least")
         first = self.layers[0].mixer
         for index, layer in enumerate(self.layers):
             mixer = layer.mixer
             require(
                 mixer.rope is None or 0 <= mixer.rope < len(self.ropes),
-                f"layer {index} names rope {mixer.rope}; there are {len(self.ropes)}",
+                f"layer {index} names rope {mixer.rope} of ropes, which has {len(self.ropes)}",
             )
             if mixer.rope is not None:
                 rotary_dim = self.ropes[mixer.rope].rotary_dim

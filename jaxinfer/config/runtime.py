@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from os import PathLike
 from typing import Literal, get_args
 
 from jaxinfer.config.errors import is_int, require
+from jaxinfer.config.field_types import check_field_types
 from jaxinfer.config.model import ModelConfig
 from jaxinfer.config.parallel import ParallelConfig
 
@@ -53,9 +54,9 @@ class RuntimeConfig:
     batch_invariant: bool = True
     priority_ageing_seconds: float = 30.0
     attention_backend: str | None = None
-    device: str | None = None
-    seed: int = 0
-    compilation_cache_dir: str | None = "~/.cache/jaxinfer/xla"  # None: no persistent cache
+    device: Literal["cpu", "gpu", "tpu"] | None = None
+    seed: int | None = 0  # of the seeds that requests without one get; None: drawn
+    compilation_cache_dir: str | PathLike[str] | None = "~/.cache/jaxinfer/xla"  # None: no persistent cache
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages"):
@@ -71,10 +72,6 @@ class RuntimeConfig:
             f"max_logprobs is {self.max_logprobs!r}; it must be a positive integer, or -1 for the whole vocabulary",
         )
         require(
-            self.dtype in ("auto", "float32", "bfloat16"),
-            f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16",
-        )
-        require(
             self.quantization is None or self.quantization in get_args(Quantization),
             f"quantization is {self.quantization!r}; it must be one of {', '.join(get_args(Quantization))}, or None",
         )
@@ -82,15 +79,13 @@ class RuntimeConfig:
             self.kv_cache_dtype in get_args(KvCacheDtype),
             f"kv_cache_dtype is {self.kv_cache_dtype!r}; it must be one of {', '.join(get_args(KvCacheDtype))}",
         )
+        check_field_types(self)
         require(
             0 < self.gpu_memory_utilization <= 1,
             f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1",
         )
         require(
-            self.device in (None, "cpu", "gpu", "tpu"), f"device is {self.device!r}; it must be cpu, gpu, tpu or None"
-        )
-        require(  # endless ageing times a priority of 0 is no number
-            0 < self.priority_ageing_seconds < math.inf,
+            self.priority_ageing_seconds > 0,  # endless ageing, which times a priority of 0 is no number, is no float
             f"priority_ageing_seconds is {self.priority_ageing_seconds}; it must be positive and finite",
         )
         if self.max_num_seqs is not None and self.max_num_batched_tokens is not None:

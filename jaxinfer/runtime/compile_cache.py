@@ -20,7 +20,7 @@ WRITE_SECONDS = 10.0  # more than writing an entry takes
 
 
 @contextlib.contextmanager
-def compiling_into(folder: str | None) -> Iterator[None]:
+def compiling_into(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     """Around everything that is compiled at start-up. `folder`: the cache; None does nothing."""
     if folder is None:
         yield

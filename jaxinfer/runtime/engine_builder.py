@@ -197,4 +197,6 @@ def engine_info(model: Model, mesh: Mesh, sizes: Sizes, runner: Runner) -> Engin
         executables=tuple(runner.compile_seconds),
         extra={"weight_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))},
         max_logprobs=runner.spec.max_logprobs,
+        num_page_tables=sizes.cache_groups.num_tables,
+        window_tokens=sizes.max_model_len if sizes.shape.windows else None,
     )

@@ -184,7 +184,7 @@ def _summary(info: EngineInfo, *, detailed: bool) -> Iterator[tuple[str, str]]:
     """What the engine settled on, and in detail what it compiled: (label, value) in reading order."""
     yield "model", f"{info.architecture}, {info.dtype}, {info.device}"
     yield "context", f"{info.max_model_len:,} tokens, {info.max_num_seqs} sequences a step"
-    yield "KV pool", f"{(info.num_pages - 1) * info.page_size:,} tokens"
+    yield "KV pool", f"{info.kv_tokens:,} tokens"
     yield "backends", ", ".join(f"{op}: {backend}" for op, backend in sorted(info.backends.items()))
     width = max((len(name) for name, _ in info.executables), default=0)
     for i, (name, seconds) in enumerate(info.executables if detailed else ()):

@@ -11,6 +11,7 @@ from checkpoints.storage import read_storage
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig, context_length, require
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.models.stored_matrix import check_stored
+from jaxinfer.scheduling.cache_shape import CacheShape
 from serving.commands.parsing import CommandError
 
 
@@ -25,20 +26,28 @@ def check_model(folder: Path, runtime: RuntimeConfig, *, weights: bool = True) -
     if runtime.quantization is not None or runtime.tensor_parallel_size > 1:
         check_stored(read_storage(folder, config).matrices, runtime.quantization, config, shape)
     if runtime.num_pages is not None:
-        holds = (runtime.num_pages - 1) * runtime.page_size  # one page is nobody's
-        require(runtime.num_pages > 1, f"num_pages is {runtime.num_pages}; at least 2 are needed, as one holds nothing")
-        require(
-            runtime.max_model_len is None or holds >= length,
-            f"max_model_len is {length}, but the KV pool holds {holds} tokens (num_pages = {runtime.num_pages}); lower "
-            "max_model_len",
-        )
+        _check_pool(config, runtime, runtime.num_pages, length)
     _check_cache(runtime.compilation_cache_dir)
     if weights:
         check_weight_files(folder)
     return config
 
 
-def _check_cache(name: str | None) -> None:
+def _check_pool(config: ModelConfig, runtime: RuntimeConfig, num_pages: int, length: int) -> None:
+    """Whether a pool sized by hand holds a sequence. Where windows give pages back it depends on the tokens of a step;
+    those that the engine would choose are the device's, so that here they are one at least."""
+    shape = CacheShape(config.cache_groups, runtime.page_size, runtime.max_num_batched_tokens or 1, length)
+    least = 1 + shape.each  # one page is nobody's
+    require(num_pages >= least, f"num_pages is {num_pages}; at least {least} are needed, as one holds nothing")
+    holds = shape.longest(num_pages - 1) * runtime.page_size
+    require(
+        runtime.max_model_len is None or holds >= length,
+        f"max_model_len is {length}, but the KV pool holds {holds} tokens (num_pages = {num_pages}); lower "
+        "max_model_len",
+    )
+
+
+def _check_cache(name: str | os.PathLike[str] | None) -> None:
     """Whether the folder is there or can be made; it is not made here."""
     if name is None:
         return

@@ -127,7 +127,7 @@ def model_info(context: ModelContext, max_waiting: int, max_message_bytes: int) 
         max_num_seqs=info.max_num_seqs,
         max_num_batched_tokens=info.max_num_batched_tokens,
         max_waiting=max_waiting,
-        kv_tokens=context.kv_tokens,
+        kv_tokens=info.kv_tokens,
         max_n=MAX_N,
         max_logprobs=info.max_logprobs,
         max_stop_strings=MAX_STOP_STRINGS,

@@ -87,6 +87,11 @@ def test_output_ends_where_the_pool_does(llm: LLM, monkeypatch: pytest.MonkeyPat
         assert stream.params.max_tokens == 4 * 16 + 1 - 3
     stream = llm._stream([1, 2, 3], SamplingParams(max_tokens=100, min_tokens=90))
     assert stream.params.max_tokens == 100, "out of reach: the engine refuses it"
+    # Two page tables halve what it holds; what windows give back does not end an output.
+    monkeypatch.setattr(llm, "info", llm.info._replace(num_pages=9, num_page_tables=2))
+    assert (llm.info.kv_tokens, llm._stream([1, 2, 3], SamplingParams(max_tokens=None)).params.max_tokens) == (64, 62)
+    monkeypatch.setattr(llm, "info", llm.info._replace(window_tokens=160))
+    assert (llm.info.kv_tokens, llm._stream([1, 2, 3], SamplingParams(max_tokens=None)).params.max_tokens) == (64, 157)
 
 
 def test_output_ends_at_the_context(llm: LLM) -> None:

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from jaxinfer.cache_groups import CacheSpec
-from jaxinfer.config import AttentionConfig, ConfigError, LayerConfig, MlpConfig, ModelConfig, RopeConfig
+from jaxinfer.config import (
+    AttentionConfig,
+    ConfigError,
+    LayerConfig,
+    MlpConfig,
+    ModelConfig,
+    ParallelConfig,
+    RopeConfig,
+    RuntimeConfig,
+)
 
 ROOT = Path(__file__).parents[2]
 ATTENTION = AttentionConfig(6, 3, 8, scale=0.3, qk_norm="head", soft_cap=50.0, qkv_bias=True, out_bias=True)
@@ -114,10 +123,10 @@ def test_layers_may_differ_in_all_but_the_shape_of_their_kv() -> None:
         ({"num_heads": 0}, "num_heads is 0; it must be a positive integer"),
         ({"head_dim": True}, "head_dim is True; it must be a positive integer"),
         ({"scale": 0.0}, "scale of attention scores is 0.0; it must be positive"),
-        ({"scale": float("nan")}, "scale of attention scores is nan"),
+        ({"scale": float("nan")}, "scale is nan; it must be a finite number"),
         ({"sliding_window": 0}, "sliding_window is 0; it must be positive"),
         ({"sinks": True}, "sinks is True; attention sinks are not supported"),
-        ({"rope": 1}, "layer 0 names rope 1; there are 1"),
+        ({"rope": 1}, "layer 0 names rope 1 of ropes, which has 1"),
         ({"head_dim": 4}, "rotary_dim 8 exceeds head_dim 4"),
     ],
 )
@@ -129,3 +138,65 @@ def test_an_impossible_mixer_is_refused(change: dict[str, Any], message: str) ->
 def test_a_model_has_layers() -> None:
     with pytest.raises(ConfigError, match="layers is empty"):
         model()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RuntimeConfig(),
+        ParallelConfig(),
+        RopeConfig("default", 1e4, 8),
+        ATTENTION,
+        MLP,
+        LayerConfig(ATTENTION, MLP),
+        model(ATTENTION),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_a_value_of_another_type_is_refused_by_name(config: Any) -> None:
+    for field in dataclasses.fields(config):
+        for value in (object(), [], {}, b"1", (None,)):
+            with pytest.raises(ConfigError, match=rf"{field.name} is .*; (it must be|attention sinks are)"):
+                dataclasses.replace(config, **{field.name: value})
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        (
+            RuntimeConfig(),
+            {"gpu_memory_utilization": "0.5"},
+            "gpu_memory_utilization is '0.5'; it must be a finite number",
+        ),
+        (
+            RuntimeConfig(),
+            {"priority_ageing_seconds": float("inf")},
+            "ageing_seconds is inf; it must be a finite number",
+        ),
+        (RuntimeConfig(), {"batch_invariant": 1}, "batch_invariant is 1; it must be True or False"),
+        (RuntimeConfig(), {"seed": "7"}, "seed is '7'; it must be an integer or None"),
+        (RuntimeConfig(), {"device": "mps"}, "device is 'mps'; it must be cpu, gpu, tpu or None"),
+        (RuntimeConfig(), {"dtype": True}, "dtype is True; it must be auto, float32 or bfloat16"),
+        (RopeConfig("default", 1e4, 8), {"kind": "spiral"}, "kind is 'spiral'; it must be default, linear, dynamic,"),
+        (
+            RopeConfig("default", 1e4, 8),
+            {"short_factor": (1.0, "x")},
+            "a tuple of which each element is a finite number",
+        ),
+        (ATTENTION, {"sliding_window": 2.0}, "sliding_window is 2.0; it must be an integer or None"),
+        (MLP, {"activation": "relu"}, "activation is 'relu'; it must be silu, gelu or gelu_tanh"),
+        (LayerConfig(ATTENTION, MLP), {"mixer": MLP}, "it must be of type AttentionConfig"),
+        (model(ATTENTION), {"dtype": "float16"}, "dtype is 'float16'; it must be float32 or bfloat16"),
+        (model(ATTENTION), {"context_length": -1}, "context_length is -1; it must be a positive integer"),
+    ],
+)
+def test_a_wrong_type_is_answered_with_the_right_ones(config: Any, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(config, **change)
+
+
+def test_integers_stand_for_floats_and_folders_may_be_paths() -> None:
+    assert MlpConfig(8) == dataclasses.replace(MlpConfig(8), bias=False)
+    assert dataclasses.replace(model(ATTENTION), norm_offset=1, norm_eps=0).norm_offset == 1
+    assert RuntimeConfig(gpu_memory_utilization=1, compilation_cache_dir=Path("x")).gpu_memory_utilization == 1
+    assert RuntimeConfig(seed=None).seed is None

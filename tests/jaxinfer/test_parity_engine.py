@@ -11,7 +11,7 @@ import pytest
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.sampling_params import SamplingParams
 from tests.golden_recipe import cases, load_case
-from tests.jaxinfer.harness import Harness, build
+from tests.jaxinfer.harness import PAGE, Harness, build
 
 # float32 against float32 in another order of summation: transformers itself is within 2e-6 of float64 on these.
 TOLERANCE = 1e-5
@@ -77,6 +77,11 @@ def check_case(name: str, engine: Harness) -> None:
     check_logprobs(engine.heard[names[1], 0].logprobs, case.decode_logits, scale)
     pool = engine.loop.scheduler.pool
     assert pool.available == pool.usable_pages
+    info = engine.loop.info
+    assert info.pool_length > info.max_model_len
+    assert (
+        info.kv_tokens * info.num_page_tables == pool.usable_pages // info.num_page_tables * info.num_page_tables * PAGE
+    )
     assert engine.loop.runner.compilations == 0
 
 

@@ -18,6 +18,7 @@ LAYERS: dict[str, list[int | None]] = {
     "five of six": [3] * 5 + [None],
     "two windows": [2, 9, None, 9],
     "no other": [4, 4, 11],
+    "one of one token": [1, None, 4, 1],
 }
 
 

@@ -117,7 +117,9 @@ class SimulatedDevice:
         checking that each kv slot holds this very prefix."""
         if not end:
             return ()
-        newest = self.kv[slot.tables[0][(end - 1) // self.page_size]][(end - 1) % self.page_size]
+        # Through a table that has it: with a window of one token a query sees nothing that was before it.
+        table = next(i for i, spec in enumerate(self.specs) if spec.first_kept(start) < end)
+        newest = self.kv[slot.tables[table][(end - 1) // self.page_size]][(end - 1) % self.page_size]
         assert newest is not None, "read a kv slot that nobody wrote"
         prefix: tuple[int, ...] = newest[-1]
         assert len(prefix) == end, "read KV of another position"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,18 @@ def test_a_model_that_cannot_run_so_is_known_by_its_files(model, runtime, messag
     with pytest.raises(ConfigError) as found:
         check_model(model, runtime, weights=False)
     assert str(found.value).startswith(message)
+
+
+def test_pages_that_windows_give_back_count(tmp_path):
+    """A window of 16 tokens holds three pages of 8 and one to write, however long the sequence."""
+    folder = write_model(tmp_path / "windows")
+    described = json.loads((folder / "config.json").read_text())
+    changed = {**described, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 16}
+    (folder / "config.json").write_text(json.dumps(changed))
+    sizes = {"page_size": 8, "max_num_seqs": 1, "max_num_batched_tokens": 8, "max_model_len": 200}
+    check_model(folder, RuntimeConfig(num_pages=5, **sizes), weights=False)
+    with pytest.raises(ConfigError, match=r"max_model_len is 200, but the KV pool holds 24 tokens \(num_pages = 4\)"):
+        check_model(folder, RuntimeConfig(num_pages=4, **sizes), weights=False)
 
 
 def test_weights_are_looked_for_before_an_engine_is_made(tmp_path):
