@@ -20,6 +20,7 @@ TOLERANCE = 1e-5
 LIKE_A_SIBLING = frozenset(
     (
         "gemma3_linear",
+        "granite",  # llama with factors
         "llama3_rope",
         "llama_bias",
         "llama_dynamic",
@@ -28,10 +29,12 @@ LIKE_A_SIBLING = frozenset(
         "llama_yarn",
         "llama_yarn_mscale",
         "mistral",  # qwen2_window has its window
+        "phi3",  # phi4_mini
         "phi3_longrope",  # phi4_mini has its two rotations
         "phi3_partial",
         "qwen2",
         "qwen2_yarn",
+        "qwen3",  # olmo2 norms its queries and keys; on two devices below
         "smollm",
     )
 )

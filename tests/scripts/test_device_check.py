@@ -146,6 +146,7 @@ def test_needed_work_of_the_engine_is_that_of_the_model() -> None:
 def test_needed_quantized_work_is_that_of_the_model(scheme: str) -> None:
     """As a GPU keeps it: the demo of the sizes is that of `jaxinfer plan`."""
     from jaxinfer.memory_plan import abstract_model
+    from jaxinfer.models.parameters import ParameterFacts
     from jaxinfer.models.registry import model_config
     from jaxinfer.models.stored_matrix import StoredMatrix
     from jaxinfer.quantization import placing_of
@@ -159,8 +160,8 @@ def test_needed_quantized_work_is_that_of_the_model(scheme: str) -> None:
     needed = 0
     for leaf in matrices:
         inputs = 3 if leaf.ndim == 4 and leaf.shape[0] == config.hidden_size else 1
-        axes = (None,) * leaf.ndim
-        needed += placing_of("a matrix", leaf.shape, axes, inputs, stored, mesh).as_stored.nbytes
+        facts = ParameterFacts((None,) * leaf.ndim, inputs)
+        needed += placing_of("a matrix", leaf.shape, facts, stored, mesh).as_stored.nbytes
     vocabulary = 2 * raw["vocab_size"] * raw["hidden_size"]
     assert LeastWork.of(raw, scheme).decode_bytes(0, 0) == needed + vocabulary
 
@@ -257,9 +258,9 @@ def test_tables_of_a_run_that_was_cut_short(tmp_path: Path) -> None:
 
 
 def test_it_imports_what_such_a_machine_has() -> None:
-    """The script, what it runs, and the tests that need a device."""
+    """The script, what it runs, and the tests that need a device. Evaluation is no part of the engine."""
     folders = ("pallas_kernels", "jaxinfer", "checkpoints", "scripts/device_checks", "tests/goldens_lib")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if "evaluation" not in path.parts]
     files += [ROOT / "scripts/device_check.py", ROOT / "scripts/model_shapes.py", ROOT / "tests/conftest.py"]
     files += [*(ROOT / "tests/pallas_kernels/paged_attention").glob("*.py"), *(ROOT / "tests/jaxinfer").glob("*.py")]
     for path in [*files, ROOT / "tests/golden_recipe.py"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import jax
 import pytest
 from smg_grpc_proto import vllm_engine_pb2 as vllm_pb
 from smg_grpc_proto import vllm_engine_pb2_grpc as vllm_grpc
@@ -35,8 +37,24 @@ PROMPT = "Once upon a time"
 class Process:
     def __init__(self) -> None:
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
-        command = [sys.executable, "-m", "jaxinfer", "serve", "--port", "0", "--compilation-cache-dir", "none", *flags]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        # With the tests' own number of devices, which is a part of a program's name in the cache, nothing that these
+        # have compiled is compiled again.
+        devices, programs = str(jax.config.jax_num_cpu_devices), str(jax.config.jax_compilation_cache_dir or "none")
+        command = [
+            sys.executable,
+            "-m",
+            "jaxinfer",
+            "serve",
+            "--port",
+            "0",
+            "--compilation-cache-dir",
+            programs,
+            *flags,
+        ]
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": devices}
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
         self.lines: list[str] = []
         assert self.process.stdout is not None
         for line in self.process.stdout:
