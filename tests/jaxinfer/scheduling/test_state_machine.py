@@ -25,7 +25,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.integers(4, 16),
         border=st.sampled_from([None, None, 9]),
         caching=st.booleans(),
-        draws=st.sampled_from([1, 1, 1, 3]),
+        draws=st.sampled_from([1, 1, 1, 2, 3]),
         layers=st.sampled_from(["uniform", *LAYERS]),
     )
     def start(

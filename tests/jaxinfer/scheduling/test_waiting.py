@@ -13,7 +13,7 @@ from jaxinfer.scheduling.waiting import WaitingLine
 
 
 def sequence(order: tuple[float, int, int]) -> Any:
-    return SimpleNamespace(order=order, request=SimpleNamespace(request_id=str(order)))
+    return SimpleNamespace(order=order, key=(str(order), 0))
 
 
 @pytest.mark.parametrize("seed", range(20))
