@@ -20,6 +20,9 @@ LAYERS: dict[str, list[int | None]] = {
     "no other": [4, 4, 11],
     "one of one token": [1, None, 4, 1],
 }
+# Whose plans are those of a scheduler without memory. Of a window of one token a prefix hit needs contents and no page:
+# which contents are known then depends on who has looked them up.
+WINDOWED = [name for name, windows in LAYERS.items() if name != "uniform" and 1 not in windows]
 
 
 def groups_of(layers: str) -> CacheGroups:

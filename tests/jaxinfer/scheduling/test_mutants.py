@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jaxinfer.scheduling.step_plan import NULL_PAGE
-from tests.jaxinfer.scheduling.episodes import LAYERS, check_same_plans, run_episode
+from tests.jaxinfer.scheduling.episodes import WINDOWED, check_same_plans, run_episode
 from tests.jaxinfer.scheduling.fresh import FreshWorld
 from tests.mutants import MUTANTS, OF_GROUPS, OF_MEMORY, OF_TENANTS
 
@@ -14,13 +14,13 @@ EPISODES = 300
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    find_fault(name, list(LAYERS)[1:] if name in OF_GROUPS else ["uniform"], monkeypatch)
+    find_fault(name, WINDOWED if name in OF_GROUPS else ["uniform"], monkeypatch)
 
 
 @pytest.mark.longer
 @pytest.mark.parametrize("name", [name for name in MUTANTS if name not in OF_GROUPS])
 def test_fault_is_caught_with_windows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    find_fault(name, list(LAYERS)[1:], monkeypatch)
+    find_fault(name, WINDOWED, monkeypatch)
 
 
 def find_fault(name: str, layers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from jaxinfer.scheduling.prefix_table import PrefixTable
 from jaxinfer.scheduling.request import Sequence
 from jaxinfer.scheduling.scheduler import LOOK_AHEAD, Scheduler, SchedulerLimits
 from jaxinfer.scheduling.step_plan import StepResult
-from tests.jaxinfer.scheduling.episodes import LAYERS, check_same_plans, groups_of, run_episode
+from tests.jaxinfer.scheduling.episodes import LAYERS, WINDOWED, check_same_plans, groups_of, run_episode
 from tests.jaxinfer.scheduling.fresh import FreshWorld, look_up, look_up_groups
 from tests.jaxinfer.scheduling.simulator import World
 
@@ -36,7 +36,7 @@ def test_plans_are_those_of_a_scheduler_without_memory(tenants: tuple[str, ...],
     assert preemptions > 2
 
 
-@pytest.mark.parametrize("layers", list(LAYERS)[1:])
+@pytest.mark.parametrize("layers", WINDOWED)
 def test_plans_of_windowed_layers_are_those_of_a_scheduler_without_memory(layers: str) -> None:
     hits = preemptions = 0
     for seed in range(12):
@@ -48,7 +48,7 @@ def test_plans_of_windowed_layers_are_those_of_a_scheduler_without_memory(layers
 
 
 @pytest.mark.longer
-@pytest.mark.parametrize("layers", list(LAYERS)[1:])
+@pytest.mark.parametrize("layers", WINDOWED)
 def test_many_plans_of_windowed_layers_are_those_of_a_scheduler_without_memory(layers: str) -> None:
     for seed in range(2000, 2200):
         check_same_plans(seed, FreshWorld, tenants=TENANTS[seed % 3], fail_every=seed % 3 * 20, layers=layers)
