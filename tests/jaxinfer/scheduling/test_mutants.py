@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jaxinfer.scheduling.step_plan import NULL_PAGE
-from tests.jaxinfer.scheduling.episodes import WINDOWED, check_same_plans, run_episode
+from tests.jaxinfer.scheduling.episodes import LAYERS, WINDOWED, check_same_plans, run_episode
 from tests.jaxinfer.scheduling.fresh import FreshWorld
 from tests.mutants import MUTANTS, OF_GROUPS, OF_MEMORY, OF_TENANTS
 
