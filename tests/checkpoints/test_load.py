@@ -349,7 +349,7 @@ def test_restoring_in_groups_changes_nothing(
 
 def test_few_files_whatever_the_number_of_layers(folders: Callable[[str, str], tuple[Path, Path]]) -> None:
     params = folders("llama", "float32")[1] / "params"
-    assert sum(path.is_file() for path in params.rglob("*")) <= 20
+    assert sum(path.is_file() for path in params.rglob("*")) <= 30  # how many Orbax writes depends on its threads
 
 
 def test_no_file_knows_where_it_was_made(folders: Callable[[str, str], tuple[Path, Path]]) -> None:
