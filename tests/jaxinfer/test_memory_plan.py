@@ -44,6 +44,7 @@ def test_plan_is_what_the_engine_takes(loaded: Model) -> None:
     assert report.temporary_bytes > 0
 
 
+@pytest.mark.longer
 def test_tensor_parallel_halves_weights_and_pool(loaded: Model) -> None:
     runtime = {"max_num_seqs": 8, "max_num_batched_tokens": 8, "num_pages": 20, "max_model_len": 256}
     one = make_plan("demo", loaded.config, RuntimeConfig(**runtime), make_mesh())

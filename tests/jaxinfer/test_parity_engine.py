@@ -36,6 +36,7 @@ LIKE_A_SIBLING = frozenset(
         "qwen2_yarn",
         "qwen3",  # olmo2 norms its queries and keys; on two devices below
         "smollm",
+        "smollm3",  # llama, with layers that are not rotated
     )
 )
 

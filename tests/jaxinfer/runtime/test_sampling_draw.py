@@ -57,7 +57,7 @@ def test_the_upper_half_of_the_seed_matters() -> None:
         assert (first != second).any()  # n = 2: the two sequences of a request differ
 
 
-@pytest.mark.parametrize("vocab", [128, 20001])
+@pytest.mark.parametrize("vocab", [128, pytest.param(20001, marks=pytest.mark.longer)])
 def test_the_draw_inverts_the_distribution_in_id_order(vocab: int) -> None:
     rng = np.random.default_rng(vocab)
     rows = 32
@@ -141,7 +141,7 @@ def select(values: object, rows: np.ndarray) -> object:
 
 
 # 1001: odd, padded to 1024 inside. 20480: the search starts on its short list and often has to leave it.
-@pytest.mark.parametrize("vocab", [1001, 20480])
+@pytest.mark.parametrize("vocab", [1001, pytest.param(20480, marks=pytest.mark.longer)])
 def test_a_row_does_not_know_its_neighbours(vocab: int) -> None:
     rng = np.random.default_rng(vocab + 1)
     rows = 64 if vocab < 2000 else 32
