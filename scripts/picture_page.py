@@ -3,17 +3,22 @@
     jaxinfer serve                                     # in another terminal
     python scripts/picture_page.py [--url http://localhost:8000]
 
-Needs `pip install ".[browser]"` and a Chromium. The questions are asked for real; whatever the model says is shown.
+Needs `pip install ".[test,browser]"` and a Chromium. The questions are asked for real; whatever the model says is shown.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-PICTURE = Path(__file__).resolve().parent.parent / "docs" / "page.png"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.serving.http.browser import chromium  # noqa: E402
+
+PICTURE = ROOT / "docs" / "page.png"
 QUESTIONS = ("What is 347 + 586?", "Tell me a story about a fox and a lantern.")
 SIZE = {"width": 900, "height": 620}
 
@@ -22,11 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--url", default="http://localhost:8000")
     url = parser.parse_args().url
-    from playwright.sync_api import sync_playwright
-
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, chromium_sandbox=False)
+    with chromium() as browser:
         page: Any = browser.new_page(viewport=SIZE)
         page.goto(url)
         page.locator("#status[data-state=ready]").wait_for()
@@ -37,7 +38,6 @@ def main() -> None:
             page.locator("#send").click()
             page.locator("#send").wait_for()
         page.screenshot(path=PICTURE)
-        browser.close()
     print(f"{PICTURE}: {PICTURE.stat().st_size:,} bytes")
 
 

@@ -19,7 +19,7 @@ def build(
     *,
     windows: Sequence[int | None],
     ropes: Sequence[RopeConfig | None],
-    query_scale: float,
+    query_scale: float | None = None,
     qkv_bias: bool = False,
     attention_out_bias: bool = False,
     mlp_bias: bool = False,
@@ -43,7 +43,7 @@ def build(
         common: what `read_common` has read.
         windows: of each layer, tokens that a query sees, itself included; None for all.
         ropes: of each layer, its rotary embedding; None for a layer without positions.
-        query_scale: multiplies the product of query and key.
+        query_scale: multiplies the product of query and key; None: the usual head_dim ** -0.5.
 
     The other arguments are fields of `ModelConfig`, `AttentionConfig` and `MlpConfig`.
 
@@ -54,7 +54,7 @@ def build(
         common.num_heads,
         common.num_kv_heads,
         common.head_dim,
-        scale=query_scale,
+        scale=common.head_dim**-0.5 if query_scale is None else query_scale,
         qk_norm=qk_norm,
         soft_cap=attention_softcap,
         qkv_bias=qkv_bias,

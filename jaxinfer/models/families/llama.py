@@ -20,7 +20,6 @@ def llama(config: ConfigReader) -> ModelConfig:
         common,
         windows=windows,
         ropes=[rope] * common.num_layers,
-        query_scale=common.head_dim**-0.5,
         qkv_bias=attention_bias,
         attention_out_bias=attention_bias,
         mlp_bias=mlp_bias,

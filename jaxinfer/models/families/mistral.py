@@ -15,4 +15,4 @@ def mistral(config: ConfigReader) -> ModelConfig:
     config.only("mlp_bias", False)
     windows = windowed_layers(config, common.num_layers, config.optional_count("sliding_window", 4096))
     rope = read_rope(config, common.head_dim, common.max_position_embeddings, RopeRules())
-    return build(config, common, windows=windows, ropes=[rope] * common.num_layers, query_scale=common.head_dim**-0.5)
+    return build(config, common, windows=windows, ropes=[rope] * common.num_layers)

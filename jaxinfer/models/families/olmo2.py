@@ -22,7 +22,6 @@ def olmo2(config: ConfigReader) -> ModelConfig:
         common,
         windows=windows,
         ropes=[rope] * common.num_layers,
-        query_scale=common.head_dim**-0.5,
         qkv_bias=attention_bias,
         attention_out_bias=attention_bias,
         qk_norm="whole",

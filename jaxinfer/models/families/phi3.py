@@ -33,4 +33,4 @@ def phi3(config: ConfigReader) -> ModelConfig:
         config.only(key, 1)
     windows = windowed_layers(config, common.num_layers, config.optional_count("sliding_window", None))
     rope = read_rope(config, common.head_dim, common.max_position_embeddings, _ROPE)
-    return build(config, common, windows=windows, ropes=[rope] * common.num_layers, query_scale=common.head_dim**-0.5)
+    return build(config, common, windows=windows, ropes=[rope] * common.num_layers)

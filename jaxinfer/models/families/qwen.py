@@ -21,7 +21,6 @@ def qwen2(config: ConfigReader) -> ModelConfig:
         common,
         windows=windows,
         ropes=[rope] * common.num_layers,
-        query_scale=common.head_dim**-0.5,
         qkv_bias=True,
     )
 
@@ -38,7 +37,6 @@ def qwen3(config: ConfigReader) -> ModelConfig:
         common,
         windows=windows,
         ropes=[rope] * common.num_layers,
-        query_scale=common.head_dim**-0.5,
         qkv_bias=attention_bias,
         attention_out_bias=attention_bias,
         qk_norm="head",

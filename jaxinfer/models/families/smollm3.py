@@ -37,7 +37,6 @@ def smollm3(config: ConfigReader) -> ModelConfig:
         common,
         windows=layer_windows(layer_types, sliding_window, use_sliding_window),
         ropes=[rope if rotates else None for rotates in rotating],
-        query_scale=common.head_dim**-0.5,
         qkv_bias=attention_bias,
         attention_out_bias=attention_bias,
         mlp_bias=mlp_bias,
