@@ -3,7 +3,8 @@
     jaxinfer serve                                     # in another terminal
     python scripts/picture_page.py [--url http://localhost:8000]
 
-Needs `pip install ".[test,browser]"` and a Chromium. The questions are asked for real; whatever the model says is shown.
+Needs `pip install ".[test,browser]"` and a Chromium. The questions are asked for real; whatever the model says is
+shown.
 """
 
 from __future__ import annotations
