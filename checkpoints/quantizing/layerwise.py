@@ -23,7 +23,7 @@ from checkpoints.verify import dense_attend
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.models.context import StepContext
 from jaxinfer.models.decoder import Decoder, DecoderLayer, abstract_decoder
-from jaxinfer.models.layers.linear import Linear
+from jaxinfer.models.layers.linear import Linear, Multiply
 from jaxinfer.models.shape import ModelShape
 from pallas_kernels.qtensor import FP8, Activations, round_activations
 
@@ -39,11 +39,11 @@ class _Noted:
         self.inner, self.activations = inner, activations
         self.seen: Any = None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, multiply: Multiply) -> jax.Array:
         self.seen = x.reshape(x.shape[0], -1)
         if self.activations is not None:
             x = rounded_activations(self.seen, self.activations).reshape(x.shape)
-        return self.inner(x)
+        return self.inner(x, multiply)
 
 
 def rounded_activations(x: jax.Array, kind: Activations) -> jax.Array:

@@ -12,6 +12,7 @@ from typing import Protocol
 import jax
 
 from jaxinfer.config import RopeConfig
+from jaxinfer.models.layers.linear import Multiply, product
 from jaxinfer.models.layers.rope import Rotation, rotation_tables
 from pallas_kernels.paged_attention.layout import Pages
 
@@ -47,12 +48,14 @@ class StepContext:
         rows: (T,) int32, the batch row that each token belongs to.
         rotations: cosines and sines of each of `ModelConfig.ropes`, made once for all layers.
         attention: one function for each page table of `ModelConfig.cache_groups`.
+        multiply: what layers multiply by their weights with.
     """
 
     positions: jax.Array
     rows: jax.Array
     rotations: tuple[Rotation, ...]
     attention: tuple[Attend, ...]
+    multiply: Multiply = product
 
     @classmethod
     def of(
@@ -62,6 +65,8 @@ class StepContext:
         rows: jax.Array,
         rope_variant: jax.Array,
         attention: Sequence[Attend],
+        multiply: Multiply = product,
     ) -> StepContext:
         """rope_variant: (T,) int32, 1 for tokens of sequences that are longer than `ModelConfig.longrope_border`."""
-        return cls(positions, rows, tuple(rotation_tables(ropes, positions, rope_variant)), tuple(attention))
+        rotations = tuple(rotation_tables(ropes, positions, rope_variant))
+        return cls(positions, rows, rotations, tuple(attention), multiply)

@@ -16,7 +16,7 @@ from jaxinfer.config import ModelConfig, require
 from jaxinfer.models.context import KvLayer, StepContext
 from jaxinfer.models.layers.attention import Attention
 from jaxinfer.models.layers.embedding import VocabularyMatrix
-from jaxinfer.models.layers.linear import scale
+from jaxinfer.models.layers.linear import Multiply, product, scale
 from jaxinfer.models.layers.mlp import Mlp
 from jaxinfer.models.layers.norm import RMSNorm
 from jaxinfer.models.shape import ModelShape
@@ -47,7 +47,7 @@ class DecoderLayer(nnx.Module):
         x = self.attention_norm(hidden) if self.pre_norm else hidden
         x, kv_layer = self.attention(x, context, kv_layer)
         hidden = self._add(hidden, self.attention_post_norm(x) if self.post_norm else x)
-        x = self.mlp(self.mlp_norm(hidden) if self.pre_norm else hidden)
+        x = self.mlp(self.mlp_norm(hidden) if self.pre_norm else hidden, context.multiply)
         return self._add(hidden, self.mlp_post_norm(x) if self.post_norm else x), kv_layer
 
     def _add(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
@@ -92,9 +92,9 @@ class Decoder(nnx.Module):
             hidden, pages[array] = layer(hidden, context, pages[array])
         return self.final_norm(hidden), pages
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: jax.Array, multiply: Multiply = product) -> jax.Array:
         """hidden (R, D) after the final norm -> (R, V') float32; entries of padded vocabulary are -inf."""
-        return (self.embed if self.lm_head is None else self.lm_head).logits(hidden)
+        return (self.embed if self.lm_head is None else self.lm_head).logits(hidden, multiply)
 
 
 def abstract_decoder(config: ModelConfig, shape: ModelShape, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:

@@ -150,7 +150,7 @@ def step(
     def whole_logits(hidden: jax.Array) -> jax.Array:
         """Every device gets whole rows: sampling searches them inside lax.cond, and scoring sums them piece by piece,
         each piece of a sharded row being a collective of its own."""
-        return constrain(decoder.logits(hidden), "batch", None)
+        return constrain(decoder.logits(hidden, context.multiply), "batch", None)
 
     sampled = sample(
         whole_logits(hidden[last]),

@@ -54,7 +54,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, context: StepContext, kv_layer: KvLayer) -> tuple[jax.Array, KvLayer]:
         """x (T, D) -> (T, D) and the layer's KV."""
-        qkv = constrain(self.qkv(x), "batch", "kv_heads", "q_group", "head")  # (T, K', G' + 2, H)
+        qkv = constrain(self.qkv(x, context.multiply), "batch", "kv_heads", "q_group", "head")  # (T, K', G' + 2, H)
         q, k, v = qkv[:, :, : self.group], qkv[:, :, self.group], qkv[:, :, self.group + 1]
         if self.mixer.qk_norm != "none":
             q, k = self.q_norm(q), self.k_norm(k)
@@ -73,4 +73,4 @@ class Attention(nnx.Module):
         )
         out = constrain(out, "batch", "q_heads", "head")
         out = out.reshape(out.shape[0], -1, self.group, out.shape[-1])  # (T, K', G', H)
-        return constrain(self.out(out), "batch", "embed"), kv_layer
+        return constrain(self.out(out, context.multiply), "batch", "embed"), kv_layer

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.layers.linear import fresh, product, scale
+from jaxinfer.models.layers.linear import Multiply, fresh, product, scale
 from jaxinfer.models.parameters import parameter
 from jaxinfer.sharding import constrain
 
@@ -36,11 +36,11 @@ class VocabularyMatrix(nnx.Module):
             return hidden * jnp.asarray(multiplier, hidden.dtype)
         return scale(hidden, multiplier)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: jax.Array, multiply: Multiply = product) -> jax.Array:
         """hidden (R, D) -> (R, V') float32: divided and soft-capped as the config says, -inf where vocabulary is
         padding."""
         config = self.config
-        logits = constrain(product(hidden, self.weight.get_value()), "batch", "vocab_out")  # (R, V')
+        logits = constrain(multiply(hidden, self.weight.get_value()), "batch", "vocab_out")  # (R, V')
         if config.logits_divisor != 1.0:
             logits = logits / config.logits_divisor
         if config.final_softcap is not None:

@@ -8,11 +8,14 @@ the operands are float32, then rounded once to the activation's dtype.
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxinfer.models.layer_choice import LayerChoice, Weight
 from jaxinfer.models.parameters import parameter
 from jaxinfer.sharding import LogicalAxes, split_of
 from pallas_kernels.qtensor import QTensor
@@ -28,9 +31,24 @@ def fresh(shape: tuple[int, ...], dtype: jnp.dtype, rngs: nnx.Rngs | None) -> ja
     return (INITIAL_SCALE * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
 
 
+class Multiply(Protocol):
+    """What a step multiplies by weights with: `product`, or another function that keeps its contract."""
+
+    def __call__(
+        self,
+        x: jax.Array,  # (T, *I)
+        weight: Weight,  # (*O, *I)
+        *,
+        inputs: int = 1,
+        merge: bool = True,
+        axes: LogicalAxes | None = None,
+    ) -> jax.Array:  # (T, *O) float32
+        ...
+
+
 def product(
     x: jax.Array,
-    weight: jax.Array | QTensor,
+    weight: Weight,
     *,
     inputs: int = 1,
     merge: bool = True,
@@ -41,8 +59,12 @@ def product(
     `merge` makes both operands matrices first. XLA:CPU copies a weight of more axes transposed in every step, and its
     rows then depend on T. It must be False where a split axis of the weight is not the first of O or of I, because
     such axes cannot be merged without gathering the weight from all devices. `axes` are the weight's logical axes:
-    kernels for quantized weights need them where there are several devices.
+    kernels for quantized weights need them where there are several devices. Of a `LayerChoice` the program picks one
+    product, so that no weight is copied.
     """
+    if isinstance(weight, LayerChoice):
+        bare = [partial(product, weight=w, inputs=inputs, merge=merge, axes=axes) for w in weight.options]
+        return jax.lax.switch(weight.index, bare, x)
     tokens = x.shape[0]
     if isinstance(weight, QTensor):  # its input axes are one
         split = None if axes is None else split_of(axes[: len(weight.shape)])
@@ -59,15 +81,16 @@ def product(
 
 def linear(
     x: jax.Array,
-    weight: jax.Array | QTensor,
+    weight: Weight,
     bias: jax.Array | None = None,
     *,
     inputs: int = 1,
     merge: bool = True,
     axes: LogicalAxes | None = None,
+    multiply: Multiply = product,
 ) -> jax.Array:
-    """`product` plus bias (*O), the sum in float32, rounded to x's dtype: (T, *I) -> (T, *O)."""
-    y = product(x, weight, inputs=inputs, merge=merge, axes=axes)
+    """The product plus bias (*O), the sum in float32, rounded to x's dtype: (T, *I) -> (T, *O)."""
+    y = multiply(x, weight, inputs=inputs, merge=merge, axes=axes)
     if bias is not None:
         y = y + bias.astype(jnp.float32)
     return y.astype(x.dtype)
@@ -99,6 +122,8 @@ class Linear(nnx.Module):
         self.weight = parameter(fresh(outputs + inputs, dtype, rngs), axes, inputs=len(inputs))
         self.bias = parameter(jnp.zeros(outputs, dtype), axes[: len(outputs)]) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, multiply: Multiply = product) -> jax.Array:
+        """x (T, *inputs) -> (T, *outputs) in x's dtype."""
         bias = None if self.bias is None else self.bias.get_value()
-        return linear(x, self.weight.get_value(), bias, inputs=self.inputs, merge=self.merge, axes=self.axes)
+        weight: Weight = self.weight.get_value()
+        return linear(x, weight, bias, inputs=self.inputs, merge=self.merge, axes=self.axes, multiply=multiply)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.layers.linear import Linear
+from jaxinfer.models.layers.linear import Linear, Multiply, product
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.sharding import constrain
 
@@ -47,9 +47,9 @@ class Mlp(nnx.Module):
         )
         self.down = Linear(model, width, ("embed", "mlp"), dtype, bias=mlp.bias, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, multiply: Multiply = product) -> jax.Array:
         """(T, D) -> (T, D). The activation is computed in float32 and rounded before it meets `up`."""
-        gate_up = constrain(self.gate_up(x), "batch", "gate_up", "mlp")  # (T, 2, F')
+        gate_up = constrain(self.gate_up(x, multiply), "batch", "gate_up", "mlp")  # (T, 2, F')
         gate, up = gate_up[:, 0], gate_up[:, 1]
         gate = ACTIVATIONS[self.activation](gate.astype(jnp.float32)).astype(x.dtype)
-        return constrain(self.down(gate * up), "batch", "embed")
+        return constrain(self.down(gate * up, multiply), "batch", "embed")
