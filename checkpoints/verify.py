@@ -25,7 +25,7 @@ from checkpoints.rules import TensorMapping
 from checkpoints.store import StoredParams
 from checkpoints.tensor_assembly import DTYPES, checksum
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.context import Attend, KvLayer, StepContext
+from jaxinfer.models.context import Attend, KvLayer, StepContext, by_table
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.model import Model
 from jaxinfer.text import ChatTemplateError, Tokenizer, load_tokenizer
@@ -122,7 +122,7 @@ def _dense_forward(graphdef: nnx.GraphDef, params: Any, ids: jax.Array, rope_var
     decoder: Decoder = nnx.merge(graphdef, params)
     positions = jnp.arange(ids.shape[0], dtype=jnp.int32)
     groups = decoder.config.cache_groups
-    attention = [dense_attend(positions)] * groups.num_tables
+    attention = by_table([dense_attend(positions)] * groups.num_tables)
     context = StepContext.of(decoder.config.ropes, positions, jnp.zeros_like(ids), rope_variant, attention)
     hidden, _ = decoder.hidden_states(ids, context, [(jnp.zeros(0), jnp.zeros(0))] * groups.depth)
     return decoder.logits(hidden)

@@ -21,7 +21,7 @@ from flax import nnx
 from checkpoints.quantizing.policy import ENDS
 from checkpoints.verify import dense_attend
 from jaxinfer.config import ModelConfig, RopeConfig
-from jaxinfer.models.context import StepContext
+from jaxinfer.models.context import StepContext, by_table
 from jaxinfer.models.decoder import Decoder, DecoderLayer, abstract_decoder
 from jaxinfer.models.layers.linear import Linear, Multiply
 from jaxinfer.models.shape import ModelShape
@@ -74,8 +74,9 @@ def _run_layer(
         noted[end] = _Noted(getattr(owner, name), kind)
         setattr(owner, name, noted[end])
     positions = jnp.arange(hidden.shape[0], dtype=jnp.int32)
-    context = StepContext.of(ropes, positions, jnp.zeros_like(positions), rope_variant, [dense_attend(positions)])
-    hidden, _ = layer(hidden, context, (jnp.zeros(0), jnp.zeros(0)))
+    attend = dense_attend(positions)
+    context = StepContext.of(ropes, positions, jnp.zeros_like(positions), rope_variant, by_table([attend]))
+    hidden, _ = layer(hidden, context, attend, (jnp.zeros(0), jnp.zeros(0)))
     return hidden, {end: one.seen for end, one in noted.items()}
 
 
@@ -118,9 +119,7 @@ class Layerwise:
         activations: Mapping[str, Activations | None] | None = None,
     ) -> None:
         """params: {path in the layer: array}. activations: {end of a matrix's name: what its inputs are rounded to}."""
-        one = self._decoder.layers[index]
-        one.attention.table = 0  # there are no pages here, and layers that differ in nothing else share a program
-        graphdef, state = nnx.split(one)
+        graphdef, state = nnx.split(self._decoder.layers[index])
         filled = _filled(state, params)
         kinds = tuple((activations or {}).get(end) for end in ENDS)
         border = self.config.longrope_border

@@ -17,12 +17,13 @@ from jaxinfer.models.layers.rope import Rotation, rotation_tables
 from pallas_kernels.paged_attention.layout import Pages
 
 KvLayer = tuple[Pages, Pages]  # K and V pages of one layer; only the attention function looks inside
+Number = int | jax.Array  # in a loop over layers () int32, traced
 
 
 class Attend(Protocol):
     """Writes this step's K and V to the layer's pages, then attends causally over each token's own sequence.
 
-    The step builds one of these for each page table; it closes over the batch description and the backend.
+    It closes over the batch description and the backend.
     """
 
     def __call__(
@@ -40,6 +41,36 @@ class Attend(Protocol):
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a layer's keys and values are.
+
+    Attributes:
+        table: number of the page table.
+        first_page: what its page ids are counted from: not 0 where the pages of several layers are in one array.
+    """
+
+    table: Number
+    first_page: Number = 0
+
+
+class AttentionOf(Protocol):
+    """What the step builds: the attention function of a layer whose keys and values are at `place`."""
+
+    def __call__(self, place: Place) -> Attend: ...
+
+
+def by_table(functions: Sequence[Attend]) -> AttentionOf:
+    """One function for each page table, where every layer has arrays of its own."""
+
+    def attention(place: Place) -> Attend:
+        if not isinstance(place.table, int) or place.first_page != 0:
+            raise ValueError(f"place is {place}; without a loop over layers it must be a number of a table alone")
+        return functions[place.table]
+
+    return attention
+
+
+@dataclass(frozen=True)
 class StepContext:
     """One step as its layers see it; lives while the step is traced. Build it with `StepContext.of`.
 
@@ -47,15 +78,17 @@ class StepContext:
         positions: (T,) int32, from 0 in each sequence.
         rows: (T,) int32, the batch row that each token belongs to.
         rotations: cosines and sines of each of `ModelConfig.ropes`, made once for all layers.
-        attention: one function for each page table of `ModelConfig.cache_groups`.
+        attention: gives each layer its function.
         multiply: what layers multiply by their weights with.
+        looped: run layers that are alike in a loop. The cache is one pair of arrays then.
     """
 
     positions: jax.Array
     rows: jax.Array
     rotations: tuple[Rotation, ...]
-    attention: tuple[Attend, ...]
+    attention: AttentionOf
     multiply: Multiply = product
+    looped: bool = False
 
     @classmethod
     def of(
@@ -64,9 +97,11 @@ class StepContext:
         positions: jax.Array,
         rows: jax.Array,
         rope_variant: jax.Array,
-        attention: Sequence[Attend],
+        attention: AttentionOf,
+        *,
         multiply: Multiply = product,
+        looped: bool = False,
     ) -> StepContext:
         """rope_variant: (T,) int32, 1 for tokens of sequences that are longer than `ModelConfig.longrope_border`."""
         rotations = tuple(rotation_tables(ropes, positions, rope_variant))
-        return cls(positions, rows, rotations, tuple(attention), multiply)
+        return cls(positions, rows, rotations, attention, multiply, looped)

@@ -1,7 +1,7 @@
 """The one decoder of all families: a Flax NNX module driven by `ModelConfig`.
 
 Shapes: T tokens (of any sequences, in any order), D model, N query heads, K' KV heads, H head_dim, R rows, V' padded
-vocabulary. Layers are unrolled: scanning over stacked weights makes XLA:CPU copy each layer's weights every step.
+vocabulary.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import ModelConfig, require
-from jaxinfer.models.context import KvLayer, StepContext
+from jaxinfer.models.context import Attend, KvLayer, Place, StepContext
+from jaxinfer.models.layer_loop import run_layers
 from jaxinfer.models.layers.attention import Attention
 from jaxinfer.models.layers.embedding import VocabularyMatrix
 from jaxinfer.models.layers.linear import Multiply, product, scale
@@ -42,10 +43,12 @@ class DecoderLayer(nnx.Module):
             self.attention_post_norm = RMSNorm(config, model, ("embed",), dtype)
             self.mlp_post_norm = RMSNorm(config, model, ("embed",), dtype)
 
-    def __call__(self, hidden: jax.Array, context: StepContext, kv_layer: KvLayer) -> tuple[jax.Array, KvLayer]:
-        """hidden (T, D) -> (T, D) and the layer's KV."""
+    def __call__(
+        self, hidden: jax.Array, context: StepContext, attend: Attend, kv_layer: KvLayer
+    ) -> tuple[jax.Array, KvLayer]:
+        """hidden (T, D) -> (T, D) and the layer's KV, which `attend` writes and reads."""
         x = self.attention_norm(hidden) if self.pre_norm else hidden
-        x, kv_layer = self.attention(x, context, kv_layer)
+        x, kv_layer = self.attention(x, context, attend, kv_layer)
         hidden = self._add(hidden, self.attention_post_norm(x) if self.post_norm else x)
         x = self.mlp(self.mlp_norm(hidden) if self.pre_norm else hidden, context.multiply)
         return self._add(hidden, self.mlp_post_norm(x) if self.post_norm else x), kv_layer
@@ -66,7 +69,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: ModelConfig, shape: ModelShape, dtype: jnp.dtype, rngs: nnx.Rngs | None = None) -> None:
         require(rngs is None or shape.tp == 1, f"random parameters are made for tp = 1 only, not for {shape.tp}")
         self.config = config
-        self.arrays = tuple(array for _, array in config.cache_groups.places())  # which of the cache each layer uses
+        self.places = tuple(config.cache_groups.places())  # page table and array of the cache that each layer uses
         self.embed = VocabularyMatrix(config, shape.vocab, "vocab_in", dtype, rngs)
         self.layers = nnx.List([DecoderLayer(config, shape, layer, dtype, rngs) for layer in range(config.num_layers)])
         self.final_norm = RMSNorm(config, (config.hidden_size,), ("embed",), dtype)
@@ -80,16 +83,23 @@ class Decoder(nnx.Module):
         """Hidden states after the final norm, (T, D), and the cache with this step's tokens written.
 
         token_ids: (T,) int32. cache: K and V pages of each of the `depth` pool arrays of `ModelConfig.cache_groups`,
-        which layers of several page tables share. A token's result does not depend on the other tokens except through
-        `context.attention`, bit for bit, as long as T is at least 8 (XLA:CPU reduces smaller arrays differently).
+        which layers of several page tables share; where `context.looped`, one pair that has them all, one behind the
+        other: depth * P pages, those of array i from page i * P on. A token's result does not depend on the other
+        tokens except through `context.attention`, bit for bit, as long as T is at least 8 (XLA:CPU reduces smaller
+        arrays differently).
 
-        Raises ValueError if the cache has another number of arrays.
+        Raises ValueError if the cache has another number of arrays, or of pages that all of them cannot have.
         """
-        if len(cache) != max(self.arrays) + 1:
-            raise ValueError(f"the cache has {len(cache)} arrays; the layers use {max(self.arrays) + 1}")
+        depth = max(array for _, array in self.places) + 1
+        if len(cache) != (1 if context.looped else depth):
+            wanted = "with looped layers it must be one" if context.looped else f"the layers use {depth}"
+            raise ValueError(f"the cache has {len(cache)} arrays; {wanted}")
         hidden, pages = self.embed.embed(token_ids), list(cache)
-        for layer, array in zip(self.layers, self.arrays, strict=True):
-            hidden, pages[array] = layer(hidden, context, pages[array])
+        if context.looped:
+            hidden, pages[0] = run_layers(self.layers, self.places, hidden, context, pages[0])
+        else:
+            for layer, (table, array) in zip(self.layers, self.places, strict=True):
+                hidden, pages[array] = layer(hidden, context, context.attention(Place(table)), pages[array])
         return self.final_norm(hidden), pages
 
     def logits(self, hidden: jax.Array, multiply: Multiply = product) -> jax.Array:

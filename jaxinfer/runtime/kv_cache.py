@@ -203,16 +203,21 @@ def _shortened(config: ModelConfig) -> str:
     )
 
 
-def make_pool(layout: KVLayout, depth: int, num_pages: int, mesh: Mesh) -> list[tuple[Pages, Pages]]:
-    """Zeroed K and V pages, sharded on heads: as many pairs of arrays as a page has room for layers."""
+def make_pool(layout: KVLayout, depth: int, num_pages: int, mesh: Mesh, *, looped: bool) -> list[tuple[Pages, Pages]]:
+    """Zeroed K and V pages, sharded on heads: as many pairs of arrays as a page has room for layers.
+
+    looped: one pair has them all, array i from page i * num_pages on, so that a loop over layers can carry it.
+    """
     shardings = layout.shardings(mesh, TENSOR_AXIS)
+    if looped:
+        return [layout.zeros(depth * num_pages, shardings)]
     return [layout.zeros(num_pages, shardings) for _ in range(depth)]
 
 
-def abstract_pool(layout: KVLayout, depth: int, num_pages: int, mesh: Mesh) -> list[tuple[Any, Any]]:
+def abstract_pool(layout: KVLayout, depth: int, num_pages: int, mesh: Mesh, *, looped: bool) -> list[tuple[Any, Any]]:
     """The same, as shapes for lowering without memory."""
-    struct = layout.struct(num_pages, layout.shardings(mesh, TENSOR_AXIS))
-    return [(struct, struct)] * depth
+    struct = layout.struct(depth * num_pages if looped else num_pages, layout.shardings(mesh, TENSOR_AXIS))
+    return [(struct, struct)] * (1 if looped else depth)
 
 
 def gib(num_bytes: float) -> str:

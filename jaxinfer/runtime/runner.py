@@ -115,9 +115,8 @@ class Runner:
     def lower_step(self, bucket: Bucket, num_pages: int | None = None) -> jax.stages.Lowered:
         """Lowers the step for a bucket from shapes alone (a smaller pool may stand in: temporaries do not grow)."""
         sizes, here = self.sizes, self._replicated
-        kv = abstract_pool(
-            self.layout, self.spec.config.cache_groups.depth, num_pages or sizes.num_pages, self.spec.mesh
-        )
+        depth, looped = self.spec.config.cache_groups.depth, self.spec.looped
+        kv = abstract_pool(self.layout, depth, num_pages or sizes.num_pages, self.spec.mesh, looped=looped)
         slots = self.abstract_slots()
         inputs = _abstract(self._packer.pack(StepPlan([]), bucket), here)
         leaves = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in self._leaves)
@@ -187,8 +186,9 @@ class Runner:
         self._counter = CompileCounter()
 
     def _make_state(self) -> None:
+        depth, looped = self.spec.config.cache_groups.depth, self.spec.looped
         with jax.set_mesh(self.spec.mesh):
-            self._kv = make_pool(self.layout, self.spec.config.cache_groups.depth, self.sizes.num_pages, self.spec.mesh)
+            self._kv = make_pool(self.layout, depth, self.sizes.num_pages, self.spec.mesh, looped=looped)
             make = jax.jit(partial(SlotState.zeros, self._slot_sizes, self._vocab), out_shardings=self._replicated)
             self._slots = make()
         self._nobody = self._put(self._no_admission())

@@ -6,6 +6,7 @@ T tokens, S rows, N query heads, K KV heads, H head_dim, D model, P pages. Nothi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.context import Attend, StepContext
+from jaxinfer.models.context import Attend, AttentionOf, Place, StepContext
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.runtime.inputs import (
     SlotSettings,
@@ -33,7 +34,7 @@ from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, paged_attention
 from pallas_kernels.paged_attention.layout import Pages
 
-KVCache = list[tuple[Pages, Pages]]  # K and V pages of each pool array of `cache_groups`; layout.py says their shapes
+KVCache = list[tuple[Pages, Pages]]  # K and V pages as `kv_cache.make_pool` makes them; layout.py says their shapes
 PROMPT_BLOCK = 256  # positions whose logits exist at once when a prompt is scored
 
 
@@ -51,8 +52,31 @@ class StepSpec:
     attention_backend: str | None = None
     max_logprobs: int = MAX_LOGPROBS
 
-    def attention(self, batch: RaggedBatch) -> Attend:
-        """What the layers of one page table call."""
+    @property
+    def looped(self) -> bool:
+        """Whether layers run in a loop, on one pool for all of them: compiled once instead of once for each layer.
+
+        On a GPU a step must be one command buffer, which has no loop.
+        """
+        return self.target.platform == "cpu" and self.mesh.size == 1
+
+    def attention(self, batches: Sequence[RaggedBatch]) -> AttentionOf:
+        """What the layers call; batches: of each page table."""
+        # What a loop over layers of several page tables chooses from.
+        tables = jnp.stack([batch.page_tables for batch in batches]) if self.looped else None
+        slots = jnp.stack([batch.slot_mapping for batch in batches]) if self.looped else None
+
+        def at(place: Place) -> Attend:
+            if tables is None or slots is None:
+                assert isinstance(place.table, int)
+                return self._attend(batches[place.table])
+            page_tables = tables[place.table] + place.first_page
+            slot_mapping = slots[place.table] + place.first_page * self.page_size
+            return self._attend(dataclasses.replace(batches[0], page_tables=page_tables, slot_mapping=slot_mapping))
+
+        return at
+
+    def _attend(self, batch: RaggedBatch) -> Attend:
         mesh = self.mesh if tensor_size(self.mesh) > 1 else None
 
         def attend(
@@ -136,7 +160,8 @@ def step(
         tokens.positions,
         tokens.rows,
         settings.rope_variants[tokens.rows],
-        attention=[spec.attention(batch) for batch in batches],
+        spec.attention(batches),
+        looped=spec.looped,
     )
     hidden, kv = decoder.hidden_states(tokens.ids, context, kv)
     # Counted when consumed as an input: at sampling time the counts then cover the whole sequence, and a recomputed

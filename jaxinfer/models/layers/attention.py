@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.context import KvLayer, StepContext
+from jaxinfer.models.context import Attend, KvLayer, StepContext
 from jaxinfer.models.layers.linear import Linear
 from jaxinfer.models.layers.norm import RMSNorm
 from jaxinfer.models.layers.rope import rotate
@@ -27,7 +27,6 @@ class Attention(nnx.Module):
         mixer, sizes = config.layers[layer].mixer, shape.layers[layer]
         self.mixer = mixer
         self.group = sizes.group
-        self.table = config.cache_groups.places()[layer][0]  # number of the page table that its pages are in
         model, heads, head = (config.hidden_size,), (sizes.kv_heads, sizes.group), (mixer.head_dim,)
         self.qkv = Linear(
             (sizes.kv_heads, sizes.group + 2, *head),
@@ -52,8 +51,10 @@ class Attention(nnx.Module):
             self.q_norm = RMSNorm(config, heads + head if whole else head, q_axes, dtype)
             self.k_norm = RMSNorm(config, heads[:1] + head if whole else head, k_axes, dtype)
 
-    def __call__(self, x: jax.Array, context: StepContext, kv_layer: KvLayer) -> tuple[jax.Array, KvLayer]:
-        """x (T, D) -> (T, D) and the layer's KV."""
+    def __call__(
+        self, x: jax.Array, context: StepContext, attend: Attend, kv_layer: KvLayer
+    ) -> tuple[jax.Array, KvLayer]:
+        """x (T, D) -> (T, D) and the layer's KV, which `attend` writes and reads."""
         qkv = constrain(self.qkv(x, context.multiply), "batch", "kv_heads", "q_group", "head")  # (T, K', G' + 2, H)
         q, k, v = qkv[:, :, : self.group], qkv[:, :, self.group], qkv[:, :, self.group + 1]
         if self.mixer.qk_norm != "none":
@@ -62,7 +63,7 @@ class Attention(nnx.Module):
         if self.mixer.rope is not None:
             rotation = context.rotations[self.mixer.rope]
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        out, kv_layer = context.attention[self.table](
+        out, kv_layer = attend(
             constrain(q, "batch", "q_heads", "head"),
             constrain(k, "batch", "kv_heads", "head"),
             constrain(v, "batch", "kv_heads", "head"),

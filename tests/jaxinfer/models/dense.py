@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.context import Attend, StepContext
+from jaxinfer.models.context import Attend, StepContext, by_table
 from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.shape import ModelShape
 
@@ -134,7 +134,7 @@ class DenseModel:
         """-> (T, V') logits of every token; pure, for jit."""
         decoder = nnx.merge(self.graphdef, params)
         groups = self.config.cache_groups
-        attention = [dense_attention(batch.sequences)] * groups.num_tables
+        attention = by_table([dense_attention(batch.sequences)] * groups.num_tables)
         context = StepContext.of(self.config.ropes, batch.positions, batch.sequences, batch.rope_variants, attention)
         hidden, _ = decoder.hidden_states(batch.token_ids, context, [(jnp.zeros(0), jnp.zeros(0))] * groups.depth)
         return decoder.logits(hidden)

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from jaxinfer.config import AttentionConfig, ConfigError, LayerConfig, MlpConfig, ModelConfig, RopeConfig
-from jaxinfer.models.context import Attend, StepContext
+from jaxinfer.models.context import Attend, StepContext, by_table
 from jaxinfer.models.decoder import Decoder, abstract_decoder
 from jaxinfer.models.parameters import facts_of
 from jaxinfer.models.shape import ModelShape
@@ -145,7 +145,7 @@ def runner(config: ModelConfig, dtype: str) -> Run:
     def run(params: Any, ids: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         module = nnx.merge(graphdef, params)
         groups, none = config.cache_groups, jnp.zeros_like(ids)
-        context = StepContext.of(config.ropes, positions, none, none, [echo] * groups.num_tables)
+        context = StepContext.of(config.ropes, positions, none, none, by_table([echo] * groups.num_tables))
         hidden, _ = module.hidden_states(ids, context, [(none, none)] * groups.depth)
         return hidden, module.logits(hidden)
 
@@ -179,7 +179,7 @@ def traced(config: ModelConfig, attention: list[Attend], cache: list[Any]) -> tu
     graphdef, abstract = abstract_decoder(config, ModelShape.of(config, 1), jnp.dtype("float32"))
 
     def run(params: Any, ids: jax.Array, cache: list[Any]) -> tuple[Any, Any]:
-        context = StepContext.of(config.ropes, ids, ids, ids, attention)
+        context = StepContext.of(config.ropes, ids, ids, ids, by_table(attention))
         return nnx.merge(graphdef, params).hidden_states(ids, context, cache)
 
     return jax.eval_shape(run, abstract, jax.ShapeDtypeStruct((9,), jnp.int32), cache)

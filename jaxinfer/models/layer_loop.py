@@ -1,0 +1,144 @@
+"""A decoder's layers in a loop, as far as they are alike.
+
+A program with a copy of each layer takes time to compile for each of them. A loop over layers has one copy; what it
+repeats is one layer, or several where kinds of layers alternate (windows in Gemma).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxinfer.models.context import KvLayer, Place, StepContext
+from jaxinfer.models.layer_choice import LayerChoice, Matrix
+from jaxinfer.models.parameters import facts_of
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Layers `start` to `start + period * turns - 1`: `turns` times the same `period` layers. One turn: no loop."""
+
+    start: int
+    period: int
+    turns: int
+
+    def layers(self, position: int) -> range:
+        """The layers that stand at `position` of each turn."""
+        return range(self.start + position, self.start + self.period * self.turns, self.period)
+
+
+def stretches(kinds: Sequence[Hashable]) -> list[Stretch]:
+    """The layers, by kind, cut so that little is left that does not repeat.
+
+    The stretch that saves most layers comes first, the shortest period among equals; then what lies on both sides of it
+    is cut alike. Layers between loops make a stretch of one turn.
+    """
+    if not kinds:
+        return []
+    best = Stretch(0, len(kinds), 1)
+    for period in range(1, len(kinds) // 2 + 1):
+        same = 0  # layers in a row that are of the kind that the layer `period` before them has
+        for end, (before, kind) in enumerate(zip(kinds, kinds[period:], strict=False), start=period + 1):
+            same = same + 1 if before == kind else 0
+            turns = same // period + 1
+            if period * (turns - 1) > best.period * (best.turns - 1):
+                best = Stretch(end - same - period, period, turns)
+    if best.turns == 1:
+        return [best]
+    stop = best.start + best.period * best.turns
+    behind = [Stretch(s.start + stop, s.period, s.turns) for s in stretches(kinds[stop:])]
+    return [*stretches(kinds[: best.start]), best, *behind]
+
+
+def kind_of(layer: nnx.Module) -> Hashable:
+    """Equal for layers that one program can stand for: settings, and shapes, types and quantization of weights."""
+    graphdef, state = nnx.split(layer)
+    leaves, treedef = jax.tree.flatten(nnx.to_pure_dict(state))
+    return graphdef, treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
+
+def run_layers(
+    layers: Sequence[nnx.Module],
+    places: Sequence[tuple[int, int]],
+    hidden: jax.Array,
+    context: StepContext,
+    pages: KvLayer,
+) -> tuple[jax.Array, KvLayer]:
+    """All layers in their order, those that are alike as turns of a loop: hidden (T, D) and the new pages.
+
+    Hidden states and pages are what the loop carries, which is updated in place. A matrix is chosen where it is
+    multiplied by and nowhere else: XLA:CPU would copy what a scan gives to a layer.
+
+    Args:
+        places: of every layer, the number of its page table, and that of its array among those that `pages` has.
+        pages: of all arrays, one behind the other.
+
+    Raises ValueError if the arrays cannot be of one size.
+    """
+    depth = max(array for _, array in places) + 1
+    total = pages[0].shape[0]
+    if total % depth:
+        raise ValueError(f"the cache has {total} pages; for {depth} arrays of one size it must have a multiple")
+    begins = [Place(table, array * (total // depth)) for table, array in places]
+    for stretch in stretches([kind_of(layer) for layer in layers]):
+        if stretch.turns == 1:
+            for i in range(stretch.start, stretch.start + stretch.period):
+                hidden, pages = layers[i](hidden, context, context.attention(begins[i]), pages)
+            continue
+        members = [stretch.layers(position) for position in range(stretch.period)]
+        looped = [_Looped([layers[i] for i in alike], [begins[i] for i in alike]) for alike in members]
+        hidden, pages = jax.lax.fori_loop(0, stretch.turns, partial(_turn, looped, context), (hidden, pages))
+    return hidden, pages
+
+
+def _turn(
+    layers: Sequence[_Looped], context: StepContext, index: jax.Array, carry: tuple[jax.Array, KvLayer]
+) -> tuple[jax.Array, KvLayer]:
+    hidden, pages = carry
+    for layer in layers:
+        attend = context.attention(layer.place(index))
+        hidden, pages = layer.at(index)(hidden, context, attend, pages)
+    return hidden, pages
+
+
+class _Looped:
+    """Layers of one kind and their places, of which one is picked in each turn. Made before the loop begins."""
+
+    def __init__(self, layers: Sequence[nnx.Module], places: Sequence[Place]) -> None:
+        parts = [nnx.split(layer) for layer in layers]
+        self._graphdef = parts[0][0]
+        states = [dict(nnx.to_flat_state(state)) for _, state in parts]
+        self._matrices: dict[Any, tuple[Any, tuple[Matrix, ...]]] = {}
+        self._small: dict[Any, tuple[Any, jax.Array]] = {}
+        for path, variable in states[0].items():
+            values = tuple(state[path].get_value() for state in states)
+            if facts_of(variable).inputs is not None:
+                self._matrices[path] = variable, values
+            else:  # norms and biases, a few kilobytes: cheaper to copy than to choose
+                self._small[path] = variable, jnp.stack(values)
+        self._tables = [place.table for place in places]
+        self._first_pages = [place.first_page for place in places]
+
+    def at(self, index: jax.Array) -> Any:
+        """The layer of turn `index` () int32: its matrices are `LayerChoice`s, everything else is picked."""
+        flat = [
+            (path, variable.replace(LayerChoice(index, values))) for path, (variable, values) in self._matrices.items()
+        ]
+        flat += [(path, variable.replace(_item(values, index))) for path, (variable, values) in self._small.items()]
+        return nnx.merge(self._graphdef, nnx.from_flat_state(flat))
+
+    def place(self, index: jax.Array) -> Place:
+        """Where the layer of turn `index` has its keys and values."""
+        same = len(set(self._tables)) == 1
+        table = self._tables[0] if same else _item(jnp.array(self._tables, jnp.int32), index)
+        return Place(table, _item(jnp.array(self._first_pages, jnp.int32), index))
+
+
+def _item(values: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(values, index, keepdims=False)
