@@ -31,11 +31,14 @@ class DeviceTarget:
         platform: "cpu", "gpu" or "tpu".
         device_kind: the vendor's name, for example "NVIDIA H200" or "TPU v5 lite".
         compute_capability: (major, minor) on an NVIDIA GPU, None elsewhere.
+        instructions: on a CPU the instruction set (`native_cpu/instructions.py`) whose kernels have been loaded; None:
+            XLA serves everything.
     """
 
     platform: str
     device_kind: str
     compute_capability: tuple[int, int] | None = None
+    instructions: str | None = None
 
     @classmethod
     def of(cls, device: Any) -> DeviceTarget:

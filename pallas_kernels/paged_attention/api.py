@@ -103,6 +103,19 @@ def _triton_gpu_supports(target: DeviceTarget, case: PagedAttentionCase) -> str 
     return None
 
 
+def _native_cpu_supports(target: DeviceTarget, case: PagedAttentionCase) -> str | None:
+    """The C++ kernel has vectors of 16 along a head, and pages of the queries' own type."""
+    if target.platform != "cpu":
+        return "it runs on CPUs only"
+    if target.instructions is None:
+        return "its kernels have not been loaded"
+    if case.head_dim % 16:
+        return f"head_dim is {case.head_dim}; it must be a multiple of 16"
+    if case.kv_dtype != case.query_dtype:
+        return f"pages are {case.kv_dtype.name}; they must be of the queries' type, {case.query_dtype.name}"
+    return None
+
+
 OP: Op[PagedAttentionCase] = Op(
     name="paged_attention",
     backends=(
@@ -114,6 +127,7 @@ OP: Op[PagedAttentionCase] = Op(
             "pallas_kernels.paged_attention.triton_gpu:paged_attention",
             by_name_only=True,
         ),
+        Backend("native_cpu", _native_cpu_supports, "pallas_kernels.paged_attention.native_cpu:paged_attention"),
         Backend("xla", _xla_supports, "pallas_kernels.paged_attention.xla:paged_attention"),
     ),
 )

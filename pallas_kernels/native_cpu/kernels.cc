@@ -1,0 +1,127 @@
+// The calls that XLA makes: checks of what they are given, and the choice of a kernel by type.
+#include <cstdlib>
+#include <string>
+
+#include "attention.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+using namespace jaxinfer;
+
+namespace {
+
+ThreadPool* pool = nullptr;
+
+ffi::Error invalid(const std::string& message) { return ffi::Error::InvalidArgument(message); }
+
+// x (T, I), layer (), count () int32, then the weights (O, I) of each layer: y (T, O) float32.
+ffi::Error dense_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count,
+                        ffi::RemainingArgs weights, ffi::ResultBuffer<ffi::F32> y) {
+  int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
+  int64_t index = clamp(*layer.typed_data(), 0, static_cast<int64_t>(weights.size()) - 1);
+  ffi::ErrorOr<ffi::AnyBuffer> w = weights.get<ffi::AnyBuffer>(index);
+  if (!w.has_value()) return w.error();
+  int64_t real = clamp(*count.typed_data(), 0, rows);
+  if (w->element_type() == ffi::BF16 && x.element_type() == ffi::BF16) {
+    float_matmul<Bf16Dot>(*pool, static_cast<const bf16*>(x.untyped_data()), static_cast<const bf16*>(w->untyped_data()),
+                          y->typed_data(), rows, real, outputs, inputs);
+  } else if (w->element_type() == ffi::F32 && x.element_type() == ffi::F32) {
+    float_matmul<Float32Dot>(*pool, static_cast<const float*>(x.untyped_data()),
+                             static_cast<const float*>(w->untyped_data()), y->typed_data(), rows, real, outputs, inputs);
+  } else {
+    return invalid("x and weight must both be float32 or both bfloat16");
+  }
+  return ffi::Error::Success();
+}
+
+// x (T, I), layer (), count () int32, then values (O, I) int8 of each layer and scales (O,) float32 of each: y (T, O).
+ffi::Error quantized_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count,
+                            ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
+  int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
+  int64_t layers = static_cast<int64_t>(parts.size()) / 2;
+  int64_t index = clamp(*layer.typed_data(), 0, layers - 1);
+  ffi::ErrorOr<ffi::Buffer<ffi::S8>> w = parts.get<ffi::Buffer<ffi::S8>>(index);
+  ffi::ErrorOr<ffi::Buffer<ffi::F32>> scales = parts.get<ffi::Buffer<ffi::F32>>(layers + index);
+  if (!w.has_value()) return w.error();
+  if (!scales.has_value()) return scales.error();
+  int64_t real = clamp(*count.typed_data(), 0, rows);
+  if (x.element_type() == ffi::BF16) {
+    int8_matmul(*pool, static_cast<const bf16*>(x.untyped_data()), w->typed_data(), scales->typed_data(),
+                y->typed_data(), rows, real, outputs, inputs);
+  } else if (x.element_type() == ffi::F32) {
+    int8_matmul(*pool, static_cast<const float*>(x.untyped_data()), w->typed_data(), scales->typed_data(),
+                y->typed_data(), rows, real, outputs, inputs);
+  } else {
+    return invalid("x must be float32 or bfloat16");
+  }
+  return ffi::Error::Success();
+}
+
+// See `Attention`. The pages come in and go out in the same memory. sinks: (N,), or (0,) for none.
+ffi::Error attention(ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v, ffi::AnyBuffer k_pages,
+                     ffi::AnyBuffer v_pages, ffi::Buffer<ffi::S32> query_start_loc, ffi::Buffer<ffi::S32> seq_lens,
+                     ffi::Buffer<ffi::S32> page_tables, ffi::Buffer<ffi::S32> slot_mapping,
+                     ffi::Buffer<ffi::F32> sinks, ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::AnyBuffer> k_out,
+                     ffi::Result<ffi::AnyBuffer> v_out, float scale, int64_t window, float soft_cap) {
+  if (k_out->untyped_data() != k_pages.untyped_data() || v_out->untyped_data() != v_pages.untyped_data()) {
+    return invalid("the pages must be updated in place");
+  }
+  Attention a{q.dimensions()[0], seq_lens.dimensions()[0], q.dimensions()[1], k.dimensions()[1], q.dimensions()[2],
+              k_pages.dimensions()[2], page_tables.dimensions()[1], k_pages.dimensions()[0],
+              query_start_loc.typed_data(), seq_lens.typed_data(), page_tables.typed_data(), slot_mapping.typed_data(),
+              sinks.element_count() == 0 ? nullptr : sinks.typed_data(), scale, soft_cap, window};
+  if (q.element_type() == ffi::BF16 && k_pages.element_type() == ffi::U16) {
+    paged_attention<Bf16Dot>(*pool, a, static_cast<const bf16*>(q.untyped_data()),
+                             static_cast<const bf16*>(k.untyped_data()), static_cast<const bf16*>(v.untyped_data()),
+                             static_cast<bf16*>(k_out->untyped_data()), static_cast<bf16*>(v_out->untyped_data()),
+                             static_cast<bf16*>(out->untyped_data()));
+  } else if (q.element_type() == ffi::F32 && k_pages.element_type() == ffi::F32) {
+    paged_attention<Float32Dot>(*pool, a, static_cast<const float*>(q.untyped_data()),
+                                static_cast<const float*>(k.untyped_data()), static_cast<const float*>(v.untyped_data()),
+                                static_cast<float*>(k_out->untyped_data()), static_cast<float*>(v_out->untyped_data()),
+                                static_cast<float*>(out->untyped_data()));
+  } else {
+    return invalid("queries and pages must both be float32, or bfloat16 in pages of uint16");
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+// Called once, before any kernel.
+extern "C" void jaxinfer_start(int threads) {
+  if (pool == nullptr) pool = new ThreadPool(threads);
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_dense_matmul, dense_matmul,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_quantized_matmul, quantized_matmul,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_paged_attention, attention,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<float>("scale")
+                                  .Attr<int64_t>("window")
+                                  .Attr<float>("soft_cap"));

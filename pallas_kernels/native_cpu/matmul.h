@@ -1,0 +1,178 @@
+// Products of activations with the weights of one layer of several: y[t, o] = sum over i of x[t, i] * w[o, i].
+//
+// T rows of which the first `count` are real, O outputs, I inputs. Weights are read once whatever T is; where rows are few
+// that is what takes the time. Rows are cut into tiles of a few, outputs into parts that fit a core's cache.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "dots.h"
+#include "rounding.h"
+#include "threads.h"
+
+namespace jaxinfer {
+
+constexpr int64_t kPartBytes = 64 << 10;  // of weights: leaves room for activations in a core's second cache
+
+constexpr int64_t kFewTiles = 4;
+
+inline int64_t clamp(int64_t value, int64_t low, int64_t high) { return std::min(std::max(value, low), high); }
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Memory that a thread keeps between calls, aligned for whole vectors.
+class Scratch {
+ public:
+  template <class T>
+  T* get(int64_t count) {
+    int64_t bytes = round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+    if (bytes > size_) {
+      std::free(memory_);
+      memory_ = std::aligned_alloc(64, bytes);
+      size_ = bytes;
+    }
+    return static_cast<T*>(memory_);
+  }
+  ~Scratch() { std::free(memory_); }
+
+ private:
+  void* memory_ = nullptr;
+  int64_t size_ = 0;
+};
+
+template <class Dot, class Lanes4>
+inline void dot_rows(int rows, const typename Dot::Prepared* x, int64_t x_stride,
+                     const typename Dot::Weight* const w[4], int64_t inputs, int64_t ahead, Lanes4* out) {
+  switch (rows) {
+    case 1: return dot_tile<Dot, 1>(x, x_stride, w, inputs, ahead, out);
+    case 2: return dot_tile<Dot, 2>(x, x_stride, w, inputs, ahead, out);
+#if defined(__AVX512F__)
+    case 3: return dot_tile<Dot, 3>(x, x_stride, w, inputs, ahead, out);
+    case 4: return dot_tile<Dot, 4>(x, x_stride, w, inputs, ahead, out);
+    case 5: return dot_tile<Dot, 5>(x, x_stride, w, inputs, ahead, out);
+    case 6: return dot_tile<Dot, 6>(x, x_stride, w, inputs, ahead, out);
+#endif
+  }
+}
+
+// Runs `store(first row, rows, output, sums)` for every tile: four sums a row (the last four may reach past the outputs).
+template <class Dot, class Lanes4, class Store>
+void matmul(ThreadPool& pool, const typename Dot::Prepared* x, int64_t x_stride, const typename Dot::Weight* w,
+            int64_t rows, int64_t outputs, int64_t inputs, const Store& store) {
+  int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  int64_t tile = tiles == 0 ? 0 : (rows + tiles - 1) / tiles;  // rows a tile, evenly
+  int64_t row_bytes = inputs * sizeof(typename Dot::Weight);
+  int64_t part = std::max<int64_t>(4, kPartBytes / row_bytes / 4 * 4);
+  part = std::min(part, std::max<int64_t>(4, round_up(outputs / (4 * pool.size()), 4)));
+  pool.run((outputs + part - 1) / part, [&](int64_t p) {
+    int64_t begin = p * part, end = std::min(begin + part, outputs);
+    // Few rows stay in the first cache, and every weight meets all of them when it comes; of many, a tile stays there, and
+    // the part's weights in the second cache.
+    bool few = rows <= kFewTiles * kTileRows;
+    int64_t outputs_together = few ? 4 : part;
+    for (int64_t group = begin; group < end; group += outputs_together) {
+      for (int64_t first = 0; first < rows; first += tile) {
+        int count = static_cast<int>(std::min(tile, rows - first));
+        for (int64_t o = group; o < std::min(group + outputs_together, end); o += 4) {
+          const typename Dot::Weight* four[4];
+          for (int c = 0; c < 4; ++c) four[c] = w + std::min(o + c, outputs - 1) * inputs;
+          // The next outputs' weights are on their way while these are summed.
+          int64_t ahead = first == 0 && o + 8 <= outputs ? 4 * inputs : 0;
+          Lanes4 sum[kTileRows];
+          dot_rows<Dot>(count, x + first * x_stride, x_stride, four, inputs, ahead, sum);
+          store(first, count, o, sum);
+        }
+      }
+    }
+  });
+}
+
+inline void store4(float* y, int64_t output, int64_t outputs, __m128 values) {
+  if (output + 4 <= outputs) { _mm_storeu_ps(y + output, values); return; }
+  alignas(16) float four[4];
+  _mm_store_ps(four, values);
+  std::memcpy(y + output, four, (outputs - output) * sizeof(float));
+}
+
+// Weights of floats, x of the same type: y float32.
+template <class Dot, class X>
+void float_matmul(ThreadPool& pool, const X* x, const typename Dot::Weight* w, float* y, int64_t rows, int64_t count,
+                  int64_t outputs, int64_t inputs) {
+  static thread_local Scratch scratch;
+  int64_t stride = round_up(inputs, Dot::kStep);
+  typename Dot::Prepared* prepared = scratch.get<typename Dot::Prepared>(count * stride);
+  pool.run(count > 8 ? count : 1, [&](int64_t part) {
+    for (int64_t t = count > 8 ? part : 0; t < (count > 8 ? part + 1 : count); ++t) {
+      std::memset(prepared + t * stride, 0, stride * sizeof(*prepared));
+      Dot::prepare(x + t * inputs, prepared + t * stride, inputs);
+    }
+  });
+  matmul<Dot, __m128>(pool, prepared, stride, w, count, outputs, inputs, [&](int64_t row, int count, int64_t output, const __m128* sum) {
+    for (int r = 0; r < count; ++r) store4(y + (row + r) * outputs, output, outputs, sum[r]);
+  });
+  std::memset(y + count * outputs, 0, (rows - count) * outputs * sizeof(float));
+}
+
+inline __m128 load4(const float* from, int64_t output, int64_t outputs) {
+  if (output + 4 <= outputs) return _mm_loadu_ps(from + output);
+  alignas(16) float four[4] = {};
+  std::memcpy(four, from + output, (outputs - output) * sizeof(float));
+  return _mm_load_ps(four);
+}
+
+// One row of activations rounded to int8, its largest magnitude becoming 127, in the steps of `qtensor.quantize`; NaN and
+// infinity give a scale that is neither finite. Returns the scale, and the sum of the rounded numbers in `total`.
+template <class X>
+float round_row(const X* x, int8_t* to, int64_t inputs, int32_t* total) {
+  float largest = largest_magnitude(x, inputs);
+  constexpr float kTiny = 1.17549435e-38f;
+  float scale = largest * static_cast<float>(1 / 127.0);
+  float inverse = scale >= kTiny ? 1.0f / scale : 0.0f;
+  int32_t sum = 0;
+  int64_t i = 0;
+  Ints sum_of_lanes = zero_ints();
+  for (; i + kLanes <= inputs; i += kLanes) {
+    Ints rounded = round_to_ints(load_wide(x + i), inverse);
+    sum_of_lanes = add_ints(sum_of_lanes, rounded);
+    store_bytes(to + i, rounded);
+  }
+  for (; i < inputs; ++i) {
+    float scaled = std::min(std::max(to_float(x[i]) * inverse, -127.0f), 127.0f);
+    to[i] = static_cast<int8_t>(std::nearbyint(scaled));
+    sum += to[i];
+  }
+  *total = sum + sum_ints(sum_of_lanes);
+  return scale;
+}
+
+// Weights int8 with a scale for each output; x is rounded to int8 row by row. y float32.
+template <class X>
+void int8_matmul(ThreadPool& pool, const X* x, const int8_t* w, const float* scales, float* y, int64_t rows,
+                 int64_t count, int64_t outputs, int64_t inputs) {
+  static thread_local Scratch scratch, row_scratch;
+  int64_t stride = round_up(inputs, Int8Dot::kStep);
+  int8_t* prepared = scratch.get<int8_t>(count * stride);
+  float* row_scales = row_scratch.get<float>(2 * count);
+  int32_t* totals = reinterpret_cast<int32_t*>(row_scales + count);
+  int64_t together = std::max<int64_t>(1, 8192 / inputs);
+  pool.run((count + together - 1) / together, [&](int64_t part) {
+    for (int64_t t = part * together; t < std::min(count, (part + 1) * together); ++t) {
+      std::memset(prepared + t * stride, 0, stride);
+      row_scales[t] = round_row(x + t * inputs, prepared + t * stride, inputs, &totals[t]);
+    }
+  });
+  matmul<Int8Dot, __m128i>(pool, prepared, stride, w, count, outputs, inputs,
+                           [&](int64_t row, int tile, int64_t output, const __m128i* sum) {
+    __m128 of_outputs = load4(scales, output, outputs);
+    for (int r = 0; r < tile; ++r) {
+      __m128i exact = _mm_sub_epi32(sum[r], _mm_set1_epi32(Int8Dot::kShift * totals[row + r]));
+      __m128 scaled = _mm_mul_ps(_mm_mul_ps(_mm_cvtepi32_ps(exact), _mm_set1_ps(row_scales[row + r])), of_outputs);
+      store4(y + (row + r) * outputs, output, outputs, scaled);
+    }
+  });
+  std::memset(y + count * outputs, 0, (rows - count) * outputs * sizeof(float));
+}
+
+}  // namespace jaxinfer

@@ -1,0 +1,80 @@
+// A pool of threads that waits by spinning for a moment, since a step's calls follow each other within microseconds.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace jaxinfer {
+
+inline void pause_cpu() { __builtin_ia32_pause(); }
+
+// Runs the parts of one job at a time on every thread; a second job that comes meanwhile runs on its caller's thread
+// alone (virtual devices call at the same time).
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads) {
+    for (int i = 1; i < threads; ++i) std::thread([this] { work(); }).detach();  // they live as long as the process
+    size_ = threads;
+  }
+
+  int size() const { return size_; }
+
+  // Calls part(i) for i in 0..count-1, in any order, and returns when all are done.
+  template <class F>
+  void run(int64_t count, const F& part) {
+    std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
+    if (count <= 1 || size_ <= 1 || !lock.owns_lock()) {
+      for (int64_t i = 0; i < count; ++i) part(i);
+      return;
+    }
+    call_ = [](const void* f, int64_t i) { (*static_cast<const F*>(f))(i); };
+    function_ = &part;
+    count_ = count;
+    next_.store(0, std::memory_order_relaxed);
+    active_.store(size_ - 1, std::memory_order_relaxed);
+    generation_.fetch_add(1, std::memory_order_release);
+    if (sleeping_.load(std::memory_order_seq_cst) > 0) generation_.notify_all();
+    take();
+    // Threads that were asleep may come late and find nothing: they must have left before `part` goes away.
+    for (int spins = 0; active_.load(std::memory_order_acquire) != 0; ++spins) {
+      if (spins < kSpins) pause_cpu(); else std::this_thread::yield();
+    }
+  }
+
+ private:
+  static constexpr int kSpins = 2000;  // about 30 microseconds
+
+  void take() {
+    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(function_, i);
+  }
+
+  void work() {
+    uint32_t seen = 0;
+    for (;;) {
+      for (int spins = 0; generation_.load(std::memory_order_acquire) == seen; ++spins) {
+        if (spins < kSpins) { pause_cpu(); continue; }
+        sleeping_.fetch_add(1, std::memory_order_seq_cst);
+        generation_.wait(seen, std::memory_order_seq_cst);
+        sleeping_.fetch_sub(1, std::memory_order_seq_cst);
+      }
+      ++seen;
+      take();
+      active_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  int size_;
+  std::mutex busy_;
+  std::atomic<uint32_t> generation_{0};
+  std::atomic<int> sleeping_{0};
+  std::atomic<int> active_{0};
+  std::atomic<int64_t> next_{0};
+  int64_t count_ = 0;
+  const void* function_ = nullptr;
+  void (*call_)(const void*, int64_t) = nullptr;
+};
+
+}  // namespace jaxinfer
