@@ -56,11 +56,17 @@ def stretches(kinds: Sequence[Hashable]) -> list[Stretch]:
     return [*stretches(kinds[: best.start]), best, *behind]
 
 
-def kind_of(layer: nnx.Module) -> Hashable:
-    """Equal for layers that one program can stand for: settings, and shapes, types and quantization of weights."""
-    graphdef, state = nnx.split(layer)
-    leaves, treedef = jax.tree.flatten(nnx.to_pure_dict(state))
-    return graphdef, treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+def kinds_of(layers: Sequence[nnx.Module]) -> list[int]:
+    """A number for each layer, equal where one program can stand for both: the same settings, and weights of the same
+    shapes, types and quantization."""
+    numbers: dict[Hashable, int] = {}
+    kinds = []
+    for layer in layers:
+        graphdef, state = nnx.split(layer)
+        leaves, treedef = jax.tree.flatten(nnx.to_pure_dict(state))
+        kind = graphdef, treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        kinds.append(numbers.setdefault(kind, len(numbers)))
+    return kinds
 
 
 def run_layers(
@@ -86,7 +92,7 @@ def run_layers(
     if total % depth:
         raise ValueError(f"the cache has {total} pages; for {depth} arrays of one size it must have a multiple")
     begins = [Place(table, array * (total // depth)) for table, array in places]
-    for stretch in stretches([kind_of(layer) for layer in layers]):
+    for stretch in stretches(kinds_of(layers)):
         if stretch.turns == 1:
             for i in range(stretch.start, stretch.start + stretch.period):
                 hidden, pages = layers[i](hidden, context, context.attention(begins[i]), pages)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from pallas_kernels import triton_support
 from pallas_kernels.dispatch import Backend, DeviceTarget, Op, select
 from pallas_kernels.qtensor import Activations, Kind, QTensor
+from pallas_kernels.quantized_matmul import xla
 from pallas_kernels.quantized_matmul.split import Split, split_of
 
 
@@ -156,6 +157,31 @@ def quantized_matmul(
     if devices is not None and chosen.name != "xla":
         run = devices.on_every_device(run, weight)
     return run(x, weight)
+
+
+def quantized_matmul_of_choice(
+    x: jax.Array,
+    weights: Sequence[QTensor],
+    index: jax.Array,
+    *,
+    merge: bool = True,
+    split: PartitionSpec | None = None,
+) -> jax.Array:
+    """`quantized_matmul` with weights[index], by the device that they are kept for: (T, *O) float32.
+
+    A product for each weight is compiled, of which one runs; no weight is copied. On a CPU nothing but the sums is
+    compiled for each.
+
+    Args:
+        weights: at least one, all of the same structure and shape.
+        index: () int32, which may be traced.
+        merge, split: as in `quantized_matmul`.
+    """
+    target = weights[0].target
+    if target is not None and target.platform == "cpu" and xla.is_narrow(weights[0]):
+        return xla.narrow_matmul_of_choice(x, weights, index, target=target, merge=merge)
+    each = [functools.partial(quantized_matmul, weight=weight, merge=merge, split=split) for weight in weights]
+    return jax.lax.switch(index, each, x)
 
 
 def case_of(x: jax.Array, weight: QTensor, devices: Split | None = None) -> QuantizedMatmulCase:

@@ -16,6 +16,8 @@ fewer than two rows there.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +32,8 @@ def quantized_matmul(x: jax.Array, weight: QTensor, *, target: DeviceTarget, mer
     """See `api.quantized_matmul`; x (T, I) has the order of `weight.values`."""
     num_tokens = x.shape[0]
     on_cpu = target.platform == "cpu"
-    if on_cpu and num_tokens == 1:
-        x = jnp.concatenate([x, x])
-    plain = weight.group == weight.inputs and weight.zeros is None
+    x = _enough_rows(x, on_cpu)
+    plain = _is_plain(weight)
     if weight.values.dtype == jnp.int4 and weight.activations is None:
         y = _grouped(x, weight)
     elif weight.activations is None:
@@ -47,15 +48,46 @@ def quantized_matmul(x: jax.Array, weight: QTensor, *, target: DeviceTarget, mer
     return y[:num_tokens]
 
 
+def is_narrow(weight: QTensor) -> bool:
+    """Whether its product is one of two factors in 8 bits, with one scale for each output."""
+    return _is_plain(weight) and weight.order is None and weight.kind == weight.activations
+
+
+def narrow_matmul_of_choice(
+    x: jax.Array, weights: Sequence[QTensor], index: jax.Array, *, target: DeviceTarget, merge: bool
+) -> jax.Array:
+    """`quantized_matmul` with weights[index]; all are narrow, and alike. x is rounded once, in front of the choice."""
+    num_tokens, on_cpu, activations = x.shape[0], target.platform == "cpu", weights[0].activations
+    assert activations is not None
+    numbers, scales = round_activations(_enough_rows(x, on_cpu), activations)
+    products = [partial(_sums, weight=weight, on_cpu=on_cpu, merge=merge) for weight in weights]
+    sums, behind = lax.switch(index, products, numbers)
+    return (_column(sums.astype(jnp.float32), scales) * behind)[:num_tokens]
+
+
+def _is_plain(weight: QTensor) -> bool:
+    return weight.group == weight.inputs and weight.zeros is None
+
+
+def _enough_rows(x: jax.Array, on_cpu: bool) -> jax.Array:
+    return jnp.concatenate([x, x]) if on_cpu and x.shape[0] == 1 else x
+
+
 def _narrow(x: jax.Array, weight: QTensor, on_cpu: bool, merge: bool) -> jax.Array:
-    """Both factors in 8 bits, sums in int32 or float32, scales behind them."""
+    """Both factors in 8 bits, scales behind the sums."""
     assert weight.activations is not None
     numbers, scales = round_activations(x, weight.activations)
+    sums, behind = _sums(numbers, weight, on_cpu, merge)
+    return _column(sums.astype(jnp.float32), scales) * behind
+
+
+def _sums(numbers: jax.Array, weight: QTensor, on_cpu: bool, merge: bool) -> tuple[jax.Array, jax.Array]:
+    """numbers (T, I) times those of the weight, (T, *O) int32 or float32; and the weight's scales (*O)."""
     values = weight.values
     if weight.kind == "fp8" and on_cpu:  # no such product there; both are exact in float32
         numbers, values = _fp8_to_float32(numbers), values.astype(jnp.float32)
-    y = _product(numbers, values, jnp.int32 if weight.kind == "int8" else jnp.float32, merge)
-    return _column(y.astype(jnp.float32), scales) * weight.scales[..., 0]
+    sums = _product(numbers, values, jnp.int32 if weight.kind == "int8" else jnp.float32, merge)
+    return sums, weight.scales[..., 0]
 
 
 def _widened(x: jax.Array, weight: QTensor, scales_behind: bool, merge: bool) -> jax.Array:

@@ -19,7 +19,7 @@ from jaxinfer.models.layer_choice import LayerChoice, Weight
 from jaxinfer.models.parameters import parameter
 from jaxinfer.sharding import LogicalAxes, split_of
 from pallas_kernels.qtensor import QTensor
-from pallas_kernels.quantized_matmul import quantized_matmul
+from pallas_kernels.quantized_matmul import quantized_matmul, quantized_matmul_of_choice
 
 INITIAL_SCALE = 0.02  # standard deviation of fresh matrices, the usual `initializer_range`
 
@@ -62,13 +62,16 @@ def product(
     kernels for quantized weights need them where there are several devices. Of a `LayerChoice` the program picks one
     product, so that no weight is copied.
     """
-    if isinstance(weight, LayerChoice):
-        bare = [partial(product, weight=w, inputs=inputs, merge=merge, axes=axes) for w in weight.options]
-        return jax.lax.switch(weight.index, bare, x)
     tokens = x.shape[0]
-    if isinstance(weight, QTensor):  # its input axes are one
-        split = None if axes is None else split_of(axes[: len(weight.shape)])
-        return quantized_matmul(x.reshape(tokens, -1), weight, merge=merge, split=split)
+    first = weight.options[0] if isinstance(weight, LayerChoice) else weight
+    if isinstance(first, QTensor):  # its input axes are one
+        x, split = x.reshape(tokens, -1), None if axes is None else split_of(axes[: len(first.shape)])
+        if isinstance(weight, LayerChoice):
+            return quantized_matmul_of_choice(x, weight.options, weight.index, merge=merge, split=split)  # type: ignore[arg-type]
+        return quantized_matmul(x, first, merge=merge, split=split)
+    if isinstance(weight, LayerChoice):
+        bare = [partial(product, weight=option, inputs=inputs, merge=merge, axes=axes) for option in weight.options]
+        return jax.lax.switch(weight.index, bare, x)
     outputs = weight.shape[: weight.ndim - inputs]
     if merge:
         weight = weight.reshape(math.prod(outputs), -1)
