@@ -16,6 +16,7 @@ from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import EngineInfo, Progress
 from jaxinfer.models.model import Model
 from jaxinfer.runtime.compile_cache import compiling_into
+from jaxinfer.runtime.executables import ExecutableSource
 from jaxinfer.runtime.kv_cache import Sizes, check_room, device_budget, resolve_sizes
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.runtime.step import StepSpec
@@ -143,18 +144,25 @@ def choose_sizes(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLay
 
 
 def assemble_engine(
-    model: Model, mesh: Mesh, runtime: RuntimeConfig, progress: OnProgress | None = None, *, check: bool = False
+    model: Model,
+    mesh: Mesh,
+    runtime: RuntimeConfig,
+    progress: OnProgress | None = None,
+    *,
+    check: bool = False,
+    source: ExecutableSource | None = None,
 ) -> EngineLoop:
     """Sizes the pool, compiles every bucket and returns a loop that is ready to run.
 
-    check: verify the scheduler's books after every step (tests). Raises ConfigError when something cannot fit.
+    check: verify the scheduler's books after every step (tests). source: where executables come from; None compiles
+    them. Raises ConfigError when something cannot fit.
     """
     target = DeviceTarget.of(mesh.devices.flat[0])
     layout = make_layout(model, target, runtime)
     with compiling_into(runtime.compilation_cache_dir):
         sizes = choose_sizes(model, mesh, runtime, layout)
         runner = make_runner(model, mesh, runtime, sizes, layout)
-        runner.warm_up(_warm_up_progress(progress))
+        runner.warm_up(_warm_up_progress(progress), source)
     config = model.config
     limits = SchedulerLimits(
         max_num_seqs=sizes.max_num_seqs,

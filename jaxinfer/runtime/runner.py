@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxinfer.runtime.buckets import Bucket, make_ladder, pick_bucket
 from jaxinfer.runtime.compile_counter import CompileCounter
+from jaxinfer.runtime.executables import Compiler, Executable, ExecutableSource
 from jaxinfer.runtime.inputs import AdmitInputs, SlotSizes, SlotState, StepOutput, TableInputs
 from jaxinfer.runtime.kv_cache import Sizes, abstract_pool, make_pool
 from jaxinfer.runtime.packing import Packer
@@ -100,8 +101,8 @@ class Runner:
         groups = spec.config.cache_groups
         self._slot_sizes = SlotSizes.of(sizes.max_num_seqs, sizes.max_pages_per_sequence, sizes.page_size, groups)
         self._packer = Packer(self._slot_sizes, vocab, ADMIT_TOKENS)
-        self._steps: dict[Bucket, Callable[..., Any]] = {}
-        self._admit: Callable[..., Any] | None = None
+        self._steps: dict[Bucket, Executable] = {}
+        self._admit: Executable | None = None
         self._counter: CompileCounter | None = None
         # Virtual CPU devices share a thread pool as small as the core count: two steps with collectives in flight
         # starve each other and the process aborts after 40 s. One at a time cannot.
@@ -156,18 +157,24 @@ class Runner:
         shapes = jax.eval_shape(partial(SlotState.zeros, self._slot_sizes, self._vocab))
         return _abstract(shapes, self._replicated)
 
-    def warm_up(self, progress: Callable[[int, int, str], None] | None = None) -> None:
+    def warm_up(
+        self,
+        progress: Callable[[int, int, str], None] | None = None,
+        source: ExecutableSource | None = None,
+    ) -> None:
         """Compiles the ladder and the admission, makes the pool, runs every executable once, then starts counting.
 
-        progress(done, total, detail) is called after each executable.
+        progress(done, total, detail) is called after each executable. source: where executables come from; None
+        compiles them.
         """
+        source = source if source is not None else Compiler()
         jobs: dict[str, Callable[[], jax.stages.Lowered]] = {b.name: partial(self.lower_step, b) for b in self.ladder}
         jobs["admit"] = self._lower_admit
-        compiled: dict[str, Callable[..., Any]] = {}
+        compiled: dict[str, Executable] = {}
 
-        def build(name: str) -> tuple[str, Callable[..., Any], float]:
+        def build(name: str) -> tuple[str, Executable, float]:
             begin = time.perf_counter()
-            executable = jobs[name]().compile()
+            executable = source.get(name, jobs[name])
             return name, executable, time.perf_counter() - begin
 
         with ThreadPoolExecutor(COMPILE_THREADS) as pool:
@@ -181,10 +188,29 @@ class Runner:
         self._steps = {bucket: compiled[bucket.name] for bucket in self.ladder}
         self._admit = compiled["admit"]
         self._make_state()
-        for bucket in self.ladder:  # the first call of an executable does one-time work
-            jax.block_until_ready(self._run(bucket, self._put(self._packer.pack(StepPlan([]), bucket))))
-        self._run_admission(AdmitInputs(None, None))
+        for name, lower in jobs.items():  # the first call of an executable does one-time work
+            try:
+                self._run_once(name)
+            except Exception as error:  # whatever a loaded executable fails with, a compiled one may do better
+                self._take(name, source.replace(name, lower, error))
+                self._make_state()  # the failed run may have consumed the old one
+                self._run_once(name)
         self._counter = CompileCounter()
+
+    def _take(self, name: str, executable: Executable) -> None:
+        if name == "admit":
+            self._admit = executable
+        else:
+            self._steps[next(bucket for bucket in self.ladder if bucket.name == name)] = executable
+
+    def _run_once(self, name: str) -> None:
+        """Runs an executable on nothing, to its end."""
+        if name == "admit":
+            self._run_admission(AdmitInputs(None, None))
+            jax.block_until_ready(self._slots)
+            return
+        bucket = next(bucket for bucket in self.ladder if bucket.name == name)
+        jax.block_until_ready(self._run(bucket, self._put(self._packer.pack(StepPlan([]), bucket))))
 
     def _make_state(self) -> None:
         with jax.set_mesh(self.spec.mesh):
