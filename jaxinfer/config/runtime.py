@@ -57,6 +57,7 @@ class RuntimeConfig:
     device: Literal["cpu", "gpu", "tpu"] | None = None
     seed: int | None = 0  # of the seeds that requests without one get; None: drawn
     compilation_cache_dir: str | PathLike[str] | None = "~/.cache/jaxinfer/xla"  # None: no persistent cache
+    bundle: str | PathLike[str] | None = None  # executables of `jaxinfer compile`; a bundle is code
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages"):

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxinfer.runtime.buckets import Bucket, make_ladder, pick_bucket
 from jaxinfer.runtime.compile_counter import CompileCounter
-from jaxinfer.runtime.executables import Compiler, Executable, ExecutableSource
+from jaxinfer.runtime.executables import Compiler, Executable, ExecutableSource, Lower
 from jaxinfer.runtime.inputs import AdmitInputs, SlotSizes, SlotState, StepOutput, TableInputs
 from jaxinfer.runtime.kv_cache import Sizes, abstract_pool, make_pool
 from jaxinfer.runtime.packing import Packer
@@ -157,6 +157,10 @@ class Runner:
         shapes = jax.eval_shape(partial(SlotState.zeros, self._slot_sizes, self._vocab))
         return _abstract(shapes, self._replicated)
 
+    def programs(self) -> dict[str, Lower]:
+        """Every program that `warm_up` asks a source for, by its name."""
+        return {bucket.name: partial(self.lower_step, bucket) for bucket in self.ladder} | {"admit": self._lower_admit}
+
     def warm_up(
         self,
         progress: Callable[[int, int, str], None] | None = None,
@@ -168,8 +172,7 @@ class Runner:
         compiles them.
         """
         source = source if source is not None else Compiler()
-        jobs: dict[str, Callable[[], jax.stages.Lowered]] = {b.name: partial(self.lower_step, b) for b in self.ladder}
-        jobs["admit"] = self._lower_admit
+        jobs = self.programs()
         compiled: dict[str, Executable] = {}
 
         def build(name: str) -> tuple[str, Executable, float]:
