@@ -29,6 +29,7 @@ from pallas_kernels.paged_attention.layout import KVLayout, kv_layout
 
 OnProgress = Callable[[Progress], None]
 PROBE_PAGES = 8
+DRAWING_COPIES = 6  # of the logits, (rows, vocabulary) float32: what XLA:CPU keeps while a program draws
 
 
 def configure_jax(runtime: RuntimeConfig) -> None:
@@ -78,7 +79,15 @@ def make_runner(model: Model, mesh: Mesh, runtime: RuntimeConfig, sizes: Sizes, 
         attention_backend=runtime.attention_backend,
         max_logprobs=resolve_max_logprobs(runtime, model.config),
     )
-    return Runner(spec, leaves, sizes, layout, model.shape.vocab, batch_invariant=runtime.batch_invariant)
+    return Runner(
+        spec,
+        leaves,
+        sizes,
+        layout,
+        model.shape.vocab,
+        batch_invariant=runtime.batch_invariant,
+        step_sizes=runtime.step_sizes,
+    )
 
 
 def possible_tokens(token_ids: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
@@ -100,7 +109,10 @@ def resolve_max_logprobs(runtime: RuntimeConfig, config: ModelConfig) -> int:
 
 @dataclass(frozen=True)
 class StepProbe:
-    """What the largest step needs on one device beside weights and pool, in bytes, asked of the compiled program."""
+    """What the largest step needs on one device beside weights and pool, in bytes, asked of the compiled programs.
+
+    temporaries: of the forward pass, or of what draws after it, whichever needs more.
+    """
 
     bucket: str
     temporaries: int
@@ -109,6 +121,9 @@ class StepProbe:
 
 def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayout) -> StepProbe:
     """Compiles the largest step with a tiny pool: its temporaries do not depend on the pool's size.
+
+    On a CPU that is the forward pass alone. What draws has `DRAWING_COPIES` of the logits beside it there; elsewhere it
+    is compiled, too.
 
     The model may be abstract. Raises ConfigError where the backend gives no memory analysis.
     """
@@ -120,12 +135,23 @@ def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayou
         model, mesh, runtime, resolve_sizes(model.config, whole, layout, None, device.platform), layout
     )
     bucket = runner.ladder[-1]
-    memory = runner.lower_step(bucket, num_pages=PROBE_PAGES).compile().memory_analysis()
+    programs, rows = runner.programs, runner.row_counts[-1]
+    needs = [_beside(programs.step(bucket, PROBE_PAGES), device)]
+    if device.platform == "cpu":
+        needs.append(DRAWING_COPIES * rows * model.shape.vocab * 4)
+    else:
+        needs += [_beside(programs.draw(rows), device), _beside(programs.score(), device)]
+    state = programs.abstract_slots(), programs.abstract_hidden()
+    kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return StepProbe(bucket.name, max(needs), kept)
+
+
+def _beside(lowered: jax.stages.Lowered, device: jax.Device) -> int:
+    """Bytes that a program needs beside its arguments."""
+    memory = lowered.compile().memory_analysis()
     if memory is None:
         raise ConfigError(f"{device.device_kind} gives no memory analysis; set num_pages to size the KV pool by hand")
-    fresh_outputs = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
-    slots = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(runner.abstract_slots()))
-    return StepProbe(bucket.name, int(memory.temp_size_in_bytes + fresh_outputs), slots)
+    return int(memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes))
 
 
 def choose_sizes(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayout) -> Sizes:
