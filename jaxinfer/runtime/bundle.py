@@ -75,7 +75,7 @@ def compile_bundle(
     sizes = resolve_sizes(model.config, runtime, layout, budget, DeviceTarget.of(device).platform)
     runner = make_runner(model, mesh, runtime, sizes, layout)
     facts = program_facts(model.config, stored, runtime, mesh, sizes, model.dtype)
-    programs = runner.programs()
+    programs = runner.jobs()
 
     def executables() -> Iterator[tuple[str, bytes]]:
         with ThreadPoolExecutor(THREADS) as threads:
@@ -147,8 +147,11 @@ def bundle_or_compiler(
         _LOG.warning("bundle %s is not used, and programs are compiled: %s", runtime.bundle, error)
         yield Programs(runtime, Compiler(), str(error))
         return
-    with contextlib.closing(source):
+    try:
         yield Programs(opened, source)
+    except BaseException:
+        source.close()
+        raise
 
 
 def open_bundle(
@@ -209,7 +212,8 @@ def _check_room(manifest: Manifest, mesh: Mesh) -> None:
 class BundleSource:
     """Executables of an opened bundle, and compiled ones where that has none or a bad one. An `ExecutableSource`.
 
-    `failures` says of each executable that did not come from the bundle why. `close` when the engine is warm.
+    Loads all of them at once, in threads, in the manifest's order. `failures` says of each executable that did not come
+    from the bundle why. `close` gives up what nobody has asked for yet; the rest closes itself.
     """
 
     def __init__(self, folder: BundleFolder, mesh: Mesh, otherwise: ExecutableSource | None = None) -> None:
@@ -218,17 +222,28 @@ class BundleSource:
         self._devices = list(mesh.devices.flat)
         self._otherwise = otherwise if otherwise is not None else Compiler()
         self._lock = threading.Lock()
+        self._used: set[str] = set()
+        self._unread = len(folder.manifest.executables)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="bundle")
         self._loading: dict[str, Future[Executable]] = {
             entry.name: self._threads.submit(self._load, entry) for entry in folder.manifest.executables
         }
-        self._used: set[str] = set()
+        self._threads.shutdown(wait=False)  # nothing else is submitted, and the threads end by themselves
 
     def _load(self, entry: Entry) -> Executable:
-        return loaded(self._folder.read(entry), self._devices)
+        try:
+            data = self._folder.read(entry)
+        finally:
+            with self._lock:
+                self._unread -= 1
+                last = self._unread == 0
+            if last:
+                self._folder.close()
+        return loaded(data, self._devices)
 
     def get(self, name: str, lower: Lower) -> Executable:
-        future = self._loading.get(name)
+        with self._lock:
+            future = self._loading.pop(name, None)
         if future is None:
             return self._compiled(name, lower, "the bundle does not hold it")
         try:
@@ -262,7 +277,7 @@ class BundleSource:
         return f"{said}, {len(failed)} compiled: {'; '.join(failed)}" if failed else said
 
     def close(self) -> None:
-        """Lets go of the folder and of what nobody asked for."""
+        """Loads nothing more, and lets go of what nobody asked for: for an engine that does not come to be."""
         self._threads.shutdown(cancel_futures=True)
         self._loading.clear()
         self._folder.close()

@@ -33,8 +33,9 @@ from pallas_kernels.dispatch import DeviceTarget
 # Fields of RuntimeConfig that shape programs, and those that do not (a test finds a field that is in neither).
 SHAPING_SETTINGS = frozenset(
     {
-        "dtype", "quantization", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_logprobs",
-        "kv_cache_dtype", "page_size", "num_pages", "tensor_parallel_size", "batch_invariant", "attention_backend",
+        "dtype", "quantization", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "step_sizes",
+        "max_logprobs", "kv_cache_dtype", "page_size", "num_pages", "tensor_parallel_size", "batch_invariant",
+        "attention_backend",
     }
 )  # fmt: skip
 OTHER_SETTINGS = frozenset(
@@ -102,6 +103,7 @@ def program_facts(
             "max_model_len": sizes.max_model_len,
             "max_num_seqs": sizes.max_num_seqs,
             "max_num_batched_tokens": sizes.max_num_batched_tokens,
+            "step_sizes": None if runtime.step_sizes is None else list(runtime.step_sizes),
             "max_logprobs": resolve_max_logprobs(runtime, config),
             "page_size": sizes.page_size,
             "num_pages": sizes.num_pages,

@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxinfer.config import ConfigError
+
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 4 << 20
@@ -56,16 +58,16 @@ class Manifest:
 class BundleFolder:
     """An opened bundle, whose manifest has been read. Use as a context manager, or call `close`.
 
-    Raises BundleRefused for a folder, or a manifest in it, that is missing, that somebody else could have written, or
-    that is no manifest. `read` may be called from several threads.
+    Raises ConfigError where there is no folder; BundleRefused for one, or a manifest in it, that somebody else could
+    have written, that cannot be read or that is no manifest. `read` may be called from several threads.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser()
+        self.path = check_folder(path)
         try:
             self._folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
-            raise BundleRefused(f"{self.path} is no folder that can be read: {error}") from error
+            raise BundleRefused(f"{self.path} cannot be read: {error}") from error
         try:
             _check_owner(str(self.path), os.fstat(self._folder))
             self.manifest = parse_manifest(self._contents(MANIFEST_FILE, MAX_MANIFEST_BYTES))
@@ -108,6 +110,18 @@ class BundleFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder that is said to be a bundle. Raises ConfigError where there is none: a slip of the pen, which is told
+    at once, and not a bundle that no longer fits."""
+    try:
+        folder = Path(path).expanduser()
+        if folder.is_dir():
+            return folder
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown user's home, a name that no file can have
+        raise ConfigError(f"bundle is {str(path)!r:.200}; there cannot be such a folder: {error}") from error
+    raise ConfigError(f"bundle is {str(path)!r:.200}; it must be a folder that `jaxinfer compile` wrote")
 
 
 def _check_owner(name: str, found: os.stat_result) -> None:
