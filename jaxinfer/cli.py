@@ -50,6 +50,12 @@ def _plan(argv: Sequence[str]) -> int:
     return main(argv, hub_cache=hub_cache_from(os.environ))
 
 
+def _compile(argv: Sequence[str]) -> int:
+    from serving.commands.compile import main
+
+    return main(argv, hub_cache=hub_cache_from(os.environ))
+
+
 def _eval(argv: Sequence[str]) -> int:
     _quiet_grpc()
     from serving.commands.evaluate import main
@@ -74,6 +80,7 @@ COMMANDS = {
     "batch": Command("answer a file of requests in OpenAI's batch format", _batch),
     "convert": Command("convert a Hugging Face folder into a checkpoint that loads faster", _convert),
     "plan": Command("say what a model needs on this machine, without loading it", _plan),
+    "compile": Command("compile a model's programs ahead of time, for servers that start with them", _compile),
     "keys": Command("make API keys for a server, and list them", _keys),
     "eval": Command("measure how good a model's answers are, or compare two", _eval),
 }

@@ -54,22 +54,26 @@ def build_engine(
     """
     from checkpoints.folder import read_config
     from checkpoints.load import load_model
-    from checkpoints.storage import with_stored_defaults
+    from checkpoints.storage import read_storage, with_stored_defaults
+    from jaxinfer.runtime.bundle import bundle_or_compiler
     from jaxinfer.runtime.engine_builder import assemble_engine, configure_jax
     from jaxinfer.sharding import make_mesh
 
     configure_jax(runtime)
     mesh = make_mesh(runtime.parallel, runtime.device)
-    runtime = with_stored_defaults(Path(model), read_config(model)[0], runtime)
+    config, folder = read_config(model)[0], Path(model)
+    runtime = with_stored_defaults(folder, config, runtime)
 
     def on_load(done: int, total: int, detail: str) -> None:
         if progress is not None:
             progress(Progress("load", done, total, detail))
 
-    loaded = load_model(
-        Path(model), dtype=runtime.dtype, mesh=mesh, quantization=runtime.quantization, progress=on_load
-    )
-    return assemble_engine(loaded, mesh, runtime, progress, check=check)
+    with bundle_or_compiler(config, read_storage(folder, config).to_dict(), runtime, mesh) as programs:
+        runtime = programs.runtime
+        loaded = load_model(folder, dtype=runtime.dtype, mesh=mesh, quantization=runtime.quantization, progress=on_load)
+        engine = assemble_engine(loaded, mesh, runtime, progress, check=check, source=programs.source)
+        engine.info = engine.info._replace(notes=(*engine.info.notes, *programs.notes()))
+    return engine
 
 
 class LLM:

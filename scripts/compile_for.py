@@ -31,6 +31,7 @@ from jaxinfer.memory_plan import abstract_model
 from jaxinfer.models.registry import model_config
 from jaxinfer.runtime.engine_builder import make_layout, make_runner
 from jaxinfer.runtime.kv_cache import gib, resolve_sizes
+from jaxinfer.runtime.programs import SCORE, draw_name
 from jaxinfer.runtime.topology import LIBTPU_ENVIRONMENT, ProgramReport, Topology, report, topology_mesh
 from jaxinfer.sharding import tensor_size
 from pallas_kernels.dispatch import DeviceTarget, Unsupported
@@ -41,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--topology", required=True, help="v5e:2x4, v6e:2x2, v5p:2x2x1, tpu7x:2x2x1, hopper:4, ...")
     parser.add_argument("--model", default="llama3-8b", help=f"{', '.join(SHAPES)}, or a checkpoint folder")
     parser.add_argument("--layers", type=int, help="only so many of the model's layers")
-    parser.add_argument("--buckets", choices=("ends", "all"), default="ends", help="smallest and largest, or all")
+    parser.add_argument("--buckets", choices=("ends", "all"), default="ends", help="smallest and largest step, or all")
     parser.add_argument("--dtype", default="bfloat16", help="of the weights (default bfloat16)")
     parser.add_argument("--quantization", choices=get_args(Quantization), help="quantizes the layers' matrices")
     parser.add_argument("--kv-tokens", type=int, default=65536, help="tokens that the KV pool holds (default 65536)")
@@ -107,23 +108,26 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
     array = sum(x.size * x.dtype.itemsize for x in _leaves(layout.struct(sizes.num_pages)))
     pool = array * 2 * config.cache_groups.depth
     fits = True
-    ladder = runner.ladder if arguments.buckets == "all" else (runner.ladder[0], runner.ladder[-1])
-    for bucket in dict.fromkeys(ladder):
+    jobs = runner.jobs()
+    ends = {runner.ladder[0].name, runner.ladder[-1].name, draw_name(runner.row_counts[-1]), SCORE}
+    for name, lower in jobs.items():
+        if arguments.buckets == "ends" and name not in ends:
+            continue
         begin = time.monotonic()
         try:
-            compiled = runner.lower_step(bucket).compile()
+            compiled = lower().compile()
         except Exception as error:  # the compilers raise types of their own; running out of memory is an answer
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             fits = False
-            table.add_row(bucket.name, f"{time.monotonic() - begin:.1f} s", *["-"] * 3, "[red]no[/red]", *["-"] * 3)
+            table.add_row(name, f"{time.monotonic() - begin:.1f} s", *["-"] * 3, "[red]no[/red]", *["-"] * 3)
             continue
         program = report(compiled)
         fit = topology.memory is None or program.peak <= topology.memory
         fits &= fit
         seconds = f"{time.monotonic() - begin:.1f} s"
         kernels = [_kernels(program)] if on_chip else []
-        table.add_row(bucket.name, seconds, *_cells(program, fit, pool // tensor_size(mesh)), *kernels, _moved(program))
+        table.add_row(name, seconds, *_cells(program, fit, pool // tensor_size(mesh)), *kernels, _moved(program))
     console.print(table)
     return fits
 

@@ -34,6 +34,8 @@ class RuntimeConfig:
     every step makes room for that many. kv_cache_dtype: what keys and values are kept in; auto is the model's dtype;
     int8 and fp8 (e4m3) have a scale for each token and head, found when it is written. num_pages: size of the KV
     pool, instead of measuring memory. gpu_memory_utilization: share of an accelerator's memory to use.
+    step_sizes: tokens of the compiled steps, instead of a ladder that the engine chooses; a step is padded to the next
+    one. Where there is a single one, rows that draw are padded to the most, too.
     batch_invariant: a request's bytes do not depend on who shares the batch (small steps are padded to 8 tokens).
     attention_backend: a backend by name, which must be able to serve this device. device: "cpu", "gpu" or "tpu"; None
     takes JAX's default.
@@ -44,6 +46,7 @@ class RuntimeConfig:
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    step_sizes: tuple[int, ...] | None = None
     max_logprobs: int = 20
     kv_cache_dtype: KvCacheDtype = "auto"
     page_size: int = 64
@@ -57,6 +60,7 @@ class RuntimeConfig:
     device: Literal["cpu", "gpu", "tpu"] | None = None
     seed: int | None = 0  # of the seeds that requests without one get; None: drawn
     compilation_cache_dir: str | PathLike[str] | None = "~/.cache/jaxinfer/xla"  # None: no persistent cache
+    bundle: str | PathLike[str] | None = None  # executables of `jaxinfer compile`; a bundle is code
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages"):
@@ -94,6 +98,23 @@ class RuntimeConfig:
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs "
                 f"{self.max_num_seqs}, so that every running request advances in every step",
             )
+
+        self._check_step_sizes()
+
+    def _check_step_sizes(self) -> None:
+        """Steps of the most tokens must be among them."""
+        if self.step_sizes is None:
+            return
+        require(
+            bool(self.step_sizes) and all(is_int(size) and size > 0 for size in self.step_sizes),
+            f"step_sizes is {self.step_sizes!r}; it must have positive integers",
+        )
+        most = self.max_num_batched_tokens
+        require(
+            most is not None and max(self.step_sizes) >= most,
+            f"step_sizes is {self.step_sizes!r}; the largest must be at least max_num_batched_tokens, which must be "
+            f"given and is {most}",
+        )
 
     @property
     def parallel(self) -> ParallelConfig:

@@ -16,6 +16,7 @@ from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import EngineInfo, Progress
 from jaxinfer.models.model import Model
 from jaxinfer.runtime.compile_cache import compiling_into
+from jaxinfer.runtime.executables import ExecutableSource
 from jaxinfer.runtime.kv_cache import Sizes, check_room, device_budget, resolve_sizes
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.runtime.step import StepSpec
@@ -28,6 +29,7 @@ from pallas_kernels.paged_attention.layout import KVLayout, kv_layout
 
 OnProgress = Callable[[Progress], None]
 PROBE_PAGES = 8
+DRAWING_COPIES = 6  # of the logits, (rows, vocabulary) float32: what XLA:CPU keeps while a program draws
 
 
 def configure_jax(runtime: RuntimeConfig) -> None:
@@ -77,7 +79,15 @@ def make_runner(model: Model, mesh: Mesh, runtime: RuntimeConfig, sizes: Sizes, 
         attention_backend=runtime.attention_backend,
         max_logprobs=resolve_max_logprobs(runtime, model.config),
     )
-    return Runner(spec, leaves, sizes, layout, model.shape.vocab, batch_invariant=runtime.batch_invariant)
+    return Runner(
+        spec,
+        leaves,
+        sizes,
+        layout,
+        model.shape.vocab,
+        batch_invariant=runtime.batch_invariant,
+        step_sizes=runtime.step_sizes,
+    )
 
 
 def possible_tokens(token_ids: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
@@ -99,7 +109,10 @@ def resolve_max_logprobs(runtime: RuntimeConfig, config: ModelConfig) -> int:
 
 @dataclass(frozen=True)
 class StepProbe:
-    """What the largest step needs on one device beside weights and pool, in bytes, asked of the compiled program."""
+    """What the largest step needs on one device beside weights and pool, in bytes, asked of the compiled programs.
+
+    temporaries: of the forward pass, or of what draws after it, whichever needs more.
+    """
 
     bucket: str
     temporaries: int
@@ -108,6 +121,9 @@ class StepProbe:
 
 def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayout) -> StepProbe:
     """Compiles the largest step with a tiny pool: its temporaries do not depend on the pool's size.
+
+    On a CPU that is the forward pass alone. What draws has `DRAWING_COPIES` of the logits beside it there; elsewhere it
+    is compiled, too.
 
     The model may be abstract. Raises ConfigError where the backend gives no memory analysis.
     """
@@ -119,12 +135,23 @@ def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayou
         model, mesh, runtime, resolve_sizes(model.config, whole, layout, None, device.platform), layout
     )
     bucket = runner.ladder[-1]
-    memory = runner.lower_step(bucket, num_pages=PROBE_PAGES).compile().memory_analysis()
+    programs, rows = runner.programs, runner.row_counts[-1]
+    needs = [_beside(programs.step(bucket, PROBE_PAGES), device)]
+    if device.platform == "cpu":
+        needs.append(DRAWING_COPIES * rows * model.shape.vocab * 4)
+    else:
+        needs += [_beside(programs.draw(rows), device), _beside(programs.score(), device)]
+    state = programs.abstract_slots(), programs.abstract_hidden()
+    kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return StepProbe(bucket.name, max(needs), kept)
+
+
+def _beside(lowered: jax.stages.Lowered, device: jax.Device) -> int:
+    """Bytes that a program needs beside its arguments."""
+    memory = lowered.compile().memory_analysis()
     if memory is None:
         raise ConfigError(f"{device.device_kind} gives no memory analysis; set num_pages to size the KV pool by hand")
-    fresh_outputs = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
-    slots = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(runner.abstract_slots()))
-    return StepProbe(bucket.name, int(memory.temp_size_in_bytes + fresh_outputs), slots)
+    return int(memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes))
 
 
 def choose_sizes(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayout) -> Sizes:
@@ -143,18 +170,25 @@ def choose_sizes(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLay
 
 
 def assemble_engine(
-    model: Model, mesh: Mesh, runtime: RuntimeConfig, progress: OnProgress | None = None, *, check: bool = False
+    model: Model,
+    mesh: Mesh,
+    runtime: RuntimeConfig,
+    progress: OnProgress | None = None,
+    *,
+    check: bool = False,
+    source: ExecutableSource | None = None,
 ) -> EngineLoop:
     """Sizes the pool, compiles every bucket and returns a loop that is ready to run.
 
-    check: verify the scheduler's books after every step (tests). Raises ConfigError when something cannot fit.
+    check: verify the scheduler's books after every step (tests). source: where executables come from; None compiles
+    them. Raises ConfigError when something cannot fit.
     """
     target = DeviceTarget.of(mesh.devices.flat[0])
     layout = make_layout(model, target, runtime)
     with compiling_into(runtime.compilation_cache_dir):
         sizes = choose_sizes(model, mesh, runtime, layout)
         runner = make_runner(model, mesh, runtime, sizes, layout)
-        runner.warm_up(_warm_up_progress(progress))
+        runner.warm_up(_warm_up_progress(progress), source)
     config = model.config
     limits = SchedulerLimits(
         max_num_seqs=sizes.max_num_seqs,

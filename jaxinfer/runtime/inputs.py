@@ -1,7 +1,7 @@
 """The device's view of a step: one packed array in, `SlotState` carried on the device, `StepOutput` out.
 
-T tokens, S rows, K tokens drawn by a row, W page-table writes, A admissions of one call, MP pages of a row; slots + 1
-entries where the last one, the spare slot, takes the writes of padding rows.
+T tokens, S rows, R rows of a program that draws, W page-table writes, A admissions of one call, MP pages of a row;
+slots + 1 entries where the last one, the spare slot, takes the writes of padding rows.
 """
 
 from __future__ import annotations
@@ -110,9 +110,7 @@ class StepInputs:
         token_ids: (T,); -1: the slot's last sampled token.
         slots: (S,); padding rows name the spare slot.
         query_lens: (S,) tokens of each row; 0 for padding rows.
-        draws: (S,) tokens that each row draws at its end, at most K.
-        next_tokens: (S,) the prompt's token after the row's last one, where prompt log-probabilities want it; else 0.
-        score_prompt: () not 0: some row wants prompt log-probabilities.
+        drawing: (S,) the rows that draw a token at their end, in order, then -1.
         write_places: (W,) indices into the flattened page tables; unused ones name the spare slot.
         write_pages: (W,) what is written there before anything reads.
     """
@@ -120,9 +118,7 @@ class StepInputs:
     token_ids: Array
     slots: Array
     query_lens: Array
-    draws: Array
-    next_tokens: Array
-    score_prompt: Array
+    drawing: Array
     write_places: Array
     write_pages: Array
 
@@ -141,15 +137,14 @@ class StepLayout:
 
     @property
     def size(self) -> int:
-        return self.tokens + 4 * self.rows + 1 + 2 * self.writes
+        return self.tokens + 3 * self.rows + 2 * self.writes
 
     def unpack(self, packed: Array) -> StepInputs:
         """Views (numpy) or slices (traced) of packed (size,)."""
         parts, begin = [], 0
-        for length in (self.tokens, *[self.rows] * 4, 1, self.writes, self.writes):
+        for length in (self.tokens, *[self.rows] * 3, self.writes, self.writes):
             parts.append(packed[begin : begin + length])
             begin += length
-        parts[5] = parts[5].reshape(())
         return StepInputs(*parts)
 
 
@@ -187,11 +182,10 @@ class SlotState:
 @partial(jax.tree_util.register_dataclass)
 @dataclasses.dataclass
 class StepOutput:
-    """tokens: (S, K) int32, of which a row's first `draws` count; scores: (S * K, ...); prompt: (T, ...)."""
+    """What rows drew, in the order in which they were named: tokens (R,) int32, scores (R, ...)."""
 
     tokens: Array
     scores: TokenScores
-    prompt: TokenScores
 
 
 @partial(jax.tree_util.register_dataclass)

@@ -77,7 +77,7 @@ def score_prompt(
     hidden: jax.Array,
     head: Callable[[jax.Array], jax.Array],
     targets: jax.Array,
-    wanted: jax.Array,
+    count: jax.Array,
     *,
     vocab_size: int,
     block: int = 256,
@@ -89,25 +89,25 @@ def score_prompt(
         hidden: (T, D), the decoder's output.
         head: (B, D) -> (B, V) float32 logits.
         targets: (T,) int32, the token that follows each position.
-        wanted: () bool; when False nothing is computed and zeros come back.
+        count: () int32; positions from here on need no scores: only blocks in front of it are computed.
         vocab_size: entries of V that are real.
         block: the largest B.
         alternatives: K.
 
     Returns:
-        TokenScores with T rows.
+        TokenScores with T rows, zeros where nothing was computed.
     """
     length = hidden.shape[0]
-    size = min(block, max(length, _MIN_BLOCK))
-    count = -(-length // size)
+    padding = max(0, _MIN_BLOCK - length)
+    hidden, targets = jnp.pad(hidden, ((0, padding), (0, 0))), jnp.pad(targets, (0, padding))
+    size = min(block, length + padding)
 
-    def score(hidden: jax.Array) -> TokenScores:
-        padding = count * size - length
-        blocks = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(count, size, -1)
-        wants = jnp.pad(targets, (0, padding)).reshape(count, size)
-        scores = lax.map(
-            lambda b: score_tokens(head(b[0]), b[1], vocab_size, jnp.array(True), alternatives), (blocks, wants)
-        )
-        return jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:length], scores)
+    def score(index: jax.Array, scores: TokenScores) -> TokenScores:
+        start = jnp.minimum(index * size, length + padding - size)  # the last block may overlap the one before it
+        part, wants = (lax.dynamic_slice_in_dim(array, start, size) for array in (hidden, targets))
+        found = score_tokens(head(part), wants, vocab_size, jnp.array(True), alternatives)
+        return jax.tree.map(lambda all, some: lax.dynamic_update_slice_in_dim(all, some, start, 0), scores, found)
 
-    return lax.cond(wanted, score, lambda _: TokenScores.nothing(length, alternatives), hidden)
+    nothing = TokenScores.nothing(length + padding, alternatives)
+    scores = lax.fori_loop(0, (count + size - 1) // size, score, nothing)
+    return jax.tree.map(lambda array: array[:length], scores)

@@ -45,9 +45,14 @@ class Packer:
             packed = np.zeros(layout.size, np.int32)
             inputs = layout.unpack(packed)
             inputs.slots[:] = self.spare_slot
+            inputs.drawing[:] = -1
             inputs.write_places[:] = self.sizes.place(0, self.spare_slot, 0)
             self._templates[bucket] = layout, packed
         return self._templates[bucket]
+
+    def nothing(self, bucket: Bucket) -> np.ndarray:
+        """What `pack` gives for a plan without rows, whatever is left to send."""
+        return self._template(bucket)[1].copy()
 
     def pack(self, plan: StepPlan, bucket: Bucket) -> np.ndarray:
         """(`layout(bucket).size`,) int32. The plan must fit: `plan.num_tokens <= bucket.tokens`.
@@ -61,7 +66,7 @@ class Packer:
         places: list[int] = []
         pages: list[int] = []
         place = self.sizes.place
-        for i, row in enumerate(plan.rows):
+        for row in plan.rows:
             if row.admission is not None:
                 self._remember(row.slot, row.admission.params)
             for table, position, page in row.writes:
@@ -70,16 +75,13 @@ class Packer:
                     pages.append(page)
                 else:
                     self._given_back.append(place(table, row.slot, position))
-            if row.targets:
-                inputs.score_prompt[...] = 1
-                if len(row.targets) == row.length:  # the others are the row's own next tokens
-                    inputs.next_tokens[i] = row.targets[-1]
             ids += row.token_ids or (-1,)
         count = len(plan.rows)
         inputs.token_ids[: len(ids)] = ids
         inputs.slots[:count] = [row.slot for row in plan.rows]
         inputs.query_lens[:count] = [row.length for row in plan.rows]
-        inputs.draws[:count] = [row.draws for row in plan.rows]
+        drawing = rows_that_draw(plan)
+        inputs.drawing[: len(drawing)] = drawing
         if places or self._given_back:
             room = layout.writes - len(places)
             if room < 0:
@@ -91,6 +93,18 @@ class Packer:
             del self._given_back[:room]
             inputs.write_places[: len(places)] = places
             inputs.write_pages[: len(pages)] = pages
+        return packed
+
+    def pack_targets(self, plan: StepPlan, size: int) -> np.ndarray:
+        """(1 + size,) int32: how many of a step's tokens are in front of the last one that is scored, it included; and
+        the token after each of them, 0 where nobody asks. size: the most tokens of a step."""
+        packed = np.zeros(1 + size, np.int32)
+        start = 1
+        for row in plan.rows:
+            if row.targets:
+                packed[start : start + len(row.targets)] = row.targets
+                packed[0] = start - 1 + len(row.targets)
+            start += row.length
         return packed
 
     def _remember(self, slot: int, params: SamplingParams) -> None:
@@ -159,6 +173,11 @@ class Packer:
                 )
             )
         return calls
+
+
+def rows_that_draw(plan: StepPlan) -> list[int]:
+    """Numbers of the plan's rows that draw a token, in order."""
+    return [i for i, row in enumerate(plan.rows) if row.draws]
 
 
 def _settings(admission: Admission) -> dict[str, float]:

@@ -1,34 +1,32 @@
-"""Runs plans: owns the weights, the KV pool, the slot state and one executable per bucket."""
+"""Runs plans: owns the weights, the KV pool, the slot state and one executable per program."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.runtime.buckets import Bucket, make_ladder, pick_bucket
+from jaxinfer.messages import Progress
+from jaxinfer.runtime.buckets import Bucket, buckets_of, drawing_rows, make_ladder, pick_bucket, pick_rows
 from jaxinfer.runtime.compile_counter import CompileCounter
-from jaxinfer.runtime.inputs import AdmitInputs, SlotSizes, SlotState, StepOutput, TableInputs
-from jaxinfer.runtime.kv_cache import Sizes, abstract_pool, make_pool
-from jaxinfer.runtime.packing import Packer
-from jaxinfer.runtime.sampling import MAX_BIAS, MAX_STOP_IDS, TokenScores
-from jaxinfer.runtime.step import KVCache, StepSpec, admit_step, step
+from jaxinfer.runtime.compiling import Compiling, Obtained
+from jaxinfer.runtime.executables import Compiler, Executable, ExecutableSource, Lower
+from jaxinfer.runtime.inputs import AdmitInputs, SlotState, StepOutput, TableInputs
+from jaxinfer.runtime.kv_cache import Sizes, make_pool
+from jaxinfer.runtime.packing import rows_that_draw
+from jaxinfer.runtime.programs import ADMIT, SCORE, Programs, draw_name
+from jaxinfer.runtime.sampling import TokenScores
+from jaxinfer.runtime.step import KVCache, StepSpec
 from jaxinfer.scheduling.step_plan import Scores, StepPlan, StepResult
-from jaxinfer.sharding import replicated, tensor_size
+from jaxinfer.sharding import tensor_size
 from pallas_kernels.dispatch import select
 from pallas_kernels.paged_attention import AttentionOptions
 from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
 from pallas_kernels.paged_attention.layout import KVLayout
-
-COMPILE_THREADS = 2  # tracing holds the GIL; XLA's own threads use the other cores
-ADMIT_TOKENS = 512  # history tokens per admission call
 
 
 @dataclass(frozen=True)
@@ -36,24 +34,30 @@ class Pending:
     """A dispatched step whose results are on their way to the host."""
 
     plan: StepPlan
-    output: StepOutput
-    logprobs: int  # alternatives that a sampling row asked for; -1: no row wants scores
+    drawing: list[int]  # the plan's rows that draw
+    passed: jax.Array  # of the forward pass: ready when that is done
+    output: StepOutput | None  # of the rows that draw, None where none does
+    prompt: TokenScores | None
+    logprobs: int  # alternatives that a drawing row asked for; -1: no row wants scores
     prompt_logprobs: int  # the same for prompts
 
     @property
     def ready(self) -> bool:
-        return bool(self.output.tokens.is_ready())
+        return bool((self.passed if self.output is None else self.output.tokens).is_ready())
 
     def result(self) -> StepResult:
         """Waits for the step and returns its results for the plan's rows."""
-        count, tokens = len(self.plan.rows), np.asarray(self.output.tokens)
-        return StepResult(
-            tokens[:count].tolist(),
-            _fetch(self.output.scores, count * tokens.shape[1], self.logprobs) if self.logprobs >= 0 else None,
-            _fetch(self.output.prompt, self.plan.num_tokens, self.prompt_logprobs)
-            if self.prompt_logprobs >= 0
-            else None,
-        )
+        tokens: list[list[int]] = [[] for _ in self.plan.rows]
+        scores = None
+        if self.output is None:
+            jax.block_until_ready(self.passed)
+        else:
+            count = len(self.drawing)
+            for row, token in zip(self.drawing, np.asarray(self.output.tokens)[:count].tolist(), strict=True):
+                tokens[row].append(token)
+            scores = _fetch(self.output.scores, count, self.logprobs) if self.logprobs >= 0 else None
+        prompt = None if self.prompt is None else _fetch(self.prompt, self.plan.num_tokens, self.prompt_logprobs)
+        return StepResult(tokens, scores, prompt)
 
 
 def _fetch(scores: TokenScores, count: int, alternatives: int) -> Scores:
@@ -67,10 +71,16 @@ def _fetch(scores: TokenScores, count: int, alternatives: int) -> Scores:
 
 
 class Runner:
-    """Dispatches steps. `warm_up` compiles every bucket; after it nothing is compiled, and `compilations` proves it.
+    """Dispatches steps. `warm_up` compiles every program; after it nothing is compiled, and `compilations` proves it.
+
+    Or `begin` compiles what the smallest step needs; then the others are compiled while steps run, `adopt` takes those
+    that are there, and `token_budget` says how large a step may be by now.
 
     Buffers that a step consumes (pool and slot state) are donated and replaced by its results, so steps run in the
     order of their dispatch.
+
+    Args:
+        step_sizes: tokens of the buckets, instead of a ladder.
     """
 
     def __init__(
@@ -82,116 +92,164 @@ class Runner:
         vocab: int,
         *,
         batch_invariant: bool,
+        step_sizes: Sequence[int] | None = None,
     ) -> None:
-        self.spec = spec
         self.sizes = sizes
         self.layout = layout
-        self.ladder = make_ladder(
-            sizes.max_num_batched_tokens,
-            sizes.max_num_seqs,
-            platform=spec.target.platform,
-            batch_invariant=batch_invariant,
-        )
+        platform = spec.target.platform
+        if step_sizes is None:
+            self.ladder = make_ladder(
+                sizes.max_num_batched_tokens, sizes.max_num_seqs, platform=platform, batch_invariant=batch_invariant
+            )
+        else:
+            self.ladder = buckets_of(step_sizes, sizes.max_num_seqs, batch_invariant=batch_invariant)
+        rows = drawing_rows(self.ladder[-1].rows, platform=platform, batch_invariant=batch_invariant)
+        self.row_counts = rows if len(self.ladder) > 1 else rows[-1:]
+        self.spec = replace(spec, max_rows=self.row_counts[-1])
+        self.programs = Programs(self.spec, leaves, sizes, layout, vocab, self.ladder[-1].tokens)
         self.compile_seconds: list[tuple[str, float]] = []
         self.padded_tokens = 0  # computed for nothing, since buckets are coarser than plans
-        self._vocab = vocab
         self._leaves = tuple(leaves)
-        self._replicated = replicated(spec.mesh)
-        groups = spec.config.cache_groups
-        self._slot_sizes = SlotSizes.of(sizes.max_num_seqs, sizes.max_pages_per_sequence, sizes.page_size, groups)
-        self._packer = Packer(self._slot_sizes, vocab, ADMIT_TOKENS)
-        self._steps: dict[Bucket, Callable[..., Any]] = {}
-        self._admit: Callable[..., Any] | None = None
+        self._packer = self.programs.packer
+        self._executables: dict[str, Executable] = {}
+        self._usable: tuple[Bucket, ...] = ()
+        self._usable_rows: tuple[int, ...] = ()
+        self._jobs: dict[str, Lower] = {}
+        self._compiling: Compiling | None = None
+        self._source: ExecutableSource = Compiler()
         self._counter: CompileCounter | None = None
-        # Virtual CPU devices share a thread pool as small as the core count: two steps with collectives in flight
+        # Virtual CPU devices share a thread pool as small as the core count: two programs with collectives in flight
         # starve each other and the process aborts after 40 s. One at a time cannot.
-        self._blocks = spec.target.platform == "cpu" and spec.mesh.size > 1
+        self._blocks = platform == "cpu" and spec.mesh.size > 1
         self._kv: KVCache = []
         self._slots: SlotState | None = None
+        self._hidden: jax.Array | None = None
         self._nobody: tuple[Any, TableInputs] | None = None  # an admission of nothing, on the device
 
     # -- compiling --------------------------------------------------------------------------------------------------
 
     def lower_step(self, bucket: Bucket, num_pages: int | None = None) -> jax.stages.Lowered:
-        """Lowers the step for a bucket from shapes alone (a smaller pool may stand in: temporaries do not grow)."""
-        sizes, here = self.sizes, self._replicated
-        depth, looped = self.spec.config.cache_groups.depth, self.spec.looped
-        kv = abstract_pool(self.layout, depth, num_pages or sizes.num_pages, self.spec.mesh, looped=looped)
-        slots = self.abstract_slots()
-        inputs = _abstract(self._packer.pack(StepPlan([]), bucket), here)
-        leaves = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in self._leaves)
-        shardings = (here, jax.tree.map(lambda s: s.sharding, kv), here)
-        function = partial(step, self.spec, self._packer.layout(bucket))
-        with jax.set_mesh(self.spec.mesh):
-            jitted = jax.jit(function, donate_argnums=(1, 2), out_shardings=shardings)
-            return jitted.lower(leaves, kv, slots, inputs)
+        """See `Programs.step`."""
+        return self.programs.step(bucket, num_pages)
 
-    def _lower_admit(self) -> jax.stages.Lowered:
-        inputs = _abstract(self._no_admission(), self._replicated)
-        with jax.set_mesh(self.spec.mesh):
-            function = partial(admit_step, self._slot_sizes)
-            jitted = jax.jit(function, donate_argnums=(0,), out_shardings=self._replicated)
-            return jitted.lower(self.abstract_slots(), *inputs)
+    def jobs(self) -> dict[str, Lower]:
+        """How to lower each program, in order of need: what the smallest step needs, what the largest one needs besides
+        (a prompt then is not cut into small pieces), and what saves padding."""
+        programs, buckets, rows = self.programs, list(self.ladder), list(self.row_counts)
+        found: dict[str, Lower] = {}
+        for bucket, count in ((buckets[0], rows[0]), (buckets[-1], rows[-1])):
+            found.setdefault(bucket.name, partial(programs.step, bucket))
+            found.setdefault(draw_name(count), partial(programs.draw, count))
+            found.setdefault(ADMIT, programs.admit)
+            found.setdefault(SCORE, programs.score)
+        found |= {b.name: partial(programs.step, b) for b in buckets if b.name not in found}
+        return found | {draw_name(n): partial(programs.draw, n) for n in rows if draw_name(n) not in found}
 
-    def _no_admission(self) -> tuple[np.ndarray, TableInputs]:
-        """Arguments of the admission executable with which it fills nothing but the spare slot."""
-        spare = self._packer.spare_slot
-        tables = TableInputs(
-            slot=np.int32(spare),
-            token_ids=np.zeros(ADMIT_TOKENS, np.int32),
-            count=np.int32(0),
-            offset=np.int32(0),
-            prompt_len=np.int32(0),
-            clear=np.bool_(False),
-            bias_ids=np.full(MAX_BIAS, self._vocab, np.int32),
-            bias_values=np.zeros(MAX_BIAS, np.float32),
-            allow_only=np.bool_(False),
-            stop_ids=np.full(MAX_STOP_IDS, self._vocab, np.int32),
-        )
-        return self._packer.admission_rows([]), tables
+    def warm_up(
+        self,
+        progress: Callable[[int, int, str], None] | None = None,
+        source: ExecutableSource | None = None,
+    ) -> None:
+        """Obtains all programs, makes the pool, runs every executable once, then starts counting.
 
-    def abstract_slots(self) -> SlotState:
-        """The slot state as shapes."""
-        shapes = jax.eval_shape(partial(SlotState.zeros, self._slot_sizes, self._vocab))
-        return _abstract(shapes, self._replicated)
-
-    def warm_up(self, progress: Callable[[int, int, str], None] | None = None) -> None:
-        """Compiles the ladder and the admission, makes the pool, runs every executable once, then starts counting.
-
-        progress(done, total, detail) is called after each executable.
+        progress(done, total, detail) is called after each executable. source: where executables come from; None
+        compiles them.
         """
-        jobs: dict[str, Callable[[], jax.stages.Lowered]] = {b.name: partial(self.lower_step, b) for b in self.ladder}
-        jobs["admit"] = self._lower_admit
-        compiled: dict[str, Callable[..., Any]] = {}
+        self._start(source)
+        try:
+            while not self.whole:
+                self._advance(progress)
+        finally:
+            self.stop()
 
-        def build(name: str) -> tuple[str, Callable[..., Any], float]:
-            begin = time.perf_counter()
-            executable = jobs[name]().compile()
-            return name, executable, time.perf_counter() - begin
+    def begin(
+        self,
+        progress: Callable[[int, int, str], None] | None = None,
+        source: ExecutableSource | None = None,
+    ) -> None:
+        """As `warm_up`, but returns when the smallest step can run; `adopt` then goes on."""
+        self._start(source)
+        while not self._usable:
+            self._advance(progress)
 
-        with ThreadPoolExecutor(COMPILE_THREADS) as pool:
-            for future in as_completed([pool.submit(build, name) for name in jobs]):
-                name, executable, seconds = future.result()
-                compiled[name] = executable
-                self.compile_seconds.append((name, seconds))
-                if progress is not None:
-                    progress(len(compiled), len(jobs), f"{name} {seconds:.1f} s")
-        self.compile_seconds.sort(key=lambda item: list(jobs).index(item[0]))
-        self._steps = {bucket: compiled[bucket.name] for bucket in self.ladder}
-        self._admit = compiled["admit"]
+    def adopt(self) -> list[Progress]:
+        """Takes the programs that are ready by now, between two steps. Does not wait; says what it took."""
+        news: list[Progress] = []
+        while self._compiling is not None:
+            found = self._compiling.take(wait=False)
+            if found is None:
+                break
+            self._settle(found)
+            news.append(Progress("warmup", len(self._executables), len(self._jobs), found.name))
+        return news
+
+    @property
+    def whole(self) -> bool:
+        """Whether all programs are there."""
+        return bool(self._jobs) and len(self._executables) == len(self._jobs)
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens that a step may have by now."""
+        return min(self._usable[-1].tokens if self._usable else 0, self.sizes.max_num_batched_tokens)
+
+    def _start(self, source: ExecutableSource | None) -> None:
+        self._jobs = self.jobs()
+        self._source = self._source if source is None else source
+        self._compiling = Compiling(self._jobs, self._source)
         self._make_state()
-        for bucket in self.ladder:  # the first call of an executable does one-time work
-            jax.block_until_ready(self._run(bucket, self._put(self._packer.pack(StepPlan([]), bucket))))
-        self._run_admission(AdmitInputs(None, None))
-        self._counter = CompileCounter()
+
+    def _advance(self, progress: Callable[[int, int, str], None] | None) -> None:
+        assert self._compiling is not None
+        found = self._compiling.take(wait=True)
+        assert found is not None
+        self._settle(found)
+        if progress is not None:
+            progress(len(self._executables), len(self._jobs), f"{found.name} {found.seconds:.1f} s")
+
+    def _settle(self, found: Obtained) -> None:
+        """Runs an executable once, since the first call does one-time work, and lets steps use it."""
+        name, self._executables[found.name] = found.name, found.executable
+        try:
+            self._run_once(name)
+        except Exception as error:  # whatever a loaded executable fails with, a compiled one may do better
+            if self._usable:
+                raise  # the failed run may have consumed what running sequences need
+            self._executables[name] = self._source.replace(name, self._jobs[name], error)
+            self._make_state()
+            self._run_once(name)
+        order = list(self._jobs)
+        self.compile_seconds.append((name, found.seconds))
+        self.compile_seconds.sort(key=lambda item: order.index(item[0]))
+        self._usable_rows = tuple(n for n in self.row_counts if draw_name(n) in self._executables)
+        most = max(self._usable_rows, default=0)
+        if ADMIT in self._executables and SCORE in self._executables:
+            self._usable = tuple(b for b in self.ladder if b.name in self._executables and b.rows <= most)
+        if self.whole:
+            self._counter = CompileCounter()
+
+    def _run_once(self, name: str) -> None:
+        """Runs an executable on nothing, to its end."""
+        if name == ADMIT:
+            self._run_admission(AdmitInputs(None, None))
+            jax.block_until_ready(self._slots)
+        elif name == SCORE:
+            jax.block_until_ready(self._score(np.zeros(1 + self.programs.tokens, np.int32)))
+        elif rows := next((n for n in self.row_counts if draw_name(n) == name), None):
+            nobody = np.zeros((2, self.spec.max_rows), np.int32)
+            nobody[1] = self._packer.spare_slot
+            jax.block_until_ready(self._draw(rows, self._put(nobody)))
+        else:
+            bucket = next(bucket for bucket in self.ladder if bucket.name == name)
+            jax.block_until_ready(self._run(bucket, self._put(self._packer.nothing(bucket))))
 
     def _make_state(self) -> None:
-        depth, looped = self.spec.config.cache_groups.depth, self.spec.looped
+        programs, depth, looped = self.programs, self.spec.config.cache_groups.depth, self.spec.looped
         with jax.set_mesh(self.spec.mesh):
             self._kv = make_pool(self.layout, depth, self.sizes.num_pages, self.spec.mesh, looped=looped)
-            make = jax.jit(partial(SlotState.zeros, self._slot_sizes, self._vocab), out_shardings=self._replicated)
-            self._slots = make()
-        self._nobody = self._put(self._no_admission())
+            make = jax.jit(lambda: (programs.zero_slots(), programs.zero_hidden()), out_shardings=programs.here)
+            self._slots, self._hidden = make()
+        self._nobody = self._put(programs.no_admission())
 
     def attention_backends(self) -> str:
         """Names of the attention backends that the layers use, for people. Raises Unsupported as the step would."""
@@ -215,46 +273,79 @@ class Runner:
 
     @property
     def compilations(self) -> int:
-        """Backend compilations since warm-up, anywhere in this process. Anything above 0 is a bug."""
+        """Backend compilations since all programs are there, anywhere in this process. Above 0 it is a bug."""
         return 0 if self._counter is None else self._counter.count
 
     # -- running ----------------------------------------------------------------------------------------------------
 
     def dispatch(self, plan: StepPlan) -> Pending:
         """Starts a step and its copies to the host; does not wait. Raises ValueError outside the ladder."""
-        bucket = pick_bucket(self.ladder, plan.num_tokens)
+        bucket = pick_bucket(self._usable, plan.num_tokens)
         self.padded_tokens += bucket.tokens - plan.num_tokens
         for inputs in self._packer.pack_admissions(plan):
             self._run_admission(inputs)
-        output = self._run(bucket, self._put(self._packer.pack(plan, bucket)))
+        drawing = self._run(bucket, self._put(self._packer.pack(plan, bucket)))
+        rows = rows_that_draw(plan)
         logprobs, prompt_logprobs = self._packer.most_logprobs(plan)
-        if self._blocks:
-            jax.block_until_ready(output)
-        else:
+        output = self._draw(pick_rows(self._usable_rows, len(rows)), drawing) if rows else None
+        prompt = None
+        if prompt_logprobs >= 0:
+            prompt = self._score(self._packer.pack_targets(plan, self.programs.tokens))
+        if output is not None and not self._blocks:
             output.tokens.copy_to_host_async()
-        return Pending(plan, output, logprobs, prompt_logprobs)
+        return Pending(plan, rows, drawing, output, prompt, logprobs, prompt_logprobs)
 
     def _put(self, inputs: Any) -> Any:
-        return jax.device_put(inputs, self._replicated)
+        return jax.device_put(inputs, self.programs.here)
 
-    def _run(self, bucket: Bucket, inputs: jax.Array) -> StepOutput:
-        output, self._kv, self._slots = self._steps[bucket](self._leaves, self._kv, self._slots, inputs)
+    def _call(self, name: str, *arguments: Any) -> Any:
+        found = self._executables[name](*arguments)
+        return jax.block_until_ready(found) if self._blocks else found
+
+    def _run(self, bucket: Bucket, inputs: jax.Array) -> jax.Array:
+        """A forward pass; what it says of the rows that draw."""
+        drawing, self._kv, self._slots, self._hidden = self._call(
+            bucket.name, self._leaves, self._kv, self._slots, self._hidden, inputs
+        )
+        return drawing
+
+    def _draw(self, rows: int, drawing: jax.Array) -> StepOutput:
+        """The program for so many rows."""
+        assert self._slots is not None
+        slots = self._slots
+        output, last_token = self._call(
+            draw_name(rows), self._head(), self._hidden, drawing, slots.num_computed, slots.settings, slots.tables,
+            slots.last_token,
+        )  # fmt: skip
+        self._slots = replace(slots, last_token=last_token)
         return output
 
+    def _score(self, targets: np.ndarray) -> TokenScores:
+        scores: TokenScores = self._call(SCORE, self._head(), self._hidden, self._put(targets))
+        return scores
+
+    def _head(self) -> tuple[jax.Array, ...]:
+        return tuple(self._leaves[index] for index in self.programs.head)
+
     def _run_admission(self, inputs: AdmitInputs) -> None:
-        assert self._admit is not None
         assert self._nobody is not None
         rows, tables = self._nobody
         rows = rows if inputs.rows is None else self._put(inputs.rows)
         tables = tables if inputs.tables is None else self._put(inputs.tables)
-        self._slots = self._admit(self._slots, rows, tables)
+        self._slots = self._call(ADMIT, self._slots, rows, tables)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Compiles nothing more. Waits for what is being compiled."""
+        if self._compiling is not None:
+            self._compiling.stop()
+            self._compiling = None
 
     def close(self) -> None:
         """Stops counting and lets go of device memory."""
+        self.stop()
         if self._counter is not None:
             self._counter.close()
-        self._kv, self._slots, self._leaves, self._steps = [], None, (), {}
-
-
-def _abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=sharding), tree)
+        self._kv, self._slots, self._hidden, self._leaves, self._executables = [], None, None, (), {}
+        self._usable = ()

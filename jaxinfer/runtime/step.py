@@ -1,6 +1,10 @@
-"""The one step function: resolve token ids -> Decoder -> paged attention per layer -> sample -> write the slots back.
+"""A step's forward pass: resolve token ids -> Decoder -> paged attention per layer -> write the slots back.
 
-T tokens, S rows, N query heads, K KV heads, H head_dim, D model, P pages. Nothing here decides what runs: the plan did.
+What follows it, drawing tokens and scoring prompts, are programs of their own (`draw.py`): they do not depend on the
+number of tokens, so that few of them are compiled.
+
+T tokens, S rows, M rows that draw at most, N query heads, K KV heads, H head_dim, D model, P pages. Nothing here
+decides what runs: the plan did.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.sharding import Mesh
 
 from jaxinfer.config import ModelConfig
@@ -25,17 +30,15 @@ from jaxinfer.runtime.inputs import (
     SlotState,
     StepInputs,
     StepLayout,
-    StepOutput,
     TableInputs,
 )
-from jaxinfer.runtime.sampling import MAX_LOGPROBS, admit, count_inputs, sample, score_prompt
-from jaxinfer.sharding import TENSOR_AXIS, constrain, tensor_size
+from jaxinfer.runtime.sampling import MAX_LOGPROBS, admit, count_inputs
+from jaxinfer.sharding import TENSOR_AXIS, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, paged_attention
 from pallas_kernels.paged_attention.layout import Pages
 
 KVCache = list[tuple[Pages, Pages]]  # K and V pages as `kv_cache.make_pool` makes them; layout.py says their shapes
-PROMPT_BLOCK = 256  # positions whose logits exist at once when a prompt is scored
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class StepSpec:
     dtype: str  # of the activations
     attention_backend: str | None = None
     max_logprobs: int = MAX_LOGPROBS
+    max_rows: int = 1  # M: what the largest program that draws takes
 
     @property
     def looped(self) -> bool:
@@ -145,11 +149,22 @@ def locate(inputs: StepInputs, slots: SlotState, page_size: int) -> tuple[Tokens
 
 
 def step(
-    spec: StepSpec, layout: StepLayout, leaves: tuple[jax.Array, ...], kv: KVCache, slots: SlotState, packed: jax.Array
-) -> tuple[StepOutput, KVCache, SlotState]:
-    """One forward pass over a ragged batch, and the tokens that its rows draw.
+    spec: StepSpec,
+    layout: StepLayout,
+    leaves: tuple[jax.Array, ...],
+    kv: KVCache,
+    slots: SlotState,
+    hidden: jax.Array,
+    packed: jax.Array,
+) -> tuple[jax.Array, KVCache, SlotState, jax.Array]:
+    """One forward pass over a ragged batch.
 
-    `kv` and `slots` are donated by the caller. Rows that draw nothing get arbitrary tokens that nobody reads.
+    `kv`, `slots` and `hidden` are donated by the caller. `hidden` (at least T, D) is where the hidden states after the
+    final norm go, from the first entry on: what draws and what scores read them there, whatever T is.
+
+    Returns:
+        (2, M) int32: of the rows that draw, in their order, the entry of their last token in `hidden` and their slot;
+        then the first entry and the spare slot. KV, slots and hidden states.
     """
     decoder: Decoder = nnx.merge(spec.graphdef, jax.tree.unflatten(spec.treedef, leaves))
     inputs = layout.unpack(packed)
@@ -163,61 +178,33 @@ def step(
         spec.attention(batches),
         looped=spec.looped,
     )
-    hidden, kv = decoder.hidden_states(tokens.ids, context, kv)
+    states, kv = decoder.hidden_states(tokens.ids, context, kv)
     # Counted when consumed as an input: at sampling time the counts then cover the whole sequence, and a recomputed
     # sequence counts the same as one that was never preempted.
     tables = count_inputs(
         slots.tables, inputs.slots, tokens.ids, tokens.rows, tokens.positions, settings.prompt_lens, tokens.valid
     )
     row_ends, seq_lens = batches[0].query_start_loc[1:], batches[0].seq_lens
-    last = jnp.maximum(row_ends - 1, 0)  # (S,) each row's last token
-
-    def whole_logits(hidden: jax.Array) -> jax.Array:
-        """Every device gets whole rows: sampling searches them inside lax.cond, and scoring sums them piece by piece,
-        each piece of a sharded row being a collective of its own."""
-        return constrain(decoder.logits(hidden, context.multiply), "batch", None)
-
-    sampled = sample(
-        whole_logits(hidden[last]),
-        settings.params,
-        tables,
-        inputs.slots,
-        position=seq_lens,
-        output_len=seq_lens - settings.prompt_lens,
-        vocab_size=spec.config.vocab_size,
-        max_logprobs=spec.max_logprobs,
-    )
-    prompt = score_prompt(
-        hidden,
-        whole_logits,
-        _targets(inputs, tokens, last),
-        inputs.score_prompt != 0,
-        vocab_size=spec.config.vocab_size,
-        block=PROMPT_BLOCK,
-        alternatives=spec.max_logprobs,
-    )
-    drawn = sampled.tokens[:, None]  # (S, K), K = 1: a row's one token comes from its last position
-    slots = dataclasses.replace(_advanced(inputs, slots, drawn, seq_lens), page_tables=page_tables, tables=tables)
-    return StepOutput(drawn, sampled.scores, prompt), kv, slots
-
-
-def _targets(inputs: StepInputs, tokens: Tokens, last: jax.Array) -> jax.Array:
-    """(T,) the token after each position of a prompt: the step's next one, but at the end `last` (S,) of a row."""
-    at_end = jnp.arange(tokens.ids.shape[0], dtype=jnp.int32) == last[tokens.rows]
-    return jnp.where(at_end, inputs.next_tokens[tokens.rows], jnp.roll(tokens.ids, -1))
-
-
-def _advanced(inputs: StepInputs, slots: SlotState, drawn: jax.Array, seq_lens: jax.Array) -> SlotState:
-    """Slots after the step: their newest token, of drawn (S, K), and how many are computed."""
-    writers = jnp.where(inputs.query_lens > 0, inputs.slots, slots.last_token.shape[0] - 1)
-    newest = jnp.take_along_axis(drawn, jnp.maximum(inputs.draws - 1, 0)[:, None], axis=1)[:, 0]
-    # A row without a token ends at the next update; the step in flight until then still needs an id it can look up.
-    kept = jnp.where(inputs.draws > 0, jnp.maximum(newest, 0), slots.last_token[inputs.slots])
-    return dataclasses.replace(
+    spare = slots.last_token.shape[0] - 1
+    writers = jnp.where(inputs.query_lens > 0, inputs.slots, spare)
+    slots = dataclasses.replace(
         slots,
-        last_token=slots.last_token.at[writers].set(kept),
         num_computed=slots.num_computed.at[writers].set(seq_lens),
+        page_tables=page_tables,
+        tables=tables,
     )
+    hidden = lax.dynamic_update_slice(hidden, states, (0, 0))
+    return _drawing(inputs, row_ends, spare, spec.max_rows), kv, slots, hidden
+
+
+def _drawing(inputs: StepInputs, row_ends: jax.Array, spare: int, most: int) -> jax.Array:
+    """What `step` returns of the rows that draw, (2, most) int32."""
+    draws = inputs.drawing >= 0
+    row = jnp.maximum(inputs.drawing, 0)
+    last = jnp.where(draws, jnp.maximum(row_ends[row] - 1, 0), 0)
+    slots = jnp.where(draws, inputs.slots[row], spare)
+    more = most - row.shape[0]
+    return jnp.stack([jnp.pad(last, (0, more)), jnp.pad(slots, (0, more), constant_values=spare)]).astype(jnp.int32)
 
 
 def admit_step(sizes: SlotSizes, slots: SlotState, rows: jax.Array, inputs: TableInputs) -> SlotState:

@@ -31,7 +31,7 @@ from jaxinfer.messages import Submit
 from jaxinfer.models.model import Model
 from jaxinfer.models.registry import model_config
 from jaxinfer.models.shape import valid_tp
-from jaxinfer.runtime.buckets import Bucket, pick_bucket
+from jaxinfer.runtime.buckets import Bucket, pick_bucket, pick_rows
 from jaxinfer.runtime.engine_builder import engine_info, make_layout, make_runner
 from jaxinfer.runtime.inputs import StepOutput
 from jaxinfer.runtime.kv_cache import gib, resolve_sizes
@@ -156,28 +156,30 @@ class EngineBench:
         """Every call computes the same step: its rows are admitted once, and the slots are set back for each call."""
         _, runner = self._engine()
         plan = _plan(rows, runner.sizes.max_pages_per_sequence, self._config.vocab_size)
-        bucket = pick_bucket(runner.ladder, plan.num_tokens)
+        bucket, drawing = pick_bucket(runner.ladder, plan.num_tokens), pick_rows(runner.row_counts, len(plan.rows))
         for admissions in runner._packer.pack_admissions(plan):
             runner._run_admission(admissions)
         inputs = runner._put(runner._packer.pack(plan, bucket))
         assert runner._slots is not None
         computed = np.array(runner._slots.num_computed)
-        jax.block_until_ready(self._calls(runner, bucket, inputs, computed))
+        jax.block_until_ready(self._calls(runner, bucket, drawing, inputs, computed))
         seconds, enqueued = [], []
         for _ in range(REPEATS):
             begin = time.perf_counter()
-            output = self._calls(runner, bucket, inputs, computed)
+            output = self._calls(runner, bucket, drawing, inputs, computed)
             enqueued.append((time.perf_counter() - begin) / self.sizes.steps)
             jax.block_until_ready(output)
             seconds.append((time.perf_counter() - begin) / self.sizes.steps)
         # How long a call takes on the host: near the step itself, the host waits for the device in the middle of it.
         return {"bucket": bucket.name, "call_seconds": statistics.median(enqueued), **summarise(seconds).fields()}
 
-    def _calls(self, runner: Runner, bucket: Bucket, inputs: jax.Array, computed: np.ndarray) -> StepOutput:
+    def _calls(
+        self, runner: Runner, bucket: Bucket, drawing: int, inputs: jax.Array, computed: np.ndarray
+    ) -> StepOutput:
         for _ in range(self.sizes.steps):
             assert runner._slots is not None
             runner._slots = dataclasses.replace(runner._slots, num_computed=runner._put(computed.copy()))
-            output = runner._run(bucket, inputs)
+            output = runner._draw(drawing, runner._run(bucket, inputs))
         return output
 
     # -- requests ---------------------------------------------------------------------------------------------------

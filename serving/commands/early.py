@@ -11,6 +11,7 @@ from checkpoints.storage import read_storage
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig, context_length, require
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.models.stored_matrix import check_stored
+from jaxinfer.runtime.bundle_files import check_folder
 from jaxinfer.scheduling.cache_shape import CacheShape
 from serving.commands.parsing import CommandError
 
@@ -28,6 +29,8 @@ def check_model(folder: Path, runtime: RuntimeConfig, *, weights: bool = True) -
     if runtime.num_pages is not None:
         _check_pool(config, runtime, runtime.num_pages, length)
     _check_cache(runtime.compilation_cache_dir)
+    if runtime.bundle is not None:
+        check_folder(runtime.bundle)
     if weights:
         check_weight_files(folder)
     return config

@@ -28,7 +28,8 @@ _LENGTH = "the model's context, or what the KV pool holds"
 
 
 # Names are RuntimeConfig's fields. What is not given is not in the namespace, so that the config's own defaults hold.
-def add_runtime_options(parser: argparse.ArgumentParser) -> None:
+def add_runtime_options(parser: argparse.ArgumentParser, *, bundle: bool = True) -> None:
+    """bundle: whether the command runs a model, with executables of a bundle if it is given one."""
     group = parser.add_argument_group("how the model runs")
     defaults = {field.name: field.default for field in dataclasses.fields(RuntimeConfig)}
 
@@ -70,6 +71,8 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     add("--priority-ageing-seconds", type=float, metavar="S", help="waiting time worth a level of priority")
     add("--attention-backend", metavar="NAME", help="insist on one backend", without="the best that can")
     add("--compilation-cache-dir", metavar="DIR", help=f"where compiled programs are kept, or {_NONE}")
+    if bundle:
+        add("--bundle", metavar="DIR", help="executables of `jaxinfer compile`; trust it as you trust a program")
 
 
 def _by_device(sizes: Mapping[str, int]) -> str:
@@ -97,6 +100,7 @@ RUNTIME_NAMES = (
     "priority_ageing_seconds",
     "attention_backend",
     "compilation_cache_dir",
+    "bundle",
 )
 
 

@@ -35,7 +35,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         metavar="MODEL",
         help="converted checkpoint, Hugging Face folder, or hub id in the local cache (default: the shipped demo)",
     )
-    add_runtime_options(parser)
+    add_runtime_options(parser, bundle=False)
     return parser
 
 

@@ -131,8 +131,8 @@ def test_the_default_changes_no_executable(folder: Path) -> None:
     runners = [make(folder), make(folder, max_logprobs=33)]
     assert runners[0].ladder == runners[1].ladder
     for runner, columns in zip(runners, (MAX_LOGPROBS, 33), strict=True):
-        output = runner.lower_step(runner.ladder[0]).out_info[0]
-        tables = (output.scores, output.prompt)
+        drawn, _ = runner.programs.draw(runner.row_counts[0]).out_info
+        tables = (drawn.scores, runner.programs.score().out_info)
         assert {leaf.shape[1] for scores in tables for leaf in jax.tree.leaves(scores) if leaf.ndim == 2} == {columns}
 
 

@@ -63,14 +63,13 @@ def test_rows_tokens_and_padding(packer: Packer) -> None:
     first = row(2, 0, (7, 8, 9), admission=admission(), draws=0)
     inputs = packed(packer, [first, row(0, 5, ())])
     chex.assert_shape(inputs.token_ids, (8,))
-    chex.assert_shape([inputs.slots, inputs.query_lens, inputs.draws, inputs.next_tokens], (4,))
+    chex.assert_shape([inputs.slots, inputs.query_lens, inputs.drawing], (4,))
     chex.assert_shape([inputs.write_places, inputs.write_pages], (8 // 2 + 4,))
     assert inputs.token_ids.tolist() == [7, 8, 9, -1, 0, 0, 0, 0]
     assert inputs.slots.tolist() == [2, 0, 4, 4]
     assert inputs.query_lens.tolist() == [3, 1, 0, 0]
-    assert inputs.draws.tolist() == [0, 1, 0, 0]
+    assert inputs.drawing.tolist() == [1, -1, -1, -1]
     assert writes_of(inputs) == {}
-    assert not inputs.score_prompt
     assert packer.pack(StepPlan([]), BUCKET).dtype == np.int32
 
 
@@ -159,9 +158,21 @@ def test_nothing_returned_is_written_again(packer: Packer) -> None:
 def test_the_prompt_token_after_a_scored_chunk(packer: Packer) -> None:
     """The other targets are the chunk's own next tokens; at the prompt's end there is none."""
     rows = [row(0, 9, ()), row(1, 0, (1, 2), admission=admission(), targets=(2, 3)), row(2, 5, (4, 5), targets=(5,))]
-    inputs = packed(packer, rows)
-    assert bool(inputs.score_prompt)
-    assert inputs.next_tokens.tolist() == [0, 3, 0, 0]
+    targets = packer.pack_targets(StepPlan(rows, 5), 8)
+    assert targets.tolist() == [4, 0, 2, 3, 5, 0, 0, 0, 0]  # the last scored one is the fourth token
+    assert packer.pack_targets(StepPlan([row(0, 9, ())], 1), 8).tolist() == [0] * 9
+
+
+def test_an_empty_step_takes_nothing_that_is_left_to_send(packer: Packer) -> None:
+    packer.pack(StepPlan([row(1, 0, (1, 2), admission=admission())], 2), BUCKET)
+    room = SIZES.most_writes(BUCKET)
+    gone = tuple(TableWrite(0, position, 0) for position in range(room + 2))
+    packer.pack(StepPlan([row(1, 2, (3,), writes=gone)], 1), BUCKET)
+    empty = packer.layout(BUCKET).unpack(packer.nothing(BUCKET))
+    assert writes_of(empty) == {}
+    assert empty.drawing.tolist() == [-1] * 4
+    left = writes_of(packed(packer, [row(1, 3, (4,))]))
+    assert sorted(left) == [SIZES.place(0, 1, position) for position in (room, room + 1)]
 
 
 def test_long_histories_take_several_calls(packer: Packer) -> None:

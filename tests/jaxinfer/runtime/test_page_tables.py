@@ -109,10 +109,10 @@ def run(
         result = runner.dispatch(StepPlan(rows, sum(row.length for row in rows))).result()
         fewest = min(fewest, len(free))
         assert result.scores is not None or not any(row.draws for row in rows)
-        for i, row in enumerate(rows):
-            if row.draws:
-                known[row.slot] += result.tokens[i]
-                logprobs[row.slot] += result.scores.top_logprobs[i]  # type: ignore[union-attr]
+        drawn = [(row.slot, tokens) for row, tokens in zip(rows, result.tokens, strict=True) if row.draws]
+        for i, (slot, tokens) in enumerate(drawn):
+            known[slot] += tokens
+            logprobs[slot] += result.scores.top_logprobs[i]  # type: ignore[union-attr]
     return known, logprobs, fewest
 
 

@@ -79,11 +79,15 @@ def test_score_prompt(length: int, block: int) -> None:
     def head(block: jax.Array) -> jax.Array:
         return jnp.einsum("bd,vd->bv", block, weight, precision="highest")
 
-    score = jax.jit(lambda h, t, wanted: score_prompt(h, head, t, wanted, vocab_size=290, block=block))
-    found = score(hidden, targets, True)
+    score = jax.jit(lambda h, t, count: score_prompt(h, head, t, count, vocab_size=290, block=block))
+    found = score(hidden, targets, length)
     logits = np.asarray(jax.jit(head)(np.pad(hidden, ((0, 8), (0, 0)))))[:length]
     check(found, logits, targets, 290)
-    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(score(hidden, targets, False)))
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(score(hidden, targets, 0)))
+    some = score(hidden, targets, 1)  # its block alone is computed
+    for part, whole in zip(jax.tree.leaves(some), jax.tree.leaves(found), strict=True):
+        assert np.asarray(part)[0].tobytes() == np.asarray(whole)[0].tobytes()
+        assert not np.asarray(part)[block:].any()
 
 
 def test_score_prompt_scores_alike_in_any_chunking() -> None:
@@ -95,7 +99,7 @@ def test_score_prompt_scores_alike_in_any_chunking() -> None:
     @jax.jit
     def score(hidden: jax.Array, targets: jax.Array) -> TokenScores:
         head = lambda h: jnp.einsum("bd,vd->bv", h, weight, precision="highest")  # noqa: E731
-        return score_prompt(hidden, head, targets, jnp.array(True), vocab_size=384, block=16)
+        return score_prompt(hidden, head, targets, jnp.int32(hidden.shape[0]), vocab_size=384, block=16)
 
     whole = score(hidden, targets)
     for start, stop in ((0, 7), (7, 14), (14, 40)):
@@ -107,11 +111,11 @@ def test_score_prompt_scores_alike_in_any_chunking() -> None:
 def test_score_prompt_never_holds_all_logits() -> None:
     length, width, vocab, block = 512, 16, 8192, 32
 
-    def score(hidden: jax.Array, weight: jax.Array, targets: jax.Array, wanted: jax.Array) -> TokenScores:
-        return score_prompt(hidden, lambda h: h @ weight, targets, wanted, vocab_size=vocab, block=block)
+    def score(hidden: jax.Array, weight: jax.Array, targets: jax.Array, count: jax.Array) -> TokenScores:
+        return score_prompt(hidden, lambda h: h @ weight, targets, count, vocab_size=vocab, block=block)
 
     shapes = [(length, width), (width, vocab)]
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    arguments += [jax.ShapeDtypeStruct((length,), jnp.int32), jax.ShapeDtypeStruct((), bool)]
+    arguments += [jax.ShapeDtypeStruct((length,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)]
     memory = jax.jit(score).lower(*arguments).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 5 * block * vocab * 4  # the whole would be 16 blocks
