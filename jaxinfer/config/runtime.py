@@ -37,8 +37,9 @@ class RuntimeConfig:
     step_sizes: tokens of the compiled steps, instead of a ladder that the engine chooses; a step is padded to the next
     one. Where there is a single one, rows that draw are padded to the most, too.
     batch_invariant: a request's bytes do not depend on who shares the batch (small steps are padded to 8 tokens).
-    attention_backend: a backend by name, which must be able to serve this device. device: "cpu", "gpu" or "tpu"; None
-    takes JAX's default.
+    attention_backend: a backend by name, which must be able to serve this device. cpu_kernels: what a CPU computes
+    products and attention with: "xla", C++ kernels for an instruction set by name, or "auto". device: "cpu", "gpu" or
+    "tpu"; None takes JAX's default.
     """
 
     dtype: Dtype = "auto"
@@ -57,6 +58,7 @@ class RuntimeConfig:
     batch_invariant: bool = True
     priority_ageing_seconds: float = 30.0
     attention_backend: str | None = None
+    cpu_kernels: str = "auto"
     device: Literal["cpu", "gpu", "tpu"] | None = None
     seed: int | None = 0  # of the seeds that requests without one get; None: drawn
     compilation_cache_dir: str | PathLike[str] | None = "~/.cache/jaxinfer/xla"  # None: no persistent cache

@@ -61,8 +61,9 @@ def draw(
     last, slots = drawing[0, :rows], drawing[1, :rows]
     found = SlotSettings.unpack(settings[slots])
     position = num_computed[slots]
+    spare = settings.shape[0] - 1
     sampled = sample(
-        _whole_logits(spec, head, hidden[last]),
+        _whole_logits(spec, head, hidden[last], count=jnp.sum(slots != spare, dtype=jnp.int32)),
         found.params,
         tables,
         slots,
@@ -89,11 +90,13 @@ def score(spec: StepSpec, head: Sequence[jax.Array], hidden: jax.Array, packed: 
     )
 
 
-def _whole_logits(spec: StepSpec, head: Sequence[jax.Array], hidden: jax.Array) -> jax.Array:
-    """(R, D) -> (R, V). Every device gets whole rows: sampling searches them inside lax.cond, and scoring sums them
-    piece by piece, each piece of a sharded row being a collective of its own."""
+def _whole_logits(
+    spec: StepSpec, head: Sequence[jax.Array], hidden: jax.Array, count: jax.Array | None = None
+) -> jax.Array:
+    """(R, D) -> (R, V), of which rows from `count` on need not be computed. Every device gets whole rows: sampling
+    searches them inside lax.cond, and scoring sums them piece by piece, each of a sharded row being a collective."""
     leaves: list[Any] = [None] * spec.treedef.num_leaves  # logits read no other parameters
     for index, leaf in zip(head_leaves(spec), head, strict=True):
         leaves[index] = leaf
     decoder: Decoder = nnx.merge(spec.graphdef, jax.tree.unflatten(spec.treedef, leaves))
-    return constrain(decoder.logits(hidden), "batch", None)
+    return constrain(decoder.logits(hidden, spec.multiply(count)), "batch", None)

@@ -16,6 +16,7 @@ from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import EngineInfo, Progress
 from jaxinfer.models.model import Model
 from jaxinfer.runtime.compile_cache import compiling_into
+from jaxinfer.runtime.cpu_kernels import choose_form
 from jaxinfer.runtime.executables import ExecutableSource
 from jaxinfer.runtime.kv_cache import Sizes, check_room, device_budget, resolve_sizes
 from jaxinfer.runtime.runner import Runner
@@ -68,16 +69,18 @@ def make_layout(model: Model, target: DeviceTarget, runtime: RuntimeConfig) -> K
 
 def make_runner(model: Model, mesh: Mesh, runtime: RuntimeConfig, sizes: Sizes, layout: KVLayout) -> Runner:
     leaves, treedef = jax.tree.flatten(model.params)
+    form = choose_form(model, mesh, runtime)
     spec = StepSpec(
         config=model.config,
         graphdef=model.graphdef,
         treedef=treedef,
         mesh=mesh,
-        target=DeviceTarget.of(mesh.devices.flat[0]),
+        target=replace(DeviceTarget.of(mesh.devices.flat[0]), instructions=form.instructions),
         page_size=sizes.page_size,
         dtype=model.dtype,
         attention_backend=runtime.attention_backend,
         max_logprobs=resolve_max_logprobs(runtime, model.config),
+        form=form.why,
     )
     return Runner(
         spec,
@@ -225,9 +228,9 @@ def engine_info(model: Model, mesh: Mesh, sizes: Sizes, runner: Runner) -> Engin
         dtype=model.dtype,
         tensor_parallel_size=tensor_size(mesh),
         device=f"{mesh.size} x {device.device_kind}",
-        backends={"paged_attention": runner.attention_backends()},
+        backends={"paged_attention": runner.attention_backends(), "products": runner.spec.product_backend},
         eos_token_ids=model.config.eos_token_ids,
-        notes=(*sizes.notes, *model.notes),
+        notes=(*sizes.notes, *model.notes, f"products: {runner.spec.form}"),
         executables=tuple(runner.compile_seconds),
         extra={"weight_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))},
         max_logprobs=runner.spec.max_logprobs,

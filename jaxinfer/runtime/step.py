@@ -24,6 +24,8 @@ from jax.sharding import Mesh
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.context import Attend, AttentionOf, Place, StepContext
 from jaxinfer.models.decoder import Decoder
+from jaxinfer.models.layers.linear import Multiply, product
+from jaxinfer.models.native_product import native_multiply
 from jaxinfer.runtime.inputs import (
     SlotSettings,
     SlotSizes,
@@ -55,6 +57,7 @@ class StepSpec:
     attention_backend: str | None = None
     max_logprobs: int = MAX_LOGPROBS
     max_rows: int = 1  # M: what the largest program that draws takes
+    form: str = "XLA"  # why products are computed as they are, for people
 
     @property
     def looped(self) -> bool:
@@ -63,6 +66,18 @@ class StepSpec:
         On a GPU a step must be one command buffer, which has no loop.
         """
         return self.target.platform == "cpu" and self.mesh.size == 1
+
+    @property
+    def product_backend(self) -> str:
+        """What multiplies by weights, for people."""
+        name = self.target.instructions
+        return "xla" if name is None else f"native_cpu ({name})"
+
+    def multiply(self, count: jax.Array | None = None) -> Multiply:
+        """What multiplies by weights. count: () int32, rows from here on are padding; None: none is."""
+        if self.target.instructions is None or self.mesh.size > 1:
+            return product
+        return native_multiply(self.target.instructions, count)
 
     def attention(self, batches: Sequence[RaggedBatch]) -> AttentionOf:
         """What the layers call; batches: of each page table."""
@@ -176,6 +191,7 @@ def step(
         tokens.rows,
         settings.rope_variants[tokens.rows],
         spec.attention(batches),
+        multiply=spec.multiply(batches[0].query_start_loc[-1]),
         looped=spec.looped,
     )
     states, kv = decoder.hidden_states(tokens.ids, context, kv)

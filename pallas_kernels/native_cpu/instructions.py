@@ -35,12 +35,8 @@ class InstructionSet:
 
 # The best first.
 INSTRUCTION_SETS = (
-    InstructionSet(
-        "avx512_bf16", (*_AVX512, "avx512_vnni", "avx512_bf16"), "bfloat16 and int8 multiplied as they are"
-    ),
-    InstructionSet(
-        "avx512_vnni", (*_AVX512, "avx512_vnni"), "bfloat16 widened in registers, int8 multiplied as it is"
-    ),
+    InstructionSet("avx512_bf16", (*_AVX512, "avx512_vnni", "avx512_bf16"), "bfloat16 and int8 multiplied as they are"),
+    InstructionSet("avx512_vnni", (*_AVX512, "avx512_vnni"), "bfloat16 widened in registers, int8 multiplied as it is"),
     InstructionSet("avx512", _AVX512, "bfloat16 and int8 widened in registers"),
     InstructionSet("avx2_vnni", (*_AVX2, "avx_vnni"), "bfloat16 widened in registers, int8 multiplied as it is"),
     InstructionSet("avx2", _AVX2, "bfloat16 widened in registers, int8 multiplied in pairs"),

@@ -6,7 +6,7 @@ import pytest
 
 from pallas_kernels.dispatch import DeviceTarget, Unsupported, select
 from pallas_kernels.paged_attention.api import OP
-from tests.pallas_kernels.native_cpu.loaded import NAMES, target_for
+from tests.pallas_kernels.native_cpu.loaded import target_for
 from tests.pallas_kernels.paged_attention.cases import Shape
 from tests.pallas_kernels.paged_attention.contract import SHAPES, PagedAttentionContract, case_of
 

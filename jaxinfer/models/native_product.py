@@ -1,0 +1,54 @@
+"""A step's products through the C++ kernels for CPUs, where they serve the weight; through XLA elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.models.layer_choice import LayerChoice, Matrix, Weight
+from jaxinfer.models.layers.linear import Multiply, product
+from jaxinfer.sharding import LogicalAxes
+from pallas_kernels.native_cpu.matmul import dense_matmul, quantized_matmul
+from pallas_kernels.qtensor import QTensor
+
+
+def native_multiply(instructions: str, count: jax.Array | None = None) -> Multiply:
+    """A `Multiply` for one device.
+
+    instructions: of the kernels that have been loaded. count: () int32, how many rows of x are real: the others are not
+    computed, and zero where a kernel serves; None: all.
+    """
+
+    def multiply(
+        x: jax.Array, weight: Weight, *, inputs: int = 1, merge: bool = True, axes: LogicalAxes | None = None
+    ) -> jax.Array:
+        options = weight.options if isinstance(weight, LayerChoice) else (weight,)
+        if not _served(x, options):
+            return product(x, weight, inputs=inputs, merge=merge, axes=axes)
+        layer = weight.index if isinstance(weight, LayerChoice) else jnp.int32(0)
+        rows = jnp.int32(x.shape[0]) if count is None else count
+        flat = x.reshape(x.shape[0], -1)
+        first = options[0]
+        if isinstance(first, QTensor):
+            outputs = first.outputs
+            values = [w.values.reshape(-1, w.inputs) for w in options if isinstance(w, QTensor)]
+            scales = [w.scales.reshape(-1) for w in options if isinstance(w, QTensor)]
+            y = quantized_matmul(flat, values, scales, layer, rows, instructions=instructions)
+        else:
+            outputs = first.shape[: first.ndim - inputs]
+            matrices = [w.reshape(-1, flat.shape[1]) for w in options if not isinstance(w, QTensor)]
+            y = dense_matmul(flat, matrices, layer, rows, instructions=instructions)
+        return y.reshape(x.shape[0], *outputs)
+
+    return multiply
+
+
+def _served(x: jax.Array, options: Sequence[Matrix]) -> bool:
+    """Whether the kernels have this product: one type for both factors, or the form in which a CPU keeps int8."""
+    first = options[0]
+    if not isinstance(first, QTensor):
+        return first.dtype == x.dtype
+    plain = first.groups == 1 and first.zeros is None and first.order is None
+    return plain and first.kind == first.activations == "int8"
