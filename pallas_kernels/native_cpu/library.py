@@ -29,6 +29,7 @@ _COMPILERS = ("c++", "g++", "clang++")
 _COMPILE_SECONDS = 300
 # No `-ffast-math`: sums have the order that is written, and a product is not contracted into a sum.
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-w")
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "quota period" or "max period", in microseconds
 HANDLERS = ("dense_matmul", "quantized_matmul", "paged_attention")
 
 
@@ -110,7 +111,7 @@ def usable_cores() -> int:
     """Cores that this process may use: its affinity, and no more than its control group's share of time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        quota, period = _CPU_MAX.read_text(encoding="utf-8").split()
         share = cores if quota == "max" else math.ceil(int(quota) / int(period))
     except (OSError, ValueError):  # no control groups of version 2
         share = cores

@@ -13,6 +13,7 @@ import pytest
 from jaxinfer.sampling_params import SamplingParams
 from tests.golden_recipe import load_case
 from tests.jaxinfer.harness import PAGE, Harness, Heard, build
+from tests.pallas_kernels.native_cpu.loaded import target_for
 
 PROMPT_LENGTH = 70
 SAMPLED = SamplingParams(
@@ -35,21 +36,31 @@ def fingerprint(heard: Heard) -> tuple[list[int], bytes]:
     return heard.tokens, struct.pack(f"{len(values)}f", *values)
 
 
-# The steps of all sizes take 20 CPU seconds to compile. Tests of the kernel and of the layers ask about bfloat16 and
-# windows as well.
+# Model, dtype, type of the KV cache, quantization, and what computes products and attention: "auto" is what an engine
+# takes here. Tests of the kernels and of the layers ask about bfloat16 and windows as well.
 CASES = [
-    ("llama", "float32", "auto", None),
-    pytest.param(("llama", "bfloat16", "int8", "int8"), marks=pytest.mark.longer),
-    pytest.param(("gemma3", "bfloat16", "auto", None), marks=pytest.mark.longer),
-    pytest.param(("gemma2", "float32", "auto", None), marks=pytest.mark.longer),
+    ("llama", "float32", "auto", None, "auto"),
+    pytest.param(("llama", "float32", "auto", None, "xla"), marks=pytest.mark.longer),
+    pytest.param(("llama", "bfloat16", "auto", None, "avx2"), marks=pytest.mark.longer),
+    pytest.param(("llama", "bfloat16", "int8", "int8", "auto"), marks=pytest.mark.longer),
+    pytest.param(("gemma3", "bfloat16", "auto", None, "auto"), marks=pytest.mark.longer),
+    pytest.param(("gemma3", "bfloat16", "auto", None, "xla"), marks=pytest.mark.longer),
+    pytest.param(("gemma2", "float32", "auto", None, "auto"), marks=pytest.mark.longer),
 ]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
 def engine(request: pytest.FixtureRequest) -> Harness:
-    name, dtype, kv_cache_dtype, quantization = request.param
+    name, dtype, kv_cache_dtype, quantization, kernels = request.param
+    if kernels not in ("auto", "xla"):
+        target_for(kernels)  # or this machine has none, and the test is skipped
     sizes = {"max_num_seqs": 32, "max_num_batched_tokens": 64, "num_pages": 400}
-    types = {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "quantization": quantization}
+    types = {
+        "dtype": dtype,
+        "kv_cache_dtype": kv_cache_dtype,
+        "quantization": quantization,
+        "cpu_kernels": kernels,
+    }
     return build(load_case(name), **types, check=False, **sizes)
 
 

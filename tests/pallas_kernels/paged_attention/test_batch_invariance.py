@@ -17,6 +17,7 @@ import pytest
 
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, kv_layout, layout, paged_attention, xla
+from tests.pallas_kernels.native_cpu.loaded import NAMES, target_for
 
 CPU = DeviceTarget("cpu", "cpu")
 CONTEXT = 150
@@ -45,20 +46,24 @@ class Model:
     sliding_window: int | None = None
     soft_cap: float | None = None
     layers: int = 1
+    instructions: str | None = None  # of the C++ kernel; None: XLA
 
     @property
     def pages_per_row(self) -> int:
         return -(-CONTEXT // self.page_size)
 
     def __str__(self) -> str:
-        return f"G{self.group}-H{self.head_dim}-page{self.page_size}-{np.dtype(self.dtype).name}-layers{self.layers}"
+        name = f"G{self.group}-H{self.head_dim}-page{self.page_size}-{np.dtype(self.dtype).name}-layers{self.layers}"
+        return name + f"-{self.instructions}" * (self.instructions is not None)
 
     def __call__(self, q, k, v, positions, pages, batch):
         attend = functools.partial(
             paged_attention,
             options=AttentionOptions(self.head_dim**-0.5, self.sliding_window, self.soft_cap),
-            target=CPU,
+            target=CPU if self.instructions is None else target_for(self.instructions),
         )
+        if self.instructions is not None:
+            q = q.astype(self.dtype)  # whose type the pages have
         if self.layers == 1:
             out, *pages[0] = attend(q, k, v, *pages[0], batch)
             return out, pages
@@ -185,6 +190,22 @@ def check(model: Model) -> None:
 )
 def test_bits_do_not_depend_on_the_company(model: Model):
     check(model)
+
+
+@pytest.mark.parametrize("instructions", NAMES)
+@pytest.mark.parametrize(
+    "model",
+    [
+        Model(group=4, head_dim=64, page_size=64, dtype=jnp.bfloat16),
+        Model(group=1, head_dim=80, page_size=5, sliding_window=50, soft_cap=20.0),
+        Model(group=40, head_dim=16, page_size=16, kv_heads=1, dtype=jnp.bfloat16, sliding_window=1),
+        Model(group=3, head_dim=128, page_size=128),
+    ],
+    ids=str,
+)
+def test_bits_of_the_native_kernel(model: Model, instructions: str):
+    target_for(instructions)
+    check(dataclasses.replace(model, instructions=instructions))
 
 
 @pytest.mark.parametrize("head_dim", [16, 24, 80])
