@@ -105,8 +105,8 @@ class InFlight(NamedTuple):
 class EngineLoop:
     """Turns messages into steps. `info` is what the engine settled on; `check` turns on integrity checks every step.
 
-    warm_up: what goes on being compiled; until it is whole, steps have as many tokens as it says. on_warm is called when
-    it is, or when the loop ends before.
+    warm_up: what goes on being compiled; until it is whole, steps have as many tokens as it says. on_warm is called
+    when it is, or when the loop ends before.
     """
 
     def __init__(
