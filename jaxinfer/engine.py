@@ -12,6 +12,7 @@ import queue
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from jaxinfer.errors import InvalidRequest
@@ -26,6 +27,7 @@ from jaxinfer.messages import (
     Shutdown,
     StepOutputs,
     Submit,
+    Warmed,
 )
 from jaxinfer.scheduling.scheduler import DuplicateRequest, Scheduler
 from jaxinfer.scheduling.step_plan import PlanRow, StepPlan, StepResult
@@ -36,6 +38,8 @@ Post = Callable[[Any], None]
 # What is taken from the inbox between two steps while sequences wait for the next one: messages, each of a few
 # microseconds, and as many again for a prompt of so many tokens. A client's thousand prompts hold up nobody's tokens.
 MESSAGES_A_STEP, _TOKENS_A_MESSAGE = 256, 256
+
+_WARM_UP_SECONDS = 0.05  # how often an idle engine looks for programs that were compiled meanwhile
 
 
 class PendingStep(Protocol):
@@ -58,6 +62,31 @@ class StepRunner(Protocol):
     def compilations(self) -> int: ...
 
 
+class WarmUp(Protocol):
+    """Programs that are compiled while steps run: a `Runner` that has begun."""
+
+    def adopt(self) -> None:
+        """Lets steps use what has been compiled since the last call. Does not wait."""
+        ...
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens that a step may have by now."""
+        ...
+
+    @property
+    def whole(self) -> bool:
+        """Whether all programs are compiled."""
+        ...
+
+    @property
+    def compile_seconds(self) -> list[tuple[str, float]]: ...
+
+    def stop(self) -> None:
+        """Compiles nothing more."""
+        ...
+
+
 class Inbox(Protocol):
     """A queue of messages: `queue.Queue`, or the process side's pipe reader."""
 
@@ -74,13 +103,31 @@ class InFlight(NamedTuple):
 
 
 class EngineLoop:
-    """Turns messages into steps. `info` is what the engine settled on; `check` turns on integrity checks every step."""
+    """Turns messages into steps. `info` is what the engine settled on; `check` turns on integrity checks every step.
 
-    def __init__(self, scheduler: Scheduler, runner: StepRunner, info: EngineInfo, *, check: bool = False) -> None:
+    warm_up: what goes on being compiled; until it is whole, steps have as many tokens as it says. on_warm is called
+    when it is, or when the loop ends before.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: StepRunner,
+        info: EngineInfo,
+        *,
+        check: bool = False,
+        warm_up: WarmUp | None = None,
+        on_warm: Callable[[], None] = lambda: None,
+    ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.info = info
         self._check = check
+        self._warm_up = warm_up
+        self._on_warm = on_warm
+        self._limits = scheduler.limits  # once all programs are compiled
+        if warm_up is not None:
+            self._fit_steps(warm_up)
         self._in_flight: InFlight | None = None
         self._clock = StepClock()
         self._planned = StepPlan([]), time.monotonic()  # the last plan, and when it was made
@@ -146,6 +193,35 @@ class EngineLoop:
         }
 
     @property
+    def warming(self) -> bool:
+        """Programs are still being compiled."""
+        return self._warm_up is not None
+
+    def _fit_steps(self, warm_up: WarmUp) -> None:
+        """Plans steps that fit what is compiled: a longer prompt goes in chunks."""
+        budget = min(warm_up.token_budget, self._limits.max_num_batched_tokens)
+        if budget != self.scheduler.limits.max_num_batched_tokens:
+            self.scheduler.limits = replace(self._limits, max_num_batched_tokens=budget)
+
+    def grow(self, post: Post) -> None:
+        """Takes what has been compiled, between two steps; never waits for it."""
+        warm_up = self._warm_up
+        if warm_up is None:
+            return
+        warm_up.adopt()
+        self._fit_steps(warm_up)
+        if warm_up.whole:
+            self._end_warm_up()
+            self.info = self.info._replace(executables=tuple(warm_up.compile_seconds))
+            post(Warmed(self.info))
+
+    def _end_warm_up(self) -> None:
+        if self._warm_up is not None:
+            self._warm_up.stop()
+            self._warm_up = None
+            self._on_warm()
+
+    @property
     def idle(self) -> bool:
         return self._in_flight is None and not self.scheduler.has_unfinished
 
@@ -153,6 +229,7 @@ class EngineLoop:
         """Serves until `Shutdown`, or until a `Drain` is done. A failure is posted as `Died` and raised again."""
         try:
             while not self._stopped:
+                self.grow(post)
                 self._receive(inbox, post)
                 outputs = None if self.idle else self.step()
                 self._post_outputs(outputs, post)
@@ -164,6 +241,8 @@ class EngineLoop:
         except BaseException as error:
             post(Died(f"{type(error).__name__}: {error}", traceback.format_exc()))
             raise
+        finally:
+            self._end_warm_up()
 
     def _receive(self, inbox: Inbox, post: Post) -> None:
         """Takes the waiting messages, only so many where sequences are running (`MESSAGES_A_STEP`); waits for one when
@@ -174,7 +253,7 @@ class EngineLoop:
             self._clock.pause()
         while left > 0 and not self._stopped:
             try:
-                message = inbox.get(block)
+                message = inbox.get(block, _WARM_UP_SECONDS if self.warming else None)
             except queue.Empty:
                 return
             self._handle(message, post)

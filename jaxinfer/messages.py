@@ -1,7 +1,7 @@
 """What crosses the engine's process boundary: small, picklable, standard library only.
 
-Towards the engine: `Submit`, `Abort`, `Drain`, `Shutdown`. From it: `Ready` once, one `StepOutputs` a step, `Rejected`
-for a request the engine cannot take, `Drained`, and `Died` as its last word.
+Towards the engine: `Submit`, `Abort`, `Drain`, `Shutdown`. From it: `Ready` once, `Warmed` once where that was said to
+come, one `StepOutputs` a step, `Rejected` for a request the engine cannot take, `Drained`, and `Died` as its last word.
 """
 
 from __future__ import annotations
@@ -208,6 +208,15 @@ class Progress(NamedTuple):
 
 
 class Ready(NamedTuple):
+    """Requests are served. warming: programs are still being compiled, so that steps are small; `Warmed` follows."""
+
+    info: EngineInfo
+    warming: bool = False
+
+
+class Warmed(NamedTuple):
+    """All programs are compiled. info: with all of them."""
+
     info: EngineInfo
 
 

@@ -30,8 +30,10 @@ from jaxinfer.config import ConfigError, ModelConfig, Quantization, RuntimeConfi
 from jaxinfer.memory_plan import abstract_model
 from jaxinfer.models.registry import model_config
 from jaxinfer.runtime.engine_builder import make_layout, make_runner
+from jaxinfer.runtime.executables import Lower
 from jaxinfer.runtime.kv_cache import gib, resolve_sizes
 from jaxinfer.runtime.programs import SCORE, draw_name
+from jaxinfer.runtime.runner import Runner
 from jaxinfer.runtime.topology import LIBTPU_ENVIRONMENT, ProgramReport, Topology, report, topology_mesh
 from jaxinfer.sharding import tensor_size
 from pallas_kernels.dispatch import DeviceTarget, Unsupported
@@ -108,11 +110,7 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
     array = sum(x.size * x.dtype.itemsize for x in _leaves(layout.struct(sizes.num_pages)))
     pool = array * 2 * config.cache_groups.depth
     fits = True
-    jobs = runner.jobs()
-    ends = {runner.ladder[0].name, runner.ladder[-1].name, draw_name(runner.row_counts[-1]), SCORE}
-    for name, lower in jobs.items():
-        if arguments.buckets == "ends" and name not in ends:
-            continue
+    for name, lower in _wanted(runner, arguments.buckets).items():
         begin = time.monotonic()
         try:
             compiled = lower().compile()
@@ -130,6 +128,13 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
         table.add_row(name, seconds, *_cells(program, fit, pool // tensor_size(mesh)), *kernels, _moved(program))
     console.print(table)
     return fits
+
+
+def _wanted(runner: Runner, buckets: str) -> dict[str, Lower]:
+    """Programs to compile: all, or the smallest and the largest step with what follows it."""
+    jobs = runner.jobs()
+    ends = {runner.ladder[0].name, runner.ladder[-1].name, draw_name(runner.row_counts[-1]), SCORE}
+    return {name: lower for name, lower in jobs.items() if buckets == "all" or name in ends}
 
 
 def _leaves(tree: Any) -> list[Any]:

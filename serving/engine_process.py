@@ -38,6 +38,11 @@ class Engine(Protocol):
 
     info: EngineInfo
 
+    @property
+    def warming(self) -> bool:
+        """Programs are still being compiled; the engine will say when they are (`Warmed`)."""
+        ...
+
     def run(self, inbox: Any, post: Callable[[Any], None]) -> None: ...
 
     def describe(self) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def run_engine(sock: socket.socket, build: Build) -> int:
             post(Died(f"{type(error).__name__}: {error}", traceback.format_exc()))
             return EXIT_CRASHED
         garbage.settle()
-        post(Ready(engine.info))
+        post(Ready(engine.info, engine.warming))
         engine.run(SocketInbox(sock), post)
     except ConnectionError:
         return EXIT_ORPHANED  # nobody is left to be told anything

@@ -1,6 +1,7 @@
 """The server's composition root and life: bind, load, serve, drain, exit code.
 
 loading    ports bound, health NOT_SERVING, calls get UNAVAILABLE (HTTP: 503)
+warming    with `serve_while_warming`: health SERVING, HTTP's /ready says "warming"; steps are small
 serving    health SERVING
 draining   after SIGTERM or SIGINT: health NOT_SERVING, new work gets UNAVAILABLE, running work has `grace_seconds`
 ended      exit code 0 after a drain, 1 when the engine failed, 2 when the model cannot be served
@@ -54,6 +55,7 @@ from serving.text_worker import TextWorker
 SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_WARMING = "steps are small until all programs are compiled (--serve-while-warming)"
 _CLOSE_SECONDS = 2.0  # for statuses to reach their clients, and for the engine to leave by itself
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -106,6 +108,10 @@ class Observer(Protocol):
     def progress(self, progress: Progress) -> None: ...
 
     def ready(self, info: EngineInfo, name: str, address: str, http_address: str | None, seconds: float) -> None: ...
+
+    def warmed(self, info: EngineInfo, seconds: float) -> None:
+        """After `ready`, when all programs are compiled; not called where they were before."""
+        ...
 
     def draining(self, open_requests: int, grace_seconds: float) -> None: ...
 
@@ -298,8 +304,15 @@ class Server:
         for link in self.frontend.links:
             self._watches.append(asyncio.create_task(watch(link, *limits, self._tell_ready)))
         seconds = time.monotonic() - self._started
-        self._observer.ready(info, context.name, self.address, self.http_address, seconds)
+        shown = info if self.frontend.warm.done() else info._replace(notes=(*info.notes, _WARMING))
+        self._observer.ready(shown, context.name, self.address, self.http_address, seconds)
+        if self.frontend.warming:
+            self._watches.append(asyncio.create_task(self._tell_warm()))
         return info
+
+    async def _tell_warm(self) -> None:
+        info = await self.frontend.warm
+        self._observer.warmed(info, time.monotonic() - self._started)
 
     async def drain(self) -> None:
         """Lets running work finish for `grace_seconds` (a second signal ends it at once), then aborts it."""

@@ -35,6 +35,7 @@ from jaxinfer.messages import (
     StepOutputs,
     Submit,
     TokenLogprobs,
+    Warmed,
 )
 from serving.engine_process import EngineRefused
 
@@ -63,6 +64,7 @@ class FakeOptions:
     max_model_len: int = 4096
     num_pages: int = 1001
     page_size: int = 16
+    warm_at_step: int | None = None  # serves while warming until then
     eos_after: int | None = None  # tokens until a sequence ends by itself
     vocab_size: int = VOCAB_SIZE
 
@@ -121,6 +123,11 @@ class FakeEngine:
             extra={},
         )
 
+    @property
+    def warming(self) -> bool:
+        warm_at = self.options.warm_at_step
+        return warm_at is not None and self._stats.steps < warm_at
+
     def describe(self) -> dict[str, Any]:
         rows = [{"request_id": s.submit.request_id, "index": s.index, "length": 1} for s in self._running]
         return {"step": self._stats.steps, "rows": rows}
@@ -137,6 +144,8 @@ class FakeEngine:
             self._receive(inbox, post)
             if self._running or self._waiting or self._ended:
                 post(self._step())
+                if self._stats.steps == self.options.warm_at_step:
+                    post(Warmed(self.info._replace(executables=(*self.info.executables, ("T256 S8", 0.75)))))
             elif self._draining:
                 post(Drained())
                 return

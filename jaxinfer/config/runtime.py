@@ -36,6 +36,7 @@ class RuntimeConfig:
     pool, instead of measuring memory. gpu_memory_utilization: share of an accelerator's memory to use.
     step_sizes: tokens of the compiled steps, instead of a ladder that the engine chooses; a step is padded to the next
     one. Where there is a single one, rows that draw are padded to the most, too.
+    serve_while_warming: answer as soon as the smallest step is compiled, in small steps until all are.
     batch_invariant: a request's bytes do not depend on who shares the batch (small steps are padded to 8 tokens).
     attention_backend: a backend by name, which must be able to serve this device. cpu_kernels: what a CPU computes
     products and attention with: "xla", C++ kernels for an instruction set by name, or "auto". device: "cpu", "gpu" or
@@ -55,6 +56,7 @@ class RuntimeConfig:
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
+    serve_while_warming: bool = False
     batch_invariant: bool = True
     priority_ageing_seconds: float = 30.0
     attention_backend: str | None = None

@@ -27,6 +27,7 @@ MAX_BUCKETS = {"cpu": 7}
 DEFAULT_MAX_BUCKETS = 12
 MOST_WASTE = 0.15  # of a step's time, expected; at 0.25 sixteen clients would pay for 56 rows
 FIXED_TOKENS = 10
+USUAL_OUTPUT = 256  # tokens that a sequence generates where it may generate more
 
 # Rows below which XLA:CPU's products and norms of one row depend on the row count (measured: float32 products from 4,
 # norms and norm + MLP from 8); without the guarantee two rows still avoid its slow path for single-row products.
@@ -69,6 +70,28 @@ def buckets_of(tokens: Sequence[int], max_rows: int, *, batch_invariant: bool) -
     fewest = fewest_rows(batch_invariant=batch_invariant)
     sizes = sorted({max(size, fewest) for size in tokens})
     return tuple(Bucket(size, min(size, max(max_rows, fewest))) for size in sizes)
+
+
+class Work(NamedTuple):
+    """What is known of a run that serves nobody else: tokens of its prompts together, tokens that a sequence generates
+    at most, and sequences."""
+
+    prompt_tokens: int
+    output_tokens: int
+    sequences: int
+
+
+def only_bucket(work: Work, max_rows: int) -> Bucket:
+    """The bucket with which the run takes the least time where it is the only one: compiling others would take longer
+    than they save. Of at most 256 tokens, or `max_rows`."""
+    rows = max(1, min(work.sequences, max_rows))
+    decoding = -(-work.sequences // rows) * min(work.output_tokens, USUAL_OUTPUT)
+
+    def time(tokens: int) -> int:
+        return (FIXED_TOKENS + tokens) * (-(-work.prompt_tokens // tokens) + decoding)
+
+    fewest = -(-max(rows, INVARIANT_ROWS) // 8) * 8
+    return Bucket(min(range(fewest, max(fewest, 256) + 1, 8), key=time), rows)
 
 
 def drawing_rows(max_rows: int, *, platform: str, batch_invariant: bool) -> tuple[int, ...]:

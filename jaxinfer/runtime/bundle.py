@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
@@ -55,7 +57,8 @@ def compile_bundle(
     """Compiles every executable of an engine and writes them to `path`.
 
     model: may be abstract. stored: see `program_facts`. here: whether the mesh's devices are; executables for others
-    are written as they come. progress(done, total, name): called after each. Raises ConfigError for sizes that cannot
+    are written as they come, those for devices that are here run once before, with weights of zeros. progress(done,
+    total, name): called after each. Raises ConfigError for sizes that cannot
     be or, for devices that are not here, are not given; BundleRefused, OSError.
     """
     device = mesh.devices.flat[0]
@@ -86,10 +89,33 @@ def compile_bundle(
                 if progress is not None:
                     progress(done, len(programs), name)
 
+    def check(written: Path) -> None:
+        leaves = [jax.device_put(np.zeros(x.shape, x.dtype), x.sharding) for x in jax.tree.leaves(model.params)]
+        params = jax.tree.unflatten(jax.tree.structure(model.params), leaves)
+        trial = make_runner(replace(model, params=params), mesh, runtime, sizes, layout)
+        trial.warm_up(source=BundleSource(BundleFolder(written), mesh, _Nothing()))
+        trial.close()
+
     with fresh_compilations():
         return write_bundle(
-            path, facts, executables(), weight_bytes=weight_bytes, pool_bytes=sizes.pool_bytes, overwrite=overwrite
+            path,
+            facts,
+            executables(),
+            weight_bytes=weight_bytes,
+            pool_bytes=sizes.pool_bytes,
+            overwrite=overwrite,
+            check=check if here else None,
         )
+
+
+class _Nothing:
+    """Stands for a bundle's lack of an executable. An `ExecutableSource`."""
+
+    def get(self, name: str, lower: Lower) -> Executable:
+        raise BundleRefused(f"{name} was compiled, but cannot be loaded and run")
+
+    def replace(self, name: str, lower: Lower, error: Exception) -> Executable:
+        raise error
 
 
 @contextlib.contextmanager
@@ -97,10 +123,12 @@ def fresh_compilations() -> Iterator[None]:
     """No persistent compilation cache: an executable that came out of it lacks parts when it is serialized."""
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX remembers after its first compilation whether there is one
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def serialized(lower: Lower) -> bytes:

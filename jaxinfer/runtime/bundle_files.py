@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -217,11 +217,13 @@ def write_bundle(
     weight_bytes: int,
     pool_bytes: int,
     overwrite: bool = False,
+    check: Callable[[Path], None] | None = None,
 ) -> Manifest:
     """Writes a bundle, which is there whole or not at all.
 
-    executables: (name, bytes) of each. Nobody but the user may write to what is written, whatever the umask. Raises
-    BundleRefused (see `check_out`), OSError, and what `executables` raises.
+    executables: (name, bytes) of each. check: is shown the bundle before it is where it belongs. Nobody but the user
+    may write to what is written, whatever the umask. Raises BundleRefused (see `check_out`), OSError, and what
+    `executables` and `check` raise.
     """
     check_out(path, overwrite=overwrite)
     partial = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
@@ -241,6 +243,8 @@ def write_bundle(
             "executables": [asdict(entry) for entry in entries],
         }
         _write(partial / MANIFEST_FILE, (json.dumps(described, indent=1) + "\n").encode())
+        if check is not None:
+            check(partial)
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable
@@ -181,17 +182,21 @@ def assemble_engine(
     check: bool = False,
     source: ExecutableSource | None = None,
 ) -> EngineLoop:
-    """Sizes the pool, compiles every bucket and returns a loop that is ready to run.
+    """Sizes the pool, compiles every bucket and returns a loop that is ready to run. With `serve_while_warming` it
+    compiles what the smallest step needs, and the loop takes the rest while it runs.
 
     check: verify the scheduler's books after every step (tests). source: where executables come from; None compiles
     them. Raises ConfigError when something cannot fit.
     """
     target = DeviceTarget.of(mesh.devices.flat[0])
     layout = make_layout(model, target, runtime)
-    with compiling_into(runtime.compilation_cache_dir):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(compiling_into(runtime.compilation_cache_dir))
         sizes = choose_sizes(model, mesh, runtime, layout)
         runner = make_runner(model, mesh, runtime, sizes, layout)
-        runner.warm_up(_warm_up_progress(progress), source)
+        warm_up = runner.begin if runtime.serve_while_warming else runner.warm_up
+        warm_up(_warm_up_progress(progress), source)
+        compiling = stack.pop_all() if not runner.whole else stack
     config = model.config
     limits = SchedulerLimits(
         max_num_seqs=sizes.max_num_seqs,
@@ -205,7 +210,14 @@ def assemble_engine(
         cache_groups=config.cache_groups,
     )
     scheduler = Scheduler(limits, PagePool(sizes.num_pages, sizes.page_size))
-    return EngineLoop(scheduler, runner, engine_info(model, mesh, sizes, runner), check=check)
+    return EngineLoop(
+        scheduler,
+        runner,
+        engine_info(model, mesh, sizes, runner),
+        check=check,
+        warm_up=None if runner.whole else runner,
+        on_warm=compiling.close,
+    )
 
 
 def _warm_up_progress(progress: OnProgress | None) -> Callable[[int, int, str], None] | None:

@@ -6,7 +6,7 @@ prompts, `admit` fills slots. Lowering traces, so it needs no weights, only thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,6 @@ from pallas_kernels.paged_attention.layout import KVLayout
 
 ADMIT_TOKENS = 512  # history tokens per admission call
 ADMIT, SCORE = "admit", "score"
-
-Lower = Callable[[], jax.stages.Lowered]
 
 
 def draw_name(rows: int) -> str:

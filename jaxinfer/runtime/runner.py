@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxinfer.messages import Progress
 from jaxinfer.runtime.buckets import Bucket, buckets_of, drawing_rows, make_ladder, pick_bucket, pick_rows
 from jaxinfer.runtime.compile_counter import CompileCounter
 from jaxinfer.runtime.compiling import Compiling, Obtained
@@ -169,19 +168,17 @@ class Runner:
     ) -> None:
         """As `warm_up`, but returns when the smallest step can run; `adopt` then goes on."""
         self._start(source)
-        while not self._usable:
-            self._advance(progress)
+        try:
+            while not self._usable:
+                self._advance(progress)
+        except BaseException:
+            self.stop()
+            raise
 
-    def adopt(self) -> list[Progress]:
-        """Takes the programs that are ready by now, between two steps. Does not wait; says what it took."""
-        news: list[Progress] = []
-        while self._compiling is not None:
-            found = self._compiling.take(wait=False)
-            if found is None:
-                break
+    def adopt(self) -> None:
+        """Takes the programs that are ready by now, between two steps. Does not wait for others."""
+        while self._compiling is not None and (found := self._compiling.take(wait=False)) is not None:
             self._settle(found)
-            news.append(Progress("warmup", len(self._executables), len(self._jobs), found.name))
-        return news
 
     @property
     def whole(self) -> bool:

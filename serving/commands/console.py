@@ -160,6 +160,9 @@ class ServeConsole:
         where = f"{self._scheme + '://' if self._secure else ''}{reachable(address)}"
         return f"curl{tls} {where}/v1/{endpoint}{key} -H \"Content-Type: application/json\" -d '{{{body}}}'"
 
+    def warmed(self, info: EngineInfo, seconds: float) -> None:
+        self._console.print(f"all {len(info.executables)} programs are compiled after {seconds:.1f} s")
+
     def draining(self, open_requests: int, grace_seconds: float) -> None:
         self._view.close()
         what = f"{open_requests} running request{'s' if open_requests != 1 else ''}"

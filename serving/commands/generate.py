@@ -18,6 +18,7 @@ from checkpoints.files import CheckpointError
 from jaxinfer.config import ConfigError
 from jaxinfer.errors import BAD_INPUT
 from jaxinfer.model_path import resolve_model
+from jaxinfer.runtime.buckets import USUAL_OUTPUT, Work
 from jaxinfer.text import TokenizerError
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
@@ -258,10 +259,14 @@ async def _local(
 ) -> AsyncIterator[Source]:
     """An engine of its own as the source: the same process and the same checks as behind a server, but no network."""
 
-    def check(context: ModelContext) -> None:
-        for request in requests:
-            with in_names_of_the_client():
-                prepare(to_request(request), context)
+    def check(context: ModelContext) -> Work:
+        with in_names_of_the_client():
+            prepared = [prepare(to_request(request), context) for request in requests]
+        return Work(
+            sum(len(one.token_ids) for one in prepared),
+            max((one.params.max_tokens or USUAL_OUTPUT for one in prepared), default=1),
+            sum(one.params.n for one in prepared),
+        )
 
     async with local_engine(arguments, hub_cache, build, check=check) as (frontend, _):
 

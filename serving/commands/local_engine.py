@@ -8,6 +8,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import grpc
 from rich.console import Console
 from rich.markup import escape
 
-from jaxinfer.config import ModelConfig, RuntimeConfig, context_length
+from jaxinfer.config import MAX_NUM_SEQS, ModelConfig, RuntimeConfig, context_length
 from jaxinfer.messages import EngineInfo
 from jaxinfer.model_path import resolve_model
+from jaxinfer.runtime.buckets import Work, only_bucket
 from serving.commands.console import StartUpView
 from serving.commands.early import check_model
 from serving.commands.options import (
@@ -45,10 +47,12 @@ async def local_engine(
     hub_cache: Path,
     build: Callable[[str, argparse.Namespace], Build] | None,
     *,
-    check: Callable[[ModelContext], None] = lambda _: None,
+    check: Callable[[ModelContext], Work | None] = lambda _: None,
 ) -> AsyncIterator[tuple[Frontend, ModelContext]]:
     """A frontend of an engine, ready, and what requests are checked against. `build`: see serve. check: is shown
     what requests will be checked against before the engine starts, to refuse them then; its limits are upper bounds.
+    It returns what is known of all that will run: one step is compiled then, where the user has said nothing of its
+    size. None compiles the whole ladder.
 
     Raises CheckpointError, ConfigError, TokenizerError or CommandError when the model cannot be had, and what `check`
     raises.
@@ -59,7 +63,7 @@ async def local_engine(
     model = check_model(folder, runtime, weights=build is None)
     tokenizer = tokenizer_of(folder, skip=arguments.skip_tokenizer_init)
     config = ServerConfig(name=model_name(arguments, folder), sampling_defaults=defaults)
-    check(model_context(_expected(model, runtime), tokenizer, config))
+    runtime = _for_work(check(model_context(_expected(model, runtime), tokenizer, config)), runtime)
     make_engine = (
         functools.partial(build_model_engine, str(folder), runtime) if build is None else build(str(folder), arguments)
     )
@@ -94,6 +98,14 @@ async def local_engine(
         view.close()
         await frontend.disconnect()
         worker.close()
+
+
+def _for_work(work: Work | None, runtime: RuntimeConfig) -> RuntimeConfig:
+    """With one step that suits the work."""
+    if work is None or runtime.max_num_seqs is not None or runtime.max_num_batched_tokens is not None:
+        return runtime
+    bucket = only_bucket(work, MAX_NUM_SEQS["cpu"])
+    return replace(runtime, max_num_seqs=bucket.rows, max_num_batched_tokens=bucket.tokens, step_sizes=(bucket.tokens,))
 
 
 def _expected(model: ModelConfig, runtime: RuntimeConfig) -> EngineInfo:

@@ -7,6 +7,7 @@ import asyncio
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from checkpoints.files import CheckpointError
@@ -101,6 +102,11 @@ def _add_own_options(parser: argparse.ArgumentParser) -> None:
         "--grace-seconds", type=float, metavar="S", default=_DEFAULTS.grace_seconds, help="for running work on SIGTERM"
     )
     parser.add_argument(
+        "--serve-while-warming",
+        action="store_true",
+        help="answer as soon as the smallest step is compiled, in small steps until all are",
+    )
+    parser.add_argument(
         "--unready-seconds",
         type=float,
         metavar="S",
@@ -151,7 +157,7 @@ def _serve(
     """The exit code of a server that ran, or why it did not."""
     try:
         folder = resolve_model(arguments.model, hub_cache)
-        runtime = runtime_config(arguments)
+        runtime = replace(runtime_config(arguments), serve_while_warming=arguments.serve_while_warming)
         check_model(folder, runtime, weights=build is None)
         if build is None:
             make_engine: Build = functools.partial(build_model_engine, str(folder), runtime)

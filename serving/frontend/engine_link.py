@@ -27,6 +27,7 @@ from jaxinfer.messages import (
     Shutdown,
     StepOutputs,
     Submit,
+    Warmed,
 )
 from serving.access.access import Access
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, describe_exit
@@ -74,7 +75,8 @@ class EngineLink(asyncio.Protocol):
         access: Charges callers for the tokens that they get.
 
     Attributes:
-        ready: Resolves to EngineInfo when the engine has loaded and warmed up.
+        ready: Resolves to EngineInfo when the engine serves.
+        warm: Resolves to EngineInfo when all its programs are compiled, usually at the same time.
         ended: Resolves to an EngineEnd, always.
         drained: Set when the engine has finished what it had after `drain`.
         streams: The open ones, by the engine's id.
@@ -93,6 +95,7 @@ class EngineLink(asyncio.Protocol):
     ) -> None:
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[EngineInfo] = loop.create_future()
+        self.warm: asyncio.Future[EngineInfo] = loop.create_future()
         self.ended: asyncio.Future[EngineEnd] = loop.create_future()
         self.drained = asyncio.Event()
         self.number = number
@@ -286,6 +289,10 @@ class EngineLink(asyncio.Protocol):
             self._on_progress(message)
         elif isinstance(message, Ready):
             self.ready.set_result(message.info)
+            if not message.warming:
+                self.warm.set_result(message.info)
+        elif isinstance(message, Warmed):
+            self.warm.set_result(message.info)
         elif isinstance(message, Drained):
             self.drained.set()
         elif isinstance(message, Died):

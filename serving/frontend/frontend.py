@@ -53,7 +53,8 @@ class Frontend:
         output_filter: Judges and changes the text of answers.
 
     Attributes:
-        ready: Resolves to the engines' EngineInfo when all have loaded and warmed up.
+        ready: Resolves to the engines' EngineInfo when all of them serve.
+        warm: Resolves to it when all of them have compiled all programs, usually at the same time.
         ended: Resolves to the EngineEnd of the first that failed, or of the last when all were shut down.
         idle: Set while no stream is open.
         links: The connections to the engines.
@@ -71,6 +72,7 @@ class Frontend:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[EngineInfo] = loop.create_future()
+        self.warm: asyncio.Future[EngineInfo] = loop.create_future()
         self.ended: asyncio.Future[EngineEnd] = loop.create_future()
         self.idle = asyncio.Event()
         self.idle.set()
@@ -95,6 +97,7 @@ class Frontend:
             link = EngineLink(engine, number, told, self.recorder, self.access)
             self.links.append(link)
             link.ready.add_done_callback(self._is_ready)
+            link.warm.add_done_callback(self._is_warm)
             link.ended.add_done_callback(self._has_ended)
         for link in self.links:
             await link.connect()
@@ -113,6 +116,16 @@ class Frontend:
         info = first._replace(max_num_seqs=sum(info.max_num_seqs for info in infos))
         self.recorder.metrics.info = info
         self.ready.set_result(info)
+
+    def _is_warm(self, _: asyncio.Future[EngineInfo]) -> None:
+        if self.warm.done() or not self.ready.done() or not all(link.warm.done() for link in self.links):
+            return
+        info = self.ready.result()._replace(executables=self.links[0].warm.result().executables)
+        self.recorder.metrics.info = info
+        if self.model is not None:
+            notes = self.model.info.notes
+            self.model = replace(self.model, info=info._replace(notes=notes))
+        self.warm.set_result(info)
 
     def _has_ended(self, ended: asyncio.Future[EngineEnd]) -> None:
         """One that has drained may leave before the others."""
@@ -283,6 +296,11 @@ class Frontend:
         return any(link.stuck for link in self.links)
 
     @property
+    def warming(self) -> bool:
+        """Served, in small steps: an engine is still compiling."""
+        return self.ready.done() and not self.warm.done()
+
+    @property
     def max_waiting(self) -> int:
         """Sequences accepted beyond those that the engines run at a time."""
         return self._admission.max_waiting
@@ -335,6 +353,7 @@ class Frontend:
             "requests_accepted_total": self.accepted,
             "requests_open": self.open_requests,
             "engine_stuck": int(self.stuck),
+            "engine_warming": int(self.warming),
         }
 
     # -- the end --------------------------------------------------------------------------------------------------

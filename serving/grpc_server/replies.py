@@ -167,7 +167,14 @@ def supported_parameters(context: ModelContext) -> list[str]:
 
 
 def stats(
-    engine: EngineStats, *, open_requests: int, accepted: int, refused: int, uptime: float, draining: bool
+    engine: EngineStats,
+    *,
+    open_requests: int,
+    accepted: int,
+    refused: int,
+    uptime: float,
+    draining: bool,
+    warming: bool,
 ) -> pb.GetStatsResponse:
     """Every field of EngineStats under its own name, and the server's own counters."""
     return pb.GetStatsResponse(
@@ -177,4 +184,5 @@ def stats(
         refused_requests=refused,
         uptime_seconds=uptime,
         draining=draining,
+        warming=warming,
     )

@@ -85,6 +85,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
             refused=frontend.refused,
             uptime=time.monotonic() - self._handler.started,
             draining=frontend.draining,
+            warming=frontend.warming,
         )
 
 

@@ -194,12 +194,12 @@ class Information:
         """Alive: a server that drains is, one that loads cannot serve yet, one whose engine failed never will. One that
         is stuck may go on; if it does not, it ends by itself."""
         state = self._state()
-        return _response({"status": state}, 200 if state in ("ready", "draining", "stuck") else 503)
+        return _response({"status": state}, 200 if state in ("ready", "warming", "draining", "stuck") else 503)
 
     async def ready(self, _: Request) -> Response:
         """Takes work: the same truth as grpc.health.v1."""
         state = self._state()
-        return _response({"status": state}, 200 if state == "ready" else 503)
+        return _response({"status": state}, 200 if state in ("ready", "warming") else 503)
 
     def _state(self) -> str:
         frontend = self._api.frontend
@@ -209,7 +209,9 @@ class Information:
             return "failed"
         if frontend.model is None:
             return "loading"
-        return "stuck" if frontend.stuck else "ready"
+        if frontend.stuck:
+            return "stuck"
+        return "warming" if frontend.warming else "ready"
 
     async def metrics(self, _: Request) -> Response:
         """For Prometheus. What is known here is told: the engine is not asked."""

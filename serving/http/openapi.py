@@ -103,7 +103,7 @@ _ANSWERS: dict[str, dict[str, Any]] = {
     ),
     "Model": _MODEL,
     "Models": _object({"object": {"const": "list"}, "data": array_of({"$ref": "#/components/schemas/Model"})}),
-    "State": _object({"status": {"enum": ["loading", "ready", "stuck", "draining", "failed"]}}),
+    "State": _object({"status": {"enum": ["loading", "warming", "ready", "stuck", "draining", "failed"]}}),
     "Explanation": _object(
         {
             "request_id": STRING,

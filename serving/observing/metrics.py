@@ -100,6 +100,7 @@ SPECS = (
     _counter("tenant_device_seconds_total", "Finished requests' share of their steps' device time", "tenant"),
     _counter("ledger_lines_total", "Lines in the usage ledger: written, or lost because they could not be", "state"),
     _counter("audit_lines_total", "Lines in the audit log's file: written, or lost because they could not be", "state"),
+    _gauge("engine_warming", "1 while requests are served and programs still compiled (--serve-while-warming)"),
     _gauge("engine_stuck", "1 while the engine owes news for longer than --unready-seconds"),
 )
 

@@ -14,6 +14,7 @@ from jaxinfer.config import RuntimeConfig
 from jaxinfer.engine import EngineLoop
 from jaxinfer.messages import PromptScored, StepOutputs, Submit, TokenLogprobs
 from jaxinfer.runtime.engine_builder import assemble_engine
+from jaxinfer.runtime.executables import ExecutableSource
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.sharding import make_mesh
 from tests.golden_recipe import GoldenCase, write_checkpoint
@@ -104,7 +105,14 @@ class Harness:
         self.loop.scheduler.pool.clear_cache()
 
 
-def build(case: GoldenCase, *, check: bool = True, dtype: str = "float32", **runtime: Any) -> Harness:
+def build(
+    case: GoldenCase,
+    *,
+    check: bool = True,
+    dtype: str = "float32",
+    source: ExecutableSource | None = None,
+    **runtime: Any,
+) -> Harness:
     """An engine for a golden case, loaded from a folder that looks like a Hugging Face download."""
     longest = min(SIZES["max_model_len"], case.config.get("max_position_embeddings", SIZES["max_model_len"]))
     config = RuntimeConfig(**{**SIZES, "dtype": dtype, "max_model_len": longest, **runtime})
@@ -113,4 +121,4 @@ def build(case: GoldenCase, *, check: bool = True, dtype: str = "float32", **run
         write_checkpoint(case, Path(folder))
         loaded = load_model(Path(folder), dtype=config.dtype, mesh=mesh, quantization=config.quantization)
     model = dataclasses.replace(loaded, name=case.name)
-    return Harness(assemble_engine(model, mesh, config, check=check))
+    return Harness(assemble_engine(model, mesh, config, check=check, source=source))

@@ -76,6 +76,7 @@ class Record:
 
     progressed: list[Progress] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
+    warmed_with: list[EngineInfo] = field(default_factory=list)
     drains: list[int] = field(default_factory=list)
     ends: list[EngineEnd] = field(default_factory=list)
 
@@ -84,6 +85,9 @@ class Record:
 
     def ready(self, info: EngineInfo, name: str, address: str, http_address: str | None, seconds: float) -> None:
         self.addresses.append(address)
+
+    def warmed(self, info: EngineInfo, seconds: float) -> None:
+        self.warmed_with.append(info)
 
     def draining(self, open_requests: int, grace_seconds: float) -> None:
         self.drains.append(open_requests)
