@@ -9,6 +9,7 @@ PACKAGES = ("jaxinfer", "pallas_kernels", "checkpoints", "serving", "protos")
 REQUIRED = (
     "jaxinfer/cli.py",
     "pallas_kernels/paged_attention/xla.py",
+    *(f"pallas_kernels/native_cpu/{name}" for name in ("kernels.cc", "attention.h", "dots.h", "matmul.h")),
     "checkpoints/demo/jaxinfer_config.json",
     "checkpoints/demo/conversion_report.json",
     "protos/jaxinfer/v1/inference.proto",

@@ -29,10 +29,13 @@ from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
 from jaxinfer.models.model import Model
 from jaxinfer.runtime.bundle_facts import expected_sizes, program_facts
 from jaxinfer.runtime.bundle_files import BundleFolder, BundleRefused, Entry, Manifest, difference, write_bundle
+from jaxinfer.runtime.cpu_kernels import AUTO, XLA, choose_form
 from jaxinfer.runtime.engine_builder import make_layout, make_runner, probe_step
 from jaxinfer.runtime.executables import Compiler, Executable, ExecutableSource, Lower
 from jaxinfer.runtime.kv_cache import device_budget, free_host_bytes, gib, resolve_sizes
 from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.native_cpu.instructions import BY_NAME
+from pallas_kernels.native_cpu.library import KernelsUnavailable, load
 
 _LOG = logging.getLogger(__name__)
 THREADS = 2
@@ -62,6 +65,7 @@ def compile_bundle(
     be or, for devices that are not here, are not given; BundleRefused, OSError.
     """
     device = mesh.devices.flat[0]
+    runtime = replace(runtime, cpu_kernels=choose_form(model, mesh, runtime).instructions or XLA)
     layout = make_layout(model, DeviceTarget.of(device), runtime)
     weight_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.params))
     budget = None
@@ -191,13 +195,15 @@ def open_bundle(
 ) -> tuple[RuntimeConfig, BundleSource]:
     """A bundle whose executables are those of this engine, which begin to load beside whatever the caller does next.
 
-    Returns the runtime config with the bundle's `num_pages`, where the user gives none, and the source. Nothing was
+    Returns the runtime config with the bundle's `num_pages` and `cpu_kernels`, where the user leaves them open, and the
+    source. Nothing was
     unpickled before the checks were done. Raises BundleRefused; ConfigError for what cannot be with no bundle either.
     """
     folder = BundleFolder(path)
     try:
         manifest = folder.manifest
         resolved = runtime if runtime.num_pages is not None else _with_pages_of(manifest, runtime)
+        resolved = _with_kernels_of(manifest, resolved)
         try:
             sizes, dtype = expected_sizes(config, resolved, mesh)
         except ConfigError as error:
@@ -220,6 +226,23 @@ def _with_pages_of(manifest: Manifest, runtime: RuntimeConfig) -> RuntimeConfig:
     if type(pages) is not int or pages < 1:
         raise BundleRefused(f"facts.settings.num_pages is {pages!r:.80}; it must be a positive integer")
     return replace(runtime, num_pages=pages)
+
+
+def _with_kernels_of(manifest: Manifest, runtime: RuntimeConfig) -> RuntimeConfig:
+    """With the CPU kernels that the bundle's programs call, loaded."""
+    settings = manifest.facts.get("settings")
+    kernels = settings.get("cpu_kernels") if isinstance(settings, Mapping) else None
+    if runtime.cpu_kernels != AUTO or kernels == XLA:
+        return runtime if runtime.cpu_kernels != AUTO else replace(runtime, cpu_kernels=XLA)
+    if kernels not in BY_NAME:
+        raise BundleRefused(
+            f"facts.settings.cpu_kernels is {kernels!r:.80}; it must be one of {', '.join((XLA, *BY_NAME))}"
+        )
+    try:
+        load(kernels)
+    except KernelsUnavailable as error:
+        raise BundleRefused(f"its programs call CPU kernels that cannot be had here: {error}") from error
+    return replace(runtime, cpu_kernels=kernels)
 
 
 def _check_room(manifest: Manifest, mesh: Mesh) -> None:

@@ -35,13 +35,14 @@ SHAPING_SETTINGS = frozenset(
     {
         "dtype", "quantization", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "step_sizes",
         "max_logprobs", "kv_cache_dtype", "page_size", "num_pages", "tensor_parallel_size", "batch_invariant",
-        "attention_backend",
+        "attention_backend", "cpu_kernels",
     }
 )  # fmt: skip
 OTHER_SETTINGS = frozenset(
     {
         "gpu_memory_utilization",  # decides num_pages, which is among the above
-        "enable_prefix_caching", "priority_ageing_seconds", "seed", "compilation_cache_dir", "bundle",
+        "enable_prefix_caching", "priority_ageing_seconds", "serve_while_warming", "seed",
+        "compilation_cache_dir", "bundle",
         "device",  # the mesh says which it is
     }
 )  # fmt: skip
@@ -110,6 +111,7 @@ def program_facts(
             "tensor_parallel_size": tensor_size(mesh),
             "batch_invariant": runtime.batch_invariant,
             "attention_backend": runtime.attention_backend,
+            "cpu_kernels": runtime.cpu_kernels,
         },
     }
 

@@ -18,8 +18,8 @@ from checkpoints.folder import read_config
 from jaxinfer import LLM, SamplingParams
 from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.memory_plan import abstract_model
+from jaxinfer.runtime import bundle, bundle_facts
 from jaxinfer.runtime import bundle as bundles
-from jaxinfer.runtime import bundle_facts
 from jaxinfer.runtime.bundle import (
     BundleSource,
     bundle_or_compiler,
@@ -31,12 +31,13 @@ from jaxinfer.runtime.bundle import (
 from jaxinfer.runtime.bundle_facts import OTHER_SETTINGS, SHAPING_SETTINGS, cpu_facts, expected_sizes, program_facts
 from jaxinfer.runtime.bundle_files import MANIFEST_FILE, BundleFolder, BundleRefused, write_bundle
 from jaxinfer.sharding import make_mesh
+from pallas_kernels.native_cpu.library import KernelsUnavailable
 from tests.golden_recipe import load_case, write_checkpoint
 from tests.jaxinfer.harness import SIZES
 
 CASE = load_case("llama")
 STORED: dict[str, Any] = {"kv_cache_dtype": None, "matrices": {}}
-RUNTIME = RuntimeConfig(**SIZES)
+RUNTIME = RuntimeConfig(**SIZES, cpu_kernels="xla")
 X86 = """processor : 0
 vendor_id : GenuineIntel
 cpu family : 6
@@ -93,6 +94,32 @@ def test_every_setting_shapes_programs_or_does_not(model: Path) -> None:
     assert fields == SHAPING_SETTINGS | OTHER_SETTINGS
     assert not SHAPING_SETTINGS & OTHER_SETTINGS
     assert facts(model)["settings"].keys() == SHAPING_SETTINGS
+
+
+def test_kernels_that_are_left_open_are_the_bundles(model: Path, tmp_path: Path, monkeypatch) -> None:
+    left_open = dataclasses.replace(RUNTIME, cpu_kernels="auto")
+    config = read_config(model)[0]
+    asked: list[str] = []
+    monkeypatch.setattr(bundle, "load", asked.append)
+    for kernels in ("xla", "avx2"):
+        described = facts(model, dataclasses.replace(RUNTIME, cpu_kernels=kernels))
+        path = write(tmp_path / kernels, described, b"")
+        opened, source = bundle.open_bundle(path, config, STORED, left_open, make_mesh())
+        source.close()
+        assert opened.cpu_kernels == kernels
+    assert asked == ["avx2"]
+    with pytest.raises(BundleRefused, match=r"settings\.cpu_kernels is 'xla' here; the bundle was made for 'avx2'"):
+        bundle.open_bundle(tmp_path / "avx2", config, STORED, RUNTIME, make_mesh())
+
+    def unavailable(name: str) -> None:
+        raise KernelsUnavailable("there is no C++ compiler")
+
+    monkeypatch.setattr(bundle, "load", unavailable)
+    with pytest.raises(BundleRefused, match=r"CPU kernels that cannot be had here: there is no C\+\+ compiler"):
+        bundle.open_bundle(tmp_path / "avx2", config, STORED, left_open, make_mesh())
+    described["settings"]["cpu_kernels"] = "neon"
+    with pytest.raises(BundleRefused, match=r"settings\.cpu_kernels is 'neon'; it must be one of xla, avx512_bf16"):
+        bundle.open_bundle(write(tmp_path / "neon", described, b""), config, STORED, left_open, make_mesh())
 
 
 def test_facts_are_json(model: Path) -> None:
