@@ -200,24 +200,27 @@ void attend_tile(const Attention& a, const X* q, const Stored* k_pages, const St
   for (int64_t block = begin / kBlock * kBlock; block < end; block += kBlock) {
     int from = static_cast<int>(std::max(begin, block) - block);
     int to = static_cast<int>(std::min(end, block + kBlock) - block);
-    const Stored *keys[kBlock + 3], *values[kBlock];
-    for (int i = from; i < to; ++i) {
-      int64_t key = block + i, page = clamp(table[key / a.page_size], 0, a.num_pages - 1);
-      int64_t place = ((page * a.kv_heads + kv) * a.page_size + key % a.page_size) * head_dim;
-      keys[i] = k_pages + place;
-      values[i] = v_pages + place;
+    const Stored *keys[kBlock], *values[kBlock];
+    int64_t page = (block + from) / a.page_size, offset = (block + from) % a.page_size;
+    for (int i = from; i < to;) {
+      int64_t place = ((clamp(table[page], 0, a.num_pages - 1) * a.kv_heads + kv) * a.page_size + offset) * head_dim;
+      for (; i < to && offset < a.page_size; ++i, ++offset, place += head_dim) {
+        keys[i] = k_pages + place;
+        values[i] = v_pages + place;
+      }
+      ++page;
+      offset = 0;
     }
-    for (int i = to; i < to + 3; ++i) keys[i] = keys[to - 1];  // keys are read in fours; what is too much is not used
+    // Keys are read in aligned fours; the scores of what is too much are not used.
+    int first_key = from / 4 * 4;
+    for (int i = first_key; i < from; ++i) keys[i] = keys[from];
+    for (int i = to; i % 4 != 0; ++i) keys[i] = keys[to - 1];
     for (int64_t m = 0; m < queries; m += kTileRows) {
       int some = static_cast<int>(std::min<int64_t>(kTileRows, queries - m));
-      for (int i = from; i < to; i += 4) {
+      for (int i = first_key; i < to; i += 4) {
         __m128 four[kTileRows];
         dot_rows<Dot>(some, prepared + m * stride, stride, keys + i, head_dim, 0, four);
-        for (int r = 0; r < some; ++r) {
-          alignas(16) float lanes[4];
-          _mm_store_ps(lanes, four[r]);
-          std::memcpy(scores + (m + r) * kBlock + i, lanes, std::min(4, to - i) * sizeof(float));
-        }
+        for (int r = 0; r < some; ++r) _mm_storeu_ps(scores + (m + r) * kBlock + i, four[r]);
       }
     }
     for (int64_t m = 0; m < queries; ++m) {

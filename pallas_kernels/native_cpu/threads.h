@@ -45,7 +45,7 @@ class ThreadPool {
   }
 
  private:
-  static constexpr int kSpins = 2000;  // about 30 microseconds
+  static constexpr int kSpins = 30000;  // about 30 microseconds
 
   void take() {
     for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(function_, i);
