@@ -46,8 +46,8 @@ def test_overview_and_version(capsys):
 def test_unknown_command(capsys):
     assert cli.main(["serv"]) == 2
     expected = (
-        "jaxinfer: error: COMMAND is 'serv'; it must be one of serve, generate, batch, convert, plan, keys, eval; "
-        "did you mean serve?\n"
+        "jaxinfer: error: COMMAND is 'serv'; it must be one of serve, generate, batch, convert, plan, "
+        "compile, keys, eval; did you mean serve?\n"
     )
     assert capsys.readouterr().err == expected
 
@@ -250,6 +250,7 @@ NOWHERE = {
     "batch": ["--model=/nonexistent/model", "/nonexistent/in", "/nonexistent/out"],
     "convert": ["/nonexistent/model", "/nonexistent/out"],
     "plan": ["/nonexistent/model"],
+    "compile": ["/nonexistent/model", "--out=/nonexistent/out"],
     "eval": ["/nonexistent/model"],
     "keys new": ["--tenant=!", "--file=/nonexistent/keys"],
     "keys list": ["--file=/nonexistent/keys"],
