@@ -29,7 +29,6 @@ from checkpoints.quantized.matrix_assembly import check_no_biases, read_matrix
 from checkpoints.reader import open_checkpoint
 from checkpoints.rules import plan_mapping
 from checkpoints.storage import read_storage
-from checkpoints.store import StoredParams
 from checkpoints.tensor_assembly import DTYPES, assemble, check_tied_head, expand
 from jaxinfer.config import ConfigError, ModelConfig
 from jaxinfer.models.decoder import abstract_decoder
@@ -274,6 +273,8 @@ def _stream(request: _Request, quantized: Quantization | None) -> dict[str, Any]
 
 
 def _restore(request: _Request) -> dict[str, Any]:
+    from checkpoints.store import StoredParams  # brings Orbax, which no other kind of folder needs
+
     plain = {path: shape for path, shape in request.canonical.items() if path not in request.stored}
     matrices = canonical_parts(request.canonical, request.stored)
     stored = StoredParams(request.folder, plain, DTYPES[request.config.dtype], matrices)

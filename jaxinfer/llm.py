@@ -53,7 +53,6 @@ def build_engine(
     A composition root: the only place of the engine that reaches up to `checkpoints`.
     """
     from checkpoints.folder import read_config
-    from checkpoints.load import load_model
     from checkpoints.storage import read_storage, with_stored_defaults
     from jaxinfer.runtime.bundle import bundle_or_compiler
     from jaxinfer.runtime.engine_builder import assemble_engine, configure_jax
@@ -69,6 +68,8 @@ def build_engine(
             progress(Progress("load", done, total, detail))
 
     with bundle_or_compiler(config, read_storage(folder, config).to_dict(), runtime, mesh) as programs:
+        from checkpoints.load import load_model  # a bundle's executables load beside this import
+
         runtime = programs.runtime
         loaded = load_model(folder, dtype=runtime.dtype, mesh=mesh, quantization=runtime.quantization, progress=on_load)
         engine = assemble_engine(loaded, mesh, runtime, progress, check=check, source=programs.source)

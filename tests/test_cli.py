@@ -16,6 +16,7 @@ import jaxinfer
 from jaxinfer import cli
 from jaxinfer.config import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, RuntimeConfig
 from serving.commands import batch, convert, evaluate, generate, keys, plan, serve
+from serving.commands import compile as compile_command
 from serving.commands.options import RUNTIME_NAMES, runtime_config
 from tests.fakes import write_model
 
@@ -29,7 +30,7 @@ NO_CACHE = Path("/nonexistent")
 def test_overview_and_version(capsys):
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"  {name} " in shown for name in ("serve", "generate", "batch", "convert", "plan", "eval"))
+    assert all(f"  {name} " in shown for name in ("serve", "generate", "batch", "convert", "plan", "compile", "eval"))
     assert cli.main(["help"]) == 0
     assert capsys.readouterr().out == shown
     with pytest.raises(SystemExit) as ended:
@@ -45,8 +46,8 @@ def test_overview_and_version(capsys):
 def test_unknown_command(capsys):
     assert cli.main(["serv"]) == 2
     expected = (
-        "jaxinfer: error: COMMAND is 'serv'; it must be one of serve, generate, batch, convert, plan, keys, eval; "
-        "did you mean serve?\n"
+        "jaxinfer: error: COMMAND is 'serv'; it must be one of serve, generate, batch, convert, plan, "
+        "compile, keys, eval; did you mean serve?\n"
     )
     assert capsys.readouterr().err == expected
 
@@ -89,6 +90,7 @@ def test_runtime_options_are_the_configs_fields():
         "--priority-ageing-seconds": "1.5",
         "--attention-backend": "xla",
         "--compilation-cache-dir": "none",
+        "--bundle": "somewhere",
     }
     argv = [part for pair in given.items() for part in pair] + ["--no-enable-prefix-caching", "--no-batch-invariant"]
     config = runtime_config(serve.make_parser("x").parse_args(argv))
@@ -108,6 +110,7 @@ PARSERS = {
         "batch": batch,
         "convert": convert,
         "plan": plan,
+        "compile": compile_command,
         "eval": evaluate,
         "keys": keys,
     }.items()
@@ -247,6 +250,7 @@ NOWHERE = {
     "batch": ["--model=/nonexistent/model", "/nonexistent/in", "/nonexistent/out"],
     "convert": ["/nonexistent/model", "/nonexistent/out"],
     "plan": ["/nonexistent/model"],
+    "compile": ["/nonexistent/model", "--out=/nonexistent/out"],
     "eval": ["/nonexistent/model"],
     "keys new": ["--tenant=!", "--file=/nonexistent/keys"],
     "keys list": ["--file=/nonexistent/keys"],

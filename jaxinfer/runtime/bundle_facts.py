@@ -20,7 +20,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-import jaxinfer
 import pallas_kernels
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
 from jaxinfer.models.model import Model
@@ -41,8 +40,8 @@ SHAPING_SETTINGS = frozenset(
 OTHER_SETTINGS = frozenset(
     {
         "gpu_memory_utilization",  # decides num_pages, which is among the above
-        "enable_prefix_caching", "priority_ageing_seconds", "serve_while_warming", "seed",
-        "compilation_cache_dir", "bundle",
+        "enable_prefix_caching", "priority_ageing_seconds", "seed", "compilation_cache_dir", "bundle",
+        "serve_while_warming",
         "device",  # the mesh says which it is
     }
 )  # fmt: skip
@@ -83,7 +82,7 @@ def program_facts(
     for name in _UNSHAPING_MODEL_FIELDS:
         model.pop(name, None)
     return {
-        "jaxinfer": jaxinfer.__version__,
+        "jaxinfer": _version("jaxinfer"),
         "sources": sources_digest(),
         "packages": _versions(target.platform),
         "device": {
@@ -131,8 +130,7 @@ def expected_sizes(config: ModelConfig, runtime: RuntimeConfig, mesh: Mesh) -> t
 def sources_digest() -> str:
     """Of the files of the engine's own rooms: a version number stands for many states of a working copy."""
     found = hashlib.sha256()
-    for package in (jaxinfer, pallas_kernels):
-        root = Path(str(package.__file__)).parent
+    for root in (Path(__file__).resolve().parents[1], Path(str(pallas_kernels.__file__)).parent):
         for path in sorted(root.rglob("*")):
             if path.suffix in (".py", ".cc", ".cpp", ".h", ".so"):
                 found.update(f"{root.name}/{path.relative_to(root)}\0".encode())
@@ -166,13 +164,15 @@ def cpu_facts(cpuinfo: Path = _CPUINFO) -> dict[str, Any]:
 
 
 def _versions(platform_name: str) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for name in _PACKAGES.get(platform_name, _PACKAGES["cpu"]):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return {name: _version(name) for name in _PACKAGES.get(platform_name, _PACKAGES["cpu"])}
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed, or runs from its sources."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _flags(text: str) -> list[str]:

@@ -101,8 +101,13 @@ async def local_engine(
 
 
 def _for_work(work: Work | None, runtime: RuntimeConfig) -> RuntimeConfig:
-    """With one step that suits the work."""
-    if work is None or runtime.max_num_seqs is not None or runtime.max_num_batched_tokens is not None:
+    """With one step that suits the work; a bundle's steps are all there already."""
+    if (
+        work is None
+        or runtime.bundle is not None
+        or runtime.max_num_seqs is not None
+        or runtime.max_num_batched_tokens is not None
+    ):
         return runtime
     bucket = only_bucket(work, MAX_NUM_SEQS["cpu"])
     return replace(runtime, max_num_seqs=bucket.rows, max_num_batched_tokens=bucket.tokens, step_sizes=(bucket.tokens,))
