@@ -25,7 +25,7 @@ def show(
     console: Console, runs: Sequence[Mapping[str, Any]], metrics: Sequence[str], wanted: Sequence[float], title: str
 ) -> None:
     """One table of all rates, then one for kinds of requests where there are some, then errors and warnings."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="dim")
     table.add_column("requests per second asked for", style="dim", no_wrap=True)
     for run in runs:
         table.add_column(_rate(run), justify="right", no_wrap=True, header_style="bold")
