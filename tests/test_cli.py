@@ -252,6 +252,11 @@ NOWHERE = {
     "convert": ["/nonexistent/model", "/nonexistent/out"],
     "plan": ["/nonexistent/model"],
     "eval": ["/nonexistent/model"],
+    "profile": ["/nonexistent/model"],
+    "bench serve": ["--url=grpc://localhost:1"],
+    "bench throughput": ["--model=/nonexistent/model"],
+    "bench latency": ["--model=/nonexistent/model"],
+    "bench startup": ["--model=/nonexistent/model"],
     "keys new": ["--tenant=!", "--file=/nonexistent/keys"],
     "keys list": ["--file=/nonexistent/keys"],
 }
