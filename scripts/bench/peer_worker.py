@@ -32,7 +32,7 @@ Generate = Callable[[list[list[int]], int], int]  # prompts and tokens of each a
 def jaxinfer(model: str, setting: str) -> tuple[Generate, dict[str, Any]]:
     from jaxinfer import LLM, SamplingParams
 
-    how = {"quantization": setting} if setting not in ("auto", "bfloat16", "float32") else {"dtype": setting}
+    how: dict[str, Any] = {"dtype" if setting in ("auto", "bfloat16", "float32") else "quantization": setting}
     llm = LLM(model, max_model_len=CONTEXT, **how)
 
     def generate(prompts: list[list[int]], tokens: int) -> int:

@@ -81,10 +81,12 @@ def _run(arguments: argparse.Namespace, hub_cache: Path) -> None:
     load = Load(arguments.batch_size, arguments.input_len, arguments.num_steps)
 
     from jaxinfer.llm import build_engine
+    from jaxinfer.runtime.runner import Runner
 
     with _trace_folder(arguments.trace_dir) as traces:
         engine = build_engine(folder, runtime)
-        info = engine.info
+        info, runner = engine.info, engine.runner
+        assert isinstance(runner, Runner)
         if load.batch_size > info.max_num_seqs:
             raise CommandError(
                 f"--batch-size is {load.batch_size}; it must be at most {info.max_num_seqs}, --max-num-seqs"
@@ -94,7 +96,7 @@ def _run(arguments: argparse.Namespace, hub_cache: Path) -> None:
             raise CommandError(
                 f"--input-len and --num-steps need sequences of {longest} tokens; the context has {length}"
             )
-        memory = Memory(info.extra["weight_bytes"], engine.runner.sizes.kv_bytes_per_token, device_read_bandwidth())
+        memory = Memory(info.extra["weight_bytes"], runner.sizes.kv_bytes_per_token, device_read_bandwidth())
         recording = record(engine, load, info.vocab_size, info.max_num_batched_tokens, traces, arguments.seed)
         busy: float | None = None
         rows: list[dict[str, Any]] = []

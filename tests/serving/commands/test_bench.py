@@ -143,16 +143,24 @@ def test_without_aiohttp_it_says_what_to_install(monkeypatch, capsys):
     assert "pip install 'jaxinfer[bench]'" in capsys.readouterr().err
 
 
+OFFLINE = ("--input-len", "8", "--output-len", "4", "--max-model-len", "64", "--max-num-seqs", "2")
+OFFLINE += ("--max-num-batched-tokens", "8")
+
+
 @pytest.mark.longer
-def test_offline_on_the_demo(tmp_path, capsys):
-    small = ("--input-len", "8", "--output-len", "4", "--max-model-len", "64", "--max-num-seqs", "2")
-    small += ("--max-num-batched-tokens", "16", "--output-json", str(tmp_path / "o.json"))
-    assert call("throughput", *small, "--num-prompts", "3") == 0
+def test_throughput_of_the_demo(tmp_path, capsys):
+    assert call("throughput", *OFFLINE, "--num-prompts", "3", "--output-json", str(tmp_path / "o.json")) == 0
     found = json.loads((tmp_path / "o.json").read_text())
     assert (found["num_requests"], found["total_num_tokens"]) == (3, 36)
     assert found["tokens_per_second"] == pytest.approx(36 / found["elapsed_time"])
     assert found["compilations_after_ready"] == 0
-    assert call("latency", *small, "--batch-size", "2", "--num-iters", "3", "--num-iters-warmup", "1") == 0
+    assert "of the computed tokens" in capsys.readouterr().out
+
+
+@pytest.mark.longer
+def test_latency_of_the_demo(tmp_path, capsys):
+    argv = ("--batch-size", "2", "--num-iters", "3", "--num-iters-warmup", "1")
+    assert call("latency", *OFFLINE, *argv, "--output-json", str(tmp_path / "o.json")) == 0
     found = json.loads((tmp_path / "o.json").read_text())
     assert len(found["latencies"]) == 3
     assert min(found["latencies"]) <= found["percentiles"]["50"] <= found["percentiles"]["99"]
