@@ -74,6 +74,19 @@ def _keys(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _bench(argv: Sequence[str]) -> int:
+    _quiet_grpc()
+    from serving.commands.bench import main
+
+    return main(argv, hub_cache=hub_cache_from(os.environ))
+
+
+def _profile(argv: Sequence[str]) -> int:
+    from serving.commands.profile import main
+
+    return main(argv, hub_cache=hub_cache_from(os.environ))
+
+
 COMMANDS = {
     "serve": Command("serve a model over gRPC and HTTP", _serve),
     "generate": Command("generate text, from a server or from a model run here", _generate),
@@ -83,6 +96,8 @@ COMMANDS = {
     "compile": Command("compile a model's programs ahead of time, for servers that start with them", _compile),
     "keys": Command("make API keys for a server, and list them", _keys),
     "eval": Command("measure how good a model's answers are, or compare two", _eval),
+    "bench": Command("measure how fast a server answers, or a model runs here", _bench),
+    "profile": Command("record a few steps of a model and say where their time went", _profile),
 }
 
 

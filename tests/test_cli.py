@@ -15,7 +15,7 @@ import pytest
 import jaxinfer
 from jaxinfer import cli
 from jaxinfer.config import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, RuntimeConfig
-from serving.commands import batch, convert, evaluate, generate, keys, plan, serve
+from serving.commands import batch, bench, convert, evaluate, generate, keys, plan, profile, serve
 from serving.commands import compile as compile_command
 from serving.commands.options import RUNTIME_NAMES, runtime_config
 from tests.fakes import write_model
@@ -46,8 +46,8 @@ def test_overview_and_version(capsys):
 def test_unknown_command(capsys):
     assert cli.main(["serv"]) == 2
     expected = (
-        "jaxinfer: error: COMMAND is 'serv'; it must be one of serve, generate, batch, convert, plan, "
-        "compile, keys, eval; did you mean serve?\n"
+        "jaxinfer: error: COMMAND is 'serv'; it must be one of serve, generate, batch, convert, plan, compile, keys, "
+        "eval, bench, profile; did you mean serve?\n"
     )
     assert capsys.readouterr().err == expected
 
@@ -113,11 +113,15 @@ PARSERS = {
         "compile": compile_command,
         "eval": evaluate,
         "keys": keys,
+        "bench": bench,
+        "profile": profile,
     }.items()
 }
-(_KEYS,) = (action for action in PARSERS["keys"]._actions if isinstance(action, argparse._SubParsersAction))
-LEAVES = {**PARSERS, **{f"keys {name}": parser for name, parser in _KEYS.choices.items()}}
-del LEAVES["keys"]
+LEAVES = dict(PARSERS)
+for _group in ("keys", "bench"):
+    (_own,) = (action for action in PARSERS[_group]._actions if isinstance(action, argparse._SubParsersAction))
+    LEAVES |= {f"{_group} {name}": parser for name, parser in _own.choices.items()}
+    del LEAVES[_group]
 
 
 def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -252,6 +256,11 @@ NOWHERE = {
     "plan": ["/nonexistent/model"],
     "compile": ["/nonexistent/model", "--out=/nonexistent/out"],
     "eval": ["/nonexistent/model"],
+    "profile": ["/nonexistent/model"],
+    "bench serve": ["--url=grpc://localhost:1"],
+    "bench throughput": ["--model=/nonexistent/model"],
+    "bench latency": ["--model=/nonexistent/model"],
+    "bench startup": ["--model=/nonexistent/model"],
     "keys new": ["--tenant=!", "--file=/nonexistent/keys"],
     "keys list": ["--file=/nonexistent/keys"],
 }

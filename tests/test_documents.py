@@ -37,7 +37,7 @@ def test_options_that_documents_name_exist(document):
         for name in re.findall(r"(?<![\w-])--[a-z][\w-]+", line):
             known = name in own or any(name in names for names in OTHERS.values())
             assert known or f'"{name}"' in scripts, f"{document.name}: no program has {name}: {line}"
-        for command, rest in re.findall(r"jaxinfer (keys new|keys list|[a-z]+)((?: [^`|]*)?)", line):
+        for command, rest in re.findall(r"jaxinfer (keys new|keys list|bench [a-z]+|[a-z]+)((?: [^`|]*)?)", line):
             if command in LEAVES:
                 names = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", rest.split(" jaxinfer ")[0]))
                 assert names <= known_options(LEAVES[command]), f"{document.name}: {command} lacks one of these: {line}"

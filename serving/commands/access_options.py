@@ -55,8 +55,8 @@ _CLIENT_OPTIONS = ("api_key_file", "tls_ca", "tls_client_cert", "tls_client_key"
 # -- clients ----------------------------------------------------------------------------------------------------------
 
 
-def add_client_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("with --server")
+def add_client_options(parser: argparse.ArgumentParser, title: str = "with --server") -> None:
+    group = parser.add_argument_group(title)
     group.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help="holds the API key, where the server wants one"
     )

@@ -18,9 +18,7 @@ from jaxinfer.model_path import resolve_model
 from serving.commands.early import check_model
 from serving.commands.options import add_runtime_options, runtime_config
 from serving.commands.parsing import BAD_INPUT, CommandParser, fail
-from serving.commands.progress import PlainLines
-
-_PLAIN_WIDTH = 200  # columns where no terminal has its own: lines are not broken
+from serving.commands.progress import PlainLines, wide_console
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
@@ -63,12 +61,10 @@ def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for label, value in report.rows():
         table.add_row(f"[dim]{label}[/dim]", escape(value))
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
-    console.print(table)
+    console = wide_console()
+    console.print(table, soft_wrap=True)
     for note in report.sizes.notes:
-        console.print(f"[dim]·[/dim] {escape(note)}")
+        console.print(f"[dim]·[/dim] {escape(note)}", soft_wrap=True)
     return 0
 
 

@@ -10,6 +10,15 @@ from rich.progress import Progress as Bars
 
 FIRST_SECONDS = 10.0  # of silence before a line
 MOST_SECONDS = 60.0  # between lines of what takes long
+_PLAIN_WIDTH = 200  # columns where no terminal has its own: lines of tables are not broken
+
+
+def wide_console() -> Console:
+    """Standard output for tables."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
+    return console
 
 
 class PlainLines:
