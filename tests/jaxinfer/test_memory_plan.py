@@ -13,7 +13,7 @@ from jaxinfer.config import ConfigError, ParallelConfig, RuntimeConfig
 from jaxinfer.memory_plan import PlanReport, make_plan
 from jaxinfer.model_path import demo_path
 from jaxinfer.models.model import Model
-from jaxinfer.runtime.engine_builder import choose_sizes, make_layout
+from jaxinfer.runtime.engine_builder import DRAWING_COPIES, choose_sizes, make_layout, make_runner
 from jaxinfer.runtime.kv_cache import Sizes
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
@@ -42,6 +42,34 @@ def test_plan_is_what_the_engine_takes(loaded: Model) -> None:
     pool = sum(array.nbytes for array in layout.zeros(sizes.num_pages)) * loaded.config.num_layers
     assert report.pool_bytes == pool
     assert report.temporary_bytes > 0
+
+
+@pytest.mark.longer
+def test_a_plan_compiles_one_program_on_a_cpu(loaded: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[jax.stages.Lowered] = []
+
+    def compile_(lowered: jax.stages.Lowered, *arguments: object) -> jax.stages.Compiled:
+        compiled.append(lowered)
+        return original(lowered, *arguments)
+
+    original = jax.stages.Lowered.compile
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_)
+    report = make_plan("demo", loaded.config, RuntimeConfig(max_num_seqs=8, max_num_batched_tokens=16), make_mesh())
+    assert len(compiled) == 1
+    assert report.bucket == "step[16 tokens, 8 rows]"
+
+
+@pytest.mark.longer
+@pytest.mark.parametrize("rows", [8, 64])
+def test_what_draws_needs_no_more_than_a_plan_says(loaded: Model, rows: int) -> None:
+    mesh, runtime = make_mesh(), RuntimeConfig(max_num_seqs=rows, max_num_batched_tokens=rows, num_pages=20)
+    layout = make_layout(loaded, DeviceTarget.of(mesh.devices.flat[0]), runtime)
+    runner = make_runner(loaded, mesh, runtime, choose_sizes(loaded, mesh, runtime, layout), layout)
+    said = DRAWING_COPIES * rows * loaded.shape.vocab * 4
+    for program in (runner.programs.draw(rows), runner.programs.score()):
+        memory = program.compile().memory_analysis()
+        need = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        assert 0 < need <= said
 
 
 @pytest.mark.longer

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.messages import Shutdown, StepOutputs, Warmed
 from jaxinfer.runtime.executables import Compiler, Executable, Lower
 from jaxinfer.runtime.programs import ADMIT, SCORE
@@ -129,3 +130,29 @@ def test_a_compiler_that_fails_later_ends_the_engine() -> None:
         engine.loop.run(queue.Queue(), posted.append)
     assert posted[-1].error == "RuntimeError: the compiler gave up"
     engine.loop.runner.close()
+
+
+@pytest.mark.longer
+def test_an_engine_of_one_step_size(whole: Harness) -> None:
+    """What `jaxinfer generate` runs: four programs, and the same bytes."""
+    settings = {"max_num_batched_tokens": 16, "max_num_seqs": 1, "step_sizes": (16,)}
+    engine = build(CASE, **{**SIZES, **settings})
+    names = [name for name, _ in engine.loop.info.executables]
+    assert names == ["step[16 tokens, 8 rows]", "draw[8 rows]", ADMIT, SCORE]
+    assert answers(engine) == answers(whole)
+    assert engine.loop.runner.compilations == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"step_sizes": ()}, r"step_sizes is \(\); it must have positive integers"),
+        ({"step_sizes": (0, 8)}, r"step_sizes is \(0, 8\); it must have positive integers"),
+        ({"step_sizes": (8,)}, "the largest must be at least max_num_batched_tokens, which must be given and is None"),
+        ({"step_sizes": (8,), "max_num_batched_tokens": 9}, "must be given and is 9"),
+        ({"step_sizes": [8]}, "step_sizes is"),
+    ],
+)
+def test_step_sizes_are_checked(settings: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RuntimeConfig(**settings)

@@ -10,10 +10,12 @@ from jaxinfer.runtime.buckets import (
     INVARIANT_ROWS,
     MAX_BUCKETS,
     Bucket,
+    Work,
     buckets_of,
     drawing_rows,
     expected_waste,
     make_ladder,
+    only_bucket,
     pick_bucket,
     pick_rows,
 )
@@ -79,6 +81,28 @@ def test_programs_that_draw(rows: int, platform: str, invariant: bool) -> None:
 def test_sizes_of_ones_own() -> None:
     assert buckets_of((40, 4), 16, batch_invariant=True) == (Bucket(8, 8), Bucket(40, 16))
     assert buckets_of((4,), 2, batch_invariant=False) == (Bucket(4, 2),)
+
+
+@pytest.mark.parametrize(
+    ("work", "bucket"),
+    [
+        (Work(5, 16, 1), Bucket(8, 1)),  # one client: nothing is gained by more than it needs
+        (Work(500, 256, 1), Bucket(8, 1)),
+        (Work(4000, 4, 1), Bucket(80, 1)),  # a long prompt and a short answer: 54 steps of 80 instead of 504 of 8
+        (Work(40, 256, 10), Bucket(16, 10)),
+        (Work(4000, 10**9, 1000), Bucket(64, 64)),
+    ],
+)
+def test_the_only_bucket_of_an_offline_run(work: Work, bucket: Bucket) -> None:
+    assert only_bucket(work, 64) == bucket
+
+
+@given(st.integers(1, 5000), st.integers(1, 1000), st.integers(1, 200))
+def test_no_other_bucket_takes_less_time(prompt: int, output: int, sequences: int) -> None:
+    chosen = only_bucket(Work(prompt, output, sequences), 64)
+    waves = -(-sequences // chosen.rows) * min(output, 256)
+    times = {t: (10 + t) * (-(-prompt // t) + waves) for t in range(8, 257, 8) if t >= chosen.rows}
+    assert times[chosen.tokens] == min(times.values())
 
 
 def test_nothing_outside_the_ladder() -> None:
