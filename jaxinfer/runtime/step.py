@@ -63,7 +63,9 @@ class StepSpec:
     def looped(self) -> bool:
         """Whether layers run in a loop, on one pool for all of them: compiled once instead of once for each layer.
 
-        On a GPU a step must be one command buffer, which has no loop.
+        Not on a GPU, where a step must be one command buffer, which has no choice in it; nor on a TPU, where the loop
+        compiles as fast, but would fetch a layer's weights only once they are chosen, and no device has said at what
+        cost; nor on several CPU devices, which are there for tests of how arrays are split.
         """
         return self.target.platform == "cpu" and self.mesh.size == 1
 
