@@ -242,7 +242,10 @@ class LLM:
             result, params = stream.result, stream.params
             seed = self._seeds.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
             ids = tuple(result.prompt_token_ids)
-            self._inbox.put(Submit(result.request_id, ids, params, seed, level, time.monotonic()))
+            # Nobody reads an answer before its end, but a stop string must be found when it is complete.
+            interval = 1 if params.stop else self.info.max_model_len
+            now = time.monotonic()
+            self._inbox.put(Submit(result.request_id, ids, params, seed, level, now, interval=interval))
 
     def _collect(
         self, streams: dict[str, RequestStream], show: bool, on_finish: Callable[[RequestOutput], None] | None

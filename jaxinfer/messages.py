@@ -18,6 +18,8 @@ class Submit(NamedTuple):
     """A validated request. `seed` is resolved (0 <= seed < 2**64); `arrival` is seconds of time.monotonic().
 
     tenant: whom it is charged to; tenants share a busy engine by their weights (see scheduling/tenants.py).
+    interval: how many tokens of a sequence are told at a time, behind the first, which is told at once. Where nobody
+    reads an answer before its end, most of the work for a token is telling of it.
     """
 
     request_id: str
@@ -29,6 +31,7 @@ class Submit(NamedTuple):
     cache_salt: str = ""
     tenant: str = ""
     weight: float = 1.0
+    interval: int = 1
 
 
 class Abort(NamedTuple):
@@ -79,8 +82,9 @@ class SequenceAccount(NamedTuple):
 
 
 class SequenceOutput(NamedTuple):
-    """One sequence's news from one step. token_ids: its new tokens, in order; none when it finished without one (abort,
-    error). logprobs: an entry for each of them, None where the request asks for none.
+    """One sequence's news. token_ids: its new tokens, in order, of one step or of several (see `Submit.interval`);
+    none when it finished without one (abort, error). logprobs: an entry for each of them, None where the request asks
+    for none.
 
     "error" ends all sequences of a request at once, for the reason `NO_LOGITS`.
     """
@@ -93,6 +97,22 @@ class SequenceOutput(NamedTuple):
     stop_token: int | None  # what ended it: one of stop_token_ids or an end token
     cached_tokens: int
     account: SequenceAccount | None = None  # with the finish reason
+
+    def followed_by(self, later: SequenceOutput) -> SequenceOutput:
+        """Both as one."""
+        logprobs = self.logprobs
+        if logprobs is not None and later.logprobs is not None:
+            logprobs += later.logprobs
+        return SequenceOutput(
+            later.request_id,
+            later.index,
+            self.token_ids + later.token_ids,
+            logprobs,
+            later.finish_reason,
+            later.stop_token,
+            later.cached_tokens,
+            later.account,
+        )
 
 
 class PromptScored(NamedTuple):
@@ -148,12 +168,32 @@ NO_TIMES = StepTimes()
 
 @dataclass(slots=True)
 class StepOutputs:
-    """Everything the engine has to say after one step: one message, one wake-up of the listener."""
+    """Everything the engine has to say after one step, or after several where the listener was busy meanwhile (`add`):
+    one message, one wake-up of the listener."""
 
     sequences: list[SequenceOutput] = field(default_factory=list)
     prompts: list[PromptScored] = field(default_factory=list)
     stats: EngineStats = field(default_factory=EngineStats)
     times: StepTimes = NO_TIMES
+
+    def add(self, later: StepOutputs) -> None:
+        """Takes in a later step's news: a sequence's tokens join those that it has here, in order. An "error" stays
+        apart, so that the tokens before it reach their reader."""
+        mine, places = self.sequences, dict[tuple[str, int], int]()
+        known = len(mine)
+        for i, output in enumerate(later.sequences):
+            request_id, index = output.request_id, output.index
+            if i < known and mine[i].request_id == request_id and mine[i].index == index:
+                place: int | None = i  # the usual case: two steps of the same rows
+            else:
+                places = places or {(each.request_id, each.index): j for j, each in enumerate(mine[:known])}
+                place = places.get((request_id, index))
+            if place is None or output.finish_reason == "error":
+                mine.append(output)
+            else:
+                mine[place] = mine[place].followed_by(output)
+        self.prompts += later.prompts
+        self.stats, self.times = later.stats, later.times
 
 
 class Rejected(NamedTuple):

@@ -7,6 +7,7 @@ only the parent holds open, and exits even from the middle of a compilation.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -76,16 +77,21 @@ def run_engine(sock: socket.socket, build: Build) -> int:
             engine = build(post)
         except EngineRefused as error:
             post(Died(str(error), ""))
+            post.flush()
             return EXIT_REFUSED
         except Exception as error:
             post(Died(f"{type(error).__name__}: {error}", traceback.format_exc()))
+            post.flush()
             return EXIT_CRASHED
         garbage.settle()
         post(Ready(engine.info, engine.warming))
-        engine.run(SocketInbox(sock), post)
+        engine.run(SocketInbox(sock, post), post)
+        post.flush()
     except ConnectionError:
         return EXIT_ORPHANED  # nobody is left to be told anything
     except Exception:
+        with contextlib.suppress(ConnectionError):
+            post.flush()
         return EXIT_CRASHED  # the engine has posted `Died` before raising
     return EXIT_OK
 

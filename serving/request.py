@@ -34,6 +34,9 @@ MAX_NESTING = 32  # objects and lists within each other, in a schema or a variab
 _RESERVED_VARIABLES = frozenset(
     {"messages", "tools", "template", "add_generation_prompt", "truncate_prompt_tokens", "self"}
 )
+# Tokens of an answer that nobody reads before its end, told to the server at a time: enough that telling costs little,
+# few enough that limits and metrics follow.
+UNREAD_INTERVAL = 32
 NO_TOKENS = "this server filters its answers and gives no tokens of them"
 _NO_TOKENIZER = "this server runs without a tokenizer and takes token ids only"
 
@@ -146,15 +149,17 @@ class PreparedRequest:
     def params(self) -> SamplingParams:
         return self.submit.params
 
-    def sent_as(self, engine_id: str, arrival: float, caller: Caller) -> Submit:
-        """What the engine gets. arrival: seconds of time.monotonic()."""
+    def sent_as(self, engine_id: str, arrival: float, caller: Caller, *, judged: bool = False) -> Submit:
+        """What the engine gets. arrival: seconds of time.monotonic(). judged: an output filter looks at the answer."""
         submit = self.submit
+        at_once = not self.final_only or submit.params.stop or judged  # what ends an answer on this side
         return submit._replace(
             request_id=engine_id,
             arrival=arrival,
             cache_salt=caller.salt(submit.cache_salt),
             tenant=caller.tenant,
             weight=caller.weight,
+            interval=1 if at_once else UNREAD_INTERVAL,
         )
 
 

@@ -30,6 +30,7 @@ class Packer:
         # Of each slot: alternatives wanted of sampled tokens and of prompt positions, -1 for no scores.
         self._logprobs = [-1] * sizes.num_slots
         self._prompt_logprobs = [-1] * sizes.num_slots
+        self._scored: set[int] = set()  # slots that want any
         # Places in page tables whose pages were given back. Nobody reads them any more, so they are sent when there is
         # room: a chunk may give back more pages than the small step after it has.
         self._given_back: list[int] = []
@@ -111,11 +112,17 @@ class Packer:
         """What the host must know of an admitted slot. What is left to send of the one before it is void."""
         self._logprobs[slot] = -1 if params.logprobs is None else params.logprobs
         self._prompt_logprobs[slot] = -1 if params.prompt_logprobs is None else params.prompt_logprobs
+        if params.logprobs is None and params.prompt_logprobs is None:
+            self._scored.discard(slot)
+        else:
+            self._scored.add(slot)
         if self._given_back:
             self._given_back = [place for place in self._given_back if self.sizes.slot_of(place) != slot]
 
     def most_logprobs(self, plan: StepPlan) -> tuple[int, int]:
         """The most alternatives that the plan's sampled tokens and its prompt positions want; -1 where none do."""
+        if not self._scored:
+            return -1, -1
         sampled = max([self._logprobs[row.slot] for row in plan.rows if row.draws], default=-1)
         prompt = max([self._prompt_logprobs[row.slot] for row in plan.rows if row.targets], default=-1)
         return sampled, prompt

@@ -136,9 +136,10 @@ class Books:
         return [self._end(sequence, "error") for sequence in request.live_sequences]
 
     def _end(self, sequence: Sequence, reason: str) -> SequenceOutput:
-        """Ends a live sequence without a token."""
+        """Ends a live sequence without a new token."""
         request_id, cached = sequence.request.request_id, sequence.cached_tokens
-        return SequenceOutput(request_id, sequence.index, (), None, reason, None, cached, self._finish(sequence))
+        untold = sequence.tell()
+        return SequenceOutput(request_id, sequence.index, untold, None, reason, None, cached, self._finish(sequence))
 
     def _finish(self, sequence: Sequence) -> SequenceAccount:
         """Ends a live sequence wherever it is; what it took."""

@@ -22,6 +22,7 @@ class Request:
     __slots__ = (
         "arrival",
         "banned_ids",
+        "interval",
         "order",
         "params",
         "parked",
@@ -54,6 +55,8 @@ class Request:
         self.arrival = submit.arrival
         self.order = order
         self.salt = submit.cache_salt
+        # Log-probabilities are read from the step that made them.
+        self.interval = 1 if submit.params.logprobs is not None else submit.interval
         self.stop_ids = stop_ids
         self.banned_ids = banned_ids  # until min_tokens
         self.unfinished = self.params.n
@@ -117,12 +120,14 @@ class Sequence:
         "stop_ids",
         "sync",
         "tables",
+        "told",
     )
 
     def __init__(self, request: Request, index: int, max_total: int) -> None:
         self.request = request
         self.index = index
         self.output_ids: list[int] = []  # after the request's prompt, which its sequences share
+        self.told = 0  # of those, how many were told to whoever asked
         self.prompt_len = request.prompt_len
         self.num_tokens = request.prompt_len
         self.num_pending = 0
@@ -170,6 +175,11 @@ class Sequence:
         if start >= split:
             return tuple(self.output_ids[start - split : end - split])
         return self.request.prompt[start:] + tuple(self.output_ids[: end - split])
+
+    def tell(self) -> tuple[int, ...]:
+        """The tokens that were not told yet; from now on they are."""
+        told, self.told = self.told, len(self.output_ids)
+        return tuple(self.output_ids[told:])
 
     @property
     def account(self) -> SequenceAccount:

@@ -12,18 +12,19 @@ def plan_row(kv: KVManager, sequence: Sequence, length: int, draws: int = 1) -> 
     catches up with what is known, the tokens to come, at most `draws`, as pending."""
     start = sequence.num_computed
     end = start + length
-    if start < sequence.prompt_len:
-        sequence.chunks += 1
+    in_prompt = start < sequence.prompt_len
     fresh = sequence.needs_admission
     writes = kv.extend(sequence, end) if end > sequence.capacity or sequence.left_behind else ()
     admission = _admission(kv, sequence) if fresh else None
     sequence.num_computed = end
     request = sequence.request
     request.tenant.charge(sequence, start, end)
-    token_ids = sequence.tokens(start, end) if start < sequence.num_known else ()
+    token_ids = sequence.tokens(start, end) if in_prompt or start < sequence.num_known else ()
     targets: tuple[int, ...] = ()
-    if request.params.prompt_logprobs is not None and not sequence.index and start < sequence.prompt_len - 1:
-        targets = request.prompt[start + 1 : end + 1]
+    if in_prompt:
+        sequence.chunks += 1
+        if request.params.prompt_logprobs is not None and not sequence.index:
+            targets = request.prompt[start + 1 : end + 1]  # none of the prompt's last token
     if end == sequence.num_tokens:
         if draws > 1:
             draws = min(draws, sequence.max_total - end)

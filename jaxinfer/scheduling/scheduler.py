@@ -53,16 +53,18 @@ class Scheduler(Books):
             self._make_way()
         step = _Step(self.limits.max_num_batched_tokens)
         prefilling: list[Sequence] = []  # more than one token: served after the rows that need one
-        draws = self.limits.draws
+        draws, kv, variants = self.limits.draws, self.kv, self.limits.longrope_border is not None
         for sequence in list(self._running):
-            want = sequence.num_tokens - sequence.num_computed
-            if want > 1 or sequence.needs_admission or sequence.rope_variant != self._rope_variant(sequence):
+            num_tokens = sequence.num_tokens
+            want = num_tokens - sequence.num_computed
+            if want > 1 or sequence.needs_admission or (variants and self._must_restart(sequence)):
                 prefilling.append(sequence)
-            elif want == 1 and step.budget and sequence.num_tokens < sequence.max_total and sequence.slot >= 0:
+            elif want == 1 and step.budget and num_tokens < sequence.max_total and sequence.slot >= 0:
                 if sequence.sync and sequence.num_pending:
                     continue
-                if self._grow(sequence, sequence.num_tokens, step):
-                    step.add(sequence, plan_row(self.kv, sequence, 1, draws))
+                roomy = num_tokens <= sequence.capacity and sequence.num_computed < sequence.leaves_at
+                if roomy or self._grow(sequence, num_tokens, step):
+                    step.add(sequence, plan_row(kv, sequence, 1, draws))
         self._fill(step, prefilling)
         self._look_ahead()
         used = self.limits.max_num_batched_tokens - step.budget
@@ -114,11 +116,14 @@ class Scheduler(Books):
         border = self.limits.longrope_border
         return int(border is not None and sequence.num_tokens > border)
 
+    def _must_restart(self, sequence: Sequence) -> bool:
+        return sequence.rope_variant != self._rope_variant(sequence)
+
     def _catch_up(self, sequence: Sequence, step: _Step) -> bool:
         """Plans a chunk of a running sequence that is more than one token behind, or must start again."""
         if sequence.num_pending:
             return False  # its newest token is needed as an input, or nobody knows how many there are: after the update
-        if sequence.rope_variant != self._rope_variant(sequence):
+        if self._must_restart(sequence):
             self.kv.release(sequence)
             sequence.rope_variant = self._rope_variant(sequence)
             sequence.needs_admission = True
@@ -227,7 +232,7 @@ class Scheduler(Books):
     def _take_tokens(
         self, sequence: Sequence, i: int, row: PlanRow, tokens: list[int], result: StepResult
     ) -> SequenceOutput | None:
-        """Takes what row `i` drew of a live sequence, up to what ends it; None where nothing is accepted."""
+        """Takes what row `i` drew of a live sequence, up to what ends it; None where there is nothing to tell."""
         count, draws = len(tokens), row.draws
         sequence.num_pending -= draws
         if count != draws:
@@ -251,11 +256,24 @@ class Scheduler(Books):
                 break
         accepted = total - known
         self.stats.generated_tokens += accepted
-        account = self._finish(sequence) if reason is not None else None
         request = sequence.request
+        if reason is None and 0 < sequence.told > len(taken) - request.interval:
+            return None  # told later
+        if sequence.told + accepted == len(taken) and accepted == count:  # nearly always: what this step has drawn
+            new = tuple(tokens)
+            sequence.told += accepted
+        else:
+            new = sequence.tell()
+        account = self._finish(sequence) if reason is not None else None
         wanted = request.params.logprobs
         logprobs = None if wanted is None else token_logprobs(i, accepted, wanted, result)
-        new = tuple(tokens) if accepted == count else tuple(tokens[:accepted])
         return SequenceOutput(
-            request.request_id, sequence.index, new, logprobs, reason, stop_token, sequence.cached_tokens, account
+            request.request_id,
+            sequence.index,
+            new,
+            logprobs,
+            reason,
+            stop_token,
+            sequence.cached_tokens,
+            account,
         )

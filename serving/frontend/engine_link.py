@@ -1,7 +1,9 @@
 """The connection to one engine, on the event loop: its socket, its messages, the streams that wait for them, its end.
 
 The loop wakes once for every batch of bytes from the engine, which is one `StepOutputs` a step. Nothing here waits for
-the engine: writes are buffered by the transport, and what may be buffered is bounded by admission.
+the engine: writes are buffered by the transport, and what may be buffered is bounded by admission. While messages are
+being delivered nothing more is read; the engine does not wait for that, it makes one message of several
+(`serving.frames.SocketPost`).
 """
 
 from __future__ import annotations
@@ -219,6 +221,8 @@ class EngineLink(asyncio.Protocol):
             self._arrived.append(message)
             if self._delivering is None:
                 self._delivering = self._start(self._receive_in_turn())
+        if self._delivering is not None and self._transport is not None:
+            self._transport.pause_reading()
 
     async def _receive_in_turn(self) -> None:
         """The messages that have arrived, those of many sequences in pieces between which others run."""
@@ -233,6 +237,8 @@ class EngineLink(asyncio.Protocol):
                     await asyncio.sleep(0)
         finally:
             self._delivering = None
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._start(self._end())

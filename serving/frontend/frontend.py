@@ -226,7 +226,8 @@ class Frontend:
         self._links_of[engine_id] = link
         self.idle.clear()
         self.accepted += 1
-        link.begin(stream, prepared.sent_as(engine_id, record.submitted, caller))
+        judged = self._output_filter is not None
+        link.begin(stream, prepared.sent_as(engine_id, record.submitted, caller, judged=judged))
         return stream
 
     def _check_serving(self) -> None:

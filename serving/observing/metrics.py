@@ -115,9 +115,9 @@ class Buckets:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
 
     @property
     def count(self) -> int:
@@ -165,7 +165,8 @@ class Metrics:
         """An engine's last word. Of several engines `stats` and `times` are the sums."""
         before = self._engines.get(engine, (EngineStats(), StepTimes()))[0]
         if stats.steps != before.steps:
-            self._step.observe(stats.scheduled_tokens - before.scheduled_tokens)
+            steps = max(1, stats.steps - before.steps)  # one message has the news of several when we were busy
+            self._step.observe((stats.scheduled_tokens - before.scheduled_tokens) / steps, steps)
         self._engines[engine] = stats, times
         if len(self._engines) == 1:
             self.stats, self.times = stats, times
@@ -180,7 +181,7 @@ class Metrics:
         record.completion_tokens[index] += count
         last = record.last_tokens[index]
         if last:
-            self._gaps.observe(now - last)
+            self._gaps.observe((now - last) / count, count)
         elif not record.first_token:
             record.first_token = now
             self._ttft.observe(now - record.received)
