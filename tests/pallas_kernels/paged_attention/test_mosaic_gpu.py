@@ -15,6 +15,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import AttentionOptions, mosaic_gpu
 from pallas_kernels.paged_attention.api import OP
+from tests.pallas_kernels.interpreters import finding_races
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
 from tests.pallas_kernels.paged_attention.contract import SHAPES as CONTRACT_SHAPES
@@ -105,7 +106,7 @@ def _interpreted(shape: Shape) -> Any:
         mosaic_gpu.paged_attention,
         options=options_of(shape),
         target=HOPPER,
-        interpret=plgpu.InterpretGPUParams(detect_races=True),
+        interpret=finding_races(plgpu.InterpretGPUParams),
     )
     return jax.jit(run)
 
