@@ -17,7 +17,7 @@ in any bucket. What that takes, each point found by measuring XLA:CPU:
 * A product's row has the same bits for any number of rows from 4 up, but not for 1: M is padded to a multiple of 4.
 * That holds for the product with V, whose columns lie side by side, only up to some 48 rows or where the columns fill
   blocks of 64: XLA picks another routine beyond. So V is widened where M is larger, which gives the bits of a small M.
-  Up to 16 columns have routines of their own, in JAX 0.12 one for a small and one for a large M: they are always widened.
+  Up to 16 columns have routines of their own, in JAX 0.12 one for a small and one for a large M: those V always are.
 * `sum` over an axis is ordered by the size of the whole array; `_tree_sum` spells the order out.
 * `exp` is contracted into multiply-adds differently when a short odd axis is unrolled: L and M are multiples of 4.
 * Elementwise code of the caller (say, rotary embedding) may round differently, even from one token to the next, where

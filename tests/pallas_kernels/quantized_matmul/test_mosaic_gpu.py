@@ -25,7 +25,7 @@ from tests.pallas_kernels.quantized_matmul.contract import QuantizedMatmulContra
 
 interpreted = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"),
-    reason="the Mosaic GPU interpreter of JAX 0.10 does not know plgpu.load; that of 0.11 does",
+    reason="the Mosaic GPU interpreter of JAX 0.10 does not know plgpu.load; later ones do",
 )
 
 HOPPER = DeviceTarget("gpu", "NVIDIA H200", (9, 0))
