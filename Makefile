@@ -1,5 +1,5 @@
 # `make serve` and `make test` do all their own set-up in a fresh clone.
-# PYTHON: the newest of 3.11 and up that is found; JAX 0.11 (Python 3.12+) is twice as fast on CPU in int8.
+# PYTHON: the newest of 3.11 and up that is found; JAX 0.11 and later (Python 3.12+) are twice as fast on CPU in int8.
 PYTHON ?= $(shell scripts/find_python.sh)
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -17,7 +17,7 @@ in any bucket. What that takes, each point found by measuring XLA:CPU:
 * A product's row has the same bits for any number of rows from 4 up, but not for 1: M is padded to a multiple of 4.
 * That holds for the product with V, whose columns lie side by side, only up to some 48 rows or where the columns fill
   blocks of 64: XLA picks another routine beyond. So V is widened where M is larger, which gives the bits of a small M.
-  Up to 16 columns have a routine of their own for any M, with other bits than the wider ones.
+  Up to 16 columns have routines of their own, in JAX 0.12 one for a small and one for a large M: those V always are.
 * `sum` over an axis is ordered by the size of the whole array; `_tree_sum` spells the order out.
 * `exp` is contracted into multiply-adds differently when a short odd axis is unrolled: L and M are multiples of 4.
 * Elementwise code of the caller (say, rotary embedding) may round differently, even from one token to the next, where
@@ -45,7 +45,7 @@ from pallas_kernels.paged_attention.work import in_token_order, row_of, single_r
 # Keys per block: few enough for the copies of K and V to stay in the cache, enough to outweigh the cost of a turn.
 _BLOCK = 64
 _ROW_MULTIPLE = 4
-# The product with V on CPU, see above: up to so many rows, and up to so many columns, it is taken as it is.
+# The product with V on CPU, see above: it is taken as it is for up to so many rows and more than so many columns.
 _FEW_ROWS = 32
 _FEW_COLUMNS = 16
 _COLUMN_BLOCK = 64
@@ -308,7 +308,7 @@ def _weigh(probs: jax.Array, v: jax.Array, target: DeviceTarget) -> jax.Array:
     """The sum of values v (B, K, L, H) with weights probs (B, K, M, L): (B, K, M, H), on CPU with bits that M does not
     change."""
     head_dim = v.shape[3]
-    if target.platform == "cpu" and probs.shape[2] > _FEW_ROWS and head_dim > _FEW_COLUMNS:
+    if target.platform == "cpu" and (probs.shape[2] > _FEW_ROWS or head_dim <= _FEW_COLUMNS):
         v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, -head_dim % _COLUMN_BLOCK)))
     return _product(probs, v, contract=2)[..., :head_dim]
 

@@ -15,6 +15,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import AttentionOptions, mosaic_gpu
 from pallas_kernels.paged_attention.api import OP
+from tests.pallas_kernels.interpreters import finding_races
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
 from tests.pallas_kernels.paged_attention.contract import SHAPES as CONTRACT_SHAPES
@@ -22,7 +23,7 @@ from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract
 
 interpreted = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"),
-    reason="the Mosaic GPU interpreter of JAX 0.10 does not know plgpu.load; that of 0.11 does",
+    reason="the Mosaic GPU interpreter of JAX 0.10 does not know plgpu.load; later ones do",
 )
 
 HOPPER = DeviceTarget("gpu", "NVIDIA H200", (9, 0))
@@ -105,7 +106,7 @@ def _interpreted(shape: Shape) -> Any:
         mosaic_gpu.paged_attention,
         options=options_of(shape),
         target=HOPPER,
-        interpret=plgpu.InterpretGPUParams(detect_races=True),
+        interpret=finding_races(plgpu.InterpretGPUParams),
     )
     return jax.jit(run)
 

@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import AttentionOptions, mosaic_tpu, mosaic_tpu_kernel
 from pallas_kernels.paged_attention.head_packing import with_packed_heads
+from tests.pallas_kernels.interpreters import finding_races
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
 from tests.pallas_kernels.paged_attention.contract import SHAPES, PagedAttentionContract, options_of
@@ -60,7 +61,7 @@ def _interpreted(shape: Shape, target: DeviceTarget, mode: str) -> Any:
         mosaic_tpu.paged_attention,
         options=options_of(shape),
         target=target,
-        interpret=pltpu.InterpretParams(detect_races=True, dma_execution_mode=mode),
+        interpret=finding_races(pltpu.InterpretParams, dma_execution_mode=mode),
     )
     return jax.jit(with_packed_heads(run))
 

@@ -18,13 +18,14 @@ from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor, pack_int4
 from pallas_kernels.quantized_matmul import OP, mosaic_gpu, mosaic_gpu_kernel, mosaic_gpu_plan
 from pallas_kernels.quantized_matmul.api import MOSAIC_GPU_TOKENS, case_of
+from tests.pallas_kernels.interpreters import finding_races
 from tests.pallas_kernels.quantized_matmul import cases
 from tests.pallas_kernels.quantized_matmul.cases import Product
 from tests.pallas_kernels.quantized_matmul.contract import QuantizedMatmulContract
 
 interpreted = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"),
-    reason="the Mosaic GPU interpreter of JAX 0.10 does not know plgpu.load; that of 0.11 does",
+    reason="the Mosaic GPU interpreter of JAX 0.10 does not know plgpu.load; later ones do",
 )
 
 HOPPER = DeviceTarget("gpu", "NVIDIA H200", (9, 0))
@@ -91,7 +92,7 @@ def _interpreted() -> Any:
         mosaic_gpu.quantized_matmul,
         target=HOPPER,
         merge=True,
-        interpret=plgpu.InterpretGPUParams(detect_races=True),
+        interpret=finding_races(plgpu.InterpretGPUParams),
     )
     return jax.jit(run)
 

@@ -22,6 +22,7 @@ from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import mosaic_tpu, quantized_matmul
 from pallas_kernels.quantized_matmul.layout import for_target
 from pallas_kernels.quantized_matmul.mosaic_tpu import TpuMatmulPlan, block_specs, plan_of
+from tests.pallas_kernels.interpreters import finding_races
 from tests.pallas_kernels.quantized_matmul import cases
 from tests.pallas_kernels.quantized_matmul.cases import Product
 from tests.pallas_kernels.quantized_matmul.contract import QuantizedMatmulContract
@@ -54,7 +55,7 @@ class TpuContract(QuantizedMatmulContract):
 
 @functools.lru_cache
 def _interpreted(mode: str) -> Any:
-    interpret = pltpu.InterpretParams(detect_races=True, dma_execution_mode=mode)
+    interpret = finding_races(pltpu.InterpretParams, dma_execution_mode=mode)
     return jax.jit(functools.partial(mosaic_tpu.quantized_matmul, target=TPU, merge=True, interpret=interpret))
 
 
