@@ -128,7 +128,19 @@ def run(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table("step ms", "how", "streams", "of ideal", "with a core", "bar", "got", "tok/msg", "server us/tok", *PARTS, "sum us")
+    table = Table(
+        "step ms",
+        "how",
+        "streams",
+        "of ideal",
+        "with a core",
+        "bar",
+        "got",
+        "tok/msg",
+        "server us/tok",
+        *PARTS,
+        "sum us",
+    )
     for row in rows:
         parts = [row[f"{part}_us"] for part in PARTS]
         served = row["streams"] > 0

@@ -13,6 +13,7 @@ import jax
 
 from jaxinfer.config import RopeConfig
 from jaxinfer.models.layers.linear import Multiply, product
+from jaxinfer.models.layers.mlp import Gate, gated
 from jaxinfer.models.layers.rope import Rotation, rotation_tables
 from pallas_kernels.paged_attention.layout import Pages
 
@@ -80,6 +81,7 @@ class StepContext:
         rotations: cosines and sines of each of `ModelConfig.ropes`, made once for all layers.
         attention: gives each layer its function.
         multiply: what layers multiply by their weights with.
+        gate: what they gate their MLPs with.
         looped: run layers that are alike in a loop. The cache is one pair of arrays then.
     """
 
@@ -88,6 +90,7 @@ class StepContext:
     rotations: tuple[Rotation, ...]
     attention: AttentionOf
     multiply: Multiply = product
+    gate: Gate = gated
     looped: bool = False
 
     @classmethod
@@ -100,8 +103,9 @@ class StepContext:
         attention: AttentionOf,
         *,
         multiply: Multiply = product,
+        gate: Gate = gated,
         looped: bool = False,
     ) -> StepContext:
         """rope_variant: (T,) int32, 1 for tokens of sequences that are longer than `ModelConfig.longrope_border`."""
         rotations = tuple(rotation_tables(ropes, positions, rope_variant))
-        return cls(positions, rows, rotations, attention, multiply, looped)
+        return cls(positions, rows, rotations, attention, multiply, gate, looped)

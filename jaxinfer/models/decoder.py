@@ -50,7 +50,7 @@ class DecoderLayer(nnx.Module):
         x = self.attention_norm(hidden) if self.pre_norm else hidden
         x, kv_layer = self.attention(x, context, attend, kv_layer)
         hidden = self._add(hidden, self.attention_post_norm(x) if self.post_norm else x)
-        x = self.mlp(self.mlp_norm(hidden) if self.pre_norm else hidden, context.multiply)
+        x = self.mlp(self.mlp_norm(hidden) if self.pre_norm else hidden, context.multiply, context.gate)
         return self._add(hidden, self.mlp_post_norm(x) if self.post_norm else x), kv_layer
 
     def _add(self, hidden: jax.Array, x: jax.Array) -> jax.Array:

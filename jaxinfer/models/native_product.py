@@ -1,4 +1,4 @@
-"""A step's products through the C++ kernels for CPUs, where they serve the weight; through XLA elsewhere."""
+"""A step's products and gates through the C++ kernels for CPUs, where they serve them; through XLA elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from jaxinfer.models.layer_choice import LayerChoice, Matrix, Weight
 from jaxinfer.models.layers.linear import Multiply, product
+from jaxinfer.models.layers.mlp import Gate, gated
 from jaxinfer.sharding import LogicalAxes
+from pallas_kernels.native_cpu.gating import KINDS, WIDTH_MULTIPLE, gating
 from pallas_kernels.native_cpu.matmul import dense_matmul, quantized_matmul
 from pallas_kernels.qtensor import QTensor
 
@@ -43,6 +45,17 @@ def native_multiply(instructions: str, count: jax.Array | None = None) -> Multip
         return y.reshape(x.shape[0], *outputs)
 
     return multiply
+
+
+def native_gate(instructions: str, count: jax.Array) -> Gate:
+    """A `Gate` for one device; arguments as for `native_multiply`."""
+
+    def gate(gate_up: jax.Array, activation: str) -> jax.Array:
+        if activation not in KINDS or gate_up.shape[2] % WIDTH_MULTIPLE:
+            return gated(gate_up, activation)
+        return gating(gate_up, count, activation, instructions=instructions)
+
+    return gate
 
 
 def _served(x: jax.Array, options: Sequence[Matrix]) -> bool:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError, RuntimeConfig
+from jaxinfer.models.layers.linear import product
 from jaxinfer.models.model import Model
 from pallas_kernels.native_cpu.instructions import BY_NAME
 from pallas_kernels.native_cpu.library import KernelsUnavailable, load
@@ -25,7 +24,8 @@ from pallas_kernels.native_cpu.matmul import dense_matmul
 
 AUTO, XLA = "auto", "xla"
 _ROWS = (1, 8)  # a single stream, and a few
-_COPIES = 3  # of the weight, one after the other, so that it does not stay in the cache
+_XLA_ROWS = 8  # what XLA computes for either: with fewer a row's bits would depend on the others
+_BYTES = 128 << 20  # of weights that are multiplied by one after the other: more than a cache keeps
 _TRIES = 5
 # XLA must take no more than this share of the time. Far from 1, so that a busy moment does not decide: bits differ
 # between the two, and a model should give the same ones at every start. The kernels also skip padding, which this does
@@ -78,32 +78,28 @@ def largest_product(model: Model) -> tuple[int, int]:
 
 
 @functools.cache
-def measured(instructions: str, outputs: int, inputs: int, dtype: str) -> tuple[float, ...]:
-    """Seconds that one product takes for each of the row counts, added up: by the kernels, by XLA."""
-    weights = [jnp.full((outputs, inputs), 0.01, dtype) for _ in range(_COPIES)]
+def measured(instructions: str, outputs: int, inputs: int, dtype: str) -> tuple[float, float]:
+    """Seconds that one product takes for each of the row counts, added up: by the kernels, by XLA.
 
-    def ours(x: jax.Array) -> jax.Array:
-        products = (dense_matmul(x, [w], jnp.int32(0), jnp.int32(len(x)), instructions=instructions) for w in weights)
-        return sum(products, jnp.zeros((len(x), outputs), jnp.float32))
+    In turns, and the best of a few, so that what else the machine does does not decide.
+    """
+    copies = max(1, _BYTES // (outputs * inputs * jnp.dtype(dtype).itemsize))
+    weights = [jnp.full((outputs, inputs), 0.01, dtype) for _ in range(copies)]
 
-    def xla(x: jax.Array) -> jax.Array:
-        contract = (((1,), (1,)), ((), ()))
-        products = (lax.dot_general(x, w, contract, preferred_element_type=jnp.float32) for w in weights)
-        return sum(products, jnp.zeros((len(x), outputs), jnp.float32))
+    @jax.jit
+    def ours(x: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
+        zero, count = jnp.int32(0), jnp.int32(len(x))
+        return [dense_matmul(x, [w], zero, count, instructions=instructions)[0, :1] for w in weights]
 
-    return _fastest([ours, xla], inputs, dtype)
+    @jax.jit
+    def xla(x: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
+        return [product(x, w)[0, :1] for w in weights]
 
-
-def _fastest(functions: Sequence[Callable[[jax.Array], jax.Array]], inputs: int, dtype: str) -> tuple[float, ...]:
-    """Seconds of a product of each function, in turns, so that what else the machine does meets all of them."""
-    runs = [jax.jit(function) for function in functions]
-    totals = [0.0] * len(runs)
-    for rows in _ROWS:
-        x, best = jnp.ones((max(rows, 2), inputs), dtype), [math.inf] * len(runs)  # XLA never gets one row: `linear`
-        for _ in range(_TRIES):
-            for index, run in enumerate(runs):
-                begin = time.perf_counter()
-                jax.block_until_ready(run(x))
-                best[index] = min(best[index], time.perf_counter() - begin)
-        totals = [total + seconds / _COPIES for total, seconds in zip(totals, best, strict=True)]
-    return tuple(totals)
+    best = {(function, rows): math.inf for function in (ours, xla) for rows in _ROWS}
+    for _ in range(_TRIES):
+        for function, rows in best:
+            x = jnp.ones((rows if function is ours else _XLA_ROWS, inputs), dtype)
+            begin = time.perf_counter()
+            jax.block_until_ready(function(x, weights))
+            best[function, rows] = min(best[function, rows], (time.perf_counter() - begin) / copies)
+    return sum(best[ours, rows] for rows in _ROWS), sum(best[xla, rows] for rows in _ROWS)

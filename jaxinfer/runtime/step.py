@@ -25,7 +25,8 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.models.context import Attend, AttentionOf, Place, StepContext
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.layers.linear import Multiply, product
-from jaxinfer.models.native_product import native_multiply
+from jaxinfer.models.layers.mlp import Gate, gated
+from jaxinfer.models.native_product import native_gate, native_multiply
 from jaxinfer.runtime.inputs import (
     SlotSettings,
     SlotSizes,
@@ -77,9 +78,13 @@ class StepSpec:
 
     def multiply(self, count: jax.Array | None = None) -> Multiply:
         """What multiplies by weights. count: () int32, rows from here on are padding; None: none is."""
-        if self.target.instructions is None or self.mesh.size > 1:
-            return product
-        return native_multiply(self.target.instructions, count)
+        name = self.target.instructions
+        return product if name is None else native_multiply(name, count)
+
+    def gate(self, count: jax.Array) -> Gate:
+        """What gates MLPs. count: as above."""
+        name = self.target.instructions
+        return gated if name is None else native_gate(name, count)
 
     def attention(self, batches: Sequence[RaggedBatch]) -> AttentionOf:
         """What the layers call; batches: of each page table."""
@@ -187,13 +192,15 @@ def step(
     inputs = layout.unpack(packed)
     settings = SlotSettings.unpack(slots.settings[inputs.slots])
     tokens, page_tables, batches = locate(inputs, slots, spec.page_size)
+    count = batches[0].query_start_loc[-1]
     context = StepContext.of(
         spec.config.ropes,
         tokens.positions,
         tokens.rows,
         settings.rope_variants[tokens.rows],
         spec.attention(batches),
-        multiply=spec.multiply(batches[0].query_start_loc[-1]),
+        multiply=spec.multiply(count),
+        gate=spec.gate(count),
         looped=spec.looped,
     )
     states, kv = decoder.hidden_states(tokens.ids, context, kv)

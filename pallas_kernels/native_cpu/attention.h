@@ -37,6 +37,9 @@ inline float largest_lane(Floats x) { return _mm512_reduce_max_ps(x); }
 inline Floats times_power_of_2(Floats x, Floats n) {  // n whole numbers from -126 to 127
   return _mm512_mul_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23)));
 }
+inline Floats pick_negative(Floats z, Floats negative, Floats other) {  // by the sign of z
+  return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(z)), other, negative);
+}
 inline Floats zero_below(Floats x, Floats border, Floats value) {  // value where not x < border; NaN keeps the value
   return _mm512_mask_mov_ps(value, _mm512_cmp_ps_mask(x, border, _CMP_LT_OQ), _mm512_setzero_ps());
 }
@@ -57,6 +60,7 @@ inline float largest_lane(Floats x) {
 inline Floats times_power_of_2(Floats x, Floats n) {
   return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
 }
+inline Floats pick_negative(Floats z, Floats negative, Floats other) { return _mm256_blendv_ps(other, negative, z); }
 inline Floats zero_below(Floats x, Floats border, Floats value) {
   return _mm256_andnot_ps(_mm256_cmp_ps(x, border, _CMP_LT_OQ), value);
 }
@@ -164,11 +168,9 @@ struct Softmax {
   static void store(float* to, Floats x) { jaxinfer::store(to, x); }
 };
 
-inline void write_out(const float* from, float divisor, float* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from[i] / divisor;
-}
-inline void write_out(const float* from, float divisor, bf16* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = round_bf16(from[i] / divisor);
+template <class X>
+inline void write_out(const float* from, float divisor, X* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) store_like(to + i, div(load(from + i), all(divisor)));
 }
 
 // Attention of `count` tokens from `first` on, of row `row`, with KV head `kv`.
@@ -219,7 +221,7 @@ void attend_tile(const Attention& a, const X* q, const Stored* k_pages, const St
       int some = static_cast<int>(std::min<int64_t>(kTileRows, queries - m));
       for (int i = first_key; i < to; i += 4) {
         __m128 four[kTileRows];
-        dot_rows<Dot>(some, prepared + m * stride, stride, keys + i, head_dim, 0, four);
+        dot_rows<Dot>(some, prepared + m * stride, stride, keys + i, Span{0, head_dim, true, true}, Ahead{0, 0, 0}, nullptr, four);
         for (int r = 0; r < some; ++r) _mm_storeu_ps(scores + (m + r) * kBlock + i, four[r]);
       }
     }

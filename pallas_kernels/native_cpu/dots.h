@@ -94,11 +94,11 @@ struct Float32Dot {
   using Weight = float;
   using Prepared = float;
   using Sum = Floats;
-  static constexpr int kStep = kLanes;
-  static constexpr int kParts = 1;
+  static constexpr int kStep = 2 * kLanes;
+  static constexpr int kParts = 2;
   static Sum none() { return zero(); }
-  template <int Part> static Floats weights(const Weight* p) { return load(p); }
-  template <int Part> static Floats inputs(const Prepared* p) { return load(p); }
+  template <int Part> static Floats weights(const Weight* p) { return load(p + Part * kLanes); }
+  template <int Part> static Floats inputs(const Prepared* p) { return load(p + Part * kLanes); }
   static Sum add(Sum sum, Floats w, Floats x) { return multiply_add(w, x, sum); }
   static void prepare(const float* x, Prepared* to, int64_t inputs) { std::memcpy(to, x, inputs * sizeof(float)); }
 };
@@ -201,34 +201,58 @@ inline __attribute__((always_inline)) void add_step(typename Dot::Sum sum[][4], 
   if constexpr (Part + 1 < Dot::kParts) add_step<Dot, Part + 1, Rows>(sum, w, x, x_stride);
 }
 
-// Sums of `Rows` rows of activations with 4 rows of weights: those of row r are out[r]. `ahead`: how many weights further
-// on lies what is needed next, 0 for nothing.
+// How far a tile is summed in one go. Sums of a part of the inputs are kept as they are, vectors whose lanes have not been
+// added up, so that going on with them gives the bits of one go.
+struct Span {
+  int64_t from, to;  // inputs
+  bool first, last;  // of all inputs
+};
+
+// What is fetched into the cache beside the sums: of the rows of weights that lie `distance` weights further on the part
+// from `from` on, one input for 2^shift that are summed. distance 0: nothing.
+struct Ahead {
+  int64_t distance, from;
+  int shift;
+};
+
+// Sums of `Rows` rows of activations with 4 rows of weights over a span of inputs: after the last one those of row r are
+// out[r]; between spans they are in `kept`.
 template <class Dot, int Rows, class Lanes4>
 inline void dot_tile(const typename Dot::Prepared* x, int64_t x_stride, const typename Dot::Weight* const w[4],
-                     int64_t inputs, int64_t ahead, Lanes4* out) {
+                     const Span& span, const Ahead& ahead, typename Dot::Sum* kept, Lanes4* out) {
   typename Dot::Sum sum[Rows][4];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) sum[r][c] = Dot::none();
+    for (int c = 0; c < 4; ++c) sum[r][c] = span.first ? Dot::none() : kept[4 * r + c];
   const typename Dot::Weight *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
-  int64_t i = 0;
-  for (; i + Dot::kStep <= inputs; i += Dot::kStep) {
+  int64_t i = span.from;
+  const int64_t distance = ahead.distance == 0 ? 0 : ahead.distance + ahead.from;
+  const int shift = ahead.shift;
+  for (; i + Dot::kStep <= span.to; i += Dot::kStep) {
     const typename Dot::Weight* at[4] = {w0 + i, w1 + i, w2 + i, w3 + i};
-    if (ahead) {
+    if (distance) {
+      int64_t place = distance + (i >> shift);
 #pragma GCC unroll 4
-      for (int c = 0; c < 4; ++c) _mm_prefetch(reinterpret_cast<const char*>(at[c] + ahead), _MM_HINT_T0);
+      for (int c = 0; c < 4; ++c) _mm_prefetch(reinterpret_cast<const char*>(w[c] + place), _MM_HINT_T0);
     }
     add_step<Dot, 0, Rows>(sum, at, x + i, x_stride);
   }
-  if (i < inputs) {
+  if (i < span.to) {  // the last span alone ends within a step
     typename Dot::Weight rest[4][Dot::kStep] = {};
-    for (int c = 0; c < 4; ++c) std::memcpy(rest[c], w[c] + i, (inputs - i) * sizeof(rest[0][0]));
+    for (int c = 0; c < 4; ++c) std::memcpy(rest[c], w[c] + i, (span.to - i) * sizeof(rest[0][0]));
     const typename Dot::Weight* at[4] = {rest[0], rest[1], rest[2], rest[3]};
     add_step<Dot, 0, Rows>(sum, at, x + i, x_stride);
   }
+  if (span.last) {
 #pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) out[r] = sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+    for (int r = 0; r < Rows; ++r) out[r] = sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+    return;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) kept[4 * r + c] = sum[r][c];
 }
 
 }  // namespace jaxinfer

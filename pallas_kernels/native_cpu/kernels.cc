@@ -2,7 +2,7 @@
 #include <cstdlib>
 #include <string>
 
-#include "attention.h"
+#include "gating.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -53,6 +53,29 @@ ffi::Error quantized_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::
                 y->typed_data(), rows, real, outputs, inputs);
   } else {
     return invalid("x must be float32 or bfloat16");
+  }
+  return ffi::Error::Success();
+}
+
+// gate_up (T, 2, F), count () int32: out (T, F). kind 0: silu, 1: gelu with tanh.
+template <class X>
+void gate_rows(const void* gate_up, void* out, int64_t rows, int64_t count, int64_t width, int64_t kind) {
+  auto* from = static_cast<const X*>(gate_up);
+  auto* to = static_cast<X*>(out);
+  if (kind == 0) gate<Silu>(*pool, from, to, rows, count, width);
+  else gate<GeluTanh>(*pool, from, to, rows, count, width);
+}
+
+ffi::Error gating(ffi::AnyBuffer gate_up, ffi::Buffer<ffi::S32> count, ffi::Result<ffi::AnyBuffer> out, int64_t kind) {
+  int64_t rows = out->dimensions()[0], width = out->dimensions()[1];
+  int64_t real = clamp(*count.typed_data(), 0, rows);
+  if (width % kLanes != 0) return invalid("the width must be a multiple of 16");
+  if (gate_up.element_type() == ffi::BF16) {
+    gate_rows<bf16>(gate_up.untyped_data(), out->untyped_data(), rows, real, width, kind);
+  } else if (gate_up.element_type() == ffi::F32) {
+    gate_rows<float>(gate_up.untyped_data(), out->untyped_data(), rows, real, width, kind);
+  } else {
+    return invalid("gate_up must be float32 or bfloat16");
   }
   return ffi::Error::Success();
 }
@@ -125,3 +148,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_paged_attention, attention,
                                   .Attr<float>("scale")
                                   .Attr<int64_t>("window")
                                   .Attr<float>("soft_cap"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_gating, gating,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<int64_t>("kind"));

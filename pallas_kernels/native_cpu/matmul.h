@@ -15,12 +15,17 @@
 namespace jaxinfer {
 
 constexpr int64_t kPartBytes = 64 << 10;  // of weights: leaves room for activations in a core's second cache
-
+constexpr int64_t kPartOutputs = 64;
+constexpr int64_t kFewestOutputs = 16;  // so often each of many activations is used when it comes from a far cache
 constexpr int64_t kFewTiles = 4;
+constexpr int64_t kSpanBytes = 2 << 10;  // of a row of activations: a tile of them and four rows of weights are 20 KB
 
 inline int64_t clamp(int64_t value, int64_t low, int64_t high) { return std::min(std::max(value, low), high); }
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Rows of whole steps, and one more: with a power of two all rows would share the same few places of the cache.
+inline int64_t padded_stride(int64_t inputs, int64_t step) { return round_up(inputs, step) + step; }
 
 // Memory that a thread keeps between calls, aligned for whole vectors.
 class Scratch {
@@ -44,15 +49,15 @@ class Scratch {
 
 template <class Dot, class Lanes4>
 inline void dot_rows(int rows, const typename Dot::Prepared* x, int64_t x_stride,
-                     const typename Dot::Weight* const w[4], int64_t inputs, int64_t ahead, Lanes4* out) {
+                     const typename Dot::Weight* const w[4], const Span& span, const Ahead& ahead, typename Dot::Sum* kept, Lanes4* out) {
   switch (rows) {
-    case 1: return dot_tile<Dot, 1>(x, x_stride, w, inputs, ahead, out);
-    case 2: return dot_tile<Dot, 2>(x, x_stride, w, inputs, ahead, out);
+    case 1: return dot_tile<Dot, 1>(x, x_stride, w, span, ahead, kept, out);
+    case 2: return dot_tile<Dot, 2>(x, x_stride, w, span, ahead, kept, out);
 #if defined(__AVX512F__)
-    case 3: return dot_tile<Dot, 3>(x, x_stride, w, inputs, ahead, out);
-    case 4: return dot_tile<Dot, 4>(x, x_stride, w, inputs, ahead, out);
-    case 5: return dot_tile<Dot, 5>(x, x_stride, w, inputs, ahead, out);
-    case 6: return dot_tile<Dot, 6>(x, x_stride, w, inputs, ahead, out);
+    case 3: return dot_tile<Dot, 3>(x, x_stride, w, span, ahead, kept, out);
+    case 4: return dot_tile<Dot, 4>(x, x_stride, w, span, ahead, kept, out);
+    case 5: return dot_tile<Dot, 5>(x, x_stride, w, span, ahead, kept, out);
+    case 6: return dot_tile<Dot, 6>(x, x_stride, w, span, ahead, kept, out);
 #endif
   }
 }
@@ -64,26 +69,39 @@ void matmul(ThreadPool& pool, const typename Dot::Prepared* x, int64_t x_stride,
   int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   int64_t tile = tiles == 0 ? 0 : (rows + tiles - 1) / tiles;  // rows a tile, evenly
   int64_t row_bytes = inputs * sizeof(typename Dot::Weight);
-  int64_t part = std::max<int64_t>(4, kPartBytes / row_bytes / 4 * 4);
+  int64_t part = std::clamp<int64_t>(kPartBytes / row_bytes / 4 * 4, tiles > kFewTiles ? kFewestOutputs : 4, kPartOutputs);
   part = std::min(part, std::max<int64_t>(4, round_up(outputs / (4 * pool.size()), 4)));
+  // Of several tiles, each is summed over spans of inputs that stay in the first cache while the part's weights pass.
+  constexpr int64_t kSpan = kSpanBytes / sizeof(typename Dot::Prepared) / Dot::kStep * Dot::kStep;
+  int64_t span_inputs = inputs > 3 * kSpan / 2 ? kSpan : inputs;
   pool.run((outputs + part - 1) / part, [&](int64_t p) {
     int64_t begin = p * part, end = std::min(begin + part, outputs);
-    // Few rows stay in the first cache, and every weight meets all of them when it comes; of many, a tile stays there, and
-    // the part's weights in the second cache.
-    bool few = rows <= kFewTiles * kTileRows;
-    int64_t outputs_together = few ? 4 : part;
-    for (int64_t group = begin; group < end; group += outputs_together) {
-      for (int64_t first = 0; first < rows; first += tile) {
-        int count = static_cast<int>(std::min(tile, rows - first));
-        for (int64_t o = group; o < std::min(group + outputs_together, end); o += 4) {
-          const typename Dot::Weight* four[4];
-          for (int c = 0; c < 4; ++c) four[c] = w + std::min(o + c, outputs - 1) * inputs;
-          // The next outputs' weights are on their way while these are summed.
-          int64_t ahead = first == 0 && o + 8 <= outputs ? 4 * inputs : 0;
-          Lanes4 sum[kTileRows];
-          dot_rows<Dot>(count, x + first * x_stride, x_stride, four, inputs, ahead, sum);
-          store(first, count, o, sum);
+    typename Dot::Sum kept[kPartOutputs * kTileRows];
+    auto sum_four = [&](int64_t first, int64_t o, const Span& span, const Ahead& ahead) {
+      int count = static_cast<int>(std::min(tile, rows - first));
+      const typename Dot::Weight* four[4];
+      for (int c = 0; c < 4; ++c) four[c] = w + std::min(o + c, outputs - 1) * inputs;
+      Lanes4 sum[kTileRows];
+      dot_rows<Dot>(count, x + first * x_stride, x_stride, four, span, ahead, kept + (o - begin) * kTileRows, sum);
+      if (span.last) store(first, count, o, sum);
+    };
+    if (tiles <= kFewTiles) {
+      // The weights' way from memory takes longest: four rows of them meet all activations, while the next ones come.
+      int shift = tiles < 2 ? 0 : tiles < 4 ? 1 : 2;  // 2^shift tiles fetch their share of them
+      for (int64_t o = begin; o < end; o += 4) {
+        int64_t distance = o + 8 <= outputs ? 4 * inputs : 0;
+        for (int64_t first = 0; first < rows; first += tile) {
+          int64_t index = first / tile;
+          Ahead ahead{index >> shift == 0 ? distance : 0, (index * inputs) >> shift, shift};
+          sum_four(first, o, {0, inputs, true, true}, ahead);
         }
+      }
+      return;
+    }
+    for (int64_t first = 0; first < rows; first += tile) {
+      for (int64_t from = 0; from < inputs; from += span_inputs) {
+        Span span{from, std::min(from + span_inputs, inputs), from == 0, from + span_inputs >= inputs};
+        for (int64_t o = begin; o < end; o += 4) sum_four(first, o, span, {0, 0, 0});
       }
     }
   });
@@ -101,7 +119,7 @@ template <class Dot, class X>
 void float_matmul(ThreadPool& pool, const X* x, const typename Dot::Weight* w, float* y, int64_t rows, int64_t count,
                   int64_t outputs, int64_t inputs) {
   static thread_local Scratch scratch;
-  int64_t stride = round_up(inputs, Dot::kStep);
+  int64_t stride = padded_stride(inputs, Dot::kStep);
   typename Dot::Prepared* prepared = scratch.get<typename Dot::Prepared>(count * stride);
   pool.run(count > 8 ? count : 1, [&](int64_t part) {
     for (int64_t t = count > 8 ? part : 0; t < (count > 8 ? part + 1 : count); ++t) {
@@ -152,7 +170,7 @@ template <class X>
 void int8_matmul(ThreadPool& pool, const X* x, const int8_t* w, const float* scales, float* y, int64_t rows,
                  int64_t count, int64_t outputs, int64_t inputs) {
   static thread_local Scratch scratch, row_scratch;
-  int64_t stride = round_up(inputs, Int8Dot::kStep);
+  int64_t stride = padded_stride(inputs, Int8Dot::kStep);
   int8_t* prepared = scratch.get<int8_t>(count * stride);
   float* row_scales = row_scratch.get<float>(2 * count);
   int32_t* totals = reinterpret_cast<int32_t*>(row_scales + count);

@@ -62,6 +62,47 @@ inline void store_bytes(int8_t* to, Ints x) {
 }
 #endif
 
+// -- rounding to the activations' type ---------------------------------------------------------------------------------
+
+// To nearest, ties to even, in the upper half of each lane; NaN keeps its sign and stays NaN.
+inline Ints rounded_bits(Floats x) {
+#if defined(__AVX512F__)
+  Ints whole = bits(x);
+  Ints lowest = _mm512_and_si512(_mm512_srli_epi32(whole, 16), _mm512_set1_epi32(1));
+  Ints rounded = _mm512_add_epi32(whole, _mm512_add_epi32(lowest, _mm512_set1_epi32(0x7fff)));
+  __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_mask_or_epi32(rounded, nan, whole, _mm512_set1_epi32(0x400000));
+#else
+  Ints whole = bits(x);
+  Ints lowest = _mm256_and_si256(_mm256_srli_epi32(whole, 16), _mm256_set1_epi32(1));
+  Ints rounded = _mm256_add_epi32(whole, _mm256_add_epi32(lowest, _mm256_set1_epi32(0x7fff)));
+  Ints nan = bits(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(rounded, _mm256_or_si256(whole, _mm256_set1_epi32(0x400000)), nan);
+#endif
+}
+
+// x rounded to the type of the first argument, wide again.
+inline Floats rounded_like(const float*, Floats x) { return x; }
+inline Floats rounded_like(const bf16*, Floats x) { return odd(rounded_bits(x)); }
+
+inline void store_like(float* to, Floats x) {
+#if defined(__AVX512F__)
+  _mm512_storeu_ps(to, x);
+#else
+  _mm256_storeu_ps(to, x);
+#endif
+}
+inline void store_like(bf16* to, Floats x) {
+  Ints rounded = rounded_bits(x);
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+#else
+  Ints halves = _mm256_srli_epi32(rounded, 16);
+  __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), packed);
+#endif
+}
+
 // The largest magnitude of a row. Magnitudes of floats are in the order of their bits, NaN last: so NaN is found too.
 template <class X>
 float largest_magnitude(const X* x, int64_t count) {

@@ -104,11 +104,11 @@ async def run(protocol: str, address: str, streams: int, whole: int, tokens: int
         await asyncio.gather(*(over_http(address, tokens, reader) for reader in readers))
     else:
         options = [("grpc.use_local_subchannel_pool", 1)]
-        channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(-(-len(readers) // _PER_CHANNEL))]
+        channels = [
+            grpc.aio.insecure_channel(address, options=options) for _ in range(-(-len(readers) // _PER_CHANNEL))
+        ]
         stubs = [pb_grpc.InferenceStub(channel) for channel in channels]
-        await asyncio.gather(
-            *(over_grpc(stubs[i // _PER_CHANNEL], tokens, reader) for i, reader in enumerate(readers))
-        )
+        await asyncio.gather(*(over_grpc(stubs[i // _PER_CHANNEL], tokens, reader) for i, reader in enumerate(readers)))
         for channel in channels:
             await channel.close()
     writing.cancel()

@@ -1,6 +1,6 @@
 """`LLM.generate` over the pretended device, in a process of its own.
 
-    python -m scripts.host.offline OPTIONS FOLDER TOKENS
+python -m scripts.host.offline OPTIONS FOLDER TOKENS
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,24 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
 )
 
 
+class Gate(Protocol):
+    """How gate and up become one: `gated`, or another function that keeps its contract."""
+
+    def __call__(
+        self,
+        gate_up: jax.Array,  # (T, 2, F')
+        activation: str,  # of `ACTIVATIONS`
+    ) -> jax.Array:  # (T, F') in the type of gate_up
+        ...
+
+
+def gated(gate_up: jax.Array, activation: str) -> jax.Array:
+    """activation(gate) times up, (T, 2, F') -> (T, F'). The activation is computed in float32 and rounded before it
+    meets `up`."""
+    gate, up = gate_up[:, 0], gate_up[:, 1]
+    return ACTIVATIONS[activation](gate.astype(jnp.float32)).astype(gate_up.dtype) * up
+
+
 class Mlp(nnx.Module):
     def __init__(
         self, config: ModelConfig, shape: ModelShape, layer: int, dtype: jnp.dtype, rngs: nnx.Rngs | None
@@ -47,9 +66,7 @@ class Mlp(nnx.Module):
         )
         self.down = Linear(model, width, ("embed", "mlp"), dtype, bias=mlp.bias, rngs=rngs)
 
-    def __call__(self, x: jax.Array, multiply: Multiply = product) -> jax.Array:
-        """(T, D) -> (T, D). The activation is computed in float32 and rounded before it meets `up`."""
+    def __call__(self, x: jax.Array, multiply: Multiply = product, gate: Gate = gated) -> jax.Array:
+        """(T, D) -> (T, D)."""
         gate_up = constrain(self.gate_up(x, multiply), "batch", "gate_up", "mlp")  # (T, 2, F')
-        gate, up = gate_up[:, 0], gate_up[:, 1]
-        gate = ACTIVATIONS[self.activation](gate.astype(jnp.float32)).astype(x.dtype)
-        return constrain(self.down(gate * up, multiply), "batch", "embed")
+        return constrain(self.down(gate(gate_up, self.activation), multiply), "batch", "embed")
