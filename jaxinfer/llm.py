@@ -54,12 +54,15 @@ def build_engine(
     """
     from checkpoints.folder import read_config
     from checkpoints.storage import read_storage, with_stored_defaults
+    from jaxinfer.runtime.allocator import keep_large_blocks
     from jaxinfer.runtime.bundle import bundle_or_compiler
     from jaxinfer.runtime.engine_builder import assemble_engine, configure_jax
     from jaxinfer.sharding import make_mesh
 
     configure_jax(runtime)
     mesh = make_mesh(runtime.parallel, runtime.device)
+    if mesh.devices.flat[0].platform == "cpu":
+        keep_large_blocks()
     config, folder = read_config(model)[0], Path(model)
     runtime = with_stored_defaults(folder, config, runtime)
 

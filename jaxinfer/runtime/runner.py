@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxinfer.runtime.allocator import give_back_free_memory
 from jaxinfer.runtime.buckets import Bucket, buckets_of, drawing_rows, make_ladder, pick_bucket, pick_rows
 from jaxinfer.runtime.compile_counter import CompileCounter
 from jaxinfer.runtime.compiling import Compiling, Obtained
@@ -223,6 +224,7 @@ class Runner:
         if ADMIT in self._executables and SCORE in self._executables:
             self._usable = tuple(b for b in self.ladder if b.name in self._executables and b.rows <= most)
         if self.whole:
+            give_back_free_memory()
             self._counter = CompileCounter()
 
     def _run_once(self, name: str) -> None:
