@@ -93,7 +93,7 @@ def program_facts(
         "mesh": {"axes": dict(mesh.shape), "device_ids": [device.id for device in mesh.devices.flat]},
         "cpu": cpu_facts() if target.platform == "cpu" else None,
         "flags": {name: _flags(os.environ.get(name, "")) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")},
-        "jax_settings": {name: _plain(getattr(jax.config, name)) for name in _JAX_SETTINGS},
+        "settings_of_jax": {name: _plain(getattr(jax.config, name)) for name in _JAX_SETTINGS},
         "model": _digest(model),
         "stored": _digest(stored),
         "settings": {

@@ -1,7 +1,7 @@
 """In which form a CPU computes products and attention: by C++ kernels for its instruction set, or by XLA.
 
 What a CPU can do decides, and then a measurement: of one product of the model's own shape by either, for a single row
-and for eight. Where the kernels cannot be had (no compiler, another kind of CPU) or XLA is faster, XLA serves.
+and for eight, unless the model is so small that it makes no difference. Where the kernels cannot be had (no compiler, another kind of CPU) or XLA is faster, XLA serves.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ AUTO, XLA = "auto", "xla"
 _ROWS = (1, 8)  # a single stream, and a few
 _XLA_ROWS = 8  # what XLA computes for either: with fewer a row's bits would depend on the others
 _BYTES = 128 << 20  # of weights that are multiplied by one after the other: more than a cache keeps
+_SMALLEST = 1 << 20  # bytes of a weight; below it calls cost more than products, and nothing is measured
 _TRIES = 5
 # XLA must take no more than this share of the time. Far from 1, so that a busy moment does not decide: bits differ
 # between the two, and a model should give the same ones at every start. The kernels also skip padding, which this does
@@ -64,6 +65,8 @@ def choose_form(model: Model, mesh: Mesh, runtime: RuntimeConfig) -> CpuForm:
     if asked != AUTO:
         return CpuForm(instructions.name, f"C++ kernels for {instructions.name}, as asked for: {instructions.products}")
     outputs, inputs = largest_product(model)
+    if outputs * inputs * jnp.dtype(model.dtype).itemsize < _SMALLEST:
+        return CpuForm(instructions.name, f"C++ kernels for {instructions.name}: {instructions.products}")
     ours, xla = measured(instructions.name, outputs, inputs, model.dtype)
     times = f"{outputs} x {inputs} for {_ROWS[0]} and {_ROWS[1]} rows: {1e3 * ours:.2f} ms, XLA {1e3 * xla:.2f} ms"
     if xla < _MARGIN * ours:

@@ -26,8 +26,8 @@ from tests.pallas_kernels.native_cpu.loaded import NAMES, target_for
 
 AVX2 = BY_NAME["avx2"]
 MODEL = SimpleNamespace(
-    shape=SimpleNamespace(layers=[SimpleNamespace(mlp=32)]),
-    config=SimpleNamespace(hidden_size=16),
+    shape=SimpleNamespace(layers=[SimpleNamespace(mlp=512)]),
+    config=SimpleNamespace(hidden_size=256),
     dtype="float32",
 )
 
@@ -48,7 +48,7 @@ def test_the_kernels_serve_unless_xla_is_much_faster(monkeypatch):
     assert form.instructions == "avx2"
     assert form.why == (
         "C++ kernels for avx2: bfloat16 widened in registers, int8 multiplied in pairs "
-        "(64 x 16 for 1 and 8 rows: 1.00 ms, XLA 0.60 ms)"
+        "(1024 x 256 for 1 and 8 rows: 1.00 ms, XLA 0.60 ms)"
     )
     form = chosen(monkeypatch, ours=0.001, xla=0.0004)
     assert form.instructions is None
@@ -60,6 +60,11 @@ def test_where_they_cannot_be_had_xla_serves_and_says_why(monkeypatch):
     assert form == (None, "XLA, since the C++ kernels cannot be had: there is no C++ compiler")
     with pytest.raises(ConfigError, match=r"cpu_kernels is 'avx2', which cannot be had here: there is no C\+\+"):
         chosen(monkeypatch, asked="avx2", refusal="there is no C++ compiler")
+
+
+def test_a_small_model_is_not_measured(monkeypatch):
+    monkeypatch.setattr(MODEL.config, "hidden_size", 255)
+    assert chosen(monkeypatch, ours=9.0, xla=1.0).instructions == "avx2"
 
 
 def test_what_is_asked_for_is_not_measured(monkeypatch):
@@ -78,7 +83,7 @@ def test_an_unknown_name_and_several_devices(monkeypatch):
 
 def test_both_forms_are_measured_on_the_models_own_product():
     target = target_for("avx2")
-    assert all(0 < seconds < 10 for seconds in cpu_kernels.measured(target.instructions, 64, 32, "bfloat16"))
+    assert all(0 < seconds < 10 for seconds in cpu_kernels.measured(target.instructions, 4096, 2048, "bfloat16"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

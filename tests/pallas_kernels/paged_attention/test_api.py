@@ -56,7 +56,7 @@ class VariantsTest(chex.TestCase):
         ({"page_tables": jnp.zeros((2, 0), jnp.int32)}, "no axis may be 0"),
         (
             {"backend": "triton"},
-            "backend of paged_attention is 'triton'; known: mosaic_tpu, mosaic_gpu, triton_gpu, xla",
+            "backend of paged_attention is 'triton'; known: mosaic_tpu, mosaic_gpu, triton_gpu, native_cpu, xla",
         ),
         ({"head_axis": "tp"}, "mesh and head_axis go together"),
     ],
