@@ -4,8 +4,9 @@
                                  [--plot FILE.png] [--json FILE]
 
 256 rows run. On a machine with other work the engine's thread is often ready and has no core; `with a core` leaves that
-time out, so that it says what the host costs and not what the machine was doing. `offline` is LLM.generate; over gRPC and HTTP so many of the rows are read as they come, by clients in
-another process, and the others as whole answers. Printed for each: the engine's rate as a share of the ideal (rows over
+time out, so that it says what the host costs and not what the machine was doing. `offline` is LLM.generate; over gRPC
+and HTTP so many of the rows are read as they come, by clients in another process, and the others as whole answers.
+Printed for each: the engine's rate as a share of the ideal (rows over
 the step's time; bars 97 % at 5 ms, 85 % at 1 ms), the share of it that the reading clients got, tokens in a message,
 and processor time: microseconds of the engine's thread a step, by part, and of the server's process a token.
 
@@ -27,13 +28,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from host.counters import PARTS, Counters
+from host.device import HostOptions
+from host.server import ROOT, HostServer
 from rich.console import Console
 from rich.table import Table
-
-from scripts.host.counters import PARTS, Counters
-from scripts.host.device import HostOptions
-from scripts.host.server import ROOT, HostServer
-from scripts.stalls import model
+from stalls import model
 
 ROWS = 256
 BARS = {5.0: 0.97, 1.0: 0.85}

@@ -88,7 +88,8 @@ def main() -> int:
         part("weights")
         engine = assemble_engine(loaded, mesh, runtime, source=Timed(programs.source))
         part("the rest")
-    engine.runner.close()
+    runner: Any = engine.runner
+    runner.close()
     _found["in all"] = [sum(seconds[i] for name, seconds in _found.items() if "threads" not in name) for i in range(2)]
     print(json.dumps(_found))
     return 0

@@ -91,6 +91,7 @@ def test_runtime_options_are_the_configs_fields():
         "--tensor-parallel-size": "2",
         "--priority-ageing-seconds": "1.5",
         "--attention-backend": "xla",
+        "--cpu-kernels": "avx2",
         "--compilation-cache-dir": "none",
         "--bundle": "somewhere",
     }

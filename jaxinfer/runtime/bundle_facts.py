@@ -122,7 +122,7 @@ def expected_sizes(config: ModelConfig, runtime: RuntimeConfig, mesh: Mesh) -> t
     """
     dtype = config.dtype if runtime.dtype == "auto" else runtime.dtype
     target = DeviceTarget.of(mesh.devices.flat[0])
-    described = Model("", config, ModelShape.of(config, tensor_size(mesh)), dtype, None, {})
+    described = Model("", config, ModelShape.of(config, tensor_size(mesh)), dtype, None, {})  # type: ignore[arg-type]
     layout = make_layout(described, target, runtime)
     return resolve_sizes(config, runtime, layout, None, target.platform), dtype
 

@@ -1,7 +1,8 @@
 """In which form a CPU computes products and attention: by C++ kernels for its instruction set, or by XLA.
 
 What a CPU can do decides, and then a measurement: of one product of the model's own shape by either, for a single row
-and for eight, unless the model is so small that it makes no difference. Where the kernels cannot be had (no compiler, another kind of CPU) or XLA is faster, XLA serves.
+and for eight, unless the model is so small that it makes no difference. Where the kernels cannot be had (no compiler,
+another kind of CPU) or XLA is faster, XLA serves.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ class Pending:
 
     @property
     def ready(self) -> bool:
-        return bool((self.passed if self.output is None else self.output.tokens).is_ready())
+        last: Any = self.passed if self.output is None else self.output.tokens
+        return bool(last.is_ready())
 
     def result(self) -> StepResult:
         """Waits for the step and returns its results for the plan's rows."""

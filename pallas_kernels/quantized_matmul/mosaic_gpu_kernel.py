@@ -253,7 +253,7 @@ def _widened(packed: jax.Array, interpreted: bool) -> jax.Array:
         numbers = halves.reshape(rows, 2 * width // PERMUTED, 4, 2, 4).transpose(0, 1, 4, 2, 3)
         return numbers.reshape(rows, 2 * width).astype(jnp.bfloat16) + jnp.bfloat16(_OFFSET)
     layout = plgpu.Layout.WGMMA
-    result = plgpu.ShapeDtypeStruct((rows, 2 * width), jnp.bfloat16, layout=layout)
+    result = plgpu.ShapeDtypeStruct((rows, 2 * width), jnp.dtype(jnp.bfloat16), layout=layout)
     return plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA_8BIT,), return_type=result)(_widen_registers)(packed)
 
 

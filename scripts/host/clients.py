@@ -17,7 +17,8 @@ import msgspec
 
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
-from scripts.host.counters import Counters
+
+from .counters import Counters
 
 PROMPT = "once"
 _PER_CHANNEL = 64  # gRPC streams of one connection

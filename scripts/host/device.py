@@ -1,5 +1,5 @@
-"""An engine whose device is pretended: scheduler, packer, loop and messages are the engine's own, a step takes exactly as
-long as it is told to and costs no processor time.
+"""An engine whose device is pretended: scheduler, packer, loop and messages are the engine's own, a step takes exactly
+as long as it is told to and costs no processor time.
 
 Time on the device goes on by itself: a step begins when it was handed over or when the one before ended, whichever is
 later, so that a host that is quick enough loses nothing, however late a sleeping thread wakes up.
@@ -23,7 +23,8 @@ from jaxinfer.runtime.packing import Packer
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
 from jaxinfer.scheduling.step_plan import StepPlan, StepResult
-from scripts.host.counters import PARTS, Counters
+
+from .counters import PARTS, Counters
 
 PAGE_SIZE = 16
 VOCAB_SIZE = 32_000

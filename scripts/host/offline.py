@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from scripts.host.device import HostOptions
+from .device import HostOptions
 
 
 def main(argv: list[str]) -> int:
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     def build(_model: Any, _runtime: Any) -> Any:
         return options.build(lambda _progress: None)
 
-    llm.build_engine = build
+    llm.build_engine = build  # type: ignore[assignment]
     params = llm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
     with llm.LLM(folder) as engine:
         results = engine.generate(["once"] * options.rows, params)

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from scripts.host.device import HostOptions
+from .device import HostOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 _TICK = os.sysconf("SC_CLK_TCK")

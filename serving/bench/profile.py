@@ -75,7 +75,7 @@ class _Recorder:
     """Is given the engine's messages between two steps: starts and stops the trace there, then ends the engine."""
 
     def __init__(
-        self, load: Load, inbox: queue.Queue[Any], start: Callable[[], None], stop: Callable[[], None]
+        self, load: Load, inbox: queue.Queue[Any], start: Callable[[], object], stop: Callable[[], None]
     ) -> None:
         self._load, self._inbox, self._start, self._stop = load, inbox, start, stop
         self._decoding: set[str] = set()

@@ -72,6 +72,7 @@ def product(
     if isinstance(weight, LayerChoice):
         bare = [partial(product, weight=option, inputs=inputs, merge=merge, axes=axes) for option in weight.options]
         return jax.lax.switch(weight.index, bare, x)
+    weight = first
     outputs = weight.shape[: weight.ndim - inputs]
     if merge:
         weight = weight.reshape(math.prod(outputs), -1)
