@@ -13,6 +13,7 @@ and best (our int8 beside whatever the peer runs). A ratio above 1 is ours being
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -58,6 +59,7 @@ class Contender:
     model: str
     setting: str
     like: bool = True
+    kernels: str = "auto"  # ours only
 
 
 @dataclass
@@ -88,6 +90,10 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
         Contender(OURS, "jaxinfer", sys.executable, args.model, args.dtype),
         Contender(OURS_BEST, "jaxinfer", sys.executable, args.model, "int8", like=False),
     ]
+    for kernels in args.cpu_kernels:
+        found += [
+            dataclasses.replace(each, name=f"{each.name}, {kernels}", like=False, kernels=kernels) for each in found[:2]
+        ]
     if args.vllm_python:
         found.append(Contender("vLLM bfloat16", "vllm", args.vllm_python, args.model, "bfloat16"))
     if args.openvino_python:
@@ -104,6 +110,7 @@ def run_once(contender: Contender, workloads: list[str], seed: int, timeout: flo
     """(figures, error) of one process; what it printed before it failed counts."""
     command = [contender.python, str(Path(__file__).with_name("peer_worker.py")), contender.peer, contender.model]
     command += ["--setting", contender.setting, "--workloads", ",".join(workloads), "--seed", str(seed)]
+    command += ["--cpu-kernels", contender.kernels]
     environment = dict(os.environ)
     environment.pop("PYTHONPATH", None)
     if contender.peer == "jaxinfer":
@@ -252,6 +259,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--dtype", default="auto", help="of our like-for-like run (default: auto, what serve chooses)")
+    parser.add_argument(
+        "--cpu-kernels", nargs="*", default=[], metavar="NAME", help="ours with these too: xla, avx2, ..."
+    )
     parser.add_argument("--vllm-python", metavar="PYTHON")
     parser.add_argument("--openvino-python", metavar="PYTHON")
     parser.add_argument("--openvino-model", metavar="DIR", help="exported with fp16 weights")

