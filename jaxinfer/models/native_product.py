@@ -12,7 +12,7 @@ from jaxinfer.models.layers.linear import Multiply, product
 from jaxinfer.models.layers.mlp import Gate, gated
 from jaxinfer.sharding import LogicalAxes
 from pallas_kernels.native_cpu.gating import KINDS, WIDTH_MULTIPLE, gating
-from pallas_kernels.native_cpu.matmul import dense_matmul, quantized_matmul
+from pallas_kernels.native_cpu.matmul import MOST_INT8_INPUTS, dense_matmul, quantized_matmul
 from pallas_kernels.qtensor import QTensor
 
 
@@ -63,5 +63,5 @@ def _served(x: jax.Array, options: Sequence[Matrix]) -> bool:
     first = options[0]
     if not isinstance(first, QTensor):
         return first.dtype == x.dtype
-    plain = first.groups == 1 and first.zeros is None and first.order is None
+    plain = first.groups == 1 and first.zeros is None and first.order is None and first.inputs <= MOST_INT8_INPUTS
     return plain and first.kind == first.activations == "int8"

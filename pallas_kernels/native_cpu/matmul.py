@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from pallas_kernels.native_cpu.library import target_name
 
+MOST_INT8_INPUTS = 65_536  # 255 * 127 times as many fit into the int32 that they are summed in
+
 
 def dense_matmul(
     x: jax.Array, weights: Sequence[jax.Array], layer: jax.Array, count: jax.Array, *, instructions: str
@@ -29,10 +31,10 @@ def dense_matmul(
     Raises:
         ValueError: types or shapes that do not fit together.
     """
-    outputs, inputs = weights[0].shape
+    outputs, _ = weights[0].shape
     if x.dtype not in (jnp.float32, jnp.bfloat16) or any(w.dtype != x.dtype for w in weights):
         raise ValueError(f"x is {x.dtype} and a weight {weights[0].dtype}; both must be float32, or both bfloat16")
-    _check(x, inputs)
+    _check(x, weights)
     call = jax.ffi.ffi_call(
         target_name("dense_matmul", instructions), jax.ShapeDtypeStruct((x.shape[0], outputs), jnp.float32)
     )
@@ -65,13 +67,20 @@ def quantized_matmul(
         raise ValueError(f"x is {x.dtype}; it must be float32 or bfloat16")
     if any(v.dtype != jnp.int8 for v in values) or any(s.shape != (outputs,) for s in scales):
         raise ValueError("values must be int8, with one float32 scale for each output")
-    _check(x, inputs)
+    if inputs > MOST_INT8_INPUTS:
+        raise ValueError(f"the weight has {inputs} inputs; with more than {MOST_INT8_INPUTS} a sum may overflow")
+    _check(x, values)
     call = jax.ffi.ffi_call(
         target_name("quantized_matmul", instructions), jax.ShapeDtypeStruct((x.shape[0], outputs), jnp.float32)
     )
     return call(x, layer, count, *values, *scales)
 
 
-def _check(x: jax.Array, inputs: int) -> None:
+def _check(x: jax.Array, weights: Sequence[jax.Array]) -> None:
+    shape = weights[0].shape
+    inputs = shape[1]
+    others = [w.shape for w in weights if w.shape != shape]
+    if others:
+        raise ValueError(f"weights have shapes {shape} and {others[0]}; those of a loop must have one")
     if x.ndim != 2 or x.shape[1] != inputs:
         raise ValueError(f"x has shape {x.shape}; with these weights it must be (tokens, {inputs})")

@@ -140,6 +140,11 @@ def test_types_and_shapes_that_do_not_fit_are_refused():
         dense_matmul(x.astype(jnp.bfloat16), weights, zero, zero, instructions="avx2")
     with pytest.raises(ValueError, match=r"x has shape \(8, 63\); with these weights it must be \(tokens, 64\)"):
         dense_matmul(x[:, :63], weights, zero, zero, instructions="avx2")
+    with pytest.raises(ValueError, match=r"shapes \(64, 64\) and \(63, 64\); those of a loop must have one"):
+        dense_matmul(x, [weights[0], weights[1][:63]], zero, zero, instructions="avx2")
+    long = jnp.zeros((1, 65_537), jnp.int8)
+    with pytest.raises(ValueError, match="has 65537 inputs; with more than 65536 a sum may overflow"):
+        quantized_matmul(jnp.zeros((1, 65_537)), [long], [jnp.ones(1)], zero, zero, instructions="avx2")
     rounded = quantize(weights[0], "int8", activations="int8")
     with pytest.raises(ValueError, match="one float32 scale for each output"):
         quantized_matmul(x, [rounded.values], [rounded.scales], zero, zero, instructions="avx2")
