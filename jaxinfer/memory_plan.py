@@ -17,6 +17,7 @@ from jaxinfer.models.parameters import facts_of
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.models.stored_matrix import StoredMatrix, check_stored
 from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
+from jaxinfer.runtime.cpu_kernels import choose_form
 from jaxinfer.runtime.engine_builder import make_layout, probe_step
 from jaxinfer.runtime.kv_cache import Sizes, device_budget, gib, resolve_sizes
 from jaxinfer.sharding import named_sharding, tensor_size
@@ -38,6 +39,7 @@ class PlanReport:
     kv_bytes_per_token: int
     sizes: Sizes
     bucket: str
+    form: str = ""  # what products are computed with on a CPU, and why
 
     @property
     def full_length_requests(self) -> int:
@@ -70,6 +72,7 @@ class PlanReport:
             ("longest request", f"{sizes.max_model_len:,} tokens"),
             ("full-length requests at once", f"{self.full_length_requests:,}"),
             ("total", gib(total)),
+            *([("products", self.form)] if self.form else []),
         ]
 
 
@@ -139,6 +142,7 @@ def make_plan(
         kv_bytes_per_token=sizes.kv_bytes_per_token // tensor_size(mesh),
         sizes=sizes,
         bucket=probe.bucket,
+        form=choose_form(model, mesh, runtime).why if device.platform == "cpu" else "",
     )
 
 
