@@ -14,6 +14,7 @@ import jax
 from jaxinfer.config import RopeConfig
 from jaxinfer.models.layers.linear import Multiply, product
 from jaxinfer.models.layers.mlp import Gate, gated
+from jaxinfer.models.layers.norm import Normalize, rms_norm
 from jaxinfer.models.layers.rope import Rotation, rotation_tables
 from pallas_kernels.paged_attention.layout import Pages
 
@@ -82,6 +83,7 @@ class StepContext:
         attention: gives each layer its function.
         multiply: what layers multiply by their weights with.
         gate: what they gate their MLPs with.
+        normalize: what they normalize with.
         looped: run layers that are alike in a loop. The cache is one pair of arrays then.
     """
 
@@ -91,6 +93,7 @@ class StepContext:
     attention: AttentionOf
     multiply: Multiply = product
     gate: Gate = gated
+    normalize: Normalize = rms_norm
     looped: bool = False
 
     @classmethod
@@ -104,8 +107,9 @@ class StepContext:
         *,
         multiply: Multiply = product,
         gate: Gate = gated,
+        normalize: Normalize = rms_norm,
         looped: bool = False,
     ) -> StepContext:
         """rope_variant: (T,) int32, 1 for tokens of sequences that are longer than `ModelConfig.longrope_border`."""
         rotations = tuple(rotation_tables(ropes, positions, rope_variant))
-        return cls(positions, rows, rotations, attention, multiply, gate, looped)
+        return cls(positions, rows, rotations, attention, multiply, gate, normalize, looped)

@@ -47,11 +47,13 @@ class DecoderLayer(nnx.Module):
         self, hidden: jax.Array, context: StepContext, attend: Attend, kv_layer: KvLayer
     ) -> tuple[jax.Array, KvLayer]:
         """hidden (T, D) -> (T, D) and the layer's KV, which `attend` writes and reads."""
-        x = self.attention_norm(hidden) if self.pre_norm else hidden
+        normalize = context.normalize
+        x = self.attention_norm(hidden, normalize) if self.pre_norm else hidden
         x, kv_layer = self.attention(x, context, attend, kv_layer)
-        hidden = self._add(hidden, self.attention_post_norm(x) if self.post_norm else x)
-        x = self.mlp(self.mlp_norm(hidden) if self.pre_norm else hidden, context.multiply, context.gate)
-        return self._add(hidden, self.mlp_post_norm(x) if self.post_norm else x), kv_layer
+        hidden = self._add(hidden, self.attention_post_norm(x, normalize) if self.post_norm else x)
+        x = self.mlp_norm(hidden, normalize) if self.pre_norm else hidden
+        x = self.mlp(x, context.multiply, context.gate)
+        return self._add(hidden, self.mlp_post_norm(x, normalize) if self.post_norm else x), kv_layer
 
     def _add(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
         if self.residual_multiplier != 1.0:
@@ -100,7 +102,7 @@ class Decoder(nnx.Module):
         else:
             for layer, (table, array) in zip(self.layers, self.places, strict=True):
                 hidden, pages[array] = layer(hidden, context, context.attention(Place(table)), pages[array])
-        return self.final_norm(hidden), pages
+        return self.final_norm(hidden, context.normalize), pages
 
     def logits(self, hidden: jax.Array, multiply: Multiply = product) -> jax.Array:
         """hidden (R, D) after the final norm -> (R, V') float32; entries of padded vocabulary are -inf."""

@@ -1,4 +1,4 @@
-"""A step's products and gates through the C++ kernels for CPUs, where they serve them; through XLA elsewhere."""
+"""A step's products, gates and norms through the C++ kernels for CPUs, where they serve them; through XLA elsewhere."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from jaxinfer.models.layer_choice import LayerChoice, Matrix, Weight
 from jaxinfer.models.layers.linear import Multiply, product
 from jaxinfer.models.layers.mlp import Gate, gated
+from jaxinfer.models.layers.norm import Normalize, rms_norm
 from jaxinfer.sharding import LogicalAxes
+from pallas_kernels.native_cpu import norm
 from pallas_kernels.native_cpu.gating import KINDS, WIDTH_MULTIPLE, gating
 from pallas_kernels.native_cpu.matmul import MOST_INT8_INPUTS, dense_matmul, quantized_matmul
+from pallas_kernels.native_cpu.norm import COLUMNS_MULTIPLE
 from pallas_kernels.qtensor import QTensor
 
 
@@ -56,6 +59,22 @@ def native_gate(instructions: str, count: jax.Array) -> Gate:
         return gating(gate_up, count, activation, instructions=instructions)
 
     return gate
+
+
+def native_normalize(instructions: str, count: jax.Array) -> Normalize:
+    """A `Normalize` for one device; arguments as for `native_multiply`. A norm over several axes is XLA's."""
+
+    def normalize(x: jax.Array, weight: jax.Array, *, eps: float, offset: float, scale_float32: bool) -> jax.Array:
+        if weight.ndim != 1 or weight.dtype != x.dtype or weight.size % COLUMNS_MULTIPLE:
+            return rms_norm(x, weight, eps=eps, offset=offset, scale_float32=scale_float32)
+        rows = x.reshape(-1, weight.size)  # heads of a token stand one behind the other
+        real = count * (rows.shape[0] // x.shape[0])
+        y = norm.normalize(
+            rows, weight, real, eps=eps, offset=offset, scale_float32=scale_float32, instructions=instructions
+        )
+        return y.reshape(x.shape)
+
+    return normalize
 
 
 def _served(x: jax.Array, options: Sequence[Matrix]) -> bool:

@@ -26,7 +26,8 @@ from jaxinfer.models.context import Attend, AttentionOf, Place, StepContext
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.layers.linear import Multiply, product
 from jaxinfer.models.layers.mlp import Gate, gated
-from jaxinfer.models.native_product import native_gate, native_multiply
+from jaxinfer.models.layers.norm import Normalize, rms_norm
+from jaxinfer.models.native_product import native_gate, native_multiply, native_normalize
 from jaxinfer.runtime.inputs import (
     SlotSettings,
     SlotSizes,
@@ -85,6 +86,11 @@ class StepSpec:
         """What gates MLPs. count: as above."""
         name = self.target.instructions
         return gated if name is None else native_gate(name, count)
+
+    def normalize(self, count: jax.Array) -> Normalize:
+        """What normalizes. count: as above."""
+        name = self.target.instructions
+        return rms_norm if name is None else native_normalize(name, count)
 
     def attention(self, batches: Sequence[RaggedBatch]) -> AttentionOf:
         """What the layers call; batches: of each page table."""
@@ -201,6 +207,7 @@ def step(
         spec.attention(batches),
         multiply=spec.multiply(count),
         gate=spec.gate(count),
+        normalize=spec.normalize(count),
         looped=spec.looped,
     )
     states, kv = decoder.hidden_states(tokens.ids, context, kv)

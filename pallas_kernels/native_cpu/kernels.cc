@@ -3,6 +3,7 @@
 #include <string>
 
 #include "gating.h"
+#include "norm.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -76,6 +77,25 @@ ffi::Error gating(ffi::AnyBuffer gate_up, ffi::Buffer<ffi::S32> count, ffi::Resu
     gate_rows<float>(gate_up.untyped_data(), out->untyped_data(), rows, real, width, kind);
   } else {
     return invalid("gate_up must be float32 or bfloat16");
+  }
+  return ffi::Error::Success();
+}
+
+// x (R, D), weight (D,), count () int32: out (R, D).
+ffi::Error norm(ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::Buffer<ffi::S32> count, ffi::Result<ffi::AnyBuffer> out,
+                float eps, float offset, int64_t scale_float32) {
+  int64_t rows = x.dimensions()[0], columns = x.dimensions()[1];
+  int64_t real = clamp(*count.typed_data(), 0, rows);
+  Norm how{eps, offset, scale_float32 != 0};
+  if (columns % kLanes != 0) return invalid("the columns must be a multiple of 16");
+  if (x.element_type() == ffi::BF16 && weight.element_type() == ffi::BF16) {
+    normalize(*pool, how, static_cast<const bf16*>(x.untyped_data()), static_cast<const bf16*>(weight.untyped_data()),
+              static_cast<bf16*>(out->untyped_data()), rows, real, columns);
+  } else if (x.element_type() == ffi::F32 && weight.element_type() == ffi::F32) {
+    normalize(*pool, how, static_cast<const float*>(x.untyped_data()), static_cast<const float*>(weight.untyped_data()),
+              static_cast<float*>(out->untyped_data()), rows, real, columns);
+  } else {
+    return invalid("x and weight must both be float32 or both bfloat16");
   }
   return ffi::Error::Success();
 }
@@ -154,3 +174,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_gating, gating,
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<int64_t>("kind"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_norm, norm,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<float>("eps")
+                                  .Attr<float>("offset")
+                                  .Attr<int64_t>("scale_float32"));

@@ -44,7 +44,9 @@ def test_an_incomplete_download_is_none(hub_cache, missing):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "/not/there", "a/b/c", "../x", "org/na me", ""])
-def test_what_is_neither_folder_nor_hub_id(name, hub_cache):
+def test_what_is_neither_folder_nor_hub_id(name, hub_cache, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # where nothing of these names stands
     with pytest.raises(ConfigError, match="not a hub id"):
         resolve_model(name, hub_cache)
 

@@ -58,7 +58,7 @@ class Attention(nnx.Module):
         qkv = constrain(self.qkv(x, context.multiply), "batch", "kv_heads", "q_group", "head")  # (T, K', G' + 2, H)
         q, k, v = qkv[:, :, : self.group], qkv[:, :, self.group], qkv[:, :, self.group + 1]
         if self.mixer.qk_norm != "none":
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.q_norm(q, context.normalize), self.k_norm(k, context.normalize)
         q = q.reshape(q.shape[0], -1, q.shape[-1])  # (T, N, H)
         if self.mixer.rope is not None:
             rotation = context.rotations[self.mixer.rope]

@@ -5,6 +5,8 @@ Shapes: x (..., *weight.shape); the mean runs over all the axes that the weight 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,6 +16,14 @@ from jaxinfer.models.parameters import parameter
 from jaxinfer.sharding import LogicalAxes, constrain
 
 FAN_IN = 16  # pieces that one fused loop adds up
+
+
+class Normalize(Protocol):
+    """How rows are normalized: `rms_norm`, or another function that keeps its contract."""
+
+    def __call__(
+        self, x: jax.Array, weight: jax.Array, *, eps: float, offset: float, scale_float32: bool
+    ) -> jax.Array: ...
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, *, eps: float, offset: float, scale_float32: bool) -> jax.Array:
@@ -75,5 +85,5 @@ class RMSNorm(nnx.Module):
         self.scale_float32 = config.norm_scale_float32
         self.weight = parameter(jnp.full(shape, 1.0 - config.norm_offset, dtype), axes)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x, self.weight.get_value(), eps=self.eps, offset=self.offset, scale_float32=self.scale_float32)
+    def __call__(self, x: jax.Array, normalize: Normalize = rms_norm) -> jax.Array:
+        return normalize(x, self.weight.get_value(), eps=self.eps, offset=self.offset, scale_float32=self.scale_float32)
