@@ -59,10 +59,10 @@ def build_engine(
     from jaxinfer.runtime.engine_builder import assemble_engine, configure_jax
     from jaxinfer.sharding import make_mesh
 
+    if runtime.device in (None, "cpu"):
+        keep_large_blocks()  # before JAX starts its threads
     configure_jax(runtime)
     mesh = make_mesh(runtime.parallel, runtime.device)
-    if mesh.devices.flat[0].platform == "cpu":
-        keep_large_blocks()
     config, folder = read_config(model)[0], Path(model)
     runtime = with_stored_defaults(folder, config, runtime)
 

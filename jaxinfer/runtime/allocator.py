@@ -11,10 +11,10 @@ import functools
 import os
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h's M_ names
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h's M_ names
 _MOST = (1 << 31) - 1  # mallopt takes an int: blocks below 2 GiB are kept
 # Whoever sets these has chosen; GLIBC_TUNABLES may name the same two.
-_CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+_CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX")
 
 
 @functools.cache
@@ -28,14 +28,18 @@ def _libc() -> ctypes.CDLL | None:
 
 def keep_large_blocks() -> bool:
     """Lets malloc keep blocks that are freed, up to 2 GiB, for the next step. False where it cannot be told, or where
-    the environment has settled it (`MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`, or both in `GLIBC_TUNABLES`).
+    the environment has settled it (`MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`, `MALLOC_ARENA_MAX`, or any of
+    them in `GLIBC_TUNABLES`).
 
-    For the whole process; also blocks in use stay where they are.
+    For the whole process, and for threads that begin afterwards: they share one arena, since one of their own holds no
+    block above 64 MB.
     """
     libc = _libc()
     if libc is None or any(name in os.environ for name in _CHOSEN) or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
-    return all([libc.mallopt(_MMAP_THRESHOLD, _MOST) == 1, libc.mallopt(_TRIM_THRESHOLD, _MOST) == 1])
+    settings = ((_MMAP_THRESHOLD, _MOST), (_TRIM_THRESHOLD, _MOST), (_ARENA_MAX, 1))
+    taken = [libc.mallopt(name, value) for name, value in settings]
+    return all(taken)
 
 
 def give_back_free_memory() -> bool:

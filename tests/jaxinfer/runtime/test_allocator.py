@@ -11,7 +11,7 @@ from jaxinfer.runtime import allocator
 
 # Takes and frees a block of 256 MB twice; prints how many pages were fetched anew the second time.
 BLOCKS = """
-import resource
+import resource, threading
 from jaxinfer.runtime.allocator import keep_large_blocks
 import ctypes
 if {keep}: keep_large_blocks()
@@ -21,6 +21,8 @@ def use():
     block = libc.malloc(256 << 20)
     ctypes.memset(block, 1, 256 << 20)
     libc.free(block)
+if {thread}:
+    on_this_thread, use = use, lambda: (started := threading.Thread(target=on_this_thread)).start() or started.join()
 use()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 use()
@@ -31,18 +33,21 @@ glibc = pytest.mark.skipif(allocator._libc() is None, reason="malloc is not glib
 
 
 @glibc
-def test_large_blocks_are_kept_for_the_next_step():
+@pytest.mark.parametrize("thread", [False, True])
+def test_large_blocks_are_kept_for_the_next_step(thread):
     faults = {}
     for keep in (False, True):
         done = subprocess.run(
-            [sys.executable, "-c", BLOCKS.format(keep=keep)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", BLOCKS.format(keep=keep, thread=thread)], capture_output=True, text=True, check=True
         )
         faults[keep] = int(done.stdout)
     assert faults[False] > 1000  # pages of 4 KB: 65,536; larger ones are fewer
     assert faults[True] < 100
 
 
-@pytest.mark.parametrize("name", ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
+@pytest.mark.parametrize(
+    "name", ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"]
+)
 def test_what_the_environment_settles_stays(name, monkeypatch):
     monkeypatch.setenv(name, "glibc.malloc.mmap_threshold=131072" if name == "GLIBC_TUNABLES" else "131072")
     assert not allocator.keep_large_blocks()
