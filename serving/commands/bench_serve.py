@@ -8,6 +8,7 @@ import datetime
 import importlib.util
 import json
 import math
+import os
 import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise CommandError(f"--endpoint is {arguments.endpoint!r}; --dataset chat-turns needs {CHAT}")
     if (arguments.plot or arguments.plot_timeline) and not plots.available():
         raise CommandError("--plot and --plot-timeline need matplotlib: pip install 'jaxinfer[bench]'")
-    if not Path(arguments.result_dir).is_dir():
+    if not os.path.isdir(arguments.result_dir):  # also false for a name that is too long
         raise CommandError(f"--result-dir is {str(arguments.result_dir)!r}; it must be a folder that exists")
     if arguments.result_filename is not None and Path(arguments.result_filename).name != arguments.result_filename:
         raise CommandError(f"--result-filename is {arguments.result_filename!r}; it must be a name without a folder")

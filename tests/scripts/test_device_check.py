@@ -38,8 +38,8 @@ from pallas_kernels.qtensor import QTensor, dequantize  # noqa: E402
 MISBEHAVING = Section("misbehaving", "tests", "tests.scripts.misbehaving", 60, 8)
 # What the machines that the script is for have, beside the standard library. Two of them are asked for by name only.
 INSTALLED = {
-    "jax", "numpy", "ml_dtypes", "flax", "orbax", "rich", "jinja2", "tokenizers", "sentencepiece", "safetensors",
-    "chex", "hypothesis", "pytest", "torch", "transformers", "triton", "jax_triton",
+    "jax", "jaxlib", "numpy", "ml_dtypes", "flax", "orbax", "rich", "jinja2", "tokenizers", "sentencepiece",
+    "safetensors", "chex", "hypothesis", "pytest", "torch", "transformers", "triton", "jax_triton",
 }  # fmt: skip
 OURS = {"pallas_kernels", "jaxinfer", "checkpoints", "serving", "protos", "tests", "device_checks", "model_shapes"}
 
