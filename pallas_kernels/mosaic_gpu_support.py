@@ -26,3 +26,15 @@ def load(reference: Any, layout: Any) -> jax.Array:
     """All of a reference to shared memory. JAX 0.10 wants an index, and 0.11 wants none."""
     index = ((),) if jax.__version_info__ < (0, 11) else ()
     return plgpu.load(reference, *index, layout=layout, optimized=False)
+
+
+def store(reference: Any, value: jax.Array) -> None:
+    """Overwrites a reference to shared memory that is not tiled, where threads may wait for each other's banks.
+
+    From JAX 0.12 on an assignment refuses such a store, and `plgpu.store` is there for it; earlier an assignment takes
+    it as it is.
+    """
+    if hasattr(plgpu, "store"):
+        plgpu.store(reference, value, optimized=False)
+    else:
+        reference[...] = value

@@ -34,7 +34,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.mosaic_gpu_support import load
+from pallas_kernels.mosaic_gpu_support import load, store
 from pallas_kernels.paged_attention import layout
 from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK_KEYS, M_ROWS, HopperPlan, HopperScratch, scratch_types
 from pallas_kernels.paged_attention.work import Pieces
@@ -388,7 +388,7 @@ def _store(plan: HopperPlan, scratch: HopperScratch, outs: list[Any], state: tup
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(buffer.at[rows], out)
     for begin in range(0, plan.head_dim, plan.columns):
-        staging[...] = done[:, begin : begin + plan.columns]
+        store(staging, done[:, begin : begin + plan.columns])
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(staging.at[rows], outs[0].at[:, pl.ds(begin, plan.columns)])
         plgpu.wait_smem_to_gmem(0)

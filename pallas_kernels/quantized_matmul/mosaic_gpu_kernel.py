@@ -29,7 +29,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.mosaic_gpu_support import load
+from pallas_kernels.mosaic_gpu_support import load, store
 from pallas_kernels.qtensor import INT4_MIDDLE
 from pallas_kernels.quantized_matmul.mosaic_gpu_plan import (
     M_ROWS,
@@ -303,7 +303,7 @@ def _product(
 def _store(plan: HopperMatmulPlan, out: Any, item: _Item, staging: Any, warpgroup: jax.Array, total: jax.Array) -> None:
     """Writes the sums of a piece through shared memory, which the piece before may still be leaving."""
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-    staging[...] = total
+    store(staging, total)
     plgpu.commit_smem()
     rows = pl.ds(item.row_tile * plan.rows + warpgroup * M_ROWS, M_ROWS)
     tokens = pl.ds(item.token_tile * plan.tile, plan.tile)
