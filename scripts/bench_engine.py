@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +42,10 @@ from jaxinfer.runtime.packing import Packer
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
 from jaxinfer.scheduling.step_plan import StepPlan, StepResult
+from serving.bench.bandwidth import host_read_bandwidth
 
 WORKLOADS = {"single": (1, 16), "batch16": (16, 128), "batch64": (64, 128)}  # name: (requests, prompt tokens)
 HOST_BARS_MS = {64: 0.4, 256: 1.2}  # p99 of schedule + pack + update
-
-
-def read_bandwidth() -> float:
-    """Bytes per second that all cores together read from memory (numpy sums over arrays larger than the caches)."""
-    threads = os.cpu_count() or 1
-    parts = [np.ones(256 << 20 >> 3) for _ in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        best = min(_timed(lambda: list(pool.map(np.sum, parts))) for _ in range(4))
-    return sum(part.nbytes for part in parts) / best
-
-
-def _timed(action: Any) -> float:
-    begin = time.perf_counter()
-    action()
-    return time.perf_counter() - begin
 
 
 def run_workload(llm: LLM, name: str, out_tokens: int, weight_bytes: int, bandwidth: float) -> dict[str, Any]:
@@ -195,7 +179,7 @@ def main() -> int:
     parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     host = [host_cost(rows) for rows in HOST_BARS_MS]
-    bandwidth = read_bandwidth()
+    bandwidth = host_read_bandwidth()
     names = [args.only] if args.only else list(WORKLOADS)
     runs = [run_setting(args, setting, names, bandwidth) for setting in args.settings.split(",")]
     show_ratios(runs)
