@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_said() -> None:
         ),
         (
             ["--topology", "v5e:2x2", "--model", "small-128", "--attention-backend", "nope"],
-            "known: mosaic_tpu, mosaic_gpu, triton_gpu, xla",
+            "known: mosaic_tpu, mosaic_gpu, triton_gpu, native_cpu, xla",
         ),
     ],
 )
