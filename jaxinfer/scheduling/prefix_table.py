@@ -63,7 +63,9 @@ class PrefixTable:
         self._remove = remove
 
     def __iter__(self) -> Iterator[PrefixNode]:
-        return (node for shard in self._shards for entry in list(shard.values()) if (node := entry()) is not None)
+        # Most shards of a small table are empty.
+        entries = (entry for shard in filter(None, self._shards) for entry in list(shard.values()))
+        return (node for entry in entries if (node := entry()) is not None)
 
     def root(self, salt: Hashable) -> PrefixNode:
         """The empty prefix under a salt (tenant, adapter, model, RoPE variant)."""

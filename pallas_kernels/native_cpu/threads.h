@@ -36,23 +36,31 @@ class ThreadPool {
       ranges_[i].next.store(count * i / size_, std::memory_order_relaxed);
       ranges_[i].end = count * (i + 1) / size_;
     }
-    active_.store(size_ - 1, std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
-    if (sleeping_.load(std::memory_order_seq_cst) > 0) generation_.notify_all();
+    const uint32_t next = (state_.load(std::memory_order_relaxed) & ~kInside) + kJob;
+    state_.store(next | kOpen, std::memory_order_seq_cst);
+    if (sleeping_.load(std::memory_order_seq_cst) > 0) state_.notify_all();
     take(0);
-    // Threads that were asleep may come late and find nothing: they must have left before `part` goes away.
-    for (int spins = 0; active_.load(std::memory_order_acquire) != 0; ++spins) {
-      if (spins < kSpins) pause_cpu(); else std::this_thread::yield();
-    }
+    // Nobody may begin from here on, and `part` goes away when those inside have left. Who never came, since the machine
+    // gave the core to somebody else, is not waited for: the others have done its parts.
+    state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+    for (int spins = 0; (state_.load(std::memory_order_acquire) & kInside) != 0; ++spins) rest(spins);
   }
 
  private:
   static constexpr int kSpins = 30000;  // about half a millisecond: longer than what XLA computes between two calls
+  static constexpr int kYield = 64;     // so often a waiting thread offers its core to whoever else wants it
+
+  // The state: how many threads are inside the job, whether more may enter, and the job's number.
+  static constexpr uint32_t kInside = 0xFFF, kOpen = 0x1000, kJob = 0x2000;
 
   struct alignas(64) Range {
     std::atomic<int64_t> next{0};
     int64_t end = 0;
   };
+
+  static void rest(int spins) {
+    if (spins % kYield == kYield - 1) std::this_thread::yield(); else pause_cpu();
+  }
 
   void take(int thread) {
     for (int other = 0; other < size_; ++other) {
@@ -62,25 +70,35 @@ class ThreadPool {
   }
 
   void work(int thread) {
-    uint32_t seen = 0;
+    uint32_t last = 0;  // the job that this thread has seen
     for (;;) {
-      for (int spins = 0; generation_.load(std::memory_order_acquire) == seen; ++spins) {
-        if (spins < kSpins) { pause_cpu(); continue; }
-        sleeping_.fetch_add(1, std::memory_order_seq_cst);
-        generation_.wait(seen, std::memory_order_seq_cst);
-        sleeping_.fetch_sub(1, std::memory_order_seq_cst);
+      uint32_t state = await(last);
+      last = state / kJob;
+      while (state & kOpen && state / kJob == last) {
+        if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) continue;
+        take(thread);
+        state_.fetch_sub(1, std::memory_order_release);
+        break;
       }
-      ++seen;
-      take(thread);
-      active_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  // The state when another job than `last` is there.
+  uint32_t await(uint32_t last) {
+    for (int spins = 0;; ++spins) {
+      const uint32_t state = state_.load(std::memory_order_acquire);
+      if (state / kJob != last) return state;
+      if (spins < kSpins) { rest(spins); continue; }
+      sleeping_.fetch_add(1, std::memory_order_seq_cst);
+      state_.wait(state, std::memory_order_seq_cst);
+      sleeping_.fetch_sub(1, std::memory_order_seq_cst);
     }
   }
 
   const int size_;
   std::mutex busy_;
-  std::atomic<uint32_t> generation_{0};
+  std::atomic<uint32_t> state_{0};
   std::atomic<int> sleeping_{0};
-  std::atomic<int> active_{0};
   std::vector<Range> ranges_;
   const void* function_ = nullptr;
   void (*call_)(const void*, int64_t) = nullptr;
