@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="llama3-8b", help=f"{', '.join(SHAPES)}, or a checkpoint folder")
     parser.add_argument("--layers", type=int, help="only so many of the model's layers")
     parser.add_argument("--buckets", choices=("ends", "all"), default="ends", help="smallest and largest step, or all")
+    parser.add_argument("--steps-only", action="store_true", help="not the programs that sample and score after a step")
     parser.add_argument("--dtype", default="bfloat16", help="of the weights (default bfloat16)")
     parser.add_argument("--quantization", choices=get_args(Quantization), help="quantizes the layers' matrices")
     parser.add_argument("--kv-tokens", type=int, default=65536, help="tokens that the KV pool holds (default 65536)")
@@ -110,7 +111,7 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
     array = sum(x.size * x.dtype.itemsize for x in _leaves(layout.struct(sizes.num_pages)))
     pool = array * 2 * config.cache_groups.depth
     fits = True
-    for name, lower in _wanted(runner, arguments.buckets).items():
+    for name, lower in _wanted(runner, arguments.buckets, arguments.steps_only).items():
         begin = time.monotonic()
         try:
             compiled = lower().compile()
@@ -130,11 +131,13 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
     return fits
 
 
-def _wanted(runner: Runner, buckets: str) -> dict[str, Lower]:
-    """Programs to compile: all, or the smallest and the largest step with what follows it."""
+def _wanted(runner: Runner, buckets: str, steps_only: bool) -> dict[str, Lower]:
+    """Programs to compile: all, or the smallest and the largest step with what follows it; or the steps of these."""
     jobs = runner.jobs()
+    steps = {bucket.name for bucket in runner.ladder}
     ends = {runner.ladder[0].name, runner.ladder[-1].name, draw_name(runner.row_counts[-1]), SCORE}
-    return {name: lower for name, lower in jobs.items() if buckets == "all" or name in ends}
+    wanted = set(jobs) if buckets == "all" else ends
+    return {name: lower for name, lower in jobs.items() if name in (wanted & steps if steps_only else wanted)}
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -7,7 +7,8 @@ Starts the `jaxinfer` beside this Python and uses both of its servers in equal p
 streams  so many at once, from a seed some of them cancelled at a random event. Every other one must be what the same
          request gave alone; pages and file descriptors must be back.
 idle     so many streams that wait for a place while others are being served: what one adds to the server's memory.
-soak     requests without pause, some of them cancelled: memory of both processes over time, and the compile counter.
+soak     requests of random shapes without pause, some of them cancelled: memory of both processes over time, the most
+         that they had, and the compile counter.
 
 0 leaves a part out. The exit code is 1 when one of the bars was missed.
 """
@@ -37,7 +38,9 @@ from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 SLOTS = 32
 PER_CHANNEL = 50  # gRPC streams of one connection
 PROMPTS = ("Once upon a time", "What is 347 + 586?", "The quick brown fox", "Answer: ", "A", "In the year 1900")
+WORDS = " ".join(PROMPTS).split()
 IDLE_BAR = 50.0  # MB for 1,000 of them
+SLOPE_BAR = 1.0  # MB a minute, from a quarter of a soak on
 GROWTH_BAR = 3.0  # per cent of a process's memory, from the second quarter of a soak to the last
 
 
@@ -47,6 +50,8 @@ class Ask:
     seed: int
     tokens: int
     temperature: float
+    logprobs: int | None = None  # of the answer
+    prompt_logprobs: int | None = None
 
 
 @dataclass
@@ -88,8 +93,15 @@ class Serving:
         return next(pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
     def megabytes(self, name: str) -> float:
+        return self._status(name, "VmRSS")
+
+    def peak(self, name: str) -> float:
+        """The most that it ever had."""
+        return self._status(name, "VmHWM")
+
+    def _status(self, name: str, field: str) -> float:
         status = Path(f"/proc/{self.pids[name]}/status").read_text()
-        return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
+        return int(re.findall(rf"{field}:\s+(\d+)", status)[0]) / 1024
 
     def descriptors(self) -> dict[str, int]:
         return {name: len(list(Path(f"/proc/{pid}/fd").iterdir())) for name, pid in self.pids.items()}
@@ -107,7 +119,13 @@ class Serving:
 
 async def over_grpc(stub: pb_grpc.InferenceStub, ask: Ask) -> AsyncIterator[str]:
     sampling = pb.SamplingParams(
-        temperature=ask.temperature, max_tokens=ask.tokens, min_tokens=ask.tokens, seed=ask.seed, ignore_eos=True
+        temperature=ask.temperature,
+        max_tokens=ask.tokens,
+        min_tokens=ask.tokens,
+        seed=ask.seed,
+        ignore_eos=True,
+        logprobs=ask.logprobs,
+        prompt_logprobs=ask.prompt_logprobs,
     )
     call = stub.Generate(pb.GenerateRequest(text=ask.prompt, sampling=sampling))
     try:
@@ -119,6 +137,7 @@ async def over_grpc(stub: pb_grpc.InferenceStub, ask: Ask) -> AsyncIterator[str]
 
 async def over_http(address: str, ask: Ask) -> AsyncIterator[str]:
     body = {"prompt": ask.prompt, "temperature": ask.temperature, "max_tokens": ask.tokens, "seed": ask.seed}
+    body |= {"logprobs": ask.logprobs, "prompt_logprobs": ask.prompt_logprobs}
     data = json.dumps({**body, "min_tokens": ask.tokens, "ignore_eos": True, "stream": True}).encode()
     host, port = address.rsplit(":", 1)
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -176,6 +195,14 @@ def some_asks(rng: random.Random, count: int, tokens: int) -> list[Ask]:
         Ask(rng.choice(PROMPTS), rng.getrandbits(31), rng.randint(tokens // 2, tokens), rng.choice((0.0, 0.7, 1.0)))
         for _ in range(count)
     ]
+
+
+def any_ask(rng: random.Random) -> Ask:
+    """A prompt of one to some 500 tokens, short ones as often as long ones, and what else is computed with it."""
+    prompt = " ".join(rng.choices(WORDS, k=int(2 ** rng.uniform(0, 8))))
+    tokens = int(2 ** rng.uniform(0, 7))
+    known = [rng.choice((None, None, None, 0, 3)) for _ in range(2)]
+    return Ask(prompt, rng.getrandbits(31), tokens, rng.choice((0.0, 0.7, 1.0)), *known)
 
 
 async def settled(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
@@ -254,6 +281,7 @@ async def idle_streams(serving: Serving, table: Table, count: int) -> None:
 async def soak(serving: Serving, table: Table, seconds: float, at_a_time: int, rng: random.Random) -> None:
     clients = Clients(serving, at_a_time)
     memory: dict[str, list[float]] = {name: [] for name in serving.pids}
+    minutes: list[float] = []
     end, first = time.monotonic() + seconds, await serving.stats()
     done = 0
 
@@ -262,11 +290,12 @@ async def soak(serving: Serving, table: Table, seconds: float, at_a_time: int, r
         own = random.Random(rng.getrandbits(32))
         while time.monotonic() < end:
             cut = own.randrange(16) if own.random() < 0.1 else None
-            await clients.text(number, some_asks(own, 1, 64)[0], cut)
+            await clients.text(number, any_ask(own), cut)
             done += 1
 
     async def watch() -> None:
         while time.monotonic() < end:
+            minutes.append(time.monotonic() / 60)
             for name, values in memory.items():
                 values.append(serving.megabytes(name))
             await asyncio.sleep(seconds / 200)
@@ -283,6 +312,9 @@ async def soak(serving: Serving, table: Table, seconds: float, at_a_time: int, r
         what = f"MB of the {name} by quarters (2nd to 4th below {GROWTH_BAR:.0f} %)"
         shown = " ".join(f"{value:.1f}" for value in quarters)
         table.add("soak", what, f"{shown} {growth:+.1f} %", growth < GROWTH_BAR)
+        slope = statistics.linear_regression(minutes[size:], values[size:]).slope
+        what = f"MB a minute of the {name} (below {SLOPE_BAR:g})"
+        table.add("soak", what, f"{slope:+.2f}, at most {serving.peak(name):.0f} MB", slope < SLOPE_BAR)
     compiled = last.compilations_after_ready
     table.add("soak", "compilations after ready", compiled, compiled == 0)
     pages = f"{last.free_pages} of {last.total_pages}"

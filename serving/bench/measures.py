@@ -74,8 +74,8 @@ def summary(run: Run, wanted: Sequence[float], goals: Mapping[str, float]) -> di
         "errors": dict(Counter(answer.error for answer in failed).most_common(_ERRORS_KEPT)),
         "client": {
             "cpu_share": run.cpu_seconds / seconds,
-            "sent_late": percentiles(run.lateness, (50, 99)),
-            "event_loop_lag": percentiles(run.lag, (50, 99)),
+            "sent_late_ms": percentiles(run.lateness, (50, 99)),
+            "event_loop_lag_ms": percentiles(run.lag, (50, 99)),
             "troubles": run.troubles(),
         },
     }

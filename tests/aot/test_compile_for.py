@@ -36,11 +36,12 @@ def test_a_whole_step_compiles(topology: str) -> None:
     assert "attention: mosaic_tpu" in done.stdout
     assert "all-reduce" in done.stdout
     assert "paged_attention_decode" in done.stdout
+    assert all(program in done.stdout for program in ("draw[8 rows]", "score"))
 
 
 @needs_libtpu
 def test_a_step_with_small_heads_and_int8_pages_compiles() -> None:
-    arguments = ("--model", "llama3.2-1b", "--layers", "1", "--kv-cache-dtype", "int8", *SIZES)
+    arguments = ("--model", "llama3.2-1b", "--layers", "1", "--kv-cache-dtype", "int8", "--steps-only", *SIZES)
     done = compile_for("--topology", "v5e:2x2", *arguments)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "attention: mosaic_tpu" in done.stdout
@@ -50,7 +51,8 @@ def test_a_step_with_small_heads_and_int8_pages_compiles() -> None:
 @pytest.mark.parametrize("topology", TPUS)
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_a_quantized_step_compiles(topology: str, scheme: str) -> None:
-    done = compile_for("--topology", topology, "--model", "small-128", "--quantization", scheme, *SIZES)
+    """What samples from it is the same as without quantization."""
+    done = compile_for("--topology", topology, "--model", "small-128", "--quantization", scheme, "--steps-only", *SIZES)
     assert done.returncode == 0, done.stderr[-4000:]
     assert f", {scheme}, " in done.stdout
     assert "all-reduce" in done.stdout
@@ -60,7 +62,9 @@ def test_a_quantized_step_compiles(topology: str, scheme: str) -> None:
 @needs_cuda
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_a_quantized_step_compiles_for_hopper(scheme: str) -> None:
-    done = compile_for("--topology", "hopper:4", "--model", "small-128", "--quantization", scheme, *SIZES)
+    done = compile_for(
+        "--topology", "hopper:4", "--model", "small-128", "--quantization", scheme, "--steps-only", *SIZES
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert f", {scheme}, " in done.stdout
     assert ("Compiling entry function 'quantized_matmul_int4" in done.stdout) == (scheme == "int4")
@@ -79,7 +83,7 @@ def test_a_whole_step_compiles_for_hopper() -> None:
 @needs_libtpu
 def test_what_does_not_fit_is_said() -> None:
     """8 billion parameters in bfloat16 on one chip of 16 GiB."""
-    sizes = ["--max-num-seqs", "8", "--max-num-batched-tokens", "8", "--kv-tokens", "200000", "--layers", "31"]
+    sizes = [*SIZES[:4], "--kv-tokens", "200000", "--layers", "31", "--steps-only"]
     done = compile_for("--topology", "v5e:1x1", "--model", "llama3-8b", *sizes)
     assert done.returncode == 1, done.stderr[-4000:]
     assert " no " in done.stdout
