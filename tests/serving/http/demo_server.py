@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,22 +46,16 @@ def demo_server(folder: Path, *arguments: str) -> Iterator[httpx.Client]:
     """A client of the HTTP server."""
     model = write_model(folder / "demo")
     command = [sys.executable, "-m", "jaxinfer", "serve", str(model), "--port", "0", *FLAGS, *arguments]
-    process = subprocess.Popen(
-        [*command, "--compilation-cache-dir", "none"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    lines = []
+    log = folder / "server.log"  # nobody reads along, and a full pipe would stop the server
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--compilation-cache-dir", "none"], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+        )
     try:
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("ready"):
-                break
-        found = re.search(r"http://(\S+)/v1", lines[-1])
-        assert found is not None, "".join(lines)
+        while process.poll() is None and "\nready" not in log.read_text():
+            time.sleep(0.05)
+        found = re.search(r"\nready.* http://(\S+)/v1", log.read_text())
+        assert found is not None, log.read_text()
         with httpx.Client(base_url=f"http://{found[1]}", timeout=60) as client:
             yield client
         process.send_signal(signal.SIGTERM)
@@ -68,4 +63,3 @@ def demo_server(folder: Path, *arguments: str) -> Iterator[httpx.Client]:
     finally:
         process.kill()
         process.wait()
-        process.stdout.close()
