@@ -5,14 +5,13 @@ Each in a process of its own: an error inside a compiler aborts it.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.aot.compilers import needs_cuda, needs_libtpu
+from tests.aot.elsewhere import run_elsewhere
 
 ROOT = Path(__file__).parents[2]
 SIZES = ["--max-num-seqs", "8", "--max-num-batched-tokens", "8", "--kv-tokens", "4096", "--max-model-len", "1024"]
@@ -23,9 +22,8 @@ pytestmark = pytest.mark.timeout(300)  # a minute at most on an idle machine
 
 
 def compile_for(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "scripts/compile_for.py", *arguments]
-    environment = os.environ | {"MOSAIC_GPU_DUMP_PTXAS": "1"}  # which names kernels in GPU programs
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    # The variable names kernels in GPU programs.
+    return run_elsewhere("scripts/compile_for.py", *arguments, environment={"MOSAIC_GPU_DUMP_PTXAS": "1"})
 
 
 @needs_libtpu

@@ -6,9 +6,7 @@ found out before. Compiles in a process of its own: an error inside LLVM aborts 
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxinfer.runtime.topology import report, topology_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from tests.aot.compilers import needs_cuda
+from tests.aot.elsewhere import run_elsewhere
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))  # as `python scripts/device_check.py` has it
@@ -46,9 +45,7 @@ def test_timed_products_compile(backend: str) -> None:
 
 
 def _compiles(*what: str) -> None:
-    command = [sys.executable, "-m", "tests.aot.test_device_check", "hopper:1", *what]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False)
+    done = run_elsewhere(__name__, "hopper:1", *what, timeout=580)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "compiled " in done.stdout
 

@@ -6,11 +6,8 @@ Needs JAX's CUDA plugin and `ptxas`, and no GPU. Compiles in a process of its ow
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +17,7 @@ from jaxinfer.runtime.topology import report
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import kv_layout
 from tests.aot.compilers import needs_cuda
+from tests.aot.elsewhere import run_elsewhere
 from tests.aot.test_paged_attention import compiled
 from tests.pallas_kernels.paged_attention.cases import Shape
 
@@ -53,10 +51,7 @@ pytestmark = [needs_cuda, pytest.mark.timeout(300)]
 
 def compile_elsewhere(topology: str, name: str) -> str:
     """What a process that compiles one shape prints: the assembler's reports."""
-    environment = os.environ | {"MOSAIC_GPU_DUMP_PTXAS": "1", "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.aot.test_mosaic_gpu", topology, name]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = run_elsewhere(__name__, topology, name, environment={"MOSAIC_GPU_DUMP_PTXAS": "1"})
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +24,7 @@ from pallas_kernels.quantized_matmul import quantized_matmul
 from pallas_kernels.quantized_matmul.mosaic_gpu_kernel import REGISTERS
 from pallas_kernels.quantized_matmul.mosaic_gpu_plan import plan_of
 from tests.aot.compilers import needs_cuda
+from tests.aot.elsewhere import run_elsewhere
 
 pytestmark = [needs_cuda, pytest.mark.timeout(300)]
 KERNEL = "quantized_matmul_int4"
@@ -62,10 +60,7 @@ SPLIT = {
 
 def compile_elsewhere(topology: str, name: str) -> str:
     """What a process that compiles the programs of one case prints: the assembler's reports."""
-    environment = os.environ | {"MOSAIC_GPU_DUMP_PTXAS": "1", "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.aot.test_mosaic_gpu_quantized", topology, name]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = run_elsewhere(__name__, topology, name, environment={"MOSAIC_GPU_DUMP_PTXAS": "1"})
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 

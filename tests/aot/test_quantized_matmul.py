@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from jaxinfer.quantization import SCHEMES
 from jaxinfer.runtime.topology import ProgramReport, topology_mesh
 from tests.aot.compilers import needs_cuda, needs_libtpu
+from tests.aot.elsewhere import run_elsewhere
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -41,10 +41,7 @@ def test_a_tpu_writes_no_wide_weight(topology: str) -> None:
 @pytest.mark.parametrize("name", ["int8", "fp8", "w8a8", "fp8-dynamic"])
 def test_hopper_writes_no_wide_weight(name: str) -> None:
     """int4 it does write out, if it is asked to: `test_mosaic_gpu_quantized.py` has the kernel that it is given."""
-    command = [sys.executable, "-m", "tests.aot.test_quantized_matmul", "hopper:1", name]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=280, check=False
-    )
+    done = run_elsewhere(__name__, "hopper:1", name)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

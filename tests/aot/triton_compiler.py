@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from jax.experimental import topologies
 
 from jaxinfer.runtime.topology import Topology
 from jaxinfer.sharding import tensor_mesh
+from tests.aot.elsewhere import run_elsewhere
 
 # Shared memory that a block of threads may have (CUDA C++ programming guide, technical specifications by compute
 # capability), and what XLA is told of a card of that kind, from public specifications.
@@ -50,10 +50,8 @@ def compile_elsewhere(module: str, folder: Path, *arguments: Any) -> list[dict[s
     Args:
         folder: an empty one, for what jax-triton writes.
     """
-    environment = os.environ | {"JAX_TRITON_DUMP_DIR": str(folder), "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    environment = {"JAX_TRITON_DUMP_DIR": str(folder)}
+    done = run_elsewhere(module, *map(str, arguments), environment=environment, timeout=110)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 
