@@ -71,18 +71,19 @@ void matmul(ThreadPool& pool, const typename Dot::Prepared* x, int64_t x_stride,
   int64_t row_bytes = inputs * sizeof(typename Dot::Weight);
   int64_t part = std::clamp<int64_t>(kPartBytes / row_bytes / 4 * 4, tiles > kFewTiles ? kFewestOutputs : 4, kPartOutputs);
   part = std::min(part, std::max<int64_t>(4, round_up(outputs / (4 * pool.size()), 4)));
-  // Of several tiles, each is summed over spans of inputs that stay in the first cache while the part's weights pass.
+  // Several tiles are summed over spans of inputs that stay in the first cache.
   constexpr int64_t kSpan = kSpanBytes / sizeof(typename Dot::Prepared) / Dot::kStep * Dot::kStep;
   int64_t span_inputs = inputs > 3 * kSpan / 2 ? kSpan : inputs;
   pool.run((outputs + part - 1) / part, [&](int64_t p) {
     int64_t begin = p * part, end = std::min(begin + part, outputs);
+    // Sums over the spans so far, of four outputs and all tiles where these are few, else of the part and one tile.
     typename Dot::Sum kept[kPartOutputs * kTileRows];
-    auto sum_four = [&](int64_t first, int64_t o, const Span& span, const Ahead& ahead) {
+    auto sum_four = [&](int64_t first, int64_t o, const Span& span, const Ahead& ahead, typename Dot::Sum* unfinished) {
       int count = static_cast<int>(std::min(tile, rows - first));
       const typename Dot::Weight* four[4];
       for (int c = 0; c < 4; ++c) four[c] = w + std::min(o + c, outputs - 1) * inputs;
       Lanes4 sum[kTileRows];
-      dot_rows<Dot>(count, x + first * x_stride, x_stride, four, span, ahead, kept + (o - begin) * kTileRows, sum);
+      dot_rows<Dot>(count, x + first * x_stride, x_stride, four, span, ahead, unfinished, sum);
       if (span.last) store(first, count, o, sum);
     };
     if (tiles <= kFewTiles) {
@@ -90,10 +91,14 @@ void matmul(ThreadPool& pool, const typename Dot::Prepared* x, int64_t x_stride,
       int shift = tiles < 2 ? 0 : tiles < 4 ? 1 : 2;  // 2^shift tiles fetch their share of them
       for (int64_t o = begin; o < end; o += 4) {
         int64_t distance = o + 8 <= outputs ? 4 * inputs : 0;
-        for (int64_t first = 0; first < rows; first += tile) {
-          int64_t index = first / tile;
-          Ahead ahead{index >> shift == 0 ? distance : 0, (index * inputs) >> shift, shift};
-          sum_four(first, o, {0, inputs, true, true}, ahead);
+        const int64_t length = tiles < 2 ? inputs : span_inputs;
+        for (int64_t from = 0; from < inputs; from += length) {
+          Span span{from, std::min(from + length, inputs), from == 0, from + length >= inputs};
+          for (int64_t first = 0; first < rows; first += tile) {
+            int64_t index = first / tile;
+            Ahead ahead{index >> shift == 0 ? distance : 0, (index * inputs) >> shift, shift};
+            sum_four(first, o, span, ahead, kept + index * 4 * kTileRows);
+          }
         }
       }
       return;
@@ -101,7 +106,7 @@ void matmul(ThreadPool& pool, const typename Dot::Prepared* x, int64_t x_stride,
     for (int64_t first = 0; first < rows; first += tile) {
       for (int64_t from = 0; from < inputs; from += span_inputs) {
         Span span{from, std::min(from + span_inputs, inputs), from == 0, from + span_inputs >= inputs};
-        for (int64_t o = begin; o < end; o += 4) sum_four(first, o, span, {0, 0, 0});
+        for (int64_t o = begin; o < end; o += 4) sum_four(first, o, span, {0, 0, 0}, kept + (o - begin) * kTileRows);
       }
     }
   });
