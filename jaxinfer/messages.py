@@ -239,7 +239,7 @@ class EngineInfo(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Start-up news: `stage` is "load" or "warmup", `done` of `total` units."""
+    """Start-up news: `stage` is "load", in bytes of weights, or "warmup", in programs: `done` of `total`."""
 
     stage: str
     done: int

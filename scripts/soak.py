@@ -51,7 +51,7 @@ class Ask:
     tokens: int
     temperature: float
     logprobs: int | None = None  # of the answer
-    prompt_logprobs: int | None = None
+    prompt_logprobs: int | None = None  # over gRPC alone: a stream over HTTP has none
 
 
 @dataclass
@@ -137,19 +137,21 @@ async def over_grpc(stub: pb_grpc.InferenceStub, ask: Ask) -> AsyncIterator[str]
 
 async def over_http(address: str, ask: Ask) -> AsyncIterator[str]:
     body = {"prompt": ask.prompt, "temperature": ask.temperature, "max_tokens": ask.tokens, "seed": ask.seed}
-    body |= {"logprobs": ask.logprobs, "prompt_logprobs": ask.prompt_logprobs}
-    data = json.dumps({**body, "min_tokens": ask.tokens, "ignore_eos": True, "stream": True}).encode()
+    body |= {"logprobs": ask.logprobs, "min_tokens": ask.tokens, "ignore_eos": True, "stream": True}
+    data = json.dumps(body).encode()
     host, port = address.rsplit(":", 1)
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
         writer.write(b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(data) + data)
+        last = b""
         async for line in reader:
             if line.startswith(b"data: {"):
                 yield json.loads(line[6:])["choices"][0]["text"]
             elif line.startswith(b"data: [DONE]"):
                 return
-        raise ConnectionError("the stream ended without [DONE]")
+            last = line.strip() or last
+        raise ConnectionError(f"the stream ended without [DONE]: {last.decode(errors='replace')}")
     finally:
         writer.transport.abort()
 

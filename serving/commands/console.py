@@ -19,7 +19,7 @@ from jaxinfer.messages import EngineInfo, Progress
 from serving.commands.progress import PlainLines, ProgressView
 from serving.frontend.engine_link import EngineEnd
 
-_STAGES = {"load": ("loading weights", "parameters"), "warmup": ("compiling", "programs")}
+_STAGES = {"load": ("loading weights", "bytes"), "warmup": ("compiling", "programs")}
 
 
 class StartUpView(ProgressView):
@@ -57,11 +57,11 @@ class StartUpView(ProgressView):
         self._latest = now
         title, unit = _STAGES.get(progress.stage, (progress.stage, ""))
         if self._bars is not None:
-            self._draw(self._bars, title, progress)
+            self._draw(self._bars, title, unit, progress)
         elif self._lines is not None:
             self._log(self._lines, title, unit, progress)
 
-    def _draw(self, bars: Bars, title: str, progress: Progress) -> None:
+    def _draw(self, bars: Bars, title: str, unit: str, progress: Progress) -> None:
         bars.update(self._tasks[""], total=1, completed=1)
         if progress.stage not in self._tasks:
             self._tasks[progress.stage] = bars.add_task(title, total=progress.total, count="", detail="")
@@ -69,25 +69,25 @@ class StartUpView(ProgressView):
             self._tasks[progress.stage],
             completed=progress.done,
             total=progress.total,
-            count=f"{_amount(progress.done)}/{_amount(progress.total)}",
+            count=f"{_amount(progress.done, unit)} of {_amount(progress.total, unit)}",
             detail=escape(progress.detail) if progress.done < progress.total else "",
         )
 
     def _log(self, lines: PlainLines, title: str, unit: str, progress: Progress) -> None:
         if progress.done < progress.total:
-            lines.doing(f"{title}: {_amount(progress.done)} of {_amount(progress.total)} {unit}")
+            lines.doing(f"{title}: {_amount(progress.done, unit)} of {_amount(progress.total, unit)}")
             return
         lines.doing("compiling" if progress.stage == "load" else "almost ready")
         if not self._brief:
             seconds = time.monotonic() - self._began[progress.stage]
-            lines.say(f"{title}: {_amount(progress.total)} {unit} in {seconds:.1f} s")
+            lines.say(f"{title}: {_amount(progress.total, unit)} in {seconds:.1f} s")
 
 
-def _amount(value: int) -> str:
-    """A count of executables as it is, one of parameters in millions or billions."""
-    if value < 100_000:
-        return str(value)
-    return f"{value / 1e6:.1f}M" if value < 10**9 else f"{value / 1e9:.2f}B"
+def _amount(value: int, unit: str) -> str:
+    """Programs are counted; bytes are given as `plan` gives them."""
+    if unit != "bytes":
+        return f"{value} {unit}".rstrip()
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
 
 
 class ServeConsole:

@@ -156,7 +156,7 @@ def test_sigterm_drains_and_exits_with_0(model):
     port = address.rpartition(":")[2]
     for expected in (  # what is shown where there is no terminal
         f"mine  {model}",
-        "loading weights: 3 parameters in ",
+        "loading weights: 0.0 MiB in ",
         "compiling: 2 programs in ",
         "· max_model_len is 4096, the model's own",
         "KV pool      16,000 tokens\n",

@@ -38,7 +38,11 @@ def started(tmp_path, http: str | None = "127.0.0.1:8000", **settings: bool) -> 
     stream = io.StringIO()
     console = ServeConsole("jaxinfer", stream, **settings)
     console.start("1.2", "tiny", str(write_model(tmp_path / "tiny")))
-    for progress in (Progress("load", 3, 3, "x"), Progress("warmup", 1, 2, "step"), Progress("warmup", 2, 2, "admit")):
+    for progress in (
+        Progress("load", 3 << 20, 3 << 20, "x"),
+        Progress("warmup", 1, 2, "step"),
+        Progress("warmup", 2, 2, "admit"),
+    ):
         console.progress(progress)
     console.ready(INFO, "tiny", "127.0.0.1:50051", http, 1.5)
     console.close()
@@ -47,7 +51,7 @@ def started(tmp_path, http: str | None = "127.0.0.1:8000", **settings: bool) -> 
 
 def test_a_start_is_told_without_what_only_a_debugger_reads(tmp_path):
     shown = started(tmp_path)
-    assert "loading weights: 3 parameters in " in shown
+    assert "loading weights: 3.0 MiB in " in shown
     assert "compiling: 2 programs in " in shown
     assert shown.count(" pages") == 1  # one count of pages, and the same everywhere
     assert "KV pool      131,072 tokens\n" in shown
