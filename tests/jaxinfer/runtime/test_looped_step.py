@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from typing import Any, NamedTuple
 
+import jax
 import pytest
 
 from jaxinfer.config import RuntimeConfig
@@ -18,6 +19,8 @@ from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
 
 MATRICES = 4  # of a layer
+NORMS = 2
+WIDENS_NORMS = jax.__version_info__ < (0, 11)  # XLA widens each layer's before it stacks them
 SHAPE: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 300, "hidden_size": 128, "intermediate_size": 256,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
@@ -80,6 +83,9 @@ def test_a_program_of_more_layers_has_the_same_instructions(settings: dict[str, 
     few, many = compiled(8, settings), compiled(32, settings)
     # The scales of a quantized matrix are the other result of its branch.
     apart = OF_EACH_LAYER | ({"copy"} if "quantization" in settings else set())
+    if WIDENS_NORMS:
+        assert many.instructions["convert"] - few.instructions["convert"] <= NORMS * (32 - 8)
+        apart |= {"convert"}
     changed = {
         name: (few.instructions[name], many.instructions[name])
         for name in (set(few.instructions) | set(many.instructions)) - apart
@@ -98,7 +104,7 @@ def test_neither_weights_nor_pages_are_copied() -> None:
     """Temporaries are those of one layer, whatever the layers and the pages."""
     settings = {"dtype": "bfloat16"}
     few, many, large = compiled(8, settings), compiled(32, settings), compiled(32, settings, num_pages=1000)
-    norms = 2 * (32 - 8) * 128 * 2  # stacked, in bytes
+    norms = NORMS * (32 - 8) * 128 * (4 if WIDENS_NORMS else 2)  # stacked, in bytes
     assert abs(many.temporaries - few.temporaries) <= 2 * norms
     assert large.temporaries == many.temporaries
     assert many.moved  # small arrays
