@@ -13,15 +13,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import re
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import grpc
+from served import Served
 
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
@@ -29,21 +27,6 @@ from serving.access.keys import KeyLimits, add_key
 
 BAR_TTFT, BAR_JAIN = 1.3, 0.95
 WORDS = ["once", "upon", "a", "time", "there", "was", "a", "small", "grey", "bird", "that", "could", "not", "sing"]
-
-
-def start(model: list[str], keys: Path) -> tuple[subprocess.Popen[str], str]:
-    command = [sys.executable, "-m", "jaxinfer", "serve", "--port", "0", "--http-port", "none", *model]
-    process = subprocess.Popen(
-        [*command, "--api-keys", str(keys)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        found = re.search(r"on (\S+)\. Ctrl-C", line)
-        if found is not None:
-            return process, found[1]
-    raise SystemExit("".join(lines))
 
 
 class Client:
@@ -125,12 +108,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "keys.toml"
         keys = [add_key(path, tenant, ["infer"], KeyLimits())[0] for tenant in ("neighbour", "victim")]
-        process, address = start(more, path)
+        command = [sys.executable, "-m", "jaxinfer", "serve", "--port", "0", "--http-port", "none", *more]
+        server = Served([*command, "--api-keys", str(path)])
         try:
-            asyncio.run(measure(address, keys, arguments))
+            asyncio.run(measure(server.grpc, keys, arguments))
         finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
+            server.stop()
 
 
 if __name__ == "__main__":

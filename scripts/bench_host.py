@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from host import planning
 from host.counters import PARTS, Counters
 from host.device import HostOptions
-from host.server import ROOT, HostServer
+from host.started import ROOT, HostServer
 from rich.console import Console
 from rich.table import Table
 from stalls import model

@@ -12,33 +12,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
-import signal
 import statistics
-import subprocess
 import sys
 import time
 
 import grpc
+from served import Served
 
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 
 BAR = 0.9  # HTTP's throughput, of gRPC's
 PROMPT = "Once upon a time"
-
-
-def start(model: list[str], streams: int) -> tuple[subprocess.Popen[str], str, str]:
-    command = [sys.executable, "-m", "jaxinfer", "serve", "--port", "0", "--max-num-seqs", str(streams), *model]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        found = re.search(r"on (\S+) \(gRPC\) and http://(\S+)/v1", line)
-        if found is not None:
-            return process, found[1], found[2]
-    raise SystemExit("".join(lines))
 
 
 async def over_grpc(stub: pb_grpc.InferenceStub, tokens: int) -> int:
@@ -89,17 +74,17 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    process, grpc_address, http_address = start(args.model, args.streams)
+    command = [sys.executable, "-m", "jaxinfer", "serve", "--port", "0", "--max-num-seqs", str(args.streams)]
+    server = Served([*command, *args.model])
     speeds: dict[str, list[float]] = {"gRPC": [], "HTTP": []}
     try:
         for number in range(args.rounds + 1):
             for protocol, values in speeds.items():
-                speed = asyncio.run(measure(protocol, grpc_address, http_address, args.streams, args.tokens))
+                speed = asyncio.run(measure(protocol, server.grpc, server.http, args.streams, args.tokens))
                 if number:  # the first round warms up
                     values.append(speed)
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        server.stop()
     for protocol, values in speeds.items():
         runs = " ".join(f"{value:.0f}" for value in values)
         print(f"{protocol}  median {statistics.median(values):.0f} tokens/s  (rounds: {runs})")

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))  # the engine is the tests'
 
 from stalls import kinds, model  # noqa: E402
 from stalls.kinds import Kind, Sent  # noqa: E402
-from stalls.server import ServerProcess  # noqa: E402
+from stalls.started import StallServer  # noqa: E402
 from stalls.watchers import Watchers  # noqa: E402
 
 from tests.fakes import FakeOptions  # noqa: E402
@@ -79,13 +79,13 @@ def percentile(values: list[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else values[0]
 
 
-async def send(server: ServerProcess, sent: Sent) -> str:
+async def send(server: StallServer, sent: Sent) -> str:
     """What became of it: a status."""
     async with asyncio.timeout(_REQUEST_SECONDS):
         return await (_send_grpc if sent.over_grpc else _send_http)(server, sent)
 
 
-async def _send_http(server: ServerProcess, sent: Sent) -> str:
+async def _send_http(server: StallServer, sent: Sent) -> str:
     host, port = server.http.rsplit(":", 1)
     reader, writer = await asyncio.open_connection(host, int(port))
     head = f"POST {sent.path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
@@ -101,7 +101,7 @@ async def _send_http(server: ServerProcess, sent: Sent) -> str:
     return status
 
 
-async def _send_grpc(server: ServerProcess, sent: Sent) -> str:
+async def _send_grpc(server: StallServer, sent: Sent) -> str:
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     async with grpc.aio.insecure_channel(server.grpc, options=options) as channel:
         try:
@@ -113,7 +113,7 @@ async def _send_grpc(server: ServerProcess, sent: Sent) -> str:
     return "OK"
 
 
-async def measure(server: ServerProcess, watchers: Watchers, kind: Kind | None, seconds: float, quiet: float) -> Result:
+async def measure(server: StallServer, watchers: Watchers, kind: Kind | None, seconds: float, quiet: float) -> Result:
     """kind: None measures quiet. quiet: the quiet 99th percentile between tokens; 0: not known yet."""
     sent = None if kind is None else kind.make()
     watchers.window()
@@ -142,7 +142,7 @@ async def measure(server: ServerProcess, watchers: Watchers, kind: Kind | None, 
     )
 
 
-async def measure_all(server: ServerProcess, watchers: Watchers, chosen: list[Kind], seconds: float) -> list[Result]:
+async def measure_all(server: StallServer, watchers: Watchers, chosen: list[Kind], seconds: float) -> list[Result]:
     await asyncio.sleep(2)  # until all of the streams run
     results = [await measure(server, watchers, None, 2 * seconds, 0.0)]
     print(HEADINGS)
@@ -177,7 +177,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         model.write(Path(folder), arguments.tokenizer)
         names = ("--served-model-name", "stalls", "--log-level", "error")
-        server = ServerProcess(Path(folder), options, *names)
+        server = StallServer(Path(folder), options, *names)
         watchers = Watchers(server.http, STREAMS)
         try:
             results = asyncio.run(measure_all(server, watchers, chosen, arguments.seconds))

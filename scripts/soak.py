@@ -21,9 +21,7 @@ import gc
 import json
 import random
 import re
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -31,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+from served import Served
 
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
@@ -68,23 +67,13 @@ class Table:
         return int(any(row[3] is False for row in self.rows))
 
 
-class Serving:
-    """`jaxinfer serve` and what /proc and the servers say of it. Raises SystemExit when it does not start."""
+class Serving(Served):
+    """`jaxinfer serve` and what /proc and the servers say of it."""
 
     def __init__(self, model: list[str], waiting: int) -> None:
         command = [sys.executable, "-m", "jaxinfer", "serve", "--port", "0", *model, "--num-pages", "1024"]
         command += ["--max-num-seqs", str(SLOTS), "--max-waiting", str(waiting), "--log-level", "error"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert self.process.stdout is not None
-        lines = []
-        for line in self.process.stdout:
-            lines.append(line)
-            found = re.search(r"on (\S+) \(gRPC\) and http://(\S+)/v1", line)
-            if found is not None:
-                self.grpc, self.http = found[1], found[2]
-                break
-        else:
-            raise SystemExit("".join(lines))
+        super().__init__(command)
         self.pids = {"server": self.process.pid, "engine": self._engine_pid()}
 
     def _engine_pid(self) -> int:
@@ -110,11 +99,6 @@ class Serving:
         async with grpc.aio.insecure_channel(self.grpc) as channel:
             reply: pb.GetStatsResponse = await pb_grpc.InferenceStub(channel).GetStats(pb.GetStatsRequest())
             return reply
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=60)
-        return self.process.returncode
 
 
 async def over_grpc(stub: pb_grpc.InferenceStub, ask: Ask) -> AsyncIterator[str]:

@@ -8,23 +8,18 @@ What runs beside the loop without keeping the interpreter does not stop the beat
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import gc
 import json
 import os
-import re
 import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 from tests.fakes import FakeOptions
 
-ROOT = Path(__file__).resolve().parents[2]
 _BEAT_SECONDS = 0.004
 
 
@@ -94,54 +89,6 @@ def main(argv: list[str]) -> int:
 
     serve.tame_loop = tame_and_beat
     return serve.main(argv[2:], hub_cache=Path("/nonexistent"), build=lambda _folder, _arguments: options.build)
-
-
-class ServerProcess:
-    """Started at once; http and grpc are its addresses."""
-
-    def __init__(self, folder: Path, options: FakeOptions, *arguments: str) -> None:
-        self._beats = folder / "beats.jsonl"
-        self._beats.touch()
-        command = [sys.executable, "-m", "scripts.stalls.server", json.dumps(dataclasses.asdict(options))]
-        command += [str(self._beats.resolve()), str(folder.resolve()), "--port", "0", *arguments]
-        self._log = folder / "server.log"
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        self.http, self.grpc = self._addresses()
-
-    def _addresses(self) -> tuple[str, str]:
-        while True:
-            said = self._log.read_text()
-            found = re.search(r"on (\S+) \(gRPC\) and http://(\S+)/v1", said)
-            if found is not None:
-                return found[2], found[1]
-            if self._process.poll() is not None:
-                raise SystemExit(said)
-            time.sleep(0.1)
-
-    def stalls(self) -> dict[str, Any]:
-        """Since the last call. Seconds."""
-        before = self._beats.stat().st_size
-        os.kill(self._process.pid, signal.SIGUSR1)
-        deadline = time.monotonic() + 60
-        while self._beats.stat().st_size == before:
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the server has ended, or says nothing: {self.said()[-2000:]}")
-            time.sleep(0.01)
-        found: dict[str, Any] = json.loads(self._beats.read_text().splitlines()[-1])
-        return found
-
-    def said(self) -> str:
-        """All that it wrote."""
-        return self._log.read_text()
-
-    def stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))  # as `python scr
 from bench_stalls import PROBE_BAR, RATIO_BAR, STALL_BAR, Result, percentile, send
 from stalls import model
 from stalls.kinds import LIMIT, Kind, kinds
-from stalls.server import ServerProcess
+from stalls.started import StallServer
 
 from tests.fakes import FakeOptions
 
@@ -39,19 +39,19 @@ def test_kinds_have_names_of_their_own() -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StallServer]:
     folder = model.write(tmp_path_factory.mktemp("model"), "bpe")
     options = FakeOptions(
         max_num_seqs=2048, max_model_len=model.MAX_MODEL_LEN, num_pages=1 << 24, vocab_size=model.VOCAB_SIZE
     )
-    started = ServerProcess(folder, options, "--served-model-name", "stalls", "--log-level", "error")
+    started = StallServer(folder, options, "--served-model-name", "stalls", "--log-level", "error")
     yield started
     started.stop()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_is_taken_or_refused_by_what_it_is(kind: Kind, server: ServerProcess) -> None:
+def test_each_is_taken_or_refused_by_what_it_is(kind: Kind, server: StallServer) -> None:
     sent = kind.make()
     assert len(sent.data) <= LIMIT
     assert asyncio.run(send(server, sent)) in ("200", "400", "413", "OK", "INVALID_ARGUMENT")
