@@ -52,10 +52,9 @@ def demo_server(folder: Path, *arguments: str) -> Iterator[httpx.Client]:
             [*command, "--compilation-cache-dir", "none"], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        while process.poll() is None and "\nready" not in log.read_text():
+        while (found := re.search(r"\nready.* http://(\S+)/v1", log.read_text())) is None:
+            assert process.poll() is None, log.read_text()
             time.sleep(0.05)
-        found = re.search(r"\nready.* http://(\S+)/v1", log.read_text())
-        assert found is not None, log.read_text()
         with httpx.Client(base_url=f"http://{found[1]}", timeout=60) as client:
             yield client
         process.send_signal(signal.SIGTERM)
