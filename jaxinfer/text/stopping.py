@@ -101,7 +101,7 @@ class AnswerStops:
         if self._splitter is not None:
             events: list[Event] = []
             answer = self._splitter.push("".join(self._space), events) + self._splitter.finish(events)
-            shown = self._begin(len(answer), 0)
+            shown = self._begin(len(answer), self._splitter.undecided if answer else 0)
             rest, match = self._answer(self._held.take(self._length))
             shown += rest
         if match is None:

@@ -229,15 +229,18 @@ def _cut_tag(text: str, tags: tuple[str, ...]) -> int:
 
 
 class HarmonySplitter:
-    """What `ReasoningSplitter` is for other formats: passes everything up to the first text that is no reasoning."""
+    """What `ReasoningSplitter` is for other formats: passes everything up to the first text that is no reasoning. It is
+    of use until then."""
 
     def __init__(self, parser: HarmonyParser) -> None:
         self._parser = parser
+        self._length = 0  # of the text so far
+        self._end: int | None = None  # of what was returned
 
     @property
     def undecided(self) -> int:
-        """Characters at the end of the text so far that are neither told nor returned yet."""
-        return self._parser.undecided
+        """Characters at the end of the text so far that are not told, or stand behind what was returned."""
+        return self._parser.undecided if self._end is None else self._length - self._end
 
     def reasons_until(self, text: str, start: int) -> int:
         """Up to which position of the text that comes next, text[start:], no message can end; `start` outside of
@@ -248,19 +251,19 @@ class HarmonySplitter:
         return len(text) if position < 0 else position
 
     def push(self, text: str, events: list[Event]) -> str:
-        """Takes more text. Returns what of it, and of text that waited, is certain to be answer; reasoning becomes
-        events."""
+        """Takes more text. Returns the beginning of the answer, once it is certain; reasoning becomes events."""
+        self._length += len(text)
         return self._split(self._parser.push(text), events)
 
     def finish(self, events: list[Event]) -> str:
-        """The text has ended. Returns what of the text that waited is answer."""
+        """The text has ended. Returns as `push`."""
         return self._split(self._parser.finish(), events)
 
     def _split(self, found: list[Event], events: list[Event]) -> str:
-        answer = []
-        for event in found:
-            if isinstance(event, Content | CallArguments) and event.at != PUT_IN:
-                answer.append(event.text)
-            elif isinstance(event, Reasoning):
+        for event in found if self._end is None else ():
+            if isinstance(event, Content | CallArguments) and event.at is not None and event.at != PUT_IN:
+                self._end = event.at + len(event.text)
+                return event.text
+            if isinstance(event, Reasoning):
                 events.append(event)
-        return "".join(answer)
+        return ""
