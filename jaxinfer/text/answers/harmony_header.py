@@ -111,9 +111,10 @@ class HeaderReader:
         if place == "role":
             known = word in _ROLES or word.startswith(FUNCTIONS)
         elif place == "channel":
-            self._now = self._now._replace(channel=word)
-            known = word in _CHANNELS
-        elif word.startswith(_TO) and place is None and self._now.recipient is None:
+            name = word.rstrip("?!.,:;-")  # models put such behind it
+            known = name in _CHANNELS
+            self._now = self._now._replace(channel=name if known else word)
+        elif word.startswith(_TO) and place is None:
             name = word[len(_TO) :]
             at = begin + len(_TO)
             if name.startswith(FUNCTIONS):
@@ -130,11 +131,14 @@ class HeaderReader:
         return True
 
     def _text_follows(self) -> Read:
-        return Read(self._sure, self._sure_end, loose=True)
+        header = self._sure
+        if not self._text[self._sure_end :].lstrip().startswith("{"):
+            header = header._replace(recipient=None)  # no arguments, so no call
+        return Read(header, self._sure_end, loose=True)
 
     def _may_be_cut(self, word: str) -> bool:
         """Whether the last word of an answer, behind a tag, can be the beginning of a recipient."""
-        return self._tagged and self._now.recipient is None and could_start(word, _TO + FUNCTIONS)
+        return self._tagged and could_start(word, _TO + FUNCTIONS)
 
     def _confirm(self, end: int) -> None:
         self._sure, self._sure_end, self._pending = self._now, end, False
