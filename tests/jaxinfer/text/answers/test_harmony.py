@@ -13,18 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinfer.text.answers import PUT_IN, OutputParser, OutputParserNames, ToolCall, collect, output_parser_names
+from jaxinfer.text.answers import PUT_IN, OutputParser, OutputParserNames, ToolCall, collect
 from jaxinfer.text.answers.events import Answer
 from jaxinfer.text.answers.harmony_header import TAGS
 from jaxinfer.text.answers.scanning import SPACE, is_json_object
 from jaxinfer.text.chat import ChatTemplates
 from jaxinfer.text.template_environment import make_environment
-from tests.jaxinfer.text.golden_cases import GOLDENS, read
+from tests.jaxinfer.text.answers import templates
+from tests.jaxinfer.text.golden_cases import read
 
 FORM = OutputParserNames("harmony", "harmony")
 TOOLS = ("f", "get_weather")
 ANSWERS: list[dict[str, Any]] = read("harmony.json")["answers"]
-TEMPLATE = (GOLDENS / "harmony.jinja").read_text(encoding="utf-8")
 BOTH = pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
 
 
@@ -239,10 +239,10 @@ def test_rendering() -> None:
     """Our own template writes what openai-harmony writes of the same conversation, so it is given all that it needs."""
     goldens = read("harmony.json")
     clock = datetime.fromisoformat(goldens["date"])
-    templates = ChatTemplates(TEMPLATE, "the test", make_environment(lambda: clock))
+    chats = ChatTemplates(templates.HARMONY, "the test", make_environment(lambda: clock))
     for case in goldens["conversations"]:
         variables = {name: case[name] for name in ("reasoning_effort", "model_identity") if name in case}
-        text = templates.render(
+        text = chats.render(
             case["messages"],
             add_generation_prompt=True,
             tools=case["tools"],
@@ -252,7 +252,3 @@ def test_rendering() -> None:
             settle=True,
         )
         assert text == case["text"]
-
-
-def test_the_template_shows_the_format() -> None:
-    assert output_parser_names("auto", "auto", TEMPLATE) == FORM
