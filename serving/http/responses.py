@@ -226,6 +226,7 @@ class ResponsesReply(Reply):
         ended = status in ("completed", "incomplete")
         reasons = {"length": "max_output_tokens", "abort": "aborted"}
         usage = self.generation.usage.responses(self._answer.reasoning_tokens) if ended else None
+        effort = None if request.reasoning is None else request.reasoning.effort
         incomplete = {"reason": reasons.get(self._answer.finish_reason or "", "aborted")}
         return {
             "id": "resp_" + self.generation.streams[0].prepared.request_id,
@@ -240,7 +241,7 @@ class ResponsesReply(Reply):
             "output": [dict(item) for item in self._items.output],
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": None,
+            "reasoning": None if effort is None else {"effort": effort, "summary": None},
             "store": False,
             "temperature": params.temperature,
             "text": {"format": {"type": "text"}},
