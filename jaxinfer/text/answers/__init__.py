@@ -6,7 +6,7 @@ end can tell is judged in whole answers alone: whether a call's arguments are JS
 reasoning that nothing has opened. A stream has told that text by then (see OutputParser).
 """
 
-from jaxinfer.text.answers.detection import output_parser_names
+from jaxinfer.text.answers.detection import check_parser_names, output_parser_names
 from jaxinfer.text.answers.events import (
     PUT_IN,
     CallArguments,
@@ -41,6 +41,7 @@ __all__ = [
     "ReasoningSplitter",
     "ReasoningTags",
     "ToolCall",
+    "check_parser_names",
     "collect",
     "output_parser_names",
 ]

@@ -222,10 +222,8 @@ class _Arguments:
 
 def _cut_tag(text: str, tags: tuple[str, ...]) -> int:
     """How many characters at the end of a text may be the beginning of a tag."""
-    for length in range(min(len(text), max(map(len, tags)) - 1), 0, -1):
-        if any(could_start(text[-length:], tag) for tag in tags):
-            return length
-    return 0
+    begin = text.rfind(START[0])  # which no tag has anywhere else
+    return len(text) - begin if begin >= 0 and any(could_start(text[begin:], tag) for tag in tags) else 0
 
 
 class HarmonySplitter:

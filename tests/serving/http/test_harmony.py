@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from jaxinfer.config import ConfigError
 from jaxinfer.messages import Submit
 from jaxinfer.text import load_tokenizer
 from jaxinfer.text.answers import OutputParser, OutputParserNames, collect
 from jaxinfer.text.answers.harmony_header import TAGS
 from protos.jaxinfer.v1 import inference_pb2 as pb
+from serving.http.api import ApiConfig
 from tests.fakes import write_tokenizer
 from tests.jaxinfer.text.answers import templates
 from tests.serving import harness
@@ -175,6 +177,11 @@ def test_stop_strings_wait_for_the_answer() -> None:
             assert choice["stop_reason"] == "STOP"
 
     run(test())
+
+
+def test_half_of_the_format_is_refused_before_a_start() -> None:
+    with pytest.raises(ConfigError, match="tool_calls is 'hermes' and reasoning 'harmony'"):
+        ApiConfig("hermes", "openai_gptoss")
 
 
 def test_grpc_gives_the_models_own_text() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jaxinfer.text.answers import OutputParserNames, output_parser_names
+from jaxinfer.text.answers import OutputParserNames, check_parser_names, output_parser_names
 from tests.jaxinfer.text.answers import templates
 
 KNOWN = {
@@ -108,6 +108,9 @@ def test_harmony_is_one_format_for_both() -> None:
         assert output_parser_names(tool_calls, reasoning, templates.QWEN3) == harmony
     assert output_parser_names("none", "auto", templates.HARMONY) == OutputParserNames("none", "harmony")
     assert output_parser_names("auto", "none", templates.HARMONY) == OutputParserNames("harmony", "none")
-    for tool_calls, reasoning in (("hermes", "harmony"), ("openai", "think"), ("auto", "mistral")):
+    # What is given wins over what the template shows.
+    assert output_parser_names("auto", "think", templates.HARMONY) == OutputParserNames("none", "think")
+    assert output_parser_names("hermes", "auto", templates.HARMONY) == OutputParserNames("hermes", "none")
+    for tool_calls, reasoning in (("hermes", "harmony"), ("openai", "think")):
         with pytest.raises(ValueError, match="the other must be harmony, none or auto"):
-            output_parser_names(tool_calls, reasoning, templates.HARMONY)
+            check_parser_names(tool_calls, reasoning)
