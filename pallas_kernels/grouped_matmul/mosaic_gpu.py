@@ -1,4 +1,17 @@
-"""doc"""
+"""The grouped product for Hopper GPUs, weights in bfloat16 or int4: the launch of the kernel in `mosaic_gpu_kernel.py`.
+
+Legend: R rows, E experts, N outputs and I inputs of an expert.
+
+What a step with few rows costs is the bytes of the experts that have any. XLA makes a dense product with all experts of
+a ragged dot there: with 128 experts of 1,536 x 2,048 it reads 805 MB for 8 rows, and writes each row out 128 times,
+though at most 8 experts, 50 MB, are touched. The kernel reads those.
+
+- Up to 64 rows no expert has more than one tile of rows, so each weight is read once. An item is 64 outputs for each of
+  two warpgroups, or of four with int4: many small items keep 132 multiprocessors busy with few experts.
+- Beyond, tiles have up to 128 rows; four warpgroups share each with 256 outputs (two with int4, for its registers). An
+  expert's tiles follow each other on the same outputs and find them in the level 2 cache.
+- Inputs are never cut into parts whose sums would be added later: a row's bits are the same in every plan.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +91,7 @@ def tiles_of(plan: HopperGroupedPlan, group_sizes: jax.Array) -> Tiles:
 
 
 def _in_place(plan: HopperGroupedPlan, sums: jax.Array) -> jax.Array:
-    """Sums (R, output_tiles * 64) as (R, N): without the outputs that the last tile has in common with the one before."""
+    """Sums (R, output_tiles * 64) as (R, N), without outputs that the last tile has in common with the one before."""
     whole = (plan.output_tiles - 1) * M_ROWS
     if whole + M_ROWS == plan.num_outputs:
         return sums

@@ -1,7 +1,7 @@
-"""The kernel of `mosaic_gpu.py`: blocks of threads that take one item at a time, some rows of an expert by some outputs.
+"""The kernel of `mosaic_gpu.py`: blocks of threads that take one item at a time, rows of an expert by some outputs.
 
-Legend: R rows, E experts, N outputs and I inputs of an expert, A groups of inputs, C warpgroups that compute, W the most
-tiles that rows can be cut into.
+Legend: R rows, E experts, N outputs and I inputs of an expert, A groups of inputs, C warpgroups that compute, W the
+most tiles that rows can be cut into.
 
 How many items there are is known on the device only (`Tiles`). A block of threads takes every `plan.processors`-th of
 them; there are no more blocks than multiprocessors, and none waits for the host. The tiles of rows of an expert follow
@@ -284,8 +284,7 @@ def _sums(
     def of_block(block: jax.Array, _: None) -> None:
         stage = lax.rem(step + block, jnp.int32(plan.stages))
         plgpu.barrier_wait(scratch.filled.at[stage])
-        rows = scratch.x.at[stage, pl.ds(0, width)].transpose((1, 0))
-        plgpu.wgmma(acc, scratch.values.at[stage, warpgroup], rows)
+        _start_products(scratch, stage, warpgroup, width, acc)
         plgpu.wgmma_wait(1)
         pl.when(block > 0)(lambda: give_back(step + block - 1))
 
@@ -293,6 +292,18 @@ def _sums(
     total = acc[...]
     pl.when(blocks > 0)(lambda: give_back(step + blocks - 1))
     return total
+
+
+def _start_products(
+    scratch: HopperGroupedScratch, stage: jax.Array, warpgroup: jax.Array, width: int, acc: Any
+) -> None:
+    """acc (64, width) += products of a block's inputs, in bfloat16."""
+    factor = scratch.values.at[stage, warpgroup]
+    if scratch.factors:  # the interpreter looks for races where a reference is loaded, and not where `wgmma` reads it
+        loaded, factor = factor[...], scratch.factors[0].at[warpgroup]
+        factor[...] = loaded
+        plgpu.commit_smem()
+    plgpu.wgmma(acc, factor, scratch.x.at[stage, pl.ds(0, width)].transpose((1, 0)))
 
 
 def _pass(plan: HopperGroupedPlan, scratch: HopperGroupedScratch, blocks: jax.Array, step: jax.Array) -> None:
@@ -317,7 +328,7 @@ def _compute_int4(
 ) -> jax.Array:
     """A warpgroup that computes with weights in int4. Returns bytes of scales and zero points."""
     turns = _turns(plan, tiles, processor)
-    widened = scratch.widened[0].at[warpgroup] if scratch.widened else None
+    widened = scratch.factors[0].at[warpgroup] if scratch.factors else None
 
     def of_item(turn: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         step, moved = carry

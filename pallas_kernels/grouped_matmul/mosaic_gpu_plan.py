@@ -141,7 +141,7 @@ class HopperGroupedScratch(NamedTuple):
     x: Any  # (stages, tile, block) bfloat16
     values: Any  # (stages, C, 64, block) bfloat16, or (stages, C, 64, block // 2) uint8
     results: Any  # (C, stored, 64) float32
-    widened: list[Any]  # (C, 64, unit) bfloat16, for int4 in the interpreter
+    factors: list[Any]  # (C, 64, inputs of a product) bfloat16, in the interpreter
     filled: Any  # (stages,)
     read: Any  # (stages,)
 
@@ -149,7 +149,7 @@ class HopperGroupedScratch(NamedTuple):
 def scratch_types(plan: HopperGroupedPlan, interpret: bool) -> list[Any]:
     """What `HopperGroupedScratch` refers to, in its order."""
     count, bfloat16 = plan.warpgroups, np.dtype(jnp.bfloat16)
-    unit = min(plan.block, 64) if plan.group is None else plan.cut.unit
+    unit = plan.block if plan.group is None else plan.cut.unit
     staged = functools.partial(tiled, columns=unit)
     packed, width = np.dtype(np.uint8), plan.block // 2
     return [
@@ -158,7 +158,7 @@ def scratch_types(plan: HopperGroupedPlan, interpret: bool) -> list[Any]:
         if plan.group is None
         else tiled((plan.stages, count, M_ROWS, width), packed, width),
         plgpu.SMEM((count, plan.stored, M_ROWS), jnp.float32),
-        [staged((count, M_ROWS, unit), bfloat16)] if interpret and plan.group is not None else [],
+        [staged((count, M_ROWS, unit), bfloat16)] if interpret else [],
         plgpu.Barrier(num_arrivals=count + 1, num_barriers=plan.stages),
         plgpu.Barrier(num_arrivals=count, num_barriers=plan.stages),
     ]
