@@ -284,8 +284,8 @@ def _sums(
     def of_block(block: jax.Array, _: None) -> None:
         stage = lax.rem(step + block, jnp.int32(plan.stages))
         plgpu.barrier_wait(scratch.filled.at[stage])
-        _start_products(scratch, stage, warpgroup, width, acc)
-        plgpu.wgmma_wait(1)
+        _start_products(plan, scratch, stage, warpgroup, width, acc)
+        plgpu.wgmma_wait(plan.block // plan.unit)
         pl.when(block > 0)(lambda: give_back(step + block - 1))
 
     lax.fori_loop(jnp.int32(0), blocks, of_block, None)
@@ -295,15 +295,22 @@ def _sums(
 
 
 def _start_products(
-    scratch: HopperGroupedScratch, stage: jax.Array, warpgroup: jax.Array, width: int, acc: Any
+    plan: HopperGroupedPlan,
+    scratch: HopperGroupedScratch,
+    stage: jax.Array,
+    warpgroup: jax.Array,
+    width: int,
+    acc: Any,
 ) -> None:
     """acc (64, width) += products of a block's inputs, in bfloat16."""
-    factor = scratch.values.at[stage, warpgroup]
-    if scratch.factors:  # the interpreter looks for races where a reference is loaded, and not where `wgmma` reads it
-        loaded, factor = factor[...], scratch.factors[0].at[warpgroup]
-        factor[...] = loaded
-        plgpu.commit_smem()
-    plgpu.wgmma(acc, factor, scratch.x.at[stage, pl.ds(0, width)].transpose((1, 0)))
+    for begin in range(0, plan.block, plan.unit):
+        inputs = pl.ds(begin, plan.unit)
+        factor = scratch.values.at[stage, warpgroup, :, inputs]
+        if scratch.factors:  # the interpreter looks for races where a reference is loaded, not where `wgmma` reads it
+            loaded, factor = factor[...], scratch.factors[0].at[warpgroup]
+            factor[...] = loaded
+            plgpu.commit_smem()
+        plgpu.wgmma(acc, factor, scratch.x.at[stage, pl.ds(0, width), inputs].transpose((1, 0)))
 
 
 def _pass(plan: HopperGroupedPlan, scratch: HopperGroupedScratch, blocks: jax.Array, step: jax.Array) -> None:

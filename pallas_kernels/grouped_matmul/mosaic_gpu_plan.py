@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -83,6 +84,11 @@ class HopperGroupedPlan:
         return Int4Blocks(self.block, self.group)
 
     @property
+    def unit(self) -> int:
+        """Inputs of one product. It does not depend on the plan's other sizes, so that sums do not either."""
+        return math.gcd(self.num_inputs, 64) if self.group is None else self.cut.unit
+
+    @property
     def block_bytes(self) -> int:
         """Of a block of one output's weights."""
         return self.block * 2 if self.group is None else self.block // 2
@@ -149,8 +155,7 @@ class HopperGroupedScratch(NamedTuple):
 def scratch_types(plan: HopperGroupedPlan, interpret: bool) -> list[Any]:
     """What `HopperGroupedScratch` refers to, in its order."""
     count, bfloat16 = plan.warpgroups, np.dtype(jnp.bfloat16)
-    unit = plan.block if plan.group is None else plan.cut.unit
-    staged = functools.partial(tiled, columns=unit)
+    staged = functools.partial(tiled, columns=plan.unit)
     packed, width = np.dtype(np.uint8), plan.block // 2
     return [
         staged((plan.stages, plan.tile, plan.block), bfloat16),
@@ -158,7 +163,7 @@ def scratch_types(plan: HopperGroupedPlan, interpret: bool) -> list[Any]:
         if plan.group is None
         else tiled((plan.stages, count, M_ROWS, width), packed, width),
         plgpu.SMEM((count, plan.stored, M_ROWS), jnp.float32),
-        [staged((count, M_ROWS, unit), bfloat16)] if interpret else [],
+        [staged((count, M_ROWS, plan.unit), bfloat16)] if interpret else [],
         plgpu.Barrier(num_arrivals=count + 1, num_barriers=plan.stages),
         plgpu.Barrier(num_arrivals=count, num_barriers=plan.stages),
     ]
