@@ -77,14 +77,12 @@ def parts_of(weight: jax.Array | QTensor) -> list[jax.Array]:
 
 
 def plan_for(rows: int, weight: jax.Array | QTensor, shape: tuple[int, ...], target: DeviceTarget) -> TpuGroupedPlan:
-    """The plan for a weight whose values are of `shape` (E, L, .., ..); `api.py` has found that there is one."""
+    """The plan for a weight whose values are of `shape` (E, L, .., ..); `api.py` has found that it fits the chip."""
     if isinstance(weight, QTensor):
         sizes = (weight.values.shape[-1], weight.inputs, weight.group, weight.zeros is not None)
     else:
         sizes = (*shape[2:], None, False)
-    plan = plan_of(rows, *shape[:2], *sizes, target.device_kind)
-    assert plan is not None
-    return plan
+    return plan_of(rows, *shape[:2], *sizes, target.device_kind)
 
 
 def block_specs(plan: TpuGroupedPlan) -> list[pl.BlockSpec]:

@@ -103,7 +103,8 @@ class TpuGroupedPlan:
     def block_bytes(self) -> int:
         """A block of the weight, with its scales and zero points, in VMEM."""
         if self.group is None:
-            return 2 * _padded(self.tile_outputs, self.inputs, self.across)
+            outputs = self.tile_outputs, self.inputs
+            return 2 * max(_padded(*outputs, across=False), _padded(*outputs, across=True))
         scales = self.groups * SUBLANES if self.abreast else round_up(self.groups, 32)
         return self.tile_outputs * (self.padded_inputs // 2 + scales * (5 if self.zeros else 4))
 
@@ -121,17 +122,28 @@ class TpuGroupedPlan:
         return 2 * (self.block_bytes + activations + sums) + sums + beside
 
 
+def most_vmem(device_kind: str) -> int:
+    """Bytes of VMEM that the kernel may take."""
+    return _MOST_VMEM.get(device_kind, _MOST_VMEM_ELSEWHERE)
+
+
+def smallest_vmem(experts: int, inputs: int, group: int | None, zeros: bool) -> int:
+    """Bytes of VMEM that the smallest tiles take, whatever the rows and outputs."""
+    smallest = TpuGroupedPlan(1, experts, 1, LANES, inputs, group, zeros, False, ROWS_OF_A_TILE, LANES, None)
+    return smallest.vmem
+
+
 def plan_of(
     rows: int, experts: int, leading: int, outputs: int, inputs: int, group: int | None, zeros: bool, device_kind: str
-) -> TpuGroupedPlan | None:
-    """The largest tiles, of rows before outputs, that fit `device_kind`; None: not even the smallest fit."""
-    most = _MOST_VMEM.get(device_kind, _MOST_VMEM_ELSEWHERE)
+) -> TpuGroupedPlan:
+    """The largest tiles, of rows before outputs, that fit `device_kind`; or the smallest (see `smallest_vmem`)."""
+    most = most_vmem(device_kind)
     bits = 16 if group is None else 4
     longest = min(_LONGEST_TILE_OUTPUTS, max(_TILE_OUTPUTS, _BLOCK_BYTES * 8 // bits // inputs // LANES * LANES))
     # Groups that share lanes multiply the rows of a product.
     most_rows = _TILE_ROWS if group is None else min(_TILE_ROWS, max(ROWS_OF_A_TILE, 2 * group))
     tile_rows = min(round_up(rows, ROWS_OF_A_TILE), most_rows)
-    while tile_rows > 0:
+    while True:
         for tile_outputs in range(longest, 0, -LANES):
             plan = TpuGroupedPlan(
                 rows=rows,
@@ -141,15 +153,14 @@ def plan_of(
                 inputs=inputs,
                 group=group,
                 zeros=zeros,
-                across=group is None and _padded(outputs, inputs, True) < _padded(outputs, inputs, False),
+                across=group is None and _padded(outputs, inputs, across=True) < _padded(outputs, inputs, across=False),
                 tile_rows=tile_rows,
                 tile_outputs=_even_tile(outputs, tile_outputs),
                 vmem_limit=None if most <= _UNASKED_VMEM else most + (8 << 20),
             )
-            if plan.vmem <= most:
+            if plan.vmem <= most or (tile_rows == ROWS_OF_A_TILE and tile_outputs == LANES):
                 return plan
-        tile_rows = tile_rows // 2 // ROWS_OF_A_TILE * ROWS_OF_A_TILE
-    return None
+        tile_rows = max(ROWS_OF_A_TILE, tile_rows // 2 // ROWS_OF_A_TILE * ROWS_OF_A_TILE)
 
 
 def _even_tile(outputs: int, most: int) -> int:
@@ -164,7 +175,7 @@ def scales_lie_abreast(experts: int, groups: int) -> bool:
     return round_up(experts, SUBLANES) * groups < experts * round_up(groups, SUBLANES)
 
 
-def _padded(outputs: int, inputs: int, across: bool) -> int:
+def _padded(outputs: int, inputs: int, *, across: bool) -> int:
     """Numbers that a matrix takes in memory, its lanes and rows filled up. XLA lays a weight down so that they are
     fewest, whatever the order of its axes; an operand of a kernel that lies otherwise it would copy at every step."""
     rows, lanes = (inputs, outputs) if across else (outputs, inputs)
