@@ -3,6 +3,7 @@
 #include <string>
 
 #include "gating.h"
+#include "mxfp4.h"
 #include "norm.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -52,6 +53,30 @@ ffi::Error quantized_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::
   } else if (x.element_type() == ffi::F32) {
     int8_matmul(*pool, static_cast<const float*>(x.untyped_data()), w->typed_data(), scales->typed_data(),
                 y->typed_data(), rows, real, outputs, inputs);
+  } else {
+    return invalid("x must be float32 or bfloat16");
+  }
+  return ffi::Error::Success();
+}
+
+// x (T, I), layer (), count () int32, then values (O, I / 2) uint8 of each layer and scales (O, I / 32) uint8 of each.
+ffi::Error mxfp4_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count,
+                        ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
+  int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
+  int64_t layers = static_cast<int64_t>(parts.size()) / 2;
+  int64_t index = clamp(*layer.typed_data(), 0, layers - 1);
+  ffi::ErrorOr<ffi::Buffer<ffi::U8>> w = parts.get<ffi::Buffer<ffi::U8>>(index);
+  ffi::ErrorOr<ffi::Buffer<ffi::U8>> scales = parts.get<ffi::Buffer<ffi::U8>>(layers + index);
+  if (!w.has_value()) return w.error();
+  if (!scales.has_value()) return scales.error();
+  if (inputs % kMxBlock != 0) return invalid("the inputs must be a multiple of 32");
+  int64_t real = clamp(*count.typed_data(), 0, rows);
+  if (x.element_type() == ffi::BF16) {
+    microscaled_matmul<Bf16Dot>(*pool, static_cast<const bf16*>(x.untyped_data()), w->typed_data(),
+                                    scales->typed_data(), y->typed_data(), rows, real, outputs, inputs);
+  } else if (x.element_type() == ffi::F32) {
+    microscaled_matmul<Float32Dot>(*pool, static_cast<const float*>(x.untyped_data()), w->typed_data(),
+                                       scales->typed_data(), y->typed_data(), rows, real, outputs, inputs);
   } else {
     return invalid("x must be float32 or bfloat16");
   }
@@ -144,6 +169,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_dense_matmul, dense_matmul,
                                   .RemainingArgs()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_quantized_matmul, quantized_matmul,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_mxfp4_matmul, mxfp4_matmul,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::S32>>()

@@ -1,0 +1,177 @@
+// Products with weights in MXFP4: numbers of 4 bits (E2M1) in blocks of 32 inputs, each block with a power of two (E8M0).
+//
+// Weights are widened into a buffer that stays in a core's caches, in the type of the activations, which holds them exactly;
+// from there they go through the products of dense weights. So the result has the bits of a dense product with the same
+// weights, and a row's bits do not depend on the rows beside it.
+#pragma once
+
+#include "matmul.h"
+
+namespace jaxinfer {
+
+constexpr int64_t kMxBlock = 32;
+
+// -- one block ---------------------------------------------------------------------------------------------------------
+
+// The bits of a number times a scale in bfloat16, for all scales: also below the smallest normal number, and beyond the
+// largest, which is infinity. See `pallas_kernels/mxfp4.py`.
+inline bf16 decode_one(int code, int scale) {
+  if (scale == 255) return 0x7fc0;
+  int magnitude = code & 7;
+  int sign = (code & 8) << 12;
+  if (magnitude == 0) return static_cast<bf16>(sign);
+  int mantissa = magnitude > 1 ? (magnitude & 1) << 6 : 0;
+  int biased = scale + (magnitude >> 1) - 1;
+  int bits = biased >= 1 ? std::min(biased << 7 | mantissa, 0x7f80) : (128 | mantissa) >> (1 - biased);
+  return static_cast<bf16>(sign | bits);
+}
+
+// Scales with which every number but 0 is a normal one of bfloat16: a difference of exponents is added to its bits.
+constexpr int kLeastScale = 2, kLargestScale = 252;
+
+#if defined(__AVX512F__)
+// The 32 numbers of a block as bfloat16, in the order of the inputs.
+inline __m512i decode_normal(const uint8_t* block, int scale) {
+  const __m512i table = _mm512_broadcast_i64x4(_mm256_setr_epi16(
+      0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,
+      static_cast<short>(0x8000), static_cast<short>(0xbf00), static_cast<short>(0xbf80), static_cast<short>(0xbfc0),
+      static_cast<short>(0xc000), static_cast<short>(0xc040), static_cast<short>(0xc080), static_cast<short>(0xc0c0)));
+  __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block)));
+  // A byte in the lower half of each lane and its high number in the upper half. The table counts the lowest 5 bits and
+  // says the same twice, so that the fifth does not matter.
+  __m512i codes = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
+  __m512i numbers = _mm512_permutexvar_epi16(codes, table);
+  __mmask32 not_zero = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(7));
+  return _mm512_mask_add_epi16(numbers, not_zero, numbers, _mm512_set1_epi16(static_cast<short>((scale - 127) * 128)));
+}
+
+inline void store_block(bf16* to, __m512i numbers) { _mm512_storeu_si512(to, numbers); }
+inline void store_block(float* to, __m512i numbers) {
+  for (int half = 0; half < 2; ++half) {
+    __m256i of_half = half == 0 ? _mm512_castsi512_si256(numbers) : _mm512_extracti64x4_epi64(numbers, 1);
+    _mm512_storeu_ps(to + 16 * half, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(of_half), 16)));
+  }
+}
+
+template <class W>
+inline void decode_block_normal(const uint8_t* block, int scale, W* to) { store_block(to, decode_normal(block, scale)); }
+#else
+inline void store_eight(bf16* to, __m128i numbers) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), numbers); }
+inline void store_eight(float* to, __m128i numbers) {
+  _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(numbers), 16)));
+}
+
+// Both bytes of each number come from a table of 16.
+template <class W>
+inline void decode_block_normal(const uint8_t* block, int scale, W* to) {
+  const __m128i low_table = _mm_setr_epi8(0, 0, -128, -64, 0, 64, -128, -64, 0, 0, -128, -64, 0, 64, -128, -64);
+  const __m128i high_table = _mm_setr_epi8(0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, -128, -65, -65, -65, -64, -64, -64, -64);
+  const __m128i nibble = _mm_set1_epi8(15), magnitude = _mm_set1_epi16(0x7fff);
+  const __m128i shift = _mm_set1_epi16(static_cast<short>((scale - 127) * 128));
+  __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block));
+  __m128i low = _mm_and_si128(bytes, nibble), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble);
+  for (int half = 0; half < 2; ++half) {
+    __m128i codes = half == 0 ? _mm_unpacklo_epi8(low, high) : _mm_unpackhi_epi8(low, high);
+    __m128i low_bytes = _mm_shuffle_epi8(low_table, codes), high_bytes = _mm_shuffle_epi8(high_table, codes);
+    for (int quarter = 0; quarter < 2; ++quarter) {
+      __m128i numbers = quarter == 0 ? _mm_unpacklo_epi8(low_bytes, high_bytes) : _mm_unpackhi_epi8(low_bytes, high_bytes);
+      __m128i is_zero = _mm_cmpeq_epi16(_mm_and_si128(numbers, magnitude), _mm_setzero_si128());
+      store_eight(to + 16 * half + 8 * quarter, _mm_add_epi16(numbers, _mm_andnot_si128(is_zero, shift)));
+    }
+  }
+}
+#endif
+
+inline void store_one(bf16* to, bf16 value) { *to = value; }
+inline void store_one(float* to, bf16 value) { *to = widen(value); }
+
+// `blocks` blocks of one output: 16 bytes each, which hold input 2j in the low half of byte j; their scales.
+template <class W>
+inline void decode_blocks(const uint8_t* values, const uint8_t* scales, int64_t blocks, W* to) {
+  for (int64_t b = 0; b < blocks; ++b, values += kMxBlock / 2, to += kMxBlock) {
+    int scale = scales[b];
+    if (scale >= kLeastScale && scale <= kLargestScale) [[likely]] {
+      decode_block_normal(values, scale, to);
+      continue;
+    }
+    for (int i = 0; i < kMxBlock; ++i) store_one(to + i, decode_one(values[i / 2] >> 4 * (i % 2) & 15, scale));
+  }
+}
+
+// -- the product -------------------------------------------------------------------------------------------------------
+
+// As `matmul` in matmul.h, of weights that are widened a span of four outputs at a time where rows are few, and else a part
+// of the outputs at a time, so that many tiles of rows find them wide.
+template <class Dot, class Store>
+void matmul_mxfp4(ThreadPool& pool, const typename Dot::Prepared* x, int64_t x_stride, const uint8_t* values,
+                  const uint8_t* scales, int64_t rows, int64_t outputs, int64_t inputs, const Store& store) {
+  using Wide = typename Dot::Weight;
+  static_assert(kMxBlock % Dot::kStep == 0, "no span ends within a step");
+  const int64_t blocks = inputs / kMxBlock;
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t tile = tiles == 0 ? 0 : (rows + tiles - 1) / tiles;
+  const bool few = tiles <= kFewTiles;
+  const int64_t row_bytes = few ? blocks * (kMxBlock / 2 + 1) : inputs * static_cast<int64_t>(sizeof(Wide));
+  int64_t part = std::clamp<int64_t>(kPartBytes / row_bytes / 4 * 4, few ? 4 : kFewestOutputs, kPartOutputs);
+  part = std::min(part, std::max<int64_t>(4, round_up(outputs / (4 * pool.size()), 4)));
+  constexpr int64_t kSpan = kSpanBytes / sizeof(typename Dot::Prepared) / kMxBlock * kMxBlock;
+  const int64_t span_inputs = inputs > 3 * kSpan / 2 ? kSpan : inputs;
+  const int64_t wide_stride = (few ? span_inputs : inputs) + Dot::kStep;
+  pool.run((outputs + part - 1) / part, [&](int64_t p) {
+    static thread_local Scratch scratch;
+    const int64_t begin = p * part, end = std::min(begin + part, outputs);
+    Wide* wide = scratch.get<Wide>((few ? 4 : round_up(end - begin, 4)) * wide_stride);
+    typename Dot::Sum kept[kPartOutputs * kTileRows];
+    auto widen_row = [&](int64_t output, int64_t from, int64_t length, Wide* to) {
+      const int64_t first = output * blocks + from / kMxBlock;
+      decode_blocks(values + first * (kMxBlock / 2), scales + first, length / kMxBlock, to);
+    };
+    // Sums of four outputs, whose weights from input `from` on lie at `four`.
+    auto sum_four = [&](int64_t first, int64_t o, const Wide* four, int64_t from, int64_t to, typename Dot::Sum* unfinished) {
+      const int count = static_cast<int>(std::min(tile, rows - first));
+      const Wide* w[4] = {four, four + wide_stride, four + 2 * wide_stride, four + 3 * wide_stride};
+      const Span span{0, to - from, from == 0, to == inputs};
+      __m128 sum[kTileRows];
+      dot_rows<Dot>(count, x + first * x_stride + from, x_stride, w, span, {0, 0, 0}, unfinished, sum);
+      if (span.last) store(first, count, o, sum);
+    };
+    if (few) {
+      for (int64_t o = begin; o < end; o += 4) {
+        for (int64_t from = 0; from < inputs; from += span_inputs) {
+          const int64_t to = std::min(from + span_inputs, inputs);
+          for (int c = 0; c < 4; ++c) widen_row(std::min(o + c, outputs - 1), from, to - from, wide + c * wide_stride);
+          for (int64_t first = 0; first < rows; first += tile) {
+            sum_four(first, o, wide, from, to, kept + first / tile * 4 * kTileRows);
+          }
+        }
+      }
+      return;
+    }
+    for (int64_t o = begin; o < round_up(end - begin, 4) + begin; ++o) {
+      widen_row(std::min(o, outputs - 1), 0, inputs, wide + (o - begin) * wide_stride);
+    }
+    for (int64_t first = 0; first < rows; first += tile) {
+      for (int64_t from = 0; from < inputs; from += span_inputs) {
+        const int64_t to = std::min(from + span_inputs, inputs);
+        for (int64_t o = begin; o < end; o += 4) {
+          sum_four(first, o, wide + (o - begin) * wide_stride + from, from, to, kept + (o - begin) * kTileRows);
+        }
+      }
+    }
+  });
+}
+
+// values (O, I / 2), scales (O, I / 32); x (rows, I) of which `count` rows are real. y float32.
+template <class Dot, class X>
+void microscaled_matmul(ThreadPool& pool, const X* x, const uint8_t* values, const uint8_t* scales, float* y, int64_t rows,
+                  int64_t count, int64_t outputs, int64_t inputs) {
+  with_prepared<Dot>(pool, x, count, inputs, [&](const typename Dot::Prepared* prepared, int64_t stride) {
+    matmul_mxfp4<Dot>(pool, prepared, stride, values, scales, count, outputs, inputs,
+                      [&](int64_t row, int tile, int64_t output, const __m128* sum) {
+      for (int r = 0; r < tile; ++r) store4(y + (row + r) * outputs, output, outputs, sum[r]);
+    });
+  });
+  std::memset(y + count * outputs, 0, (rows - count) * outputs * sizeof(float));
+}
+
+}  // namespace jaxinfer
