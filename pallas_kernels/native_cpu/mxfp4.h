@@ -29,22 +29,18 @@ inline bf16 decode_one(int code, int scale) {
 // Scales with which every number but 0 is a normal one of bfloat16: a difference of exponents is added to its bits.
 constexpr int kLeastScale = 2, kLargestScale = 252;
 
-#if defined(__AVX512F__)
-// The 32 numbers of a block as bfloat16, in the order of the inputs.
-inline __m512i decode_normal(const uint8_t* block, int scale) {
-  const __m512i table = _mm512_broadcast_i64x4(_mm256_setr_epi16(
+// The 16 numbers times a scale in bfloat16, a table that each byte of a block is looked up in twice.
+inline __m256i scaled_numbers(int scale) {
+  const __m256i numbers = _mm256_setr_epi16(
       0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,
       static_cast<short>(0x8000), static_cast<short>(0xbf00), static_cast<short>(0xbf80), static_cast<short>(0xbfc0),
-      static_cast<short>(0xc000), static_cast<short>(0xc040), static_cast<short>(0xc080), static_cast<short>(0xc0c0)));
-  __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block)));
-  // A byte in the lower half of each lane and its high number in the upper half. The table counts the lowest 5 bits and
-  // says the same twice, so that the fifth does not matter.
-  __m512i codes = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
-  __m512i numbers = _mm512_permutexvar_epi16(codes, table);
-  __mmask32 not_zero = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(7));
-  return _mm512_mask_add_epi16(numbers, not_zero, numbers, _mm512_set1_epi16(static_cast<short>((scale - 127) * 128)));
+      static_cast<short>(0xc000), static_cast<short>(0xc040), static_cast<short>(0xc080), static_cast<short>(0xc0c0));
+  const __m256i not_zero = _mm256_setr_epi16(0, -1, -1, -1, -1, -1, -1, -1, 0, -1, -1, -1, -1, -1, -1, -1);
+  const __m256i shift = _mm256_set1_epi16(static_cast<short>((scale - 127) * 128));
+  return _mm256_add_epi16(numbers, _mm256_and_si256(not_zero, shift));
 }
 
+#if defined(__AVX512F__)
 inline void store_block(bf16* to, __m512i numbers) { _mm512_storeu_si512(to, numbers); }
 inline void store_block(float* to, __m512i numbers) {
   for (int half = 0; half < 2; ++half) {
@@ -53,32 +49,40 @@ inline void store_block(float* to, __m512i numbers) {
   }
 }
 
+// The 32 numbers of a block, in the order of the inputs.
 template <class W>
-inline void decode_block_normal(const uint8_t* block, int scale, W* to) { store_block(to, decode_normal(block, scale)); }
+inline void decode_block_normal(const uint8_t* block, int scale, W* to) {
+  __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block)));
+  // A byte in the lower half of each lane and its high number in the upper half. The lowest 5 bits look up, in a table
+  // that says everything twice, so that the fifth does not matter.
+  __m512i codes = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
+  store_block(to, _mm512_permutexvar_epi16(codes, _mm512_broadcast_i64x4(scaled_numbers(scale))));
+}
 #else
 inline void store_eight(bf16* to, __m128i numbers) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), numbers); }
 inline void store_eight(float* to, __m128i numbers) {
   _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(numbers), 16)));
 }
 
-// Both bytes of each number come from a table of 16.
+// The 32 numbers of a block, in the order of the inputs: both bytes of each come from a table of 16 bytes.
 template <class W>
 inline void decode_block_normal(const uint8_t* block, int scale, W* to) {
-  const __m128i low_table = _mm_setr_epi8(0, 0, -128, -64, 0, 64, -128, -64, 0, 0, -128, -64, 0, 64, -128, -64);
-  const __m128i high_table = _mm_setr_epi8(0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, -128, -65, -65, -65, -64, -64, -64, -64);
-  const __m128i nibble = _mm_set1_epi8(15), magnitude = _mm_set1_epi16(0x7fff);
-  const __m128i shift = _mm_set1_epi16(static_cast<short>((scale - 127) * 128));
+  const __m256i table = scaled_numbers(scale);
+  const __m256i bytes_of_table =
+      _mm256_packus_epi16(_mm256_and_si256(table, _mm256_set1_epi16(255)), _mm256_srli_epi16(table, 8));
+  const __m256i low_table = _mm256_permute4x64_epi64(bytes_of_table, 0x88);
+  const __m256i high_table = _mm256_permute4x64_epi64(bytes_of_table, 0xdd);
+  const __m128i nibble = _mm_set1_epi8(15);
   __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block));
   __m128i low = _mm_and_si128(bytes, nibble), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble);
-  for (int half = 0; half < 2; ++half) {
-    __m128i codes = half == 0 ? _mm_unpacklo_epi8(low, high) : _mm_unpackhi_epi8(low, high);
-    __m128i low_bytes = _mm_shuffle_epi8(low_table, codes), high_bytes = _mm_shuffle_epi8(high_table, codes);
-    for (int quarter = 0; quarter < 2; ++quarter) {
-      __m128i numbers = quarter == 0 ? _mm_unpacklo_epi8(low_bytes, high_bytes) : _mm_unpackhi_epi8(low_bytes, high_bytes);
-      __m128i is_zero = _mm_cmpeq_epi16(_mm_and_si128(numbers, magnitude), _mm_setzero_si128());
-      store_eight(to + 16 * half + 8 * quarter, _mm_add_epi16(numbers, _mm_andnot_si128(is_zero, shift)));
-    }
-  }
+  __m256i codes = _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
+  __m256i low_bytes = _mm256_shuffle_epi8(low_table, codes), high_bytes = _mm256_shuffle_epi8(high_table, codes);
+  __m256i first = _mm256_unpacklo_epi8(low_bytes, high_bytes);  // inputs 0 to 7, and 16 to 23
+  __m256i second = _mm256_unpackhi_epi8(low_bytes, high_bytes);
+  store_eight(to, _mm256_castsi256_si128(first));
+  store_eight(to + 8, _mm256_castsi256_si128(second));
+  store_eight(to + 16, _mm256_extracti128_si256(first, 1));
+  store_eight(to + 24, _mm256_extracti128_si256(second, 1));
 }
 #endif
 
