@@ -172,7 +172,7 @@ def quantized_matmul_of_choice(
     """`quantized_matmul` with weights[index], by the device that they are kept for: (T, *O) float32.
 
     A product for each weight is compiled, of which one runs; no weight is copied. On a CPU nothing but the sums is
-    compiled for each.
+    compiled for each, or of mxfp4 nothing but the reading.
 
     Args:
         weights: at least one, all of the same structure and shape.
@@ -182,6 +182,13 @@ def quantized_matmul_of_choice(
     target = weights[0].target
     if target is not None and target.platform == "cpu" and xla.is_narrow(weights[0]):
         return xla.narrow_matmul_of_choice(x, weights, index, target=target, merge=merge)
+    if (
+        target is not None
+        and target.platform == "cpu"
+        and weights[0].kind == "mxfp4"
+        and not split_of(split, weights[0])
+    ):
+        return xla.mxfp4_matmul_of_choice(x, weights, index, target=target)
     each = [functools.partial(quantized_matmul, weight=weight, merge=merge, split=split) for weight in weights]
     return jax.lax.switch(index, each, x)
 

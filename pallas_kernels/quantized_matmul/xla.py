@@ -19,6 +19,7 @@ fewer than two rows there.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -40,7 +41,7 @@ def quantized_matmul(x: jax.Array, weight: QTensor, *, target: DeviceTarget, mer
     x = _enough_rows(x, on_cpu)
     plain = _is_plain(weight)
     if weight.kind == "mxfp4":
-        y = _in_slices(x.astype(jnp.float32) if on_cpu else x, weight)
+        y = _in_slices(x.astype(jnp.float32) if on_cpu else x, (weight,), jnp.int32(0))
     elif weight.values.dtype == jnp.int4 and weight.activations is None:
         y = _grouped(x, weight)
     elif weight.activations is None:
@@ -70,6 +71,15 @@ def narrow_matmul_of_choice(
     products = [partial(_sums, weight=weight, on_cpu=on_cpu, merge=merge) for weight in weights]
     sums, behind = lax.switch(index, products, numbers)
     return (_column(sums.astype(jnp.float32), scales) * behind)[:num_tokens]
+
+
+def mxfp4_matmul_of_choice(
+    x: jax.Array, weights: Sequence[QTensor], index: jax.Array, *, target: DeviceTarget
+) -> jax.Array:
+    """`quantized_matmul` with weights[index], all in mxfp4 and alike. What is chosen is a slice, before it is wide."""
+    on_cpu = target.platform == "cpu"
+    x = x.astype(jnp.float32) if on_cpu else x
+    return _in_slices(_enough_rows(x, on_cpu), weights, index)[: x.shape[0]]
 
 
 def _is_plain(weight: QTensor) -> bool:
@@ -120,26 +130,29 @@ def _grouped(x: jax.Array, weight: QTensor) -> jax.Array:
     return jnp.sum(sums * scales, axis=0)
 
 
-def _in_slices(x: jax.Array, weight: QTensor) -> jax.Array:
-    """mxfp4: a slice of the outputs is widened to x's type, multiplied, and the next one takes its place."""
-    values = weight.values.reshape(-1, weight.values.shape[-1])
-    scales = weight.scales.reshape(-1, weight.groups)
-    outputs = values.shape[0]
-    size = min(outputs, max(1, SLICE // weight.inputs))
+def _in_slices(x: jax.Array, weights: Sequence[QTensor], index: jax.Array) -> jax.Array:
+    """weights[index] in mxfp4: a slice of the outputs is widened to x's type and multiplied, then the next is."""
+    like = weights[0]
+    outputs = math.prod(like.outputs)
+    size = min(outputs, max(1, SLICE // like.inputs))
 
-    def product_of(first: jax.Array | int) -> jax.Array:
-        numbers, exponents = (lax.dynamic_slice_in_dim(part, first, size) for part in (values, scales))
+    def cut(first: jax.Array, weight: QTensor) -> tuple[jax.Array, jax.Array]:
+        values, scales = (part.reshape(outputs, -1) for part in (weight.values, weight.scales))
+        return lax.dynamic_slice_in_dim(values, first, size), lax.dynamic_slice_in_dim(scales, first, size)
+
+    def product_of(first: jax.Array) -> jax.Array:
+        numbers, exponents = lax.switch(index, [partial(cut, weight=weight) for weight in weights], first)
         return _product(x, widen_mxfp4(numbers, exponents).astype(x.dtype), jnp.float32, merge=False)
 
     if size == outputs:
-        return product_of(0).reshape(x.shape[0], *weight.outputs)
+        return product_of(jnp.int32(0)).reshape(x.shape[0], *like.outputs)
 
     def body(index: jax.Array, y: jax.Array) -> jax.Array:
         first = jnp.minimum(index * size, outputs - size)  # the last slice may compute some outputs again
         return lax.dynamic_update_slice_in_dim(y, product_of(first), first, axis=1)
 
     y = lax.fori_loop(0, -(-outputs // size), body, jnp.zeros((x.shape[0], outputs), jnp.float32))
-    return y.reshape(x.shape[0], *weight.outputs)
+    return y.reshape(x.shape[0], *like.outputs)
 
 
 def _fp8_to_float32(numbers: jax.Array) -> jax.Array:

@@ -47,8 +47,8 @@ def test_the_model_computes_with_the_rounded_weights(tmp_path: Path, scheme: str
     original, widened, got = (
         dense_logits(model, PROMPT) for model in (plain, dataclasses.replace(plain, params=params), rounded)
     )
-    # Activations have 8 bits on a CPU: half a step of 1/127 a product, over a dozen of them.
-    assert relative(got, widened) < 0.03
+    # Activations have 8 bits on a CPU, but for MXFP4: half a step of 1/127 a product, over a dozen of them.
+    assert relative(got, widened) < (1e-5 if scheme == "mxfp4" else 0.03)
     # 15 steps err by a tenth of a random weight's deviation, float8 by 2 % of each weight, 255 steps by half a percent;
     # eight matrices lie in a row. MXFP4's steps are an eighth of a weight on average.
     limits = {"int4": 0.5, "mxfp4": 0.5, "fp8": 0.2, "fp8-dynamic": 0.2}

@@ -260,8 +260,8 @@ def test_the_model_multiplies_by_what_was_read(pairs: Callable[[str], Pair], nam
             np.asarray(dequantize(weight)),
             np.asarray(dequantize(jax.jit(for_target, static_argnums=1)(read[path], target))),
         )
-    # Rounded once more to 8 bits, activations too: see `layout`.
-    assert relative(dense_logits(loaded, PROMPT), expected) < 0.06
+    # Rounded once more to 8 bits, activations too, but for MXFP4: see `layout`.
+    assert relative(dense_logits(loaded, PROMPT), expected) < (1e-5 if name == "mxfp4" else 0.06)
 
 
 @pytest.mark.parametrize("name", MODELS)
