@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from checkpoints.files import CheckpointError
+from checkpoints.language_model import spelling_of
+from checkpoints.leftovers import HEAD, ignored_tensors
 from checkpoints.reader import TensorInfo, TensorSource
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.stored_matrix import layer_of
@@ -214,6 +215,7 @@ _SEPARATE = (*_ENDS, *_ATTENTION, *_ATTENTION_OUT, *_MLP)
 FAMILY_RULES: Mapping[str, tuple[Rule, ...]] = {
     "LlamaForCausalLM": (*_SEPARATE, *_PRE_NORMS),
     "MistralForCausalLM": (*_SEPARATE, *_PRE_NORMS),
+    "Ministral3ForCausalLM": (*_SEPARATE, *_PRE_NORMS),
     "Qwen2ForCausalLM": (*_SEPARATE, *_PRE_NORMS),
     "Qwen3ForCausalLM": (*_SEPARATE, *_HEAD_NORMS, *_PRE_NORMS),
     "Gemma2ForCausalLM": (*_SEPARATE, *_FOUR_NORMS),
@@ -222,14 +224,12 @@ FAMILY_RULES: Mapping[str, tuple[Rule, ...]] = {
     "Olmo2ForCausalLM": (*_SEPARATE, *_WHOLE_NORMS, *_POST_NORMS),
     "GraniteForCausalLM": (*_SEPARATE, *_PRE_NORMS),
     "SmolLM3ForCausalLM": (*_SEPARATE, *_PRE_NORMS),
+    # Of several modalities: names as the language model alone would have them (`checkpoints.language_model`).
+    "Gemma3ForConditionalGeneration": (*_SEPARATE, *_HEAD_NORMS, *_FOUR_NORMS),
+    "Mistral3ForConditionalGeneration": (*_SEPARATE, *_PRE_NORMS),
+    "Qwen2_5_VLForConditionalGeneration": (*_SEPARATE, *_PRE_NORMS),
+    "Qwen3VLForConditionalGeneration": (*_SEPARATE, *_HEAD_NORMS, *_PRE_NORMS),
 }
-
-# Tensors that may be there and mean nothing, with the reason that the report gives.
-IGNORED: Mapping[str, str] = {
-    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq": "computed from the config",
-}
-TIED_HEAD = "lm_head.weight"
-TIED_REASON = "tied to the embedding, which holds the same values"
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def plan_mapping(
     """
     found: dict[str, list[Entry]] = {path: [] for path in targets}
     used: set[str] = set(taken)
-    for rule in family_rules(config, source.folder):
+    for rule in family_rules(config, source.folder, source):
         if rule.target not in targets:
             continue
         entry = _match(source, rule, _layout(rule, Dims.of(config, rule.target), targets[rule.target]))
@@ -290,8 +290,9 @@ def plan_mapping(
         used.add(rule.source)
     for path, entries in found.items():
         check_coverage(source, path, targets[path], entries)
-    ignored = _ignored(config, source, used)
-    tied = TIED_HEAD if TIED_HEAD in ignored else None
+    spelling = spelling_of(config.architecture, source)
+    ignored = ignored_tensors(config, source, used, spelling)
+    tied = head if (head := spelling.of(HEAD)) in ignored else None
     if tied is not None:
         embedding = found["embed.weight"][0]
         _check_shape(source, tied, embedding.info.shape, "the embedding")
@@ -299,19 +300,21 @@ def plan_mapping(
     return TensorMapping({path: tuple(entries) for path, entries in found.items()}, dict(targets), ignored, tied)
 
 
-def family_rules(config: ModelConfig, folder: Path) -> Iterator[Rule]:
-    """The lines of the family's table, written out for every layer. Raises CheckpointError if there is no table."""
+def family_rules(config: ModelConfig, folder: Path, names: Container[str]) -> Iterator[Rule]:
+    """The lines of the family's table, written out for every layer, in the spelling of the file's tensors `names`.
+
+    Raises CheckpointError if there is no table.
+    """
     rules = FAMILY_RULES.get(config.architecture)
     if rules is None:
         raise CheckpointError(
             f"{folder}: no tensor names for architecture {config.architecture}; known are {', '.join(FAMILY_RULES)}"
         )
+    spelling = spelling_of(config.architecture, names)
     for rule in rules:
-        if "{i}" not in rule.source:
-            yield rule
-            continue
-        for i in range(config.num_layers):
-            yield Rule(rule.source.format(i=i), rule.target.format(i=i), rule.transform)
+        source = spelling.of(rule.source)
+        for i in range(config.num_layers if "{i}" in source else 1):
+            yield Rule(source.format(i=i), rule.target.format(i=i), rule.transform)
 
 
 def _layout(rule: Rule, dims: Dims, target: Shape) -> Layout:
@@ -345,24 +348,6 @@ def _check_dtype(source: TensorSource, name: str) -> None:
         raise CheckpointError(
             f"{source.folder / info.file}: tensor {name}: expected dtype {', '.join(SOURCE_DTYPES)}, found {info.dtype}"
         )
-
-
-def _ignored(config: ModelConfig, source: TensorSource, used: set[str]) -> dict[str, str]:
-    ignored: dict[str, str] = {}
-    for name in source.names:
-        if name in used:
-            continue
-        reason = next((reason for pattern, reason in IGNORED.items() if re.fullmatch(pattern, name)), None)
-        if reason is None and name == TIED_HEAD and config.tie_word_embeddings:
-            reason = TIED_REASON
-        if reason is None:
-            info = source.info(name)
-            raise CheckpointError(
-                f"{source.folder / info.file}: tensor {name} {info.shape} is left over: expected no such tensor in a "
-                f"{config.architecture} of {config.num_layers} layers with this config.json"
-            )
-        ignored[name] = reason
-    return ignored
 
 
 def check_coverage(source: TensorSource, path: str, shape: Shape, entries: Sequence[Placed]) -> None:

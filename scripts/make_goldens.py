@@ -43,6 +43,7 @@ from tests.goldens_lib.family_cases import family_cases  # noqa: E402
 from tests.goldens_lib.gemma_phi_cases import gemma_phi_cases  # noqa: E402
 from tests.goldens_lib.llama_cases import llama_cases  # noqa: E402
 from tests.goldens_lib.spec import DEFAULT_SCALES, CaseSpec  # noqa: E402
+from tests.goldens_lib.wrapper_cases import wrapper_cases  # noqa: E402
 
 GREEDY_TOKENS = 64
 MIN_MARGIN = 1e-3  # smallest gap of the two best logits over all greedy steps; rounding moves logits by 1e-5
@@ -59,7 +60,7 @@ def load_model(case: GoldenCase, *, alt: bool = False, flag: Flag | None = None)
     """Write the checkpoint, let transformers read it, and assert that it took exactly the recipe's tensors."""
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(case, folder, alt=alt, flag=flag)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = model_class(case.config).from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
@@ -75,10 +76,15 @@ def load_model(case: GoldenCase, *, alt: bool = False, flag: Flag | None = None)
     return model.eval()
 
 
+def model_class(config: Mapping[str, Any]) -> Any:
+    """transformers' class: of a text model, or of a whole with other modalities around one."""
+    return getattr(transformers, config["architectures"][0])
+
+
 def untied_state(model: Any) -> dict[str, torch.Tensor]:
     """The state dict without a head that shares the embedding's storage."""
     state = dict(model.state_dict())
-    if model.lm_head.weight is model.model.embed_tokens.weight:
+    if model.lm_head.weight is model.get_input_embeddings().weight:
         del state["lm_head.weight"]
     return state
 
@@ -88,11 +94,13 @@ def make_specs(spec: CaseSpec) -> dict[str, TensorSpec]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(spec.config))
         config = transformers.AutoConfig.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = model_class(spec.config)(config)
     scales = list((spec.scales or {}).items()) + list(DEFAULT_SCALES.items())
 
     def describe(name: str, shape: tuple[int, ...]) -> TensorSpec:
         scale = next((scale for key, scale in scales if re.search(key, name)), None)
+        if re.match(spec.others, name):  # drawn, so that a file has them; nothing that is compared looks at them
+            return TensorSpec(shape, "matrix", 0.02)
         if len(shape) == 1 and name.endswith(".bias"):
             return TensorSpec(shape, "bias")
         if len(shape) == 1 and name.endswith("norm.weight"):
@@ -107,7 +115,7 @@ def make_specs(spec: CaseSpec) -> dict[str, TensorSpec]:
 def make_prompts(spec: CaseSpec) -> tuple[tuple[int, ...], ...]:
     """Random prompts, the same for every seed of the weights; every vocabulary entry may occur, special ones too."""
     generator = np.random.Generator(np.random.PCG64(list(spec.name.encode())))
-    vocab = spec.config["vocab_size"]
+    vocab = spec.config.get("text_config", spec.config)["vocab_size"]
     return tuple(tuple(int(u * vocab) for u in generator.random(length)) for length in spec.prompt_lengths)
 
 
@@ -208,7 +216,7 @@ def check_decoding(case: GoldenCase, model: Any) -> list[int | None]:
             raise GoldenError(f"{case.name}: the prompt's logits do not lead to the first greedy token")
         stale = stale_cache_greedy(model, prompt)
         differs.append(next((step for step in range(GREEDY_TOKENS) if stale[step] != tokens[step]), None))
-    rope = model.config.rope_parameters
+    rope = model.config.get_text_config().rope_parameters
     if (rope.get("rope_type") == "longrope") != any(step is not None for step in differs):
         raise GoldenError(f"{case.name}: a cache that is never dropped goes astray at steps {differs}")
     return differs
@@ -301,7 +309,7 @@ def make_case(spec: CaseSpec, options: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    specs = {spec.name: spec for spec in (*llama_cases(), *family_cases(), *gemma_phi_cases())}
+    specs = {spec.name: spec for spec in (*llama_cases(), *family_cases(), *gemma_phi_cases(), *wrapper_cases())}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=sorted(specs), help="only this one (repeatable)")
     parser.add_argument("--max-seeds", type=int, default=60, help="weight seeds to try per case")

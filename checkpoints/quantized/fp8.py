@@ -58,7 +58,7 @@ class Fp8(Format):
         )
         return cls(settings.get("weight_block_size") is not None, skipped)
 
-    def stored(self, module: str) -> StoredMatrix | None:
+    def stored(self, module: keys.Names) -> StoredMatrix | None:
         if keys.mentions(self.skipped, module):
             return None
         return StoredMatrix("fp8", BLOCK) if self.in_blocks else StoredMatrix("fp8", activations="fp8")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from checkpoints.files import CheckpointError
+from checkpoints.quantized.keys import Names
 from checkpoints.reader import TensorSource
 from jaxinfer.models.stored_matrix import StoredMatrix
 
@@ -22,12 +23,16 @@ SCALE_DTYPES = ("F16", "BF16", "F32")
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of the checkpoint; its tensors are called `module`.SUFFIX."""
+    """A linear layer of the checkpoint; its tensors are called `module`.SUFFIX. names: see `keys.Names`."""
 
-    module: str
+    names: Names
     outputs: int  # O
     inputs: int  # I
     stored: StoredMatrix
+
+    @property
+    def module(self) -> str:
+        return self.names[0]
 
     @property
     def groups(self) -> int:
@@ -128,7 +133,7 @@ class Format(ABC):
     method: str
 
     @abstractmethod
-    def stored(self, module: str) -> StoredMatrix | None:
+    def stored(self, module: Names) -> StoredMatrix | None:
         """How the weight of a linear layer is stored; None: as without quantization."""
 
     @abstractmethod
@@ -139,11 +144,12 @@ class Format(ABC):
     def read(self, layer: Layer, tensors: Tensors) -> Parts:
         """The weight of a layer. Raises CheckpointError, naming file and tensor, for values that cannot be."""
 
-    def head_is_stored(self) -> bool:
+    def head_is_stored(self, head: Names) -> bool:
         """Whether the output matrix is quantized, which is not supported."""
+        del head
         return False
 
-    def unmatched(self, modules: Sequence[str]) -> list[str]:
+    def unmatched(self, modules: Sequence[Names]) -> list[str]:
         """Settings that are to match linear layers and match none of these."""
         del modules
         return []

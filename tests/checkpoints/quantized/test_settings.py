@@ -153,7 +153,7 @@ PUBLISHED: list[tuple[dict[str, Any], StoredMatrix]] = [
 
 @pytest.mark.parametrize(("settings", "stored"), PUBLISHED)
 def test_published_settings_are_understood(settings: dict[str, Any], stored: StoredMatrix) -> None:
-    assert parse(settings).stored(LAYER) == stored
+    assert parse(settings).stored((LAYER,)) == stored
 
 
 def weights(**changes: Any) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def test_layers_are_named_by_whole_parts() -> None:
         ("model.layers.22.mlp.up_proj", True),
         ("model.layers.1.self_attn.k_proj", False),
     ):
-        assert (skipping.stored(module) is not None) == quantized, module
+        assert (skipping.stored((module,)) is not None) == quantized, module
 
 
 def test_a_name_comes_before_a_pattern_and_a_pattern_before_the_class() -> None:
@@ -259,9 +259,9 @@ def test_a_name_comes_before_a_pattern_and_a_pattern_before_the_class() -> None:
 
     groups = {"a": group(32, "Linear"), "b": group(64, "re:.*q_proj"), "c": group(128, LAYER)}
     format_ = parse(compressed("pack-quantized", {}) | {"config_groups": groups, "ignore": ["re:.*v_proj$"]})
-    stored = {name: format_.stored(LAYER.replace("q_proj", name)) for name in ("q_proj", "k_proj", "v_proj")}
+    stored = {name: format_.stored((LAYER.replace("q_proj", name),)) for name in ("q_proj", "k_proj", "v_proj")}
     assert stored == {"q_proj": StoredMatrix("int4", 128), "k_proj": StoredMatrix("int4", 32), "v_proj": None}
-    assert format_.stored(LAYER.replace("3", "4")) == StoredMatrix("int4", 64)
+    assert format_.stored((LAYER.replace("3", "4"),)) == StoredMatrix("int4", 64)
 
 
 SEARCHED = {

@@ -28,7 +28,7 @@ MIN_TOKENS = 8  # below this XLA:CPU reduces rows in another order
 
 def hf_parameters(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict[Path, np.ndarray]:
     """{parameter path: array} for one device; uses up every tensor and fails if one is missing or left over."""
-    left = dict(tensors)
+    left = text_tensors(tensors)
     out: dict[Path, np.ndarray] = {("embed", "weight"): left.pop("model.embed_tokens.weight")}
     out["final_norm", "weight"] = left.pop("model.norm.weight")
     if not config.tie_word_embeddings:
@@ -64,6 +64,15 @@ def hf_parameters(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dic
             out["layers", i, ours, "weight"] = left.pop(f"{hf}{theirs}.weight")
     assert not left, f"tensors that no parameter takes: {sorted(left)}"
     return out
+
+
+def text_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those of the language model, named as if it were alone."""
+    inner = "model.language_model."
+    if not any(name.startswith(inner) for name in tensors):
+        return dict(tensors)
+    kept = {name: array for name, array in tensors.items() if name.startswith((inner, "lm_head."))}
+    return {name.replace(inner, "model."): array for name, array in kept.items()}
 
 
 def _norm_names(config: ModelConfig) -> dict[str, str]:

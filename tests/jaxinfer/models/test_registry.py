@@ -30,18 +30,26 @@ DEFAULTS = {
     "Olmo2ForCausalLM": (50304, 4096, 32),
     "GraniteForCausalLM": (32000, 4096, 32),
     "SmolLM3ForCausalLM": (128256, 2048, 4),
+    "Ministral3ForCausalLM": (131072, 4096, 8),
+    "Gemma3ForConditionalGeneration": (262208, 2304, 4),
+    "Mistral3ForConditionalGeneration": (32000, 4096, 8),
+    "Qwen2_5_VLForConditionalGeneration": (152064, 8192, 8),
+    "Qwen3VLForConditionalGeneration": (151936, 4096, 32),
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.architecture)
 def test_an_empty_config_gets_the_family_defaults(family: Family) -> None:
     """A config that names only its model_type is that of the family's first model, as in transformers."""
-    config = model_config({"model_type": family.model_type})
+    around = {"text_config": {}} if family.text_models is not None else {}
+    config = model_config({"model_type": family.model_type} | around)
     assert config.architecture == family.architecture
     assert (config.vocab_size, config.hidden_size, config.layers[0].mixer.num_kv_heads) == DEFAULTS[family.architecture]
     assert config.tie_word_embeddings == family.model_type.startswith(("gemma", "smollm3"))
-    assert config.norm_eps == (1e-5 if family.model_type in ("phi3", "olmo2") else 1e-6)
-    thetas = {"gemma3_text": {1e4, 1e6}, "smollm3": {2e6}}
+    assert config.norm_eps == (1e-5 if family.model_type in ("phi3", "olmo2", "ministral3", "qwen2_5_vl") else 1e-6)
+    gemma3 = {1e4, 1e6}
+    thetas = {"gemma3_text": gemma3, "gemma3": gemma3, "smollm3": {2e6}, "ministral3": {1e6}, "qwen2_5_vl": {1e6}}
+    thetas["qwen3_vl"] = {5e5}
     assert {rope.theta for rope in config.ropes} == thetas.get(family.model_type, {1e4})
 
 

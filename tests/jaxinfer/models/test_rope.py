@@ -121,7 +121,8 @@ def test_tables_follow_position_variant_and_rope() -> None:
     rope_variant = np.array([0, 0, 1, 0, 1, 1], np.int32)
     tables = jax.jit(lambda p, r: rotation_tables(ropes, p, r))(positions, rope_variant)
     assert [table[0].shape for table in tables] == [(6, 4), (6, 6)]
-    for rope, (cos, sin) in zip(ropes, tables, strict=True):
+    for rope, (cos, sin, scale) in zip(ropes, tables, strict=True):
+        assert scale is None
         per_token = np.stack([inverse_frequencies(rope, int(r)) for r in rope_variant])
         angles = positions[:, None] * per_token.astype(np.float64)
         np.testing.assert_allclose(cos, np.cos(angles) * rope.attention_factor, atol=1e-5)  # angles up to 63 * 6e-8
@@ -132,7 +133,7 @@ def test_far_positions_are_as_exact_as_near_ones() -> None:
     """The angle is rounded to float32 (as in transformers); its cosine must not lose more."""
     rope = RopeConfig("default", 5e5, 128)
     positions = np.array([1, 4095, 131071, 1000003], np.int32)
-    ((cos, sin),) = jax.jit(lambda p: rotation_tables([rope], p, jnp.zeros_like(p)))(positions)
+    ((cos, sin, _),) = jax.jit(lambda p: rotation_tables([rope], p, jnp.zeros_like(p)))(positions)
     angles = (positions.astype(np.float32)[:, None] * inverse_frequencies(rope)).astype(np.float64)
     np.testing.assert_allclose(cos, np.cos(angles), atol=2e-7)
     np.testing.assert_allclose(sin, np.sin(angles), atol=2e-7)
