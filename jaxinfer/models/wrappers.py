@@ -90,7 +90,7 @@ def _read_text(config: ConfigReader, text: dict[str, Any], models: TextModels) -
     except ConfigError as error:
         raise type(error)(f"{error}{inner.defaults_in(str(error))}") from error
     inner.refuse_unread(sorted(models.reads))
-    return dataclasses.replace(model, notes=(*model.notes, *_twins(config, inner, text)))
+    return dataclasses.replace(model, notes=(*model.notes, *_twins(config, inner, text, models)))
 
 
 def _outer_values(config: ConfigReader, text: dict[str, Any]) -> dict[str, Any]:
@@ -107,13 +107,13 @@ def _pass_over(config: ConfigReader, keys: Sequence[str]) -> None:
         config.raw(key)
 
 
-def _twins(config: ConfigReader, inner: ConfigReader, text: Mapping[str, Any]) -> list[str]:
+def _twins(config: ConfigReader, inner: ConfigReader, text: Mapping[str, Any], models: TextModels) -> list[str]:
     """Notes of keys that stand around text_config, too, as some releases of transformers wrote them.
 
     They are passed over, whatever they say.
     """
     notes = []
-    for key in sorted(inner.keys_read - {*OUTER_FIRST, *DTYPES}):
+    for key in sorted(inner.keys_read - {*OUTER_FIRST, *DTYPES, *models.others}):
         if key in config and config.raw(key) != text.get(key):
             notes.append(
                 f"config.json: {key} = {config.raw(key)!r:.80} outside of {TEXT_CONFIG} is passed over, as in "

@@ -148,7 +148,7 @@ def test_default_tokens_outside_a_small_vocabulary_are_left_out() -> None:
 
 UNSUPPORTED: list[tuple[str, dict[str, Any], list[str]]] = [
     ("Llama-2-7b", {"architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "LlamaForCausalLM"]),
-    ("gemma-3-1b", {"architectures": ["Gemma3ForConditionalGeneration"]}, ["Gemma3ForConditionalGeneration"]),
+    ("gemma-3-1b", {"architectures": ["Gemma3nForConditionalGeneration"]}, ["Gemma3nForConditionalGeneration"]),
     ("Llama-2-7b", {"architectures": None, "model_type": "mamba"}, ["model_type", "mamba"]),
     ("Llama-2-7b", {"architectures": [], "model_type": "mamba"}, ["model_type", "mamba"]),
     ("Llama-2-7b", {"architectures": ["LlamaModel"]}, ["LlamaModel"]),
