@@ -98,9 +98,19 @@ def test_runtime_options_are_the_configs_fields():
     argv = [part for pair in given.items() for part in pair] + ["--no-enable-prefix-caching", "--no-batch-invariant"]
     config = runtime_config(serve.make_parser("x").parse_args(argv))
     default = RuntimeConfig()
-    assert all(getattr(config, name) != getattr(default, name) for name in RUNTIME_NAMES)
+    only = {"language_model_only"}  # has one value, see below
+    assert all(getattr(config, name) != getattr(default, name) for name in set(RUNTIME_NAMES) - only)
     assert config.compilation_cache_dir is None
     assert runtime_config(serve.make_parser("x").parse_args([])) == default
+
+
+def test_a_tower_for_other_modalities_is_refused_by_name(capsys):
+    parser = serve.make_parser("x")
+    assert runtime_config(parser.parse_args(["--language-model-only"])) == RuntimeConfig()
+    for command in (serve, generate):
+        argv = ["--no-language-model-only"] + (["text"] if command is generate else [])
+        assert command.main(argv, hub_cache=NO_CACHE) == 2
+        assert "(--no-language-model-only); it must be True: no vision or audio tower" in capsys.readouterr().err
 
 
 # -- one look -------------------------------------------------------------------------------------------------------
