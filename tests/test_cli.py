@@ -104,15 +104,6 @@ def test_runtime_options_are_the_configs_fields():
     assert runtime_config(serve.make_parser("x").parse_args([])) == default
 
 
-def test_a_tower_for_other_modalities_is_refused_by_name(capsys):
-    parser = serve.make_parser("x")
-    assert runtime_config(parser.parse_args(["--language-model-only"])) == RuntimeConfig()
-    for command in (serve, generate):
-        argv = ["--no-language-model-only"] + (["text"] if command is generate else [])
-        assert command.main(argv, hub_cache=NO_CACHE) == 2
-        assert "(--no-language-model-only); it must be True: no vision or audio tower" in capsys.readouterr().err
-
-
 # -- one look -------------------------------------------------------------------------------------------------------
 
 PARSERS = {

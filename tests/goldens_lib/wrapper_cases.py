@@ -93,7 +93,7 @@ _PIXTRAL: Config = {
 def mistral3() -> CaseSpec:
     """A Mistral in a Mistral 3, with an output matrix of its own, as the keys around text_config say."""
     text = base("-", "mistral", head_dim=20, sliding_window=None, vocab_size=127, tie_word_embeddings=...)
-    others = {
+    others: Config = {
         "image_token_index": 10,
         "multimodal_projector_bias": False,
         "projector_hidden_act": "gelu",
@@ -162,7 +162,12 @@ def qwen2_5_vl() -> CaseSpec:
         "fullatt_block_indexes": [0],
     }
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3]}
-    tokens = {"image_token_id": 130, "video_token_id": 131, "vision_start_token_id": 132, "vision_end_token_id": 133}
+    tokens: Config = {
+        "image_token_id": 130,
+        "video_token_id": 131,
+        "vision_start_token_id": 132,
+        "vision_end_token_id": 133,
+    }
     names = ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl")
     around_text = around(*names, inner(text, rope_parameters=rope | {"rope_theta": 10000.0}), vision, **tokens)
     flat = around_text | text | {"architectures": [names[0]], "model_type": names[1], "torch_dtype": "float32"}
@@ -199,12 +204,18 @@ def qwen3_vl() -> CaseSpec:
         "deepstack_visual_indexes": [0],
     }
     rope = {"rope_type": "default", "mrope_section": [4, 3, 3], "mrope_interleaved": True}
-    tokens = {"image_token_id": 126, "video_token_id": 127, "vision_start_token_id": 128, "vision_end_token_id": 129}
+    tokens: Config = {
+        "image_token_id": 126,
+        "video_token_id": 127,
+        "vision_start_token_id": 128,
+        "vision_end_token_id": 129,
+    }
     names = ("Qwen3VLForConditionalGeneration", "qwen3_vl")
     config = around(
         *names, inner(text, rope_parameters=rope | {"rope_theta": 10000.0}), vision, **tokens, tie_word_embeddings=True
     )
-    alt = config | {"text_config": inner(text, rope_scaling=rope, rope_theta=10000.0)}
+    alt = {key: value for key, value in config.items() if key != "dtype"} | {"torch_dtype": "float32"}
+    alt |= {"text_config": inner(text, rope_scaling=rope, rope_theta=10000.0)}
     return CaseSpec(
         name="qwen3_vl",
         config=config,

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.shape import ModelShape
 
 Path = tuple[str | int, ...]
+Tensor = TypeVar("Tensor")  # an array, or what is said of one
 MIN_TOKENS = 8  # below this XLA:CPU reduces rows in another order
 
 
@@ -66,7 +67,7 @@ def hf_parameters(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dic
     return out
 
 
-def text_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def text_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of the language model, named as if it were alone."""
     inner = "model.language_model."
     if not any(name.startswith(inner) for name in tensors):
