@@ -42,11 +42,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Part:
-    """What the header must say of one tensor of a layer."""
+    """What the header must say of one tensor of a layer. also: another suffix that some files have for it."""
 
     shapes: tuple[Shape, ...]
     dtypes: tuple[str, ...]
     required: bool = True
+    also: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,17 @@ class Tensors:
     def __init__(self, source: TensorSource, layer: Layer, parts: Mapping[str, Part]) -> None:
         """Raises CheckpointError naming file and tensor if one is missing, misshaped or of another type."""
         self._source, self._layer = source, layer
-        self.names = tuple(
-            f"{layer.module}.{suffix}"
-            for suffix, part in parts.items()
-            if self._check(f"{layer.module}.{suffix}", suffix, part)
-        )
+        self._of = {suffix: self._name(suffix, part) for suffix, part in parts.items()}
+        self._of = {suffix: name for suffix, name in self._of.items() if self._check(name, suffix, parts[suffix])}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that are there, in the file's spelling."""
+        return tuple(self._of.values())
+
+    def _name(self, suffix: str, part: Part) -> str:
+        other = f"{self._layer.module}.{part.also}"
+        return other if part.also is not None and other in self._source else f"{self._layer.module}.{suffix}"
 
     def _check(self, name: str, suffix: str, part: Part) -> bool:
         if name not in self._source:
@@ -94,11 +101,11 @@ class Tensors:
         return True
 
     def __contains__(self, suffix: object) -> bool:
-        return f"{self._layer.module}.{suffix}" in self.names
+        return suffix in self._of
 
     def read(self, suffix: str) -> np.ndarray:
         """A view of the tensor in the file."""
-        return self._source.read(f"{self._layer.module}.{suffix}")
+        return self._source.read(self._of[suffix])
 
     def finite(self, suffix: str) -> np.ndarray:
         """A tensor of floating point as float32, which holds all values of its type."""
@@ -109,7 +116,7 @@ class Tensors:
 
     def fault(self, suffix: str, expected: str, found: str) -> CheckpointError:
         """The error for a tensor that is not as expected."""
-        name = f"{self._layer.module}.{suffix}"
+        name = self._of[suffix]
         file = self._source.folder / self._source.info(name).file
         return CheckpointError(f"{file}: tensor {name}: expected {expected}, found {found}")
 

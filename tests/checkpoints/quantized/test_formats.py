@@ -107,6 +107,14 @@ def _plain(packer: Callable[..., Packed], *arguments: Any, **options: Any) -> Ca
     return lambda random, module, outputs, inputs, orders: packer(random, outputs, inputs, *arguments, **options)
 
 
+def _fp8_static(random: Random, module: str, outputs: int, inputs: int, orders: Orders) -> Packed:
+    """As in Mistral 3: another name of the scale, and one for the activations."""
+    packed = packers.float_quantized(random, outputs, inputs, whole=True)
+    tensors = dict(packed.tensors)
+    tensors["weight_scale_inv"] = tensors.pop("weight_scale").reshape(())
+    return dataclasses.replace(packed, tensors=tensors | {"activation_scale": np.float32(0.02).reshape(())})
+
+
 CASES = {
     "awq-32": Case("llama", AWQ | {"group_size": 32}, _plain(packers.awq, 32)),
     "awq-128": Case("qwen2", AWQ | {"group_size": 128}, _plain(packers.awq, 128)),
@@ -165,6 +173,7 @@ CASES = {
     "fp8-blocks": Case("qwen3", FP8 | {"weight_block_size": [128, 128]}, _plain(packers.float_blocks)),
     "fp8-blocks-fused": Case("phi3", FP8 | {"weight_block_size": [128, 128]}, _plain(packers.float_blocks)),
     "fp8": Case("smollm3", FP8, _plain(packers.float_quantized, whole=True)),
+    "fp8-static": Case("ministral3", FP8 | {"activation_scheme": "static", "weight_block_size": None}, _fp8_static),
 }
 
 
