@@ -45,7 +45,10 @@ def read_matrix(matrix: QuantizedMatrix, format_: Format) -> QTensor:
 
 def _place(entry: QuantizedEntry, part: np.ndarray, target: np.ndarray) -> None:
     for placement in entry.placements:
-        target[placement.index] = part[placement.begin : placement.end].reshape(*placement.view, -1)
+        view = part[placement.begin : placement.end].reshape(*placement.view, -1)
+        if placement.axes:
+            view = view.transpose(*placement.axes, len(placement.axes))
+        target[placement.index] = view
 
 
 def _sorted(parts: Parts, order: np.ndarray, packed: bool) -> Parts:

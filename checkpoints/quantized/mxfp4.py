@@ -42,7 +42,7 @@ class Mxfp4(Format):
         )
         return cls(keys.names(settings, _WHERE, "modules_to_not_convert"))
 
-    def stored(self, module: str) -> StoredMatrix | None:
+    def stored(self, module: keys.Names) -> StoredMatrix | None:
         return None if keys.mentions(self.skipped, module) else StoredMatrix("mxfp4", BLOCK)
 
     def parts(self, layer: Layer) -> dict[str, Part]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from checkpoints.files import CheckpointError
+from checkpoints.quantized.keys import Names
 from checkpoints.reader import TensorSource
 from jaxinfer.models.stored_matrix import StoredMatrix
 
@@ -25,17 +26,22 @@ class Layer:
     """A linear layer of the checkpoint; its tensors are called `module`.SUFFIX.
 
     Attributes:
+        names: see `keys.Names`.
         experts: E, where the tensors of so many layers of one shape are stacked, as those of a mixture's experts can
             be; None: it is one.
         parameter: what the weight is called in `module`, in formats that name its tensors after it.
     """
 
-    module: str
+    names: Names
     outputs: int  # O
     inputs: int  # I
     stored: StoredMatrix
     experts: int | None = None
     parameter: str = "weight"
+
+    @property
+    def module(self) -> str:
+        return self.names[0]
 
     @property
     def groups(self) -> int:
@@ -45,11 +51,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Part:
-    """What the header must say of one tensor of a layer."""
+    """What the header must say of one tensor of a layer. also: another suffix that some files have for it."""
 
     shapes: tuple[Shape, ...]
     dtypes: tuple[str, ...]
     required: bool = True
+    also: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,17 @@ class Tensors:
     def __init__(self, source: TensorSource, layer: Layer, parts: Mapping[str, Part]) -> None:
         """Raises CheckpointError naming file and tensor if one is missing, misshaped or of another type."""
         self._source, self._layer = source, layer
-        self.names = tuple(
-            f"{layer.module}.{suffix}"
-            for suffix, part in parts.items()
-            if self._check(f"{layer.module}.{suffix}", suffix, part)
-        )
+        self._of = {suffix: self._name(suffix, part) for suffix, part in parts.items()}
+        self._of = {suffix: name for suffix, name in self._of.items() if self._check(name, suffix, parts[suffix])}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that are there, in the file's spelling."""
+        return tuple(self._of.values())
+
+    def _name(self, suffix: str, part: Part) -> str:
+        other = f"{self._layer.module}.{part.also}"
+        return other if part.also is not None and other in self._source else f"{self._layer.module}.{suffix}"
 
     def _check(self, name: str, suffix: str, part: Part) -> bool:
         if name not in self._source:
@@ -99,11 +112,11 @@ class Tensors:
         return True
 
     def __contains__(self, suffix: object) -> bool:
-        return f"{self._layer.module}.{suffix}" in self.names
+        return suffix in self._of
 
     def read(self, suffix: str) -> np.ndarray:
         """A view of the tensor in the file."""
-        return self._source.read(f"{self._layer.module}.{suffix}")
+        return self._source.read(self._of[suffix])
 
     def finite(self, suffix: str) -> np.ndarray:
         """A tensor of floating point as float32, which holds all values of its type."""
@@ -114,7 +127,7 @@ class Tensors:
 
     def fault(self, suffix: str, expected: str, found: str) -> CheckpointError:
         """The error for a tensor that is not as expected."""
-        name = f"{self._layer.module}.{suffix}"
+        name = self._of[suffix]
         file = self._source.folder / self._source.info(name).file
         return CheckpointError(f"{file}: tensor {name}: expected {expected}, found {found}")
 
@@ -138,7 +151,7 @@ class Format(ABC):
     method: str
 
     @abstractmethod
-    def stored(self, module: str) -> StoredMatrix | None:
+    def stored(self, module: Names) -> StoredMatrix | None:
         """How the weight of a linear layer is stored; None: as without quantization."""
 
     @abstractmethod
@@ -149,11 +162,12 @@ class Format(ABC):
     def read(self, layer: Layer, tensors: Tensors) -> Parts:
         """The weight of a layer. Raises CheckpointError, naming file and tensor, for values that cannot be."""
 
-    def head_is_stored(self) -> bool:
+    def head_is_stored(self, head: Names) -> bool:
         """Whether the output matrix is quantized, which is not supported."""
+        del head
         return False
 
-    def unmatched(self, modules: Sequence[str]) -> list[str]:
+    def unmatched(self, modules: Sequence[Names]) -> list[str]:
         """Settings that are to match linear layers and match none of these."""
         del modules
         return []

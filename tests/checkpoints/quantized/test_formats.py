@@ -111,6 +111,14 @@ def _plain(packer: Callable[..., Packed], *arguments: Any, **options: Any) -> Ca
     return lambda random, module, outputs, inputs, orders: packer(random, outputs, inputs, *arguments, **options)
 
 
+def _fp8_static(random: Random, module: str, outputs: int, inputs: int, orders: Orders) -> Packed:
+    """As in Mistral 3: another name of the scale, and one for the activations."""
+    packed = packers.float_quantized(random, outputs, inputs, whole=True)
+    tensors = dict(packed.tensors)
+    tensors["weight_scale_inv"] = tensors.pop("weight_scale").reshape(())
+    return dataclasses.replace(packed, tensors=tensors | {"activation_scale": np.float32(0.02).reshape(())})
+
+
 CASES = {
     "awq-32": Case("llama", AWQ | {"group_size": 32}, _plain(packers.awq, 32)),
     "awq-128": Case("qwen2", AWQ | {"group_size": 128}, _plain(packers.awq, 128)),
@@ -171,6 +179,7 @@ CASES = {
     "fp8": Case("smollm3", FP8, _plain(packers.float_quantized, whole=True)),
     "mxfp4": Case("llama", MXFP4, _plain(packers.mxfp4)),
     "mxfp4-fused": Case("phi3", MXFP4, _plain(packers.mxfp4)),
+    "fp8-static": Case("ministral3", FP8 | {"activation_scheme": "static", "weight_block_size": None}, _fp8_static),
 }
 
 
@@ -308,9 +317,9 @@ def test_the_tensors_of_experts_are_read_as_they_lie(tmp_path: Path) -> None:
     stacked = {f"{module}.{suffix}": np.stack([one.tensors[suffix] for one in each]) for suffix in each[0].tensors}
     write_folder(tmp_path / "made", {}, stacked)
     format_ = parse(MXFP4)
-    stored = format_.stored(module)
+    stored = format_.stored((module,))
     assert stored is not None
-    layer = Layer(module, 6, 96, stored, experts=5, parameter="gate_up_proj")
+    layer = Layer((module,), 6, 96, stored, experts=5, parameter="gate_up_proj")
     with open_checkpoint(tmp_path / "made") as source:
         parts = format_.read(layer, Tensors(source, layer, format_.parts(layer)))
         assert (parts.values.shape, parts.scales.shape) == ((5, 6, 48), (5, 6, 3))
