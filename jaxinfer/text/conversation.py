@@ -42,7 +42,7 @@ _PARTS = [{"type": "text", "text": _FIRST}, {"type": "text", "text": _SECOND}]
 _RAW = re.compile(r"""['"](?:type|text)['"]""")  # a list that is written as it is
 _MAX_DEPTH = 200  # of arguments; deeper ones are unreadable, before the next reader finds them so
 _ROLES_LIMIT = 32  # roles whose contents are remembered
-_CALLS = [
+_CALLS: list[dict[str, Any]] = [
     {"id": id_, "type": "function", "function": {"name": name, "arguments": {}}}
     for id_, name in (("tideone01", "look_up_tide"), ("tidetwo02", "look_up_wind"))
 ]
