@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
+from checkpoints.family_tables import FURTHER_LAYERS, IGNORED
 from checkpoints.files import CheckpointError
 from checkpoints.language_model import Spelling, of_another_modality
 from checkpoints.reader import TensorSource
 from jaxinfer.config import ModelConfig
 
-# Patterns of names as a language model alone has them, with the reason that the report gives.
-IGNORED: Mapping[str, str] = {
-    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq": "computed from the config",
-}
 HEAD = "lm_head.weight"
 TIED_REASON = "tied to the embedding, which holds the same values"
 
@@ -38,4 +34,7 @@ def ignored_tensors(config: ModelConfig, source: TensorSource, used: set[str], s
 def _reason(name: str, config: ModelConfig) -> str | None:
     if name == HEAD and config.tie_word_embeddings:
         return TIED_REASON
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if layer is not None and int(layer[1]) >= config.num_layers and config.architecture in FURTHER_LAYERS:
+        return FURTHER_LAYERS[config.architecture]
     return next((reason for pattern, reason in IGNORED.items() if re.fullmatch(pattern, name)), None)

@@ -31,10 +31,11 @@ from tests.jaxinfer.models.dense import text_tensors
 MAX_FILE_BYTES, MAX_TOTAL_BYTES = 150_000, 5_000_000
 
 EXPECTED_CASES = [
-    "gemma2", "gemma3", "gemma3_linear", "gemma3_whole", "granite", "llama", "llama3_rope", "llama_bias",
-    "llama_dynamic", "llama_linear", "llama_tp8", "llama_yarn", "llama_yarn_mscale", "ministral3", "mistral",
-    "mistral3", "olmo2", "phi3", "phi3_longrope", "phi3_partial", "phi4_mini", "qwen2", "qwen2_5_vl", "qwen2_window",
-    "qwen2_yarn", "qwen3", "qwen3_vl", "smollm", "smollm3",
+    "gemma2", "gemma3", "gemma3_linear", "gemma3_whole", "glm4_moe", "gpt_oss", "granite", "granite_moe",
+    "granite_moe_shared", "llama", "llama3_rope", "llama_bias", "llama_dynamic", "llama_linear", "llama_tp8",
+    "llama_yarn", "llama_yarn_mscale", "ministral3", "mistral", "mistral3", "mixtral", "olmo2", "olmoe", "phi3",
+    "phi3_longrope", "phi3_partial", "phi4_mini", "qwen2", "qwen2_5_vl", "qwen2_moe", "qwen2_window", "qwen2_yarn",
+    "qwen3", "qwen3_moe", "qwen3_vl", "smollm", "smollm3",
 ]  # fmt: skip
 
 # sha256 of the float32 bytes: if one of these moves, every golden is worthless on that machine or numpy.
@@ -131,6 +132,7 @@ def test_the_cases_together_cover_families_spellings_and_rope_types() -> None:
     configs = [load_case(name).config for name in EXPECTED_CASES]
     families = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3"}
     families |= {"ministral3", "gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl"}
+    families |= {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "granitemoeshared", "glm4_moe", "gpt_oss"}
     assert {config["model_type"] for config in configs} == families
     ropes = {rope_of(config).get("rope_type", rope_of(config).get("type", "default")) for config in configs}
     assert ropes == {"default", "linear", "dynamic", "llama3", "yarn", "longrope"}
@@ -163,7 +165,9 @@ def test_manifest_fits_the_config(case: GoldenCase) -> None:
     for layer in layers:
         attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
         assert shapes[attention + "o_proj.weight"] == (hidden, heads * head_dim)
-        assert shapes[mlp + "down_proj.weight"] == (hidden, width)
+        experts = not {name for name in shapes if name.startswith(mlp + "down_proj")}
+        if not experts:
+            assert shapes[mlp + "down_proj.weight"] == (hidden, width)
         if config["model_type"] == "phi3":
             assert shapes[attention + "qkv_proj.weight"] == ((heads + 2 * kv_heads) * head_dim, hidden)
             assert shapes[mlp + "gate_up_proj.weight"] == (2 * width, hidden)
@@ -171,7 +175,8 @@ def test_manifest_fits_the_config(case: GoldenCase) -> None:
             assert shapes[attention + "q_proj.weight"] == (heads * head_dim, hidden)
             assert shapes[attention + "k_proj.weight"] == shapes[attention + "v_proj.weight"]
             assert shapes[attention + "k_proj.weight"] == (kv_heads * head_dim, hidden)
-            assert shapes[mlp + "up_proj.weight"] == shapes[mlp + "gate_proj.weight"] == (width, hidden)
+            if not experts:
+                assert shapes[mlp + "up_proj.weight"] == shapes[mlp + "gate_proj.weight"] == (width, hidden)
 
 
 def test_one_dimensional_tensors_are_off_their_initial_values(case: GoldenCase) -> None:

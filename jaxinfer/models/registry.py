@@ -14,13 +14,15 @@ from typing import Any
 from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
 from jaxinfer.models.config_reader import ConfigReader, Values
 from jaxinfer.models.families.gemma import gemma2, gemma3
-from jaxinfer.models.families.granite import granite
+from jaxinfer.models.families.glm import glm4_moe
+from jaxinfer.models.families.gpt_oss import gpt_oss
+from jaxinfer.models.families.granite import granite, granite_moe
 from jaxinfer.models.families.llama import llama
-from jaxinfer.models.families.mistral import ministral3, mistral
+from jaxinfer.models.families.mistral import ministral3, mistral, mixtral
 from jaxinfer.models.families.multimodal import GEMMA3, MISTRAL3, QWEN2_5_VL, QWEN3_VL
-from jaxinfer.models.families.olmo2 import olmo2
+from jaxinfer.models.families.olmo2 import olmo2, olmoe
 from jaxinfer.models.families.phi3 import phi3
-from jaxinfer.models.families.qwen import qwen2, qwen3
+from jaxinfer.models.families.qwen import qwen2, qwen2_moe, qwen3, qwen3_moe
 from jaxinfer.models.families.smollm3 import smollm3
 from jaxinfer.models.wrappers import TEXT_CONFIG, TOKENS, TextModels, text_settings, wrapped
 
@@ -78,6 +80,14 @@ register("Gemma3ForConditionalGeneration", "gemma3", GEMMA3)
 register("Mistral3ForConditionalGeneration", "mistral3", MISTRAL3)
 register("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", QWEN2_5_VL)
 register("Qwen3VLForConditionalGeneration", "qwen3_vl", QWEN3_VL)
+register("MixtralForCausalLM", "mixtral", mixtral)
+register("Qwen2MoeForCausalLM", "qwen2_moe", qwen2_moe)
+register("Qwen3MoeForCausalLM", "qwen3_moe", qwen3_moe)
+register("OlmoeForCausalLM", "olmoe", olmoe)
+register("GraniteMoeForCausalLM", "granitemoe", granite_moe)
+register("GraniteMoeSharedForCausalLM", "granitemoeshared", granite_moe)
+register("Glm4MoeForCausalLM", "glm4_moe", glm4_moe)
+register("GptOssForCausalLM", "gpt_oss", gpt_oss)
 
 
 def supported_architectures() -> list[str]:

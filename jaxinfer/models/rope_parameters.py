@@ -57,6 +57,7 @@ class RopeRules:
         types: the values of `rope_type` that the family has.
         aliases: older names of types, and the types that they mean.
         partial: whether a `partial_rotary_factor` other than 1 is understood.
+        partial_default: what it is where config.json has none.
         trained_length: `original_max_position_embeddings` at the top where config.json has none, tokens.
         default: all settings where config.json has none.
         scales_queries: whether queries grow with the position, by `llama_4_scaling_beta`, which must be given.
@@ -67,6 +68,7 @@ class RopeRules:
     types: tuple[str, ...] = tuple(_KEYS)
     aliases: Mapping[str, str] = field(default_factory=lambda: {"su": "longrope"})
     partial: bool = False
+    partial_default: float = 1.0
     trained_length: int | None = None
     default: Mapping[str, Any] = field(default_factory=dict)
     scales_queries: bool = False
@@ -103,7 +105,7 @@ def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int,
     """
     defaults: dict[str, Any] = {"rope_theta": rules.theta, "partial_rotary_factor": None}
     if rules.partial:
-        defaults["partial_rotary_factor"] = 1.0
+        defaults["partial_rotary_factor"] = rules.partial_default
     else:
         config.only("partial_rotary_factor", 1.0)
     trained = config.raw("original_max_position_embeddings", rules.trained_length)
