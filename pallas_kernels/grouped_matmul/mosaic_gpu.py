@@ -57,7 +57,8 @@ def grouped_matmul(
         num_experts,
         flat[0].shape[1],
         num_inputs,
-        weight.group if quantized else None,
+        kind=weight.kind if quantized else None,
+        group=num_inputs // weight.scales.shape[-1] if quantized else 0,
         zeros=quantized and weight.zeros is not None,
         count_copies=count_copies,
     )
