@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 import sys
 
@@ -17,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxinfer.runtime.topology import report, topology_mesh
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.grouped_matmul import grouped_matmul
+from pallas_kernels.grouped_matmul.mosaic_gpu import grouped_matmul
 from pallas_kernels.grouped_matmul.mosaic_gpu_kernel import REGISTERS
 from pallas_kernels.grouped_matmul.mosaic_gpu_plan import plan_of
 from pallas_kernels.qtensor import QTensor
@@ -70,9 +71,8 @@ def test_compiles_for_hopper_without_spills(name: str) -> None:
 
 def check_registers(case: Case, rows: int, registers: int) -> None:
     """Warpgroups that ask for more registers than a block of threads started with would wait for ever."""
-    plan = plan_of(
-        -(-rows // 8) * 8, case.experts, functools.reduce(int.__mul__, case.outputs), case.inputs, case.group
-    )
+    outputs, whole = math.prod(case.outputs), -(-rows // 8) * 8
+    plan = plan_of(whole, case.experts, outputs, case.inputs, kind=case.kind, group=case.group)
     if plan.warpgroups in REGISTERS:
         compute, copy = REGISTERS[plan.warpgroups]
         assert plan.warpgroups * compute + copy <= (plan.warpgroups + 1) * registers
