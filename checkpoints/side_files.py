@@ -59,6 +59,7 @@ _NOT_THE_MODEL = ("consolidated*", "adapter_*")  # safetensors files that are no
 _QUANTIZED_TENSORS = (
     (".qweight", "GPTQ or AWQ"),
     (".weight_packed", "compressed-tensors"),
+    ("_blocks", "MXFP4"),
     (".weight_scale_inv", "fp8"),
     (".weight_scale_2", "ModelOpt"),
     (".weight_scale", "compressed-tensors, fp8 or ModelOpt"),

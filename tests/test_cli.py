@@ -175,8 +175,8 @@ def test_defaults_in_the_help_are_those_that_hold():
         (["convert", "--quantise", "int4"], "convert: error: there is no option --quantise; did you mean --quantize?"),
         (
             ["convert", "a", "b", "--quantize", "int5"],
-            "convert: error: --quantize is 'int5'; it must be one of int8, int4, fp8, w8a8, fp8-dynamic; did you mean "
-            "int8?",
+            "convert: error: --quantize is 'int5'; it must be one of int8, int4, fp8, w8a8, fp8-dynamic, mxfp4; "
+            "did you mean int8?",
         ),
         (["keys", "nwe"], "keys: error: COMMAND is 'nwe'; it must be one of new, list; did you mean new?"),
         (["keys", "new", "--tennant", "a"], "keys new: error: there is no option --tennant; did you mean --tenant?"),

@@ -86,6 +86,13 @@ def names(settings: Mapping[str, Any], where: str, key: str) -> tuple[str, ...]:
 def mentions(listed: Collection[str], module: str) -> bool:
     """True if one of the names is the module's, or a run of its dotted parts, as "mlp" and "layers.0" are.
 
-    By whole parts, because "mlp.gate" (a router) must not name "mlp.gate_proj".
+    By whole parts, because "mlp.gate" (a router) must not name "mlp.gate_proj". A part "*" stands for any one part.
     """
-    return any(f".{name.strip('.')}." in f".{module}." for name in listed)
+    parts = module.split(".")
+
+    def runs(name: str) -> bool:
+        wanted = name.strip(".").split(".")
+        starts = range(len(parts) - len(wanted) + 1)
+        return any(all(w in ("*", part) for w, part in zip(wanted, parts[at:], strict=False)) for at in starts)
+
+    return any(map(runs, listed))

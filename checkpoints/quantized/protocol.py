@@ -22,12 +22,20 @@ SCALE_DTYPES = ("F16", "BF16", "F32")
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of the checkpoint; its tensors are called `module`.SUFFIX."""
+    """A linear layer of the checkpoint; its tensors are called `module`.SUFFIX.
+
+    Attributes:
+        experts: E, where the tensors of so many layers of one shape are stacked, as those of a mixture's experts can
+            be; None: it is one.
+        parameter: what the weight is called in `module`, in formats that name its tensors after it.
+    """
 
     module: str
     outputs: int  # O
     inputs: int  # I
     stored: StoredMatrix
+    experts: int | None = None
+    parameter: str = "weight"
 
     @property
     def groups(self) -> int:
@@ -46,11 +54,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """A weight (O, I) as `QTensor` has it, in numpy, its inputs in the order of the activations.
+    """A weight (O, I), or (E, O, I) of stacked layers, as `QTensor` has it, in numpy, its inputs in the order of the
+    activations.
 
     Attributes:
-        values: (O, I) int8 or float8_e4m3fn, or (O, I // 2) uint8 for int4.
-        scales: (O, A) float32.
+        values: (O, I) int8 or float8_e4m3fn, or (O, I // 2) uint8 for int4 and mxfp4.
+        scales: (O, A) float32; uint8 exponents for mxfp4.
         zeros: (O, A) of the type that `pallas_kernels.qtensor.ZEROS` says, or None.
         group_index: (I,) int32, the group of every input where they are not contiguous (act-order), else None.
     """
@@ -77,9 +86,10 @@ class Tensors:
         if name not in self._source:
             if not part.required:
                 return False
+            stacked = "" if self._layer.experts is None else f" for each of {self._layer.experts} experts"
             raise CheckpointError(
                 f"{self._source.folder}: tensor {name} is missing; expected shape {_either(part.shapes)} in a linear "
-                f"layer of {self._layer.outputs} outputs and {self._layer.inputs} inputs"
+                f"layer of {self._layer.outputs} outputs and {self._layer.inputs} inputs{stacked}"
             )
         info = self._source.info(name)
         if info.shape not in part.shapes:

@@ -13,7 +13,7 @@ from jaxinfer.config.parallel import ParallelConfig
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 KvCacheDtype = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
-Quantization = Literal["int8", "int4", "fp8", "w8a8", "fp8-dynamic"]
+Quantization = Literal["int8", "int4", "fp8", "w8a8", "fp8-dynamic", "mxfp4"]
 
 # What an engine chooses where the config says None, by platform; "accelerator" is every other than those named. On a
 # CPU products are compute-bound from about 128 rows on, so a larger step only makes decode rows wait longer, and each
