@@ -58,7 +58,7 @@ def grouped_matmul(
         flat[0].shape[1],
         num_inputs,
         kind=weight.kind if quantized else None,
-        group=num_inputs // weight.scales.shape[-1] if quantized else 0,
+        group=weight.group if quantized else 0,
         zeros=quantized and weight.zeros is not None,
         count_copies=count_copies,
     )

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxinfer.runtime.topology import report, topology_mesh
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.grouped_matmul.mosaic_gpu import grouped_matmul
+from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.grouped_matmul.mosaic_gpu_kernel import REGISTERS
 from pallas_kernels.grouped_matmul.mosaic_gpu_plan import plan_of
 from pallas_kernels.qtensor import QTensor

@@ -37,6 +37,7 @@ CASES = (
     dataclasses.replace(PLAIN, sizes=(0, 60, 0, 20), padding=0, outputs=(200,)),
     dataclasses.replace(INT4, sizes=(70, 1, 30), padding=1, outputs=(64,), group=32),
     dataclasses.replace(INT4, sizes=(0, 5), padding=30, outputs=(264,)),
+    dataclasses.replace(INT4, sizes=(12, 3), padding=1, kind="mxfp4", group=32),
 )
 
 
@@ -103,7 +104,7 @@ def test_mxfp4(inputs: int) -> None:
     numbers = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])[codes & 7] * np.where(codes > 7, -1, 1)
     wide = numbers * np.repeat(2.0 ** (scales - 127), 32, axis=-1)
     x = jnp.asarray(rng.standard_normal((8, inputs)) / 64, jnp.bfloat16)
-    weight = QTensor(jnp.asarray(values), jnp.asarray(scales, jnp.uint8), kind="mxfp4")  # type: ignore[arg-type]
+    weight = QTensor(jnp.asarray(values), jnp.asarray(scales, jnp.uint8), kind="mxfp4")
     got = run(x, weight, jnp.array(sizes, jnp.int32), interpret=finding_races(plgpu.InterpretGPUParams))
     assert not races_found()
     want = np.zeros((8, outputs))

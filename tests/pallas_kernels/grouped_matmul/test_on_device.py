@@ -36,7 +36,7 @@ class OnDevice(GroupedMatmulContract):
 
     @pytest.mark.parametrize("rows", [1, 8, 64, 512, 4096])
     @pytest.mark.parametrize("size", SIZES, ids=str)
-    @pytest.mark.parametrize(("kind", "group"), [(None, None), ("int4", 32)])
+    @pytest.mark.parametrize(("kind", "group"), [(None, None), ("int4", 32), ("mxfp4", 32)])
     def test_the_size_of_a_model(
         self, size: tuple[int, int, int], rows: int, kind: str | None, group: int | None, rehearsed: bool
     ) -> None:
