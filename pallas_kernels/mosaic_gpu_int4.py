@@ -104,7 +104,7 @@ def add_block(
             wide -= jnp.bfloat16(_OFFSET + INT4_MIDDLE)
         columns = x.at[:, pl.ds(begin, cut.unit)].transpose((1, 0))
         scales = lax.broadcast_in_dim(factors[0][number].astype(jnp.float32), total.shape, [0])
-        total += _product(total.shape, wide, columns, widened) * scales
+        total += _product((M_ROWS, total.shape[1]), wide, columns, widened) * scales
     return total
 
 
@@ -169,7 +169,7 @@ def _widen_registers(context: Any, packed: Any, pair_of_bits: Callable[[Any, int
     )
 
 
-def _product(shape: tuple[int, ...], wide: jax.Array, x: Any, widened: Any) -> jax.Array:
+def _product(shape: tuple[int, int], wide: jax.Array, x: Any, widened: Any) -> jax.Array:
     """wide (64, unit) in registers times x (unit, T) in shared memory: (64, T) float32."""
     factor: Any = wide
     if widened is not None:

@@ -21,7 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.mosaic_gpu_int4 import Int4Blocks, unpacked, widen
+from pallas_kernels.mosaic_gpu_int4 import M_ROWS, Int4Blocks, unpacked, widen
 from pallas_kernels.mosaic_gpu_support import load
 
 GROUP = 32  # inputs of a block of the format
@@ -59,7 +59,9 @@ def add_block(
             for number in numbers:
                 widened[...] = weight(number)
                 plgpu.commit_smem()
-                total += pl.run_scoped(_products([(widened, _inputs(x, number))]), plgpu.ACC(total.shape, jnp.float32))
+                total += pl.run_scoped(
+                    _products([(widened, _inputs(x, number))]), plgpu.ACC((M_ROWS, total.shape[1]), jnp.float32)
+                )
             continue
         products = _products([(weight(number), _inputs(x, number)) for number in numbers], read=False)
         total = pl.run_state(products)(plgpu.ACC.init(total))

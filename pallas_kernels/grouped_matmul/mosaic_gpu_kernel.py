@@ -125,7 +125,7 @@ class _Item(NamedTuple):
     expert: jax.Array
     wide_tile: jax.Array  # of outputs
     row: jax.Array  # the first one
-    count: jax.Array  # of rows
+    rows: jax.Array  # how many
     width: jax.Array  # index of the narrowest of `plan.widths` that holds them
     window: jax.Array  # the first row that is copied
     blocks: jax.Array  # of inputs; 0 for padding
@@ -150,7 +150,7 @@ def _item(plan: HopperGroupedPlan, tiles: Tiles, number: jax.Array) -> _Item:
         expert=jnp.minimum(expert, plan.num_experts - 1),
         wide_tile=lax.div(inside, row_tiles),
         row=row,
-        count=count,
+        rows=count,
         width=width,
         window=window,
         blocks=jnp.where(is_padding, jnp.int32(0), jnp.int32(plan.blocks)),
@@ -343,7 +343,7 @@ def _compute_packed(
         step, moved = carry
         item = _item(plan, tiles, processor + turn * plan.processors)
         busy = _tile_of(plan, item, warpgroup) < plan.output_tiles
-        row, of_expert = _first_output(plan, item, warpgroup), [source.at[item.expert] for source in sources]
+        row, of_expert = _first_output(plan, item, warpgroup), tuple(source.at[item.expert] for source in sources)
 
         def of_block(block: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             total, factors = carry
@@ -384,7 +384,7 @@ def _store(
         store(staging.at[pl.ds(0, size)].transpose((1, 0)), turned)
         plgpu.commit_smem()
         place = jnp.clip(begin - first, 0, size)
-        left = jnp.clip(begin + item.count - first, 0, size) - place
+        left = jnp.clip(begin + item.rows - first, 0, size) - place
         for bit in reversed(range(size.bit_length())):
 
             def copy(rows: int = 1 << bit, place: jax.Array = place, first: int = first) -> None:
