@@ -51,8 +51,8 @@ def _mosaic_gpu_supports(target: DeviceTarget, case: GroupedMatmulCase) -> str |
         return f"compute capability is {target.compute_capability}; it must be (9, 0), Hopper"
     if case.packed:
         return "the weight lies as words of int4, in which a TPU keeps it"
-    if case.kind not in (None, "int4"):
-        return f"the weight is {case.kind}; it must be bfloat16 or int4"
+    if case.kind not in (None, "int4", "mxfp4"):
+        return f"the weight is {case.kind}; it must be bfloat16, int4 or mxfp4"
     if case.activations is not None:
         return f"activations are to be rounded to {case.activations}; they must keep their type"
     if case.dtype != np.dtype("bfloat16"):
