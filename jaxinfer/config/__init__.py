@@ -5,11 +5,14 @@ from jaxinfer.config.errors import UnsupportedModelError as UnsupportedModelErro
 from jaxinfer.config.errors import require as require
 from jaxinfer.config.layers import Activation as Activation
 from jaxinfer.config.layers import AttentionConfig as AttentionConfig
+from jaxinfer.config.layers import FeedForward as FeedForward
 from jaxinfer.config.layers import LayerConfig as LayerConfig
 from jaxinfer.config.layers import MlpConfig as MlpConfig
+from jaxinfer.config.layers import MoeConfig as MoeConfig
 from jaxinfer.config.layers import QkNorm as QkNorm
 from jaxinfer.config.layers import RopeConfig as RopeConfig
 from jaxinfer.config.layers import RopeKind as RopeKind
+from jaxinfer.config.layers import RouterConfig as RouterConfig
 from jaxinfer.config.model import DTypeName as DTypeName
 from jaxinfer.config.model import ModelConfig as ModelConfig
 from jaxinfer.config.parallel import ParallelConfig as ParallelConfig

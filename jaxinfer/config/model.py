@@ -10,7 +10,15 @@ from typing import Any, Literal
 from jaxinfer.cache_groups import CacheGroups
 from jaxinfer.config.errors import ConfigError, require, require_counts
 from jaxinfer.config.field_types import check_field_types
-from jaxinfer.config.layers import AttentionConfig, LayerConfig, MlpConfig, RopeConfig
+from jaxinfer.config.layers import (
+    AttentionConfig,
+    FeedForward,
+    LayerConfig,
+    MlpConfig,
+    MoeConfig,
+    RopeConfig,
+    RouterConfig,
+)
 
 DTypeName = Literal["float32", "bfloat16"]
 
@@ -149,7 +157,15 @@ class ModelConfig:
 
 
 def _layer(mixer: dict[str, Any], feed_forward: dict[str, Any]) -> LayerConfig:
-    return LayerConfig(AttentionConfig(**mixer), MlpConfig(**feed_forward))
+    return LayerConfig(AttentionConfig(**mixer), _feed_forward(feed_forward))
+
+
+def _feed_forward(values: dict[str, Any]) -> FeedForward:
+    if "num_experts" not in values:
+        return MlpConfig(**values)
+    shared = values.get("shared")
+    parts = {"router": RouterConfig(**values["router"]), "expert": MlpConfig(**values["expert"])}
+    return MoeConfig(**{**values, **parts, "shared": None if shared is None else MlpConfig(**shared)})
 
 
 # Fields that stood beside the layers in the older form -> their names in each layer's parts now.

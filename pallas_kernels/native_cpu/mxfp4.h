@@ -104,77 +104,84 @@ inline void decode_blocks(const uint8_t* values, const uint8_t* scales, int64_t 
 
 // -- the product -------------------------------------------------------------------------------------------------------
 
-// As `matmul` in matmul.h, of weights that are widened a span of four outputs at a time where rows are few, and else a part
-// of the outputs at a time, so that many tiles of rows find them wide.
+// How `matmul_part` (matmul.h) multiplies by the outputs `begin` to `end` - 1 of one group, here of a weight that is widened:
+// a span of four outputs at a time where rows are few, else the part of the outputs, so that many tiles find it wide.
+// scales: of the group's weight.
 template <class Dot, class Store>
-void matmul_mxfp4(ThreadPool& pool, const typename Dot::Prepared* x, int64_t x_stride, const uint8_t* values,
-                  const uint8_t* scales, int64_t rows, int64_t outputs, int64_t inputs, const Store& store) {
+void mxfp4_part(const typename Dot::Prepared* all, int64_t x_stride, const Group<uint8_t>& group, const uint8_t* scales,
+                int64_t begin, int64_t end, int64_t outputs, int64_t inputs, const Store& store) {
   using Wide = typename Dot::Weight;
   static_assert(kMxBlock % Dot::kStep == 0, "no span ends within a step");
-  const int64_t blocks = inputs / kMxBlock;
+  static thread_local Scratch scratch;
+  const int64_t rows = group.rows, blocks = inputs / kMxBlock;
+  const typename Dot::Prepared* x = all + group.first_row * x_stride;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  const int64_t tile = tiles == 0 ? 0 : (rows + tiles - 1) / tiles;
+  const int64_t tile = (rows + tiles - 1) / tiles;
   const bool few = tiles <= kFewTiles;
-  const int64_t row_bytes = few ? blocks * (kMxBlock / 2 + 1) : inputs * static_cast<int64_t>(sizeof(Wide));
-  int64_t part = std::clamp<int64_t>(kPartBytes / row_bytes / 4 * 4, few ? 4 : kFewestOutputs, kPartOutputs);
-  part = std::min(part, std::max<int64_t>(4, round_up(outputs / (4 * pool.size()), 4)));
   constexpr int64_t kSpan = kSpanBytes / sizeof(typename Dot::Prepared) / kMxBlock * kMxBlock;
   const int64_t span_inputs = inputs > 3 * kSpan / 2 ? kSpan : inputs;
   const int64_t wide_stride = (few ? span_inputs : inputs) + Dot::kStep;
-  pool.run((outputs + part - 1) / part, [&](int64_t p) {
-    static thread_local Scratch scratch;
-    const int64_t begin = p * part, end = std::min(begin + part, outputs);
-    Wide* wide = scratch.get<Wide>((few ? 4 : round_up(end - begin, 4)) * wide_stride);
-    typename Dot::Sum kept[kPartOutputs * kTileRows];
-    auto widen_row = [&](int64_t output, int64_t from, int64_t length, Wide* to) {
-      const int64_t first = output * blocks + from / kMxBlock;
-      decode_blocks(values + first * (kMxBlock / 2), scales + first, length / kMxBlock, to);
-    };
-    // Sums of four outputs, whose weights from input `from` on lie at `four`.
-    auto sum_four = [&](int64_t first, int64_t o, const Wide* four, int64_t from, int64_t to, typename Dot::Sum* unfinished) {
-      const int count = static_cast<int>(std::min(tile, rows - first));
-      const Wide* w[4] = {four, four + wide_stride, four + 2 * wide_stride, four + 3 * wide_stride};
-      const Span span{0, to - from, from == 0, to == inputs};
-      __m128 sum[kTileRows];
-      dot_rows<Dot>(count, x + first * x_stride + from, x_stride, w, span, {0, 0, 0}, unfinished, sum);
-      if (span.last) store(first, count, o, sum);
-    };
-    if (few) {
-      for (int64_t o = begin; o < end; o += 4) {
-        for (int64_t from = 0; from < inputs; from += span_inputs) {
-          const int64_t to = std::min(from + span_inputs, inputs);
-          for (int c = 0; c < 4; ++c) widen_row(std::min(o + c, outputs - 1), from, to - from, wide + c * wide_stride);
-          for (int64_t first = 0; first < rows; first += tile) {
-            sum_four(first, o, wide, from, to, kept + first / tile * 4 * kTileRows);
-          }
-        }
-      }
-      return;
-    }
-    for (int64_t o = begin; o < round_up(end - begin, 4) + begin; ++o) {
-      widen_row(std::min(o, outputs - 1), 0, inputs, wide + (o - begin) * wide_stride);
-    }
-    for (int64_t first = 0; first < rows; first += tile) {
+  Wide* wide = scratch.get<Wide>((few ? 4 : round_up(end - begin, 4)) * wide_stride);
+  typename Dot::Sum kept[kPartOutputs * kTileRows];
+  // Outputs past the last one are the last one; who stores leaves them out.
+  auto widen_row = [&](int64_t output, int64_t from, int64_t length, Wide* to) {
+    const int64_t first = std::min(output, outputs - 1) * blocks + from / kMxBlock;
+    decode_blocks(group.w + first * (kMxBlock / 2), scales + first, length / kMxBlock, to);
+  };
+  // Sums of four outputs over the inputs `from` to `to` - 1, which lie wide at `four`.
+  auto sum_four = [&](int64_t first, int64_t o, const Wide* four, int64_t from, int64_t to, typename Dot::Sum* unfinished) {
+    const int count = static_cast<int>(std::min(tile, rows - first));
+    const Wide* w[4] = {four, four + wide_stride, four + 2 * wide_stride, four + 3 * wide_stride};
+    const Span span{0, to - from, from == 0, to == inputs};
+    __m128 sum[kTileRows];
+    dot_rows<Dot>(count, x + first * x_stride + from, x_stride, w, span, {0, 0, 0}, unfinished, sum);
+    if (span.last) store(group, group.first_row + first, count, o, sum);
+  };
+  if (few) {
+    for (int64_t o = begin; o < end; o += 4) {
       for (int64_t from = 0; from < inputs; from += span_inputs) {
         const int64_t to = std::min(from + span_inputs, inputs);
-        for (int64_t o = begin; o < end; o += 4) {
-          sum_four(first, o, wide + (o - begin) * wide_stride + from, from, to, kept + (o - begin) * kTileRows);
+        for (int c = 0; c < 4; ++c) widen_row(o + c, from, to - from, wide + c * wide_stride);
+        for (int64_t first = 0; first < rows; first += tile) {
+          sum_four(first, o, wide, from, to, kept + first / tile * 4 * kTileRows);
         }
       }
     }
-  });
+    return;
+  }
+  for (int64_t o = 0; o < round_up(end - begin, 4); ++o) widen_row(begin + o, 0, inputs, wide + o * wide_stride);
+  for (int64_t first = 0; first < rows; first += tile) {
+    for (int64_t from = 0; from < inputs; from += span_inputs) {
+      const int64_t to = std::min(from + span_inputs, inputs);
+      for (int64_t o = begin; o < end; o += 4) {
+        sum_four(first, o, wide + (o - begin) * wide_stride + from, from, to, kept + (o - begin) * kTileRows);
+      }
+    }
+  }
 }
 
-// values (O, I / 2), scales (O, I / 32); x (rows, I) of which `count` rows are real. y float32.
+// Groups of values (O, I / 2), of which the scales (O, I / 32) lie one weight behind the other; x (rows, I) of which `count`
+// rows are real. y float32.
 template <class Dot, class X>
-void microscaled_matmul(ThreadPool& pool, const X* x, const uint8_t* values, const uint8_t* scales, float* y, int64_t rows,
-                  int64_t count, int64_t outputs, int64_t inputs) {
-  with_prepared<Dot>(pool, x, count, inputs, [&](const typename Dot::Prepared* prepared, int64_t stride) {
-    matmul_mxfp4<Dot>(pool, prepared, stride, values, scales, count, outputs, inputs,
-                      [&](int64_t row, int tile, int64_t output, const __m128* sum) {
-      for (int r = 0; r < tile; ++r) store4(y + (row + r) * outputs, output, outputs, sum[r]);
+void microscaled_matmul(ThreadPool& pool, const X* x, const Group<uint8_t>* groups, int64_t num_groups,
+                        const uint8_t* scales, float* y, int64_t rows, int64_t count, int64_t outputs, int64_t inputs) {
+  int64_t most = 0;
+  for (int64_t g = 0; g < num_groups; ++g) most = std::max(most, groups[g].rows);
+  auto store = [&](const auto&, int64_t row, int tile, int64_t output, const __m128* sum) {
+    for (int r = 0; r < tile; ++r) store4(y + (row + r) * outputs, output, outputs, sum[r]);
+  };
+  if (most > 0) {
+    const int64_t part = outputs_of_a_part<Dot>(most, outputs, inputs, pool.size());
+    const int64_t parts = (outputs + part - 1) / part, of_scales = outputs * (inputs / kMxBlock);
+    with_prepared<Dot>(pool, x, count, inputs, [&](const typename Dot::Prepared* prepared, int64_t stride) {
+      pool.run(num_groups * parts, [&](int64_t item) {
+        const Group<uint8_t>& group = groups[item / parts];
+        const int64_t begin = item % parts * part;
+        mxfp4_part<Dot>(prepared, stride, group, scales + group.index * of_scales, begin,
+                        std::min(begin + part, outputs), outputs, inputs, store);
+      });
     });
-  });
+  }
   std::memset(y + count * outputs, 0, (rows - count) * outputs * sizeof(float));
 }
 
