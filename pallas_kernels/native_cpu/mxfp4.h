@@ -89,11 +89,13 @@ inline void decode_block_normal(const uint8_t* block, int scale, W* to) {
 inline void store_one(bf16* to, bf16 value) { *to = value; }
 inline void store_one(float* to, bf16 value) { *to = widen(value); }
 
-// `blocks` blocks of one output: 16 bytes each, which hold input 2j in the low half of byte j; their scales.
+// `blocks` blocks of one output: 16 bytes each, which hold input 2j in the low half of byte j; their scales. What lies
+// `ahead` bytes further on is fetched into the cache.
 template <class W>
-inline void decode_blocks(const uint8_t* values, const uint8_t* scales, int64_t blocks, W* to) {
+inline void decode_blocks(const uint8_t* values, const uint8_t* scales, int64_t blocks, W* to, int64_t ahead) {
   for (int64_t b = 0; b < blocks; ++b, values += kMxBlock / 2, to += kMxBlock) {
     int scale = scales[b];
+    _mm_prefetch(reinterpret_cast<const char*>(values + ahead), _MM_HINT_T0);
     if (scale >= kLeastScale && scale <= kLargestScale) [[likely]] {
       decode_block_normal(values, scale, to);
       continue;
@@ -123,10 +125,14 @@ void mxfp4_part(const typename Dot::Prepared* all, int64_t x_stride, const Group
   const int64_t wide_stride = (few ? span_inputs : inputs) + Dot::kStep;
   Wide* wide = scratch.get<Wide>((few ? 4 : round_up(end - begin, 4)) * wide_stride);
   typename Dot::Sum kept[kPartOutputs * kTileRows];
+  // The weights' way from memory takes longest: while four rows are widened the next four come. Their scales are fetched
+  // as a whole, being few. (What lies behind the last weight may be fetched too: it is not read.)
+  const int64_t ahead = 4 * blocks * (kMxBlock / 2);
   // Outputs past the last one are the last one; who stores leaves them out.
   auto widen_row = [&](int64_t output, int64_t from, int64_t length, Wide* to) {
     const int64_t first = std::min(output, outputs - 1) * blocks + from / kMxBlock;
-    decode_blocks(group.w + first * (kMxBlock / 2), scales + first, length / kMxBlock, to);
+    _mm_prefetch(reinterpret_cast<const char*>(scales + first + 4 * blocks), _MM_HINT_T0);
+    decode_blocks(group.w + first * (kMxBlock / 2), scales + first, length / kMxBlock, to, ahead);
   };
   // Sums of four outputs over the inputs `from` to `to` - 1, which lie wide at `four`.
   auto sum_four = [&](int64_t first, int64_t o, const Wide* four, int64_t from, int64_t to, typename Dot::Sum* unfinished) {
