@@ -18,8 +18,9 @@ from checkpoints.quantized import keys
 from checkpoints.quantized.protocol import Format, Layer, Part, Parts, Tensors
 from jaxinfer.config import ConfigError
 from jaxinfer.models.stored_matrix import StoredMatrix
-from pallas_kernels.mxfp4 import BLOCK, NAN_SCALE
 
+BLOCK = 32
+_NAN_SCALE = 255
 _WHERE = "quantization_config"
 
 
@@ -58,6 +59,6 @@ class Mxfp4(Format):
     def read(self, layer: Layer, tensors: Tensors) -> Parts:
         """Views of the tensors in the file: (*E, O, I / 2) and (*E, O, I / 32)."""
         blocks, scales = (tensors.read(f"{layer.parameter}_{part}") for part in ("blocks", "scales"))
-        if (scales == NAN_SCALE).any():
-            raise tensors.fault(f"{layer.parameter}_scales", f"scales up to {NAN_SCALE - 1}", f"{NAN_SCALE}, NaN")
+        if (scales == _NAN_SCALE).any():
+            raise tensors.fault(f"{layer.parameter}_scales", f"scales up to {_NAN_SCALE - 1}", f"{_NAN_SCALE}, NaN")
         return Parts(blocks.reshape(*scales.shape[:-1], layer.inputs // 2), scales)

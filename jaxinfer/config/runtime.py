@@ -27,8 +27,8 @@ class RuntimeConfig:
     """How a model runs. None means "let the engine choose" and it says what it chose. Names are vLLM's where equal.
 
     quantization: of the layers' matrices, rounded at load: int8 and fp8 have a scale for each output, int4
-    one for groups of 32 to 128 inputs; w8a8 and fp8-dynamic round activations too, token by token. On a CPU all of them
-    become int8 by int8.
+    one for groups of 32 to 128 inputs, mxfp4 a power of two for blocks of 32; w8a8 and fp8-dynamic round activations
+    too, token by token. On a CPU all of them but mxfp4 become int8 by int8.
     max_model_len: longest prompt + output in tokens. max_num_seqs: rows of a step. max_num_batched_tokens: tokens of
     a step. max_logprobs: the most alternatives that a request may ask for at a position, -1 for the whole vocabulary;
     every step makes room for that many. kv_cache_dtype: what keys and values are kept in; auto is the model's dtype;

@@ -45,11 +45,8 @@ def native_multiply(instructions: str, count: jax.Array | None = None) -> Multip
         first = options[0]
         if isinstance(first, QTensor):
             outputs = first.outputs
-            of_mxfp4 = first.kind == "mxfp4"
-            values = [w.values.reshape(-1, w.values.shape[-1]) for w in options if isinstance(w, QTensor)]
-            scales = [w.scales.reshape((-1, w.groups)[: 1 + of_mxfp4]) for w in options if isinstance(w, QTensor)]
-            run = mxfp4_matmul if of_mxfp4 else quantized_matmul
-            y = run(flat, values, scales, layer, rows, instructions=instructions)
+            run = mxfp4_matmul if first.kind == "mxfp4" else quantized_matmul
+            y = run(flat, *_parts(options), layer, rows, instructions=instructions)
         else:
             outputs = first.shape[: first.ndim - inputs]
             matrices = [w.reshape(-1, flat.shape[1]) for w in options if not isinstance(w, QTensor)]
@@ -84,12 +81,8 @@ def native_multiply_experts(instructions: str, target: DeviceTarget) -> Multiply
         first = options[0]
         experts, *outputs, inputs = first.shape
         if isinstance(first, QTensor):
-            of_mxfp4 = first.kind == "mxfp4"
-            stored = [w for w in options if isinstance(w, QTensor)]
-            values = [w.values.reshape(experts, -1, w.values.shape[-1]) for w in stored]
-            scales = [w.scales.reshape((experts, -1, w.groups)[: 2 + of_mxfp4]) for w in stored]
-            run = grouped_mxfp4_matmul if of_mxfp4 else grouped_quantized_matmul
-            y = run(x, values, scales, layer, group_sizes, instructions=instructions)
+            run = grouped_mxfp4_matmul if first.kind == "mxfp4" else grouped_quantized_matmul
+            y = run(x, *_parts(options, experts), layer, group_sizes, instructions=instructions)
         else:
             matrices = [w.reshape(experts, -1, inputs) for w in options if not isinstance(w, QTensor)]
             y = grouped_dense_matmul(x, matrices, layer, group_sizes, instructions=instructions)
@@ -112,6 +105,14 @@ def native_normalize(instructions: str, count: jax.Array) -> Normalize:
         return y.reshape(x.shape)
 
     return normalize
+
+
+def _parts(options: Sequence[Matrix], *experts: int) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Values (*E, O, inputs as they are stored) and scales of all: (*E, O), or (*E, O, A) of mxfp4."""
+    quantized = [weight for weight in options if isinstance(weight, QTensor)]
+    values = [w.values.reshape(*experts, -1, w.values.shape[-1]) for w in quantized]
+    groups = [(w.groups,) if w.kind == "mxfp4" else () for w in quantized]
+    return values, [w.scales.reshape(*experts, -1, *of) for w, of in zip(quantized, groups, strict=True)]
 
 
 def _served(x: jax.Array, options: Sequence[Matrix]) -> bool:

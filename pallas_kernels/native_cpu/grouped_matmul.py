@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.mxfp4 import BLOCK
 from pallas_kernels.native_cpu.library import target_name
-from pallas_kernels.native_cpu.matmul import MOST_INT8_INPUTS
+from pallas_kernels.native_cpu.matmul import MOST_INT8_INPUTS, check_mxfp4
 
 
 def grouped_dense_matmul(
@@ -88,7 +87,7 @@ def grouped_mxfp4_matmul(
 
     Args:
         x: float32 or bfloat16.
-        values, scales: (E, O, I // 2) and (E, O, I // 32) uint8 of each layer, as `qtensor.QTensor` has them.
+        values, scales: (E, O, I // 2) and (E, O, I // 32) uint8 of each layer.
         layer, group_sizes, instructions: as in `grouped_dense_matmul`.
 
     Raises:
@@ -96,15 +95,8 @@ def grouped_mxfp4_matmul(
     """
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"x is {x.dtype}; it must be float32 or bfloat16")
-    if any(part.dtype != jnp.uint8 for part in (*values, *scales)):
-        raise ValueError("values and scales must be uint8")
-    *outer, half = values[0].shape
-    if half % (BLOCK // 2) or any(s.shape != (*outer, 2 * half // BLOCK) for s in scales):
-        raise ValueError(
-            f"values have shape {values[0].shape} and scales {scales[0].shape}; values must be (experts, outputs, "
-            f"inputs // 2) and scales (experts, outputs, inputs // {BLOCK})"
-        )
-    outputs = _outputs(x, values, group_sizes, 2 * half)
+    check_mxfp4(values, scales)
+    outputs = _outputs(x, values, group_sizes, 2 * values[0].shape[-1])
     call = _call("grouped_mxfp4_matmul", x, outputs, instructions)
     return call(x, layer, group_sizes, *values, *scales)
 
@@ -114,7 +106,7 @@ def _call(name: str, x: jax.Array, outputs: int, instructions: str) -> jax.ffi.f
 
 
 def _outputs(x: jax.Array, weights: Sequence[jax.Array], group_sizes: jax.Array, inputs: int | None = None) -> int:
-    """O, once shapes have been checked. inputs: I, where an array of weights has another number in its last axis."""
+    """O, once shapes have been checked. inputs: I, if it is not the last axis of a weight."""
     shape = weights[0].shape
     inputs = shape[-1] if inputs is None else inputs
     others = [w.shape for w in weights if w.shape != shape]

@@ -101,18 +101,24 @@ def mxfp4_matmul(
     outputs, half = values[0].shape
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"x is {x.dtype}; it must be float32 or bfloat16")
-    if any(part.dtype != jnp.uint8 for part in (*values, *scales)):
-        raise ValueError("values and scales must be uint8")
-    if half % (BLOCK // 2) or any(s.shape != (outputs, 2 * half // BLOCK) for s in scales):
-        raise ValueError(
-            f"values have shape {values[0].shape} and scales {scales[0].shape}; values must be (outputs, inputs // 2) "
-            f"and scales (outputs, inputs // {BLOCK})"
-        )
+    check_mxfp4(values, scales)
     _check(x, values, 2 * half)
     call = jax.ffi.ffi_call(
         target_name("mxfp4_matmul", instructions), jax.ShapeDtypeStruct((x.shape[0], outputs), jnp.float32)
     )
     return call(x, layer, count, *values, *scales)
+
+
+def check_mxfp4(values: Sequence[jax.Array], scales: Sequence[jax.Array]) -> None:
+    """Raises ValueError unless the layers' parts are (*E, O, I // 2) and (*E, O, I // 32) uint8."""
+    if any(part.dtype != jnp.uint8 for part in (*values, *scales)):
+        raise ValueError("values and scales must be uint8")
+    *outputs, half = values[0].shape
+    if half % (BLOCK // 2) or any(s.shape != (*outputs, 2 * half // BLOCK) for s in scales):
+        raise ValueError(
+            f"values have shape {values[0].shape} and scales {scales[0].shape}; values must be (outputs, inputs // 2) "
+            f"and scales (outputs, inputs // {BLOCK})"
+        )
 
 
 def _check(x: jax.Array, weights: Sequence[jax.Array], inputs: int | None = None) -> None:

@@ -89,11 +89,13 @@ inline void decode_block_normal(const uint8_t* block, int scale, W* to) {
 inline void store_one(bf16* to, bf16 value) { *to = value; }
 inline void store_one(float* to, bf16 value) { *to = widen(value); }
 
-// `blocks` blocks of one output: 16 bytes each, which hold input 2j in the low half of byte j; their scales.
+// `blocks` blocks of one output: 16 bytes each, which hold input 2j in the low half of byte j; their scales. What lies
+// `ahead` bytes further on is fetched into the cache.
 template <class W>
-inline void decode_blocks(const uint8_t* values, const uint8_t* scales, int64_t blocks, W* to) {
+inline void decode_blocks(const uint8_t* values, const uint8_t* scales, int64_t blocks, W* to, int64_t ahead) {
   for (int64_t b = 0; b < blocks; ++b, values += kMxBlock / 2, to += kMxBlock) {
     int scale = scales[b];
+    _mm_prefetch(reinterpret_cast<const char*>(values + ahead), _MM_HINT_T0);
     if (scale >= kLeastScale && scale <= kLargestScale) [[likely]] {
       decode_block_normal(values, scale, to);
       continue;
@@ -104,8 +106,9 @@ inline void decode_blocks(const uint8_t* values, const uint8_t* scales, int64_t 
 
 // -- the product -------------------------------------------------------------------------------------------------------
 
-// As `matmul_part` in matmul.h, of weights that are widened a span of four outputs at a time where rows are few, and else
-// all of the part at once, so that many tiles of rows find them wide. scales: of the group's weight.
+// How `matmul_part` (matmul.h) multiplies by the outputs `begin` to `end` - 1 of one group, here of a weight that is widened:
+// a span of four outputs at a time where rows are few, else the part of the outputs, so that many tiles find it wide.
+// scales: of the group's weight.
 template <class Dot, class Store>
 void mxfp4_part(const typename Dot::Prepared* all, int64_t x_stride, const Group<uint8_t>& group, const uint8_t* scales,
                 int64_t begin, int64_t end, int64_t outputs, int64_t inputs, const Store& store) {
@@ -122,24 +125,29 @@ void mxfp4_part(const typename Dot::Prepared* all, int64_t x_stride, const Group
   const int64_t wide_stride = (few ? span_inputs : inputs) + Dot::kStep;
   Wide* wide = scratch.get<Wide>((few ? 4 : round_up(end - begin, 4)) * wide_stride);
   typename Dot::Sum kept[kPartOutputs * kTileRows];
+  // The weights' way from memory takes longest: while four rows are widened the next four come. Their scales are fetched
+  // as a whole, being few. (What lies behind the last weight may be fetched too: it is not read.)
+  const int64_t ahead = 4 * blocks * (kMxBlock / 2);
+  // Outputs past the last one are the last one; who stores leaves them out.
   auto widen_row = [&](int64_t output, int64_t from, int64_t length, Wide* to) {
-    const int64_t first = output * blocks + from / kMxBlock;
-    decode_blocks(group.w + first * (kMxBlock / 2), scales + first, length / kMxBlock, to);
+    const int64_t first = std::min(output, outputs - 1) * blocks + from / kMxBlock;
+    _mm_prefetch(reinterpret_cast<const char*>(scales + first + 4 * blocks), _MM_HINT_T0);
+    decode_blocks(group.w + first * (kMxBlock / 2), scales + first, length / kMxBlock, to, ahead);
   };
-  // Sums of four outputs, whose weights from input `from` on lie at `four`.
+  // Sums of four outputs over the inputs `from` to `to` - 1, which lie wide at `four`.
   auto sum_four = [&](int64_t first, int64_t o, const Wide* four, int64_t from, int64_t to, typename Dot::Sum* unfinished) {
     const int count = static_cast<int>(std::min(tile, rows - first));
     const Wide* w[4] = {four, four + wide_stride, four + 2 * wide_stride, four + 3 * wide_stride};
     const Span span{0, to - from, from == 0, to == inputs};
     __m128 sum[kTileRows];
     dot_rows<Dot>(count, x + first * x_stride + from, x_stride, w, span, {0, 0, 0}, unfinished, sum);
-    if (span.last) store(group.first_row + first, count, o, sum);
+    if (span.last) store(group, group.first_row + first, count, o, sum);
   };
   if (few) {
     for (int64_t o = begin; o < end; o += 4) {
       for (int64_t from = 0; from < inputs; from += span_inputs) {
         const int64_t to = std::min(from + span_inputs, inputs);
-        for (int c = 0; c < 4; ++c) widen_row(std::min(o + c, outputs - 1), from, to - from, wide + c * wide_stride);
+        for (int c = 0; c < 4; ++c) widen_row(o + c, from, to - from, wide + c * wide_stride);
         for (int64_t first = 0; first < rows; first += tile) {
           sum_four(first, o, wide, from, to, kept + first / tile * 4 * kTileRows);
         }
@@ -147,9 +155,7 @@ void mxfp4_part(const typename Dot::Prepared* all, int64_t x_stride, const Group
     }
     return;
   }
-  for (int64_t o = begin; o < round_up(end - begin, 4) + begin; ++o) {
-    widen_row(std::min(o, outputs - 1), 0, inputs, wide + (o - begin) * wide_stride);
-  }
+  for (int64_t o = 0; o < round_up(end - begin, 4); ++o) widen_row(begin + o, 0, inputs, wide + o * wide_stride);
   for (int64_t first = 0; first < rows; first += tile) {
     for (int64_t from = 0; from < inputs; from += span_inputs) {
       const int64_t to = std::min(from + span_inputs, inputs);
@@ -160,30 +166,28 @@ void mxfp4_part(const typename Dot::Prepared* all, int64_t x_stride, const Group
   }
 }
 
-// values (E, O, I / 2), to which the groups point, scales (E, O, I / 32); x (rows, I) of which `count` rows are real. y
-// float32.
+// Groups of values (O, I / 2), of which the scales (O, I / 32) lie one weight behind the other; x (rows, I) of which `count`
+// rows are real. y float32.
 template <class Dot, class X>
 void microscaled_matmul(ThreadPool& pool, const X* x, const Group<uint8_t>* groups, int64_t num_groups,
                         const uint8_t* scales, float* y, int64_t rows, int64_t count, int64_t outputs, int64_t inputs) {
-  const int64_t blocks = inputs / kMxBlock;
   int64_t most = 0;
   for (int64_t g = 0; g < num_groups; ++g) most = std::max(most, groups[g].rows);
-  const bool few = most <= kFewTiles * kTileRows;
-  const int64_t row_bytes = few ? blocks * (kMxBlock / 2 + 1) : inputs * static_cast<int64_t>(sizeof(typename Dot::Weight));
-  int64_t part = std::clamp<int64_t>(kPartBytes / row_bytes / 4 * 4, few ? 4 : kFewestOutputs, kPartOutputs);
-  part = std::min(part, std::max<int64_t>(4, round_up(outputs / (4 * pool.size()), 4)));
-  const int64_t parts = (outputs + part - 1) / part;
-  auto store = [&](int64_t row, int tile, int64_t output, const __m128* sum) {
+  auto store = [&](const auto&, int64_t row, int tile, int64_t output, const __m128* sum) {
     for (int r = 0; r < tile; ++r) store4(y + (row + r) * outputs, output, outputs, sum[r]);
   };
-  with_prepared<Dot>(pool, x, count, inputs, [&](const typename Dot::Prepared* prepared, int64_t stride) {
-    pool.run(num_groups * parts, [&](int64_t item) {
-      const Group<uint8_t>& group = groups[item / parts];
-      const int64_t begin = item % parts * part;
-      mxfp4_part<Dot>(prepared, stride, group, scales + group.index * outputs * blocks, begin,
-                      std::min(begin + part, outputs), outputs, inputs, store);
+  if (most > 0) {
+    const int64_t part = outputs_of_a_part<Dot>(most, outputs, inputs, pool.size());
+    const int64_t parts = (outputs + part - 1) / part, of_scales = outputs * (inputs / kMxBlock);
+    with_prepared<Dot>(pool, x, count, inputs, [&](const typename Dot::Prepared* prepared, int64_t stride) {
+      pool.run(num_groups * parts, [&](int64_t item) {
+        const Group<uint8_t>& group = groups[item / parts];
+        const int64_t begin = item % parts * part;
+        mxfp4_part<Dot>(prepared, stride, group, scales + group.index * of_scales, begin,
+                        std::min(begin + part, outputs), outputs, inputs, store);
+      });
     });
-  });
+  }
   std::memset(y + count * outputs, 0, (rows - count) * outputs * sizeof(float));
 }
 

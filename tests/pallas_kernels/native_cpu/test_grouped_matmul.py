@@ -12,8 +12,8 @@ from pallas_kernels.native_cpu.grouped_matmul import (
     grouped_mxfp4_matmul,
     grouped_quantized_matmul,
 )
-from pallas_kernels.native_cpu.matmul import dense_matmul, quantized_matmul
-from pallas_kernels.qtensor import dequantize, quantize
+from pallas_kernels.native_cpu.matmul import dense_matmul, mxfp4_matmul, quantized_matmul
+from pallas_kernels.qtensor import quantize
 from tests.pallas_kernels.native_cpu.loaded import NAMES, target_for
 
 # None at all, one, few, more than `few` tiles; 82 outputs end in half a vector.
@@ -41,6 +41,9 @@ def test_rows_have_the_bits_of_a_product_with_their_expert(instructions, sizes, 
     values, scales = [q.values for q in rounded], [q.scales[..., 0] for q in rounded]
     one = jnp.int32(1)
     got = np.asarray(grouped_dense_matmul(x, layers, one, group_sizes, instructions=instructions))
+    blocks = [quantize(layer, "mxfp4") for layer in layers]
+    numbers, exponents = [q.values for q in blocks], [q.scales for q in blocks]
+    got4 = np.asarray(grouped_mxfp4_matmul(x, numbers, exponents, one, group_sizes, instructions=instructions))
     got8 = np.asarray(grouped_quantized_matmul(x, values, scales, one, group_sizes, instructions=instructions))
     first = 0
     for expert, size in enumerate(sizes):
@@ -52,21 +55,13 @@ def test_rows_have_the_bits_of_a_product_with_their_expert(instructions, sizes, 
         matrices, factors = [v[expert] for v in values], [s[expert] for s in scales]
         want = quantized_matmul(part, matrices, factors, one, rows, instructions=instructions)
         np.testing.assert_array_equal(got8[first : first + size], np.asarray(want))
+        matrices, factors = [v[expert] for v in numbers], [s[expert] for s in exponents]
+        want = mxfp4_matmul(part, matrices, factors, one, rows, instructions=instructions)
+        np.testing.assert_array_equal(got4[first : first + size], np.asarray(want))
         first += size
     assert not np.any(got[first:])
     assert not np.any(got8[first:])
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_mxfp4_rows_have_the_bits_of_the_widened_weights(instructions, sizes, dtype):
-    x, layers, group_sizes = arrays(sizes, dtype)
-    rounded = [quantize(layer, "mxfp4", 32) for layer in layers]
-    values, scales, one = [q.values for q in rounded], [q.scales for q in rounded], jnp.int32(1)
-    got = grouped_mxfp4_matmul(x, values, scales, one, group_sizes, instructions=instructions)
-    wide = [dequantize(q).astype(dtype) for q in rounded]
-    want = grouped_dense_matmul(x, wide, one, group_sizes, instructions=instructions)
-    np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+    assert not np.any(got4[first:])
 
 
 def test_sizes_that_cannot_be_are_cut(instructions):
@@ -93,3 +88,8 @@ def test_what_does_not_fit_together_is_named():
     rounded = quantize(layers[0], "int8")
     with pytest.raises(ValueError, match="one float32 scale for each output"):
         grouped_quantized_matmul(x, [rounded.values], [rounded.scales], zero, sizes, instructions="avx2")
+    blocks = quantize(layers[0], "mxfp4")
+    with pytest.raises(ValueError, match=r"x has shape \(16, 95\); with weights \(4, 82, 48\) it must be \(rows, 96\)"):
+        grouped_mxfp4_matmul(x[:, :95], [blocks.values], [blocks.scales], zero, sizes, instructions="avx2")
+    with pytest.raises(ValueError, match=r"scales \(4, 82, 2\); values must be"):
+        grouped_mxfp4_matmul(x, [blocks.values], [blocks.scales[..., :2]], zero, sizes, instructions="avx2")
