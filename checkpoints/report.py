@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.files import FORMAT_VERSION, REPORT_FILE, write_json
+from checkpoints.layouts import Index
 from checkpoints.quantizing.report import QuantizationReport
 from checkpoints.reader import TensorSource
-from checkpoints.rules import Index, TensorMapping
+from checkpoints.rules import TensorMapping
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Names and layouts as data: which Hugging Face tensor goes where in the decoder's parameters.
+"""Matches the tensors of a checkpoint with the decoder's parameters, by the table of its family (`family_tables`).
 
-Dims: N query heads, K KV heads, G = N / K, H head_dim, D hidden, F MLP width, V vocabulary; `...` is (D,) for weights
-and () for biases. Parameters are in their canonical layout here, that of one device (`ModelShape` with tp = 1):
-`attention.qkv` is (K, G + 2, H, ...) with the G query heads first, then key, then value; `mlp.gate_up` is (2, F, ...).
+Parameters are in their canonical layout here, that of one device (`ModelShape` with tp = 1): `attention.qkv` is (K,
+G + 2, H, ...) with the G query heads first, then key, then value; `mlp.gate_up` is (2, F, ...); `moe.gate_up` is (E, 2,
+F, ...), `moe.down` (E, D, F).
 
 `plan_mapping` is strict both ways: every tensor of the source is used once or ignored by name, every element of every
 parameter is set once, shapes and dtypes are checked. It reads headers only.
@@ -10,224 +10,20 @@ parameter is set once, shapes and dtypes are checked. It reads headers only.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from checkpoints.family_tables import FAMILY_RULES, FURTHER_LAYERS, IGNORED
 from checkpoints.files import CheckpointError
+from checkpoints.layouts import Dims, Layout, Placement, Rule, Shape, layout_of
 from checkpoints.reader import TensorInfo, TensorSource
-from jaxinfer.config import ModelConfig
-from jaxinfer.models.stored_matrix import layer_of
-
-Shape = tuple[int, ...]
-Index = tuple[int | slice, ...]
+from jaxinfer.config import ModelConfig, MoeConfig
 
 SOURCE_DTYPES = ("F32", "F16", "BF16")
-
-
-@dataclass(frozen=True)
-class Dims:
-    """The sizes that transforms are written in."""
-
-    heads: int  # N
-    kv_heads: int  # K
-    head: int  # H
-    hidden: int  # D
-    mlp: int  # F
-
-    @classmethod
-    def of(cls, config: ModelConfig, path: str) -> Dims:
-        """Those of the layer that the parameter `path` belongs to; of one outside of them only `hidden` matters."""
-        layer = config.layers[layer_of(path) or 0]
-        mixer, mlp = layer.mixer, layer.feed_forward
-        return cls(mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, config.hidden_size, mlp.intermediate_size)
-
-    @property
-    def group(self) -> int:
-        return self.heads // self.kv_heads
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Rows [begin, end) of the source, seen in the shape `view`, become `target[index]`."""
-
-    begin: int
-    end: int
-    view: Shape
-    index: Index
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a transform means for given sizes: the shape that the source must have, and where its rows go."""
-
-    source_shape: Shape
-    placements: tuple[Placement, ...]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One line of a family's table; `{i}` stands for the layer. `transform` is a key of `TRANSFORMS`."""
-
-    source: str
-    target: str
-    transform: str = "copy"
-
-
-def _query_heads(d: Dims, begin: int, tail: Shape) -> Placement:
-    view = (d.kv_heads, d.group, d.head, *tail)
-    return Placement(begin, begin + d.heads * d.head, view, (slice(None), slice(0, d.group)))
-
-
-def _kv_heads(d: Dims, begin: int, tail: Shape, row: int) -> Placement:
-    view = (d.kv_heads, d.head, *tail)
-    return Placement(begin, begin + d.kv_heads * d.head, view, (slice(None), row))
-
-
-def _query(d: Dims, tail: Shape) -> Layout:
-    return Layout((d.heads * d.head, *tail), (_query_heads(d, 0, tail),))
-
-
-def _key(d: Dims, tail: Shape) -> Layout:
-    return Layout((d.kv_heads * d.head, *tail), (_kv_heads(d, 0, tail, d.group),))
-
-
-def _value(d: Dims, tail: Shape) -> Layout:
-    return Layout((d.kv_heads * d.head, *tail), (_kv_heads(d, 0, tail, d.group + 1),))
-
-
-def _query_key_value(d: Dims, tail: Shape) -> Layout:
-    keys = d.heads * d.head
-    values = keys + d.kv_heads * d.head
-    return Layout(
-        (values + d.kv_heads * d.head, *tail),
-        (
-            _query_heads(d, 0, tail),
-            _kv_heads(d, keys, tail, d.group),
-            _kv_heads(d, values, tail, d.group + 1),
-        ),
-    )
-
-
-def _gate(d: Dims, tail: Shape) -> Layout:
-    return Layout((d.mlp, *tail), (Placement(0, d.mlp, (d.mlp, *tail), (0,)),))
-
-
-def _up(d: Dims, tail: Shape) -> Layout:
-    return Layout((d.mlp, *tail), (Placement(0, d.mlp, (d.mlp, *tail), (1,)),))
-
-
-def _gate_up(d: Dims, tail: Shape) -> Layout:
-    view = (d.mlp, *tail)
-    return Layout((2 * d.mlp, *tail), (Placement(0, d.mlp, view, (0,)), Placement(d.mlp, 2 * d.mlp, view, (1,))))
-
-
-def _attention_out(d: Dims, tail: Shape) -> Layout:
-    del tail  # the weight's last axes are the heads
-    view = (d.hidden, d.kv_heads, d.group, d.head)
-    return Layout((d.hidden, d.heads * d.head), (Placement(0, d.hidden, view, ()),))
-
-
-def _query_norm(d: Dims, tail: Shape) -> Layout:
-    del tail
-    return Layout((d.heads * d.head,), (Placement(0, d.heads * d.head, (d.kv_heads, d.group, d.head), ()),))
-
-
-def _key_norm(d: Dims, tail: Shape) -> Layout:
-    del tail
-    return Layout((d.kv_heads * d.head,), (Placement(0, d.kv_heads * d.head, (d.kv_heads, d.head), ()),))
-
-
-# "copy" (the source has the target's shape) is not listed: it needs no sizes.
-TRANSFORMS: Mapping[str, Callable[[Dims, Shape], Layout]] = {
-    "query": _query,
-    "key": _key,
-    "value": _value,
-    "query_key_value": _query_key_value,
-    "gate": _gate,
-    "up": _up,
-    "gate_up": _gate_up,
-    "attention_out": _attention_out,
-    "query_norm": _query_norm,
-    "key_norm": _key_norm,
-}
-
-_LAYER = "model.layers.{i}."
-_OURS = "layers.{i}."
-
-_ENDS = (
-    Rule("model.embed_tokens.weight", "embed.weight"),
-    Rule("model.norm.weight", "final_norm.weight"),
-    Rule("lm_head.weight", "lm_head.weight"),
-)
-# A rule whose parameter the model does not have (a bias, an untied head) is left out; then its tensor must not exist.
-_ATTENTION = tuple(
-    Rule(f"{_LAYER}self_attn.{name}_proj.{kind}", f"{_OURS}attention.{target}.{kind}", transform)
-    for name, target, transform in (("q", "qkv", "query"), ("k", "qkv", "key"), ("v", "qkv", "value"))
-    for kind in ("weight", "bias")
-)
-_FUSED_ATTENTION = (
-    Rule(f"{_LAYER}self_attn.qkv_proj.weight", f"{_OURS}attention.qkv.weight", "query_key_value"),
-)  # fmt: skip
-_ATTENTION_OUT = (
-    Rule(f"{_LAYER}self_attn.o_proj.weight", f"{_OURS}attention.out.weight", "attention_out"),
-    Rule(f"{_LAYER}self_attn.o_proj.bias", f"{_OURS}attention.out.bias"),
-)
-_HEAD_NORMS = tuple(
-    Rule(f"{_LAYER}self_attn.{name}.weight", f"{_OURS}attention.{name}.weight") for name in ("q_norm", "k_norm")
-)
-_WHOLE_NORMS = (
-    Rule(f"{_LAYER}self_attn.q_norm.weight", f"{_OURS}attention.q_norm.weight", "query_norm"),
-    Rule(f"{_LAYER}self_attn.k_norm.weight", f"{_OURS}attention.k_norm.weight", "key_norm"),
-)
-_MLP = tuple(
-    Rule(f"{_LAYER}mlp.{name}_proj.{kind}", f"{_OURS}mlp.{target}.{kind}", transform)
-    for name, target, transform in (("gate", "gate_up", "gate"), ("up", "gate_up", "up"), ("down", "down", "copy"))
-    for kind in ("weight", "bias")
-)
-_FUSED_MLP = (
-    Rule(f"{_LAYER}mlp.gate_up_proj.weight", f"{_OURS}mlp.gate_up.weight", "gate_up"),
-    Rule(f"{_LAYER}mlp.down_proj.weight", f"{_OURS}mlp.down.weight"),
-)
-
-
-def _norms(**names: str) -> tuple[Rule, ...]:
-    return tuple(Rule(f"{_LAYER}{theirs}.weight", f"{_OURS}{ours}.weight") for ours, theirs in names.items())
-
-
-_PRE_NORMS = _norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm")
-_POST_NORMS = _norms(attention_post_norm="post_attention_layernorm", mlp_post_norm="post_feedforward_layernorm")
-_FOUR_NORMS = _norms(
-    attention_norm="input_layernorm",
-    attention_post_norm="post_attention_layernorm",
-    mlp_norm="pre_feedforward_layernorm",
-    mlp_post_norm="post_feedforward_layernorm",
-)
-
-_SEPARATE = (*_ENDS, *_ATTENTION, *_ATTENTION_OUT, *_MLP)
-
-# Architecture (`ModelConfig.architecture`) -> its table.
-FAMILY_RULES: Mapping[str, tuple[Rule, ...]] = {
-    "LlamaForCausalLM": (*_SEPARATE, *_PRE_NORMS),
-    "MistralForCausalLM": (*_SEPARATE, *_PRE_NORMS),
-    "Qwen2ForCausalLM": (*_SEPARATE, *_PRE_NORMS),
-    "Qwen3ForCausalLM": (*_SEPARATE, *_HEAD_NORMS, *_PRE_NORMS),
-    "Gemma2ForCausalLM": (*_SEPARATE, *_FOUR_NORMS),
-    "Gemma3ForCausalLM": (*_SEPARATE, *_HEAD_NORMS, *_FOUR_NORMS),
-    "Phi3ForCausalLM": (*_ENDS, *_FUSED_ATTENTION, *_ATTENTION_OUT, *_FUSED_MLP, *_PRE_NORMS),
-    "Olmo2ForCausalLM": (*_SEPARATE, *_WHOLE_NORMS, *_POST_NORMS),
-    "GraniteForCausalLM": (*_SEPARATE, *_PRE_NORMS),
-    "SmolLM3ForCausalLM": (*_SEPARATE, *_PRE_NORMS),
-}
-
-# Tensors that may be there and mean nothing, with the reason that the report gives.
-IGNORED: Mapping[str, str] = {
-    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq": "computed from the config",
-}
 TIED_HEAD = "lm_head.weight"
 TIED_REASON = "tied to the embedding, which holds the same values"
 
@@ -285,7 +81,7 @@ def plan_mapping(
     for rule in family_rules(config, source.folder):
         if rule.target not in targets:
             continue
-        entry = _match(source, rule, _layout(rule, Dims.of(config, rule.target), targets[rule.target]))
+        entry = _match(source, rule, layout_of(rule, Dims.of(config, rule.target), targets[rule.target]))
         found[rule.target].append(entry)
         used.add(rule.source)
     for path, entries in found.items():
@@ -310,15 +106,13 @@ def family_rules(config: ModelConfig, folder: Path) -> Iterator[Rule]:
         if "{i}" not in rule.source:
             yield rule
             continue
-        for i in range(config.num_layers):
-            yield Rule(rule.source.format(i=i), rule.target.format(i=i), rule.transform)
-
-
-def _layout(rule: Rule, dims: Dims, target: Shape) -> Layout:
-    if rule.transform == "copy":
-        return Layout(target, (Placement(0, target[0], target, ()),))
-    tail = () if rule.target.endswith(".bias") else (dims.hidden,)
-    return TRANSFORMS[rule.transform](dims, tail)
+        for i, layer in enumerate(config.layers):
+            target = rule.target.format(i=i)
+            if "{e}" not in rule.source:
+                yield Rule(rule.source.format(i=i), target, rule.transform)
+            elif isinstance(layer.feed_forward, MoeConfig):
+                for e in range(layer.feed_forward.num_experts):
+                    yield Rule(rule.source.format(i=i, e=e), target, rule.transform, e)
 
 
 def _match(source: TensorSource, rule: Rule, layout: Layout) -> Entry:
@@ -353,6 +147,8 @@ def _ignored(config: ModelConfig, source: TensorSource, used: set[str]) -> dict[
         if name in used:
             continue
         reason = next((reason for pattern, reason in IGNORED.items() if re.fullmatch(pattern, name)), None)
+        if reason is None and (found := re.match(r"model\.layers\.(\d+)\.", name)) is not None:
+            reason = FURTHER_LAYERS.get(config.architecture) if int(found[1]) >= config.num_layers else None
         if reason is None and name == TIED_HEAD and config.tie_word_embeddings:
             reason = TIED_REASON
         if reason is None:
@@ -370,15 +166,23 @@ def check_coverage(source: TensorSource, path: str, shape: Shape, entries: Seque
     placements = [placement for entry in entries for placement in entry.placements]
     boxes = [_box(placement, path, shape) for placement in placements]
     covered = sum(math.prod(end - begin for begin, end in box) for box in boxes)
-    overlap = any(
-        all(a[0] < b[1] and b[0] < a[1] for a, b in zip(one, two, strict=True))
-        for one, two in itertools.combinations(boxes, 2)
-    )
+    overlap = _any_overlap(sorted(boxes))
     if overlap or covered != math.prod(shape):
         raise CheckpointError(
             f"{source.folder}: parameter {path} {shape}: expected each of its {math.prod(shape)} elements to be set "
             f"once; {covered} are set by {[entry.source for entry in entries]}{', some twice' if overlap else ''}"
         )
+
+
+def _any_overlap(boxes: Sequence[list[tuple[int, int]]]) -> bool:
+    """Whether two of the boxes, which are sorted, have an element in common."""
+    for number, one in enumerate(boxes):
+        for other in boxes[number + 1 :]:
+            if other[0][0] >= one[0][1]:
+                break  # this one and all behind it begin beyond its first axis
+            if all(a[0] < b[1] and b[0] < a[1] for a, b in zip(one, other, strict=True)):
+                return True
+    return False
 
 
 def _box(placement: Placement, path: str, shape: Shape) -> list[tuple[int, int]]:
@@ -392,6 +196,6 @@ def _box(placement: Placement, path: str, shape: Shape) -> list[tuple[int, int]]
         if end > size:
             raise AssertionError(f"{path} {shape}: region {placement.index} ends outside of it")
         box.append((begin, end))
-    if tuple(region) != placement.view:
+    if tuple(region) != placement.region:
         raise AssertionError(f"{path} {shape}: region {placement.index} cannot hold {placement.view}")
     return box

@@ -72,7 +72,7 @@ def rounding_of(path: str, weight: Any, facts: ParameterFacts, scheme: Scheme, m
     Raises ConfigError, naming the parameter, if no group size divides a device's share of its inputs.
     """
     axes, inputs = facts.axes, facts.inputs
-    if inputs is None:
+    if inputs is None or not facts.quantizable:
         return None
     group = None
     if scheme.grouped:
@@ -168,7 +168,7 @@ def _input_shards(axes: LogicalAxes, inputs: int, mesh: Mesh) -> int:
 
 
 def _leading(axes: LogicalAxes) -> int:
-    """How many output axes stay apart from the others."""
+    """How many output axes stay apart from the others: that of experts does."""
     return int(axes[0] == "experts")
 
 

@@ -70,7 +70,7 @@ class AttentionConfig:
         rope: index into `ModelConfig.ropes`; None: no positional rotation (NoPE).
         qk_norm: norm of queries and keys: one for each head with a shared weight, or one over the whole of them.
         soft_cap: scores become cap * tanh(score / cap), after the scale.
-        sinks: a learned score for each head beside those of its keys; ConfigError where True, nothing serves it yet.
+        sinks: a learned score for each query head beside those of its keys (gpt-oss), neither scaled nor capped.
     """
 
     num_heads: int
@@ -97,7 +97,6 @@ class AttentionConfig:
             self.sliding_window is None or self.sliding_window > 0,
             f"sliding_window is {self.sliding_window}; it must be positive",
         )
-        require(not self.sinks, f"sinks is {self.sinks!r}; attention sinks are not supported")
 
     @property
     def group_size(self) -> int:
@@ -204,6 +203,11 @@ class MoeConfig:
         )
         require(router.groups == 1 or of_a_group > 1, "groups of experts must have two at least")
         require(self.shared is not None or not self.shared_gate, "shared_gate needs shared experts")
+
+    @property
+    def mlps(self) -> tuple[MlpConfig, ...]:
+        """What an expert is, and the shared ones where there are any."""
+        return (self.expert,) if self.shared is None else (self.expert, self.shared)
 
 
 FeedForward = MlpConfig | MoeConfig

@@ -12,20 +12,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxinfer.config import ModelConfig, require
+from jaxinfer.config import ModelConfig, MoeConfig, require
 from jaxinfer.models.context import Attend, KvLayer, Place, StepContext
 from jaxinfer.models.layer_loop import run_layers
 from jaxinfer.models.layers.attention import Attention
 from jaxinfer.models.layers.embedding import VocabularyMatrix
 from jaxinfer.models.layers.linear import Multiply, product, scale
 from jaxinfer.models.layers.mlp import Mlp
+from jaxinfer.models.layers.moe import Moe
 from jaxinfer.models.layers.norm import RMSNorm
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.sharding import constrain
 
 
 class DecoderLayer(nnx.Module):
-    """Attention, then MLP; each with a norm before it, after it, or both, and added to the residual stream."""
+    """Attention, then MLP or a mixture of experts; each with a norm before it, after it, or both, and added to the
+    residual stream."""
 
     def __init__(
         self, config: ModelConfig, shape: ModelShape, layer: int, dtype: jnp.dtype, rngs: nnx.Rngs | None
@@ -34,7 +36,12 @@ class DecoderLayer(nnx.Module):
         self.post_norm = config.post_norm
         self.residual_multiplier = config.residual_multiplier
         self.attention = Attention(config, shape, layer, dtype, rngs)
-        self.mlp = Mlp(config, shape, layer, dtype, rngs)
+        feed_forward, sizes = config.layers[layer].feed_forward, shape.layers[layer]
+        if isinstance(feed_forward, MoeConfig):
+            self.moe = Moe(config, shape, layer, dtype, rngs)
+        else:
+            self.mlp = Mlp(feed_forward, config.hidden_size, sizes.mlp, shape.tp, dtype, rngs)
+        self.mixture = isinstance(feed_forward, MoeConfig)
         model = (config.hidden_size,)
         if config.pre_norm:
             self.attention_norm = RMSNorm(config, model, ("embed",), dtype)
@@ -52,8 +59,13 @@ class DecoderLayer(nnx.Module):
         x, kv_layer = self.attention(x, context, attend, kv_layer)
         hidden = self._add(hidden, self.attention_post_norm(x, normalize) if self.post_norm else x)
         x = self.mlp_norm(hidden, normalize) if self.pre_norm else hidden
-        x = self.mlp(x, context.multiply, context.gate)
+        x = self._feed_forward(x, context)
         return self._add(hidden, self.mlp_post_norm(x, normalize) if self.post_norm else x), kv_layer
+
+    def _feed_forward(self, x: jax.Array, context: StepContext) -> jax.Array:
+        if not self.mixture:
+            return self.mlp(x, context.multiply, context.gate)
+        return self.moe(x, context.valid, context.multiply, context.multiply_experts, context.gate)
 
     def _add(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
         if self.residual_multiplier != 1.0:

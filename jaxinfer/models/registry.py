@@ -14,12 +14,14 @@ from typing import Any
 from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
 from jaxinfer.models.config_reader import ConfigReader, Values
 from jaxinfer.models.families.gemma import gemma2, gemma3
-from jaxinfer.models.families.granite import granite
+from jaxinfer.models.families.glm import glm4_moe
+from jaxinfer.models.families.gpt_oss import gpt_oss
+from jaxinfer.models.families.granite import granite, granite_moe
 from jaxinfer.models.families.llama import llama
-from jaxinfer.models.families.mistral import mistral
-from jaxinfer.models.families.olmo2 import olmo2
+from jaxinfer.models.families.mistral import mistral, mixtral
+from jaxinfer.models.families.olmo2 import olmo2, olmoe
 from jaxinfer.models.families.phi3 import phi3
-from jaxinfer.models.families.qwen import qwen2, qwen3
+from jaxinfer.models.families.qwen import qwen2, qwen2_moe, qwen3, qwen3_moe
 from jaxinfer.models.families.smollm3 import smollm3
 
 ReadFamily = Callable[[ConfigReader], ModelConfig]
@@ -66,6 +68,14 @@ register("Phi3ForCausalLM", "phi3", phi3)
 register("Olmo2ForCausalLM", "olmo2", olmo2)
 register("GraniteForCausalLM", "granite", granite)
 register("SmolLM3ForCausalLM", "smollm3", smollm3)
+register("MixtralForCausalLM", "mixtral", mixtral)
+register("Qwen2MoeForCausalLM", "qwen2_moe", qwen2_moe)
+register("Qwen3MoeForCausalLM", "qwen3_moe", qwen3_moe)
+register("OlmoeForCausalLM", "olmoe", olmoe)
+register("GraniteMoeForCausalLM", "granitemoe", granite_moe)
+register("GraniteMoeSharedForCausalLM", "granitemoeshared", granite_moe)
+register("Glm4MoeForCausalLM", "glm4_moe", glm4_moe)
+register("GptOssForCausalLM", "gpt_oss", gpt_oss)
 
 
 def supported_architectures() -> list[str]:

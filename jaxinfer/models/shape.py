@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxinfer.config import AttentionConfig, ConfigError, LayerConfig, ModelConfig
+from jaxinfer.config import AttentionConfig, ConfigError, LayerConfig, MlpConfig, ModelConfig
 from pallas_kernels.rounding import round_up
 
 
@@ -14,12 +14,14 @@ class LayerShape:
 
     K' = `kv_heads`: KV heads after repeating each one tp / num_kv_heads times (copies are neighbours), so that every
     device holds whole heads. G' = `group`: query heads per KV head of that count; query head n reads KV head n // G'.
-    F' = `mlp`: rounded up to a multiple of tp; the padding is zeros.
+    F' = `mlp`: the width of the MLP, or of each expert, rounded up to a multiple of tp; the padding is zeros. `shared`:
+    the same of shared experts, 0 where there are none.
     """
 
     kv_heads: int
     group: int
     mlp: int
+    shared: int = 0
 
     @property
     def heads(self) -> int:
@@ -63,7 +65,11 @@ def valid_tp(config: ModelConfig, limit: int = 64) -> list[int]:
 def _layer_shape(layer: LayerConfig, tp: int) -> LayerShape:
     kv_heads = max(layer.mixer.num_kv_heads, tp)
     group = layer.mixer.num_heads // kv_heads
-    return LayerShape(kv_heads, group, round_up(layer.feed_forward.intermediate_size, tp))
+    part = layer.feed_forward
+    if isinstance(part, MlpConfig):
+        return LayerShape(kv_heads, group, round_up(part.intermediate_size, tp))
+    shared = 0 if part.shared is None else round_up(part.shared.intermediate_size, tp)
+    return LayerShape(kv_heads, group, round_up(part.expert.intermediate_size, tp), shared)
 
 
 def _splits(mixer: AttentionConfig, tp: int) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from jaxinfer.config import ConfigError, ModelConfig
+from jaxinfer.config import ConfigError, FeedForward, MlpConfig, ModelConfig
 from jaxinfer.models.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ MATRICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "attention.out": ("kv_heads", "q_group", "head"),
         "mlp.gate_up": ("embed",),
         "mlp.down": ("mlp",),
+        "moe.gate_up": ("embed",),
+        "moe.down": ("mlp",),
+        "moe.shared.gate_up": ("embed",),
+        "moe.shared.down": ("mlp",),
     }
 )
 
@@ -42,9 +46,22 @@ def input_sizes(path: str, config: ModelConfig) -> tuple[int, ...]:
         "kv_heads": mixer.num_kv_heads,
         "q_group": mixer.group_size,
         "head": mixer.head_dim,
-        "mlp": layer.feed_forward.intermediate_size,
+        "mlp": mlp_of(end, layer.feed_forward).intermediate_size,
     }
     return tuple(sizes[axis] for axis in MATRICES[end])
+
+
+OF_DENSE_LAYERS = tuple(name for name in MATRICES if not name.startswith("moe."))
+
+
+def mlp_of(path: str, feed_forward: FeedForward) -> MlpConfig:
+    """The MLP that a layer's parameter belongs to, by its path: the layer's own, each expert's, or the shared one."""
+    if isinstance(feed_forward, MlpConfig):
+        return feed_forward
+    if "moe.shared." not in path:
+        return feed_forward.expert
+    assert feed_forward.shared is not None, f"{path}: the layer has no shared experts"
+    return feed_forward.shared
 
 
 def _end(path: str) -> str | None:
@@ -96,9 +113,11 @@ def check_stored(
             f"quantization is {quantization!r}, but the checkpoint is quantized already ({', '.join(kinds)}); "
             "it must be None"
         )
-    for layer, sizes in zip(config.layers, shape.layers, strict=True):
-        if sizes.mlp != layer.feed_forward.intermediate_size:
-            raise ConfigError(
-                f"tensor_parallel_size is {shape.tp}; with quantized matrices it must divide the intermediate size, "
-                f"{layer.feed_forward.intermediate_size}"
-            )
+    for layer in config.layers:
+        parts = [layer.feed_forward] if isinstance(layer.feed_forward, MlpConfig) else layer.feed_forward.mlps
+        for mlp in parts:
+            if mlp.intermediate_size % shape.tp:
+                raise ConfigError(
+                    f"tensor_parallel_size is {shape.tp}; with quantized matrices it must divide the intermediate "
+                    f"size, {mlp.intermediate_size}"
+                )

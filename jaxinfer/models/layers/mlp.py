@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxinfer.config import ModelConfig
+from jaxinfer.config import MlpConfig
 from jaxinfer.models.layers.linear import Linear, Multiply, product
-from jaxinfer.models.shape import ModelShape
 from jaxinfer.sharding import constrain
 
 
@@ -36,32 +35,42 @@ class Gate(Protocol):
     def __call__(
         self,
         gate_up: jax.Array,  # (T, 2, F')
-        activation: str,  # of `ACTIVATIONS`
+        activation: str,  # of `ACTIVATIONS`, or swiglu_oai
+        limit: float | None = None,  # see `MlpConfig`
+        count: jax.Array | None = None,  # () int32, rows from here on are padding; None: as for the step's tokens
     ) -> jax.Array:  # (T, F') in the type of gate_up
         ...
 
 
-def gated(gate_up: jax.Array, activation: str) -> jax.Array:
+SWIGLU_SLOPE = 1.702  # of swiglu_oai's sigmoid: x * sigmoid(1.702 x) is near gelu (Hendrycks and Gimpel 2016)
+
+
+def gated(gate_up: jax.Array, activation: str, limit: float | None = None, count: jax.Array | None = None) -> jax.Array:
     """activation(gate) times up, (T, 2, F') -> (T, F'). The activation is computed in float32 and rounded before it
-    meets `up`."""
+    meets `up`. swiglu_oai (gpt-oss) limits both and adds 1 to `up`; all of it is computed in float32."""
+    del count
     gate, up = gate_up[:, 0], gate_up[:, 1]
+    if activation == "swiglu_oai":
+        low, high = jnp.minimum(gate.astype(jnp.float32), limit), jnp.clip(up.astype(jnp.float32), -limit, limit)
+        return (low * jax.nn.sigmoid(SWIGLU_SLOPE * low) * (high + 1.0)).astype(gate_up.dtype)
     return ACTIVATIONS[activation](gate.astype(jnp.float32)).astype(gate_up.dtype) * up
 
 
 class Mlp(nnx.Module):
+    """hidden: D. padded_width: F', of `ModelShape`. tp: over how many devices it is split."""
+
     def __init__(
-        self, config: ModelConfig, shape: ModelShape, layer: int, dtype: jnp.dtype, rngs: nnx.Rngs | None
+        self, mlp: MlpConfig, hidden: int, padded_width: int, tp: int, dtype: jnp.dtype, rngs: nnx.Rngs | None
     ) -> None:
-        mlp = config.layers[layer].feed_forward
-        self.activation = mlp.activation
-        width, model = (shape.layers[layer].mlp,), (config.hidden_size,)
+        self.activation, self.limit = mlp.activation, mlp.limit
+        width, model = (padded_width,), (hidden,)
         self.gate_up = Linear(
             (2, *width),
             model,
             ("gate_up", "mlp", "embed"),
             dtype,
             bias=mlp.bias,
-            merge=shape.tp == 1,  # the width is split, and it is not the first axis
+            merge=tp == 1,  # the width is split, and it is not the first axis
             rngs=rngs,
         )
         self.down = Linear(model, width, ("embed", "mlp"), dtype, bias=mlp.bias, rngs=rngs)
@@ -69,4 +78,4 @@ class Mlp(nnx.Module):
     def __call__(self, x: jax.Array, multiply: Multiply = product, gate: Gate = gated) -> jax.Array:
         """(T, D) -> (T, D)."""
         gate_up = constrain(self.gate_up(x, multiply), "batch", "gate_up", "mlp")  # (T, 2, F')
-        return constrain(self.down(gate(gate_up, self.activation), multiply), "batch", "embed")
+        return constrain(self.down(gate(gate_up, self.activation, self.limit), multiply), "batch", "embed")
