@@ -115,6 +115,7 @@ _GPT_OSS = (
 FAMILY_RULES: Mapping[str, tuple[Rule, ...]] = {
     "LlamaForCausalLM": (*_SEPARATE, *_PRE_NORMS),
     "MistralForCausalLM": (*_SEPARATE, *_PRE_NORMS),
+    "Ministral3ForCausalLM": (*_SEPARATE, *_PRE_NORMS),
     "Qwen2ForCausalLM": (*_SEPARATE, *_PRE_NORMS),
     "Qwen3ForCausalLM": (*_SEPARATE, *_HEAD_NORMS, *_PRE_NORMS),
     "Gemma2ForCausalLM": (*_SEPARATE, *_FOUR_NORMS),
@@ -147,13 +148,9 @@ FAMILY_RULES: Mapping[str, tuple[Rule, ...]] = {
         *_PRE_NORMS,
     ),
     "GptOssForCausalLM": (*_GPT_OSS, *_PRE_NORMS),
-}
-
-# Tensors that may be there and mean nothing, with the reason that the report gives.
-IGNORED: Mapping[str, str] = {
-    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq": "computed from the config",
-}
-# Architectures whose files may have layers behind the last, and what those are.
-FURTHER_LAYERS: Mapping[str, str] = {
-    "Glm4MoeForCausalLM": "of a layer that predicts further tokens, which is not used",
+    # Of several modalities: names as the language model alone would have them (`checkpoints.language_model`).
+    "Gemma3ForConditionalGeneration": (*_SEPARATE, *_HEAD_NORMS, *_FOUR_NORMS),
+    "Mistral3ForConditionalGeneration": (*_SEPARATE, *_PRE_NORMS),
+    "Qwen2_5_VLForConditionalGeneration": (*_SEPARATE, *_PRE_NORMS),
+    "Qwen3VLForConditionalGeneration": (*_SEPARATE, *_HEAD_NORMS, *_PRE_NORMS),
 }

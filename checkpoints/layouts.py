@@ -163,8 +163,9 @@ def _experts_gate_up(d: Dims, tail: Shape) -> Layout:
 
 
 def _experts_down(d: Dims, tail: Shape) -> Layout:
-    """gpt-oss: all experts in one tensor, inputs before outputs."""
-    del tail
+    """gpt-oss: all experts in one tensor, inputs before outputs; of outputs alone they are as they come."""
+    if not tail:
+        return Layout((d.experts, d.hidden), (Placement(0, d.experts, (d.experts, d.hidden), ()),))
     return Layout((d.experts, d.mlp, d.hidden), (Placement(0, d.experts, (d.experts, d.mlp, d.hidden), (), (0, 2, 1)),))
 
 

@@ -46,7 +46,7 @@ from jaxinfer.quantization import (
     stored_parts,
 )
 from jaxinfer.sharding import MESH_AXES, make_mesh, named_sharding, tensor_size
-from pallas_kernels.qtensor import QTensor
+from pallas_kernels.qtensor import QTensor, scales_are_finite
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the parameter that has just arrived
 
@@ -90,7 +90,7 @@ def canonical_parts(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, 
 
 def check_finite(folder: Path, path: str, matrix: QTensor) -> QTensor:
     """Raises CheckpointError, naming the parameter, if the scales of a matrix are not finite."""
-    if not np.isfinite(np.asarray(matrix.scales)).all():
+    if not scales_are_finite(matrix):
         raise CheckpointError(f"{folder}: parameter {path} holds values that are not finite; it has no scale")
     return matrix
 

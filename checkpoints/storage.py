@@ -27,7 +27,8 @@ KEY = "storage"
 KV_CACHE_DTYPES = ("int8", "fp8")
 PARTS = ("values", "scales", "zeros", "order")  # of a quantized matrix
 
-_KINDS = ("int8", "int4", "fp8")
+_KINDS = ("int8", "int4", "fp8", "mxfp4")
+_BLOCK = 32  # of mxfp4
 _ACTIVATIONS = (None, "int8", "fp8")
 
 
@@ -104,10 +105,14 @@ def _matrix(path: str, described: Any, config: ModelConfig) -> StoredMatrix:
         value = described[name]
         if not any(value is one or (value == one and type(value) is type(one)) for one in allowed):
             raise ConfigError(f"{where}.{name} is {value!r}; it must be one of {list(allowed)}")
-    if described["zeros"] and described["kind"] == "fp8":
-        raise ConfigError(f"{where}.zeros is True; it must be False for fp8")
+    for kind, never in (("fp8", ("zeros",)), ("mxfp4", ("zeros", "order", "activations"))):
+        if described["kind"] == kind and (name := next((name for name in never if described[name]), None)):
+            must_be = "null" if name == "activations" else "False"
+            raise ConfigError(f"{where}.{name} is {described[name]!r}; it must be {must_be} for {kind}")
     group, inputs = described["group"], math.prod(input_sizes(path, config))
     even = 2 if described["kind"] == "int4" else 1
+    if described["kind"] == "mxfp4" and (group != _BLOCK or type(group) is not int or inputs % _BLOCK):
+        raise ConfigError(f"{where}.group is {group!r}; for mxfp4 it must be {_BLOCK} and divide the {inputs} inputs")
     if group is not None and (type(group) is not int or group < 1 or inputs % group or group % even):
         raise ConfigError(f"{where}.group is {group!r}; it must be null or divide the {inputs} inputs")
     return StoredMatrix(**described)

@@ -30,7 +30,7 @@ from checkpoints.rules import TensorMapping
 from checkpoints.tensor_assembly import assemble
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.stored_matrix import StoredMatrix, input_axes
-from pallas_kernels.qtensor import QTensor
+from pallas_kernels.qtensor import QTensor, scales_are_finite
 
 Layer = Mapping[str, np.ndarray]  # {path in the layer: canonical array}
 OnPath = Callable[[str], None]
@@ -215,7 +215,7 @@ class Pipeline:
             return array.astype(self._dtype, copy=False)
         matrix = array.reshape(*array.shape[:-inputs], math.prod(array.shape[-inputs:]))
         rounded = round_matrix(matrix, planned, _clip(choice, matrix))
-        if not np.isfinite(np.asarray(rounded.scales)).all():
+        if not scales_are_finite(rounded):
             raise CheckpointError(f"{self._source.folder}: parameter {path} is too large: its scales are not finite")
         error = weight_error(matrix, rounded)
         self._rows[name] = self._row(name, choice, before, rounded.nbytes, error)

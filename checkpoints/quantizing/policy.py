@@ -2,7 +2,7 @@
 
     [[rule]]
     match = 'layers\\.(0|31)\\..*'    # a regular expression for the whole name of a matrix
-    use = "keep"                     # or a scheme: int8, int4, fp8, w8a8, fp8-dynamic
+    use = "keep"                     # or a scheme: int8, int4, fp8, mxfp4, w8a8, fp8-dynamic
     [[rule]]
     match = '.*\\.mlp\\.down'
     use = "int4"
@@ -101,8 +101,8 @@ def plan_matrices(config: ModelConfig, asked: Quantizing) -> dict[str, Planned]:
 
 
 def _planned(where: str, name: str, scheme: str, group: int | None, inputs: int) -> Planned:
-    if group is None and SCHEMES[scheme].grouped:
-        return Planned(scheme, largest_group(name, inputs))
+    if group is None and SCHEMES[scheme].groups:
+        return Planned(scheme, largest_group(name, inputs, SCHEMES[scheme]))
     if group is not None:
         require(inputs % group == 0, f"{where}: group is {group}; it must divide the {inputs} inputs of {name}")
     return Planned(scheme, group)

@@ -23,6 +23,7 @@ from checkpoints.tensor_assembly import DTYPES
 from checkpoints.verify import VerifyLimits, compare_with_transformers
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.stored_matrix import StoredMatrix
+from pallas_kernels.qtensor import FOUR_BITS as FOUR_BIT_KINDS
 from pallas_kernels.qtensor import dequantize
 
 # Mean divergence in nats. A trained model loses hundredths with 8 bits and some tenths with 4; a wrong layout or a
@@ -98,5 +99,5 @@ def verify_quantized(
     """
     model = StoredModel(folder, config, shapes, stored)
     model.check(digests)
-    limits = FOUR_BITS if any(matrix.kind == "int4" for matrix in stored.values()) else EIGHT_BITS
+    limits = FOUR_BITS if any(matrix.kind in FOUR_BIT_KINDS for matrix in stored.values()) else EIGHT_BITS
     return compare_with_transformers(hf_dir, folder, config, model.logits, limits, say)

@@ -21,6 +21,8 @@ class RopeConfig:
 
     Fields beyond `theta` and `rotary_dim` are read only by the kinds that define them (names as in Hugging Face
     `rope_parameters`). `attention_factor` multiplies cos and sin; it is always resolved by the registry, never None.
+    `query_scaling`: rotated queries are multiplied by 1 + query_scaling * ln(1 + floor(position / trained length)), so
+    that scores stay sharp over long texts (Llama 4's attention temperature; `llama_4_scaling_beta` in Hugging Face).
     """
 
     kind: RopeKind
@@ -36,6 +38,7 @@ class RopeConfig:
     original_max_position_embeddings: int = 0  # llama3, yarn, longrope, dynamic: the trained length
     short_factor: tuple[float, ...] = ()  # longrope, up to original_max_position_embeddings
     long_factor: tuple[float, ...] = ()  # longrope, beyond it
+    query_scaling: float = 0.0  # of any kind that has a trained length; 0: queries are not scaled
 
     def __post_init__(self) -> None:
         check_field_types(self)
@@ -50,6 +53,11 @@ class RopeConfig:
                 self.original_max_position_embeddings > 0,
                 f"rope type {self.kind} needs original_max_position_embeddings > 0",
             )
+        require(
+            self.query_scaling >= 0 and (self.query_scaling == 0 or self.original_max_position_embeddings > 0),
+            f"query_scaling is {self.query_scaling}; it must be 0 or more, and needs original_max_position_embeddings "
+            f"> 0, which is {self.original_max_position_embeddings}",
+        )
         if self.kind == "longrope":
             for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
                 require(

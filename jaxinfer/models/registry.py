@@ -18,11 +18,14 @@ from jaxinfer.models.families.glm import glm4_moe
 from jaxinfer.models.families.gpt_oss import gpt_oss
 from jaxinfer.models.families.granite import granite, granite_moe
 from jaxinfer.models.families.llama import llama
-from jaxinfer.models.families.mistral import mistral, mixtral
+from jaxinfer.models.families.mistral import ministral3, mistral, mixtral
+from jaxinfer.models.families.multimodal import GEMMA3, MISTRAL3, QWEN2_5_VL, QWEN3_VL
 from jaxinfer.models.families.olmo2 import olmo2, olmoe
 from jaxinfer.models.families.phi3 import phi3
-from jaxinfer.models.families.qwen import qwen2, qwen2_moe, qwen3, qwen3_moe
+from jaxinfer.models.families.qwen import qwen2, qwen3
+from jaxinfer.models.families.qwen_moe import qwen2_moe, qwen3_moe
 from jaxinfer.models.families.smollm3 import smollm3
+from jaxinfer.models.wrappers import TEXT_CONFIG, TOKENS, TextModels, text_settings, wrapped
 
 ReadFamily = Callable[[ConfigReader], ModelConfig]
 
@@ -36,20 +39,25 @@ class Family:
         model_type: its name in configs without `architectures`.
         read: makes a model's configuration of its config.json; raises ConfigError for what it does not understand.
         aliases: other spellings of the architecture.
+        text_models: of an architecture of several modalities, the text models in it; None: it is a text model.
     """
 
     architecture: str
     model_type: str
     read: ReadFamily
     aliases: tuple[str, ...] = ()
+    text_models: TextModels | None = None
 
 
 FAMILIES: dict[str, Family] = {}  # by architecture
 
 
-def register(architecture: str, model_type: str, read: ReadFamily, aliases: tuple[str, ...] = ()) -> None:
+def register(architecture: str, model_type: str, read: ReadFamily | TextModels, aliases: tuple[str, ...] = ()) -> None:
     """Add a family; see `Family`. Raises ValueError for a name that another family has already."""
-    family = Family(architecture, model_type, read, aliases)
+    if isinstance(read, TextModels):
+        family = Family(architecture, model_type, wrapped(read), aliases, read)
+    else:
+        family = Family(architecture, model_type, read, aliases)
     for other in FAMILIES.values():
         if taken := {architecture, *aliases} & {other.architecture, *other.aliases}:
             raise ValueError(f"architecture {taken.pop()!r} is registered already, for {other.architecture}")
@@ -60,6 +68,7 @@ def register(architecture: str, model_type: str, read: ReadFamily, aliases: tupl
 
 register("LlamaForCausalLM", "llama", llama, aliases=("LLaMAForCausalLM",))  # of the first conversions to transformers
 register("MistralForCausalLM", "mistral", mistral)
+register("Ministral3ForCausalLM", "ministral3", ministral3)
 register("Qwen2ForCausalLM", "qwen2", qwen2)
 register("Qwen3ForCausalLM", "qwen3", qwen3)
 register("Gemma2ForCausalLM", "gemma2", gemma2)
@@ -76,6 +85,10 @@ register("GraniteMoeForCausalLM", "granitemoe", granite_moe)
 register("GraniteMoeSharedForCausalLM", "granitemoeshared", granite_moe)
 register("Glm4MoeForCausalLM", "glm4_moe", glm4_moe)
 register("GptOssForCausalLM", "gpt_oss", gpt_oss)
+register("Gemma3ForConditionalGeneration", "gemma3", GEMMA3)
+register("Mistral3ForConditionalGeneration", "mistral3", MISTRAL3)
+register("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", QWEN2_5_VL)
+register("Qwen3VLForConditionalGeneration", "qwen3_vl", QWEN3_VL)
 
 
 def supported_architectures() -> list[str]:
@@ -121,6 +134,13 @@ def end_tokens(hf_config: Values, generation_config: Values, vocab_size: int) ->
     """End tokens that the two files name: generation_config.json's, or config.json's where that names none; the
     family's default where config.json is silent, too. Raises ConfigError."""
     family = family_of(hf_config)
-    tokens = {key: value for key, value in hf_config.items() if key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    reader = ConfigReader(tokens | {"vocab_size": vocab_size}, family.architecture, generation_config)
-    return family.read(reader).eos_token_ids
+    named = _tokens(hf_config) | {"vocab_size": vocab_size}
+    if family.text_models is not None:
+        text = text_settings(hf_config)
+        kind = text.get("model_type") if text is not hf_config else None
+        named |= {TEXT_CONFIG: _tokens(text) | {"vocab_size": vocab_size} | ({"model_type": kind} if kind else {})}
+    return family.read(ConfigReader(named, family.architecture, generation_config)).eos_token_ids
+
+
+def _tokens(settings: Values) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key in TOKENS}

@@ -21,6 +21,8 @@ FULL, SLIDING = LAYER_TYPES
 # Required keys whose null says something: yarn's factor is then how far max_position_embeddings is beyond the trained.
 _NULLABLE_KEYS = ("yarn.factor",)
 
+_QUERY_SCALING = "llama_4_scaling_beta"
+
 # What each RoPE type reads besides rope_type, rope_theta and partial_rotary_factor: (required, optional).
 _KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "default": ((), ()),
@@ -57,6 +59,9 @@ class RopeRules:
         partial: whether a `partial_rotary_factor` other than 1 is understood.
         partial_default: what it is where config.json has none.
         trained_length: `original_max_position_embeddings` at the top where config.json has none, tokens.
+        default: all settings where config.json has none.
+        scales_queries: whether queries grow with the position, by `llama_4_scaling_beta`, which must be given.
+        passed_over: keys that change nothing.
     """
 
     theta: float = 10000.0
@@ -65,6 +70,9 @@ class RopeRules:
     partial: bool = False
     partial_default: float = 1.0
     trained_length: int | None = None
+    default: Mapping[str, Any] = field(default_factory=dict)
+    scales_queries: bool = False
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,8 @@ def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int,
     trained = config.raw("original_max_position_embeddings", rules.trained_length)
     model = _Model(config, rules, head_dim, max_position_embeddings, trained, by_layer_type=False)
     named = {name: _dictionary(config, name) for name in ("rope_scaling", "rope_parameters")}
+    if not any(named.values()):
+        named["rope_parameters"] = dict(rules.default)
     for name, rope in named.items():
         for key, default in defaults.items():
             _complete(rope, key, key, f"{name}.{key}", config, default)
@@ -192,6 +202,8 @@ def _rope_config(model: _Model, name: str, rope: dict[str, Any]) -> RopeConfig:
     if theta <= 0:
         raise ConfigError(f"{name}: rope_theta is {theta}; it must be positive")
     common: dict[str, Any] = {"kind": kind, "theta": theta, "rotary_dim": rotary_dim}
+    if model.rules.scales_queries:
+        common["query_scaling"] = settings.number(_QUERY_SCALING, 0.0)
     if kind == "default":
         return RopeConfig(**common)
     trained = model.longest if kind == "dynamic" else _trained_length(model, name, rope)
@@ -226,7 +238,10 @@ def _kind(model: _Model, name: str, rope: Values) -> str:
             f"{sorted(model.rules.types)}"
         )
     required, optional = _KEYS[kind]
-    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *required, *optional}
+    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *required, *optional, *model.rules.passed_over}
+    if model.rules.scales_queries:
+        known |= {_QUERY_SCALING, "max_position_embeddings"}  # the latter says again what is at the top
+        required = (*required, _QUERY_SCALING)
     if unknown := sorted(key for key, value in rope.items() if key not in known and value is not None):
         found = ", ".join(f"{key} = {rope[key]!r}" for key in unknown)
         raise UnsupportedModelError(f"{name} has {found}; rope type {kind} knows {sorted(known)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from jaxinfer.config import ConfigError, FeedForward, MlpConfig, ModelConfig
+from jaxinfer.config import ConfigError, FeedForward, MlpConfig, ModelConfig, MoeConfig
 from jaxinfer.models.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -52,6 +52,17 @@ def input_sizes(path: str, config: ModelConfig) -> tuple[int, ...]:
 
 
 OF_DENSE_LAYERS = tuple(name for name in MATRICES if not name.startswith("moe."))
+
+
+def has_matrix(path: str, config: ModelConfig) -> bool:
+    """Whether the layer that a matrix's path names has it: a layer has an MLP or experts, and those may share some."""
+    end, layer = _end(path), layer_of(path)
+    if end is None or layer is None:
+        return False
+    part = config.layers[layer].feed_forward
+    if end.startswith("moe.shared."):
+        return isinstance(part, MoeConfig) and part.shared is not None
+    return end.startswith("attention.") or end.startswith("moe.") == isinstance(part, MoeConfig)
 
 
 def mlp_of(path: str, feed_forward: FeedForward) -> MlpConfig:

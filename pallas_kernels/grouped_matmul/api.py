@@ -43,6 +43,29 @@ def _xla_supports(target: DeviceTarget, case: GroupedMatmulCase) -> str | None:
     return None
 
 
+def _mosaic_gpu_supports(target: DeviceTarget, case: GroupedMatmulCase) -> str | None:
+    """The Hopper kernel has tiles of 64 outputs, and blocks of 32 inputs or more, of one group where there are any."""
+    if target.platform != "gpu":
+        return "it runs on NVIDIA GPUs only"
+    if target.compute_capability is None or target.compute_capability[0] != 9:  # later ones have no wgmma either
+        return f"compute capability is {target.compute_capability}; it must be (9, 0), Hopper"
+    if case.packed:
+        return "the weight lies as words of int4, in which a TPU keeps it"
+    if case.kind not in (None, "int4"):
+        return f"the weight is {case.kind}; it must be bfloat16 or int4"
+    if case.activations is not None:
+        return f"activations are to be rounded to {case.activations}; they must keep their type"
+    if case.dtype != np.dtype("bfloat16"):
+        return f"activations are {case.dtype.name}; they must be bfloat16"
+    if case.num_inputs % 32:
+        return f"an expert has {case.num_inputs} inputs; they must be a multiple of 32"
+    if case.kind is not None and case.group % 32:
+        return f"a group has {case.group} inputs; it must be a multiple of 32"
+    if case.num_outputs < 64 or case.num_outputs % 8:
+        return f"an expert has {case.num_outputs} outputs; they must be a multiple of 8, and at least 64"
+    return None
+
+
 def _mosaic_tpu_supports(target: DeviceTarget, case: GroupedMatmulCase) -> str | None:
     """The TPU kernel takes bfloat16 weights and words of int4, all inputs of some outputs at once."""
     if target.platform != "tpu":
@@ -69,34 +92,11 @@ def _mosaic_tpu_supports(target: DeviceTarget, case: GroupedMatmulCase) -> str |
     return None
 
 
-def _mosaic_gpu_supports(target: DeviceTarget, case: GroupedMatmulCase) -> str | None:
-    """The Hopper kernel has tiles of 64 outputs, and blocks of 32 inputs or more, of one group where there are any."""
-    if target.platform != "gpu":
-        return "it runs on NVIDIA GPUs only"
-    if target.compute_capability is None or target.compute_capability[0] != 9:  # later ones have no wgmma either
-        return f"compute capability is {target.compute_capability}; it must be (9, 0), Hopper"
-    if case.packed:
-        return "the weight lies as words of int4, in which a TPU keeps it"
-    if case.kind not in (None, "int4"):
-        return f"the weight is {case.kind}; it must be bfloat16 or int4"
-    if case.activations is not None:
-        return f"activations are to be rounded to {case.activations}; they must keep their type"
-    if case.dtype != np.dtype("bfloat16"):
-        return f"activations are {case.dtype.name}; they must be bfloat16"
-    if case.num_inputs % 32:
-        return f"an expert has {case.num_inputs} inputs; they must be a multiple of 32"
-    if case.kind is not None and case.group % 32:
-        return f"a group has {case.group} inputs; it must be a multiple of 32"
-    if case.num_outputs < 64 or case.num_outputs % 8:
-        return f"an expert has {case.num_outputs} outputs; they must be a multiple of 8, and at least 64"
-    return None
-
-
 OP: Op[GroupedMatmulCase] = Op(
     name="grouped_matmul",
     backends=(
-        Backend("mosaic_tpu", _mosaic_tpu_supports, "pallas_kernels.grouped_matmul.mosaic_tpu:grouped_matmul"),
         Backend("mosaic_gpu", _mosaic_gpu_supports, "pallas_kernels.grouped_matmul.mosaic_gpu:grouped_matmul"),
+        Backend("mosaic_tpu", _mosaic_tpu_supports, "pallas_kernels.grouped_matmul.mosaic_tpu:grouped_matmul"),
         Backend("xla", _xla_supports, "pallas_kernels.grouped_matmul.xla:grouped_matmul"),
     ),
 )

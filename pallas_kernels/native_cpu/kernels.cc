@@ -3,6 +3,7 @@
 #include <string>
 
 #include "gating.h"
+#include "mxfp4.h"
 #include "norm.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -36,13 +37,13 @@ struct Rows {
     return rows;
   }
 
-  // Those that have rows. w: all weights, one behind the other.
+  // Those that have rows. w: all weights, one behind the other; numbers: of a weight that stand in one of them.
   template <class Weight>
-  std::vector<Group<Weight>> groups(const Weight* w) const {
+  std::vector<Group<Weight>> groups(const Weight* w, int64_t numbers = 1) const {
     std::vector<Group<Weight>> found;
     int64_t first = 0;
     for (int64_t e = 0; e < static_cast<int64_t>(sizes.size()); first += sizes[e++]) {
-      if (sizes[e] > 0) found.push_back({w + e * outputs * inputs, first, sizes[e], e});
+      if (sizes[e] > 0) found.push_back({w + e * outputs * inputs / numbers, first, sizes[e], e});
     }
     return found;
   }
@@ -75,6 +76,21 @@ ffi::Error any_int8(const ffi::AnyBuffer& x, const int8_t* w, const float* scale
   } else if (x.element_type() == ffi::F32) {
     int8_matmul(*pool, static_cast<const float*>(x.untyped_data()), groups.data(), groups.size(), scales, y, rows.all,
                 rows.real, rows.outputs, rows.inputs);
+  } else {
+    return invalid("x must be float32 or bfloat16");
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error any_mxfp4(const ffi::AnyBuffer& x, const uint8_t* w, const uint8_t* scales, const Rows& rows, float* y) {
+  if (rows.inputs % kMxBlock != 0) return invalid("the inputs must be a multiple of 32");
+  auto groups = rows.groups(w, 2);
+  if (x.element_type() == ffi::BF16) {
+    microscaled_matmul<Bf16Dot>(*pool, static_cast<const bf16*>(x.untyped_data()), groups.data(), groups.size(), scales,
+                                y, rows.all, rows.real, rows.outputs, rows.inputs);
+  } else if (x.element_type() == ffi::F32) {
+    microscaled_matmul<Float32Dot>(*pool, static_cast<const float*>(x.untyped_data()), groups.data(), groups.size(),
+                                   scales, y, rows.all, rows.real, rows.outputs, rows.inputs);
   } else {
     return invalid("x must be float32 or bfloat16");
   }
@@ -123,6 +139,33 @@ ffi::Error grouped_quantized_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> laye
   if (!scales.has_value()) return scales.error();
   Rows rows = Rows::by_expert(x, group_sizes, y->dimensions()[1]);
   return any_int8(x, w->typed_data(), scales->typed_data(), rows, y->typed_data());
+}
+
+// x (T, I), layer (), count () int32, then values (O, I / 2) uint8 of each layer and scales (O, I / 32) uint8 of each.
+ffi::Error mxfp4_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count,
+                        ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
+  int64_t layers = static_cast<int64_t>(parts.size()) / 2;
+  int64_t index = clamp(*layer.typed_data(), 0, layers - 1);
+  ffi::ErrorOr<ffi::Buffer<ffi::U8>> w = parts.get<ffi::Buffer<ffi::U8>>(index);
+  ffi::ErrorOr<ffi::Buffer<ffi::U8>> scales = parts.get<ffi::Buffer<ffi::U8>>(layers + index);
+  if (!w.has_value()) return w.error();
+  if (!scales.has_value()) return scales.error();
+  Rows rows = Rows::together(x, *count.typed_data(), y->dimensions()[1]);
+  return any_mxfp4(x, w->typed_data(), scales->typed_data(), rows, y->typed_data());
+}
+
+// x (R, I), its rows sorted by expert; layer (), group_sizes (E,) int32, then values (E, O, I / 2) uint8 of each layer and
+// scales (E, O, I / 32) uint8 of each: y (R, O).
+ffi::Error grouped_mxfp4_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> group_sizes,
+                                ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
+  int64_t layers = static_cast<int64_t>(parts.size()) / 2;
+  int64_t index = clamp(*layer.typed_data(), 0, layers - 1);
+  ffi::ErrorOr<ffi::Buffer<ffi::U8>> w = parts.get<ffi::Buffer<ffi::U8>>(index);
+  ffi::ErrorOr<ffi::Buffer<ffi::U8>> scales = parts.get<ffi::Buffer<ffi::U8>>(layers + index);
+  if (!w.has_value()) return w.error();
+  if (!scales.has_value()) return scales.error();
+  Rows rows = Rows::by_expert(x, group_sizes, y->dimensions()[1]);
+  return any_mxfp4(x, w->typed_data(), scales->typed_data(), rows, y->typed_data());
 }
 
 // gate_up (T, 2, F), count () int32: out (T, F). kind 0: silu, 1: gelu with tanh.
@@ -211,6 +254,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_dense_matmul, dense_matmul,
                                   .RemainingArgs()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_quantized_matmul, quantized_matmul,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_mxfp4_matmul, mxfp4_matmul,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_grouped_mxfp4_matmul, grouped_mxfp4_matmul,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::S32>>()

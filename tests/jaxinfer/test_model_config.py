@@ -173,6 +173,8 @@ def test_a_value_of_another_type_is_refused_by_name(config: Any) -> None:
             "ageing_seconds is inf; it must be a finite number",
         ),
         (RuntimeConfig(), {"batch_invariant": 1}, "batch_invariant is 1; it must be True or False"),
+        (RuntimeConfig(), {"language_model_only": "yes"}, "language_model_only is 'yes'; it must be True or False"),
+        (RuntimeConfig(), {"language_model_only": False}, "--no-language-model-only.; it must be True"),
         (RuntimeConfig(), {"seed": "7"}, "seed is '7'; it must be an integer or None"),
         (RuntimeConfig(), {"device": "mps"}, "device is 'mps'; it must be cpu, gpu, tpu or None"),
         (RuntimeConfig(), {"dtype": True}, "dtype is True; it must be auto, float32 or bfloat16"),

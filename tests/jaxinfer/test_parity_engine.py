@@ -20,6 +20,7 @@ TOLERANCE = 1e-5
 LIKE_A_SIBLING = frozenset(
     (
         "gemma3_linear",
+        "gemma3_whole",  # gemma3 in a checkpoint with a vision tower; so are mistral3, qwen2_5_vl and qwen3_vl
         "granite",  # llama with factors
         "llama3_rope",
         "llama_bias",
@@ -28,13 +29,17 @@ LIKE_A_SIBLING = frozenset(
         "llama_tp8",  # on one device; below on eight
         "llama_yarn",
         "llama_yarn_mscale",
+        "ministral3",  # llama_yarn, whose queries are multiplied by one number a token
         "mistral",  # qwen2_window has its window
+        "mistral3",
         "phi3",  # phi4_mini
         "phi3_longrope",  # phi4_mini has its two rotations
         "phi3_partial",
         "qwen2",
+        "qwen2_5_vl",
         "qwen2_yarn",
         "qwen3",  # olmo2 norms its queries and keys; on two devices below
+        "qwen3_vl",
         "smollm",
         "smollm3",  # llama, with layers that are not rotated
     )

@@ -13,7 +13,6 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.models.context import Attend, KvLayer, StepContext
 from jaxinfer.models.layers.linear import Linear
 from jaxinfer.models.layers.norm import RMSNorm
-from jaxinfer.models.layers.rope import rotate
 from jaxinfer.models.parameters import parameter
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.sharding import LogicalAxes, constrain
@@ -64,7 +63,7 @@ class Attention(nnx.Module):
         q = q.reshape(q.shape[0], -1, q.shape[-1])  # (T, N, H)
         if self.mixer.rope is not None:
             rotation = context.rotations[self.mixer.rope]
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
+            q, k = rotation.of_queries(q), rotation.of_keys(k)
         out, kv_layer = attend(
             constrain(q, "batch", "q_heads", "head"),
             constrain(k, "batch", "kv_heads", "head"),

@@ -58,7 +58,8 @@ def test_the_first_rule_that_matches_decides(tmp_path: Path, config: ModelConfig
 
 
 def test_groups_of_a_scheme(config: ModelConfig) -> None:
-    """int4 takes the largest that divides; int8 has a scale for each output unless it is told."""
+    """int4 takes the largest that divides, mxfp4 has one; int8 has a scale for each output unless it is told."""
+    assert plan_matrices(config, Quantizing("mxfp4"))["layers.0.attention.qkv"] == Planned("mxfp4", 32)
     assert {end: plan_matrices(config, Quantizing("int4"))[f"layers.0.{end}"].group for end in ENDS} == {
         "attention.qkv": 64, "attention.out": 64, "mlp.gate_up": 64, "mlp.down": 32,
     }  # fmt: skip
@@ -121,12 +122,16 @@ def test_what_cannot_be_is_refused(tmp_path: Path, config: ModelConfig, name: st
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"scheme": "int3"}, "quantize is 'int3'; it must be one of int8, int4, fp8, w8a8, fp8-dynamic, or None"),
+        (
+            {"scheme": "int3"},
+            "quantize is 'int3'; it must be one of int8, int4, fp8, w8a8, fp8-dynamic, mxfp4, or None",
+        ),
         ({"policy": Path("a.toml")}, "policy is 'a.toml'; it goes with quantize, which is None"),
         ({"skip": "auto"}, "skip is 'auto'; it goes with quantize"),
         ({"scheme": "int8", "skip": "all"}, "skip is 'all'; it must be one of auto, or None"),
         ({"scheme": "int4", "group": 16}, "group is 16; it must be one of 32, 64, 128"),
         ({"scheme": "fp8-dynamic", "group": 32}, "group is 32; it goes with int8, int4, fp8, not with fp8-dynamic"),
+        ({"scheme": "mxfp4", "group": 32}, "group is 32; it goes with int8, int4, fp8, not with mxfp4"),
         ({"kv_cache_dtype": "int4"}, "kv_cache_dtype is 'int4'; it must be one of int8, fp8, or None"),
     ],
 )

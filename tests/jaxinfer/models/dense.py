@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,13 @@ from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.shape import ModelShape
 
 Path = tuple[str | int, ...]
+Tensor = TypeVar("Tensor")  # an array, or what is said of one
 MIN_TOKENS = 8  # below this XLA:CPU reduces rows in another order
 
 
 def hf_parameters(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict[Path, np.ndarray]:
     """{parameter path: array} for one device; uses up every tensor and fails if one is missing or left over."""
-    left = dict(tensors)
+    left = text_tensors(tensors)
     out: dict[Path, np.ndarray] = {("embed", "weight"): left.pop("model.embed_tokens.weight")}
     out["final_norm", "weight"] = left.pop("model.norm.weight")
     if not config.tie_word_embeddings:
@@ -123,6 +124,15 @@ def moe_parameters(moe: MoeConfig, left: dict[str, np.ndarray], hf: str) -> dict
         assert shared_down is not None
         out["shared", "down", "weight"] = shared_down
     return out
+
+
+def text_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the language model, named as if it were alone."""
+    inner = "model.language_model."
+    if not any(name.startswith(inner) for name in tensors):
+        return dict(tensors)
+    kept = {name: array for name, array in tensors.items() if name.startswith((inner, "lm_head."))}
+    return {name.replace(inner, "model."): array for name, array in kept.items()}
 
 
 def _norm_names(config: ModelConfig) -> dict[str, str]:

@@ -200,6 +200,75 @@ GPT_OSS_20B = _published(
     sliding_window=128, swiglu_limit=7.0, tie_word_embeddings=False, vocab_size=201088,
 )  # fmt: skip
 
+# Of several modalities. The vision towers' own settings are shortened: nothing reads them.
+GEMMA_3_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000,
+    "eos_token_id": [1, 106], "image_token_index": 262144, "initializer_range": 0.02, "mm_tokens_per_image": 256,
+    "model_type": "gemma3", "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0",
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    },
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model", "patch_size": 14},
+}  # fmt: skip
+
+_MISTRAL_3 = {
+    "architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10, "model_type": "mistral3",
+    "multimodal_projector_bias": False, "projector_hidden_act": "gelu", "spatial_merge_size": 2,
+    "torch_dtype": "bfloat16", "vision_config": {"hidden_size": 1024, "model_type": "pixtral", "patch_size": 14},
+    "vision_feature_layer": -1,
+}  # fmt: skip
+
+MISTRAL_SMALL_3_1 = _MISTRAL_3 | {
+    "text_config": {
+        "attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120,
+        "initializer_range": 0.02, "intermediate_size": 32768, "max_position_embeddings": 131072,
+        "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05, "rope_theta": 1000000000.0, "sliding_window": None, "use_cache": True,
+        "vocab_size": 131072,
+    },
+}  # fmt: skip
+
+_MINISTRAL_3_TEXT = {
+    "attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 14336, "max_position_embeddings": 262144, "model_type": "ministral3",
+    "num_attention_heads": 32, "num_hidden_layers": 34, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+    "rope_parameters": {
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0, "llama_4_scaling_beta": 0.1, "mscale": 1.0,
+        "mscale_all_dim": 1.0, "original_max_position_embeddings": 16384, "rope_theta": 1000000.0,
+        "rope_type": "yarn", "type": "yarn",
+    },
+    "sliding_window": None, "tie_word_embeddings": False, "use_cache": True, "vocab_size": 131072,
+}  # fmt: skip
+MINISTRAL_3_8B = _MISTRAL_3 | {"text_config": _MINISTRAL_3_TEXT}
+# As transformers saves the text model of that one alone.
+MINISTRAL_3_8B_TEXT = _MINISTRAL_3_TEXT | {"architectures": ["Ministral3ForCausalLM"], "torch_dtype": "bfloat16"}
+
+QWEN2_5_VL_7B = _published(
+    "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", bos_token_id=151643, eos_token_id=151645, hidden_act="silu",
+    hidden_size=3584, image_token_id=151655, intermediate_size=18944, max_position_embeddings=128000,
+    max_window_layers=28, num_attention_heads=28, num_hidden_layers=28, num_key_value_heads=4, rms_norm_eps=1e-06,
+    rope_scaling={"mrope_section": [16, 24, 24], "type": "mrope"}, rope_theta=1000000.0, sliding_window=32768,
+    tie_word_embeddings=False, use_sliding_window=False, video_token_id=151656,
+    vision_config={"depth": 32, "hidden_size": 1280, "patch_size": 14}, vision_end_token_id=151653,
+    vision_start_token_id=151652, vision_token_id=151654, vocab_size=152064,
+)  # fmt: skip
+
+QWEN3_VL_8B = {
+    "architectures": ["Qwen3VLForConditionalGeneration"], "image_token_id": 151655, "model_type": "qwen3_vl",
+    "text_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643, "dtype": "bfloat16",
+        "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096,
+        "initializer_range": 0.02, "intermediate_size": 12288, "max_position_embeddings": 262144,
+        "model_type": "qwen3_vl_text", "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06, "rope_theta": 5000000, "use_cache": True, "vocab_size": 151936,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+    },
+    "tie_word_embeddings": False, "transformers_version": "4.57.0.dev0", "video_token_id": 151656,
+    "vision_config": {"depth": 27, "hidden_size": 1152, "model_type": "qwen3_vl", "patch_size": 16},
+    "vision_end_token_id": 151653, "vision_start_token_id": 151652,
+}  # fmt: skip
+
 ALL = {
     "Llama-3.1-8B": LLAMA_3_1_8B,
     "Llama-2-7b": LLAMA_2_7B,
@@ -221,22 +290,44 @@ ALL = {
     "granite-3.0-1b-a400m": GRANITE_3_0_1B_A400M,
     "GLM-4.5-Air": GLM_4_5_AIR,
     "gpt-oss-20b": GPT_OSS_20B,
+    "gemma-3-4b": GEMMA_3_4B,
+    "Mistral-Small-3.1": MISTRAL_SMALL_3_1,
+    "Ministral-3-8B": MINISTRAL_3_8B,
+    "Ministral-3-8B-text": MINISTRAL_3_8B_TEXT,
+    "Qwen2.5-VL-7B": QWEN2_5_VL_7B,
+    "Qwen3-VL-8B": QWEN3_VL_8B,
 }
+
+
+def text_part(config: Config) -> Config:
+    """The object that describes the language model."""
+    text: Config = config.get("text_config", config)
+    return text
 
 
 def respelled(config: Config) -> Config:
     """The same config in the newer spelling: `dtype`, and all rope settings in `rope_parameters`."""
+    if "text_config" in config:
+        dtype = config.get("torch_dtype") or config["text_config"]["dtype"]
+        text = respelled({key: value for key, value in config["text_config"].items() if key != "dtype"})
+        return {key: value for key, value in config.items() if key != "torch_dtype"} | {
+            "text_config": text, "dtype": dtype,
+        }  # fmt: skip
+    if "rope_parameters" in config:
+        return dict(config)
     new = {key: value for key, value in config.items() if key not in ("torch_dtype", "rope_theta", "rope_scaling")}
-    new["dtype"] = config["torch_dtype"]
+    if "torch_dtype" in config:
+        new["dtype"] = config["torch_dtype"]
     scaling = dict(config.get("rope_scaling") or {"rope_type": "default"})
     scaling["rope_type"] = scaling.pop("type", scaling.get("rope_type"))
     rope = scaling | {"rope_theta": config.get("rope_theta", 10000.0)}
     if "partial_rotary_factor" in new:
         rope["partial_rotary_factor"] = new.pop("partial_rotary_factor")
     if config["model_type"] == "gemma3_text":
-        local = {"rope_type": "default", "rope_theta": new.pop("rope_local_base_freq")}
+        rope["rope_theta"] = config.get("rope_theta", 1000000.0)
+        local = {"rope_type": "default", "rope_theta": new.pop("rope_local_base_freq", 10000.0)}
         rope = {"full_attention": rope, "sliding_attention": local}
-        period = new.pop("sliding_window_pattern")
-        kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(26)]
+        period, count = new.pop("sliding_window_pattern", 6), config["num_hidden_layers"]
+        kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(count)]
         new |= {"layer_types": kinds, "_sliding_window_pattern": period, "use_bidirectional_attention": False}
     return new | {"rope_parameters": rope}

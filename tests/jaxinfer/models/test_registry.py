@@ -38,24 +38,31 @@ DEFAULTS = {
     "GraniteMoeSharedForCausalLM": (32000, 4096, 32),
     "Glm4MoeForCausalLM": (151552, 4096, 8),
     "GptOssForCausalLM": (201088, 2880, 8),
+    "Ministral3ForCausalLM": (131072, 4096, 8),
+    "Gemma3ForConditionalGeneration": (262208, 2304, 4),
+    "Mistral3ForConditionalGeneration": (32000, 4096, 8),
+    "Qwen2_5_VLForConditionalGeneration": (152064, 8192, 8),
+    "Qwen3VLForConditionalGeneration": (151936, 4096, 32),
 }
-# What a config.json of a family has to say beside its model_type: heads of 42 are nobody's, and yarn has no default.
+# What a config.json of a family has to say beside its model_type: heads of 42 are nobody's.
 NEEDED = {
     "glm4_moe": {"head_dim": 128},
-    "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}},
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.architecture)
 def test_an_empty_config_gets_the_family_defaults(family: Family) -> None:
     """A config that names only its model_type is that of the family's first model, as in transformers."""
-    config = model_config({"model_type": family.model_type, **NEEDED.get(family.model_type, {})})
+    around = {"text_config": {}} if family.text_models is not None else {}
+    config = model_config({"model_type": family.model_type} | around | NEEDED.get(family.model_type, {}))
     assert config.architecture == family.architecture
     assert (config.vocab_size, config.hidden_size, config.layers[0].mixer.num_kv_heads) == DEFAULTS[family.architecture]
     assert config.tie_word_embeddings == family.model_type.startswith(("gemma", "smollm3"))
-    large = ("phi3", "olmo2", "mixtral", "olmoe", "glm4_moe", "gpt_oss")
+    large = ("phi3", "olmo2", "ministral3", "qwen2_5_vl", "mixtral", "olmoe", "glm4_moe", "gpt_oss")
     assert config.norm_eps == (1e-5 if family.model_type in large else 1e-6)
-    thetas = {"gemma3_text": {1e4, 1e6}, "smollm3": {2e6}, "mixtral": {1e6}, "gpt_oss": {1.5e5}}
+    gemma3 = {1e4, 1e6}
+    thetas = {"gemma3_text": gemma3, "gemma3": gemma3, "smollm3": {2e6}, "ministral3": {1e6}, "qwen2_5_vl": {1e6}}
+    thetas |= {"qwen3_vl": {5e5}, "mixtral": {1e6}, "gpt_oss": {1.5e5}}
     assert {rope.theta for rope in config.ropes} == thetas.get(family.model_type, {1e4})
 
 
@@ -154,7 +161,7 @@ def test_default_tokens_outside_a_small_vocabulary_are_left_out() -> None:
 
 UNSUPPORTED: list[tuple[str, dict[str, Any], list[str]]] = [
     ("Llama-2-7b", {"architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "LlamaForCausalLM"]),
-    ("gemma-3-1b", {"architectures": ["Gemma3ForConditionalGeneration"]}, ["Gemma3ForConditionalGeneration"]),
+    ("gemma-3-1b", {"architectures": ["Gemma3nForConditionalGeneration"]}, ["Gemma3nForConditionalGeneration"]),
     ("Llama-2-7b", {"architectures": None, "model_type": "mamba"}, ["model_type", "mamba"]),
     ("Llama-2-7b", {"architectures": [], "model_type": "mamba"}, ["model_type", "mamba"]),
     ("Llama-2-7b", {"architectures": ["LlamaModel"]}, ["LlamaModel"]),

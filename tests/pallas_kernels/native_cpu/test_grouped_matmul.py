@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.native_cpu.grouped_matmul import grouped_dense_matmul, grouped_quantized_matmul
+from pallas_kernels.native_cpu.grouped_matmul import (
+    grouped_dense_matmul,
+    grouped_mxfp4_matmul,
+    grouped_quantized_matmul,
+)
 from pallas_kernels.native_cpu.matmul import dense_matmul, quantized_matmul
-from pallas_kernels.qtensor import quantize
+from pallas_kernels.qtensor import dequantize, quantize
 from tests.pallas_kernels.native_cpu.loaded import NAMES, target_for
 
 # None at all, one, few, more than `few` tiles; 82 outputs end in half a vector.
@@ -51,6 +55,18 @@ def test_rows_have_the_bits_of_a_product_with_their_expert(instructions, sizes, 
         first += size
     assert not np.any(got[first:])
     assert not np.any(got8[first:])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_mxfp4_rows_have_the_bits_of_the_widened_weights(instructions, sizes, dtype):
+    x, layers, group_sizes = arrays(sizes, dtype)
+    rounded = [quantize(layer, "mxfp4", 32) for layer in layers]
+    values, scales, one = [q.values for q in rounded], [q.scales for q in rounded], jnp.int32(1)
+    got = grouped_mxfp4_matmul(x, values, scales, one, group_sizes, instructions=instructions)
+    wide = [dequantize(q).astype(dtype) for q in rounded]
+    want = grouped_dense_matmul(x, wide, one, group_sizes, instructions=instructions)
+    np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
 
 
 def test_sizes_that_cannot_be_are_cut(instructions):
