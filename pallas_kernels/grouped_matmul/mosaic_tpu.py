@@ -32,7 +32,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.grouped_matmul.mosaic_tpu_plan import SUBLANES, TpuGroupedPlan, plan_of
+from pallas_kernels.grouped_matmul.mosaic_tpu_plan import LANES, SUBLANES, TpuGroupedPlan, plan_of
 from pallas_kernels.grouped_matmul.mosaic_tpu_work import Work, list_work
 from pallas_kernels.qtensor import NUMBERS_OF_A_WORD, QTensor
 from pallas_kernels.quantized_matmul.mosaic_tpu_words import WordsForm, add_products, shifts_of, three_bfloat16
@@ -58,8 +58,8 @@ def grouped_matmul(
     plan = plan_for(copies * num_rows, weight, parts[0].shape, target)
     if plan.across:
         parts = [jnp.swapaxes(parts[0], -1, -2)]
-    if plan.abreast:
-        parts[1] = parts[1].transpose(1, 2, 0, 3)  # (L, A, E, N): so they lie
+    if plan.scales != "matrix":
+        parts[1] = _scales_abreast(plan, parts[1])
     padding = (plan.padded_rows - x.shape[0], plan.padded_inputs - x.shape[1])
     sums = _launch(plan, list_work(plan, group_sizes), jnp.pad(x, [(0, size) for size in padding]), parts, interpret)
     sums = sums[:, : plan.rows]
@@ -74,6 +74,16 @@ def parts_of(weight: jax.Array | QTensor) -> list[jax.Array]:
         given = (weight.values, weight.scales, weight.zeros)
         return [part.reshape(part.shape[0], -1, *part.shape[-2:]) for part in given if part is not None]
     return [weight.reshape(weight.shape[0], -1, *weight.shape[-2:])]
+
+
+def _scales_abreast(plan: TpuGroupedPlan, scales: jax.Array) -> jax.Array:
+    """Scales (E, L, A, N) in the order in which XLA keeps them, so that no byte moves: (L, A, E, N), and where those
+    are whole tiles, (L, A, E / 8, N / 128, 8, 1, 128)."""
+    scales = scales.transpose(1, 2, 0, 3)
+    if plan.scales == "eights":
+        return scales
+    tiles = scales.reshape(*scales.shape[:2], plan.experts // SUBLANES, SUBLANES, plan.outputs // LANES, LANES)
+    return tiles.swapaxes(3, 4)[..., None, :]
 
 
 def plan_for(rows: int, weight: jax.Array | QTensor, shape: tuple[int, ...], target: DeviceTarget) -> TpuGroupedPlan:
@@ -103,9 +113,16 @@ def block_specs(plan: TpuGroupedPlan) -> list[pl.BlockSpec]:
     else:
         words = pl.BlockSpec((None, None, plan.padded_inputs // NUMBERS_OF_A_WORD, plan.tile_outputs), matrices)
         scales = pl.BlockSpec((None, None, plan.groups, plan.tile_outputs), matrices)
-        if plan.abreast:
+        if plan.scales == "eights":
             eights = index(lambda lead, n, item, work: (lead, 0, work.expert[item] // SUBLANES, n))
             scales = pl.BlockSpec((None, plan.groups, SUBLANES, plan.tile_outputs), eights)
+        elif plan.scales == "rows":
+
+            def row(lead: Any, n: Any, item: Any, work: Work) -> tuple[Any, ...]:
+                return lead, 0, work.expert[item] // SUBLANES, n, work.expert[item] % SUBLANES, 0, 0
+
+            shape = (None, plan.groups, None, plan.tile_outputs // LANES, None, 1, LANES)
+            scales = pl.BlockSpec(shape, index(row))
         weights = [words, scales, *[scales] * plan.zeros]
     sums = pl.BlockSpec(
         (None, plan.tile_rows, plan.tile_outputs), index(lambda lead, n, item, work: (lead, work.tile[item], n))
@@ -175,8 +192,10 @@ def _add_words_products(
         shifts_ref[...] = shifts_of(zeros_ref[0])
 
     def scales(group: Any) -> jax.Array:
-        if plan.abreast:
+        if plan.scales == "eights":
             return scales_ref[group, pl.ds(expert % SUBLANES, 1), :]
+        if plan.scales == "rows":
+            return jnp.concatenate([scales_ref[group, row] for row in range(plan.tile_outputs // LANES)], axis=1)
         return scales_ref[pl.ds(group, 1), :]
 
     form = WordsForm(plan.tile_rows, plan.inputs, plan.group, plan.zeros)

@@ -6,6 +6,7 @@ Plain arithmetic, so that dispatch may ask before anything of Pallas is imported
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from pallas_kernels.rounding import round_up
 
@@ -79,13 +80,17 @@ class TpuGroupedPlan:
         return self.inputs // self.group
 
     @property
-    def abreast(self) -> bool:
-        """Whether scales of 8 experts are read together.
+    def scales(self) -> Literal["matrix", "rows", "eights"]:
+        """How scales are read.
 
-        Where an expert's groups do not fill rows of tiles, XLA lays the experts of a group side by side, in rows of
-        which a copy cannot take one alone. Each 8 are read once all the same, as pieces of work go from expert to
-        expert."""
-        return self.group is not None and scales_lie_abreast(self.experts, self.groups)
+        As a matrix where XLA lays down an expert's own. Where its groups do not fill rows of tiles, XLA lays the
+        experts of a group side by side instead, as rows of tiles of which a copy cannot take one; but whole tiles can
+        be read as rows of 128 lanes, of which it can. Else scales come for 8 experts at a time; each 8 are read once
+        all the same, as pieces of work go from expert to expert.
+        """
+        if self.group is None or not scales_lie_abreast(self.experts, self.groups):
+            return "matrix"
+        return "eights" if self.experts % SUBLANES or self.outputs % LANES else "rows"
 
     @property
     def unit(self) -> int:
@@ -105,7 +110,7 @@ class TpuGroupedPlan:
         if self.group is None:
             outputs = self.tile_outputs, self.inputs
             return 2 * max(_padded(*outputs, across=False), _padded(*outputs, across=True))
-        scales = self.groups * SUBLANES if self.abreast else round_up(self.groups, 32)
+        scales = round_up(self.groups, 32) if self.scales == "matrix" else self.groups * SUBLANES
         return self.tile_outputs * (self.padded_inputs // 2 + scales * (5 if self.zeros else 4))
 
     @property

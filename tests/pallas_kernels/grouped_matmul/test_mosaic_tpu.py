@@ -32,11 +32,12 @@ TPU = DeviceTarget("tpu", "TPU v5 lite")
 BFLOAT16: Any = jnp.bfloat16
 
 # Beside the contract's: several tiles of rows, inputs that fill no product, outputs in the lanes, scales of 8 experts
-# abreast, groups that share lanes, zero points, activations in float32.
+# abreast and rows of them, groups that share lanes, zero points, activations in float32.
 CASES = (
     Grouped((100, 0, 100, 27), padding=73, outputs=(2, 80), inputs=600, dtype=BFLOAT16),
     Grouped((16, 0, 17, 3), outputs=(128,), inputs=72, dtype=BFLOAT16),
     Grouped((5, 0, 9, 2, 0, 0, 1, 1, 0, 3, 2), outputs=(160,), inputs=192, kind="int4", group=64, dtype=BFLOAT16),
+    Grouped((5, 0, 9, 2, 0, 1, 0, 1), outputs=(2, 128), inputs=192, kind="int4", group=64, dtype=BFLOAT16),
     Grouped((3, 0, 2), outputs=(2, 40), inputs=512, kind="int4", group=32),
 )
 
@@ -203,7 +204,7 @@ def test_weights_of_touched_experts_are_copied_once(model: str, device_kind: str
         copied = _copied(plan, _listed(plan, sizes))
         touched = (sizes > 0).sum() * leading * outputs
         weight = touched * inputs * 2 if group is None else touched * (inputs // 2 + 4 * inputs // group)
-        if plan.abreast:  # scales come for 8 experts at a time, each 8 once
+        if plan.scales == "eights":  # scales come for 8 experts at a time, each 8 once
             eights = len({expert // 8 for expert in np.flatnonzero(sizes)})
             assert copied[2] <= 1.05 * 8 * eights * leading * outputs * 4 * plan.groups
             copied, weight = copied[:2], touched * inputs // 2
@@ -216,13 +217,17 @@ def _copied(plan: TpuGroupedPlan, work: Work) -> list[int]:
     Of a block over the edge of its array the part inside is copied, to whole tiles of 8 x 128 (`get_dma_slice` of
     jax/_src/pallas/mosaic/pipeline.py)."""
     words = (plan.experts, plan.leading, plan.inputs // 8, plan.outputs)
-    scales = (plan.leading, plan.groups, plan.experts, plan.outputs) if plan.group and plan.abreast else ()
     plain = (plan.experts, plan.leading, plan.outputs, plan.inputs)
     arrays: list[tuple[tuple[int, ...], int]] = [((plan.padded_rows, plan.padded_inputs), 2)]
     if plan.group is None:
         arrays += [((*plain[:2], plain[3], plain[2]) if plan.across else plain, 2)]
     else:
-        arrays += [(words, 4), (scales or (plan.experts, plan.leading, plan.groups, plan.outputs), 4)]
+        scales = {
+            "matrix": (plan.experts, plan.leading, plan.groups, plan.outputs),
+            "rows": (plan.leading, plan.groups, plan.experts // 8, plan.outputs // 128, 8, 1, 128),
+            "eights": (plan.leading, plan.groups, plan.experts, plan.outputs),
+        }
+        arrays += [(words, 4), (scales[plan.scales], 4)]
     moved = []
     for (shape, size), spec in zip(arrays, mosaic_tpu.block_specs(plan)[:-1], strict=True):
         last, total = None, 0
@@ -237,7 +242,7 @@ def _copied(plan: TpuGroupedPlan, work: Work) -> list[int]:
 
 def _inside(block: tuple[int | None, ...], place: tuple[int, ...], shape: tuple[int, ...]) -> int:
     """How many numbers of a block, in whole tiles, are in an array of `shape`."""
-    tiles = (1,) * (len(shape) - 2) + (8, 128)
+    tiles = (1,) * (len(shape) - 2) + (1 if shape[-2] == 1 else 8, 128)
     lengths = [
         round_up(min(length, whole - index * length), tile)
         for length, index, whole, tile in zip([b or 1 for b in block], place, shape, tiles, strict=True)
