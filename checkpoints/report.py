@@ -10,7 +10,8 @@ from typing import Any
 from checkpoints.files import FORMAT_VERSION, REPORT_FILE, write_json
 from checkpoints.quantizing.report import QuantizationReport
 from checkpoints.reader import TensorSource
-from checkpoints.rules import Index, TensorMapping
+from checkpoints.rules import TensorMapping
+from checkpoints.transforms import Index
 
 
 @dataclass(frozen=True)

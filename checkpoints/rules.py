@@ -1,8 +1,9 @@
 """Names and layouts as data: which Hugging Face tensor goes where in the decoder's parameters.
 
-Dims: N query heads, K KV heads, G = N / K, H head_dim, D hidden, F MLP width, V vocabulary; `...` is (D,) for weights
-and () for biases. Parameters are in their canonical layout here, that of one device (`ModelShape` with tp = 1):
-`attention.qkv` is (K, G + 2, H, ...) with the G query heads first, then key, then value; `mlp.gate_up` is (2, F, ...).
+Dims: K KV heads, G query heads of each, H head_dim, F MLP width; `...` is (hidden,) for weights and () for biases.
+Parameters are in their canonical layout here, that of one device (`ModelShape` with tp = 1):
+`attention.qkv` is (K, G + 2, H, ...) with the G query heads first, then key, then value; `mlp.gate_up` is (2, F, ...);
+`mlp.up` stands in its place where there is no gate. `checkpoints.transforms` says where the rows of a tensor go.
 
 `plan_mapping` is strict both ways: every tensor of the source is used once or ignored by name, every element of every
 parameter is set once, shapes and dtypes are checked. It reads headers only.
@@ -13,60 +14,17 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from checkpoints.files import CheckpointError
 from checkpoints.reader import TensorInfo, TensorSource
+from checkpoints.transforms import TRANSFORMS, Dims, Layout, Placement, Shape
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.stored_matrix import layer_of
-
-Shape = tuple[int, ...]
-Index = tuple[int | slice, ...]
 
 SOURCE_DTYPES = ("F32", "F16", "BF16")
-
-
-@dataclass(frozen=True)
-class Dims:
-    """The sizes that transforms are written in."""
-
-    heads: int  # N
-    kv_heads: int  # K
-    head: int  # H
-    hidden: int  # D
-    mlp: int  # F
-
-    @classmethod
-    def of(cls, config: ModelConfig, path: str) -> Dims:
-        """Those of the layer that the parameter `path` belongs to; of one outside of them only `hidden` matters."""
-        layer = config.layers[layer_of(path) or 0]
-        mixer, mlp = layer.mixer, layer.feed_forward
-        return cls(mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, config.hidden_size, mlp.intermediate_size)
-
-    @property
-    def group(self) -> int:
-        return self.heads // self.kv_heads
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Rows [begin, end) of the source, seen in the shape `view`, become `target[index]`."""
-
-    begin: int
-    end: int
-    view: Shape
-    index: Index
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a transform means for given sizes: the shape that the source must have, and where its rows go."""
-
-    source_shape: Shape
-    placements: tuple[Placement, ...]
 
 
 @dataclass(frozen=True)
@@ -77,84 +35,6 @@ class Rule:
     target: str
     transform: str = "copy"
 
-
-def _query_heads(d: Dims, begin: int, tail: Shape) -> Placement:
-    view = (d.kv_heads, d.group, d.head, *tail)
-    return Placement(begin, begin + d.heads * d.head, view, (slice(None), slice(0, d.group)))
-
-
-def _kv_heads(d: Dims, begin: int, tail: Shape, row: int) -> Placement:
-    view = (d.kv_heads, d.head, *tail)
-    return Placement(begin, begin + d.kv_heads * d.head, view, (slice(None), row))
-
-
-def _query(d: Dims, tail: Shape) -> Layout:
-    return Layout((d.heads * d.head, *tail), (_query_heads(d, 0, tail),))
-
-
-def _key(d: Dims, tail: Shape) -> Layout:
-    return Layout((d.kv_heads * d.head, *tail), (_kv_heads(d, 0, tail, d.group),))
-
-
-def _value(d: Dims, tail: Shape) -> Layout:
-    return Layout((d.kv_heads * d.head, *tail), (_kv_heads(d, 0, tail, d.group + 1),))
-
-
-def _query_key_value(d: Dims, tail: Shape) -> Layout:
-    keys = d.heads * d.head
-    values = keys + d.kv_heads * d.head
-    return Layout(
-        (values + d.kv_heads * d.head, *tail),
-        (
-            _query_heads(d, 0, tail),
-            _kv_heads(d, keys, tail, d.group),
-            _kv_heads(d, values, tail, d.group + 1),
-        ),
-    )
-
-
-def _gate(d: Dims, tail: Shape) -> Layout:
-    return Layout((d.mlp, *tail), (Placement(0, d.mlp, (d.mlp, *tail), (0,)),))
-
-
-def _up(d: Dims, tail: Shape) -> Layout:
-    return Layout((d.mlp, *tail), (Placement(0, d.mlp, (d.mlp, *tail), (1,)),))
-
-
-def _gate_up(d: Dims, tail: Shape) -> Layout:
-    view = (d.mlp, *tail)
-    return Layout((2 * d.mlp, *tail), (Placement(0, d.mlp, view, (0,)), Placement(d.mlp, 2 * d.mlp, view, (1,))))
-
-
-def _attention_out(d: Dims, tail: Shape) -> Layout:
-    del tail  # the weight's last axes are the heads
-    view = (d.hidden, d.kv_heads, d.group, d.head)
-    return Layout((d.hidden, d.heads * d.head), (Placement(0, d.hidden, view, ()),))
-
-
-def _query_norm(d: Dims, tail: Shape) -> Layout:
-    del tail
-    return Layout((d.heads * d.head,), (Placement(0, d.heads * d.head, (d.kv_heads, d.group, d.head), ()),))
-
-
-def _key_norm(d: Dims, tail: Shape) -> Layout:
-    del tail
-    return Layout((d.kv_heads * d.head,), (Placement(0, d.kv_heads * d.head, (d.kv_heads, d.head), ()),))
-
-
-# "copy" (the source has the target's shape) is not listed: it needs no sizes.
-TRANSFORMS: Mapping[str, Callable[[Dims, Shape], Layout]] = {
-    "query": _query,
-    "key": _key,
-    "value": _value,
-    "query_key_value": _query_key_value,
-    "gate": _gate,
-    "up": _up,
-    "gate_up": _gate_up,
-    "attention_out": _attention_out,
-    "query_norm": _query_norm,
-    "key_norm": _key_norm,
-}
 
 _LAYER = "model.layers.{i}."
 _OURS = "layers.{i}."
@@ -189,6 +69,15 @@ _MLP = tuple(
     for name, target, transform in (("gate", "gate_up", "gate"), ("up", "gate_up", "up"), ("down", "down", "copy"))
     for kind in ("weight", "bias")
 )
+_UNGATED_MLP = tuple(
+    Rule(f"{_LAYER}mlp.{name}_proj.{kind}", f"{_OURS}mlp.{name}.{kind}")
+    for name in ("up", "down")
+    for kind in ("weight", "bias")
+)
+_XIELU = tuple(
+    Rule(f"{_LAYER}mlp.act_fn.{name}", f"{_OURS}mlp.xielu.{name}", transform)
+    for name, transform in (("alpha_p", "copy"), ("alpha_n", "copy"), ("beta", "scalar"), ("eps", "scalar"))
+)
 _FUSED_MLP = (
     Rule(f"{_LAYER}mlp.gate_up_proj.weight", f"{_OURS}mlp.gate_up.weight", "gate_up"),
     Rule(f"{_LAYER}mlp.down_proj.weight", f"{_OURS}mlp.down.weight"),
@@ -208,7 +97,14 @@ _FOUR_NORMS = _norms(
     mlp_post_norm="post_feedforward_layernorm",
 )
 
+_LATE_HEAD_NORMS = tuple(
+    Rule(f"{_LAYER}self_attn.{theirs}_layernorm.weight", f"{_OURS}attention.{ours}_norm.weight")
+    for ours, theirs in (("q", "query"), ("k", "key"))
+)
+_NAMED_NORMS = _norms(attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm")
+
 _SEPARATE = (*_ENDS, *_ATTENTION, *_ATTENTION_OUT, *_MLP)
+_UNGATED = (*_ENDS, *_ATTENTION, *_ATTENTION_OUT, *_UNGATED_MLP)
 
 # Architecture (`ModelConfig.architecture`) -> its table.
 FAMILY_RULES: Mapping[str, tuple[Rule, ...]] = {
@@ -222,6 +118,12 @@ FAMILY_RULES: Mapping[str, tuple[Rule, ...]] = {
     "Olmo2ForCausalLM": (*_SEPARATE, *_WHOLE_NORMS, *_POST_NORMS),
     "GraniteForCausalLM": (*_SEPARATE, *_PRE_NORMS),
     "SmolLM3ForCausalLM": (*_SEPARATE, *_PRE_NORMS),
+    "Exaone4ForCausalLM": (*_SEPARATE, *_HEAD_NORMS, *_POST_NORMS),
+    "SeedOssForCausalLM": (*_SEPARATE, *_PRE_NORMS),
+    "Olmo3ForCausalLM": (*_SEPARATE, *_WHOLE_NORMS, *_POST_NORMS),
+    "ArceeForCausalLM": (*_UNGATED, *_PRE_NORMS),
+    "HunYuanDenseV1ForCausalLM": (*_SEPARATE, *_LATE_HEAD_NORMS, *_PRE_NORMS),
+    "ApertusForCausalLM": (*_UNGATED, *_XIELU, *_HEAD_NORMS, *_NAMED_NORMS),
 }
 
 # Tensors that may be there and mean nothing, with the reason that the report gives.

@@ -15,7 +15,8 @@ import numpy as np
 
 from checkpoints.files import CheckpointError
 from checkpoints.reader import TensorSource
-from checkpoints.rules import Entry, Placement, TensorMapping
+from checkpoints.rules import Entry, TensorMapping
+from checkpoints.transforms import Placement
 from jaxinfer.sharding import LogicalAxes
 
 BLOCK_BYTES = 16 * 1024**2
@@ -59,7 +60,7 @@ def assemble(
 def _place(
     source: TensorSource, name: str, placement: Placement, target: np.ndarray, digest: hashlib._Hash | None
 ) -> None:
-    view = source.read(name)[placement.begin : placement.end].reshape(placement.view)
+    view = np.atleast_1d(source.read(name))[placement.begin : placement.end].reshape(placement.view)
     region = target[placement.index]
     for begin, end in _blocks(view):
         region[begin:end] = view[begin:end]

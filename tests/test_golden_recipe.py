@@ -30,9 +30,10 @@ from tests.golden_recipe import (
 MAX_FILE_BYTES, MAX_TOTAL_BYTES = 150_000, 3_000_000
 
 EXPECTED_CASES = [
-    "gemma2", "gemma3", "gemma3_linear", "granite", "llama", "llama3_rope", "llama_bias", "llama_dynamic",
-    "llama_linear", "llama_tp8", "llama_yarn", "llama_yarn_mscale", "mistral", "olmo2", "phi3", "phi3_longrope",
-    "phi3_partial", "phi4_mini", "qwen2", "qwen2_window", "qwen2_yarn", "qwen3", "smollm", "smollm3",
+    "apertus", "arcee", "arcee_bias", "exaone4", "gemma2", "gemma3", "gemma3_linear", "granite", "hunyuan",
+    "hunyuan_bias", "llama", "llama3_rope", "llama_bias", "llama_dynamic", "llama_linear", "llama_tp8", "llama_yarn",
+    "llama_yarn_mscale", "mistral", "olmo2", "olmo3", "phi3", "phi3_longrope", "phi3_partial", "phi4_mini", "qwen2",
+    "qwen2_window", "qwen2_yarn", "qwen3", "seed_oss", "smollm", "smollm3",
 ]  # fmt: skip
 
 # sha256 of the float32 bytes: if one of these moves, every golden is worthless on that machine or numpy.
@@ -122,6 +123,7 @@ def test_files_are_small() -> None:
 def test_the_cases_together_cover_families_spellings_and_rope_types() -> None:
     configs = [load_case(name).config for name in EXPECTED_CASES]
     families = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3"}
+    families |= {"exaone4", "seed_oss", "olmo3", "arcee", "hunyuan_v1_dense", "apertus"}
     assert {config["model_type"] for config in configs} == families
     ropes = {rope_of(config).get("rope_type", rope_of(config).get("type", "default")) for config in configs}
     assert ropes == {"default", "linear", "dynamic", "llama3", "yarn", "longrope"}
@@ -162,7 +164,9 @@ def test_manifest_fits_the_config(case: GoldenCase) -> None:
             assert shapes[attention + "q_proj.weight"] == (heads * head_dim, hidden)
             assert shapes[attention + "k_proj.weight"] == shapes[attention + "v_proj.weight"]
             assert shapes[attention + "k_proj.weight"] == (kv_heads * head_dim, hidden)
-            assert shapes[mlp + "up_proj.weight"] == shapes[mlp + "gate_proj.weight"] == (width, hidden)
+            assert shapes[mlp + "up_proj.weight"] == (width, hidden)
+            gated = config["model_type"] not in ("arcee", "apertus")
+            assert shapes.get(mlp + "gate_proj.weight") == ((width, hidden) if gated else None)
 
 
 def test_one_dimensional_tensors_are_off_their_initial_values(case: GoldenCase) -> None:

@@ -13,8 +13,9 @@ from checkpoints.files import QUANTIZATION_KEY as KEY
 from checkpoints.quantized import parse
 from checkpoints.quantized.protocol import Format, Layer, Shape, Tensors
 from checkpoints.reader import TensorSource
-from checkpoints.rules import TRANSFORMS, Dims, Layout, Placement, Rule, check_coverage, family_rules
+from checkpoints.rules import Rule, check_coverage, family_rules
 from checkpoints.side_files import quantization_settings
+from checkpoints.transforms import TRANSFORMS, Dims, Layout, Placement
 from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
 from jaxinfer.models.stored_matrix import StoredMatrix, input_axes
 

@@ -9,8 +9,8 @@
     group = 32                       # with int8, int4 and fp8
 
 The first rule that matches a matrix decides; what none matches gets the scheme of the command line. Names are the
-decoder's: `layers.3.attention.qkv`, `layers.3.attention.out`, `layers.3.mlp.gate_up`, `layers.3.mlp.down`. A rule that
-decides about nothing is an error, because it is a misspelled one.
+decoder's: `layers.3.attention.qkv`, `layers.3.attention.out`, `layers.3.mlp.gate_up` (`layers.3.mlp.up` where there is
+no gate), `layers.3.mlp.down`. A rule that decides about nothing is an error, because it is a misspelled one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from typing import Any
 from checkpoints.files import CheckpointError
 from checkpoints.quantizing.options import Quantizing, check_group
 from jaxinfer.config import ConfigError, ModelConfig, require
-from jaxinfer.models.stored_matrix import MATRICES, StoredMatrix, input_sizes
+from jaxinfer.models.stored_matrix import StoredMatrix, input_sizes, matrices_of
 from jaxinfer.quantization import SCHEMES, largest_group
 
 KEEP = "keep"
-ENDS = tuple(MATRICES)
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,9 @@ class _Rule:
 
 def matrix_names(config: ModelConfig) -> Iterator[str]:
     """The matrices of the layers, as policies name them: paths of parameters without ".weight"."""
-    for layer in range(config.num_layers):
-        for end in ENDS:
-            yield f"layers.{layer}.{end}"
+    for index, layer in enumerate(config.layers):
+        for end in matrices_of(layer):
+            yield f"layers.{index}.{end}"
 
 
 def plan_matrices(config: ModelConfig, asked: Quantizing) -> dict[str, Planned]:

@@ -10,7 +10,7 @@ from jaxinfer.config.errors import require, require_counts
 from jaxinfer.config.field_types import check_field_types
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "xielu"]
 QkNorm = Literal["none", "head", "whole"]
 
 
@@ -68,6 +68,7 @@ class AttentionConfig:
         sliding_window: tokens that a query sees, itself included; None: all before it.
         rope: index into `ModelConfig.ropes`; None: no positional rotation (NoPE).
         qk_norm: norm of queries and keys: one for each head with a shared weight, or one over the whole of them.
+        qk_norm_after_rope: norm them once they are rotated, and not before.
         soft_cap: scores become cap * tanh(score / cap), after the scale.
         sinks: a learned score for each head beside those of its keys; ConfigError where True, nothing serves it yet.
     """
@@ -79,6 +80,7 @@ class AttentionConfig:
     sliding_window: int | None = None
     rope: int | None = 0
     qk_norm: QkNorm = "none"
+    qk_norm_after_rope: bool = False
     soft_cap: float | None = None
     qkv_bias: bool = False
     out_bias: bool = False
@@ -111,15 +113,27 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class MlpConfig:
-    """The gated MLP: down(activation(gate(x)) * up(x)). intermediate_size: its width, elements; bias: of all three."""
+    """The MLP: down(activation(gate(x)) * up(x)), or without a gate down(activation(up(x))).
+
+    Attributes:
+        intermediate_size: its width, elements.
+        activation: relu2 is relu(x)^2; xielu, for MLPs without a gate, has parameters of its own (arXiv:2411.13010).
+        bias: whether all of its matrices have one.
+        gated: whether there is a gate.
+    """
 
     intermediate_size: int
     activation: Activation = "silu"
     bias: bool = False
+    gated: bool = True
 
     def __post_init__(self) -> None:
         require_counts(self, "intermediate_size")
         check_field_types(self)
+        require(
+            self.activation != "xielu" or not self.gated,
+            f"activation is 'xielu' and gated is {self.gated}; it must be False with this activation",
+        )
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,18 @@ from typing import Any
 
 from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
 from jaxinfer.models.config_reader import ConfigReader, Values
+from jaxinfer.models.families.apertus import apertus
+from jaxinfer.models.families.arcee import arcee
+from jaxinfer.models.families.exaone4 import exaone4
 from jaxinfer.models.families.gemma import gemma2, gemma3
 from jaxinfer.models.families.granite import granite
+from jaxinfer.models.families.hunyuan import hunyuan_dense
 from jaxinfer.models.families.llama import llama
 from jaxinfer.models.families.mistral import mistral
-from jaxinfer.models.families.olmo2 import olmo2
+from jaxinfer.models.families.olmo import olmo2, olmo3
 from jaxinfer.models.families.phi3 import phi3
 from jaxinfer.models.families.qwen import qwen2, qwen3
+from jaxinfer.models.families.seed_oss import seed_oss
 from jaxinfer.models.families.smollm3 import smollm3
 
 ReadFamily = Callable[[ConfigReader], ModelConfig]
@@ -66,6 +71,12 @@ register("Phi3ForCausalLM", "phi3", phi3)
 register("Olmo2ForCausalLM", "olmo2", olmo2)
 register("GraniteForCausalLM", "granite", granite)
 register("SmolLM3ForCausalLM", "smollm3", smollm3)
+register("Exaone4ForCausalLM", "exaone4", exaone4)
+register("SeedOssForCausalLM", "seed_oss", seed_oss)
+register("Olmo3ForCausalLM", "olmo3", olmo3)
+register("ArceeForCausalLM", "arcee", arcee)
+register("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", hunyuan_dense)
+register("ApertusForCausalLM", "apertus", apertus)
 
 
 def supported_architectures() -> list[str]:

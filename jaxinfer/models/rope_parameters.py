@@ -56,6 +56,9 @@ class RopeRules:
         aliases: older names of types, and the types that they mean.
         partial: whether a `partial_rotary_factor` other than 1 is understood.
         trained_length: `original_max_position_embeddings` at the top where config.json has none, tokens.
+        alpha: whether `dynamic` may have a fixed `alpha`, which stretches theta once and for all; its other keys then
+            say nothing.
+        settings: all of `rope_parameters` where config.json has neither that nor `rope_scaling`.
     """
 
     theta: float = 10000.0
@@ -63,6 +66,8 @@ class RopeRules:
     aliases: Mapping[str, str] = field(default_factory=lambda: {"su": "longrope"})
     partial: bool = False
     trained_length: int | None = None
+    alpha: bool = False
+    settings: Values = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,8 @@ def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int,
     trained = config.raw("original_max_position_embeddings", rules.trained_length)
     model = _Model(config, rules, head_dim, max_position_embeddings, trained, by_layer_type=False)
     named = {name: _dictionary(config, name) for name in ("rope_scaling", "rope_parameters")}
+    if not any(named.values()):
+        named["rope_parameters"] = dict(rules.settings)
     for name, rope in named.items():
         for key, default in defaults.items():
             _complete(rope, key, key, f"{name}.{key}", config, default)
@@ -114,13 +121,19 @@ def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int,
 
 
 def read_ropes_by_layer_type(
-    config: ConfigReader, head_dim: int, max_position_embeddings: int, rules: RopeRules, local_theta: float
+    config: ConfigReader,
+    head_dim: int,
+    max_position_embeddings: int,
+    rules: RopeRules,
+    local_theta: float,
+    local_key: str = "rope_local_base_freq",
 ) -> dict[str, RopeConfig]:
     """{layer type: its rotary embedding}, as Gemma 3 has it: `rope_scaling` and `rope_theta` are those of full layers,
     `rope_local_base_freq` is the theta of the others.
 
     Args:
-        local_theta: `rope_local_base_freq` where config.json has none.
+        local_theta: theta of the others where config.json has none.
+        local_key: what it is called.
 
     The other arguments, notes and errors are those of `read_rope`.
     """
@@ -141,7 +154,7 @@ def read_ropes_by_layer_type(
     home = "rope_scaling" if "rope_theta" in scaling else "rope_parameters.full_attention"
     inner = "rope_parameters.sliding_attention"
     _complete(full, "rope_theta", "rope_theta", f"{home}.rope_theta", config, rules.theta)
-    _complete(sliding, "rope_theta", "rope_local_base_freq", f"{inner}.rope_theta", config, local_theta)
+    _complete(sliding, "rope_theta", local_key, f"{inner}.rope_theta", config, local_theta)
     return {FULL: _rope_config(model, where, full), SLIDING: _rope_config(model, inner, sliding)}
 
 
@@ -189,6 +202,8 @@ def _rope_config(model: _Model, name: str, rope: dict[str, Any]) -> RopeConfig:
     theta = settings.number("rope_theta", 0.0)
     if theta <= 0:
         raise ConfigError(f"{name}: rope_theta is {theta}; it must be positive")
+    if kind == "dynamic" and _has_alpha(model.rules, rope):
+        kind, theta = "default", _stretched_by_alpha(settings, theta, rotary_dim)
     common: dict[str, Any] = {"kind": kind, "theta": theta, "rotary_dim": rotary_dim}
     if kind == "default":
         return RopeConfig(**common)
@@ -224,6 +239,8 @@ def _kind(model: _Model, name: str, rope: Values) -> str:
             f"{sorted(model.rules.types)}"
         )
     required, optional = _KEYS[kind]
+    if kind == "dynamic" and _has_alpha(model.rules, rope):
+        required, optional = ("alpha",), ("factor", *_KEYS["yarn"][1])
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *required, *optional}
     if unknown := sorted(key for key, value in rope.items() if key not in known and value is not None):
         found = ", ".join(f"{key} = {rope[key]!r}" for key in unknown)
@@ -231,6 +248,18 @@ def _kind(model: _Model, name: str, rope: Values) -> str:
     if missing := sorted(key for key in required if _missing(rope, key, f"{kind}.{key}")):
         raise ConfigError(f"{name} lacks {missing}, which rope type {kind} needs")
     return str(kind)
+
+
+def _has_alpha(rules: RopeRules, rope: Values) -> bool:
+    return rules.alpha and bool(rope.get("alpha"))
+
+
+def _stretched_by_alpha(settings: _Settings, theta: float, rotary_dim: int) -> float:
+    """Theta by NTK-aware scaling with a fixed alpha, which as transformers 5.24 has it is theta alpha^(d / (d - 2))."""
+    alpha = settings.number("alpha", 1.0)
+    if alpha <= 0 or rotary_dim <= 2:
+        raise ConfigError(f"{settings.name}.alpha is {alpha} with heads of {rotary_dim}; it must be positive, beyond 2")
+    return float(theta * alpha ** (rotary_dim / (rotary_dim - 2)))
 
 
 def _share(model: _Model, settings: _Settings) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from jaxinfer.config import ConfigError, ModelConfig
+from jaxinfer.config import ConfigError, LayerConfig, ModelConfig
 from jaxinfer.models.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -21,9 +21,16 @@ MATRICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "attention.qkv": ("embed",),
         "attention.out": ("kv_heads", "q_group", "head"),
         "mlp.gate_up": ("embed",),
+        "mlp.up": ("embed",),  # in place of gate_up, where there is no gate
         "mlp.down": ("mlp",),
     }
 )
+
+
+def matrices_of(layer: LayerConfig) -> tuple[str, ...]:
+    """Those of `MATRICES` that a layer has, in their order."""
+    other = "mlp.up" if layer.feed_forward.gated else "mlp.gate_up"
+    return tuple(end for end in MATRICES if end != other)
 
 
 def input_axes(path: str) -> int | None:

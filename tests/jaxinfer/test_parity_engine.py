@@ -19,8 +19,13 @@ TOLERANCE = 1e-5
 # compares with transformers as well. Each compiles an engine, so the longer set has them.
 LIKE_A_SIBLING = frozenset(
     (
+        "arcee",  # apertus has no gate either
+        "arcee_bias",
+        "exaone4",  # olmo2, with windows as qwen2_window and layers that are not rotated
         "gemma3_linear",
         "granite",  # llama with factors
+        "hunyuan",  # qwen3, with norms behind the rotation
+        "hunyuan_bias",
         "llama3_rope",
         "llama_bias",
         "llama_dynamic",
@@ -29,11 +34,13 @@ LIKE_A_SIBLING = frozenset(
         "llama_yarn",
         "llama_yarn_mscale",
         "mistral",  # qwen2_window has its window
+        "olmo3",  # olmo2, with windows and two ropes as gemma3
         "phi3",  # phi4_mini
         "phi3_longrope",  # phi4_mini has its two rotations
         "phi3_partial",
         "qwen2",
         "qwen2_yarn",
+        "seed_oss",  # llama_bias
         "qwen3",  # olmo2 norms its queries and keys; on two devices below
         "smollm",
         "smollm3",  # llama, with layers that are not rotated

@@ -57,12 +57,16 @@ class Attention(nnx.Module):
         """x (T, D) -> (T, D) and the layer's KV, which `attend` writes and reads."""
         qkv = constrain(self.qkv(x, context.multiply), "batch", "kv_heads", "q_group", "head")  # (T, K', G' + 2, H)
         q, k, v = qkv[:, :, : self.group], qkv[:, :, self.group], qkv[:, :, self.group + 1]
-        if self.mixer.qk_norm != "none":
+        norms, late = self.mixer.qk_norm != "none", self.mixer.qk_norm_after_rope
+        if norms and not late:
             q, k = self.q_norm(q, context.normalize), self.k_norm(k, context.normalize)
         q = q.reshape(q.shape[0], -1, q.shape[-1])  # (T, N, H)
         if self.mixer.rope is not None:
             rotation = context.rotations[self.mixer.rope]
             q, k = rotate(q, *rotation), rotate(k, *rotation)
+        if norms and late:
+            q = self.q_norm(q.reshape(q.shape[0], -1, self.group, q.shape[-1]), context.normalize).reshape(q.shape)
+            k = self.k_norm(k, context.normalize)
         out, kv_layer = attend(
             constrain(q, "batch", "q_heads", "head"),
             constrain(k, "batch", "kv_heads", "head"),

@@ -1,4 +1,7 @@
-"""The gated MLP: down(activation(gate(x)) * up(x)). Shapes: T tokens, D model, F' padded width."""
+"""The MLP: down(activation(gate(x)) * up(x)), or without a gate down(activation(up(x))).
+
+Shapes: T tokens, D model, F' padded width. `down` has zeros where the width is padded.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from flax import nnx
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.layers.linear import Linear, Multiply, product
+from jaxinfer.models.parameters import parameter
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.sharding import constrain
 
@@ -25,9 +29,37 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
 
 
+def relu2(x: jax.Array) -> jax.Array:
+    """relu(x)^2 (So et al. 2021, arXiv:2109.08668)."""
+    return jnp.square(jax.nn.relu(x))
+
+
+# Those without parameters of their own.
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
-    {"silu": jax.nn.silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
+    {"silu": jax.nn.silu, "gelu": gelu, "gelu_tanh": gelu_tanh, "relu2": relu2}
 )
+
+
+class Xielu(nnx.Module):
+    """xIELU (Huang and Schlag 2024, arXiv:2411.13010), whose parts above and below zero have learned strengths.
+
+    All four parameters are (1,), as checkpoints have them: `alpha_p` and `alpha_n` before softplus, `beta` the slope
+    at zero, `eps` a negative number next to zero that stands for what is between it and zero.
+    """
+
+    def __init__(self, dtype: jnp.dtype) -> None:
+        self.alpha_p = parameter(jnp.zeros(1, dtype), (None,))
+        self.alpha_n = parameter(jnp.zeros(1, dtype), (None,))
+        self.beta = parameter(jnp.full(1, 0.5, dtype), (None,))
+        self.eps = parameter(jnp.full(1, -1e-6, dtype), (None,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float32 of any shape to the same."""
+        beta = self.beta.get_value().astype(jnp.float32)
+        positive = jax.nn.softplus(self.alpha_p.get_value().astype(jnp.float32))
+        negative = beta + jax.nn.softplus(self.alpha_n.get_value().astype(jnp.float32))
+        below = jnp.expm1(jnp.minimum(x, self.eps.get_value().astype(jnp.float32))) - x
+        return jnp.where(x > 0, positive * x * x, negative * below) + beta * x
 
 
 class Gate(Protocol):
@@ -53,20 +85,31 @@ class Mlp(nnx.Module):
         self, config: ModelConfig, shape: ModelShape, layer: int, dtype: jnp.dtype, rngs: nnx.Rngs | None
     ) -> None:
         mlp = config.layers[layer].feed_forward
-        self.activation = mlp.activation
+        self.gated, self.activation = mlp.gated, mlp.activation
         width, model = (shape.layers[layer].mlp,), (config.hidden_size,)
-        self.gate_up = Linear(
-            (2, *width),
-            model,
-            ("gate_up", "mlp", "embed"),
-            dtype,
-            bias=mlp.bias,
-            merge=shape.tp == 1,  # the width is split, and it is not the first axis
-            rngs=rngs,
-        )
+        if mlp.gated:
+            self.gate_up = Linear(
+                (2, *width),
+                model,
+                ("gate_up", "mlp", "embed"),
+                dtype,
+                bias=mlp.bias,
+                merge=shape.tp == 1,  # the width is split, and it is not the first axis
+                rngs=rngs,
+            )
+        else:
+            self.up = Linear(width, model, ("mlp", "embed"), dtype, bias=mlp.bias, rngs=rngs)
+        if mlp.activation == "xielu":
+            self.xielu = Xielu(dtype)
         self.down = Linear(model, width, ("embed", "mlp"), dtype, bias=mlp.bias, rngs=rngs)
 
     def __call__(self, x: jax.Array, multiply: Multiply = product, gate: Gate = gated) -> jax.Array:
         """(T, D) -> (T, D)."""
-        gate_up = constrain(self.gate_up(x, multiply), "batch", "gate_up", "mlp")  # (T, 2, F')
-        return constrain(self.down(gate(gate_up, self.activation), multiply), "batch", "embed")
+        if self.gated:
+            gate_up = constrain(self.gate_up(x, multiply), "batch", "gate_up", "mlp")  # (T, 2, F')
+            inner = gate(gate_up, self.activation)
+        else:
+            up = constrain(self.up(x, multiply), "batch", "mlp")  # (T, F')
+            activate = self.xielu if self.activation == "xielu" else ACTIVATIONS[self.activation]
+            inner = activate(up.astype(jnp.float32)).astype(up.dtype)
+        return constrain(self.down(inner, multiply), "batch", "embed")

@@ -51,15 +51,21 @@ def hf_parameters(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dic
             out["layers", i, "attention", "out", "bias"] = left.pop(f"{hf}self_attn.o_proj.bias")
         if mixer.qk_norm != "none":
             shapes = ((kv, group, head), (kv, head)) if mixer.qk_norm == "whole" else ((head,), (head,))
-            for name, norm_shape in zip(("q_norm", "k_norm"), shapes, strict=True):
-                norm = left.pop(f"{hf}self_attn.{name}.weight")
+            theirs = ("query_layernorm", "key_layernorm") if mixer.qk_norm_after_rope else ("q_norm", "k_norm")
+            for name, source, norm_shape in zip(("q_norm", "k_norm"), theirs, shapes, strict=True):
+                norm = left.pop(f"{hf}self_attn.{source}.weight")
                 out["layers", i, "attention", name, "weight"] = norm.reshape(norm_shape)
         for kind in ("weight", "bias") if mlp.bias else ("weight",):
+            out["layers", i, "mlp", "down", kind] = left.pop(f"{hf}mlp.down_proj.{kind}")
+            if not mlp.gated:
+                out["layers", i, "mlp", "up", kind] = left.pop(f"{hf}mlp.up_proj.{kind}")
+                continue
             fused = left.pop(f"{hf}mlp.gate_up_proj.{kind}", None)
             if fused is None:
                 fused = np.concatenate([left.pop(f"{hf}mlp.{n}_proj.{kind}") for n in ("gate", "up")])
             out["layers", i, "mlp", "gate_up", kind] = fused.reshape(2, mlp.intermediate_size, *fused.shape[1:])
-            out["layers", i, "mlp", "down", kind] = left.pop(f"{hf}mlp.down_proj.{kind}")
+        for name in ("alpha_p", "alpha_n", "beta", "eps") if mlp.activation == "xielu" else ():
+            out["layers", i, "mlp", "xielu", name] = left.pop(f"{hf}mlp.act_fn.{name}").reshape(1)
         for ours, theirs in _norm_names(config).items():
             out["layers", i, ours, "weight"] = left.pop(f"{hf}{theirs}.weight")
     assert not left, f"tensors that no parameter takes: {sorted(left)}"
@@ -67,6 +73,8 @@ def hf_parameters(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dic
 
 
 def _norm_names(config: ModelConfig) -> dict[str, str]:
+    if config.architecture == "ApertusForCausalLM":
+        return {"attention_norm": "attention_layernorm", "mlp_norm": "feedforward_layernorm"}
     if not config.post_norm:
         return {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     post = {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
@@ -104,6 +112,8 @@ def fit(path: Path, array: np.ndarray, config: ModelConfig, shape: ModelShape) -
             return np.repeat(array, copies, axis=0)
         case (_, _, "mlp", "gate_up", _):
             return padded(1, shape.layers[layer].mlp)
+        case (_, _, "mlp", "up", _):
+            return padded(0, shape.layers[layer].mlp)
         case (_, _, "mlp", "down", "weight"):
             return padded(1, shape.layers[layer].mlp)
     return array

@@ -1,20 +1,28 @@
-"""OLMo 2: norms behind attention and MLP only, and over all queries and all keys of a token."""
+"""Arcee (AFM): Llama whose MLP has no gate, and squares what it lets through."""
 
 from __future__ import annotations
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.config_reader import ConfigReader
 from jaxinfer.models.families.build import build
-from jaxinfer.models.families.common import full_layers, read_common
+from jaxinfer.models.families.common import ACTIVATIONS, full_layers, read_common
 from jaxinfer.models.rope_parameters import RopeRules, read_rope
 
 
-def olmo2(config: ConfigReader) -> ModelConfig:
+def arcee(config: ConfigReader) -> ModelConfig:
     common = read_common(
-        config, vocab_size=50304, rms_norm_eps=1e-5, bos_token_id=None, eos_token_id=50279, pad_token_id=1
+        config,
+        hidden_size=2560,
+        intermediate_size=18432,
+        max_position_embeddings=4096,
+        activation="relu2",
+        activations={**ACTIVATIONS, "relu2": "relu2"},
+        rms_norm_eps=1e-5,
+        bos_token_id=128000,
+        eos_token_id=128001,
     )
     attention_bias = config.switch("attention_bias", False)
-    config.only("mlp_bias", False)
+    mlp_bias = config.switch("mlp_bias", False)
     windows = full_layers(config, common.num_layers)
     rope = read_rope(config, common.head_dim, common.max_position_embeddings, RopeRules())
     return build(
@@ -24,8 +32,6 @@ def olmo2(config: ConfigReader) -> ModelConfig:
         ropes=[rope] * common.num_layers,
         qkv_bias=attention_bias,
         attention_out_bias=attention_bias,
-        qk_norm="whole",
-        norm_scale_float32=True,
-        pre_norm=False,
-        post_norm=True,
+        mlp_bias=mlp_bias,
+        mlp_gated=False,
     )
