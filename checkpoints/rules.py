@@ -21,7 +21,7 @@ from typing import Protocol
 
 from checkpoints.files import CheckpointError
 from checkpoints.reader import TensorInfo, TensorSource
-from checkpoints.transforms import TRANSFORMS, Dims, Layout, Placement, Shape
+from checkpoints.transforms import Dims, Layout, Placement, Shape, layout_of
 from jaxinfer.config import ModelConfig
 
 SOURCE_DTYPES = ("F32", "F16", "BF16")
@@ -29,7 +29,7 @@ SOURCE_DTYPES = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a family's table; `{i}` stands for the layer. `transform` is a key of `TRANSFORMS`."""
+    """One line of a family's table; `{i}` stands for the layer. `transform` is one of `layout_of`'s."""
 
     source: str
     target: str
@@ -103,6 +103,34 @@ _LATE_HEAD_NORMS = tuple(
 )
 _NAMED_NORMS = _norms(attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm")
 
+# Where a layer has matrices as two factors: the names that SVD tools after ASVD4LLM give them, ALinear (out, rank) and
+# BLinear (rank, in); and matrices that stand alone because one beside them is factored.
+_LOW_RANK = tuple(
+    rule
+    for ours, theirs, outputs, inputs in (
+        ("attention.q", "self_attn.q_proj", "heads", "copy"),
+        ("attention.k", "self_attn.k_proj", "heads", "copy"),
+        ("attention.v", "self_attn.v_proj", "heads", "copy"),
+        ("attention.out", "self_attn.o_proj", "copy", "attention_out"),
+        ("mlp.gate", "mlp.gate_proj", "copy", "copy"),
+        ("mlp.up", "mlp.up_proj", "copy", "copy"),
+        ("mlp.down", "mlp.down_proj", "copy", "copy"),
+    )
+    for rule in (
+        Rule(f"{_LAYER}{theirs}.weight", f"{_OURS}{ours}.weight", outputs if inputs == "copy" else inputs),
+        Rule(f"{_LAYER}{theirs}.bias", f"{_OURS}{ours}.bias", outputs),
+        Rule(f"{_LAYER}{theirs}.BLinear.weight", f"{_OURS}{ours}.inner.weight", inputs),
+        Rule(f"{_LAYER}{theirs}.ALinear.weight", f"{_OURS}{ours}.outer.weight", outputs),
+        Rule(f"{_LAYER}{theirs}.ALinear.bias", f"{_OURS}{ours}.outer.bias", outputs),
+    )
+)
+# One matrix in place of a layer's attention or MLP.
+_LINEAR = tuple(
+    Rule(f"{_LAYER}{theirs}.{kind}", f"{_OURS}{ours}.linear.{kind}")
+    for ours, theirs in (("attention", "self_attn.linear_attn"), ("mlp", "mlp.linear_mlp"))
+    for kind in ("weight", "bias")
+)
+
 _SEPARATE = (*_ENDS, *_ATTENTION, *_ATTENTION_OUT, *_MLP)
 _UNGATED = (*_ENDS, *_ATTENTION, *_ATTENTION_OUT, *_UNGATED_MLP)
 
@@ -123,6 +151,7 @@ FAMILY_RULES: Mapping[str, tuple[Rule, ...]] = {
     "Olmo3ForCausalLM": (*_SEPARATE, *_WHOLE_NORMS, *_POST_NORMS),
     "ArceeForCausalLM": (*_UNGATED, *_PRE_NORMS),
     "HunYuanDenseV1ForCausalLM": (*_SEPARATE, *_LATE_HEAD_NORMS, *_PRE_NORMS),
+    "DeciLMForCausalLM": (*_SEPARATE, *_LINEAR, *_PRE_NORMS),
     "ApertusForCausalLM": (*_UNGATED, *_XIELU, *_HEAD_NORMS, *_NAMED_NORMS),
 }
 
@@ -187,7 +216,8 @@ def plan_mapping(
     for rule in family_rules(config, source.folder):
         if rule.target not in targets:
             continue
-        entry = _match(source, rule, _layout(rule, Dims.of(config, rule.target), targets[rule.target]))
+        dims, bias = Dims.of(config, rule.target), rule.target.endswith(".bias")
+        entry = _match(source, rule, layout_of(rule.transform, dims, targets[rule.target], bias=bias))
         found[rule.target].append(entry)
         used.add(rule.source)
     for path, entries in found.items():
@@ -214,13 +244,10 @@ def family_rules(config: ModelConfig, folder: Path) -> Iterator[Rule]:
             continue
         for i in range(config.num_layers):
             yield Rule(rule.source.format(i=i), rule.target.format(i=i), rule.transform)
-
-
-def _layout(rule: Rule, dims: Dims, target: Shape) -> Layout:
-    if rule.transform == "copy":
-        return Layout(target, (Placement(0, target[0], target, ()),))
-    tail = () if rule.target.endswith(".bias") else (dims.hidden,)
-    return TRANSFORMS[rule.transform](dims, tail)
+    for i, layer in enumerate(config.layers):
+        for rule in _LOW_RANK if layer.ranks.given else ():
+            if rule not in rules:
+                yield Rule(rule.source.format(i=i), rule.target.format(i=i), rule.transform)
 
 
 def _match(source: TensorSource, rule: Rule, layout: Layout) -> Entry:

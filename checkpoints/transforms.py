@@ -6,6 +6,7 @@ biases.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -28,10 +29,13 @@ class Dims:
 
     @classmethod
     def of(cls, config: ModelConfig, path: str) -> Dims:
-        """Those of the layer that the parameter `path` belongs to; of one outside of them only `hidden` matters."""
+        """Those of the layer that the parameter `path` belongs to, 0 for what it lacks; of one outside of them only
+        `hidden` matters."""
         layer = config.layers[layer_of(path) or 0]
-        mixer, mlp = layer.mixer, layer.feed_forward
-        return cls(mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, config.hidden_size, mlp.intermediate_size)
+        mixer, width = layer.attention, 0 if layer.mlp is None else layer.mlp.intermediate_size
+        if mixer is None:
+            return cls(0, 0, 0, config.hidden_size, width)
+        return cls(mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, config.hidden_size, width)
 
     @property
     def group(self) -> int:
@@ -110,12 +114,6 @@ def _scalar(d: Dims, tail: Shape) -> Layout:
     return Layout((), (Placement(0, 1, (1,), ()),))
 
 
-def _attention_out(d: Dims, tail: Shape) -> Layout:
-    del tail  # the weight's last axes are the heads
-    view = (d.hidden, d.kv_heads, d.group, d.head)
-    return Layout((d.hidden, d.heads * d.head), (Placement(0, d.hidden, view, ()),))
-
-
 def _query_norm(d: Dims, tail: Shape) -> Layout:
     del tail
     return Layout((d.heads * d.head,), (Placement(0, d.heads * d.head, (d.kv_heads, d.group, d.head), ()),))
@@ -126,7 +124,7 @@ def _key_norm(d: Dims, tail: Shape) -> Layout:
     return Layout((d.kv_heads * d.head,), (Placement(0, d.kv_heads * d.head, (d.kv_heads, d.head), ()),))
 
 
-# "copy" (the source has the target's shape) is not listed: it needs no sizes.
+# Those that need no sizes are not listed (`layout_of`).
 TRANSFORMS: Mapping[str, Callable[[Dims, Shape], Layout]] = {
     "query": _query,
     "key": _key,
@@ -136,7 +134,22 @@ TRANSFORMS: Mapping[str, Callable[[Dims, Shape], Layout]] = {
     "up": _up,
     "gate_up": _gate_up,
     "scalar": _scalar,
-    "attention_out": _attention_out,
     "query_norm": _query_norm,
     "key_norm": _key_norm,
 }
+
+
+def layout_of(transform: str, dims: Dims, target: Shape, *, bias: bool) -> Layout:
+    """What a transform means for a parameter of the shape `target`.
+
+    Beside those of `TRANSFORMS`: "copy", where the source has this shape; "attention_out", where the source has the
+    heads that are inputs as one axis; "heads", where it has those that are outputs as one.
+    """
+    if transform == "copy":
+        return Layout(target, (Placement(0, target[0], target, ()),))
+    if transform == "attention_out":
+        return Layout((target[0], math.prod(target[1:])), (Placement(0, target[0], target, ()),))
+    if transform == "heads":
+        rows, tail = (math.prod(target), ()) if bias else (math.prod(target[:-1]), target[-1:])
+        return Layout((rows, *tail), (Placement(0, rows, target, ()),))
+    return TRANSFORMS[transform](dims, () if bias else (dims.hidden,))

@@ -30,6 +30,8 @@ import transformers
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from golden_models import class_for  # noqa: E402
+
 from tests.golden_recipe import (  # noqa: E402
     GOLDENS,
     Flag,
@@ -40,6 +42,7 @@ from tests.golden_recipe import (  # noqa: E402
     write_checkpoint,
 )
 from tests.goldens_lib.alias_cases import alias_cases  # noqa: E402
+from tests.goldens_lib.cut_cases import cut_cases  # noqa: E402
 from tests.goldens_lib.family_cases import family_cases  # noqa: E402
 from tests.goldens_lib.gemma_phi_cases import gemma_phi_cases  # noqa: E402
 from tests.goldens_lib.llama_cases import llama_cases  # noqa: E402
@@ -60,7 +63,7 @@ def load_model(case: GoldenCase, *, alt: bool = False, flag: Flag | None = None)
     """Write the checkpoint, let transformers read it, and assert that it took exactly the recipe's tensors."""
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(case, folder, alt=alt, flag=flag)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = class_for(case.config).from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
@@ -86,10 +89,12 @@ def untied_state(model: Any) -> dict[str, torch.Tensor]:
 
 def make_specs(spec: CaseSpec) -> dict[str, TensorSpec]:
     """What each tensor of the model is drawn from: shapes from transformers, kinds from the tensors' names."""
+    cls = class_for(spec.config)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(spec.config))
-        config = transformers.AutoConfig.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+        own = getattr(cls, "config_class", None)
+        config = (own or transformers.AutoConfig).from_pretrained(folder)
+    model = cls.from_config(config) if own is None else cls(config)
     scales = list((spec.scales or {}).items()) + list(DEFAULT_SCALES.items())
 
     def describe(name: str, shape: tuple[int, ...]) -> TensorSpec:
@@ -305,7 +310,9 @@ def make_case(spec: CaseSpec, options: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    specs = {spec.name: spec for spec in (*llama_cases(), *family_cases(), *gemma_phi_cases(), *alias_cases())}
+    specs = {
+        spec.name: spec for spec in (*llama_cases(), *family_cases(), *gemma_phi_cases(), *alias_cases(), *cut_cases())
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=sorted(specs), help="only this one (repeatable)")
     parser.add_argument("--max-seeds", type=int, default=60, help="weight seeds to try per case")

@@ -15,9 +15,9 @@ from checkpoints.quantized.protocol import Format, Layer, Shape, Tensors
 from checkpoints.reader import TensorSource
 from checkpoints.rules import Rule, check_coverage, family_rules
 from checkpoints.side_files import quantization_settings
-from checkpoints.transforms import TRANSFORMS, Dims, Layout, Placement
+from checkpoints.transforms import Dims, Layout, Placement, layout_of
 from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
-from jaxinfer.models.stored_matrix import StoredMatrix, input_axes
+from jaxinfer.models.stored_matrix import StoredMatrix, input_axes, matrix_names
 
 WEIGHT, BIAS = ".weight", ".bias"
 
@@ -144,7 +144,8 @@ def plan_quantized(
 
 
 def _matrix_rules(config: ModelConfig, folder: Path) -> list[Rule]:
-    return [rule for rule in family_rules(config, folder) if input_axes(rule.target) is not None]
+    there = {f"{name}{WEIGHT}" for name in matrix_names(config)}
+    return [rule for rule in family_rules(config, folder) if rule.target in there]
 
 
 def _sizes(path: str, shape: Shape) -> tuple[Shape, int]:
@@ -158,7 +159,7 @@ def _outputs_layout(rule: Rule, dims: Dims, outputs: Shape) -> Layout:
     """Where the outputs go, as for a bias. Transforms of inputs mean nothing here: the inputs are one axis."""
     if rule.transform in ("copy", "attention_out"):
         return Layout(outputs, (Placement(0, outputs[0], outputs, ()),))
-    return TRANSFORMS[rule.transform](dims, ())
+    return layout_of(rule.transform, dims, outputs, bias=True)
 
 
 def _check_groups(layer: Layer) -> None:

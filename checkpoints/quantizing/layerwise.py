@@ -9,6 +9,7 @@ Legend: T tokens of a sample, padded; D model; I inputs of a matrix.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -69,8 +70,8 @@ def _run_layer(
     layer: DecoderLayer = nnx.merge(graphdef, params)
     noted = {}
     for end, kind in activations:
-        module, name = end.split(".")
-        owner = getattr(layer, module)
+        *modules, name = end.split(".")
+        owner = functools.reduce(getattr, modules, layer)
         noted[end] = _Noted(getattr(owner, name), kind)
         setattr(owner, name, noted[end])
     positions = jnp.arange(hidden.shape[0], dtype=jnp.int32)
@@ -95,7 +96,7 @@ class Layerwise:
     def __init__(self, config: ModelConfig, samples: Sequence[Sequence[int]]) -> None:
         self.config = config
         self._samples = samples
-        self._graphdef, self._state = abstract_decoder(config, ModelShape.of(config, 1), jnp.dtype(jnp.float32))
+        self._graphdef, self._state = abstract_decoder(config, ModelShape.canonical(config), jnp.dtype(jnp.float32))
         self._decoder: Decoder = nnx.merge(self._graphdef, self._state)
         self._hidden: list[jax.Array] = []
 

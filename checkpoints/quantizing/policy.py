@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 from checkpoints.files import CheckpointError
 from checkpoints.quantizing.options import Quantizing, check_group
 from jaxinfer.config import ConfigError, ModelConfig, require
-from jaxinfer.models.stored_matrix import StoredMatrix, input_sizes, matrices_of
+from jaxinfer.models.stored_matrix import StoredMatrix, input_sizes, matrix_names
 from jaxinfer.quantization import SCHEMES, largest_group
 
 KEEP = "keep"
@@ -53,13 +53,6 @@ class _Rule:
     match: re.Pattern[str]
     use: str
     group: int | None
-
-
-def matrix_names(config: ModelConfig) -> Iterator[str]:
-    """The matrices of the layers, as policies name them: paths of parameters without ".weight"."""
-    for index, layer in enumerate(config.layers):
-        for end in matrices_of(layer):
-            yield f"layers.{index}.{end}"
 
 
 def plan_matrices(config: ModelConfig, asked: Quantizing) -> dict[str, Planned]:

@@ -6,8 +6,10 @@ from jaxinfer.config.errors import require as require
 from jaxinfer.config.layers import Activation as Activation
 from jaxinfer.config.layers import AttentionConfig as AttentionConfig
 from jaxinfer.config.layers import LayerConfig as LayerConfig
+from jaxinfer.config.layers import LinearConfig as LinearConfig
 from jaxinfer.config.layers import MlpConfig as MlpConfig
 from jaxinfer.config.layers import QkNorm as QkNorm
+from jaxinfer.config.layers import RankConfig as RankConfig
 from jaxinfer.config.layers import RopeConfig as RopeConfig
 from jaxinfer.config.layers import RopeKind as RopeKind
 from jaxinfer.config.model import DTypeName as DTypeName

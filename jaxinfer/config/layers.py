@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -137,11 +138,66 @@ class MlpConfig:
 
 
 @dataclass(frozen=True)
-class LayerConfig:
-    """A layer: `mixer` carries information between tokens, `feed_forward` works on each token alone."""
+class LinearConfig:
+    """One square matrix in place of attention or of an MLP, as pruning leaves it; nothing is kept of a token."""
 
-    mixer: AttentionConfig
-    feed_forward: MlpConfig
+    bias: bool = False
 
     def __post_init__(self) -> None:
         check_field_types(self)
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """Which matrices of a layer are two factors, outer (out, rank) times inner (rank, in), and of what rank.
+
+    None: it is one matrix. q, k, v and out are attention's; gate, up and down the MLP's.
+    """
+
+    q: int | None = None
+    k: int | None = None
+    v: int | None = None
+    out: int | None = None
+    gate: int | None = None
+    up: int | None = None
+    down: int | None = None
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        require_counts(self, *(name for name, rank in self.given.items()))
+
+    @property
+    def given(self) -> dict[str, int]:
+        """The ranks that are not None."""
+        return {name: rank for name, rank in dataclasses.asdict(self).items() if rank is not None}
+
+
+WHOLE = RankConfig()
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """A layer: `mixer` carries information between tokens, `feed_forward` works on each token alone. Either may be
+    absent, with its norms."""
+
+    mixer: AttentionConfig | LinearConfig | None
+    feed_forward: MlpConfig | LinearConfig | None
+    ranks: RankConfig = WHOLE
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        possible = ["q", "k", "v", "out"] * isinstance(self.mixer, AttentionConfig)
+        if isinstance(self.feed_forward, MlpConfig):
+            possible += ["gate"] * self.feed_forward.gated + ["up", "down"]
+        wrong = {name: rank for name, rank in self.ranks.given.items() if name not in possible}
+        require(not wrong, f"ranks has {wrong}; this layer has the matrices {possible}")
+
+    @property
+    def attention(self) -> AttentionConfig | None:
+        """The mixer, where that is attention."""
+        return self.mixer if isinstance(self.mixer, AttentionConfig) else None
+
+    @property
+    def mlp(self) -> MlpConfig | None:
+        """What works on each token, where that is an MLP."""
+        return self.feed_forward if isinstance(self.feed_forward, MlpConfig) else None

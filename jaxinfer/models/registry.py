@@ -15,6 +15,7 @@ from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
 from jaxinfer.models.config_reader import ConfigReader, Values
 from jaxinfer.models.families.apertus import apertus
 from jaxinfer.models.families.arcee import arcee
+from jaxinfer.models.families.decilm import decilm
 from jaxinfer.models.families.exaone4 import exaone4
 from jaxinfer.models.families.gemma import gemma2, gemma3
 from jaxinfer.models.families.granite import granite
@@ -26,6 +27,7 @@ from jaxinfer.models.families.phi3 import phi3
 from jaxinfer.models.families.qwen import qwen2, qwen3
 from jaxinfer.models.families.seed_oss import seed_oss
 from jaxinfer.models.families.smollm3 import smollm3
+from jaxinfer.models.low_rank import with_ranks
 
 ReadFamily = Callable[[ConfigReader], ModelConfig]
 
@@ -61,9 +63,10 @@ def register(architecture: str, model_type: str, read: ReadFamily, aliases: tupl
     FAMILIES[architecture] = family
 
 
-register("LlamaForCausalLM", "llama", llama, aliases=("LLaMAForCausalLM",))  # of the first conversions to transformers
+# Other names: of the first conversions to transformers, and of ASVD4LLM (`jaxinfer.models.low_rank`).
+register("LlamaForCausalLM", "llama", llama, aliases=("LLaMAForCausalLM", "ASVDLlamaForCausalLM"))
 register("MistralForCausalLM", "mistral", mistral)
-register("Qwen2ForCausalLM", "qwen2", qwen2)
+register("Qwen2ForCausalLM", "qwen2", qwen2, aliases=("ASVDQwen2ForCausalLM",))
 register("Qwen3ForCausalLM", "qwen3", qwen3)
 register("Gemma2ForCausalLM", "gemma2", gemma2)
 register("Gemma3ForCausalLM", "gemma3_text", gemma3)
@@ -77,6 +80,7 @@ register("Olmo3ForCausalLM", "olmo3", olmo3)
 register("ArceeForCausalLM", "arcee", arcee)
 register("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", hunyuan_dense)
 register("ApertusForCausalLM", "apertus", apertus)
+register("DeciLMForCausalLM", "nemotron-nas", decilm)
 
 
 def supported_architectures() -> list[str]:
@@ -94,7 +98,7 @@ def model_config(hf_config: dict[str, Any], generation_config: dict[str, Any] | 
     family = family_of(hf_config)
     reader = ConfigReader(hf_config, family.architecture, generation_config)
     try:
-        config = family.read(reader)
+        config = with_ranks(family.read(reader), reader)
     except ConfigError as error:
         raise type(error)(f"{error}{reader.defaults_in(str(error))}") from error
     reader.refuse_unread(supported_architectures())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from jaxinfer.config import ConfigError, LayerConfig, ModelConfig
+from jaxinfer.config import ConfigError, LayerConfig, LinearConfig, ModelConfig
 from jaxinfer.models.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -16,21 +16,52 @@ if TYPE_CHECKING:
 
 # The matrices of a layer that can be quantized, and the logical axes of their inputs: what their parameters say of
 # themselves, for those who plan without making a decoder.
+_WHOLE: Mapping[str, tuple[str, ...]] = {
+    "attention.qkv": ("embed",),
+    "attention.q": ("embed",),  # q, k and v stand in place of qkv where one of them is two factors
+    "attention.k": ("embed",),
+    "attention.v": ("embed",),
+    "attention.out": ("kv_heads", "q_group", "head"),
+    "attention.linear": ("embed",),  # where it has replaced attention
+    "mlp.gate_up": ("embed",),
+    "mlp.gate": ("embed",),  # gate and up stand in place of gate_up where one of them is two factors
+    "mlp.up": ("embed",),  # or where there is no gate
+    "mlp.down": ("mlp",),
+    "mlp.linear": ("embed",),  # where it has replaced the MLP
+}
+_FACTORED = (*(f"attention.{name}" for name in ("q", "k", "v", "out")), "mlp.gate", "mlp.up", "mlp.down")
 MATRICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "attention.qkv": ("embed",),
-        "attention.out": ("kv_heads", "q_group", "head"),
-        "mlp.gate_up": ("embed",),
-        "mlp.up": ("embed",),  # in place of gate_up, where there is no gate
-        "mlp.down": ("mlp",),
+        **_WHOLE,
+        **{f"{name}.inner": _WHOLE[name] for name in _FACTORED},
+        **{f"{name}.outer": ("rank",) for name in _FACTORED},
     }
 )
 
 
 def matrices_of(layer: LayerConfig) -> tuple[str, ...]:
-    """Those of `MATRICES` that a layer has, in their order."""
-    other = "mlp.up" if layer.feed_forward.gated else "mlp.gate_up"
-    return tuple(end for end in MATRICES if end != other)
+    """Those of `MATRICES` that a layer has."""
+    ranks, names = layer.ranks, []
+    if isinstance(layer.mixer, LinearConfig):
+        names = ["attention.linear"]
+    elif layer.mixer is not None:
+        apart = ranks.q or ranks.k or ranks.v
+        names = ["attention.q", "attention.k", "attention.v"] if apart else ["attention.qkv"]
+        names.append("attention.out")
+    if isinstance(layer.feed_forward, LinearConfig):
+        names.append("mlp.linear")
+    elif layer.feed_forward is not None:
+        gate = ["mlp.gate", "mlp.up"] if ranks.gate or ranks.up else ["mlp.gate_up"]
+        names += [*(gate if layer.feed_forward.gated else ["mlp.up"]), "mlp.down"]
+    given = {name for name in names if name.rsplit(".", 1)[1] in ranks.given}
+    return tuple(end for name in names for end in ((f"{name}.inner", f"{name}.outer") if name in given else (name,)))
+
+
+def matrix_names(config: ModelConfig) -> Iterator[str]:
+    """The matrices of the layers, as quantization policies name them: paths of parameters without ".weight"."""
+    for index, layer in enumerate(config.layers):
+        for end in matrices_of(layer):
+            yield f"layers.{index}.{end}"
 
 
 def input_axes(path: str) -> int | None:
@@ -43,14 +74,12 @@ def input_sizes(path: str, config: ModelConfig) -> tuple[int, ...]:
     """Sizes of a matrix's input axes on one device. path: with or without ".weight"."""
     end, layer = _end(path), config.layers[layer_of(path) or 0]
     assert end is not None, f"{path} is no matrix of few bits"
-    mixer = layer.mixer
-    sizes = {
-        "embed": config.hidden_size,
-        "kv_heads": mixer.num_kv_heads,
-        "q_group": mixer.group_size,
-        "head": mixer.head_dim,
-        "mlp": layer.feed_forward.intermediate_size,
-    }
+    mixer, mlp = layer.attention, layer.mlp
+    sizes = {"embed": config.hidden_size, "mlp": 0 if mlp is None else mlp.intermediate_size}
+    if mixer is not None:
+        sizes |= {"kv_heads": mixer.num_kv_heads, "q_group": mixer.group_size, "head": mixer.head_dim}
+    if end.endswith(".outer"):
+        sizes["rank"] = layer.ranks.given[end.split(".")[1]]
     return tuple(sizes[axis] for axis in MATRICES[end])
 
 
@@ -104,8 +133,8 @@ def check_stored(
             "it must be None"
         )
     for layer, sizes in zip(config.layers, shape.layers, strict=True):
-        if sizes.mlp != layer.feed_forward.intermediate_size:
+        if layer.mlp is not None and sizes.mlp != layer.mlp.intermediate_size:
             raise ConfigError(
                 f"tensor_parallel_size is {shape.tp}; with quantized matrices it must divide the intermediate size, "
-                f"{layer.feed_forward.intermediate_size}"
+                f"{layer.mlp.intermediate_size}"
             )

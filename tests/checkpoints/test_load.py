@@ -46,6 +46,8 @@ DEGREES = {
     "smollm3": (1, 2),
     "arcee_bias": (1, 2),
     "apertus": (1, 4),
+    "nemotron_nas": (1, 2, 4),
+    "low_rank": (1, 2, 4),
 }
 
 

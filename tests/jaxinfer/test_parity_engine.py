@@ -27,6 +27,7 @@ LIKE_A_SIBLING = frozenset(
         "hunyuan",  # qwen3, with norms behind the rotation
         "hunyuan_bias",
         "llama3_rope",
+        "low_rank",  # llama_bias, with more products
         "llama_bias",
         "llama_dynamic",
         "llama_linear",

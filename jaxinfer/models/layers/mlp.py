@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.layers.linear import Linear, Multiply, product
+from jaxinfer.models.layers.linear import Linear, Multiply, product, projection
 from jaxinfer.models.parameters import parameter
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.sharding import constrain
@@ -84,10 +84,12 @@ class Mlp(nnx.Module):
     def __init__(
         self, config: ModelConfig, shape: ModelShape, layer: int, dtype: jnp.dtype, rngs: nnx.Rngs | None
     ) -> None:
-        mlp = config.layers[layer].feed_forward
+        mlp, ranks = config.layers[layer].mlp, config.layers[layer].ranks
+        assert mlp is not None, f"layer {layer} has no MLP"
         self.gated, self.activation = mlp.gated, mlp.activation
         width, model = (shape.layers[layer].mlp,), (config.hidden_size,)
-        if mlp.gated:
+        self.fused = mlp.gated and (ranks.gate, ranks.up) == (None, None)
+        if self.fused:
             self.gate_up = Linear(
                 (2, *width),
                 model,
@@ -98,16 +100,23 @@ class Mlp(nnx.Module):
                 rngs=rngs,
             )
         else:
-            self.up = Linear(width, model, ("mlp", "embed"), dtype, bias=mlp.bias, rngs=rngs)
+            axes = ("mlp", "embed")
+            if mlp.gated:
+                self.gate = projection(width, model, axes, dtype, rank=ranks.gate, bias=mlp.bias, rngs=rngs)
+            self.up = projection(width, model, axes, dtype, rank=ranks.up, bias=mlp.bias, rngs=rngs)
         if mlp.activation == "xielu":
             self.xielu = Xielu(dtype)
-        self.down = Linear(model, width, ("embed", "mlp"), dtype, bias=mlp.bias, rngs=rngs)
+        self.down = projection(model, width, ("embed", "mlp"), dtype, rank=ranks.down, bias=mlp.bias, rngs=rngs)
 
     def __call__(self, x: jax.Array, multiply: Multiply = product, gate: Gate = gated) -> jax.Array:
         """(T, D) -> (T, D)."""
         if self.gated:
-            gate_up = constrain(self.gate_up(x, multiply), "batch", "gate_up", "mlp")  # (T, 2, F')
-            inner = gate(gate_up, self.activation)
+            gate_up = (
+                self.gate_up(x, multiply)
+                if self.fused
+                else jnp.stack((self.gate(x, multiply), self.up(x, multiply)), axis=1)
+            )
+            inner = gate(constrain(gate_up, "batch", "gate_up", "mlp"), self.activation)  # of (T, 2, F')
         else:
             up = constrain(self.up(x, multiply), "batch", "mlp")  # (T, F')
             activate = self.xielu if self.activation == "xielu" else ACTIVATIONS[self.activation]

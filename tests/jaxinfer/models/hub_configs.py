@@ -202,6 +202,33 @@ APERTUS_8B = _published(
     },
 )  # fmt: skip
 
+
+def _block(group: int | None, times: float | None) -> Config:
+    attention = dict.fromkeys(("num_sink_tokens", "sparsify", "window_length"), None)
+    attention |= {"unshifted_sink": False, "use_prefill_window_in_sink_attention": False}
+    return {
+        "attention": {"n_heads_in_group": group, "no_op": group is None, "replace_with_linear": False} | attention,
+        "ffn": {"ffn_mult": times, "no_op": times is None, "replace_with_linear": False, "sparsify": None},
+    }
+
+
+# The first 12 of its 80 layers.
+NEMOTRON_SUPER_49B = _published(
+    "DeciLMForCausalLM", "nemotron-nas", attention_bias=False, bos_token_id=128000,
+    auto_map={"AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM"}, eos_token_id=[128001, 128008, 128009],
+    hidden_act="silu", hidden_size=8192, intermediate_size=None, max_position_embeddings=131072, mlp_bias=False,
+    num_attention_heads=64, num_hidden_layers=12, num_key_value_heads=None, pretraining_tp=1, rms_norm_eps=1e-05,
+    rope_theta=500000.0, tie_word_embeddings=False, vocab_size=128256,
+    block_configs=[
+        _block(8, 2.625), *([_block(8, 5.25)] * 5), *([_block(None, 2.625)] * 2), *([_block(8, 5.25)] * 3),
+        _block(None, 3.28125),
+    ],
+    rope_scaling={
+        "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+)  # fmt: skip
+
 ALL = {
     "Llama-3.1-8B": LLAMA_3_1_8B,
     "Llama-2-7b": LLAMA_2_7B,
@@ -222,6 +249,7 @@ ALL = {
     "AFM-4.5B": AFM_4_5B,
     "Hunyuan-7B": HUNYUAN_7B,
     "Apertus-8B": APERTUS_8B,
+    "Nemotron-Super-49B": NEMOTRON_SUPER_49B,
 }
 
 

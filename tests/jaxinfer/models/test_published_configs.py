@@ -63,6 +63,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "feed_forward.gated": False, "feed_forward.activation": "xielu", "mixer.qk_norm": "head",
         "mixer.qk_norm_after_rope": False, "eos_token_ids": (68, 72),
     },
+    "Nemotron-Super-49B": {"pre_norm": True, "norm_eps": 1e-5, "tie_word_embeddings": False},
 }  # fmt: skip
 
 # (theta, kind, rotary_dim, attention_factor) of the first rope, windows of the first six layers.
@@ -86,6 +87,7 @@ ROPES: dict[str, tuple[float, str, int, float]] = {
     "AFM-4.5B": (10000.0, "yarn", 128, 0.1 * math.log(20.0) + 1.0),
     "Hunyuan-7B": (10000.0 * 1000.0 ** (128 / 126), "default", 128, 1.0),  # 11158840
     "Apertus-8B": (12000000.0, "llama3", 128, 1.0),
+    "Nemotron-Super-49B": (500000.0, "llama3", 128, 1.0),
 }
 WINDOWS: dict[str, list[int | None]] = {
     "Mistral-7B-v0.1": [4096] * 6,
@@ -115,7 +117,7 @@ def test_published_config(name: str) -> None:
     rope = config.ropes[0]
     assert (rope.theta, rope.kind, rope.rotary_dim) == ROPES[name][:3]
     assert rope.attention_factor == pytest.approx(ROPES[name][3], rel=1e-15)
-    assert [layer.mixer.sliding_window for layer in config.layers[:6]] == WINDOWS.get(name, [None] * 6)
+    assert [mixer.sliding_window for mixer in config.attentions[:6]] == WINDOWS.get(name, [None] * 6)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -36,6 +36,7 @@ DEFAULTS = {
     "ArceeForCausalLM": (32000, 2560, 32),
     "HunYuanDenseV1ForCausalLM": (290943, 4096, 32),
     "ApertusForCausalLM": (131072, 4096, 32),
+    "DeciLMForCausalLM": (32000, 4096, 32),
 }
 TINY_EPS = ("phi3", "olmo2", "olmo3", "exaone4", "arcee", "hunyuan_v1_dense", "apertus")  # 1e-5; 1e-6 elsewhere
 
