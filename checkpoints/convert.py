@@ -47,6 +47,7 @@ from checkpoints.storage import Storage
 from checkpoints.store import named_parts, save_params
 from checkpoints.tensor_assembly import DTYPES, assemble, check_tied_head
 from jaxinfer.config import ConfigError, ModelConfig
+from jaxinfer.models.parameters import parameter_dtype
 from jaxinfer.text.errors import TokenizerError
 from jaxinfer.text.loading import load_tokenizer
 from pallas_kernels.qtensor import QTensor
@@ -240,7 +241,7 @@ def _parameters(
         yield from pipeline.parameters(checksums, on_path)
         return
     for path in mapping.shapes:
-        yield path, assemble(mapping, source, path, dtype, checksums)
+        yield path, assemble(mapping, source, path, parameter_dtype(path, dtype), checksums)
         on_path(path)
 
 

@@ -33,7 +33,7 @@ from checkpoints.tensor_assembly import DTYPES, assemble, check_tied_head, expan
 from jaxinfer.config import ConfigError, ModelConfig
 from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.model import Model
-from jaxinfer.models.parameters import ParameterFacts, facts_of
+from jaxinfer.models.parameters import ParameterFacts, facts_of, parameter_dtype
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.models.stored_matrix import StoredMatrix, check_stored, input_axes
 from jaxinfer.quantization import (
@@ -248,7 +248,7 @@ class _Request:
     def _bytes(self, path: str) -> int:
         if path in self._placings:
             return self._placings[path].as_stored.nbytes
-        return int(np.prod(self.canonical[path])) * self.dtype.itemsize
+        return int(np.prod(self.canonical[path])) * parameter_dtype(path, self.dtype).itemsize
 
 
 def _stream(request: _Request, quantized: Quantization | None) -> dict[str, Any]:
@@ -267,7 +267,8 @@ def _stream(request: _Request, quantized: Quantization | None) -> dict[str, Any]
             if planned is not None and path in planned.matrices:
                 arrays[path] = request.place_stored(path, read_matrix(planned.matrices[path], planned.format))
             else:
-                arrays[path] = request.place(path, assemble(mapping, source, path, request.dtype))
+                dtype = parameter_dtype(path, request.dtype)
+                arrays[path] = request.place(path, assemble(mapping, source, path, dtype))
             request.report(path)
     return arrays
 
@@ -293,6 +294,6 @@ def _restore(request: _Request) -> dict[str, Any]:
         if path in matrices:
             arrays[path] = request.place_stored(path, check_finite(request.folder, path, stored.read_matrix(path)))
         else:
-            arrays[path] = request.place(path, stored.read(path, request.dtype))
+            arrays[path] = request.place(path, stored.read(path, parameter_dtype(path, request.dtype)))
         request.report(path)
     return arrays

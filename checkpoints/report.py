@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.files import FORMAT_VERSION, REPORT_FILE, write_json
+from checkpoints.layouts import Index
 from checkpoints.quantizing.report import QuantizationReport
 from checkpoints.reader import TensorSource
 from checkpoints.rules import TensorMapping
-from checkpoints.transforms import Index
 
 
 @dataclass(frozen=True)

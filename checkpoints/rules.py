@@ -1,9 +1,8 @@
-"""Names and layouts as data: which Hugging Face tensor goes where in the decoder's parameters.
+"""Matches the tensors of a checkpoint with the decoder's parameters, by the table of its family (`family_tables`).
 
-Dims: K KV heads, G query heads of each, H head_dim, F MLP width; `...` is (hidden,) for weights and () for biases.
-Parameters are in their canonical layout here, that of one device (`ModelShape` with tp = 1):
-`attention.qkv` is (K, G + 2, H, ...) with the G query heads first, then key, then value; `mlp.gate_up` is (2, F, ...);
-`mlp.up` stands in its place where there is no gate. `checkpoints.transforms` says where the rows of a tensor go.
+Parameters are in their canonical layout here, that of one device (`ModelShape` with tp = 1): `attention.qkv` is (K,
+G + 2, H, ...) with the G query heads first, then key, then value; `mlp.gate_up` is (2, F, ...); `moe.gate_up` is (E, 2,
+F, ...), `moe.down` (E, D, F).
 
 `plan_mapping` is strict both ways: every tensor of the source is used once or ignored by name, every element of every
 parameter is set once, shapes and dtypes are checked. It reads headers only.
@@ -11,7 +10,6 @@ parameter is set once, shapes and dtypes are checked. It reads headers only.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,146 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from checkpoints.family_tables import FAMILY_RULES, FURTHER_LAYERS, IGNORED, LOW_RANK
 from checkpoints.files import CheckpointError
+from checkpoints.layouts import Dims, Layout, Placement, Rule, Shape, layout_of
 from checkpoints.reader import TensorInfo, TensorSource
-from checkpoints.transforms import Dims, Layout, Placement, Shape, layout_of
-from jaxinfer.config import ModelConfig
+from jaxinfer.config import ModelConfig, MoeConfig
 
 SOURCE_DTYPES = ("F32", "F16", "BF16")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One line of a family's table; `{i}` stands for the layer. `transform` is one of `layout_of`'s."""
-
-    source: str
-    target: str
-    transform: str = "copy"
-
-
-_LAYER = "model.layers.{i}."
-_OURS = "layers.{i}."
-
-_ENDS = (
-    Rule("model.embed_tokens.weight", "embed.weight"),
-    Rule("model.norm.weight", "final_norm.weight"),
-    Rule("lm_head.weight", "lm_head.weight"),
-)
-# A rule whose parameter the model does not have (a bias, an untied head) is left out; then its tensor must not exist.
-_ATTENTION = tuple(
-    Rule(f"{_LAYER}self_attn.{name}_proj.{kind}", f"{_OURS}attention.{target}.{kind}", transform)
-    for name, target, transform in (("q", "qkv", "query"), ("k", "qkv", "key"), ("v", "qkv", "value"))
-    for kind in ("weight", "bias")
-)
-_FUSED_ATTENTION = (
-    Rule(f"{_LAYER}self_attn.qkv_proj.weight", f"{_OURS}attention.qkv.weight", "query_key_value"),
-)  # fmt: skip
-_ATTENTION_OUT = (
-    Rule(f"{_LAYER}self_attn.o_proj.weight", f"{_OURS}attention.out.weight", "attention_out"),
-    Rule(f"{_LAYER}self_attn.o_proj.bias", f"{_OURS}attention.out.bias"),
-)
-_HEAD_NORMS = tuple(
-    Rule(f"{_LAYER}self_attn.{name}.weight", f"{_OURS}attention.{name}.weight") for name in ("q_norm", "k_norm")
-)
-_WHOLE_NORMS = (
-    Rule(f"{_LAYER}self_attn.q_norm.weight", f"{_OURS}attention.q_norm.weight", "query_norm"),
-    Rule(f"{_LAYER}self_attn.k_norm.weight", f"{_OURS}attention.k_norm.weight", "key_norm"),
-)
-_MLP = tuple(
-    Rule(f"{_LAYER}mlp.{name}_proj.{kind}", f"{_OURS}mlp.{target}.{kind}", transform)
-    for name, target, transform in (("gate", "gate_up", "gate"), ("up", "gate_up", "up"), ("down", "down", "copy"))
-    for kind in ("weight", "bias")
-)
-_UNGATED_MLP = tuple(
-    Rule(f"{_LAYER}mlp.{name}_proj.{kind}", f"{_OURS}mlp.{name}.{kind}")
-    for name in ("up", "down")
-    for kind in ("weight", "bias")
-)
-_XIELU = tuple(
-    Rule(f"{_LAYER}mlp.act_fn.{name}", f"{_OURS}mlp.xielu.{name}", transform)
-    for name, transform in (("alpha_p", "copy"), ("alpha_n", "copy"), ("beta", "scalar"), ("eps", "scalar"))
-)
-_FUSED_MLP = (
-    Rule(f"{_LAYER}mlp.gate_up_proj.weight", f"{_OURS}mlp.gate_up.weight", "gate_up"),
-    Rule(f"{_LAYER}mlp.down_proj.weight", f"{_OURS}mlp.down.weight"),
-)
-
-
-def _norms(**names: str) -> tuple[Rule, ...]:
-    return tuple(Rule(f"{_LAYER}{theirs}.weight", f"{_OURS}{ours}.weight") for ours, theirs in names.items())
-
-
-_PRE_NORMS = _norms(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm")
-_POST_NORMS = _norms(attention_post_norm="post_attention_layernorm", mlp_post_norm="post_feedforward_layernorm")
-_FOUR_NORMS = _norms(
-    attention_norm="input_layernorm",
-    attention_post_norm="post_attention_layernorm",
-    mlp_norm="pre_feedforward_layernorm",
-    mlp_post_norm="post_feedforward_layernorm",
-)
-
-_LATE_HEAD_NORMS = tuple(
-    Rule(f"{_LAYER}self_attn.{theirs}_layernorm.weight", f"{_OURS}attention.{ours}_norm.weight")
-    for ours, theirs in (("q", "query"), ("k", "key"))
-)
-_NAMED_NORMS = _norms(attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm")
-
-# Where a layer has matrices as two factors: the names that SVD tools after ASVD4LLM give them, ALinear (out, rank) and
-# BLinear (rank, in); and matrices that stand alone because one beside them is factored.
-_LOW_RANK = tuple(
-    rule
-    for ours, theirs, outputs, inputs in (
-        ("attention.q", "self_attn.q_proj", "heads", "copy"),
-        ("attention.k", "self_attn.k_proj", "heads", "copy"),
-        ("attention.v", "self_attn.v_proj", "heads", "copy"),
-        ("attention.out", "self_attn.o_proj", "copy", "attention_out"),
-        ("mlp.gate", "mlp.gate_proj", "copy", "copy"),
-        ("mlp.up", "mlp.up_proj", "copy", "copy"),
-        ("mlp.down", "mlp.down_proj", "copy", "copy"),
-    )
-    for rule in (
-        Rule(f"{_LAYER}{theirs}.weight", f"{_OURS}{ours}.weight", outputs if inputs == "copy" else inputs),
-        Rule(f"{_LAYER}{theirs}.bias", f"{_OURS}{ours}.bias", outputs),
-        Rule(f"{_LAYER}{theirs}.BLinear.weight", f"{_OURS}{ours}.inner.weight", inputs),
-        Rule(f"{_LAYER}{theirs}.ALinear.weight", f"{_OURS}{ours}.outer.weight", outputs),
-        Rule(f"{_LAYER}{theirs}.ALinear.bias", f"{_OURS}{ours}.outer.bias", outputs),
-    )
-)
-# One matrix in place of a layer's attention or MLP.
-_LINEAR = tuple(
-    Rule(f"{_LAYER}{theirs}.{kind}", f"{_OURS}{ours}.linear.{kind}")
-    for ours, theirs in (("attention", "self_attn.linear_attn"), ("mlp", "mlp.linear_mlp"))
-    for kind in ("weight", "bias")
-)
-
-_SEPARATE = (*_ENDS, *_ATTENTION, *_ATTENTION_OUT, *_MLP)
-_UNGATED = (*_ENDS, *_ATTENTION, *_ATTENTION_OUT, *_UNGATED_MLP)
-
-# Architecture (`ModelConfig.architecture`) -> its table.
-FAMILY_RULES: Mapping[str, tuple[Rule, ...]] = {
-    "LlamaForCausalLM": (*_SEPARATE, *_PRE_NORMS),
-    "MistralForCausalLM": (*_SEPARATE, *_PRE_NORMS),
-    "Qwen2ForCausalLM": (*_SEPARATE, *_PRE_NORMS),
-    "Qwen3ForCausalLM": (*_SEPARATE, *_HEAD_NORMS, *_PRE_NORMS),
-    "Gemma2ForCausalLM": (*_SEPARATE, *_FOUR_NORMS),
-    "Gemma3ForCausalLM": (*_SEPARATE, *_HEAD_NORMS, *_FOUR_NORMS),
-    "Phi3ForCausalLM": (*_ENDS, *_FUSED_ATTENTION, *_ATTENTION_OUT, *_FUSED_MLP, *_PRE_NORMS),
-    "Olmo2ForCausalLM": (*_SEPARATE, *_WHOLE_NORMS, *_POST_NORMS),
-    "GraniteForCausalLM": (*_SEPARATE, *_PRE_NORMS),
-    "SmolLM3ForCausalLM": (*_SEPARATE, *_PRE_NORMS),
-    "Exaone4ForCausalLM": (*_SEPARATE, *_HEAD_NORMS, *_POST_NORMS),
-    "SeedOssForCausalLM": (*_SEPARATE, *_PRE_NORMS),
-    "Olmo3ForCausalLM": (*_SEPARATE, *_WHOLE_NORMS, *_POST_NORMS),
-    "ArceeForCausalLM": (*_UNGATED, *_PRE_NORMS),
-    "HunYuanDenseV1ForCausalLM": (*_SEPARATE, *_LATE_HEAD_NORMS, *_PRE_NORMS),
-    "DeciLMForCausalLM": (*_SEPARATE, *_LINEAR, *_PRE_NORMS),
-    "ApertusForCausalLM": (*_UNGATED, *_XIELU, *_HEAD_NORMS, *_NAMED_NORMS),
-}
-
-# Tensors that may be there and mean nothing, with the reason that the report gives.
-IGNORED: Mapping[str, str] = {
-    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq": "computed from the config",
-}
 TIED_HEAD = "lm_head.weight"
 TIED_REASON = "tied to the embedding, which holds the same values"
 
@@ -216,8 +81,7 @@ def plan_mapping(
     for rule in family_rules(config, source.folder):
         if rule.target not in targets:
             continue
-        dims, bias = Dims.of(config, rule.target), rule.target.endswith(".bias")
-        entry = _match(source, rule, layout_of(rule.transform, dims, targets[rule.target], bias=bias))
+        entry = _match(source, rule, layout_of(rule, Dims.of(config, rule.target), targets[rule.target]))
         found[rule.target].append(entry)
         used.add(rule.source)
     for path, entries in found.items():
@@ -242,10 +106,15 @@ def family_rules(config: ModelConfig, folder: Path) -> Iterator[Rule]:
         if "{i}" not in rule.source:
             yield rule
             continue
-        for i in range(config.num_layers):
-            yield Rule(rule.source.format(i=i), rule.target.format(i=i), rule.transform)
+        for i, layer in enumerate(config.layers):
+            target = rule.target.format(i=i)
+            if "{e}" not in rule.source:
+                yield Rule(rule.source.format(i=i), target, rule.transform)
+            elif isinstance(layer.feed_forward, MoeConfig):
+                for e in range(layer.feed_forward.num_experts):
+                    yield Rule(rule.source.format(i=i, e=e), target, rule.transform, e)
     for i, layer in enumerate(config.layers):
-        for rule in _LOW_RANK if layer.ranks.given else ():
+        for rule in LOW_RANK if layer.ranks.given else ():
             if rule not in rules:
                 yield Rule(rule.source.format(i=i), rule.target.format(i=i), rule.transform)
 
@@ -282,6 +151,8 @@ def _ignored(config: ModelConfig, source: TensorSource, used: set[str]) -> dict[
         if name in used:
             continue
         reason = next((reason for pattern, reason in IGNORED.items() if re.fullmatch(pattern, name)), None)
+        if reason is None and (found := re.match(r"model\.layers\.(\d+)\.", name)) is not None:
+            reason = FURTHER_LAYERS.get(config.architecture) if int(found[1]) >= config.num_layers else None
         if reason is None and name == TIED_HEAD and config.tie_word_embeddings:
             reason = TIED_REASON
         if reason is None:
@@ -299,15 +170,23 @@ def check_coverage(source: TensorSource, path: str, shape: Shape, entries: Seque
     placements = [placement for entry in entries for placement in entry.placements]
     boxes = [_box(placement, path, shape) for placement in placements]
     covered = sum(math.prod(end - begin for begin, end in box) for box in boxes)
-    overlap = any(
-        all(a[0] < b[1] and b[0] < a[1] for a, b in zip(one, two, strict=True))
-        for one, two in itertools.combinations(boxes, 2)
-    )
+    overlap = _any_overlap(sorted(boxes))
     if overlap or covered != math.prod(shape):
         raise CheckpointError(
             f"{source.folder}: parameter {path} {shape}: expected each of its {math.prod(shape)} elements to be set "
             f"once; {covered} are set by {[entry.source for entry in entries]}{', some twice' if overlap else ''}"
         )
+
+
+def _any_overlap(boxes: Sequence[list[tuple[int, int]]]) -> bool:
+    """Whether two of the boxes, which are sorted, have an element in common."""
+    for number, one in enumerate(boxes):
+        for other in boxes[number + 1 :]:
+            if other[0][0] >= one[0][1]:
+                break  # this one and all behind it begin beyond its first axis
+            if all(a[0] < b[1] and b[0] < a[1] for a, b in zip(one, other, strict=True)):
+                return True
+    return False
 
 
 def _box(placement: Placement, path: str, shape: Shape) -> list[tuple[int, int]]:
@@ -321,6 +200,6 @@ def _box(placement: Placement, path: str, shape: Shape) -> list[tuple[int, int]]
         if end > size:
             raise AssertionError(f"{path} {shape}: region {placement.index} ends outside of it")
         box.append((begin, end))
-    if tuple(region) != placement.view:
+    if tuple(region) != placement.region:
         raise AssertionError(f"{path} {shape}: region {placement.index} cannot hold {placement.view}")
     return box

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from checkpoints.files import PARAMS_FOLDER, CheckpointError
 from checkpoints.storage import PARTS
+from jaxinfer.models.parameters import parameter_dtype
 from pallas_kernels.qtensor import QTensor
 
 # Bytes of arrays that Orbax may hold beside the tree while it writes or reads; its own default is the whole tree.
@@ -88,7 +89,7 @@ class StoredParams:
         self._shapes = dict(expected)
         self._itemsize = dtype.itemsize
         self._matrices = dict(matrices or {})
-        whole = {path: (shape, dtype) for path, shape in expected.items()}
+        whole = {path: (shape, parameter_dtype(path, dtype)) for path, shape in expected.items()}
         for path, matrix in self._matrices.items():
             parts = named_parts(path, matrix).items()
             whole |= {name: (tuple(part.shape), np.dtype(part.dtype)) for name, part in parts}
@@ -140,7 +141,8 @@ class StoredParams:
         restored: dict[str, jax.Array] = {}
         for group in self._groups(list(shardings)):
             abstract = {
-                path: jax.ShapeDtypeStruct(self._shapes[path], dtype, sharding=shardings[path]) for path in group
+                path: jax.ShapeDtypeStruct(self._shapes[path], parameter_dtype(path, dtype), sharding=shardings[path])
+                for path in group
             }
             arguments = {
                 path: ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)

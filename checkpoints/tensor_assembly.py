@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 
 from checkpoints.files import CheckpointError
+from checkpoints.layouts import Placement
 from checkpoints.reader import TensorSource
 from checkpoints.rules import Entry, TensorMapping
-from checkpoints.transforms import Placement
 from jaxinfer.sharding import LogicalAxes
 
 BLOCK_BYTES = 16 * 1024**2
@@ -45,7 +45,8 @@ def assemble(
 ) -> np.ndarray:
     """One parameter in its canonical layout, gathered from its source tensors and rounded (to even) to `dtype`.
 
-    If `checksums` is given, it gets {source tensor: SHA-256 (hex) of its values in `dtype`, in the source's order}.
+    If `checksums` is given, it gets {source tensor: SHA-256 (hex) of its values in `dtype`, in the order of its
+    places}.
     """
     target = aligned_empty(mapping.shapes[path], dtype)
     for entry in mapping.targets[path]:
@@ -61,6 +62,8 @@ def _place(
     source: TensorSource, name: str, placement: Placement, target: np.ndarray, digest: hashlib._Hash | None
 ) -> None:
     view = np.atleast_1d(source.read(name))[placement.begin : placement.end].reshape(placement.view)
+    if placement.axes:
+        view = view.transpose(placement.axes)
     region = target[placement.index]
     for begin, end in _blocks(view):
         region[begin:end] = view[begin:end]

@@ -28,6 +28,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.models.context import Attend, KvLayer, StepContext, by_table
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.model import Model
+from jaxinfer.models.parameters import parameter_dtype
 from jaxinfer.text import ChatTemplateError, Tokenizer, load_tokenizer
 
 RANDOM_PROMPTS = 4
@@ -97,6 +98,7 @@ def dense_attend(positions: jax.Array) -> Attend:
         sliding_window: int | None,
         soft_cap: float | None,
         scale: float,
+        sinks: jax.Array | None = None,
     ) -> tuple[jax.Array, KvLayer]:
         tokens, heads, _ = q.shape
         kv_heads = k.shape[1]
@@ -110,7 +112,11 @@ def dense_attend(positions: jax.Array) -> Attend:
         seen = distance >= 0
         if sliding_window is not None:
             seen &= distance < sliding_window
-        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+        scores = jnp.where(seen, scores, -jnp.inf)
+        if sinks is not None:  # (N,): one score more for each query head, which adds nothing
+            beside = sinks.astype(jnp.float32).reshape(kv_heads, -1, 1, 1)
+            scores = jnp.concatenate([scores, jnp.broadcast_to(beside, (*scores.shape[:3], 1))], axis=-1)
+        weights = jax.nn.softmax(scores, axis=-1)[..., :tokens]
         out = jnp.einsum("kgts,skh->tkgh", weights, v.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
         return out.reshape(q.shape).astype(q.dtype), kv_layer
 
@@ -206,7 +212,7 @@ def compare_with_transformers(
 
 def _check_stored(stored: StoredParams, mapping: TensorMapping, checksums: Mapping[str, str], dtype: np.dtype) -> None:
     for path, entries in mapping.targets.items():
-        parameter = stored.read(path, dtype)
+        parameter = stored.read(path, parameter_dtype(path, dtype))
         for entry in entries:
             if (found := checksum(entry, parameter)) != checksums[entry.source]:
                 raise CheckpointError(

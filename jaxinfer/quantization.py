@@ -61,7 +61,8 @@ class MatrixRounding:
     def apply(self, weight: Any) -> QTensor:
         """Rounds a weight (*O, *I) that lies sharded on the mesh, or a `ShapeDtypeStruct` of one."""
         shards = _shards(self.axes, self.inputs, self.mesh)
-        run = _program(self.scheme, self.group, self.inputs, DeviceTarget.of(self.mesh.devices.flat[0]), shards)
+        target, leading = DeviceTarget.of(self.mesh.devices.flat[0]), _leading(self.axes)
+        run = _program(self.scheme, self.group, self.inputs, target, shards, leading)
         return _placed(run, weight, self.axes, self.inputs, self.mesh)
 
 
@@ -71,7 +72,7 @@ def rounding_of(path: str, weight: Any, facts: ParameterFacts, scheme: Scheme, m
     Raises ConfigError, naming the parameter, if no group size divides a device's share of its inputs.
     """
     axes, inputs = facts.axes, facts.inputs
-    if inputs is None:
+    if inputs is None or not facts.quantizable:
         return None
     group = None
     if scheme.grouped:
@@ -132,7 +133,8 @@ class MatrixPlacing:
         return self._kept(self.as_stored)
 
     def _kept(self, weight: QTensor) -> QTensor:
-        run = _keeping(DeviceTarget.of(self.mesh.devices.flat[0]), _shards(self.axes, self.inputs, self.mesh))
+        target, shards = DeviceTarget.of(self.mesh.devices.flat[0]), _shards(self.axes, self.inputs, self.mesh)
+        run = _keeping(target, shards, _leading(self.axes))
         return _placed(run, weight, self.axes, self.inputs, self.mesh)
 
 
@@ -163,6 +165,11 @@ def _input_shards(axes: LogicalAxes, inputs: int, mesh: Mesh) -> int:
     """Over how many devices a weight's inputs are split."""
     axis = partition_spec(axes)[-inputs]
     return 1 if axis is None else mesh.shape[axis]
+
+
+def _leading(axes: LogicalAxes) -> int:
+    """How many output axes stay apart from the others: that of experts does."""
+    return int(axes[0] == "experts")
 
 
 def _shards(axes: LogicalAxes, inputs: int, mesh: Mesh) -> tuple[int, ...]:
@@ -200,16 +207,19 @@ def _placed(run: Callable[[Any], QTensor], operand: Any, axes: LogicalAxes, inpu
 
 
 @functools.lru_cache
-def _keeping(target: DeviceTarget, shards: tuple[int, ...]) -> Callable[[QTensor], QTensor]:
-    return lambda weight: for_target(weight, target, shards)
+def _keeping(target: DeviceTarget, shards: tuple[int, ...], leading: int) -> Callable[[QTensor], QTensor]:
+    return lambda weight: for_target(weight, target, shards, leading=leading)
 
 
 @functools.lru_cache
-def _program(scheme: Scheme, group: int | None, inputs: int, target: DeviceTarget, shards: tuple[int, ...]) -> Any:
+def _program(
+    scheme: Scheme, group: int | None, inputs: int, target: DeviceTarget, shards: tuple[int, ...], leading: int
+) -> Any:
     def run(weight: jax.Array) -> QTensor:
         outputs = weight.shape[: weight.ndim - inputs]
         matrix = weight.reshape(*outputs, -1)
-        return for_target(quantize(matrix, scheme.kind, group, activations=scheme.activations), target, shards)
+        rounded = quantize(matrix, scheme.kind, group, activations=scheme.activations)
+        return for_target(rounded, target, shards, leading=leading)
 
     return run
 

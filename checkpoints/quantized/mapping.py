@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from types import MappingProxyType
 
 from checkpoints.files import HF_CONFIG_FILE, CheckpointError, read_json_object
 from checkpoints.files import QUANTIZATION_KEY as KEY
+from checkpoints.layouts import Dims, Placement, Rule, layout_of
 from checkpoints.quantized import parse
 from checkpoints.quantized.protocol import Format, Layer, Shape, Tensors
 from checkpoints.reader import TensorSource
-from checkpoints.rules import Rule, check_coverage, family_rules
+from checkpoints.rules import check_coverage, family_rules
 from checkpoints.side_files import quantization_settings
-from checkpoints.transforms import Dims, Layout, Placement, layout_of
 from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
 from jaxinfer.models.stored_matrix import StoredMatrix, input_axes, matrix_names
 
@@ -123,7 +124,9 @@ def plan_quantized(
         if rule.target not in quantization.stored:
             continue
         outputs, inputs = _sizes(rule.target, targets[rule.target])
-        layout = _outputs_layout(rule, Dims.of(config, rule.target), outputs)
+        # Where the outputs go, as for a bias: the inputs are one axis, of which no transform says anything.
+        plain = dataclasses.replace(rule, transform="copy") if rule.transform == "attention_out" else rule
+        layout = layout_of(plain, Dims.of(config, rule.target), outputs, tail=())
         module = rule.source.removesuffix(WEIGHT)
         layer = Layer(module, layout.source_shape[0], inputs, quantization.stored[rule.target])
         try:
@@ -153,13 +156,6 @@ def _sizes(path: str, shape: Shape) -> tuple[Shape, int]:
     inputs = input_axes(path)
     assert inputs is not None
     return shape[:-inputs], math.prod(shape[-inputs:])
-
-
-def _outputs_layout(rule: Rule, dims: Dims, outputs: Shape) -> Layout:
-    """Where the outputs go, as for a bias. Transforms of inputs mean nothing here: the inputs are one axis."""
-    if rule.transform in ("copy", "attention_out"):
-        return Layout(outputs, (Placement(0, outputs[0], outputs, ()),))
-    return layout_of(rule.transform, dims, outputs, bias=True)
 
 
 def _check_groups(layer: Layer) -> None:

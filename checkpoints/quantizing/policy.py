@@ -25,7 +25,7 @@ from typing import Any
 
 from checkpoints.files import CheckpointError
 from checkpoints.quantizing.options import Quantizing, check_group
-from jaxinfer.config import ConfigError, ModelConfig, require
+from jaxinfer.config import ConfigError, ModelConfig, MoeConfig, UnsupportedModelError, require
 from jaxinfer.models.stored_matrix import StoredMatrix, input_sizes, matrix_names
 from jaxinfer.quantization import SCHEMES, largest_group
 
@@ -60,10 +60,16 @@ def plan_matrices(config: ModelConfig, asked: Quantizing) -> dict[str, Planned]:
 
     Raises:
         CheckpointError: the policy file cannot be read, or is not TOML.
+        UnsupportedModelError: the model has experts.
         ConfigError: a rule with an unknown key or value, a bad pattern, one that decides about nothing, or a group that
             does not divide a matrix's inputs; file, rule, value and what is allowed are named.
     """
     assert asked.scheme is not None
+    if any(isinstance(layer.feed_forward, MoeConfig) for layer in config.layers):
+        raise UnsupportedModelError(
+            f"quantize is {asked.scheme!r}; {config.architecture} has experts, which are rounded while they are loaded "
+            "(quantization) and not while they are converted"
+        )
     rules = [] if asked.policy is None else _read(asked.policy)
     used: set[str] = set()
     planned = {}

@@ -11,7 +11,8 @@ from jaxinfer.config.errors import require, require_counts
 from jaxinfer.config.field_types import check_field_types
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "xielu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "swiglu_oai", "relu2", "xielu"]
+Scoring = Literal["softmax", "sigmoid"]
 QkNorm = Literal["none", "head", "whole"]
 
 
@@ -71,7 +72,7 @@ class AttentionConfig:
         qk_norm: norm of queries and keys: one for each head with a shared weight, or one over the whole of them.
         qk_norm_after_rope: norm them once they are rotated, and not before.
         soft_cap: scores become cap * tanh(score / cap), after the scale.
-        sinks: a learned score for each head beside those of its keys; ConfigError where True, nothing serves it yet.
+        sinks: a learned score for each query head beside those of its keys (gpt-oss), neither scaled nor capped.
     """
 
     num_heads: int
@@ -99,7 +100,6 @@ class AttentionConfig:
             self.sliding_window is None or self.sliding_window > 0,
             f"sliding_window is {self.sliding_window}; it must be positive",
         )
-        require(not self.sinks, f"sinks is {self.sinks!r}; attention sinks are not supported")
 
     @property
     def group_size(self) -> int:
@@ -119,22 +119,109 @@ class MlpConfig:
     Attributes:
         intermediate_size: its width, elements.
         activation: relu2 is relu(x)^2; xielu, for MLPs without a gate, has parameters of its own (arXiv:2411.13010).
-        bias: whether all of its matrices have one.
+        bias: of all of its matrices.
+        limit: for swiglu_oai, which it needs: gate is at most this, up lies within +-this; None: no limits.
         gated: whether there is a gate.
     """
 
     intermediate_size: int
     activation: Activation = "silu"
     bias: bool = False
+    limit: float | None = None
     gated: bool = True
 
     def __post_init__(self) -> None:
         require_counts(self, "intermediate_size")
         check_field_types(self)
         require(
-            self.activation != "xielu" or not self.gated,
-            f"activation is 'xielu' and gated is {self.gated}; it must be False with this activation",
+            (self.activation == "swiglu_oai") == (self.limit is not None),
+            f"activation is {self.activation!r} and limit {self.limit}; swiglu_oai has a limit, others have none",
         )
+        require(self.limit is None or self.limit > 0, f"limit is {self.limit}; it must be positive")
+        wanted = {"xielu": False, "swiglu_oai": True}.get(self.activation, self.gated)
+        require(
+            self.gated == wanted,
+            f"activation is {self.activation!r} and gated is {self.gated}; it must be {wanted} with this activation",
+        )
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """Which experts a token goes to, and with which weights.
+
+    Attributes:
+        experts_per_token: k, how many it goes to.
+        scoring: softmax or sigmoid of the router's product makes scores of it.
+        scored_first: scores are made over all experts, then the best are taken; else the best products are taken, and
+            scores are made over them alone.
+        normalize: the scores of the chosen are divided by their sum.
+        bias: the router's product has one.
+        correction: a learned number for each expert is added to its score while experts are chosen, and not after.
+        groups: into how many equal groups of neighbours the experts are divided; experts of the `groups_kept` best
+            alone are chosen. A group is as good as the sum of its two best.
+        scale: multiplies the weights in the end.
+    """
+
+    experts_per_token: int
+    scoring: Scoring = "softmax"
+    scored_first: bool = True
+    normalize: bool = True
+    bias: bool = False
+    correction: bool = False
+    groups: int = 1
+    groups_kept: int = 1
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_counts(self, "experts_per_token", "groups", "groups_kept")
+        check_field_types(self)
+        require(self.groups_kept <= self.groups, f"groups_kept is {self.groups_kept}; it must be at most {self.groups}")
+        require(self.scale > 0, f"the scale of experts' weights is {self.scale}; it must be positive")
+        plain = self.groups == 1 and not self.correction
+        require(self.scored_first or plain, "groups and correction need scores of all experts")
+
+
+@dataclass(frozen=True)
+class MoeConfig:
+    """A mixture of experts: the weighted sum of those MLPs that the router chooses for a token.
+
+    Attributes:
+        num_experts: all there are.
+        expert: what each of them is.
+        shared: an MLP that every token goes to, beside the chosen ones; several shared experts are one wide one.
+        shared_gate: it is multiplied by the sigmoid of a product of its own.
+    """
+
+    num_experts: int
+    router: RouterConfig
+    expert: MlpConfig
+    shared: MlpConfig | None = None
+    shared_gate: bool = False
+
+    def __post_init__(self) -> None:
+        require_counts(self, "num_experts")
+        check_field_types(self)
+        router = self.router
+        require(
+            self.num_experts % router.groups == 0,
+            f"num_experts {self.num_experts} is not a multiple of the router's {router.groups} groups",
+        )
+        of_a_group = self.num_experts // router.groups
+        most = of_a_group * router.groups_kept
+        require(
+            router.experts_per_token <= most,
+            f"experts_per_token is {router.experts_per_token}; the router can choose of {most} at most",
+        )
+        require(router.groups == 1 or of_a_group > 1, "groups of experts must have two at least")
+        require(self.shared is not None or not self.shared_gate, "shared_gate needs shared experts")
+
+    @property
+    def mlps(self) -> tuple[MlpConfig, ...]:
+        """What an expert is, and the shared ones where there are any."""
+        return (self.expert,) if self.shared is None else (self.expert, self.shared)
+
+
+FeedForward = MlpConfig | MoeConfig
 
 
 @dataclass(frozen=True)
@@ -181,7 +268,7 @@ class LayerConfig:
     absent, with its norms."""
 
     mixer: AttentionConfig | LinearConfig | None
-    feed_forward: MlpConfig | LinearConfig | None
+    feed_forward: FeedForward | LinearConfig | None
     ranks: RankConfig = WHOLE
 
     def __post_init__(self) -> None:

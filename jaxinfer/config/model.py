@@ -14,11 +14,14 @@ from jaxinfer.config.field_types import check_field_types
 from jaxinfer.config.layers import (
     WHOLE,
     AttentionConfig,
+    FeedForward,
     LayerConfig,
     LinearConfig,
     MlpConfig,
+    MoeConfig,
     RankConfig,
     RopeConfig,
+    RouterConfig,
 )
 
 DTypeName = Literal["float32", "bfloat16"]
@@ -179,19 +182,28 @@ class ModelConfig:
 def _layer(
     mixer: dict[str, Any] | None, feed_forward: dict[str, Any] | None, ranks: dict[str, Any] | None = None
 ) -> LayerConfig:
-    return LayerConfig(
-        _part(mixer, LinearConfig, AttentionConfig),
-        _part(feed_forward, LinearConfig, MlpConfig),
-        WHOLE if ranks is None else RankConfig(**ranks),
-    )
+    return LayerConfig(_mixer(mixer), _feed_forward(feed_forward), WHOLE if ranks is None else RankConfig(**ranks))
 
 
-def _part(data: dict[str, Any] | None, *kinds: Any) -> Any:
-    """The first of the kinds that has all the fields, the last where none has them."""
-    if data is None:
+def _mixer(values: dict[str, Any] | None) -> AttentionConfig | LinearConfig | None:
+    if values is None:
         return None
-    known = [{field.name for field in dataclasses.fields(kind)} for kind in kinds]
-    return next((kind for kind, names in zip(kinds, known, strict=True) if data.keys() <= names), kinds[-1])(**data)
+    return LinearConfig(**values) if values.keys() == _LINEAR else AttentionConfig(**values)
+
+
+def _feed_forward(values: dict[str, Any] | None) -> FeedForward | LinearConfig | None:
+    if values is None:
+        return None
+    if values.keys() == _LINEAR:
+        return LinearConfig(**values)
+    if "num_experts" not in values:
+        return MlpConfig(**values)
+    shared = values.get("shared")
+    parts = {"router": RouterConfig(**values["router"]), "expert": MlpConfig(**values["expert"])}
+    return MoeConfig(**{**values, **parts, "shared": None if shared is None else MlpConfig(**shared)})
+
+
+_LINEAR = {field.name for field in dataclasses.fields(LinearConfig)}
 
 
 # Fields that stood beside the layers in the older form -> their names in each layer's parts now.

@@ -14,6 +14,7 @@ import jax
 from jaxinfer.config import RopeConfig
 from jaxinfer.models.layers.linear import Multiply, product
 from jaxinfer.models.layers.mlp import Gate, gated
+from jaxinfer.models.layers.moe import MultiplyExperts
 from jaxinfer.models.layers.norm import Normalize, rms_norm
 from jaxinfer.models.layers.rope import Rotation, rotation_tables
 from pallas_kernels.paged_attention.layout import Pages
@@ -38,6 +39,7 @@ class Attend(Protocol):
         sliding_window: int | None,  # tokens that a query sees, itself included; None: all
         soft_cap: float | None,  # scores become cap * tanh(score / cap), after the scale
         scale: float,  # multiplies q.k
+        sinks: jax.Array | None = None,  # (N,), a score of each head beside those of its keys
     ) -> tuple[jax.Array, KvLayer]:  # (T, N, H) in q's dtype
         ...
 
@@ -84,6 +86,8 @@ class StepContext:
         multiply: what layers multiply by their weights with.
         gate: what they gate their MLPs with.
         normalize: what they normalize with.
+        multiply_experts: what rows are multiplied by their experts with; None: XLA's form for a CPU.
+        valid: (T,) bool, tokens that are real; None: all are.
         looped: run layers that are alike in a loop. The cache is one pair of arrays then.
     """
 
@@ -94,6 +98,8 @@ class StepContext:
     multiply: Multiply = product
     gate: Gate = gated
     normalize: Normalize = rms_norm
+    multiply_experts: MultiplyExperts | None = None
+    valid: jax.Array | None = None
     looped: bool = False
 
     @classmethod
@@ -108,8 +114,21 @@ class StepContext:
         multiply: Multiply = product,
         gate: Gate = gated,
         normalize: Normalize = rms_norm,
+        multiply_experts: MultiplyExperts | None = None,
+        valid: jax.Array | None = None,
         looped: bool = False,
     ) -> StepContext:
         """rope_variant: (T,) int32, 1 for tokens of sequences that are longer than `ModelConfig.longrope_border`."""
         rotations = tuple(rotation_tables(ropes, positions, rope_variant))
-        return cls(positions, rows, rotations, attention, multiply, gate, normalize, looped)
+        return cls(
+            positions,
+            rows,
+            rotations,
+            attention,
+            multiply=multiply,
+            gate=gate,
+            normalize=normalize,
+            multiply_experts=multiply_experts,
+            valid=valid,
+            looped=looped,
+        )

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxinfer.config import LinearConfig, ModelConfig, require
+from jaxinfer.config import LinearConfig, ModelConfig, MoeConfig, require
 from jaxinfer.models.context import Attend, KvLayer, Place, StepContext
 from jaxinfer.models.layer_loop import run_layers
 from jaxinfer.models.layers.attention import Attention
 from jaxinfer.models.layers.embedding import VocabularyMatrix
 from jaxinfer.models.layers.linear import Multiply, product, scale
 from jaxinfer.models.layers.mlp import Mlp
+from jaxinfer.models.layers.moe import Moe
 from jaxinfer.models.layers.norm import RMSNorm
 from jaxinfer.models.layers.straight import Straight
 from jaxinfer.models.shape import ModelShape
@@ -26,8 +27,8 @@ from jaxinfer.sharding import constrain
 
 
 class DecoderLayer(nnx.Module):
-    """Attention, then MLP; each with a norm before it, after it, or both, and added to the residual stream. Either may
-    be one matrix instead, or absent with its norms."""
+    """Attention, then MLP or a mixture of experts; each with a norm before it, after it, or both, and added to the
+    residual stream. Either may be one matrix instead, or absent with its norms."""
 
     def __init__(
         self, config: ModelConfig, shape: ModelShape, layer: int, dtype: jnp.dtype, rngs: nnx.Rngs | None
@@ -36,6 +37,7 @@ class DecoderLayer(nnx.Module):
         self.post_norm = config.post_norm
         self.residual_multiplier = config.residual_multiplier
         self.mixer, self.feed_forward = config.layers[layer].mixer, config.layers[layer].feed_forward
+        ranks, sizes = config.layers[layer].ranks, shape.layers[layer]
         model = (config.hidden_size,)
         if self.mixer is not None:
             if isinstance(self.mixer, LinearConfig):
@@ -49,8 +51,11 @@ class DecoderLayer(nnx.Module):
         if self.feed_forward is not None:
             if isinstance(self.feed_forward, LinearConfig):
                 self.mlp = Straight(config, self.feed_forward, dtype, rngs)
+            elif isinstance(self.feed_forward, MoeConfig):
+                self.moe = Moe(config, shape, layer, dtype, rngs)
             else:
-                self.mlp = Mlp(config, shape, layer, dtype, rngs)
+                size = config.hidden_size
+                self.mlp = Mlp(self.feed_forward, size, sizes.mlp, shape.tp, dtype, rngs, ranks=ranks)
             if config.pre_norm:
                 self.mlp_norm = RMSNorm(config, model, ("embed",), dtype)
             if config.post_norm:
@@ -72,12 +77,16 @@ class DecoderLayer(nnx.Module):
             hidden = self._add(hidden, self.attention_post_norm(x, normalize) if self.post_norm else x)
         if self.feed_forward is not None:
             x = self.mlp_norm(hidden, normalize) if self.pre_norm else hidden
-            if isinstance(self.mlp, Mlp):
-                x = self.mlp(x, context.multiply, context.gate)
-            else:
-                x = self.mlp(x, context.multiply)
+            x = self._feed_forward(x, context)
             hidden = self._add(hidden, self.mlp_post_norm(x, normalize) if self.post_norm else x)
         return hidden, kv_layer
+
+    def _feed_forward(self, x: jax.Array, context: StepContext) -> jax.Array:
+        if isinstance(self.feed_forward, MoeConfig):
+            return self.moe(x, context.valid, context.multiply, context.multiply_experts, context.gate)
+        if isinstance(self.feed_forward, LinearConfig):
+            return self.mlp(x, context.multiply)
+        return self.mlp(x, context.multiply, context.gate)
 
     def _add(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
         if self.residual_multiplier != 1.0:

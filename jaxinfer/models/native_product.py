@@ -10,10 +10,13 @@ import jax.numpy as jnp
 from jaxinfer.models.layer_choice import LayerChoice, Matrix, Weight
 from jaxinfer.models.layers.linear import Multiply, product
 from jaxinfer.models.layers.mlp import Gate, gated
+from jaxinfer.models.layers.moe import MultiplyExperts, expert_product
 from jaxinfer.models.layers.norm import Normalize, rms_norm
 from jaxinfer.sharding import LogicalAxes
+from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.native_cpu import norm
 from pallas_kernels.native_cpu.gating import KINDS, WIDTH_MULTIPLE, gating
+from pallas_kernels.native_cpu.grouped_matmul import grouped_dense_matmul, grouped_quantized_matmul
 from pallas_kernels.native_cpu.matmul import MOST_INT8_INPUTS, dense_matmul, quantized_matmul
 from pallas_kernels.native_cpu.norm import COLUMNS_MULTIPLE
 from pallas_kernels.qtensor import QTensor
@@ -53,12 +56,37 @@ def native_multiply(instructions: str, count: jax.Array | None = None) -> Multip
 def native_gate(instructions: str, count: jax.Array) -> Gate:
     """A `Gate` for one device; arguments as for `native_multiply`."""
 
-    def gate(gate_up: jax.Array, activation: str) -> jax.Array:
+    def gate(
+        gate_up: jax.Array, activation: str, limit: float | None = None, rows: jax.Array | None = None
+    ) -> jax.Array:
         if activation not in KINDS or gate_up.shape[2] % WIDTH_MULTIPLE:
-            return gated(gate_up, activation)
-        return gating(gate_up, count, activation, instructions=instructions)
+            return gated(gate_up, activation, limit)
+        return gating(gate_up, count if rows is None else rows, activation, instructions=instructions)
 
     return gate
+
+
+def native_multiply_experts(instructions: str, target: DeviceTarget) -> MultiplyExperts:
+    """A `MultiplyExperts` for one device. target: for what the kernels do not serve."""
+    others = expert_product(target)
+
+    def multiply(x: jax.Array, weight: Weight, group_sizes: jax.Array) -> jax.Array:
+        options = weight.options if isinstance(weight, LayerChoice) else (weight,)
+        if not _served(x, options):
+            return others(x, weight, group_sizes)
+        layer = weight.index if isinstance(weight, LayerChoice) else jnp.int32(0)
+        first = options[0]
+        experts, *outputs, inputs = first.shape
+        if isinstance(first, QTensor):
+            values = [w.values.reshape(experts, -1, inputs) for w in options if isinstance(w, QTensor)]
+            scales = [w.scales.reshape(experts, -1) for w in options if isinstance(w, QTensor)]
+            y = grouped_quantized_matmul(x, values, scales, layer, group_sizes, instructions=instructions)
+        else:
+            matrices = [w.reshape(experts, -1, inputs) for w in options if not isinstance(w, QTensor)]
+            y = grouped_dense_matmul(x, matrices, layer, group_sizes, instructions=instructions)
+        return y.reshape(x.shape[0], *outputs)
+
+    return multiply
 
 
 def native_normalize(instructions: str, count: jax.Array) -> Normalize:

@@ -18,13 +18,15 @@ from jaxinfer.models.families.arcee import arcee
 from jaxinfer.models.families.decilm import decilm
 from jaxinfer.models.families.exaone4 import exaone4
 from jaxinfer.models.families.gemma import gemma2, gemma3
-from jaxinfer.models.families.granite import granite
+from jaxinfer.models.families.glm import glm4_moe
+from jaxinfer.models.families.gpt_oss import gpt_oss
+from jaxinfer.models.families.granite import granite, granite_moe
 from jaxinfer.models.families.hunyuan import hunyuan_dense
 from jaxinfer.models.families.llama import llama
-from jaxinfer.models.families.mistral import mistral
-from jaxinfer.models.families.olmo import olmo2, olmo3
+from jaxinfer.models.families.mistral import mistral, mixtral
+from jaxinfer.models.families.olmo import olmo2, olmo3, olmoe
 from jaxinfer.models.families.phi3 import phi3
-from jaxinfer.models.families.qwen import qwen2, qwen3
+from jaxinfer.models.families.qwen import qwen2, qwen2_moe, qwen3, qwen3_moe
 from jaxinfer.models.families.seed_oss import seed_oss
 from jaxinfer.models.families.smollm3 import smollm3
 from jaxinfer.models.low_rank import with_ranks
@@ -81,6 +83,14 @@ register("ArceeForCausalLM", "arcee", arcee)
 register("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", hunyuan_dense)
 register("ApertusForCausalLM", "apertus", apertus)
 register("DeciLMForCausalLM", "nemotron-nas", decilm)
+register("MixtralForCausalLM", "mixtral", mixtral)
+register("Qwen2MoeForCausalLM", "qwen2_moe", qwen2_moe)
+register("Qwen3MoeForCausalLM", "qwen3_moe", qwen3_moe)
+register("OlmoeForCausalLM", "olmoe", olmoe)
+register("GraniteMoeForCausalLM", "granitemoe", granite_moe)
+register("GraniteMoeSharedForCausalLM", "granitemoeshared", granite_moe)
+register("Glm4MoeForCausalLM", "glm4_moe", glm4_moe)
+register("GptOssForCausalLM", "gpt_oss", gpt_oss)
 
 
 def supported_architectures() -> list[str]:

@@ -55,6 +55,7 @@ class RopeRules:
         types: the values of `rope_type` that the family has.
         aliases: older names of types, and the types that they mean.
         partial: whether a `partial_rotary_factor` other than 1 is understood.
+        partial_default: what it is where config.json has none.
         trained_length: `original_max_position_embeddings` at the top where config.json has none, tokens.
         alpha: whether `dynamic` may have a fixed `alpha`, which stretches theta once and for all; its other keys then
             say nothing.
@@ -65,6 +66,7 @@ class RopeRules:
     types: tuple[str, ...] = tuple(_KEYS)
     aliases: Mapping[str, str] = field(default_factory=lambda: {"su": "longrope"})
     partial: bool = False
+    partial_default: float = 1.0
     trained_length: int | None = None
     alpha: bool = False
     settings: Values = field(default_factory=dict)
@@ -100,7 +102,7 @@ def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int,
     """
     defaults: dict[str, Any] = {"rope_theta": rules.theta, "partial_rotary_factor": None}
     if rules.partial:
-        defaults["partial_rotary_factor"] = 1.0
+        defaults["partial_rotary_factor"] = rules.partial_default
     else:
         config.only("partial_rotary_factor", 1.0)
     trained = config.raw("original_max_position_embeddings", rules.trained_length)

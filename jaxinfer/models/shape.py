@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxinfer.config import ConfigError, LayerConfig, ModelConfig
+from jaxinfer.config import ConfigError, LayerConfig, ModelConfig, MoeConfig
 from pallas_kernels.rounding import round_up
 
 
@@ -15,12 +15,14 @@ class LayerShape:
     K' = `kv_heads`: KV heads after repeating each one tp / num_kv_heads times (copies are neighbours), so that every
     device holds whole heads, and as many in all layers (`ModelConfig.kept_kv_heads`).
     G' = `group`: query heads per KV head of that count; query head n reads KV head n // G'.
-    F' = `mlp`: rounded up to a multiple of tp; the padding is zeros.
+    F' = `mlp`: the width of the MLP, or of each expert, rounded up to a multiple of tp; the padding is zeros. `shared`:
+    the same of shared experts.
     """
 
     kv_heads: int
     group: int
     mlp: int
+    shared: int = 0
 
     @property
     def heads(self) -> int:
@@ -75,12 +77,13 @@ def valid_tp(config: ModelConfig, limit: int = 64) -> list[int]:
 
 def _layer_shape(layer: LayerConfig, kept: int | None, tp: int) -> LayerShape:
     """kept: KV heads that are kept of a token; None: the layer's own."""
-    mixer, mlp = layer.attention, layer.mlp
-    width = 0 if mlp is None else round_up(mlp.intermediate_size, tp)
+    mixer, part = layer.attention, layer.feed_forward
+    mlp, shared = (part.expert, part.shared) if isinstance(part, MoeConfig) else (layer.mlp, None)
+    widths = [0 if one is None else round_up(one.intermediate_size, tp) for one in (mlp, shared)]
     if mixer is None:
-        return LayerShape(0, 0, width)
+        return LayerShape(0, 0, *widths)
     kv_heads = mixer.num_kv_heads if kept is None else kept
-    return LayerShape(kv_heads, mixer.num_heads // kv_heads, width)
+    return LayerShape(kv_heads, mixer.num_heads // kv_heads, *widths)
 
 
 def _splits(config: ModelConfig, tp: int) -> bool:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from jaxinfer.config import ConfigError, LayerConfig, LinearConfig, ModelConfig
+from jaxinfer.config import (
+    ConfigError,
+    FeedForward,
+    LayerConfig,
+    LinearConfig,
+    MlpConfig,
+    ModelConfig,
+    MoeConfig,
+)
 from jaxinfer.models.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -28,6 +36,10 @@ _WHOLE: Mapping[str, tuple[str, ...]] = {
     "mlp.up": ("embed",),  # or where there is no gate
     "mlp.down": ("mlp",),
     "mlp.linear": ("embed",),  # where it has replaced the MLP
+    "moe.gate_up": ("embed",),
+    "moe.down": ("mlp",),
+    "moe.shared.gate_up": ("embed",),
+    "moe.shared.down": ("mlp",),
 }
 _FACTORED = (*(f"attention.{name}" for name in ("q", "k", "v", "out")), "mlp.gate", "mlp.up", "mlp.down")
 MATRICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -50,10 +62,13 @@ def matrices_of(layer: LayerConfig) -> tuple[str, ...]:
         names.append("attention.out")
     if isinstance(layer.feed_forward, LinearConfig):
         names.append("mlp.linear")
+    elif isinstance(layer.feed_forward, MoeConfig):
+        names += ["moe.gate_up", "moe.down"]
+        names += ["moe.shared.gate_up", "moe.shared.down"] if layer.feed_forward.shared is not None else []
     elif layer.feed_forward is not None:
         gate = ["mlp.gate", "mlp.up"] if ranks.gate or ranks.up else ["mlp.gate_up"]
         names += [*(gate if layer.feed_forward.gated else ["mlp.up"]), "mlp.down"]
-    given = {name for name in names if name.rsplit(".", 1)[1] in ranks.given}
+    given = {name for name in names if name in _FACTORED and name.split(".")[1] in ranks.given}
     return tuple(end for name in names for end in ((f"{name}.inner", f"{name}.outer") if name in given else (name,)))
 
 
@@ -74,13 +89,21 @@ def input_sizes(path: str, config: ModelConfig) -> tuple[int, ...]:
     """Sizes of a matrix's input axes on one device. path: with or without ".weight"."""
     end, layer = _end(path), config.layers[layer_of(path) or 0]
     assert end is not None, f"{path} is no matrix of few bits"
-    mixer, mlp = layer.attention, layer.mlp
+    mixer, mlp = layer.attention, mlp_of(end, layer.feed_forward)
     sizes = {"embed": config.hidden_size, "mlp": 0 if mlp is None else mlp.intermediate_size}
     if mixer is not None:
         sizes |= {"kv_heads": mixer.num_kv_heads, "q_group": mixer.group_size, "head": mixer.head_dim}
     if end.endswith(".outer"):
         sizes["rank"] = layer.ranks.given[end.split(".")[1]]
     return tuple(sizes[axis] for axis in MATRICES[end])
+
+
+def mlp_of(path: str, feed_forward: FeedForward | LinearConfig | None) -> MlpConfig | None:
+    """The MLP that a layer's parameter belongs to, by its path: the layer's own, each expert's, or the shared one; None
+    in a layer without one."""
+    if isinstance(feed_forward, MoeConfig):
+        return feed_forward.shared if "moe.shared." in path else feed_forward.expert
+    return feed_forward if isinstance(feed_forward, MlpConfig) else None
 
 
 def _end(path: str) -> str | None:
@@ -132,9 +155,11 @@ def check_stored(
             f"quantization is {quantization!r}, but the checkpoint is quantized already ({', '.join(kinds)}); "
             "it must be None"
         )
-    for layer, sizes in zip(config.layers, shape.layers, strict=True):
-        if layer.mlp is not None and sizes.mlp != layer.mlp.intermediate_size:
-            raise ConfigError(
-                f"tensor_parallel_size is {shape.tp}; with quantized matrices it must divide the intermediate size, "
-                f"{layer.mlp.intermediate_size}"
-            )
+    for layer in config.layers:
+        parts = layer.feed_forward.mlps if isinstance(layer.feed_forward, MoeConfig) else [layer.mlp]
+        for mlp in parts:
+            if mlp is not None and mlp.intermediate_size % shape.tp:
+                raise ConfigError(
+                    f"tensor_parallel_size is {shape.tp}; with quantized matrices it must divide the intermediate "
+                    f"size, {mlp.intermediate_size}"
+                )

@@ -267,6 +267,7 @@ class Runner:
                 query_dtype=np.dtype(self.spec.dtype),
                 kv_dtype=self.layout.dtype,
                 options=AttentionOptions(mixer.scale, mixer.sliding_window, mixer.soft_cap),
+                sinks=mixer.sinks,
             )
             names.add(select(OP, self.spec.target, case, self.spec.attention_backend).name)
         return ", ".join(sorted(names))

@@ -26,8 +26,14 @@ from jaxinfer.models.context import Attend, AttentionOf, Place, StepContext
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.layers.linear import Multiply, product
 from jaxinfer.models.layers.mlp import Gate, gated
+from jaxinfer.models.layers.moe import MultiplyExperts, expert_product
 from jaxinfer.models.layers.norm import Normalize, rms_norm
-from jaxinfer.models.native_product import native_gate, native_multiply, native_normalize
+from jaxinfer.models.native_product import (
+    native_gate,
+    native_multiply,
+    native_multiply_experts,
+    native_normalize,
+)
 from jaxinfer.runtime.inputs import (
     SlotSettings,
     SlotSizes,
@@ -87,6 +93,12 @@ class StepSpec:
         name = self.target.instructions
         return gated if name is None else native_gate(name, count)
 
+    @property
+    def multiply_experts(self) -> MultiplyExperts:
+        """What rows are multiplied by their experts with."""
+        name = self.target.instructions
+        return expert_product(self.target) if name is None else native_multiply_experts(name, self.target)
+
     def normalize(self, count: jax.Array) -> Normalize:
         """What normalizes. count: as above."""
         name = self.target.instructions
@@ -112,7 +124,13 @@ class StepSpec:
         mesh = self.mesh if tensor_size(self.mesh) > 1 else None
 
         def attend(
-            q: jax.Array, k: jax.Array, v: jax.Array, kv_layer: tuple[Pages, Pages], **options: Any
+            q: jax.Array,
+            k: jax.Array,
+            v: jax.Array,
+            kv_layer: tuple[Pages, Pages],
+            *,
+            sinks: jax.Array | None = None,
+            **options: Any,
         ) -> tuple[jax.Array, tuple[Pages, Pages]]:
             out, k_pages, v_pages = paged_attention(
                 q,
@@ -125,6 +143,7 @@ class StepSpec:
                 mesh=mesh,
                 head_axis=TENSOR_AXIS if mesh is not None else None,
                 options=AttentionOptions(**options),
+                sinks=sinks,
             )
             return out, (k_pages, v_pages)
 
@@ -208,6 +227,8 @@ def step(
         multiply=spec.multiply(count),
         gate=spec.gate(count),
         normalize=spec.normalize(count),
+        multiply_experts=spec.multiply_experts,
+        valid=tokens.valid,
         looped=spec.looped,
     )
     states, kv = decoder.hidden_states(tokens.ids, context, kv)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from jaxinfer.errors import ChatMessageError
@@ -26,11 +27,18 @@ TEXT_PARTS = {
 
 Message = dict[str, Any]
 
+_INSTRUCTING = ("system", "developer")  # roles
+
 _FIRST, _SECOND = "Tide one.", "Tide two."
+_ASKED = {"role": "user", "content": "?"}
 _PARTS = [{"type": "text", "text": _FIRST}, {"type": "text", "text": _SECOND}]
 _RAW = re.compile(r"""['"](?:type|text)['"]""")  # a list that is written as it is
 _MAX_DEPTH = 200  # of arguments; deeper ones are unreadable, before the next reader finds them so
 _ROLES_LIMIT = 32  # roles whose contents are remembered
+_CALLS = [
+    {"id": id_, "type": "function", "function": {"name": name, "arguments": {}}}
+    for id_, name in (("tideone01", "look_up_tide"), ("tidetwo02", "look_up_wind"))
+]
 
 
 class Contents(NamedTuple):
@@ -65,6 +73,37 @@ class TemplateUse:
             self._contents[role] = self._find(role)
         return self._contents[role]
 
+    @cached_property
+    def one_instruction(self) -> bool:
+        """Whether the template knows both roles for instructions and yet shows one such message alone, as gpt-oss's.
+        For templates that do not know the role developer there is one anyway."""
+        if not self.knows_developer:
+            return True
+        heads = [{"role": "system", "content": _FIRST}, {"role": "developer", "content": _SECOND}]
+        shown = self._shown([*heads, _ASKED])
+        return shown is None or not (_FIRST in shown and _SECOND in shown)
+
+    @cached_property
+    def one_call(self) -> bool:
+        """Whether the template shows the first call of a message and silently leaves out the others."""
+        shown = self._shown([_ASKED, {"role": "assistant", "content": "", "tool_calls": _CALLS}])
+        first, second = (call["function"]["name"] for call in _CALLS)
+        return shown is not None and first in shown and second not in shown
+
+    @cached_property
+    def text_or_reasoning(self) -> bool:
+        """Whether the template takes text beside a call, and reasoning, but not both."""
+        called = {"role": "assistant", "content": _FIRST, "tool_calls": _CALLS[:1]}
+        reasoned = {**called, **dict.fromkeys(_REASONING, _SECOND)}
+        return self._shown([_ASKED, reasoned]) is None and self._shown([_ASKED, called]) is not None
+
+    def _shown(self, messages: Sequence[Message]) -> str | None:
+        """What the template writes; None where it refuses the messages."""
+        try:
+            return self._run(messages)
+        except Exception:  # a template is a program: whatever it raises, it does not take this
+            return None
+
     def _find(self, role: str) -> Contents:
         whole, parts = self._written(role, _FIRST), self._written(role, _PARTS)
         taken = parts is not None and _FIRST in parts and _SECOND in parts
@@ -77,12 +116,8 @@ class TemplateUse:
         # The question beside it is of the same kind: a template that takes parts only takes no others.
         asked = {"role": "user", "content": _PARTS[:1] if isinstance(content, list) else "?"}
         around = {"user": [[message]], "assistant": [[asked, message]]}
-        for messages in around.get(role, [[message, asked], [asked, message]]):
-            try:
-                return self._run(messages)
-            except Exception:  # a template is a program: whatever it raises, it does not take this
-                continue
-        return None
+        found = (self._shown(messages) for messages in around.get(role, [[message, asked], [asked, message]]))
+        return next((shown for shown in found if shown is not None), None)
 
 
 def check_message(name: str, message: Message) -> Message:
@@ -179,10 +214,46 @@ def _without_surrogates(value: Any, depth: int = 0) -> Any:
 
 def for_template(messages: Sequence[Message], use: TemplateUse) -> list[Message]:
     """Checked messages as this template takes them."""
-    if not use.knows_developer and any(message["role"] == "developer" for message in messages):
-        messages = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
-        messages = _one_system_message(messages)
+    if any(message["role"] == "developer" for message in messages):
+        if not use.knows_developer:
+            messages = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
+        messages = _one_instruction(messages, use)
+    elif use.knows_developer and any(message["role"] == "system" for message in messages[1:]):
+        messages = _one_instruction(messages, use)
+    if any(len(message.get("tool_calls", ())) > 1 for message in messages) and use.one_call:
+        messages = _one_call_each(messages)
+    messages = [_without_text_beside_reasoning(message, use) for message in messages]
     return [{**message, "content": _as_taken(message, use)} for message in messages]
+
+
+def _without_text_beside_reasoning(message: Message, use: TemplateUse) -> Message:
+    """What a model says before it calls joins its reasoning where the template has no place for both."""
+    text = joined(message.get("content")) if "tool_calls" in message else ""
+    reasoning = message.get("reasoning_content")
+    if not text or not reasoning or not isinstance(reasoning, str) or not use.text_or_reasoning:
+        return message
+    return {**message, **dict.fromkeys(_REASONING, f"{reasoning}\n\n{text}"), "content": ""}
+
+
+def _one_call_each(messages: Sequence[Message]) -> list[Message]:
+    """Every call in a message of its own with its results behind it, as if the model had called one after the other."""
+    result: list[Message] = []
+    at = 0
+    while at < len(messages):
+        message, at = messages[at], at + 1
+        calls = message.get("tool_calls", ())
+        if len(calls) < 2:
+            result.append(message)
+            continue
+        end = next((i for i in range(at, len(messages)) if messages[i]["role"] != "tool"), len(messages))
+        results, at = list(messages[at:end]), end
+        for i, call in enumerate(calls):
+            first = message if i == 0 else {"role": message["role"]}
+            result.append({**first, "tool_calls": [call]})
+            own = _results_of(call, results) if i < len(calls) - 1 else results
+            result += own
+            results = [found for found in results if not any(found is taken for taken in own)]
+    return result
 
 
 def _as_taken(message: Message, use: TemplateUse) -> str | list[Any]:
@@ -205,11 +276,19 @@ def joined(content: str | list[Any] | None) -> str:
     return "\n".join(part["text"] for part in content)
 
 
-def _one_system_message(messages: Sequence[Message]) -> list[Message]:
-    """Templates that know one system message at most, and at the beginning, get the texts of all in one."""
-    found = [message for message in messages if message["role"] == "system"]
-    if len(found) == 1 and messages[0] is found[0]:
+def _results_of(call: Any, results: Sequence[Message]) -> list[Message]:
+    """A call's results: those that name it, else the first that names none."""
+    own = call.get("id") if isinstance(call, dict) else None
+    named = [result for result in results if own is not None and result.get("tool_call_id") == own]
+    return named or [result for result in results if result.get("tool_call_id") is None][:1]
+
+
+def _one_instruction(messages: Sequence[Message], use: TemplateUse) -> list[Message]:
+    """Templates that know one such message at most, and at the beginning, get the texts of all in one."""
+    found = [message for message in messages if message["role"] in _INSTRUCTING]
+    if not found or (len(found) == 1 and messages[0] is found[0]) or not use.one_instruction:
         return list(messages)
     texts = [text for message in found if (text := joined(message.get("content")))]
-    others = [message for message in messages if message["role"] != "system"]
-    return [{"role": "system", "content": "\n\n".join(texts)}, *others]
+    others = [message for message in messages if message["role"] not in _INSTRUCTING]
+    role = "developer" if any(message["role"] == "developer" for message in found) else "system"
+    return [{"role": role, "content": "\n\n".join(texts)}, *others]

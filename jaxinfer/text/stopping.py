@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from jaxinfer.text.answers import Event, OutputParserNames, ReasoningSplitter
+from jaxinfer.text.answers import AnswerSplitter, Event, OutputParserNames
 from jaxinfer.text.answers.scanning import SPACE
 from jaxinfer.text.stop import Held, StopStrings
 
@@ -21,7 +21,7 @@ class AnswerReading(NamedTuple):
     tools: frozenset[str] | None = None
     begun: bool = False
 
-    def splitter(self) -> ReasoningSplitter | None:
+    def splitter(self) -> AnswerSplitter | None:
         """What finds the reasoning of one answer; None where the model writes none."""
         return self.form.splitter(tools=self.tools, begun=self.begun)
 
@@ -42,7 +42,7 @@ class AnswerStops:
         opened: stop strings count from the beginning.
     """
 
-    def __init__(self, stops: StopStrings, splitter: ReasoningSplitter | None, *, opened: bool = True) -> None:
+    def __init__(self, stops: StopStrings, splitter: AnswerSplitter | None, *, opened: bool = True) -> None:
         self._stops = stops
         self._splitter = splitter  # until the answer begins
         self._length = 0  # characters of the text so far
@@ -101,7 +101,7 @@ class AnswerStops:
         if self._splitter is not None:
             events: list[Event] = []
             answer = self._splitter.push("".join(self._space), events) + self._splitter.finish(events)
-            shown = self._begin(len(answer), 0)
+            shown = self._begin(len(answer), self._splitter.undecided if answer else 0)
             rest, match = self._answer(self._held.take(self._length))
             shown += rest
         if match is None:

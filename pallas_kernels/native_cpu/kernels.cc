@@ -15,47 +15,114 @@ ThreadPool* pool = nullptr;
 
 ffi::Error invalid(const std::string& message) { return ffi::Error::InvalidArgument(message); }
 
-// x (T, I), layer (), count () int32, then the weights (O, I) of each layer: y (T, O) float32.
-ffi::Error dense_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count,
-                        ffi::RemainingArgs weights, ffi::ResultBuffer<ffi::F32> y) {
-  int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
-  int64_t index = clamp(*layer.typed_data(), 0, static_cast<int64_t>(weights.size()) - 1);
-  ffi::ErrorOr<ffi::AnyBuffer> w = weights.get<ffi::AnyBuffer>(index);
-  if (!w.has_value()) return w.error();
-  int64_t real = clamp(*count.typed_data(), 0, rows);
-  if (w->element_type() == ffi::BF16 && x.element_type() == ffi::BF16) {
-    float_matmul<Bf16Dot>(*pool, static_cast<const bf16*>(x.untyped_data()), static_cast<const bf16*>(w->untyped_data()),
-                          y->typed_data(), rows, real, outputs, inputs);
-  } else if (w->element_type() == ffi::F32 && x.element_type() == ffi::F32) {
-    float_matmul<Float32Dot>(*pool, static_cast<const float*>(x.untyped_data()),
-                             static_cast<const float*>(w->untyped_data()), y->typed_data(), rows, real, outputs, inputs);
+// Which rows of x (T, I) meet which weight (O, I); rows from `real` on meet none.
+struct Rows {
+  int64_t all, real, outputs, inputs;
+  std::vector<int64_t> sizes;  // of each weight's group, in the order of the rows
+
+  // All real ones meet the only weight.
+  static Rows together(const ffi::AnyBuffer& x, int64_t count, int64_t outputs) {
+    int64_t real = clamp(count, 0, x.dimensions()[0]);
+    return {x.dimensions()[0], real, outputs, x.dimensions()[1], {real}};
+  }
+
+  // Sizes that are negative, or more than there are rows, are cut.
+  static Rows by_expert(const ffi::AnyBuffer& x, const ffi::Buffer<ffi::S32>& group_sizes, int64_t outputs) {
+    Rows rows{x.dimensions()[0], 0, outputs, x.dimensions()[1], {}};
+    for (size_t e = 0; e < group_sizes.element_count(); ++e) {
+      rows.sizes.push_back(clamp(group_sizes.typed_data()[e], 0, rows.all - rows.real));
+      rows.real += rows.sizes.back();
+    }
+    return rows;
+  }
+
+  // Those that have rows. w: all weights, one behind the other.
+  template <class Weight>
+  std::vector<Group<Weight>> groups(const Weight* w) const {
+    std::vector<Group<Weight>> found;
+    int64_t first = 0;
+    for (int64_t e = 0; e < static_cast<int64_t>(sizes.size()); first += sizes[e++]) {
+      if (sizes[e] > 0) found.push_back({w + e * outputs * inputs, first, sizes[e], e});
+    }
+    return found;
+  }
+};
+
+template <class Dot, class X>
+void dense(const ffi::AnyBuffer& x, const void* w, const Rows& rows, float* y) {
+  using Weight = typename Dot::Weight;
+  auto groups = rows.groups(static_cast<const Weight*>(w));
+  float_matmul<Dot>(*pool, static_cast<const X*>(x.untyped_data()), groups.data(), groups.size(), y, rows.all,
+                    rows.real, rows.outputs, rows.inputs);
+}
+
+ffi::Error any_dense(const ffi::AnyBuffer& x, const ffi::AnyBuffer& w, const Rows& rows, float* y) {
+  if (w.element_type() == ffi::BF16 && x.element_type() == ffi::BF16) {
+    dense<Bf16Dot, bf16>(x, w.untyped_data(), rows, y);
+  } else if (w.element_type() == ffi::F32 && x.element_type() == ffi::F32) {
+    dense<Float32Dot, float>(x, w.untyped_data(), rows, y);
   } else {
     return invalid("x and weight must both be float32 or both bfloat16");
   }
   return ffi::Error::Success();
 }
 
+ffi::Error any_int8(const ffi::AnyBuffer& x, const int8_t* w, const float* scales, const Rows& rows, float* y) {
+  auto groups = rows.groups(w);
+  if (x.element_type() == ffi::BF16) {
+    int8_matmul(*pool, static_cast<const bf16*>(x.untyped_data()), groups.data(), groups.size(), scales, y, rows.all,
+                rows.real, rows.outputs, rows.inputs);
+  } else if (x.element_type() == ffi::F32) {
+    int8_matmul(*pool, static_cast<const float*>(x.untyped_data()), groups.data(), groups.size(), scales, y, rows.all,
+                rows.real, rows.outputs, rows.inputs);
+  } else {
+    return invalid("x must be float32 or bfloat16");
+  }
+  return ffi::Error::Success();
+}
+
+// x (T, I), layer (), count () int32, then the weights (O, I) of each layer: y (T, O) float32.
+ffi::Error dense_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count,
+                        ffi::RemainingArgs weights, ffi::ResultBuffer<ffi::F32> y) {
+  int64_t index = clamp(*layer.typed_data(), 0, static_cast<int64_t>(weights.size()) - 1);
+  ffi::ErrorOr<ffi::AnyBuffer> w = weights.get<ffi::AnyBuffer>(index);
+  if (!w.has_value()) return w.error();
+  return any_dense(x, *w, Rows::together(x, *count.typed_data(), y->dimensions()[1]), y->typed_data());
+}
+
 // x (T, I), layer (), count () int32, then values (O, I) int8 of each layer and scales (O,) float32 of each: y (T, O).
 ffi::Error quantized_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count,
                             ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
-  int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
   int64_t layers = static_cast<int64_t>(parts.size()) / 2;
   int64_t index = clamp(*layer.typed_data(), 0, layers - 1);
   ffi::ErrorOr<ffi::Buffer<ffi::S8>> w = parts.get<ffi::Buffer<ffi::S8>>(index);
   ffi::ErrorOr<ffi::Buffer<ffi::F32>> scales = parts.get<ffi::Buffer<ffi::F32>>(layers + index);
   if (!w.has_value()) return w.error();
   if (!scales.has_value()) return scales.error();
-  int64_t real = clamp(*count.typed_data(), 0, rows);
-  if (x.element_type() == ffi::BF16) {
-    int8_matmul(*pool, static_cast<const bf16*>(x.untyped_data()), w->typed_data(), scales->typed_data(),
-                y->typed_data(), rows, real, outputs, inputs);
-  } else if (x.element_type() == ffi::F32) {
-    int8_matmul(*pool, static_cast<const float*>(x.untyped_data()), w->typed_data(), scales->typed_data(),
-                y->typed_data(), rows, real, outputs, inputs);
-  } else {
-    return invalid("x must be float32 or bfloat16");
-  }
-  return ffi::Error::Success();
+  Rows rows = Rows::together(x, *count.typed_data(), y->dimensions()[1]);
+  return any_int8(x, w->typed_data(), scales->typed_data(), rows, y->typed_data());
+}
+
+// x (R, I), its rows sorted by expert; layer (), group_sizes (E,) int32, then the weights (E, O, I) of each layer: y (R, O).
+ffi::Error grouped_dense_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> group_sizes,
+                                ffi::RemainingArgs weights, ffi::ResultBuffer<ffi::F32> y) {
+  int64_t index = clamp(*layer.typed_data(), 0, static_cast<int64_t>(weights.size()) - 1);
+  ffi::ErrorOr<ffi::AnyBuffer> w = weights.get<ffi::AnyBuffer>(index);
+  if (!w.has_value()) return w.error();
+  return any_dense(x, *w, Rows::by_expert(x, group_sizes, y->dimensions()[1]), y->typed_data());
+}
+
+// The same with values (E, O, I) int8 of each layer, then scales (E, O) float32 of each.
+ffi::Error grouped_quantized_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> group_sizes,
+                                    ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
+  int64_t layers = static_cast<int64_t>(parts.size()) / 2;
+  int64_t index = clamp(*layer.typed_data(), 0, layers - 1);
+  ffi::ErrorOr<ffi::Buffer<ffi::S8>> w = parts.get<ffi::Buffer<ffi::S8>>(index);
+  ffi::ErrorOr<ffi::Buffer<ffi::F32>> scales = parts.get<ffi::Buffer<ffi::F32>>(layers + index);
+  if (!w.has_value()) return w.error();
+  if (!scales.has_value()) return scales.error();
+  Rows rows = Rows::by_expert(x, group_sizes, y->dimensions()[1]);
+  return any_int8(x, w->typed_data(), scales->typed_data(), rows, y->typed_data());
 }
 
 // gate_up (T, 2, F), count () int32: out (T, F). kind 0: silu, 1: gelu with tanh.
@@ -144,6 +211,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_dense_matmul, dense_matmul,
                                   .RemainingArgs()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_quantized_matmul, quantized_matmul,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_grouped_dense_matmul, grouped_dense_matmul,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_grouped_quantized_matmul, grouped_quantized_matmul,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::S32>>()

@@ -30,7 +30,15 @@ _COMPILE_SECONDS = 300
 # No `-ffast-math`: sums have the order that is written, and a product is not contracted into a sum.
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-w")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "quota period" or "max period", in microseconds
-HANDLERS = ("dense_matmul", "quantized_matmul", "gating", "norm", "paged_attention")
+HANDLERS = (
+    "dense_matmul",
+    "quantized_matmul",
+    "grouped_dense_matmul",
+    "grouped_quantized_matmul",
+    "gating",
+    "norm",
+    "paged_attention",
+)
 
 
 class KernelsUnavailable(RuntimeError):

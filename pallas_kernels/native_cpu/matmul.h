@@ -1,4 +1,5 @@
-// Products of activations with the weights of one layer of several: y[t, o] = sum over i of x[t, i] * w[o, i].
+// Products of activations with the weights of one layer of several: y[t, o] = sum over i of x[t, i] * w[o, i]; or of groups
+// of rows, each with the weight of its expert.
 //
 // T rows of which the first `count` are real, O outputs, I inputs. Weights are read once whatever T is; where rows are few
 // that is what takes the time. Rows are cut into tiles of a few, outputs into parts that fit a core's cache.
@@ -62,53 +63,83 @@ inline void dot_rows(int rows, const typename Dot::Prepared* x, int64_t x_stride
   }
 }
 
-// Runs `store(first row, rows, output, sums)` for every tile: four sums a row (the last four may reach past the outputs).
-template <class Dot, class Lanes4, class Store>
-void matmul(ThreadPool& pool, const typename Dot::Prepared* x, int64_t x_stride, const typename Dot::Weight* w,
-            int64_t rows, int64_t outputs, int64_t inputs, const Store& store) {
+// Rows first_row to first_row + rows - 1 of x, which are multiplied by one of several weights (O, I): w.
+template <class Weight>
+struct Group {
+  const Weight* w;
+  int64_t first_row, rows, index;  // index: which of the weights
+};
+
+// How outputs are cut for products of at most `rows` rows.
+template <class Dot>
+int64_t outputs_of_a_part(int64_t rows, int64_t outputs, int64_t inputs, int64_t threads) {
   int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  int64_t tile = tiles == 0 ? 0 : (rows + tiles - 1) / tiles;  // rows a tile, evenly
   int64_t row_bytes = inputs * sizeof(typename Dot::Weight);
   int64_t part = std::clamp<int64_t>(kPartBytes / row_bytes / 4 * 4, tiles > kFewTiles ? kFewestOutputs : 4, kPartOutputs);
-  part = std::min(part, std::max<int64_t>(4, round_up(outputs / (4 * pool.size()), 4)));
+  return std::min(part, std::max<int64_t>(4, round_up(outputs / (4 * threads), 4)));
+}
+
+// Outputs `begin` to `end` - 1 of one group. Runs `store(group, first row, rows, output, sums)` for every tile: four sums
+// a row (the last four may reach past the outputs).
+template <class Dot, class Lanes4, class Store>
+void matmul_part(const typename Dot::Prepared* all, int64_t x_stride, const Group<typename Dot::Weight>& group,
+                 int64_t begin, int64_t end, int64_t outputs, int64_t inputs, const Store& store) {
+  int64_t rows = group.rows;
+  const typename Dot::Prepared* x = all + group.first_row * x_stride;
+  int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  int64_t tile = (rows + tiles - 1) / tiles;  // rows a tile, evenly
   // Several tiles are summed over spans of inputs that stay in the first cache.
   constexpr int64_t kSpan = kSpanBytes / sizeof(typename Dot::Prepared) / Dot::kStep * Dot::kStep;
   int64_t span_inputs = inputs > 3 * kSpan / 2 ? kSpan : inputs;
-  pool.run((outputs + part - 1) / part, [&](int64_t p) {
-    int64_t begin = p * part, end = std::min(begin + part, outputs);
-    // Sums over the spans so far, of four outputs and all tiles where these are few, else of the part and one tile.
-    typename Dot::Sum kept[kPartOutputs * kTileRows];
-    auto sum_four = [&](int64_t first, int64_t o, const Span& span, const Ahead& ahead, typename Dot::Sum* unfinished) {
-      int count = static_cast<int>(std::min(tile, rows - first));
-      const typename Dot::Weight* four[4];
-      for (int c = 0; c < 4; ++c) four[c] = w + std::min(o + c, outputs - 1) * inputs;
-      Lanes4 sum[kTileRows];
-      dot_rows<Dot>(count, x + first * x_stride, x_stride, four, span, ahead, unfinished, sum);
-      if (span.last) store(first, count, o, sum);
-    };
-    if (tiles <= kFewTiles) {
-      // The weights' way from memory takes longest: four rows of them meet all activations, while the next ones come.
-      int shift = tiles < 2 ? 0 : tiles < 4 ? 1 : 2;  // 2^shift tiles fetch their share of them
-      for (int64_t o = begin; o < end; o += 4) {
-        int64_t distance = o + 8 <= outputs ? 4 * inputs : 0;
-        const int64_t length = tiles < 2 ? inputs : span_inputs;
-        for (int64_t from = 0; from < inputs; from += length) {
-          Span span{from, std::min(from + length, inputs), from == 0, from + length >= inputs};
-          for (int64_t first = 0; first < rows; first += tile) {
-            int64_t index = first / tile;
-            Ahead ahead{index >> shift == 0 ? distance : 0, (index * inputs) >> shift, shift};
-            sum_four(first, o, span, ahead, kept + index * 4 * kTileRows);
-          }
+  // Sums over the spans so far, of four outputs and all tiles where these are few, else of the part and one tile.
+  typename Dot::Sum kept[kPartOutputs * kTileRows];
+  auto sum_four = [&](int64_t first, int64_t o, const Span& span, const Ahead& ahead, typename Dot::Sum* unfinished) {
+    int count = static_cast<int>(std::min(tile, rows - first));
+    const typename Dot::Weight* four[4];
+    for (int c = 0; c < 4; ++c) four[c] = group.w + std::min(o + c, outputs - 1) * inputs;
+    Lanes4 sum[kTileRows];
+    dot_rows<Dot>(count, x + first * x_stride, x_stride, four, span, ahead, unfinished, sum);
+    if (span.last) store(group, group.first_row + first, count, o, sum);
+  };
+  if (tiles <= kFewTiles) {
+    // The weights' way from memory takes longest: four rows of them meet all activations, while the next ones come.
+    int shift = tiles < 2 ? 0 : tiles < 4 ? 1 : 2;  // 2^shift tiles fetch their share of them
+    for (int64_t o = begin; o < end; o += 4) {
+      int64_t distance = o + 8 <= outputs ? 4 * inputs : 0;
+      const int64_t length = tiles < 2 ? inputs : span_inputs;
+      for (int64_t from = 0; from < inputs; from += length) {
+        Span span{from, std::min(from + length, inputs), from == 0, from + length >= inputs};
+        for (int64_t first = 0; first < rows; first += tile) {
+          int64_t index = first / tile;
+          Ahead ahead{index >> shift == 0 ? distance : 0, (index * inputs) >> shift, shift};
+          sum_four(first, o, span, ahead, kept + index * 4 * kTileRows);
         }
       }
-      return;
     }
-    for (int64_t first = 0; first < rows; first += tile) {
-      for (int64_t from = 0; from < inputs; from += span_inputs) {
-        Span span{from, std::min(from + span_inputs, inputs), from == 0, from + span_inputs >= inputs};
-        for (int64_t o = begin; o < end; o += 4) sum_four(first, o, span, {0, 0, 0}, kept + (o - begin) * kTileRows);
-      }
+    return;
+  }
+  for (int64_t first = 0; first < rows; first += tile) {
+    for (int64_t from = 0; from < inputs; from += span_inputs) {
+      Span span{from, std::min(from + span_inputs, inputs), from == 0, from + span_inputs >= inputs};
+      for (int64_t o = begin; o < end; o += 4) sum_four(first, o, span, {0, 0, 0}, kept + (o - begin) * kTileRows);
     }
+  }
+}
+
+// Groups that have rows, each by its weight; see `matmul_part` for `store`.
+template <class Dot, class Lanes4, class Store>
+void matmul(ThreadPool& pool, const typename Dot::Prepared* x, int64_t x_stride,
+            const Group<typename Dot::Weight>* groups, int64_t count, int64_t outputs, int64_t inputs,
+            const Store& store) {
+  int64_t most = 0;
+  for (int64_t g = 0; g < count; ++g) most = std::max(most, groups[g].rows);
+  if (most == 0) return;
+  int64_t part = outputs_of_a_part<Dot>(most, outputs, inputs, pool.size());
+  int64_t parts = (outputs + part - 1) / part;
+  pool.run(count * parts, [&](int64_t item) {
+    int64_t begin = item % parts * part;
+    matmul_part<Dot, Lanes4>(x, x_stride, groups[item / parts], begin, std::min(begin + part, outputs), outputs, inputs,
+                             store);
   });
 }
 
@@ -119,10 +150,10 @@ inline void store4(float* y, int64_t output, int64_t outputs, __m128 values) {
   std::memcpy(y + output, four, (outputs - output) * sizeof(float));
 }
 
-// Weights of floats, x of the same type: y float32.
+// Weights of floats, x of the same type: y float32. groups: of the first `count` rows of `rows`, which are real.
 template <class Dot, class X>
-void float_matmul(ThreadPool& pool, const X* x, const typename Dot::Weight* w, float* y, int64_t rows, int64_t count,
-                  int64_t outputs, int64_t inputs) {
+void float_matmul(ThreadPool& pool, const X* x, const Group<typename Dot::Weight>* groups, int64_t num_groups, float* y,
+                  int64_t rows, int64_t count, int64_t outputs, int64_t inputs) {
   static thread_local Scratch scratch;
   int64_t stride = padded_stride(inputs, Dot::kStep);
   typename Dot::Prepared* prepared = scratch.get<typename Dot::Prepared>(count * stride);
@@ -132,9 +163,10 @@ void float_matmul(ThreadPool& pool, const X* x, const typename Dot::Weight* w, f
       Dot::prepare(x + t * inputs, prepared + t * stride, inputs);
     }
   });
-  matmul<Dot, __m128>(pool, prepared, stride, w, count, outputs, inputs, [&](int64_t row, int count, int64_t output, const __m128* sum) {
+  auto store = [&](const auto&, int64_t row, int count, int64_t output, const __m128* sum) {
     for (int r = 0; r < count; ++r) store4(y + (row + r) * outputs, output, outputs, sum[r]);
-  });
+  };
+  matmul<Dot, __m128>(pool, prepared, stride, groups, num_groups, outputs, inputs, store);
   std::memset(y + count * outputs, 0, (rows - count) * outputs * sizeof(float));
 }
 
@@ -170,10 +202,11 @@ float round_row(const X* x, int8_t* to, int64_t inputs, int32_t* total) {
   return scale;
 }
 
-// Weights int8 with a scale for each output; x is rounded to int8 row by row. y float32.
+// Weights int8 with a scale for each output, those of a group's weight from its index * outputs on; x is rounded to int8
+// row by row. y float32. groups, count: as in `float_matmul`.
 template <class X>
-void int8_matmul(ThreadPool& pool, const X* x, const int8_t* w, const float* scales, float* y, int64_t rows,
-                 int64_t count, int64_t outputs, int64_t inputs) {
+void int8_matmul(ThreadPool& pool, const X* x, const Group<int8_t>* groups, int64_t num_groups, const float* scales,
+                 float* y, int64_t rows, int64_t count, int64_t outputs, int64_t inputs) {
   static thread_local Scratch scratch, row_scratch;
   int64_t stride = padded_stride(inputs, Int8Dot::kStep);
   int8_t* prepared = scratch.get<int8_t>(count * stride);
@@ -186,15 +219,15 @@ void int8_matmul(ThreadPool& pool, const X* x, const int8_t* w, const float* sca
       row_scales[t] = round_row(x + t * inputs, prepared + t * stride, inputs, &totals[t]);
     }
   });
-  matmul<Int8Dot, __m128i>(pool, prepared, stride, w, count, outputs, inputs,
-                           [&](int64_t row, int tile, int64_t output, const __m128i* sum) {
-    __m128 of_outputs = load4(scales, output, outputs);
+  auto store = [&](const Group<int8_t>& group, int64_t row, int tile, int64_t output, const __m128i* sum) {
+    __m128 of_outputs = load4(scales + group.index * outputs, output, outputs);
     for (int r = 0; r < tile; ++r) {
       __m128i exact = _mm_sub_epi32(sum[r], _mm_set1_epi32(Int8Dot::kShift * totals[row + r]));
       __m128 scaled = _mm_mul_ps(_mm_mul_ps(_mm_cvtepi32_ps(exact), _mm_set1_ps(row_scales[row + r])), of_outputs);
       store4(y + (row + r) * outputs, output, outputs, scaled);
     }
-  });
+  };
+  matmul<Int8Dot, __m128i>(pool, prepared, stride, groups, num_groups, outputs, inputs, store);
   std::memset(y + count * outputs, 0, (rows - count) * outputs * sizeof(float));
 }
 

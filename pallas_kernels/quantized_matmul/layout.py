@@ -26,11 +26,14 @@ from pallas_kernels.qtensor import BLOCK_OF_WORDS, INT4_MIDDLE, QTensor, dequant
 _TPU_GROUPS = (16, 32, 64)  # that share the 128 lanes of a product; and multiples of 128
 
 
-def for_target(weight: QTensor, target: DeviceTarget, shards: tuple[int, ...] | None = None) -> QTensor:
+def for_target(
+    weight: QTensor, target: DeviceTarget, shards: tuple[int, ...] | None = None, *, leading: int = 0
+) -> QTensor:
     """`weight` as `target` keeps it. Can be jitted.
 
     Args:
         shards: over how many devices each of the axes (*O, I) is split; None: on one device.
+        leading: so many of the output axes stay apart: 1 for experts, of which a product takes one at a time.
 
     Raises:
         ValueError: `shards` has not as many numbers as the weight has axes.
@@ -44,21 +47,22 @@ def for_target(weight: QTensor, target: DeviceTarget, shards: tuple[int, ...] | 
             weight = quantize(dequantize(weight), "int8")
         weight = dataclasses.replace(weight, activations="int8")
     elif target.platform == "tpu" and weight.kind == "int4" and weight.values.dtype == jnp.uint8:
-        if _fits_words(weight, shards):
-            weight = to_words(weight, next((axis for axis, count in enumerate(shards[:-1]) if count > 1), 0))
+        if _fits_words(weight, shards, leading):
+            split = next((axis for axis, count in enumerate(shards[:-1]) if axis >= leading and count > 1), leading)
+            weight = to_words(weight, split)
         else:
             numbers = (unpack_int4(weight.values) - INT4_MIDDLE).astype(jnp.int4)
             weight = dataclasses.replace(weight, values=numbers)
     return dataclasses.replace(weight, target=target)
 
 
-def _fits_words(weight: QTensor, shards: tuple[int, ...]) -> bool:
+def _fits_words(weight: QTensor, shards: tuple[int, ...], leading: int) -> bool:
     """Whether each device's share is whole blocks of words, in groups that the TPU's kernel multiplies."""
     inputs = weight.inputs // shards[-1]
     group = min(weight.group, inputs)
     return (
         weight.activations is None
-        and sum(count > 1 for count in shards[:-1]) <= 1
+        and sum(count > 1 for count in shards[leading:-1]) <= 1
         and inputs % BLOCK_OF_WORDS == 0
         and (group % 128 == 0 or group in _TPU_GROUPS)
     )

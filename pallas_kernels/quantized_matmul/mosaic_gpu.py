@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.mosaic_gpu_int4 import permuted
 from pallas_kernels.qtensor import QTensor
-from pallas_kernels.quantized_matmul.mosaic_gpu_kernel import launch, permuted
+from pallas_kernels.quantized_matmul.mosaic_gpu_kernel import launch
 from pallas_kernels.quantized_matmul.mosaic_gpu_plan import HopperMatmulPlan, plan_of
 
 

@@ -3,16 +3,9 @@
 Legend: T tokens, N outputs, I inputs, A groups, C warpgroups that compute, Z parts of the inputs.
 
 One warpgroup of a block copies: packed weights and activations, by the tensor memory accelerator, into a ring of
-buffers in shared memory that does not run dry between two pieces of work. The others have 64 outputs each. They read
-packed bytes into registers, 8 numbers of 4 bits to a register, and widen them there: a number q becomes the bfloat16
-128 + q, whose bits are 0x4300 | q, two of them by one shift and one mask. Subtracting 128 and the zero point is exact.
-What comes out is the first factor of `wgmma` without leaving the registers; the second one, the activations, comes from
-shared memory. Sums of one group are multiplied by their scales in float32, so no weight is ever rounded.
-
-For 128 numbers of a thread that is, in PTX, 48 shifts, and 64 masks, offsets and subtractions each.
-
-Widening puts every 32 inputs in another order, that in which a thread finds them: input 8j + 4h + p comes to place
-8p + 2j + h. `permuted` does the same with activations.
+buffers in shared memory that does not run dry between two pieces of work. The others have 64 outputs each, whose
+numbers they widen in registers (`mosaic_gpu_int4.py`). Sums of one group are multiplied by their scales in float32, so
+no weight is ever rounded.
 
 Scales and zero points are read from memory straight into registers, a block ahead of their use. Rows of outputs that
 would lie behind the last one are moved in front of it; they are computed twice.
@@ -29,27 +22,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.mosaic_gpu_support import load, store
-from pallas_kernels.qtensor import INT4_MIDDLE
-from pallas_kernels.quantized_matmul.mosaic_gpu_plan import (
-    M_ROWS,
-    PERMUTED,
-    HopperMatmulPlan,
-    HopperMatmulScratch,
-    scratch_types,
-)
+from pallas_kernels.mosaic_gpu_int4 import M_ROWS, add_block, load_factors
+from pallas_kernels.mosaic_gpu_support import store
+from pallas_kernels.quantized_matmul.mosaic_gpu_plan import HopperMatmulPlan, HopperMatmulScratch, scratch_types
 
 # Registers of a thread that computes and of one that copies, by the warpgroups that compute: together no more than
 # those that the block starts with.
 REGISTERS = {4: (112, 24), 2: (232, 40)}
-_OFFSET = 128  # a bfloat16 has seven bits behind its leading one: 128 + q has q in the lowest four
-_PAIR_MASK, _PAIR_OFFSET = 0x000F000F, 0x43004300
-
-
-def permuted(x: jax.Array) -> jax.Array:
-    """Activations (T, I) with their inputs in the order in which the kernel widens weights."""
-    parts = x.reshape(x.shape[0], x.shape[1] // PERMUTED, 4, 2, 4)  # j, h, p
-    return parts.transpose(0, 1, 4, 2, 3).reshape(x.shape)
 
 
 def launch(
@@ -191,7 +170,7 @@ def _compute(
             total, factors, step = carry
             inside = block + 1 < item.end
             row = jnp.where(inside, _first_row(plan, item, warpgroup), _first_row(plan, following, warpgroup))
-            ahead = _load_factors(plan, sources, row, jnp.where(inside, block + 1, following.begin))
+            ahead = load_factors(plan.cut, sources, row, jnp.where(inside, block + 1, following.begin))
             stage = lax.rem(step, jnp.int32(plan.stages))
             plgpu.barrier_wait(scratch.filled.at[stage])
             total = _add_block(plan, total, factors, scratch, stage, warpgroup)
@@ -205,20 +184,10 @@ def _compute(
         return factors, step
 
     first = _item(plan, processor)
-    factors = _load_factors(plan, sources, _first_row(plan, first, warpgroup), first.begin)
+    factors = load_factors(plan.cut, sources, _first_row(plan, first, warpgroup), first.begin)
     _, steps = lax.fori_loop(jnp.int32(0), turns, of_item, (factors, jnp.int32(0)))
     plgpu.wait_smem_to_gmem(0)
-    return steps * (plan.scales_of_block * M_ROWS * sum(source.dtype.itemsize for source in sources))
-
-
-def _load_factors(
-    plan: HopperMatmulPlan, sources: tuple[Any, ...], row: jax.Array, block: jax.Array
-) -> list[list[jax.Array]]:
-    """The scales of 64 outputs in a block, and then their zero points if there are any: each (64,)."""
-    count, rows = plan.scales_of_block, pl.ds(row, M_ROWS)
-    first = block * count if plan.block >= plan.group else lax.div(block, jnp.int32(plan.group // plan.block))
-    layout = plgpu.Layout.WGMMA.reduce(1)
-    return [[load(source.at[rows, first + number], layout) for number in range(count)] for source in sources]
+    return steps * (plan.cut.scales * M_ROWS * sum(source.dtype.itemsize for source in sources))
 
 
 def _add_block(
@@ -230,74 +199,8 @@ def _add_block(
     warpgroup: jax.Array,
 ) -> jax.Array:
     """total (64, tile) and the products of a block's inputs."""
-    packed = load(scratch.values.at[stage, warpgroup], plgpu.Layout.WGMMA_8BIT)
-    for begin in range(0, plan.block, plan.unit):
-        number = begin // plan.group if plan.block >= plan.group else 0
-        wide = _widened(packed[:, begin // 2 : (begin + plan.unit) // 2], bool(scratch.widened))
-        if plan.zeros:
-            zero = (factors[1][number].astype(jnp.float32) + float(_OFFSET)).astype(jnp.bfloat16)
-            wide -= lax.broadcast_in_dim(zero, wide.shape, [0])
-        else:
-            wide -= jnp.bfloat16(_OFFSET + INT4_MIDDLE)
-        x = scratch.x.at[stage, :, pl.ds(begin, plan.unit)].transpose((1, 0))
-        scales = lax.broadcast_in_dim(factors[0][number].astype(jnp.float32), total.shape, [0])
-        total += _product((M_ROWS, plan.tile), wide, x, scratch, warpgroup) * scales
-    return total
-
-
-def _widened(packed: jax.Array, interpreted: bool) -> jax.Array:
-    """Bytes (64, n) as bfloat16 (64, 2n): 128 and the number, in the order of `permuted`."""
-    rows, width = packed.shape
-    if interpreted:  # the same in operations on whole arrays
-        halves = jnp.stack([packed & 15, packed >> 4], axis=-1)
-        numbers = halves.reshape(rows, 2 * width // PERMUTED, 4, 2, 4).transpose(0, 1, 4, 2, 3)
-        return numbers.reshape(rows, 2 * width).astype(jnp.bfloat16) + jnp.bfloat16(_OFFSET)
-    layout = plgpu.Layout.WGMMA
-    result = plgpu.ShapeDtypeStruct((rows, 2 * width), jnp.dtype(jnp.bfloat16), layout=layout)
-    return plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA_8BIT,), return_type=result)(_widen_registers)(packed)
-
-
-def _widen_registers(context: Any, packed: Any) -> Any:
-    """Registers of four bytes, two for each 16 columns (rows 8 apart), as four times as many of two bfloat16."""
-    import numpy as np
-    from jax._src.lib.mlir import ir
-    from jax._src.lib.mlir.dialects import arith
-    from jax.experimental.mosaic.gpu import fragmented_array, utils
-
-    del context
-    pair = ir.VectorType.get((2,), ir.BF16Type.get())
-    word = ir.IntegerType.get_signless(32)
-    rows, width = packed.shape
-    shape = fragmented_array.WGMMA_LAYOUT.registers_shape((rows, 2 * width))
-    bytes_of = packed.registers.reshape(width // 16, 2)
-    wide = np.empty((width // 16, 4, 2), dtype=object)
-    mask, offset = utils.c(_PAIR_MASK, word), utils.c(_PAIR_OFFSET, word)
-    for (column, half), register in np.ndenumerate(bytes_of):
-        bits = utils.bitcast(register, word)
-        for place in range(4):
-            shifted = arith.shrui(bits, utils.c(4 * place, word)) if place else bits
-            numbers = arith.ori(arith.andi(shifted, mask), offset)
-            wide[column, place, half] = utils.bitcast(numbers, pair)
-    return fragmented_array.FragmentedArray(
-        _registers=wide.reshape(shape), _layout=fragmented_array.WGMMA_LAYOUT, _is_signed=None
-    )
-
-
-def _product(
-    shape: tuple[int, int], wide: jax.Array, x: Any, scratch: HopperMatmulScratch, warpgroup: jax.Array
-) -> jax.Array:
-    """wide (64, unit) in registers times x (unit, tile) in shared memory: (64, tile) float32."""
-    factor: Any = wide
-    if scratch.widened:  # the interpreter takes both factors from references
-        factor = scratch.widened[0].at[warpgroup]
-        factor[...] = wide
-        plgpu.commit_smem()
-
-    def accumulate(acc: Any) -> jax.Array:
-        plgpu.wgmma(acc, factor, x)
-        return acc[...]
-
-    return pl.run_scoped(accumulate, plgpu.ACC(shape, jnp.float32))
+    widened = scratch.widened[0].at[warpgroup] if scratch.widened else None
+    return add_block(plan.cut, total, factors, scratch.values.at[stage, warpgroup], scratch.x.at[stage], widened)
 
 
 def _store(plan: HopperMatmulPlan, out: Any, item: _Item, staging: Any, warpgroup: jax.Array, total: jax.Array) -> None:

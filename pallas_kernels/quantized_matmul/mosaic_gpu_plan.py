@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.mosaic_gpu_int4 import M_ROWS, Int4Blocks
 from pallas_kernels.mosaic_gpu_support import tiled
 
-M_ROWS = 64  # outputs of a warpgroup's matrix product
-PERMUTED = 32  # inputs that are put into another order among themselves
 PROCESSORS = 132  # multiprocessors of an H100 (SXM) or H200
 # Tokens up to which four warpgroups have registers for a tile: memory is the limit there. Beyond, two have them.
 FEW_TOKENS = 32
@@ -26,7 +24,6 @@ _SHARED_BYTES = 232_448  # of a block of threads on Hopper
 _OTHER_BYTES = 2048  # barriers, and what the compiler aligns
 _MOST_STAGES = 16
 _MOST_PARTS = 32
-_MOST_GROUPS = 2  # of a block: their scales and zero points wait in registers, and so do the next block's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +71,9 @@ class HopperMatmulPlan:
         return min(PROCESSORS, self.items)
 
     @property
-    def unit(self) -> int:
-        """Inputs of one product: they share a scale, and lie in one block."""
-        return math.gcd(self.group, self.block, 128)
-
-    @property
-    def scales_of_block(self) -> int:
-        """Scales that an output has in a block."""
-        return max(1, self.block // self.group)
+    def cut(self) -> Int4Blocks:
+        """How the inputs are cut."""
+        return Int4Blocks(self.block, self.group)
 
     @property
     def stages(self) -> int:
@@ -110,21 +102,12 @@ def plan_of(
         tile=-(-num_tokens // (8 * token_tiles)) * 8,
         token_tiles=token_tiles,
         warpgroups=warpgroups,
-        block=_block_inputs(num_inputs, group),
+        block=Int4Blocks.of(num_inputs, group).block,
         parts=1,
         zeros=zeros,
         count_copies=count_copies,
     )
     return dataclasses.replace(plan, parts=_parts(plan))
-
-
-def _block_inputs(num_inputs: int, group: int) -> int:
-    """256 inputs are rows of 128 bytes; fewer where they do not divide I, or hold too many groups."""
-    for size in (256, 128, 64):
-        fits = size % group == 0 or group % size == 0
-        if num_inputs % size == 0 and fits and size // group <= _MOST_GROUPS:
-            return size
-    return 32
 
 
 def _parts(plan: HopperMatmulPlan) -> int:
@@ -155,12 +138,12 @@ class HopperMatmulScratch(NamedTuple):
 def scratch_types(plan: HopperMatmulPlan, interpret: bool) -> list[Any]:
     """What `Scratch` refers to, in its order."""
     count, bfloat16 = plan.warpgroups, np.dtype(jnp.bfloat16)
-    staged = functools.partial(tiled, columns=plan.unit)
+    staged = functools.partial(tiled, columns=plan.cut.unit)
     return [
         staged((plan.stages, plan.tile, plan.block), bfloat16),
         tiled((plan.stages, count, M_ROWS, plan.block // 2), np.dtype(np.uint8), plan.block // 2),
         plgpu.SMEM((count, M_ROWS, plan.tile), jnp.float32),
-        [staged((count, M_ROWS, plan.unit), bfloat16)] if interpret else [],
+        [staged((count, M_ROWS, plan.cut.unit), bfloat16)] if interpret else [],
         plgpu.Barrier(num_arrivals=count + 1, num_barriers=plan.stages),
         plgpu.Barrier(num_arrivals=count, num_barriers=plan.stages),
     ]

@@ -10,11 +10,16 @@ from pallas_kernels.qtensor import INT4_MIDDLE, LARGEST, STORAGE, QTensor
 
 def quantized_matmul(x: np.ndarray, weight: QTensor) -> np.ndarray:
     """What `api.quantized_matmul` must compute, on concrete arrays: (T, *O) float64."""
-    factor = np.asarray(x).astype(np.float64)
-    if weight.activations is not None:
-        factor = _rounded(np.asarray(jnp.asarray(x, jnp.float32)), weight.activations)
+    factor = activations(x, weight)
     flat = values(weight).reshape(-1, weight.inputs)
     return (factor @ flat.T).reshape(factor.shape[0], *weight.outputs)
+
+
+def activations(x: np.ndarray, weight: QTensor) -> np.ndarray:
+    """x (T, I) as the weight asks for it, rounded or not: float64."""
+    if weight.activations is None:
+        return np.asarray(x).astype(np.float64)
+    return _rounded(np.asarray(jnp.asarray(x, jnp.float32)), weight.activations)
 
 
 def values(weight: QTensor) -> np.ndarray:

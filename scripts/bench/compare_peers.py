@@ -13,13 +13,16 @@ and best (our int8 beside whatever the peer runs). A ratio above 1 is ours being
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,18 +118,37 @@ def run_once(contender: Contender, workloads: list[str], seed: int, timeout: flo
     environment.pop("PYTHONPATH", None)
     if contender.peer == "jaxinfer":
         environment["PYTHONPATH"] = str(ROOT)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
-        out, error = done.stdout, "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no words"])[-1]
-    except subprocess.TimeoutExpired as expired:
-        out = expired.stdout.decode() if isinstance(expired.stdout, bytes) else expired.stdout or ""
-        error = f"not finished within {timeout:g} s"
+    out, error = _run(command, environment, timeout)
     found: Figures = {}
     for line in out.splitlines():
         if line.startswith('{"workload"'):
             figures = json.loads(line)
             found[figures.pop("workload")] = figures
     return found, error
+
+
+def _run(command: list[str], environment: dict[str, str], timeout: float) -> tuple[str, str]:
+    """What a program printed, and what went wrong ("": nothing).
+
+    Its output goes to files and it leads a process group of its own, which is killed when it has ended: a program whose
+    own processes outlive it (vLLM's engine does) would keep a pipe open for ever.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=out, stderr=log, env=environment, start_new_session=True)
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            error = f"not finished within {timeout:g} s"
+        else:
+            error = "" if process.returncode == 0 else "no words"
+        with contextlib.suppress(ProcessLookupError):  # nothing was left of it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        out.seek(0)
+        log.seek(0)
+        if error == "no words":
+            error = (log.read().strip().splitlines() or [error])[-1]
+        return out.read(), error
 
 
 def measure(found: list[Contender], workloads: list[str], rounds: int, timeout: float) -> Measured:

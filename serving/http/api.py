@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from jaxinfer.config import ConfigError
 from jaxinfer.errors import BAD_INPUT, ChatMessageError, ChatTemplateError, InvalidRequest, StopStringError
 from jaxinfer.sampling_params import check_token_ids
-from jaxinfer.text.answers import OutputParserNames, output_parser_names
+from jaxinfer.text.answers import OutputParserNames, check_parser_names, output_parser_names
 from serving.errors import Refusal
 from serving.frontend.frontend import Frontend, Prepare
 from serving.http import chat, chat_input, convert, responses_input
@@ -48,10 +49,16 @@ _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input"}
 
 @dataclass(frozen=True)
 class ApiConfig:
-    """tool_call_parser, reasoning_parser: see jaxinfer.text.answers."""
+    """tool_call_parser, reasoning_parser: see jaxinfer.text.answers. Raises ConfigError for those that cannot be."""
 
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
+
+    def __post_init__(self) -> None:
+        try:
+            check_parser_names(self.tool_call_parser, self.reasoning_parser)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 class _Endpoint(NamedTuple):

@@ -62,7 +62,8 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
     if request.logprobs:
         given["logprobs"] = request.top_logprobs or 0
     offered = offered_tools(request, form)
-    variables = dict(request.chat_template_kwargs or {})
+    effort = request.reasoning_effort
+    variables = convert.with_effort(request.chat_template_kwargs, "reasoning_effort", effort, context, form)
     if request.documents is not None:
         variables["documents"] = request.documents
     prompt = ChatPrompt(

@@ -11,10 +11,13 @@ import msgspec
 from jaxinfer.errors import ChatTemplateError, InvalidRequest, renamed
 from jaxinfer.sampling_fields import Kind
 from jaxinfer.sampling_params import FIELDS, MAX_TOKEN_LIST, clamped_bias
-from serving.http.models import MAX_PROMPTS, CompletionRequest, Sampling, StreamOptions, TextSampling
-from serving.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt, check_count
+from jaxinfer.text.answers import OutputParserNames
+from serving.http.models import EFFORTS, MAX_PROMPTS, CompletionRequest, Sampling, StreamOptions, TextSampling
+from serving.request import GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt, check_count
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's
+HARMONY_EFFORTS = ("low", "medium", "high")  # that the models were trained with
+_EFFORT = "reasoning_effort"  # as templates call it
 
 
 def sampling(request: Sampling) -> dict[str, Any]:
@@ -58,6 +61,28 @@ def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **mo
         user=request.user or getattr(request, "safety_identifier", None) or "",
         **more,
     )
+
+
+def with_effort(
+    variables: Mapping[str, Any] | None, name: str, effort: str | None, context: ModelContext, form: OutputParserNames
+) -> dict[str, Any]:
+    """The variables of the chat template, with the effort to reason that the request's field `name` asks for. Raises
+    InvalidRequest where the model would not know of it."""
+    known = dict(variables or {})
+    if effort is None:
+        return known
+    efforts = HARMONY_EFFORTS if form.is_harmony else EFFORTS
+    if effort not in efforts:
+        raise InvalidRequest(name, effort, f"it must be {', '.join(efforts[:-1])} or {efforts[-1]}")
+    if known.get(_EFFORT, effort) != effort:
+        raise InvalidRequest(
+            name, effort, f"chat_template_kwargs has the {_EFFORT} {known[_EFFORT]!r}; give one of them"
+        )
+    source = None if context.tokenizer is None else context.tokenizer.chat_template
+    sources = source.values() if isinstance(source, dict) else (source or "",)
+    if not any(_EFFORT in template for template in sources):
+        raise InvalidRequest(name, effort, f"only null is supported: the model's chat template reads no {_EFFORT}")
+    return {**known, _EFFORT: effort}
 
 
 def completion(request: CompletionRequest) -> list[GenerationRequest]:

@@ -20,6 +20,8 @@ MAX_PROMPTS = 1024  # of one completion request
 MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512  # pairs, characters: OpenAI's
 MAX_USER = 512  # characters
 
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")  # OpenAI's
+_EFFORT = "How much the model reasons, where its chat template asks; gpt-oss knows low, medium and high"
 REPLACE = "x-replace"
 _TEXT = {"type": "string"}  # an empty one is a prompt where the tokenizer adds a token of its own
 _TOKEN_ID = {"type": "integer", "minimum": 0}
@@ -196,12 +198,17 @@ class ChatRequest(TextSampling, kw_only=True):
     modalities: Annotated[Any, _doc('Only ["text"]', enum=[["text"], None])] = None
     audio: Annotated[Any, _doc("Only null", enum=[None])] = None
     prediction: Annotated[Any, _doc("Only null", enum=[None])] = None
-    reasoning_effort: Annotated[Any, _doc("Only null: use chat_template_kwargs", enum=[None])] = None
+    reasoning_effort: Annotated[str | None, _doc(_EFFORT, enum=[*EFFORTS, None])] = None
     verbosity: Annotated[Any, _doc("Only null", enum=[None])] = None
     service_tier: Annotated[Any, _doc("Only auto or default", enum=["auto", "default", None])] = None
     store: Annotated[Any, _doc("Only false: nothing is stored", enum=[False, None])] = None
     metadata: Annotated[Any, _doc("Only null or {}: nothing is stored", enum=[{}, None])] = None
     web_search_options: Annotated[Any, _doc("Only null", enum=[None])] = None
+
+
+class ReasoningOptions(Struct, kw_only=True, forbid_unknown_fields=True):
+    effort: Annotated[str | None, _doc(_EFFORT, enum=[*EFFORTS, None])] = None
+    summary: Annotated[Any, _doc("Only auto: none are made", enum=["auto", None])] = None
 
 
 class ResponsesRequest(Sampling, kw_only=True):
@@ -247,7 +254,7 @@ class ResponsesRequest(Sampling, kw_only=True):
     previous_response_id: Annotated[Any, _doc("Only null: nothing is stored", enum=[None])] = None
     conversation: Annotated[Any, _doc("Only null: nothing is stored", enum=[None])] = None
     prompt: Annotated[Any, _doc("Only null", enum=[None])] = None
-    reasoning: Annotated[Any, _doc("Only null: use chat_template_kwargs", enum=[{}, None])] = None
+    reasoning: Annotated[ReasoningOptions | None, _doc("How the model reasons")] = None
     max_tool_calls: Annotated[Any, _doc("Only null", enum=[None])] = None
     service_tier: Annotated[Any, _doc("Only auto or default", enum=["auto", "default", None])] = None
 
@@ -307,8 +314,7 @@ REFUSED: Mapping[str, Refused] = {
     "web_search_options": _NOTHING,
     "prompt": _NOTHING,
     "max_tool_calls": _NOTHING,
-    "reasoning_effort": Refused((), "set what the model's chat template reads through chat_template_kwargs"),
-    "reasoning": Refused(({},), "set what the model's chat template reads through chat_template_kwargs"),
+    "reasoning.summary": Refused(("auto",), 'only "auto" is supported: this server makes no summaries'),
     "service_tier": Refused(("auto", "default"), 'only "auto" and "default" are supported'),
     "store": Refused((False,), "nothing is stored here: only false is supported"),
     "metadata": Refused(({},), "nothing is stored here"),

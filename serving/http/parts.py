@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from jaxinfer.text.answers import CallArguments, CallName, Content, Event, OutputParser, Reasoning
+from jaxinfer.text.answers import PUT_IN, CallArguments, CallName, Content, Event, OutputParser, Reasoning
 from serving.http.tokens import Token
 
 
@@ -106,7 +106,7 @@ class PartedAnswer:
             return []
         window, base = "".join(self._texts), self._start
         parts: list[Part] = []
-        places = _places(events, window, self._marks)
+        places = _places(events, window, base, self._marks)
         reasoning = [
             base + begin for event, (begin, _) in zip(events, places, strict=True) if isinstance(event, Reasoning)
         ]
@@ -145,18 +145,24 @@ class PartedAnswer:
         return tokens
 
 
-def _places(events: list[Event], window: str, marks: Sequence[str]) -> list[tuple[int, int]]:
-    """Where each event's text stands in the window. A tag may hold the same letters as a text behind it, so nothing is
-    looked for inside of one. What is not there as it was told (arguments that were a string) gets no room."""
+def _places(events: list[Event], window: str, base: int, marks: Sequence[str]) -> list[tuple[int, int]]:
+    """Where each event's text stands in the window, which begins `base` characters into the answer. A tag may hold the
+    same letters as a text behind it, so nothing is looked for inside of one. What is not there as it was told
+    (arguments that were a string, what a parser has put in) gets no room."""
     tags = sorted((at, at + len(mark)) for mark in marks for at in _all(mark, window))
     places: list[tuple[int, int]] = []
     end = 0
-    for event in events:
-        if isinstance(event, CallName | CallArguments):
-            text = event.name if isinstance(event, CallName) else event.text
+    for i, event in enumerate(events):
+        text = event.name if isinstance(event, CallName) else event.text
+        if event.at == PUT_IN:  # in front of what follows
+            following = events[i + 1].at if i + 1 < len(events) else None
+            end = end if following is None or following == PUT_IN else following - base
+            begin = -1
+        elif event.at is not None:
+            begin = event.at - base
+        elif isinstance(event, CallName | CallArguments):
             begin = window.find(text, end)
         else:
-            text = event.text
             begin = next((at for at in _all(text, window, end) if not _cuts(at, at + len(text), tags)), -1)
         end = end if begin < 0 else begin + len(text)
         places.append((end if begin < 0 else begin, end))
@@ -200,7 +206,8 @@ def joined(parts: list[Part]) -> list[Part]:
     for part in parts:
         last = result[-1] if result else None
         event = part.event
-        if last is None or type(event) is not type(last.event) or isinstance(event, CallName):
+        apart = last is None or (last.event is not None and last.event.at == PUT_IN)
+        if last is None or apart or type(event) is not type(last.event) or isinstance(event, CallName):
             result.append(Part(event, list(part.tokens)))
             continue
         last.tokens.extend(part.tokens)

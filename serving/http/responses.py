@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxinfer.outputs import PROMPT
 from jaxinfer.sampling_params import SamplingParams
-from jaxinfer.text.answers import CallArguments, CallName, Content, Event, OutputParserNames, Reasoning
+from jaxinfer.text.answers import PUT_IN, CallArguments, CallName, Content, Event, OutputParserNames, Reasoning
 from serving.http.answers import new_call_id
 from serving.http.chat import new_answer
 from serving.http.errors import ApiError
@@ -20,6 +20,7 @@ from serving.http.responses_input import as_sent
 from serving.pace import Pace
 from serving.request import ModelContext
 
+_KINDS = {Content: "message", Reasoning: "reasoning", CallArguments: "function_call"}
 _PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}
 
 
@@ -65,6 +66,8 @@ class _Items:
 
     def add(self, event: Event, logprobs: list[Any]) -> None:
         """Takes one event of the answer; `logprobs` are those of its own tokens."""
+        if event.at == PUT_IN and (self._open is None or self._open["type"] != _KINDS.get(type(event))):
+            return  # it stands between two texts of one item
         if isinstance(event, Content):
             self._text("message", "response.output_text.delta", event.text, logprobs)
         elif isinstance(event, Reasoning):
@@ -223,6 +226,7 @@ class ResponsesReply(Reply):
         ended = status in ("completed", "incomplete")
         reasons = {"length": "max_output_tokens", "abort": "aborted"}
         usage = self.generation.usage.responses(self._answer.reasoning_tokens) if ended else None
+        effort = None if request.reasoning is None else request.reasoning.effort
         incomplete = {"reason": reasons.get(self._answer.finish_reason or "", "aborted")}
         return {
             "id": "resp_" + self.generation.streams[0].prepared.request_id,
@@ -237,7 +241,7 @@ class ResponsesReply(Reply):
             "output": [dict(item) for item in self._items.output],
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": None,
+            "reasoning": None if effort is None else {"effort": effort, "summary": None},
             "store": False,
             "temperature": params.temperature,
             "text": {"format": {"type": "text"}},

@@ -46,7 +46,9 @@ def to_requests(request: ResponsesRequest, context: ModelContext, form: OutputPa
     elif request.top_logprobs:
         raise InvalidRequest("top_logprobs", request.top_logprobs, f"it needs include with {LOGPROBS}")
     offered = offered_tools(request, form)
-    prompt = ChatPrompt(_messages(request), offered, variables=request.chat_template_kwargs or {})
+    effort = None if request.reasoning is None else request.reasoning.effort
+    variables = convert.with_effort(request.chat_template_kwargs, "reasoning.effort", effort, context, form)
+    prompt = ChatPrompt(_messages(request), offered, variables=variables)
     return [of_chat(request, prompt, given, context, form)]
 
 

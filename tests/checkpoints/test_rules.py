@@ -12,11 +12,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from checkpoints import rules
+from checkpoints.family_tables import FAMILY_RULES
 from checkpoints.files import CheckpointError
 from checkpoints.folder import read_config
+from checkpoints.layouts import Rule
 from checkpoints.load import canonical_shapes
 from checkpoints.reader import open_checkpoint
-from checkpoints.rules import FAMILY_RULES, Rule, TensorMapping, plan_mapping
+from checkpoints.rules import TensorMapping, plan_mapping
 from checkpoints.tensor_assembly import DTYPES, assemble, check_tied_head
 from jaxinfer.models.registry import supported_architectures
 from tests.checkpoints.folders import edit_json, edit_tensors, write_small_llama

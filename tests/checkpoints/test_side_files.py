@@ -154,8 +154,8 @@ def test_compression_config_is_the_same_under_its_old_name(tmp_path: Path) -> No
 
 def test_the_architecture_is_named_before_the_quantization(tmp_path: Path) -> None:
     bits = {"quant_method": "bitsandbytes"}
-    mixture = config_only(tmp_path / "mixture", architectures=["MixtralForCausalLM"], quantization_config=bits)
-    with pytest.raises(CheckpointError, match="architecture 'MixtralForCausalLM' is not supported"):
+    mixture = config_only(tmp_path / "mixture", architectures=["JambaForCausalLM"], quantization_config=bits)
+    with pytest.raises(CheckpointError, match="architecture 'JambaForCausalLM' is not supported"):
         read_config(mixture)
     experts = config_only(tmp_path / "experts", num_local_experts=8, quantization_config=bits)
     with pytest.raises(CheckpointError, match="num_local_experts: this is a mixture of experts"):

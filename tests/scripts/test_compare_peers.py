@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,29 @@ def test_workloads_ask_for_what_they_say(workload):
 def test_too_few_tokens_are_an_error():
     with pytest.raises(RuntimeError, match="0 tokens came, not 16 x 64"):
         peer_worker.measure(lambda prompts, tokens: 0, "batch16", random.Random(0))
+
+
+def test_what_a_program_leaves_behind_does_not_keep_the_others_waiting(tmp_path):
+    """Its own processes hold its output open after it has ended; they are ended, too."""
+    note = tmp_path / "pid"
+    leaves = (
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+        f"open({str(note)!r}, 'w').write(str(child.pid)); print('said')"
+    )
+    begin = time.monotonic()
+    out, error = compare_peers._run([sys.executable, "-c", leaves], dict(os.environ), timeout=60)
+    assert (out.strip(), error) == ("said", "")
+    assert time.monotonic() - begin < 60
+    gone = Path(f"/proc/{note.read_text()}/cmdline")
+    for _ in range(200):  # whoever adopts it may take a moment to collect it
+        if not gone.exists() or not gone.read_bytes():
+            return
+        time.sleep(0.02)
+    pytest.fail("the program's own process still runs")
+
+
+def test_a_program_that_does_not_end_is_ended():
+    out, error = compare_peers._run(
+        [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(600)"], dict(os.environ), timeout=1
+    )
+    assert (out.strip(), error) == ("begun", "not finished within 1 s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from jaxinfer.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, QkNorm, RopeConfig
+from jaxinfer.config import AttentionConfig, FeedForward, LayerConfig, MlpConfig, ModelConfig, QkNorm, RopeConfig
 from jaxinfer.models.config_reader import ConfigReader
 from jaxinfer.models.families.common import Common
 
@@ -26,6 +26,7 @@ def build(
     mlp_gated: bool = True,
     qk_norm: QkNorm = "none",
     qk_norm_after_rope: bool = False,
+    sinks: bool = False,
     norm_offset: float = 0.0,
     norm_scale_float32: bool = False,
     pre_norm: bool = True,
@@ -37,6 +38,7 @@ def build(
     residual_multiplier: float = 1.0,
     logits_divisor: float = 1.0,
     linear_rope_counted: bool = False,
+    feed_forwards: Sequence[FeedForward] | None = None,
 ) -> ModelConfig:
     """The configuration of a model, of what its family has read.
 
@@ -46,6 +48,7 @@ def build(
         windows: of each layer, tokens that a query sees, itself included; None for all.
         ropes: of each layer, its rotary embedding; None for a layer without positions.
         query_scale: multiplies the product of query and key; None: the usual head_dim ** -0.5.
+        feed_forwards: of each layer, what works on each token alone; None: the MLP that `common` describes.
 
     The other arguments are fields of `ModelConfig`, `AttentionConfig` and `MlpConfig`.
 
@@ -59,18 +62,20 @@ def build(
         scale=common.head_dim**-0.5 if query_scale is None else query_scale,
         qk_norm=qk_norm,
         qk_norm_after_rope=qk_norm_after_rope,
+        sinks=sinks,
         soft_cap=attention_softcap,
         qkv_bias=qkv_bias,
         out_bias=attention_out_bias,
     )
-    feed_forward = MlpConfig(common.intermediate_size, activation=common.activation, bias=mlp_bias, gated=mlp_gated)
+    mlp = MlpConfig(common.intermediate_size, activation=common.activation, bias=mlp_bias, gated=mlp_gated)
+    parts = [mlp] * common.num_layers if feed_forwards is None else feed_forwards
     places = [None if rope is None else distinct.index(rope) for rope in ropes]
     mixers = (dataclasses.replace(mixer, sliding_window=w, rope=r) for w, r in zip(windows, places, strict=True))
     if any(rope.kind == "dynamic" for rope in distinct):
         config.notes.append("dynamic RoPE is served inside the trained length only, where it equals the default")
     return ModelConfig(
         architecture=config.architecture,
-        layers=tuple(LayerConfig(one, feed_forward) for one in mixers),
+        layers=tuple(LayerConfig(mixer, part) for mixer, part in zip(mixers, parts, strict=True)),
         ropes=distinct,
         norm_offset=norm_offset,
         norm_scale_float32=norm_scale_float32,

@@ -1,11 +1,12 @@
-"""Mistral: Llama without biases, whose layers may all have the same window."""
+"""Mistral: Llama without biases, whose layers may all have the same window. Mixtral: the same, with experts."""
 
 from __future__ import annotations
 
-from jaxinfer.config import ModelConfig
+from jaxinfer.config import MlpConfig, ModelConfig, MoeConfig, RouterConfig
 from jaxinfer.models.config_reader import ConfigReader
 from jaxinfer.models.families.build import build
 from jaxinfer.models.families.common import read_common, windowed_layers
+from jaxinfer.models.families.experts import count_of
 from jaxinfer.models.rope_parameters import RopeRules, read_rope
 
 
@@ -16,3 +17,23 @@ def mistral(config: ConfigReader) -> ModelConfig:
     windows = windowed_layers(config, common.num_layers, config.optional_count("sliding_window", 4096))
     rope = read_rope(config, common.head_dim, common.max_position_embeddings, RopeRules())
     return build(config, common, windows=windows, ropes=[rope] * common.num_layers)
+
+
+def mixtral(config: ConfigReader) -> ModelConfig:
+    """Every layer has experts: softmax over all, then the best, whose weights sum to 1."""
+    common = read_common(
+        config,
+        intermediate_size=14336,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+    )
+    config.only("attention_bias", False)
+    config.pass_over("router_jitter_noise")  # of training
+    router = RouterConfig(config.count("num_experts_per_tok", 2))
+    expert = MlpConfig(common.intermediate_size, activation=common.activation)
+    moe = MoeConfig(count_of(config, ("num_local_experts", "num_experts"), 8), router, expert)
+    windows = windowed_layers(config, common.num_layers, config.optional_count("sliding_window", None))
+    rope = read_rope(config, common.head_dim, common.max_position_embeddings, RopeRules(theta=1_000_000.0))
+    layers = common.num_layers
+    return build(config, common, windows=windows, ropes=[rope] * layers, feed_forwards=[moe] * layers)

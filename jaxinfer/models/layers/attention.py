@@ -14,6 +14,7 @@ from jaxinfer.models.context import Attend, KvLayer, StepContext
 from jaxinfer.models.layers.linear import Linear, projection
 from jaxinfer.models.layers.norm import RMSNorm
 from jaxinfer.models.layers.rope import rotate
+from jaxinfer.models.parameters import parameter
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.sharding import LogicalAxes, constrain
 
@@ -54,6 +55,7 @@ class Attention(nnx.Module):
             bias=mixer.out_bias,
             rngs=rngs,
         )
+        self.sinks = parameter(jnp.zeros(heads, dtype), ("kv_heads", "q_group")) if mixer.sinks else None
         if mixer.qk_norm != "none":
             whole = mixer.qk_norm == "whole"  # one mean over all heads, else one per head with a shared weight
             q_norm_axes: LogicalAxes = ("kv_heads", "q_group", "head") if whole else ("head",)
@@ -84,6 +86,7 @@ class Attention(nnx.Module):
             sliding_window=self.mixer.sliding_window,
             soft_cap=self.mixer.soft_cap,
             scale=self.mixer.scale,
+            sinks=None if self.sinks is None else constrain(self.sinks.get_value().reshape(-1), "q_heads"),
         )
         out = constrain(out, "batch", "q_heads", "head")
         out = out.reshape(out.shape[0], -1, self.group, out.shape[-1])  # (T, K', G', H)

@@ -83,23 +83,6 @@ def product(
     return y.reshape(tokens, *outputs)
 
 
-def linear(
-    x: jax.Array,
-    weight: Weight,
-    bias: jax.Array | None = None,
-    *,
-    inputs: int = 1,
-    merge: bool = True,
-    axes: LogicalAxes | None = None,
-    multiply: Multiply = product,
-) -> jax.Array:
-    """The product plus bias (*O), the sum in float32, rounded to x's dtype: (T, *I) -> (T, *O)."""
-    y = multiply(x, weight, inputs=inputs, merge=merge, axes=axes)
-    if bias is not None:
-        y = y + bias.astype(jnp.float32)
-    return y.astype(x.dtype)
-
-
 def scale(x: jax.Array, multiplier: float) -> jax.Array:
     """x * multiplier with the product in float32: a Python number would first be rounded to a bfloat16 x's dtype."""
     return (x.astype(jnp.float32) * multiplier).astype(x.dtype)
@@ -107,7 +90,7 @@ def scale(x: jax.Array, multiplier: float) -> jax.Array:
 
 class Linear(nnx.Module):
     """Weight (*outputs, *inputs) and optionally bias (*outputs); `axes` are the weight's logical axes; `merge` as in
-    `product`."""
+    `product`; `keep`: it is never quantized."""
 
     def __init__(
         self,
@@ -118,19 +101,24 @@ class Linear(nnx.Module):
         *,
         bias: bool = False,
         merge: bool = True,
+        keep: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> None:
         self.inputs = len(inputs)
         self.merge = merge
         self.axes = axes
-        self.weight = parameter(fresh(outputs + inputs, dtype, rngs), axes, inputs=len(inputs))
+        self.weight = parameter(fresh(outputs + inputs, dtype, rngs), axes, inputs=len(inputs), quantizable=not keep)
         self.bias = parameter(jnp.zeros(outputs, dtype), axes[: len(outputs)]) if bias else None
 
     def __call__(self, x: jax.Array, multiply: Multiply = product) -> jax.Array:
         """x (T, *inputs) -> (T, *outputs) in x's dtype."""
-        bias = None if self.bias is None else self.bias.get_value()
+        return self.wide(x, multiply).astype(x.dtype)
+
+    def wide(self, x: jax.Array, multiply: Multiply = product) -> jax.Array:
+        """The same before it is rounded to x's dtype, float32."""
         weight: Weight = self.weight.get_value()
-        return linear(x, weight, bias, inputs=self.inputs, merge=self.merge, axes=self.axes, multiply=multiply)
+        y = multiply(x, weight, inputs=self.inputs, merge=self.merge, axes=self.axes)
+        return y if self.bias is None else y + self.bias.get_value().astype(jnp.float32)
 
 
 class Factored(nnx.Module):

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxinfer.config import ModelConfig
+from jaxinfer.config import WHOLE, MlpConfig, RankConfig
 from jaxinfer.models.layers.linear import Linear, Multiply, product, projection
 from jaxinfer.models.parameters import parameter
-from jaxinfer.models.shape import ModelShape
 from jaxinfer.sharding import constrain
 
 
@@ -68,45 +67,61 @@ class Gate(Protocol):
     def __call__(
         self,
         gate_up: jax.Array,  # (T, 2, F')
-        activation: str,  # of `ACTIVATIONS`
+        activation: str,  # of `ACTIVATIONS`, or swiglu_oai
+        limit: float | None = None,  # see `MlpConfig`
+        count: jax.Array | None = None,  # () int32, rows from here on are padding; None: as for the step's tokens
     ) -> jax.Array:  # (T, F') in the type of gate_up
         ...
 
 
-def gated(gate_up: jax.Array, activation: str) -> jax.Array:
+SWIGLU_SLOPE = 1.702  # of swiglu_oai's sigmoid: x * sigmoid(1.702 x) is near gelu (Hendrycks and Gimpel 2016)
+
+
+def gated(gate_up: jax.Array, activation: str, limit: float | None = None, count: jax.Array | None = None) -> jax.Array:
     """activation(gate) times up, (T, 2, F') -> (T, F'). The activation is computed in float32 and rounded before it
-    meets `up`."""
+    meets `up`. swiglu_oai (gpt-oss) limits both and adds 1 to `up`; all of it is computed in float32."""
+    del count
     gate, up = gate_up[:, 0], gate_up[:, 1]
+    if activation == "swiglu_oai":
+        low, high = jnp.minimum(gate.astype(jnp.float32), limit), jnp.clip(up.astype(jnp.float32), -limit, limit)
+        return (low * jax.nn.sigmoid(SWIGLU_SLOPE * low) * (high + 1.0)).astype(gate_up.dtype)
     return ACTIVATIONS[activation](gate.astype(jnp.float32)).astype(gate_up.dtype) * up
 
 
 class Mlp(nnx.Module):
+    """hidden: D. padded_width: F', of `ModelShape`. tp: over how many devices it is split. ranks: which of its matrices
+    are two factors; gate and up then have products of their own."""
+
     def __init__(
-        self, config: ModelConfig, shape: ModelShape, layer: int, dtype: jnp.dtype, rngs: nnx.Rngs | None
+        self,
+        mlp: MlpConfig,
+        hidden: int,
+        padded_width: int,
+        tp: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs | None,
+        ranks: RankConfig = WHOLE,
     ) -> None:
-        mlp, ranks = config.layers[layer].mlp, config.layers[layer].ranks
-        assert mlp is not None, f"layer {layer} has no MLP"
-        self.gated, self.activation = mlp.gated, mlp.activation
-        width, model = (shape.layers[layer].mlp,), (config.hidden_size,)
+        self.gated, self.activation, self.limit = mlp.gated, mlp.activation, mlp.limit
+        width, model, axes = (padded_width,), (hidden,), ("mlp", "embed")
         self.fused = mlp.gated and (ranks.gate, ranks.up) == (None, None)
         if self.fused:
             self.gate_up = Linear(
                 (2, *width),
                 model,
-                ("gate_up", "mlp", "embed"),
+                ("gate_up", *axes),
                 dtype,
                 bias=mlp.bias,
-                merge=shape.tp == 1,  # the width is split, and it is not the first axis
+                merge=tp == 1,  # the width is split, and it is not the first axis
                 rngs=rngs,
             )
         else:
-            axes = ("mlp", "embed")
             if mlp.gated:
                 self.gate = projection(width, model, axes, dtype, rank=ranks.gate, bias=mlp.bias, rngs=rngs)
             self.up = projection(width, model, axes, dtype, rank=ranks.up, bias=mlp.bias, rngs=rngs)
         if mlp.activation == "xielu":
             self.xielu = Xielu(dtype)
-        self.down = projection(model, width, ("embed", "mlp"), dtype, rank=ranks.down, bias=mlp.bias, rngs=rngs)
+        self.down = projection(model, width, axes[::-1], dtype, rank=ranks.down, bias=mlp.bias, rngs=rngs)
 
     def __call__(self, x: jax.Array, multiply: Multiply = product, gate: Gate = gated) -> jax.Array:
         """(T, D) -> (T, D)."""
@@ -116,7 +131,8 @@ class Mlp(nnx.Module):
                 if self.fused
                 else jnp.stack((self.gate(x, multiply), self.up(x, multiply)), axis=1)
             )
-            inner = gate(constrain(gate_up, "batch", "gate_up", "mlp"), self.activation)  # of (T, 2, F')
+            gate_up = constrain(gate_up, "batch", "gate_up", "mlp")  # (T, 2, F')
+            inner = gate(gate_up, self.activation, self.limit)
         else:
             up = constrain(self.up(x, multiply), "batch", "mlp")  # (T, F')
             activate = self.xielu if self.activation == "xielu" else ACTIVATIONS[self.activation]

@@ -6,14 +6,31 @@ end can tell is judged in whole answers alone: whether a call's arguments are JS
 reasoning that nothing has opened. A stream has told that text by then (see OutputParser).
 """
 
-from jaxinfer.text.answers.detection import output_parser_names
-from jaxinfer.text.answers.events import CallArguments, CallName, Content, Event, Reasoning, ToolCall, collect
-from jaxinfer.text.answers.formats import REASONING_PARSERS, TOOL_CALL_PARSERS, OutputParser, OutputParserNames
+from jaxinfer.text.answers.detection import check_parser_names, output_parser_names
+from jaxinfer.text.answers.events import (
+    PUT_IN,
+    CallArguments,
+    CallName,
+    Content,
+    Event,
+    Reasoning,
+    ToolCall,
+    collect,
+)
+from jaxinfer.text.answers.formats import (
+    REASONING_PARSERS,
+    TOOL_CALL_PARSERS,
+    AnswerSplitter,
+    OutputParser,
+    OutputParserNames,
+)
 from jaxinfer.text.answers.reasoning import ReasoningSplitter, ReasoningTags
 
 __all__ = [
+    "PUT_IN",
     "REASONING_PARSERS",
     "TOOL_CALL_PARSERS",
+    "AnswerSplitter",
     "CallArguments",
     "CallName",
     "Content",
@@ -24,6 +41,7 @@ __all__ = [
     "ReasoningSplitter",
     "ReasoningTags",
     "ToolCall",
+    "check_parser_names",
     "collect",
     "output_parser_names",
 ]

@@ -15,7 +15,17 @@ from typing import Any
 
 from jaxinfer.errors import ChatTemplateError
 from jaxinfer.text.answers.events import collect
-from jaxinfer.text.answers.formats import CALL_FORMATS, REASONING_FORMATS, OutputParser, OutputParserNames
+from jaxinfer.text.answers.formats import (
+    HARMONY,
+    REASONING_ALIASES,
+    REASONING_FORMATS,
+    REASONING_NAMES,
+    TOOL_CALL_ALIASES,
+    TOOL_CALL_NAMES,
+    OutputParser,
+    OutputParserNames,
+)
+from jaxinfer.text.answers.harmony_header import ANALYSIS, CHANNEL
 from jaxinfer.text.chat import ChatTemplates
 
 _NAME, _ARGUMENTS = "look_up_tide", {"harbour": "Brest <3", "days": 2}
@@ -37,27 +47,48 @@ _INSTRUCTIONS = (
 
 
 def output_parser_names(tool_calls: str, reasoning: str, template: str | dict[str, str] | None) -> OutputParserNames:
-    """Settles "auto" by the model's chat template: its source, or name -> source.
-
-    Raises ValueError for a name that is no format.
-    """
+    """Settles "auto" by the model's chat template: its source, or name -> source. Raises as `check_parser_names`."""
+    tool_calls, reasoning = check_parser_names(tool_calls, reasoning)
+    if HARMONY in (tool_calls, reasoning):  # one format for both
+        tool_calls, reasoning = (HARMONY if name == "auto" else name for name in (tool_calls, reasoning))
     sources = tuple(template.values()) if isinstance(template, dict) else (template or "",)
-    if tool_calls == "auto":
-        tool_calls = _tool_calls(_for_tools(template))
     everything = "\n".join(sources)
+    given = {tool_calls, reasoning} - {"auto", "none"}
+    if tool_calls == "auto":
+        tool_calls = _beside(given, _tool_calls(_for_tools(template)))
     if reasoning == "auto":
-        reasoning = _reasoning(everything)
-    for name, value, known in (
-        ("tool_calls", tool_calls, ("none", *CALL_FORMATS)),
-        ("reasoning", reasoning, ("none", *REASONING_FORMATS)),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+        reasoning = _beside(given, _reasoning(everything))
     form = OutputParserNames(tool_calls, reasoning)
     tags = form.tags
     # Such templates cut the reasoning off in later turns by its end: DeepSeek-R1's models may leave the beginning out.
     unopened = tags is not None and tags.close in everything and not any(tag in everything for tag in tags.opens)
     return form._replace(unopened=unopened)
+
+
+def check_parser_names(tool_calls: str, reasoning: str) -> tuple[str, str]:
+    """The names of the formats, or "auto" or "none".
+
+    Raises ValueError for a name that is no format, and for harmony beside another format: it is one for both.
+    """
+    tool_calls = TOOL_CALL_ALIASES.get(tool_calls, tool_calls)
+    reasoning = REASONING_ALIASES.get(reasoning, reasoning)
+    for name, value, known in (
+        ("tool_calls", tool_calls, ("none", *TOOL_CALL_NAMES)),
+        ("reasoning", reasoning, ("none", *REASONING_NAMES)),
+    ):
+        if value not in ("auto", *known):
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+    if HARMONY in (tool_calls, reasoning) and not {tool_calls, reasoning} <= {HARMONY, "none", "auto"}:
+        raise ValueError(
+            f"tool_calls is {tool_calls!r} and reasoning {reasoning!r}; harmony is one format for both, "
+            "so the other must be harmony, none or auto"
+        )
+    return tool_calls, reasoning
+
+
+def _beside(given: set[str], found: str) -> str:
+    """A format that the template shows, beside another that was given."""
+    return "none" if found == HARMONY and given - {HARMONY} else found
 
 
 def _for_tools(template: str | dict[str, str] | None) -> str:
@@ -67,6 +98,8 @@ def _for_tools(template: str | dict[str, str] | None) -> str:
 
 
 def _reasoning(source: str) -> str:
+    if CHANNEL in source and ANALYSIS in source:
+        return HARMONY
     granite = REASONING_FORMATS["granite"]
     assert granite.answer is not None
     if granite.answer[0] in source or any(tag in source for tag in granite.other_closes):
@@ -85,7 +118,7 @@ def _tool_calls(source: str) -> str:
         begin = opened if opened and called.startswith(opened) else _common(asked or "", called)
         turn = called[len(begin) :]
         if _NAME in turn:
-            return next((name for name in CALL_FORMATS if _reads(name, turn)), "none")
+            return next((name for name in TOOL_CALL_NAMES if _reads(name, turn)), "none")
     told = opened or asked or source
     return next((name for name, pattern in _INSTRUCTIONS if pattern.search(told)), "none")
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from jaxinfer.text.answers.calls import CallParser
-from jaxinfer.text.answers.events import Content, Event
+from jaxinfer.text.answers.events import Event
+from jaxinfer.text.answers.harmony import HarmonyParser, HarmonySplitter
+from jaxinfer.text.answers.harmony_header import TAGS
+from jaxinfer.text.answers.harmony_header import begun as harmony_begun
 from jaxinfer.text.answers.hermes import GraniteParser, HermesParser
 from jaxinfer.text.answers.llama3 import Llama3Parser
 from jaxinfer.text.answers.mistral import MistralParser
 from jaxinfer.text.answers.reasoning import ReasoningSplitter, ReasoningTags
-from jaxinfer.text.answers.scanning import SPACE
+from jaxinfer.text.answers.tagged import TaggedParser
 
 CALL_FORMATS: dict[str, type[CallParser]] = {
     "hermes": HermesParser,
@@ -33,14 +36,32 @@ REASONING_FORMATS = {
     ),
 }
 
-TOOL_CALL_PARSERS = ("auto", "none", *CALL_FORMATS)
-REASONING_PARSERS = ("auto", "none", *REASONING_FORMATS)
+# One format for both: gpt-oss's.
+HARMONY = "harmony"
+TOOL_CALL_NAMES = (*CALL_FORMATS, HARMONY)
+REASONING_NAMES = (*REASONING_FORMATS, HARMONY)
+# vLLM's names of formats that have another name here.
+TOOL_CALL_ALIASES = {"openai": HARMONY}
+REASONING_ALIASES = {"openai_gptoss": HARMONY}
+
+TOOL_CALL_PARSERS = ("auto", "none", *TOOL_CALL_NAMES, *TOOL_CALL_ALIASES)
+REASONING_PARSERS = ("auto", "none", *REASONING_NAMES, *REASONING_ALIASES)
+
+
+class AnswerSplitter(Protocol):
+    """Passes everything up to the answer; what `push` and `finish` return is the answer's (see ReasoningSplitter)."""
+
+    @property
+    def undecided(self) -> int: ...
+    def reasons_until(self, text: str, start: int) -> int: ...
+    def push(self, text: str, events: list[Event]) -> str: ...
+    def finish(self, events: list[Event]) -> str: ...
 
 
 class OutputParserNames(NamedTuple):
     """What a model writes.
 
-    tool_calls, reasoning: a name of `CALL_FORMATS` and of `REASONING_FORMATS`, or "none".
+    tool_calls, reasoning: one of `TOOL_CALL_NAMES` and one of `REASONING_NAMES`, or "none".
     unopened: answers begin inside the reasoning, though the prompt does not open it.
     """
 
@@ -49,13 +70,20 @@ class OutputParserNames(NamedTuple):
     unopened: bool = False
 
     @property
+    def is_harmony(self) -> bool:
+        """Whether answers are messages in channels."""
+        return HARMONY in (self.tool_calls, self.reasoning)
+
+    @property
     def tags(self) -> ReasoningTags | None:
-        """What stands around the reasoning; None where there is none."""
+        """What stands around the reasoning; None where there is none, or no tags around it."""
         return REASONING_FORMATS.get(self.reasoning)
 
     def marks(self, *, tools: bool) -> tuple[str, ...]:
         """Strings that must stay in the text for the parsers, though they may be special tokens. tools: some are
         offered; without any nothing is a call."""
+        if self.is_harmony:
+            return TAGS
         calls = CALL_FORMATS.get(self.tool_calls) if tools else None
         return (
             *(self.tags.all if self.tags is not None else ()),
@@ -67,6 +95,8 @@ class OutputParserNames(NamedTuple):
 
         turn: the text is the beginning of the answer's own turn, so an opening tag in it may have words behind it.
         """
+        if self.is_harmony:
+            return harmony_begun(prompt_end)
         tags = self.tags
         if tags is None:
             return False
@@ -75,11 +105,22 @@ class OutputParserNames(NamedTuple):
             return end.rfind(tags.open) > end.rfind(tags.close)
         return end.endswith(tags.open) or (self.unopened and not end.endswith(tags.close))
 
-    def splitter(
-        self, *, tools: Collection[str] | None, begun: bool = False, whole: bool = False
-    ) -> ReasoningSplitter | None:
+    def splitter(self, *, tools: Collection[str] | None, begun: bool = False) -> AnswerSplitter | None:
         """What tells reasoning from answer, for one answer; None where the model writes no reasoning. Arguments are
         those of OutputParser."""
+        if self.is_harmony:
+            return HarmonySplitter(self.harmony(tools=tools, begun=begun))
+        return self.tagged_splitter(tools=tools, begun=begun)
+
+    def harmony(self, *, tools: Collection[str] | None, begun: bool = False, whole: bool = False) -> HarmonyParser:
+        """The parser of one answer that is messages in channels."""
+        offered = tools if self.tool_calls == HARMONY else None
+        return HarmonyParser(offered, begun=begun, whole=whole, reasons=self.reasoning == HARMONY)
+
+    def tagged_splitter(
+        self, *, tools: Collection[str] | None, begun: bool = False, whole: bool = False
+    ) -> ReasoningSplitter | None:
+        """As `splitter`, where tags stand around the reasoning."""
         if self.tags is None:
             return None
         calls = CALL_FORMATS.get(self.tool_calls) if tools is not None else None
@@ -99,56 +140,33 @@ class OutputParser:
     def __init__(
         self, form: OutputParserNames, *, tools: Collection[str] | None, begun: bool = False, whole: bool = False
     ) -> None:
-        calls = CALL_FORMATS.get(form.tool_calls) if tools is not None else None
-        self._reasoning = form.splitter(tools=tools, begun=begun, whole=whole)
-        self._calls = None if calls is None else calls(tools or (), whole=whole)
-        self._after_space = False  # the text so far ends in white space
-        self._space: list[str] = []  # further white space, which no parser has seen yet
+        self._parser: HarmonyParser | TaggedParser
+        if form.is_harmony:
+            self._parser = form.harmony(tools=tools, begun=begun, whole=whole)
+        else:
+            calls = CALL_FORMATS.get(form.tool_calls) if tools is not None else None
+            self._parser = TaggedParser(
+                form.tagged_splitter(tools=tools, begun=begun, whole=whole),
+                None if calls is None else calls(tools or (), whole=whole),
+            )
 
     @property
     def reasoning(self) -> bool:
         """Whether the text so far ends within the reasoning (a closing tag that is not complete is within)."""
-        return self._reasoning is not None and self._reasoning.reasoning
+        return self._parser.reasoning
 
     @property
     def reasons(self) -> bool:
         """Whether the format has reasoning."""
-        return self._reasoning is not None
+        return self._parser.reasons
 
     @property
     def settled(self) -> bool:
         """No text waits for more: all of it was told, or recognised as a tag."""
-        parsers = (self._reasoning, self._calls)
-        return not self._space and all(parser is None or parser.settled for parser in parsers)
+        return self._parser.settled
 
     def push(self, text: str) -> list[Event]:
-        events: list[Event] = []
-        if self._after_space and not text.strip(SPACE):
-            self._space.append(text)  # nothing becomes certain by more of it, and a model may write a lot
-            return events
-        self._after_space = text.endswith(tuple(SPACE))
-        if self._space:
-            text = "".join([*self._space, text])
-            self._space.clear()
-        if self._reasoning is not None:
-            text = self._reasoning.push(text, events)
-        self._push_rest(text, events)
-        return events
+        return self._parser.push(text)
 
     def finish(self) -> list[Event]:
-        events: list[Event] = []
-        space = "".join(self._space)
-        self._push_rest(space if self._reasoning is None else self._reasoning.push(space, events), events)
-        if self._reasoning is not None:
-            self._push_rest(self._reasoning.finish(events), events)
-        if self._calls is not None:
-            self._calls.finish(events)
-        return events
-
-    def _push_rest(self, text: str, events: list[Event]) -> None:
-        if not text:
-            return
-        if self._calls is not None:
-            self._calls.push(text, events)
-        else:
-            events.append(Content(text))
+        return self._parser.finish()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxinfer.config import LinearConfig, ModelConfig
+from jaxinfer.config import LinearConfig, ModelConfig, MoeConfig
 from jaxinfer.models.context import Attend, StepContext, by_table
 from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.shape import ModelShape
@@ -42,6 +42,8 @@ def hf_parameters(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dic
             found |= _attention(layer.mixer, layer.ranks, f"{hf}self_attn.", left)
         if isinstance(layer.feed_forward, LinearConfig):
             found["mlp", "linear", "weight"] = left.pop(f"{hf}mlp.linear_mlp.weight")
+        elif isinstance(layer.feed_forward, MoeConfig):
+            found |= {("moe", *path): array for path, array in moe_parameters(layer.feed_forward, left, hf).items()}
         elif layer.feed_forward is not None:
             found |= _mlp(layer.feed_forward, layer.ranks, f"{hf}mlp.", left)
         for ours, theirs in _norm_names(config).items():
@@ -83,6 +85,8 @@ def _attention(mixer: Any, ranks: Any, hf: str, left: dict[str, np.ndarray]) -> 
     for path, array in _factors(hf, "o_proj", kinds, ranks.out, left).items():
         whole = path in (("weight",), ("inner", "weight"))
         out["attention", "out", *path] = array.reshape(-1, kv, group, head) if whole else array
+    if mixer.sinks:
+        out["attention", "sinks"] = left.pop(f"{hf}sinks").reshape(kv, group)
     if mixer.qk_norm != "none":
         shapes = ((kv, group, head), (kv, head)) if mixer.qk_norm == "whole" else ((head,), (head,))
         theirs = ("query_layernorm", "key_layernorm") if mixer.qk_norm_after_rope else ("q_norm", "k_norm")
@@ -107,6 +111,60 @@ def _mlp(mlp: Any, ranks: Any, hf: str, left: dict[str, np.ndarray]) -> dict[Pat
             out["mlp", name, *path] = array
     for name in ("alpha_p", "alpha_n", "beta", "eps") if mlp.activation == "xielu" else ():
         out["mlp", "xielu", name] = left.pop(f"{hf}act_fn.{name}").reshape(1)
+    return out
+
+
+def moe_parameters(moe: MoeConfig, left: dict[str, np.ndarray], hf: str) -> dict[Path, np.ndarray]:
+    """The experts of one layer, in whichever of the published spellings its tensors are."""
+
+    def take(*endings: str) -> np.ndarray | None:
+        return next((left.pop(hf + end) for end in endings if hf + end in left), None)
+
+    routers = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "block_sparse_moe.router.layer.weight")
+    small = {
+        ("router", "weight"): take(*routers, "mlp.router.weight"),
+        ("router", "bias"): take("mlp.router.bias"),
+        ("correction",): take("mlp.gate.e_score_correction_bias"),
+        ("shared_gate", "weight"): take("mlp.shared_expert_gate.weight"),
+        ("down", "bias"): take("mlp.experts.down_proj_bias"),
+    }
+    out: dict[Path, np.ndarray] = {path: array for path, array in small.items() if array is not None}
+    if (both := take("block_sparse_moe.input_linear.weight")) is not None:  # gates above ups
+        gate_up, down = (
+            both.reshape(moe.num_experts, 2, -1, both.shape[2]),
+            take("block_sparse_moe.output_linear.weight"),
+        )
+    elif (both := take("mlp.experts.gate_up_proj")) is not None:  # gates and ups in turns, inputs first
+        gate_up = np.stack([both[:, :, 0::2], both[:, :, 1::2]], axis=1).swapaxes(2, 3)
+        wide = take("mlp.experts.down_proj")
+        assert wide is not None
+        down = wide.swapaxes(1, 2)
+        bias = left.pop(hf + "mlp.experts.gate_up_proj_bias")
+        out["gate_up", "bias"] = np.stack([bias[:, 0::2], bias[:, 1::2]], axis=1)
+    else:
+        each = []
+        for e in range(moe.num_experts):
+            names = (("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2"))
+            each.append(
+                [take(f"mlp.experts.{e}.{a}.weight", f"block_sparse_moe.experts.{e}.{b}.weight") for a, b in names]
+            )
+        gate_up = np.stack([np.stack(three[:2]) for three in each])  # type: ignore[arg-type]
+        down = np.stack([three[2] for three in each])  # type: ignore[arg-type]
+    assert down is not None
+    out["gate_up", "weight"], out["down", "weight"] = gate_up, down
+    if moe.shared is not None:
+        both = take("shared_mlp.input_linear.weight")
+        if both is None:
+            halves = [
+                take(f"mlp.shared_expert.{n}.weight", f"mlp.shared_experts.{n}.weight")
+                for n in ("gate_proj", "up_proj")
+            ]
+            both = np.concatenate(halves)  # type: ignore[arg-type]
+        out["shared", "gate_up", "weight"] = both.reshape(2, -1, both.shape[1])
+        names_down = ("shared_mlp.output_linear.weight", "mlp.shared_expert.down_proj.weight")
+        shared_down = take(*names_down, "mlp.shared_experts.down_proj.weight")
+        assert shared_down is not None
+        out["shared", "down", "weight"] = shared_down
     return out
 
 
@@ -158,6 +216,12 @@ def fit(path: Path, array: np.ndarray, config: ModelConfig, shape: ModelShape) -
             return padded(0, shape.layers[layer].mlp)
         case (_, _, "mlp", "down", "weight") | (_, _, "mlp", "down", "inner", _):
             return padded(1, shape.layers[layer].mlp)
+        case (_, _, "attention", "sinks"):
+            return spread(array, 0)
+        case (_, _, "moe", "gate_up", _) | (_, _, "moe", "down", "weight"):
+            return padded(2, shape.layers[layer].mlp)
+        case (_, _, "moe", "shared", _, "weight"):
+            return padded(1, shape.layers[layer].shared)
     return array
 
 
@@ -235,23 +299,26 @@ def dense_attention(sequences: jax.Array) -> Attend:
         sliding_window: int | None,
         soft_cap: float | None,
         scale: float,
+        sinks: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-        return _attend(q, k, v, sequences, sliding_window, soft_cap, scale), kv_layer
+        sinks = jnp.full(q.shape[1], -jnp.inf) if sinks is None else sinks
+        return _attend(q, k, v, sequences, sinks, sliding_window, soft_cap, scale), kv_layer
 
     return attend
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6))
+@partial(jax.jit, static_argnums=(5, 6, 7))
 def _attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     sequences: jax.Array,
+    sinks: jax.Array,
     sliding_window: int | None,
     soft_cap: float | None,
     scale: float,
 ) -> jax.Array:
-    """In float32. q (T, N, H); k, v (T, K', H) -> (T, N, H)."""
+    """In float32. q (T, N, H); k, v (T, K', H); sinks (N,) -> (T, N, H)."""
     group = q.shape[1] // k.shape[1]
     q32, k32, v32 = (jnp.repeat(x.astype(jnp.float32), n, axis=1) for x, n in ((q, 1), (k, group), (v, group)))
     scores = jnp.einsum("tnh,snh->nts", q32, k32, precision="highest") * scale
@@ -261,7 +328,9 @@ def _attend(
     seen = (distance >= 0) & (sequences[:, None] == sequences[None, :])
     if sliding_window is not None:
         seen &= distance < sliding_window
-    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+    beside = jnp.broadcast_to(sinks.astype(jnp.float32)[:, None, None], (*scores.shape[:2], 1))
+    all_scores = jnp.concatenate([jnp.where(seen, scores, -jnp.inf), beside], axis=-1)
+    weights = jax.nn.softmax(all_scores, axis=-1)[..., :-1]
     return jnp.einsum("nts,snh->tnh", weights, v32, precision="highest").astype(q.dtype)
 
 

@@ -117,8 +117,8 @@ def test_matrices_of_few_bits_are_those_that_the_parameters_name(variant: str) -
     told = {}
     for path, leaf in nnx.to_flat_state(state):
         dotted, facts = ".".join(map(str, path)), facts_of(leaf)
-        assert input_axes(dotted) == facts.inputs
-        if facts.inputs is not None:
+        assert input_axes(dotted) == (facts.inputs if facts.quantizable else None)
+        if facts.inputs is not None and facts.quantizable:
             told[dotted.split(".", 2)[2].removesuffix(".weight")] = facts.axes[-facts.inputs :]
             assert input_sizes(dotted, config) == leaf.shape[-facts.inputs :]
     assert told == {end: MATRICES[end] for end in matrices_of(config.layers[0])}
@@ -214,7 +214,7 @@ def test_layers_get_the_settings_the_page_table_and_the_pool_array_that_are_thei
     hidden, new = traced(config, [attend_of("whole"), attend_of("window")], [pages(3), pages(5)])
     assert hidden.shape == (9, 24)
     shapes = ((9, 6, 8), (9, 3, 8), (9, 3, 8))
-    common = {"soft_cap": 7.0, "scale": 0.3}
+    common = {"soft_cap": 7.0, "scale": 0.3, "sinks": None}
     assert calls == [
         ("whole", *shapes, [(3,), (3, 2)], {"sliding_window": None, **common}),
         ("window", *shapes, [(6,), (6, 2)], {"sliding_window": 5, **common}),

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from jaxinfer.config import ModelConfig
+from jaxinfer.config import MlpConfig, ModelConfig
 from jaxinfer.models.layers.embedding import VocabularyMatrix
-from jaxinfer.models.layers.linear import linear, product, scale
+from jaxinfer.models.layers.linear import Linear, product, scale
 from jaxinfer.models.layers.mlp import ACTIVATIONS, Mlp, Xielu
 from jaxinfer.models.layers.norm import RMSNorm, rms_norm
 from jaxinfer.models.registry import model_config
-from jaxinfer.models.shape import ModelShape
 
 BF16 = ml_dtypes.bfloat16
 
@@ -91,7 +90,11 @@ def test_bfloat16_products_are_summed_in_float32_and_rounded_once() -> None:
     assert product(jnp.asarray(x), jnp.asarray(weight)).dtype == jnp.float32
     # float32 sums of 512 terms of order 1: 1e-4; bfloat16 sums would be off by 0.1 and more
     np.testing.assert_allclose(product(jnp.asarray(x), jnp.asarray(weight)), exact, atol=1e-3)
-    ours = linear(jnp.asarray(x), jnp.asarray(weight), jnp.asarray(bias))
+    layer = Linear((24,), (512,), (None, "embed"), jnp.dtype("bfloat16"), bias=True)
+    layer.weight.set_value(jnp.asarray(weight))
+    assert layer.bias is not None
+    layer.bias.set_value(jnp.asarray(bias))
+    ours = layer(jnp.asarray(x))
     assert ours.dtype == jnp.bfloat16
     wanted = (exact + bias.astype(np.float64)).astype(np.float32).astype(BF16)
     assert (np.asarray(ours) != wanted).mean() < 0.01  # rounding borders
@@ -134,7 +137,7 @@ def test_mlp_gates_with_the_first_half_and_ignores_padding() -> None:
     x = normal(8, 16, seed=4)
     wanted = (gate @ x.T / (1 + np.exp(-(gate @ x.T))) * (up @ x.T)).T @ down.T
     for tp, width in ((1, 13), (2, 14)):
-        mlp = Mlp(config(), ModelShape.of(config(), tp), 0, jnp.dtype("float32"), None)
+        mlp = Mlp(MlpConfig(13), 16, width, tp, jnp.dtype("float32"), None)
         pad = [(0, width - 13), (0, 0)]
         mlp.gate_up.weight.set_value(jnp.asarray(np.stack((np.pad(gate, pad), np.pad(up, pad)))))
         mlp.down.weight.set_value(jnp.asarray(np.pad(down, pad[::-1])))

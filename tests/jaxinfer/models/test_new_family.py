@@ -13,9 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from checkpoints import rules
 from checkpoints.folder import read_config
+from checkpoints.layouts import Rule
 from checkpoints.load import canonical_shapes
 from checkpoints.reader import open_checkpoint
-from checkpoints.rules import Rule, TensorMapping, plan_mapping
+from checkpoints.rules import TensorMapping, plan_mapping
 from checkpoints.tensor_assembly import DTYPES
 from jaxinfer.config import ModelConfig, UnsupportedModelError
 from jaxinfer.models import registry

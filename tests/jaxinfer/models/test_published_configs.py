@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jaxinfer.config import LayerConfig, ModelConfig
+from jaxinfer.config import LayerConfig, MlpConfig, ModelConfig, MoeConfig, RouterConfig
 from jaxinfer.models.registry import model_config, supported_architectures
 from tests.jaxinfer.models.hub_configs import ALL, respelled
 
@@ -64,6 +64,34 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "mixer.qk_norm_after_rope": False, "eos_token_ids": (68, 72),
     },
     "Nemotron-Super-49B": {"pre_norm": True, "norm_eps": 1e-5, "tie_word_embeddings": False},
+    "Mixtral-8x7B": {
+        "feed_forward.num_experts": 8, "feed_forward.router": RouterConfig(2),
+        "feed_forward.expert": MlpConfig(14336), "feed_forward.shared": None, "mixer.num_kv_heads": 8,
+    },
+    "Qwen1.5-MoE-A2.7B": {
+        "feed_forward.num_experts": 60, "feed_forward.router": RouterConfig(4, normalize=False),
+        "feed_forward.expert": MlpConfig(1408), "feed_forward.shared": MlpConfig(5632),
+        "feed_forward.shared_gate": True, "mixer.qkv_bias": True, "mixer.out_bias": False,
+    },
+    "Qwen3-30B-A3B": {
+        "feed_forward.num_experts": 128, "feed_forward.router": RouterConfig(8), "feed_forward.expert": MlpConfig(768),
+        "mixer.qk_norm": "head", "mixer.num_kv_heads": 4, "mixer.head_dim": 128,
+    },
+    "OLMoE-1B-7B": {
+        "feed_forward.num_experts": 64, "feed_forward.router": RouterConfig(8, normalize=False),
+        "feed_forward.expert": MlpConfig(1024), "mixer.qk_norm": "whole", "pre_norm": True, "post_norm": False,
+    },
+    "granite-3.0-1b-a400m": {
+        "feed_forward.num_experts": 32, "feed_forward.router": RouterConfig(8, scored_first=False, normalize=False),
+        "feed_forward.expert": MlpConfig(512), "mixer.scale": 1 / 64, "logits_divisor": 6.0,
+    },
+    "GLM-4.5-Air": {"mixer.qkv_bias": True, "mixer.out_bias": False, "mixer.qk_norm": "none", "mixer.head_dim": 128},
+    "gpt-oss-20b": {
+        "feed_forward.num_experts": 32,
+        "feed_forward.router": RouterConfig(4, scored_first=False, normalize=False, bias=True),
+        "feed_forward.expert": MlpConfig(2880, "swiglu_oai", bias=True, limit=7.0),
+        "mixer.sinks": True, "mixer.out_bias": True, "mixer.num_heads": 64,
+    },
 }  # fmt: skip
 
 # (theta, kind, rotary_dim, attention_factor) of the first rope, windows of the first six layers.
@@ -88,6 +116,13 @@ ROPES: dict[str, tuple[float, str, int, float]] = {
     "Hunyuan-7B": (10000.0 * 1000.0 ** (128 / 126), "default", 128, 1.0),  # 11158840
     "Apertus-8B": (12000000.0, "llama3", 128, 1.0),
     "Nemotron-Super-49B": (500000.0, "llama3", 128, 1.0),
+    "Mixtral-8x7B": (1000000.0, "default", 128, 1.0),
+    "Qwen1.5-MoE-A2.7B": (1000000.0, "default", 128, 1.0),
+    "Qwen3-30B-A3B": (1000000.0, "default", 128, 1.0),
+    "OLMoE-1B-7B": (10000.0, "default", 128, 1.0),
+    "granite-3.0-1b-a400m": (10000.0, "default", 64, 1.0),
+    "GLM-4.5-Air": (1000000.0, "default", 64, 1.0),
+    "gpt-oss-20b": (150000.0, "yarn", 64, 0.1 * math.log(32) + 1),
 }
 WINDOWS: dict[str, list[int | None]] = {
     "Mistral-7B-v0.1": [4096] * 6,
@@ -97,6 +132,7 @@ WINDOWS: dict[str, list[int | None]] = {
     "Phi-4-mini": [262144] * 6,
     "EXAONE-4.0-32B": [4096, 4096, 4096, None, 4096, 4096],
     "Olmo-3-7B": [4096, 4096, 4096, None, 4096, 4096],
+    "gpt-oss-20b": [128, None] * 3,
 }
 
 
@@ -132,4 +168,13 @@ def test_configs_survive_json(name: str) -> None:
 
 
 def test_every_family_has_a_published_config() -> None:
-    assert {config["architectures"][0] for config in ALL.values()} == set(supported_architectures())
+    alike = {"GraniteMoeSharedForCausalLM"}  # GraniteMoe with a further width
+    assert {config["architectures"][0] for config in ALL.values()} == set(supported_architectures()) - alike
+
+
+def test_glms_first_layer_is_dense_and_the_others_have_experts() -> None:
+    first, *others = model_config(ALL["GLM-4.5-Air"]).layers
+    assert first.feed_forward == MlpConfig(10944)
+    router = RouterConfig(8, scoring="sigmoid", correction=True)
+    moe = MoeConfig(128, router, MlpConfig(1408), shared=MlpConfig(1408))
+    assert [layer.feed_forward for layer in others] == [moe] * 45

@@ -37,19 +37,37 @@ DEFAULTS = {
     "HunYuanDenseV1ForCausalLM": (290943, 4096, 32),
     "ApertusForCausalLM": (131072, 4096, 32),
     "DeciLMForCausalLM": (32000, 4096, 32),
+    "MixtralForCausalLM": (32000, 4096, 8),
+    "Qwen2MoeForCausalLM": (151936, 2048, 16),
+    "Qwen3MoeForCausalLM": (151936, 2048, 4),
+    "OlmoeForCausalLM": (50304, 2048, 16),
+    "GraniteMoeForCausalLM": (32000, 4096, 32),
+    "GraniteMoeSharedForCausalLM": (32000, 4096, 32),
+    "Glm4MoeForCausalLM": (151552, 4096, 8),
+    "GptOssForCausalLM": (201088, 2880, 8),
 }
-TINY_EPS = ("phi3", "olmo2", "olmo3", "exaone4", "arcee", "hunyuan_v1_dense", "apertus")  # 1e-5; 1e-6 elsewhere
+# What a config.json of a family has to say beside its model_type: heads of 42 are nobody's, and yarn has no default.
+NEEDED = {
+    "glm4_moe": {"head_dim": 128},
+    "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}},
+}
+# Whose rms_norm_eps is 1e-5, and not 1e-6.
+LARGE_EPS = (
+    "phi3", "olmo2", "mixtral", "olmoe", "glm4_moe", "gpt_oss", "olmo3", "exaone4", "arcee", "hunyuan_v1_dense",
+    "apertus",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.architecture)
 def test_an_empty_config_gets_the_family_defaults(family: Family) -> None:
     """A config that names only its model_type is that of the family's first model, as in transformers."""
-    config = model_config({"model_type": family.model_type})
+    config = model_config({"model_type": family.model_type, **NEEDED.get(family.model_type, {})})
     assert config.architecture == family.architecture
     assert (config.vocab_size, config.hidden_size, config.layers[0].mixer.num_kv_heads) == DEFAULTS[family.architecture]
     assert config.tie_word_embeddings == family.model_type.startswith(("gemma", "smollm3"))
-    assert config.norm_eps == (1e-5 if family.model_type in TINY_EPS else 1e-6)
+    assert config.norm_eps == (1e-5 if family.model_type in LARGE_EPS else 1e-6)
     thetas = {"gemma3_text": {1e4, 1e6}, "smollm3": {2e6}, "olmo3": {5e5}, "apertus": {1.2e7}}
+    thetas |= {"mixtral": {1e6}, "gpt_oss": {1.5e5}}
     assert {rope.theta for rope in config.ropes} == thetas.get(family.model_type, {1e4})
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxinfer.text import AnswerReading, AnswerStops, StopStrings
-from jaxinfer.text.answers import Event, OutputParser, OutputParserNames
+from jaxinfer.text.answers import PUT_IN, CallArguments, Content, Event, OutputParser, OutputParserNames
 from jaxinfer.text.answers.reasoning import ReasoningSplitter
 
 THINK = OutputParserNames(reasoning="think")
@@ -64,6 +64,31 @@ def play(text: str, stops: list[str], reading: AnswerReading, cuts: list[int], o
 def test_equals_a_search_of_the_answer(text: str, stops: list[str], begun: bool, cuts: list[int], opens: int) -> None:
     begin = answer_begins(text, begun)
     assert play(text, stops, AnswerReading(THINK, begun=begun), cuts, opens) == search(text, stops, begin, opens)
+
+
+HARMONY = OutputParserNames("harmony", "harmony")
+CHANNELS = (
+    *("<|start|>assistant", "<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "<|end|>", "<|channel|>"),
+    *("<|channel|>commentary to=functions.f<|message|>", "a", "b", " ", "\n", "<", "<|", "to=f"),
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    text=st.lists(st.sampled_from(CHANNELS), max_size=10).map("".join),
+    stops=st.lists(st.text("abn<\nt", min_size=1, max_size=3), min_size=1, max_size=3),
+    begun=st.booleans(),
+    cuts=st.lists(st.integers(0, 1000), max_size=12),
+    opens=st.just(0) | st.integers(0, 12),
+)
+def test_an_answer_in_channels_begins_with_its_first_text_that_is_no_reasoning(
+    text: str, stops: list[str], begun: bool, cuts: list[int], opens: int
+) -> None:
+    parser = OutputParser(HARMONY, tools={"f"}, begun=begun)
+    told = [event for event in [*parser.push(text), *parser.finish()] if isinstance(event, Content | CallArguments)]
+    begin = next((event.at for event in told if event.at != PUT_IN), None)
+    reading = AnswerReading(HARMONY, frozenset({"f"}), begun=begun)
+    assert play(text, stops, reading, cuts, opens) == search(text, stops, begin, opens)
 
 
 @pytest.mark.parametrize(

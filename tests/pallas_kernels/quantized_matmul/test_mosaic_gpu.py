@@ -14,6 +14,7 @@ import pytest
 from jax.experimental.mosaic.gpu import fragmented_array, utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import mosaic_gpu_int4
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor, pack_int4
 from pallas_kernels.quantized_matmul import OP, mosaic_gpu, mosaic_gpu_kernel, mosaic_gpu_plan
@@ -200,20 +201,20 @@ def test_registers_widen_as_the_interpreter_does(monkeypatch: pytest.MonkeyPatch
     for name, function in (("shrui", np.right_shift), ("andi", np.bitwise_and), ("ori", np.bitwise_or)):
         monkeypatch.setattr(arith, name, function)
     with ir.Context(), ir.Location.unknown():
-        wide = mosaic_gpu_kernel._widen_registers(None, Array(registers.reshape(shape)))
+        wide = mosaic_gpu_int4._widen_registers(None, Array(registers.reshape(shape)))
     assert wide.registers.shape == fragmented_array.WGMMA_LAYOUT.registers_shape((64, 64))
     got = np.zeros((64, 64), np.uint16)
     for (tile, half), register in np.ndenumerate(wide.registers.reshape(-1, 2)):
         for number in range(2):  # of a pair, the first in the lower half of the word
             got[row + 8 * half, 8 * tile + 2 * place + number] = register >> (16 * number)
-    want = mosaic_gpu_kernel._widened(jnp.asarray(packed), interpreted=True)
+    want = mosaic_gpu_int4._widened(jnp.asarray(packed), interpreted=True)
     np.testing.assert_array_equal(got, np.asarray(want).view(np.uint16))
 
 
 def test_activations_are_permuted_as_weights_are() -> None:
     numbers = np.random.default_rng(0).integers(0, 16, (64, 96))
-    wide = mosaic_gpu_kernel._widened(pack_int4(jnp.asarray(numbers)), interpreted=True)
-    order = mosaic_gpu_kernel.permuted(jnp.asarray(numbers))
+    wide = mosaic_gpu_int4._widened(pack_int4(jnp.asarray(numbers)), interpreted=True)
+    order = mosaic_gpu_int4.permuted(jnp.asarray(numbers))
     np.testing.assert_array_equal(np.asarray(wide, np.float32) - 128, np.asarray(order, np.float32))
 
 

@@ -44,6 +44,7 @@ SHAPES = {
     "granite": [templates.GRANITE, templates.PHI4],
     "llama3": [templates.LLAMA3],
     "mistral": [templates.MISTRAL, templates.MISTRAL_NAMED],
+    "harmony": [templates.HARMONY, templates.HARMONY_NARROW],
 }
 ARGUMENTS = [
     "{}",
@@ -59,13 +60,18 @@ ARGUMENTS = [
     '{"t": "\\ud83d"}',
 ]
 _TEXTS = st.sampled_from(
-    ["", " ", "\n", "I look. ", "é\u2028", "</think>", "<think>\nhm\n</think>\n\n", "<think>", "once up"]
+    [
+        *("", " ", "\n", "I look. ", "é\u2028", "</think>", "<think>\nhm\n</think>\n\n", "<think>", "once up"),
+        *("<|channel|>analysis<|message|>hm<|end|>", "<|channel|>commentary<|message|>I look.<|end|>", "<|channel|>"),
+    ]
 )
 
 
 def _call(form: str, name: str, arguments: str) -> str:
     if form == "llama3":
         return f'{{"name": "{name}", "parameters": {arguments}}}'
+    if form == "harmony":
+        return f"<|start|>assistant to=functions.{name}<|channel|>commentary json<|message|>{arguments}<|end|>"
     call = f'{{"name": "{name}", "arguments": {arguments}}}'
     tagged = {
         "hermes": f"<tool_call>\n{call}\n</tool_call>",
@@ -82,6 +88,11 @@ def answers(draw: Any) -> tuple[str, str]:
     calls = st.builds(_call, st.just(form), st.sampled_from([*NAMES, ""]), st.sampled_from(ARGUMENTS))
     text = "".join(draw(st.lists(calls | _TEXTS, max_size=5)))
     return form, text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text
+
+
+def form_of(tool_calls: str, reasoning: str) -> OutputParserNames:
+    """harmony is one format for both."""
+    return OutputParserNames(tool_calls, tool_calls if tool_calls == "harmony" and reasoning != "none" else reasoning)
 
 
 def events_of(form: OutputParserNames, text: str, *, whole: bool, begun: bool) -> list[Event]:
@@ -152,7 +163,7 @@ def render(template: str, messages: list[dict[str, Any]]) -> str:
 @given(answer=answers(), reasoning=st.sampled_from(["none", "think"]), begun=st.booleans(), whole=st.booleans())
 def test_an_answer_can_be_sent_back(answer: tuple[str, str], reasoning: str, begun: bool, whole: bool) -> None:
     name, text = answer
-    form = OutputParserNames(name, reasoning)
+    form = form_of(name, reasoning)
     events = events_of(form, text, whole=whole, begun=begun and reasoning != "none")
     body = {"messages": [USER, *chat_turn(form, events)], "tools": TOOLS, "tool_choice": "auto"}
     chat = chat_input.messages(decode(msgspec.json.encode(body), ChatRequest).messages)
@@ -173,7 +184,7 @@ def test_an_answer_can_be_sent_back(answer: tuple[str, str], reasoning: str, beg
     reasoning=st.sampled_from(["none", "think", "granite"]),
 )
 def test_long_conversations_go_on(turns: list[tuple[tuple[str, str], bool]], reasoning: str) -> None:
-    form = OutputParserNames(turns[0][0][0], reasoning)
+    form = form_of(turns[0][0][0], reasoning)
     chat, items = [], []
     one_call = True
     for (_, text), whole in turns:
@@ -201,6 +212,7 @@ def test_the_shapes_are_those_that_the_parsers_are_for() -> None:
         "granite": ["granite", "granite"],
         "llama3": ["llama3"],
         "mistral": ["mistral", "mistral"],
+        "harmony": ["harmony", "harmony"],
     }
 
 

@@ -52,6 +52,8 @@ CASES = [
     ("chat/completions", {**CHAT, "top_logprobs": 5}, "top_logprobs", "it needs logprobs"),
     ("chat/completions", {**CHAT, "chat_template": "{{ 1 }}"}, "chat_template", "the model's chat templates are"),
     ("chat/completions", {**CHAT, "chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs", "may set"),
+    ("chat/completions", {**CHAT, "reasoning_effort": "low"}, "reasoning_effort", "template reads no"),
+    ("chat/completions", {**CHAT, "reasoning_effort": "most"}, "reasoning_effort", "it must be none, minimal, low"),
     ("chat/completions", {**CHAT, "tools": [TOOL]}, "tools", "--tool-call-parser was not given"),
     ("chat/completions", {**CHAT, "tool_choice": "auto"}, "tool_choice", "it needs tools"),
     ("chat/completions", {"messages": []}, "messages", "at least one message"),
@@ -69,6 +71,9 @@ CASES = [
     ("responses", {"input": "x", "include": ["file_search_call.results"]}, "include[0]", "only message.output_text"),
     ("responses", {"input": "x", "top_logprobs": 1}, "top_logprobs", "it needs include"),
     ("responses", {"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type", "only functions are supported"),
+    ("responses", {"input": "x", "reasoning": {"effort": "low"}}, "reasoning.effort", "template reads no"),
+    ("responses", {"input": "x", "reasoning": {"summary": "detailed"}}, "reasoning.summary", "makes no summaries"),
+    ("responses", {"input": "x", "reasoning": {"x": 1}}, "reasoning.x", "not a field"),
     ("responses", {"input": "x", "store": True}, "store", "nothing is stored here"),
 ]  # fmt: skip
 

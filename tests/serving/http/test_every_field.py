@@ -95,6 +95,7 @@ EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "chat_template": ("terse", {}),
         "chat_template_kwargs": ({"style": "terse"}, {}),
         "documents": ([{"title": "t"}], {}),
+        "reasoning_effort": ("low", {}),
         "max_tokens": (5, {}),
         "max_completion_tokens": (5, {"max_tokens": None}),
         "logprobs": (True, {}),
@@ -113,6 +114,7 @@ EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "tool_choice": ("none", {"tools": [{"type": "function", "name": "f"}]}),
         "chat_template_kwargs": ({"style": "terse"}, {}),
         "metadata": ({"a": "b"}, {}),
+        "reasoning": ({"effort": "low"}, {}),
     },
 }
 # These show on a model that reasons and calls, or in what the engine is told.

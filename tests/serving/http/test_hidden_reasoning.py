@@ -25,6 +25,16 @@ ANSWERS = {
     "a call that ends it": f"<think>so % then\n{CALL}",
 }
 PARSERS = {"tool_call_parser": "hermes", "reasoning_parser": "think"}
+CHANNELS = {
+    "analysis": "<|channel|>analysis<|message|>we %% then<|end|><|start|>assistant<|channel|>final<|message|>Hi there.",
+    "analysis and a call": "<|channel|>analysis<|message|>%<|end|><|start|>assistant<|channel|>commentary "
+    'to=functions.f <|constrain|>json<|message|>{"q": 1}',
+    "analysis behind content": "<|channel|>commentary<|message|>So.<|end|><|start|>assistant<|channel|>analysis"
+    "<|message|>no %<|end|><|start|>assistant<|channel|>analysis<|message|>%\n<|end|><|start|>assistant<|channel|>final"
+    "<|message|>Hi",
+    "analysis without a message": "<|channel|>analysis we % then<|end|><|start|>assistant<|channel|>final<|message|>Hi",
+}
+HARMONY = {"tool_call_parser": "openai", "reasoning_parser": "openai_gptoss"}
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 FIELDS: list[dict[str, Any]] = [
     {"logprobs": True, "top_logprobs": 2},
@@ -63,11 +73,14 @@ def test_the_canary_is_seen_where_nothing_hides_it():
     run(test())
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("answer", [*ANSWERS, *CHANNELS])
 def test_no_server_gives_it_away(answer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     async def test():
         ledger = tmp_path / "usage.jsonl"
-        async with http_serving(says(ANSWERS[answer]), **PARSERS, observing=ObservingConfig(ledger=ledger)) as s:
+        parsers = HARMONY if answer in CHANNELS else PARSERS
+        async with http_serving(
+            says({**ANSWERS, **CHANNELS}[answer]), **parsers, observing=ObservingConfig(ledger=ledger)
+        ) as s:
             for fields in FIELDS:
                 whole = (await s.post("/v1/chat/completions", **asked(**fields))).json()
                 assert not gives_away(whole), fields

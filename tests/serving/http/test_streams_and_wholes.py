@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from jaxinfer.messages import SequenceOutput, TokenLogprobs
 from jaxinfer.outputs import Delta, RequestStream
 from jaxinfer.sampling_params import SamplingParams
@@ -16,6 +18,24 @@ from tests.jaxinfer.text.golden_cases import tokenizer
 
 FORM = OutputParserNames("hermes", "think")
 CALL = '<tool_call>{"name": "f", "arguments": {"q": "漢 \\"x\\""}}</tool_call>'
+HARMONY = OutputParserNames("harmony", "harmony")
+START, ANALYSIS, FINAL = "<|start|>assistant", "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
+CHANNELS = [
+    *(f"<|end|>{START}{ANALYSIS}", f"<|end|>{START}{FINAL}", "<|end|>", "<|call|>", ANALYSIS, FINAL, "final", "json"),
+    f'<|end|>{START}<|channel|>commentary to=functions.f <|constrain|>json<|message|>{{"q": "漢 f"}}<|call|>',
+    *(
+        f"<|end|>{START}<|channel|>commentary<|message|>",
+        "assistant",
+        "\n",
+        " word",
+        "🙂",
+        "é",
+        "STOP",
+        "ST",
+        "<",
+        "\n\n",
+    ),
+]
 PIECES = ["<think>", "</think>", CALL, "\n", " word", "🙂", "the cat", "<tool_call>", "é", "STOP", "ST", "<", "\n\n"]
 
 
@@ -37,12 +57,14 @@ def deltas(text: str, name: str, stops: list[str]) -> list[Delta]:
     return found
 
 
-def parts(news: list[Delta], name: str, longest: int, random_: random.Random, *, hidden: bool) -> list[Part]:
+def parts(
+    form: OutputParserNames, news: list[Delta], name: str, longest: int, random_: random.Random, *, hidden: bool
+) -> list[Part]:
     """Of the same deltas, up to `longest` of them merged."""
     spelling = Spelling(tokenizer(name))
-    parser = OutputParser(FORM, tools={"f"})
+    parser = OutputParser(form, tools={"f"})
     answer = GrowingAnswer(
-        parser, tokenizer(name), FORM.marks(tools=True), ShownTokens(spelling.open_after),
+        parser, tokenizer(name), form.marks(tools=True), ShownTokens(spelling.open_after),
         tells_tokens=True, single_call=False, with_reasoning=not hidden,
     )  # fmt: skip
     found: list[Part] = []
@@ -58,24 +80,28 @@ def parts(news: list[Delta], name: str, longest: int, random_: random.Random, *,
     return joined(found)
 
 
-def test_any_merge_gives_the_same_parts():
+@pytest.mark.parametrize(
+    ("form", "pieces", "opening"), [(FORM, PIECES, "<think>"), (HARMONY, CHANNELS, ANALYSIS)], ids=["tags", "channels"]
+)
+def test_any_merge_gives_the_same_parts(form: OutputParserNames, pieces: list[str], opening: str):
     for seed in range(120):
         random_ = random.Random(seed)
         name = random_.choice(["byte_level", "llama_json", "gemma_json"])
-        text = "".join(random_.choices(PIECES, k=random_.randint(1, 12)))
+        text = "".join(random_.choices(pieces, k=random_.randint(1, 12)))
         if random_.random() < 0.6:
-            text = "<think>" + text
+            text = opening + text
         news = deltas(text, name, random_.choice([[], ["STOP"], ["STOP", "🙂"]]))
-        one = parts(news, name, 1, random_, hidden=False)
+        one = parts(form, news, name, 1, random_, hidden=False)
         for longest in (3, 50):
-            assert parts(news, name, longest, random_, hidden=False) == one, (seed, text)
+            assert parts(form, news, name, longest, random_, hidden=False) == one, (seed, text)
         tokens = [token for part in one for token in part.tokens]
         assert [token.token_id for token in tokens] == [token for delta in news for token in delta.token_ids]
         assert [token.entry for token in tokens] == [entry for delta in news for entry in delta.logprobs]
         # Hidden, the same is left without the reasoning.
         kept = [part for part in one if not isinstance(part.event, Reasoning)]
-        assert parts(news, name, 3, random_, hidden=True) == joined(kept)
+        assert parts(form, news, name, 3, random_, hidden=True) == joined(kept)
         told = "".join(delta.text for delta in news)
         for event, own in one:
             if isinstance(event, Content) and own:
-                assert event.text in told[own[0].begin : own[-1].end] or own[-1].end >= len(told)
+                lines = event.text.split("\n") if form is HARMONY else [event.text]  # of several messages
+                assert all(line in told[own[0].begin : own[-1].end] for line in lines) or own[-1].end >= len(told)

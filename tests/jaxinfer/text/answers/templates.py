@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from tests.jaxinfer.text.golden_cases import GOLDENS
+
 _CHATML_HEAD = (
     "{%- if tools %}{{ '<|im_start|>system\\n' }}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
     "INSTRUCTIONS{{ '<|im_end|>\\n' }}{% endif %}"
@@ -110,3 +112,21 @@ MISTRAL_NAMED = _MISTRAL.replace(
 )
 # Phi-4-mini shows texts only, and takes no content that is none.
 PHI4_MINI = NO_TOOLS
+# gpt-oss: what openai-harmony writes, and with the limits of the model's own template, which has one call in a message
+# and beside it text or reasoning.
+HARMONY = (GOLDENS / "harmony.jinja").read_text(encoding="utf-8")
+HARMONY_NARROW = (
+    "{%- set head = messages[0].role in ['system', 'developer'] %}{%- set n = namespace(called=none) %}"
+    "<|start|>system<|message|>Reasoning: {{ reasoning_effort or 'medium' }}<|end|>"
+    "{%- if head %}<|start|>developer<|message|>{{ messages[0].content }}<|end|>{%- endif %}"
+    "{%- for m in messages[1 if head else 0:] %}{%- if m.role == 'user' %}{{ '<|start|>user<|message|>' + m.content + '<|end|>' }}"
+    "{%- elif m.role == 'tool' %}{%- if n.called is none %}{{ raise_exception('no call') }}{%- endif %}"
+    "{{ '<|start|>functions.' + n.called + ' to=assistant<|channel|>commentary<|message|>' + m.content | tojson + '<|end|>' }}"
+    "{%- elif 'tool_calls' in m %}{%- if m.content and m.thinking %}{{ raise_exception('one of content and thinking') }}{%- endif %}"
+    "{%- if m.content or m.thinking %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + (m.content or m.thinking) + '<|end|>' }}"
+    "{%- endif %}{%- set n.called = m.tool_calls[0].function.name %}"
+    "{{ '<|start|>assistant to=functions.' + n.called + '<|channel|>commentary json<|message|>' }}"
+    "{{ m.tool_calls[0].function.arguments | tojson + '<|call|>' }}"
+    "{%- elif m.role == 'assistant' %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|end|>' }}{%- endif %}"
+    "{%- endfor %}{{ '<|start|>assistant' if add_generation_prompt }}"
+)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinfer.text.answers import Content, OutputParser, OutputParserNames, Reasoning, ToolCall, collect
+from jaxinfer.text.answers import CallArguments, Content, OutputParser, OutputParserNames, Reasoning, ToolCall, collect
 
 TOOLS = ("get_weather", "f")
 
@@ -140,9 +140,7 @@ def test_text_is_not_held_longer_than_needed():
     parser = OutputParser(OutputParserNames("hermes", "think"), tools=TOOLS)
     assert parser.push("<think>a") == [Reasoning("a")]
     parser.push('</think><tool_call>{"name": "f", "arguments": {"c')
-    assert [tuple(event) for event in parser.push('ity": "Pa')] == [
-        ('ity": "Pa',)
-    ]  # arguments come as they are written
+    assert parser.push('ity": "Pa') == [CallArguments('ity": "Pa')]  # they come as they are written
 
 
 # Texts made of the formats' own pieces, so that nearly right ones are common.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jaxinfer.text.answers import OutputParserNames, output_parser_names
+from jaxinfer.text.answers import OutputParserNames, check_parser_names, output_parser_names
 from tests.jaxinfer.text.answers import templates
 
 KNOWN = {
@@ -18,6 +18,8 @@ KNOWN = {
     "LLAMA3": "llama3",
     "MISTRAL": "mistral",
     "MISTRAL_NAMED": "mistral",
+    "HARMONY": "harmony",
+    "HARMONY_NARROW": "harmony",
 }
 UNKNOWN = [
     *("XML", "ARG_KEYS", "YAML", "OTHER_KEYS", "PYTHONIC", "KIMI", "DEEPSEEK", "FUNCTIONARY", "MINIMAX", "COMMAND_R"),
@@ -36,7 +38,7 @@ def test_other_formats_with_the_same_tags_are_not(name: str) -> None:
 
 
 def test_every_template_is_judged() -> None:
-    names = {name for name in vars(templates) if name.isupper() and not name.startswith("_")}
+    names = {name for name in vars(templates) if name.isupper() and not name.startswith("_")} - {"GOLDENS"}
     assert names == {*KNOWN, *UNKNOWN, "PHI4_MINI"}
 
 
@@ -72,6 +74,9 @@ def test_the_template_for_tools_is_the_one_that_is_judged() -> None:
         ("<think> </think>", OutputParserNames("none", "think")),
         ("content.split('</think>')", OutputParserNames("none", "think", unopened=True)),
         ("[THINK] [/THINK]", OutputParserNames("none", "mistral")),
+        ("'<|start|>assistant<|channel|>analysis<|message|>'", OutputParserNames("none", "harmony")),
+        ("'<|channel|>' + channel for channel in ['analysis', 'final']", OutputParserNames("none", "harmony")),
+        ("<|channel|>", OutputParserNames()),
         (
             "Write your thoughts after 'Here is my thought process:' and 'Here is my response:'",
             OutputParserNames("none", "granite"),
@@ -90,6 +95,22 @@ def test_a_format_that_is_given_wins() -> None:
     assert output_parser_names("none", "none", templates.QWEN3) == OutputParserNames()
     assert output_parser_names("mistral", "think", None) == OutputParserNames("mistral", "think")
     with pytest.raises(
-        ValueError, match="tool_calls is 'xml'; it must be one of none, hermes, llama3, mistral, granite"
+        ValueError, match="tool_calls is 'xml'; it must be one of none, hermes, llama3, mistral, granite, harmony"
     ):
         output_parser_names("xml", "auto", None)
+
+
+def test_harmony_is_one_format_for_both() -> None:
+    harmony = OutputParserNames("harmony", "harmony")
+    for tool_calls, reasoning in (("auto", "auto"), ("openai", "openai_gptoss"), ("harmony", "harmony")):
+        assert output_parser_names(tool_calls, reasoning, templates.HARMONY_NARROW) == harmony
+    for tool_calls, reasoning in (("openai", "auto"), ("auto", "openai_gptoss")):
+        assert output_parser_names(tool_calls, reasoning, templates.QWEN3) == harmony
+    assert output_parser_names("none", "auto", templates.HARMONY) == OutputParserNames("none", "harmony")
+    assert output_parser_names("auto", "none", templates.HARMONY) == OutputParserNames("harmony", "none")
+    # What is given wins over what the template shows.
+    assert output_parser_names("auto", "think", templates.HARMONY) == OutputParserNames("none", "think")
+    assert output_parser_names("hermes", "auto", templates.HARMONY) == OutputParserNames("hermes", "none")
+    for tool_calls, reasoning in (("hermes", "harmony"), ("openai", "think")):
+        with pytest.raises(ValueError, match="the other must be harmony, none or auto"):
+            check_parser_names(tool_calls, reasoning)
