@@ -28,8 +28,8 @@ NORMS = {"self_attn": "input_layernorm", "mlp": "post_attention_layernorm"}
 def demo_tensors() -> dict[str, np.ndarray]:  # its conversion, backwards
     config, tensors = read_config(DEMO)[0], {}
     stored = StoredParams(DEMO, shapes := canonical_shapes(config, DTYPES["float32"]), DTYPES["bfloat16"])
-    for rule in (rule for rule in family_rules(config, DEMO) if rule.target in shapes):
-        layout = layout_of(rule.transform, Dims.of(config, rule.target), shapes[rule.target], bias=False)
+    for rule in (rule for rule in family_rules(config, DEMO, ()) if rule.target in shapes):
+        layout = layout_of(rule, Dims.of(config, rule.target), shapes[rule.target])
         rows = stored.read(rule.target, DTYPES["float32"])[layout.placements[0].index]
         tensors[rule.source] = rows.reshape(layout.source_shape)
     return tensors

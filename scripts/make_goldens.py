@@ -87,11 +87,6 @@ def load_model(case: GoldenCase, *, alt: bool = False, flag: Flag | None = None)
     return model.eval()
 
 
-def model_class(config: Mapping[str, Any]) -> Any:
-    """transformers' class: of a text model, or of a whole with other modalities around one."""
-    return getattr(transformers, config["architectures"][0])
-
-
 def published_state(model: Any) -> dict[str, np.ndarray]:
     """The tensors as checkpoints have them: transformers holds experts in one array and writes them apart, and leaves
     out a head that shares the embedding's storage."""

@@ -37,6 +37,8 @@ class DecoderLayer(nnx.Module):
         self.post_norm = config.post_norm
         self.residual_multiplier = config.residual_multiplier
         self.mixer, self.feed_forward = config.layers[layer].mixer, config.layers[layer].feed_forward
+        self.attention: Attention | Straight
+        self.mlp: Mlp | Straight
         ranks, sizes = config.layers[layer].ranks, shape.layers[layer]
         model = (config.hidden_size,)
         if self.mixer is not None:
@@ -84,7 +86,7 @@ class DecoderLayer(nnx.Module):
     def _feed_forward(self, x: jax.Array, context: StepContext) -> jax.Array:
         if isinstance(self.feed_forward, MoeConfig):
             return self.moe(x, context.valid, context.multiply, context.multiply_experts, context.gate)
-        if isinstance(self.feed_forward, LinearConfig):
+        if isinstance(self.mlp, Straight):
             return self.mlp(x, context.multiply)
         return self.mlp(x, context.multiply, context.gate)
 

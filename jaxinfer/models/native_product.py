@@ -56,15 +56,16 @@ def native_multiply(instructions: str, count: jax.Array | None = None) -> Multip
     return multiply
 
 
-def native_gate(instructions: str, count: jax.Array) -> Gate:
-    """A `Gate` for one device; arguments as for `native_multiply`."""
+def native_gate(instructions: str, tokens: jax.Array) -> Gate:
+    """A `Gate` for one device. tokens: () int32, how many of a step's are real; the other argument as for
+    `native_multiply`."""
 
     def gate(
-        gate_up: jax.Array, activation: str, limit: float | None = None, rows: jax.Array | None = None
+        gate_up: jax.Array, activation: str, limit: float | None = None, count: jax.Array | None = None
     ) -> jax.Array:
         if activation not in KINDS or gate_up.shape[2] % WIDTH_MULTIPLE:
             return gated(gate_up, activation, limit)
-        return gating(gate_up, count if rows is None else rows, activation, instructions=instructions)
+        return gating(gate_up, tokens if count is None else count, activation, instructions=instructions)
 
     return gate
 

@@ -5,7 +5,7 @@ Legend: R rows, E experts, O outputs, I inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ def grouped_mxfp4_matmul(
     return call(x, layer, group_sizes, *values, *scales)
 
 
-def _call(name: str, x: jax.Array, outputs: int, instructions: str) -> jax.ffi.ffi_call:
+def _call(name: str, x: jax.Array, outputs: int, instructions: str) -> Callable[..., jax.Array]:
     return jax.ffi.ffi_call(target_name(name, instructions), jax.ShapeDtypeStruct((x.shape[0], outputs), jnp.float32))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from jaxinfer.config import AttentionConfig, FeedForward, LayerConfig, MlpConfig, ModelConfig, QkNorm, RopeConfig
 from jaxinfer.models.config_reader import ConfigReader
@@ -59,7 +59,7 @@ def build(
         common.num_heads,
         common.num_kv_heads,
         common.head_dim,
-        scale=common.head_dim**-0.5 if query_scale is None else query_scale,
+        query_scale or common.head_dim**-0.5,
         qk_norm=qk_norm,
         qk_norm_after_rope=qk_norm_after_rope,
         sinks=sinks,
@@ -69,13 +69,12 @@ def build(
     )
     mlp = MlpConfig(common.intermediate_size, activation=common.activation, bias=mlp_bias, gated=mlp_gated)
     parts = [mlp] * common.num_layers if feed_forwards is None else feed_forwards
-    places = [None if rope is None else distinct.index(rope) for rope in ropes]
-    mixers = (dataclasses.replace(mixer, sliding_window=w, rope=r) for w, r in zip(windows, places, strict=True))
+    mixers = _mixers(mixer, windows, [None if rope is None else distinct.index(rope) for rope in ropes])
     if any(rope.kind == "dynamic" for rope in distinct):
         config.notes.append("dynamic RoPE is served inside the trained length only, where it equals the default")
     return ModelConfig(
         architecture=config.architecture,
-        layers=tuple(LayerConfig(mixer, part) for mixer, part in zip(mixers, parts, strict=True)),
+        layers=tuple(map(LayerConfig, mixers, parts)),
         ropes=distinct,
         norm_offset=norm_offset,
         norm_scale_float32=norm_scale_float32,
@@ -90,3 +89,11 @@ def build(
         notes=tuple(config.notes),
         **{name: value for name, value in dataclasses.asdict(common).items() if name not in _OF_LAYERS},
     )
+
+
+def _mixers(
+    like: AttentionConfig, windows: Sequence[int | None], ropes: Sequence[int | None]
+) -> Iterator[AttentionConfig]:
+    """Each layer's attention, alike but for its window and its rope."""
+    for window, rope in zip(windows, ropes, strict=True):
+        yield dataclasses.replace(like, sliding_window=window, rope=rope)

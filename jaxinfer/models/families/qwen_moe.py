@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxinfer.config import MlpConfig, ModelConfig, MoeConfig, RouterConfig
 from jaxinfer.models.config_reader import ConfigReader
 from jaxinfer.models.families.build import build
@@ -68,7 +70,7 @@ def qwen3_moe(config: ConfigReader) -> ModelConfig:
     )
 
 
-def _read_common(config: ConfigReader, **sizes: int) -> Common:
+def _read_common(config: ConfigReader, **sizes: Any) -> Common:
     return read_common(
         config, vocab_size=151936, max_position_embeddings=32768, bos_token_id=None, eos_token_id=None, **sizes
     )

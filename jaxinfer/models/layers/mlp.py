@@ -83,6 +83,7 @@ def gated(gate_up: jax.Array, activation: str, limit: float | None = None, count
     del count
     gate, up = gate_up[:, 0], gate_up[:, 1]
     if activation == "swiglu_oai":
+        assert limit is not None, "MlpConfig gives swiglu_oai a limit"
         low, high = jnp.minimum(gate.astype(jnp.float32), limit), jnp.clip(up.astype(jnp.float32), -limit, limit)
         return (low * jax.nn.sigmoid(SWIGLU_SLOPE * low) * (high + 1.0)).astype(gate_up.dtype)
     return ACTIVATIONS[activation](gate.astype(jnp.float32)).astype(gate_up.dtype) * up

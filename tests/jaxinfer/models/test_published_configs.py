@@ -10,7 +10,8 @@ import pytest
 
 from jaxinfer.config import LayerConfig, MlpConfig, ModelConfig, MoeConfig, RouterConfig
 from jaxinfer.models.registry import model_config, supported_architectures
-from tests.jaxinfer.models.hub_configs import ALL, respelled, text_part
+from tests.jaxinfer.models.hub_configs import ALL
+from tests.jaxinfer.models.respelling import respelled, text_part
 
 # What each published config means, written from the models' reports and files, beyond the sizes that are copied.
 EXPECTED: dict[str, dict[str, Any]] = {
