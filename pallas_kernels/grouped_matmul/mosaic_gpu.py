@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.grouped_matmul.mosaic_gpu_kernel import Tiles, launch
@@ -71,7 +72,7 @@ def tiles_of(plan: HopperGroupedPlan, group_sizes: jax.Array) -> Tiles:
     Written as sums over experts, of which XLA makes two small kernels: `cumsum`, `searchsorted` and lookups would be
     five, and at decode sizes the whole product takes little longer than ten.
     """
-    tiles = -(-group_sizes // plan.tile)
+    tiles = lax.div(group_sizes + (plan.tile - 1), jnp.int32(plan.tile))
     expert, place = (jnp.arange(size, dtype=jnp.int32) for size in (plan.num_experts, plan.row_tiles + 1))
     ends = jnp.sum(jnp.where(expert[:, None] >= expert, tiles, 0), axis=1, dtype=jnp.int32)
     before = ends <= place[:, None]
