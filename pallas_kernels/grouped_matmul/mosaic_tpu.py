@@ -88,11 +88,12 @@ def _scales_abreast(plan: TpuGroupedPlan, scales: jax.Array) -> jax.Array:
 
 def plan_for(rows: int, weight: jax.Array | QTensor, shape: tuple[int, ...], target: DeviceTarget) -> TpuGroupedPlan:
     """The plan for a weight whose values are of `shape` (E, L, .., ..); `api.py` has found that it fits the chip."""
+    experts, leading, *_ = shape
+    kind = target.device_kind
     if isinstance(weight, QTensor):
-        sizes = (weight.values.shape[-1], weight.inputs, weight.group, weight.zeros is not None)
-    else:
-        sizes = (*shape[2:], None, False)
-    return plan_of(rows, *shape[:2], *sizes, target.device_kind)
+        outputs, zeros = weight.values.shape[-1], weight.zeros is not None
+        return plan_of(rows, experts, leading, outputs, weight.inputs, weight.group, zeros, kind)
+    return plan_of(rows, experts, leading, shape[-2], shape[-1], None, False, kind)
 
 
 def block_specs(plan: TpuGroupedPlan) -> list[pl.BlockSpec]:
