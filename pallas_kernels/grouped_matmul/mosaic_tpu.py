@@ -88,11 +88,12 @@ def _scales_abreast(plan: TpuGroupedPlan, scales: jax.Array) -> jax.Array:
 
 def plan_for(rows: int, weight: jax.Array | QTensor, shape: tuple[int, ...], target: DeviceTarget) -> TpuGroupedPlan:
     """The plan for a weight whose values are of `shape` (E, L, .., ..); `api.py` has found that it fits the chip."""
-    experts, leading, outputs, inputs = shape
-    if not isinstance(weight, QTensor):
-        return plan_of(rows, experts, leading, outputs, inputs, None, False, target.device_kind)
-    outputs, zeros = weight.values.shape[-1], weight.zeros is not None
-    return plan_of(rows, experts, leading, outputs, weight.inputs, weight.group, zeros, target.device_kind)
+    experts, leading, *_ = shape
+    kind = target.device_kind
+    if isinstance(weight, QTensor):
+        outputs, zeros = weight.values.shape[-1], weight.zeros is not None
+        return plan_of(rows, experts, leading, outputs, weight.inputs, weight.group, zeros, kind)
+    return plan_of(rows, experts, leading, shape[-2], shape[-1], None, False, kind)
 
 
 def block_specs(plan: TpuGroupedPlan) -> list[pl.BlockSpec]:

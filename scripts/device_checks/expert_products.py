@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from device_checks.child import Case
-from device_checks.expert_cases import ExpertCase, expert_cases
+from device_checks.expert_cases import MXFP4, ExpertCase, expert_cases
 from device_checks.jax_timing import lower_loop, time_loop
 from device_checks.product_cases import GROUP, PLAIN
 from device_checks.settings import Settings
@@ -95,7 +95,8 @@ def make_experts(case: ExpertCase, target: DeviceTarget, key: jax.Array) -> Expe
     wide = _random(case, key)
     if case.scheme == PLAIN:
         return wide
-    return for_target(quantize(wide, "int4", GROUP), target, leading=1)
+    rounded = quantize(wide, "mxfp4") if case.scheme == MXFP4 else quantize(wide, "int4", GROUP)
+    return for_target(rounded, target, leading=1)
 
 
 def _random(case: ExpertCase, key: jax.Array) -> jax.Array:

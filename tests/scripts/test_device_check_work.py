@@ -1,4 +1,4 @@
-"""What the device check says that products, attention and the engine need to read and compute."""
+"""The work that `scripts/device_check.py` says its cases need, against a count made another way; its random weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+
+from pallas_kernels.qtensor import QTensor, dequantize
 
 pytestmark = pytest.mark.longer
 
@@ -17,18 +20,8 @@ sys.path.insert(0, str(ROOT / "scripts"))  # as `python scripts/device_check.py`
 
 from device_checks import attention_cases  # noqa: E402
 from device_checks.engine_sizes import LeastWork  # noqa: E402
-from device_checks.sections import Section  # noqa: E402
 from device_checks.settings import Settings  # noqa: E402
 from model_shapes import SHAPES  # noqa: E402
-
-MISBEHAVING = Section("misbehaving", "tests", "tests.scripts.misbehaving", 60, 8)
-# What the machines that the script is for have, beside the standard library. Two of them are asked for by name only.
-INSTALLED = {
-    "jax", "jaxlib", "numpy", "ml_dtypes", "flax", "orbax", "rich", "jinja2", "tokenizers", "sentencepiece",
-    "safetensors", "chex", "hypothesis", "pytest", "torch", "transformers", "triton", "jax_triton",
-    "tokamax",
-}  # fmt: skip
-OURS = {"pallas_kernels", "jaxinfer", "checkpoints", "serving", "protos", "tests", "device_checks", "model_shapes"}
 
 
 @pytest.mark.parametrize("rehearse", [False, True])
@@ -121,3 +114,25 @@ def test_needed_work_of_grouped_products_is_that_of_touched_experts() -> None:
         touched = sum(size > 0 for size in sizes)
         assert case.needed_bytes * len(sizes) == everything * touched
         assert case.needed_flops == 2 * x.size * weight.shape[1]
+
+
+def test_random_weights_are_the_models_shapes() -> None:
+    from device_checks.random_model import random_model
+
+    from jaxinfer.config import ParallelConfig
+    from jaxinfer.memory_plan import abstract_model
+    from jaxinfer.models.registry import model_config
+    from jaxinfer.sharding import make_mesh
+
+    config, mesh = model_config(SHAPES["tiny"]), make_mesh(ParallelConfig(tensor=2))
+    for scheme in (None, "int8"):
+        made = random_model("tiny", config, mesh, quantization=scheme)
+        for got, wanted in zip(
+            jax.tree.leaves(made.params),
+            jax.tree.leaves(abstract_model("tiny", config, "bfloat16", mesh, scheme).params),
+            strict=True,
+        ):
+            assert (got.shape, got.dtype, got.sharding) == (wanted.shape, wanted.dtype, wanted.sharding)
+        for leaf in jax.tree.leaves(made.params, is_leaf=lambda x: isinstance(x, QTensor)):
+            values = np.asarray(dequantize(leaf) if isinstance(leaf, QTensor) else leaf, np.float32)
+            assert (values == 1).all() if values.ndim == 1 else 0.015 < values.std() < 0.025

@@ -70,8 +70,7 @@ def build(
     mlp = MlpConfig(common.intermediate_size, activation=common.activation, bias=mlp_bias, gated=mlp_gated)
     parts = [mlp] * common.num_layers if feed_forwards is None else feed_forwards
     mixers = _mixers(mixer, windows, [None if rope is None else distinct.index(rope) for rope in ropes])
-    if any(rope.kind == "dynamic" for rope in distinct):
-        config.notes.append("dynamic RoPE is served inside the trained length only, where it equals the default")
+    _note_dynamic(config, distinct)
     return ModelConfig(
         architecture=config.architecture,
         layers=tuple(map(LayerConfig, mixers, parts)),
@@ -97,3 +96,8 @@ def _mixers(
     """Each layer's attention, alike but for its window and its rope."""
     for window, rope in zip(windows, ropes, strict=True):
         yield dataclasses.replace(like, sliding_window=window, rope=rope)
+
+
+def _note_dynamic(config: ConfigReader, ropes: Sequence[RopeConfig]) -> None:
+    if any(rope.kind == "dynamic" for rope in ropes):
+        config.notes.append("dynamic RoPE is served inside the trained length only, where it equals the default")
