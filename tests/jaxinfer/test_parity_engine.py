@@ -24,6 +24,7 @@ LIKE_A_SIBLING = frozenset(
         "exaone4",  # olmo2, with windows as qwen2_window and layers that are not rotated
         "gemma3_linear",
         "granite",  # llama with factors
+        "granite_swa",  # gpt_oss has its sinks, smollm3 layers without positions
         "hunyuan",  # qwen3, with norms behind the rotation
         "hunyuan_bias",
         "llama3_rope",

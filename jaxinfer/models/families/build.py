@@ -50,16 +50,14 @@ def build(
         query_scale: multiplies the product of query and key; None: the usual head_dim ** -0.5.
         feed_forwards: of each layer, what works on each token alone; None: the MLP that `common` describes.
 
-    The other arguments are fields of `ModelConfig`, `AttentionConfig` and `MlpConfig`.
-
-    Raises ConfigError for values that contradict each other.
+    The other arguments are fields of `ModelConfig`, `AttentionConfig` and `MlpConfig`. Raises ConfigError for values that contradict each other.
     """
-    distinct = tuple(dict.fromkeys(rope for rope in ropes if rope is not None))
+    distinct = _distinct(config, ropes)
     mixer = AttentionConfig(
         common.num_heads,
         common.num_kv_heads,
         common.head_dim,
-        scale=common.head_dim**-0.5 if query_scale is None else query_scale,
+        scale=query_scale or common.head_dim**-0.5,
         qk_norm=qk_norm,
         qk_norm_after_rope=qk_norm_after_rope,
         sinks=sinks,
@@ -68,11 +66,9 @@ def build(
         out_bias=attention_out_bias,
     )
     mlp = MlpConfig(common.intermediate_size, activation=common.activation, bias=mlp_bias, gated=mlp_gated)
-    parts = [mlp] * common.num_layers if feed_forwards is None else feed_forwards
+    parts = feed_forwards or [mlp] * common.num_layers
     places = [None if rope is None else distinct.index(rope) for rope in ropes]
     mixers = (dataclasses.replace(mixer, sliding_window=w, rope=r) for w, r in zip(windows, places, strict=True))
-    if any(rope.kind == "dynamic" for rope in distinct):
-        config.notes.append("dynamic RoPE is served inside the trained length only, where it equals the default")
     return ModelConfig(
         architecture=config.architecture,
         layers=tuple(LayerConfig(mixer, part) for mixer, part in zip(mixers, parts, strict=True)),
@@ -90,3 +86,11 @@ def build(
         notes=tuple(config.notes),
         **{name: value for name, value in dataclasses.asdict(common).items() if name not in _OF_LAYERS},
     )
+
+
+def _distinct(config: ConfigReader, ropes: Sequence[RopeConfig | None]) -> tuple[RopeConfig, ...]:
+    """Each rotary embedding once, in the order of the layers. Adds a note where one ends early."""
+    distinct = tuple(dict.fromkeys(rope for rope in ropes if rope is not None))
+    if any(rope.kind == "dynamic" for rope in distinct):
+        config.notes.append("dynamic RoPE is served inside the trained length only, where it equals the default")
+    return distinct
