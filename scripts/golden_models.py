@@ -6,6 +6,7 @@ Needs torch and transformers.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ class _Factors(nn.Module):
         return self.ALinear(self.BLinear(x))
 
 
-def class_for(config: dict[str, Any]) -> Any:
+def class_for(config: Mapping[str, Any]) -> Any:
     """What reads a golden's folder: one of the classes above, or transformers' own by the config's name."""
     if config["model_type"] == NasConfig.model_type:
         return NasForCausalLM

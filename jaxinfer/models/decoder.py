@@ -41,7 +41,7 @@ class DecoderLayer(nnx.Module):
         model = (config.hidden_size,)
         if self.mixer is not None:
             if isinstance(self.mixer, LinearConfig):
-                self.attention = Straight(config, self.mixer, dtype, rngs)
+                self.attention: Attention | Straight = Straight(config, self.mixer, dtype, rngs)
             else:
                 self.attention = Attention(config, shape, layer, dtype, rngs)
             if config.pre_norm:
@@ -50,7 +50,7 @@ class DecoderLayer(nnx.Module):
                 self.attention_post_norm = RMSNorm(config, model, ("embed",), dtype)
         if self.feed_forward is not None:
             if isinstance(self.feed_forward, LinearConfig):
-                self.mlp = Straight(config, self.feed_forward, dtype, rngs)
+                self.mlp: Mlp | Straight = Straight(config, self.feed_forward, dtype, rngs)
             elif isinstance(self.feed_forward, MoeConfig):
                 self.moe = Moe(config, shape, layer, dtype, rngs)
             else:
@@ -84,7 +84,7 @@ class DecoderLayer(nnx.Module):
     def _feed_forward(self, x: jax.Array, context: StepContext) -> jax.Array:
         if isinstance(self.feed_forward, MoeConfig):
             return self.moe(x, context.valid, context.multiply, context.multiply_experts, context.gate)
-        if isinstance(self.feed_forward, LinearConfig):
+        if isinstance(self.mlp, Straight):
             return self.mlp(x, context.multiply)
         return self.mlp(x, context.multiply, context.gate)
 

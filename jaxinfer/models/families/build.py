@@ -50,7 +50,9 @@ def build(
         query_scale: multiplies the product of query and key; None: the usual head_dim ** -0.5.
         feed_forwards: of each layer, what works on each token alone; None: the MLP that `common` describes.
 
-    The other arguments are fields of `ModelConfig`, `AttentionConfig` and `MlpConfig`. Raises ConfigError for values that contradict each other.
+    The other arguments are fields of `ModelConfig`, `AttentionConfig` and `MlpConfig`.
+
+    Raises ConfigError for values that contradict each other.
     """
     distinct = _distinct(config, ropes)
     mixer = AttentionConfig(
@@ -66,12 +68,10 @@ def build(
         out_bias=attention_out_bias,
     )
     mlp = MlpConfig(common.intermediate_size, activation=common.activation, bias=mlp_bias, gated=mlp_gated)
-    parts = feed_forwards or [mlp] * common.num_layers
-    places = [None if rope is None else distinct.index(rope) for rope in ropes]
-    mixers = (dataclasses.replace(mixer, sliding_window=w, rope=r) for w, r in zip(windows, places, strict=True))
+    layers = _layers(mixer, windows, ropes, distinct, feed_forwards or [mlp] * common.num_layers)
     return ModelConfig(
         architecture=config.architecture,
-        layers=tuple(LayerConfig(mixer, part) for mixer, part in zip(mixers, parts, strict=True)),
+        layers=layers,
         ropes=distinct,
         norm_offset=norm_offset,
         norm_scale_float32=norm_scale_float32,
@@ -94,3 +94,16 @@ def _distinct(config: ConfigReader, ropes: Sequence[RopeConfig | None]) -> tuple
     if any(rope.kind == "dynamic" for rope in distinct):
         config.notes.append("dynamic RoPE is served inside the trained length only, where it equals the default")
     return distinct
+
+
+def _layers(
+    mixer: AttentionConfig,
+    windows: Sequence[int | None],
+    ropes: Sequence[RopeConfig | None],
+    distinct: Sequence[RopeConfig],
+    parts: Sequence[FeedForward],
+) -> tuple[LayerConfig, ...]:
+    """Layers that differ in window, rotary embedding and what works on each token alone."""
+    places = [None if rope is None else distinct.index(rope) for rope in ropes]
+    mixers = (dataclasses.replace(mixer, sliding_window=w, rope=r) for w, r in zip(windows, places, strict=True))
+    return tuple(LayerConfig(one, part) for one, part in zip(mixers, parts, strict=True))
