@@ -145,9 +145,10 @@ _GRANITE_MOE = (
     Rule(f"{_LAYER}shared_mlp.input_linear.weight", f"{_OURS}moe.shared.gate_up.weight", "gate_up"),
     Rule(f"{_LAYER}shared_mlp.output_linear.weight", f"{_OURS}moe.shared.down.weight"),
 )
+_SINKS = (Rule(f"{_LAYER}self_attn.sinks", f"{_OURS}attention.sinks", "sinks"),)
 _GPT_OSS = (
     *_WITH_EXPERTS,
-    Rule(f"{_LAYER}self_attn.sinks", f"{_OURS}attention.sinks", "sinks"),
+    *_SINKS,
     *_router("mlp.router"),
     Rule(f"{_LAYER}mlp.experts.gate_up_proj", f"{_OURS}moe.gate_up.weight", "experts_gate_up"),
     Rule(f"{_LAYER}mlp.experts.gate_up_proj_bias", f"{_OURS}moe.gate_up.bias", "experts_gate_up"),
@@ -182,6 +183,7 @@ FAMILY_RULES: Mapping[str, tuple[Rule, ...]] = {
     ),
     "Qwen3MoeForCausalLM": (*_QWEN_MOE, *_HEAD_NORMS, *_PRE_NORMS),
     "OlmoeForCausalLM": (*_QWEN_MOE, *_WHOLE_NORMS, *_PRE_NORMS),
+    "GraniteSWAForCausalLM": (*_SEPARATE, *_SINKS, *_PRE_NORMS),
     "GraniteMoeForCausalLM": (*_GRANITE_MOE, *_PRE_NORMS),
     "GraniteMoeSharedForCausalLM": (*_GRANITE_MOE, *_PRE_NORMS),
     "Glm4MoeForCausalLM": (

@@ -32,9 +32,9 @@ MAX_FILE_BYTES, MAX_TOTAL_BYTES = 150_000, 7_500_000
 
 EXPECTED_CASES = [
     "apertus", "arcee", "arcee_bias", "exaone4", "gemma2", "gemma3", "gemma3_linear", "gemma3_whole", "glm4_moe",
-    "gpt_oss", "granite", "granite_moe", "granite_moe_shared", "hunyuan", "hunyuan_bias", "llama", "llama3_rope",
-    "llama_bias", "llama_dynamic", "llama_linear", "llama_tp8", "llama_yarn", "llama_yarn_mscale", "low_rank",
-    "ministral3", "mistral", "mistral3", "mixtral", "nemotron_nas", "olmo2", "olmo3", "olmoe", "phi3",
+    "gpt_oss", "granite", "granite_moe", "granite_moe_shared", "granite_swa", "hunyuan", "hunyuan_bias", "llama",
+    "llama3_rope", "llama_bias", "llama_dynamic", "llama_linear", "llama_tp8", "llama_yarn", "llama_yarn_mscale",
+    "low_rank", "ministral3", "mistral", "mistral3", "mixtral", "nemotron_nas", "olmo2", "olmo3", "olmoe", "phi3",
     "phi3_longrope", "phi3_partial", "phi4_mini", "qwen2", "qwen2_5_vl", "qwen2_moe", "qwen2_window", "qwen2_yarn",
     "qwen3", "qwen3_moe", "qwen3_vl", "seed_oss", "smollm", "smollm3",
 ]  # fmt: skip
@@ -132,7 +132,7 @@ def test_files_are_small() -> None:
 def test_the_cases_together_cover_families_spellings_and_rope_types() -> None:
     configs = [load_case(name).config for name in EXPECTED_CASES]
     families = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3"}
-    families |= {"exaone4", "seed_oss", "olmo3", "arcee", "hunyuan_v1_dense", "apertus", "nemotron-nas"}
+    families |= {"exaone4", "seed_oss", "olmo3", "arcee", "hunyuan_v1_dense", "apertus", "nemotron-nas", "granite_swa"}
     families |= {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "granitemoeshared", "glm4_moe", "gpt_oss"}
     families |= {"ministral3", "gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl"}
     assert {config["model_type"] for config in configs} == families

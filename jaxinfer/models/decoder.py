@@ -43,7 +43,7 @@ class DecoderLayer(nnx.Module):
         model = (config.hidden_size,)
         if self.mixer is not None:
             if isinstance(self.mixer, LinearConfig):
-                self.attention = Straight(config, self.mixer, dtype, rngs)
+                self.attention: Attention | Straight = Straight(config, self.mixer, dtype, rngs)
             else:
                 self.attention = Attention(config, shape, layer, dtype, rngs)
             if config.pre_norm:
@@ -52,7 +52,7 @@ class DecoderLayer(nnx.Module):
                 self.attention_post_norm = RMSNorm(config, model, ("embed",), dtype)
         if self.feed_forward is not None:
             if isinstance(self.feed_forward, LinearConfig):
-                self.mlp = Straight(config, self.feed_forward, dtype, rngs)
+                self.mlp: Mlp | Straight = Straight(config, self.feed_forward, dtype, rngs)
             elif isinstance(self.feed_forward, MoeConfig):
                 self.moe = Moe(config, shape, layer, dtype, rngs)
             else:

@@ -20,7 +20,7 @@ from jaxinfer.models.families.exaone4 import exaone4
 from jaxinfer.models.families.gemma import gemma2, gemma3
 from jaxinfer.models.families.glm import glm4_moe
 from jaxinfer.models.families.gpt_oss import gpt_oss
-from jaxinfer.models.families.granite import granite, granite_moe
+from jaxinfer.models.families.granite import granite, granite_moe, granite_swa
 from jaxinfer.models.families.hunyuan import hunyuan_dense
 from jaxinfer.models.families.llama import llama
 from jaxinfer.models.families.mistral import ministral3, mistral, mixtral
@@ -96,6 +96,7 @@ register("MixtralForCausalLM", "mixtral", mixtral)
 register("Qwen2MoeForCausalLM", "qwen2_moe", qwen2_moe)
 register("Qwen3MoeForCausalLM", "qwen3_moe", qwen3_moe)
 register("OlmoeForCausalLM", "olmoe", olmoe)
+register("GraniteSWAForCausalLM", "granite_swa", granite_swa)
 register("GraniteMoeForCausalLM", "granitemoe", granite_moe)
 register("GraniteMoeSharedForCausalLM", "granitemoeshared", granite_moe)
 register("Glm4MoeForCausalLM", "glm4_moe", glm4_moe)

@@ -1,5 +1,5 @@
 """Golden cases of families that differ from others by few switches: EXAONE 4, Seed-OSS, OLMo 3, Arcee, Hunyuan,
-Apertus."""
+Apertus, Granite with windows."""
 
 from __future__ import annotations
 
@@ -196,5 +196,32 @@ def apertus() -> CaseSpec:
     )
 
 
+def granite_swa() -> CaseSpec:
+    """Layers 0 and 4 see everything, layer 0 without positions; the others have a window and thetas of their own."""
+    config = base(
+        "GraniteSWAForCausalLM", "granite_swa", vocab_size=121, tie_word_embeddings=True, num_hidden_layers=5,
+        attention_bias=False, mlp_bias=False, embedding_multiplier=2.0, residual_multiplier=0.7,
+        attention_multiplier=0.375, logits_scaling=0.75, sliding_window=19,
+        layer_rope_theta=[0, 10000.0, 10000.0, 500.0, 10000.0],
+    )  # fmt: skip
+    kinds = ["full_attention"] + ["sliding_attention"] * 3 + ["full_attention"]
+    return CaseSpec(
+        name="granite_swa",
+        config=old(config, theta=10000.0),
+        config_alt=new(config, DEFAULT_ROPE, layer_types=kinds),
+        scales={r"embed_tokens": 0.1, r"[qk]_proj": 0.12, r"sinks": 8.0},
+        tensor_parallel=(1, 2),
+        flags=(
+            flag("sinks", tensor_zeros=r"sinks$"),
+            set_flag("sliding_window", 20, name="sliding_window+1"),
+            set_flag("layer_rope_theta", [10000.0, 10000.0, 10000.0, 500.0, 10000.0], name="layer_0_rotates"),
+            set_flag("layer_rope_theta", [0, 10000.0, 10000.0, 10000.0, 10000.0], name="layer_3_theta"),
+            set_flag("layer_types", ["sliding_attention"] * 5),
+            set_flag("attention_multiplier", 0.25),
+            set_flag("residual_multiplier", 1.0),
+        ),
+    )
+
+
 def alias_cases() -> list[CaseSpec]:
-    return [exaone4(), seed_oss(), olmo3(), *arcee(), *hunyuan(), apertus()]
+    return [exaone4(), seed_oss(), olmo3(), *arcee(), *hunyuan(), apertus(), granite_swa()]

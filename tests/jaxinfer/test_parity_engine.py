@@ -25,6 +25,7 @@ LIKE_A_SIBLING = frozenset(
         "gemma3_linear",
         "gemma3_whole",  # gemma3 in a checkpoint with a vision tower; so are mistral3, qwen2_5_vl and qwen3_vl
         "granite",  # llama with factors
+        "granite_swa",  # gpt_oss has its sinks, smollm3 layers without positions
         "hunyuan",  # qwen3, with norms behind the rotation
         "hunyuan_bias",
         "llama3_rope",

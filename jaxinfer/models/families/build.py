@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from jaxinfer.config import AttentionConfig, FeedForward, LayerConfig, MlpConfig, ModelConfig, QkNorm, RopeConfig
 from jaxinfer.models.config_reader import ConfigReader
@@ -54,12 +54,12 @@ def build(
 
     Raises ConfigError for values that contradict each other.
     """
-    distinct = tuple(dict.fromkeys(rope for rope in ropes if rope is not None))
+    distinct = _distinct(config, ropes)
     mixer = AttentionConfig(
         common.num_heads,
         common.num_kv_heads,
         common.head_dim,
-        query_scale or common.head_dim**-0.5,
+        scale=query_scale or common.head_dim**-0.5,
         qk_norm=qk_norm,
         qk_norm_after_rope=qk_norm_after_rope,
         sinks=sinks,
@@ -68,12 +68,10 @@ def build(
         out_bias=attention_out_bias,
     )
     mlp = MlpConfig(common.intermediate_size, activation=common.activation, bias=mlp_bias, gated=mlp_gated)
-    parts = [mlp] * common.num_layers if feed_forwards is None else feed_forwards
-    mixers = _mixers(mixer, windows, [None if rope is None else distinct.index(rope) for rope in ropes])
-    _note_dynamic(config, distinct)
+    layers = _layers(mixer, windows, ropes, distinct, feed_forwards or [mlp] * common.num_layers)
     return ModelConfig(
         architecture=config.architecture,
-        layers=tuple(map(LayerConfig, mixers, parts)),
+        layers=layers,
         ropes=distinct,
         norm_offset=norm_offset,
         norm_scale_float32=norm_scale_float32,
@@ -90,14 +88,22 @@ def build(
     )
 
 
-def _mixers(
-    like: AttentionConfig, windows: Sequence[int | None], ropes: Sequence[int | None]
-) -> Iterator[AttentionConfig]:
-    """Each layer's attention, alike but for its window and its rope."""
-    for window, rope in zip(windows, ropes, strict=True):
-        yield dataclasses.replace(like, sliding_window=window, rope=rope)
-
-
-def _note_dynamic(config: ConfigReader, ropes: Sequence[RopeConfig]) -> None:
-    if any(rope.kind == "dynamic" for rope in ropes):
+def _distinct(config: ConfigReader, ropes: Sequence[RopeConfig | None]) -> tuple[RopeConfig, ...]:
+    """Each rotary embedding once, in the order of the layers. Adds a note where one ends early."""
+    distinct = tuple(dict.fromkeys(rope for rope in ropes if rope is not None))
+    if any(rope.kind == "dynamic" for rope in distinct):
         config.notes.append("dynamic RoPE is served inside the trained length only, where it equals the default")
+    return distinct
+
+
+def _layers(
+    mixer: AttentionConfig,
+    windows: Sequence[int | None],
+    ropes: Sequence[RopeConfig | None],
+    distinct: Sequence[RopeConfig],
+    parts: Sequence[FeedForward],
+) -> tuple[LayerConfig, ...]:
+    """Layers that differ in window, rotary embedding and what works on each token alone."""
+    places = [None if rope is None else distinct.index(rope) for rope in ropes]
+    mixers = (dataclasses.replace(mixer, sliding_window=w, rope=r) for w, r in zip(windows, places, strict=True))
+    return tuple(LayerConfig(one, part) for one, part in zip(mixers, parts, strict=True))

@@ -195,6 +195,16 @@ APERTUS_8B = published(
     },
 )  # fmt: skip
 
+# The defaults of its class: at hand was no config.json of one.
+GRANITE_SWA = _published(
+    "GraniteSWAForCausalLM", "granite_swa", attention_bias=False, attention_multiplier=1.0, bos_token_id=100257,
+    embedding_multiplier=1.0, eos_token_id=100257, hidden_act="silu", hidden_size=2560, intermediate_size=8192,
+    layer_rope_theta=None, layer_types=(["full_attention"] + ["sliding_attention"] * 3) * 6, logits_scaling=1.0,
+    max_position_embeddings=8192, mlp_bias=False, num_attention_heads=20, num_hidden_layers=24, num_key_value_heads=4,
+    residual_multiplier=1.0, rms_norm_eps=1e-05, rope_scaling=None, rope_theta=10000.0, sliding_window=128,
+    tie_word_embeddings=True, vocab_size=100352,
+)  # fmt: skip
+
 
 def _block(group: int | None, times: float | None) -> Config:
     attention = dict.fromkeys(("num_sink_tokens", "sparsify", "window_length"), None)
@@ -325,4 +335,5 @@ ALL = {
     "Hunyuan-7B": HUNYUAN_7B,
     "Apertus-8B": APERTUS_8B,
     "Nemotron-Super-49B": NEMOTRON_SUPER_49B,
+    "granite-swa": GRANITE_SWA,
 }

@@ -25,6 +25,7 @@ DEFAULTS = {
     "HunYuanDenseV1ForCausalLM": (290943, 4096, 32),
     "ApertusForCausalLM": (131072, 4096, 32),
     "DeciLMForCausalLM": (32000, 4096, 32),
+    "GraniteSWAForCausalLM": (100352, 2560, 4),
     "MixtralForCausalLM": (32000, 4096, 8),
     "Qwen2MoeForCausalLM": (151936, 2048, 16),
     "Qwen3MoeForCausalLM": (151936, 2048, 4),
@@ -46,7 +47,7 @@ NEEDED = {
 # Whose rms_norm_eps is 1e-5, and not 1e-6.
 LARGE_EPS = (
     "phi3", "olmo2", "mixtral", "olmoe", "glm4_moe", "gpt_oss", "olmo3", "exaone4", "arcee", "hunyuan_v1_dense",
-    "apertus", "ministral3", "qwen2_5_vl",
+    "apertus", "ministral3", "qwen2_5_vl", "granite_swa",
 )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def test_an_empty_config_gets_the_family_defaults(family: Family) -> None:
     config = model_config({"model_type": family.model_type} | around | NEEDED.get(family.model_type, {}))
     assert config.architecture == family.architecture
     assert (config.vocab_size, config.hidden_size, config.layers[0].mixer.num_kv_heads) == DEFAULTS[family.architecture]
-    assert config.tie_word_embeddings == family.model_type.startswith(("gemma", "smollm3"))
+    assert config.tie_word_embeddings == family.model_type.startswith(("gemma", "smollm3", "granite_swa"))
     assert config.norm_eps == (1e-5 if family.model_type in LARGE_EPS else 1e-6)
     gemma3 = {1e4, 1e6}
     thetas = {"gemma3_text": gemma3, "gemma3": gemma3, "smollm3": {2e6}, "ministral3": {1e6}, "qwen2_5_vl": {1e6}}

@@ -65,6 +65,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "mixer.qk_norm_after_rope": False, "eos_token_ids": (68, 72),
     },
     "Nemotron-Super-49B": {"pre_norm": True, "norm_eps": 1e-5, "tie_word_embeddings": False},
+    "granite-swa": {"mixer.sinks": True, "mixer.scale": 1.0, "logits_divisor": 1.0, "mixer.head_dim": 128},
     "Mixtral-8x7B": {
         "feed_forward.num_experts": 8, "feed_forward.router": RouterConfig(2),
         "feed_forward.expert": MlpConfig(14336), "feed_forward.shared": None, "mixer.num_kv_heads": 8,
@@ -127,6 +128,7 @@ ROPES: dict[str, tuple[float, str, int, float]] = {
     "Hunyuan-7B": (10000.0 * 1000.0 ** (128 / 126), "default", 128, 1.0),  # 11158840
     "Apertus-8B": (12000000.0, "llama3", 128, 1.0),
     "Nemotron-Super-49B": (500000.0, "llama3", 128, 1.0),
+    "granite-swa": (10000.0, "default", 128, 1.0),
     "Mixtral-8x7B": (1000000.0, "default", 128, 1.0),
     "Qwen1.5-MoE-A2.7B": (1000000.0, "default", 128, 1.0),
     "Qwen3-30B-A3B": (1000000.0, "default", 128, 1.0),
@@ -150,6 +152,7 @@ WINDOWS: dict[str, list[int | None]] = {
     "Phi-4-mini": [262144] * 6,
     "EXAONE-4.0-32B": [4096, 4096, 4096, None, 4096, 4096],
     "Olmo-3-7B": [4096, 4096, 4096, None, 4096, 4096],
+    "granite-swa": [None, 128, 128, 128, None, 128],
     "gpt-oss-20b": [128, None] * 3,
 }
 

@@ -39,39 +39,6 @@ def test_smollm3_layers_without_rope() -> None:
     assert [layer.mixer.sliding_window for layer in model_config(windowed).layers[:4]] == [None, 64, None, 64]
 
 
-def test_exaone4_layers_without_a_window_do_not_rotate() -> None:
-    config = model_config(hub_configs.EXAONE_4_32B)
-    assert [layer.mixer.rope for layer in config.layers[:8]] == [0, 0, 0, None, 0, 0, 0, None]
-    plain = {"sliding_window": None, "sliding_window_pattern": None, "layer_types": ["full_attention"] * 64}
-    config = model_config(changed("EXAONE-4.0-32B", **plain))
-    assert {(layer.mixer.rope, layer.mixer.sliding_window) for layer in config.layers} == {(0, None)}
-    counted = model_config(changed("EXAONE-4.0-32B", sliding_window_pattern=2, layer_types=None))
-    assert [layer.mixer.sliding_window for layer in counted.layers[:4]] == [4096, None, 4096, None]
-    with pytest.raises(ConfigError, match="sliding_window_pattern is 'LLLG'; without layer_types it must be"):
-        model_config(changed("EXAONE-4.0-32B", layer_types=None))
-
-
-def test_olmo3_stretches_the_layers_without_a_window_only() -> None:
-    config = model_config(hub_configs.OLMO_3_7B)
-    assert [config.ropes[layer.mixer.rope].kind for layer in config.layers[:4]] == ["default"] * 3 + ["yarn"]
-    assert config.notes == ()
-    other = model_config(changed("Olmo-3-7B", rope_theta=1e6))
-    assert [rope.theta for rope in other.ropes] == [1e6, 1e6]
-    assert "rope_theta = 1000000.0 counts for all layers; transformers 5.24 gives 500000.0" in other.notes[0]
-
-
-def test_hunyuans_alpha_stretches_theta_and_the_other_keys_say_nothing() -> None:
-    config = model_config(hub_configs.HUNYUAN_7B)
-    assert (config.dynamic_border, config.longest, config.notes) == (None, 32768, ())
-    plain = model_config(changed("Hunyuan-7B", rope_scaling={"type": "dynamic", "factor": 2.0}))
-    assert (plain.ropes[0].kind, plain.ropes[0].theta) == ("dynamic", 1e4)
-    for scaling, word in (({"alpha": -1.0}, "alpha is -1.0"), ({"alpha": 2.0, "gamma": 3}, "gamma = 3")):
-        with pytest.raises(ConfigError, match=word):
-            model_config(changed("Hunyuan-7B", rope_scaling={"type": "dynamic", **scaling}))
-    with pytest.raises(UnsupportedModelError, match="alpha"):
-        model_config(changed("Llama-2-7b", rope_scaling={"type": "dynamic", "factor": 1.0, "alpha": 2.0}))
-
-
 def test_qwen_windows() -> None:
     windowed = changed("Qwen2.5-7B", use_sliding_window=True, sliding_window=512, max_window_layers=26)
     assert [layer.mixer.sliding_window for layer in model_config(windowed).layers] == [None] * 26 + [512] * 2
@@ -175,6 +142,7 @@ UNSUPPORTED: list[tuple[str, dict[str, Any], list[str]]] = [
     ("Apertus-8B", {"post_norm": True}, ["post_norm", "True"]),
     ("Hunyuan-7B", {"use_cla": True}, ["use_cla", "True"]),
     ("Hunyuan-7B", {"attention_head_dim": 64}, ["attention_head_dim", "64", "128"]),
+    ("granite-swa", {"layer_types": ["chunked_attention"] * 24}, ["layer_types", "chunked_attention"]),
     ("EXAONE-4.0-32B", {"attention_bias": True}, ["attention_bias", "True"]),
 ]
 
@@ -209,6 +177,8 @@ MALFORMED: list[tuple[str, dict[str, Any], list[str]]] = [
     ("Qwen2.5-7B", {"layer_types": ["full_attention"] * 3}, ["layer_types", "28"]),
     ("Qwen2.5-7B", {"use_sliding_window": True, "max_window_layers": "28"}, ["max_window_layers", "'28'"]),
     ("SmolLM3-3B", {"no_rope_layers": [1, 0]}, ["no_rope_layers", "36"]),
+    ("granite-swa", {"layer_rope_theta": [1e4]}, ["layer_rope_theta", "24 layers"]),
+    ("granite-swa", {"layer_rope_theta": [-1.0] * 24}, ["layer_rope_theta", "24 layers"]),
 ]
 
 
