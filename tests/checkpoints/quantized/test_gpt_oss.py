@@ -66,6 +66,11 @@ def test_experts_are_what_the_dense_ones_are(pair: Pair) -> None:
         wide = parameters(dense)[path]
         np.testing.assert_array_equal(np.asarray(dequantize(weight)), np.asarray(wide), err_msg=path)
         assert weight.nbytes == wide.size * 17 // 32
+
+
+@pytest.mark.longer
+def test_the_model_is_the_dense_one(pair: Pair) -> None:
+    dense, model = load_model(pair.dense), load_model(pair.quantized)
     logits, expected = dense_logits(model, PROMPT), dense_logits(dense, PROMPT)
     assert relative(logits, expected) < 1e-5
 
