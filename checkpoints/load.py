@@ -74,7 +74,7 @@ def decoder_parameters(
 
 def canonical_shapes(config: ModelConfig, dtype: np.dtype) -> dict[str, tuple[int, ...]]:
     """{dotted path: shape} on one device: the layout that checkpoints are stored in."""
-    _, parameters, _ = decoder_parameters(config, ModelShape.of(config, 1), dtype)
+    _, parameters, _ = decoder_parameters(config, ModelShape.canonical(config), dtype)
     return {path: parameter.shape for path, parameter in parameters.items()}
 
 
@@ -184,7 +184,7 @@ class _Request:
         self.stored = stored
         self.folder, self.config, self.shape, self.dtype = folder, config, shape, dtype
         self.parameters = parameters
-        if shape.tp == 1:
+        if shape == ModelShape.canonical(config):
             self.canonical = {path: parameter.shape for path, parameter in parameters.items()}
         else:
             self.canonical = canonical_shapes(config, dtype)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from checkpoints.family_tables import FAMILY_RULES
+from checkpoints.family_tables import FAMILY_RULES, LOW_RANK
 from checkpoints.files import CheckpointError
 from checkpoints.language_model import spelling_of
 from checkpoints.layouts import Dims, Layout, Placement, Rule, Shape, layout_of
@@ -119,6 +119,10 @@ def family_rules(config: ModelConfig, folder: Path, names: Container[str]) -> It
             elif isinstance(layer.feed_forward, MoeConfig):
                 for e in range(layer.feed_forward.num_experts):
                     yield Rule(source.format(i=i, e=e), target, rule.transform, e)
+    for i, layer in enumerate(config.layers):
+        for rule in LOW_RANK if layer.ranks.given else ():
+            if rule not in rules:
+                yield Rule(spelling.of(rule.source).format(i=i), rule.target.format(i=i), rule.transform)
 
 
 def _match(source: TensorSource, rule: Rule, layout: Layout) -> Entry:

@@ -21,7 +21,7 @@ from typing import Any
 
 from checkpoints.files import CONFIG_FILE, STORAGE_FORMAT_VERSION, CheckpointError, is_converted, read_stored
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig, require
-from jaxinfer.models.stored_matrix import StoredMatrix, input_axes, input_sizes, layer_of
+from jaxinfer.models.stored_matrix import StoredMatrix, input_sizes, layer_of, matrix_names
 
 KEY = "storage"
 KV_CACHE_DTYPES = ("int8", "fp8")
@@ -94,7 +94,7 @@ def parse_storage(data: Mapping[str, Any], config: ModelConfig) -> Storage:
 def _matrix(path: str, described: Any, config: ModelConfig) -> StoredMatrix:
     where = f"{KEY}.matrices[{path!r}]"
     layer = layer_of(path)
-    if layer is None or input_axes(path) is None or layer >= config.num_layers:
+    if layer is None or path.removesuffix(".weight") not in set(matrix_names(config)):
         raise ConfigError(f"{where}: there is no such matrix in {config.num_layers} layers")
     known = {one.name for one in dataclasses.fields(StoredMatrix)}
     if not isinstance(described, dict) or described.keys() != known:

@@ -31,6 +31,8 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from golden_models import class_for  # noqa: E402
+
 from tests.golden_recipe import (  # noqa: E402
     GOLDENS,
     Flag,
@@ -40,6 +42,8 @@ from tests.golden_recipe import (  # noqa: E402
     flag_from_json,
     write_checkpoint,
 )
+from tests.goldens_lib.alias_cases import alias_cases  # noqa: E402
+from tests.goldens_lib.cut_cases import cut_cases  # noqa: E402
 from tests.goldens_lib.family_cases import family_cases  # noqa: E402
 from tests.goldens_lib.gemma_phi_cases import gemma_phi_cases  # noqa: E402
 from tests.goldens_lib.llama_cases import llama_cases  # noqa: E402
@@ -63,7 +67,7 @@ def load_model(case: GoldenCase, *, alt: bool = False, flag: Flag | None = None)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(case, folder, alt=alt, flag=flag)
         # torch's grouped product takes neither odd widths nor float64, which the loop over experts does.
-        model, info = model_class(case.config).from_pretrained(
+        model, info = class_for(case.config).from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -98,16 +102,21 @@ def published_state(model: Any) -> dict[str, np.ndarray]:
 
 def make_specs(spec: CaseSpec) -> dict[str, TensorSpec]:
     """What each tensor of the model is drawn from: shapes from transformers, kinds from the tensors' names."""
+    cls = class_for(spec.config)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(spec.config))
-        config = transformers.AutoConfig.from_pretrained(folder)
-    model = model_class(spec.config)(config)
+        own = getattr(cls, "config_class", None)
+        config = (own or transformers.AutoConfig).from_pretrained(folder)
+    model = cls.from_config(config) if own is None else cls(config)
     scales = list((spec.scales or {}).items()) + list(DEFAULT_SCALES.items())
 
     def describe(name: str, shape: tuple[int, ...]) -> TensorSpec:
         scale = next((scale for key, scale in scales if re.search(key, name)), None)
         if re.match(spec.others, name):  # drawn, so that a file has them; nothing that is compared looks at them
             return TensorSpec(shape, "matrix", 0.02)
+        if ".act_fn." in name:  # xIELU's numbers: eps is next to zero, or the activation would jump there
+            kind = "norm" if name.endswith("beta") else "bias"
+            return TensorSpec(shape, kind, 1e-3 if name.endswith("eps") else 1.0)
         if len(shape) == 1 and name.endswith(".bias"):
             return TensorSpec(shape, "bias")
         if len(shape) == 1 and name.endswith("sinks"):
@@ -322,8 +331,8 @@ def make_case(spec: CaseSpec, options: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    groups = (llama_cases(), family_cases(), gemma_phi_cases(), moe_cases(), wrapper_cases())
-    specs = {spec.name: spec for cases in groups for spec in cases}
+    makers = (llama_cases, family_cases, gemma_phi_cases, moe_cases, alias_cases, cut_cases, wrapper_cases)
+    specs = {spec.name: spec for maker in makers for spec in maker()}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=sorted(specs), help="only this one (repeatable)")
     parser.add_argument("--max-seeds", type=int, default=60, help="weight seeds to try per case")

@@ -21,7 +21,7 @@ from checkpoints.reader import TensorSource
 from checkpoints.rules import check_coverage, family_rules
 from checkpoints.side_files import quantization_settings, tensor_names
 from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
-from jaxinfer.models.stored_matrix import StoredMatrix, has_matrix, input_axes
+from jaxinfer.models.stored_matrix import StoredMatrix, input_axes, matrix_names
 
 WEIGHT, BIAS = ".weight", ".bias"
 
@@ -161,7 +161,8 @@ def plan_quantized(
 
 
 def _matrix_rules(config: ModelConfig, folder: Path, names: Container[str]) -> list[Rule]:
-    return [rule for rule in family_rules(config, folder, names) if has_matrix(rule.target, config)]
+    there = {f"{name}{WEIGHT}" for name in matrix_names(config)}
+    return [rule for rule in family_rules(config, folder, names) if rule.target in there]
 
 
 def _names(config: ModelConfig, rule: Rule) -> Names:

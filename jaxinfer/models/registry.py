@@ -13,18 +13,25 @@ from typing import Any
 
 from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
 from jaxinfer.models.config_reader import ConfigReader, Values
+from jaxinfer.models.families.apertus import apertus
+from jaxinfer.models.families.arcee import arcee
+from jaxinfer.models.families.decilm import decilm
+from jaxinfer.models.families.exaone4 import exaone4
 from jaxinfer.models.families.gemma import gemma2, gemma3
 from jaxinfer.models.families.glm import glm4_moe
 from jaxinfer.models.families.gpt_oss import gpt_oss
 from jaxinfer.models.families.granite import granite, granite_moe
+from jaxinfer.models.families.hunyuan import hunyuan_dense
 from jaxinfer.models.families.llama import llama
 from jaxinfer.models.families.mistral import ministral3, mistral, mixtral
 from jaxinfer.models.families.multimodal import GEMMA3, MISTRAL3, QWEN2_5_VL, QWEN3_VL
-from jaxinfer.models.families.olmo2 import olmo2, olmoe
+from jaxinfer.models.families.olmo import olmo2, olmo3, olmoe
 from jaxinfer.models.families.phi3 import phi3
 from jaxinfer.models.families.qwen import qwen2, qwen3
 from jaxinfer.models.families.qwen_moe import qwen2_moe, qwen3_moe
+from jaxinfer.models.families.seed_oss import seed_oss
 from jaxinfer.models.families.smollm3 import smollm3
+from jaxinfer.models.low_rank import with_ranks
 from jaxinfer.models.wrappers import TEXT_CONFIG, TOKENS, TextModels, text_settings, wrapped
 
 ReadFamily = Callable[[ConfigReader], ModelConfig]
@@ -66,10 +73,11 @@ def register(architecture: str, model_type: str, read: ReadFamily | TextModels, 
     FAMILIES[architecture] = family
 
 
-register("LlamaForCausalLM", "llama", llama, aliases=("LLaMAForCausalLM",))  # of the first conversions to transformers
+# Other names: of the first conversions to transformers, and of ASVD4LLM (`jaxinfer.models.low_rank`).
+register("LlamaForCausalLM", "llama", llama, aliases=("LLaMAForCausalLM", "ASVDLlamaForCausalLM"))
 register("MistralForCausalLM", "mistral", mistral)
 register("Ministral3ForCausalLM", "ministral3", ministral3)
-register("Qwen2ForCausalLM", "qwen2", qwen2)
+register("Qwen2ForCausalLM", "qwen2", qwen2, aliases=("ASVDQwen2ForCausalLM",))
 register("Qwen3ForCausalLM", "qwen3", qwen3)
 register("Gemma2ForCausalLM", "gemma2", gemma2)
 register("Gemma3ForCausalLM", "gemma3_text", gemma3)
@@ -77,6 +85,13 @@ register("Phi3ForCausalLM", "phi3", phi3)
 register("Olmo2ForCausalLM", "olmo2", olmo2)
 register("GraniteForCausalLM", "granite", granite)
 register("SmolLM3ForCausalLM", "smollm3", smollm3)
+register("Exaone4ForCausalLM", "exaone4", exaone4)
+register("SeedOssForCausalLM", "seed_oss", seed_oss)
+register("Olmo3ForCausalLM", "olmo3", olmo3)
+register("ArceeForCausalLM", "arcee", arcee)
+register("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", hunyuan_dense)
+register("ApertusForCausalLM", "apertus", apertus)
+register("DeciLMForCausalLM", "nemotron-nas", decilm)
 register("MixtralForCausalLM", "mixtral", mixtral)
 register("Qwen2MoeForCausalLM", "qwen2_moe", qwen2_moe)
 register("Qwen3MoeForCausalLM", "qwen3_moe", qwen3_moe)
@@ -106,7 +121,7 @@ def model_config(hf_config: dict[str, Any], generation_config: dict[str, Any] | 
     family = family_of(hf_config)
     reader = ConfigReader(hf_config, family.architecture, generation_config)
     try:
-        config = family.read(reader)
+        config = with_ranks(family.read(reader), reader)
     except ConfigError as error:
         raise type(error)(f"{error}{reader.defaults_in(str(error))}") from error
     reader.refuse_unread(supported_architectures())

@@ -62,6 +62,8 @@ class RopeRules:
         default: all settings where config.json has none.
         scales_queries: whether queries grow with the position, by `llama_4_scaling_beta`, which must be given.
         passed_over: keys that change nothing.
+        alpha: whether `dynamic` may have a fixed `alpha`, which stretches theta once and for all; its other keys then
+            say nothing.
     """
 
     theta: float = 10000.0
@@ -73,6 +75,7 @@ class RopeRules:
     default: Mapping[str, Any] = field(default_factory=dict)
     scales_queries: bool = False
     passed_over: tuple[str, ...] = ()
+    alpha: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,19 @@ def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int,
 
 
 def read_ropes_by_layer_type(
-    config: ConfigReader, head_dim: int, max_position_embeddings: int, rules: RopeRules, local_theta: float
+    config: ConfigReader,
+    head_dim: int,
+    max_position_embeddings: int,
+    rules: RopeRules,
+    local_theta: float,
+    local_key: str = "rope_local_base_freq",
 ) -> dict[str, RopeConfig]:
     """{layer type: its rotary embedding}, as Gemma 3 has it: `rope_scaling` and `rope_theta` are those of full layers,
     `rope_local_base_freq` is the theta of the others.
 
     Args:
-        local_theta: `rope_local_base_freq` where config.json has none.
+        local_theta: theta of the others where config.json has none.
+        local_key: what it is called.
 
     The other arguments, notes and errors are those of `read_rope`.
     """
@@ -153,7 +162,7 @@ def read_ropes_by_layer_type(
     home = "rope_scaling" if "rope_theta" in scaling else "rope_parameters.full_attention"
     inner = "rope_parameters.sliding_attention"
     _complete(full, "rope_theta", "rope_theta", f"{home}.rope_theta", config, rules.theta)
-    _complete(sliding, "rope_theta", "rope_local_base_freq", f"{inner}.rope_theta", config, local_theta)
+    _complete(sliding, "rope_theta", local_key, f"{inner}.rope_theta", config, local_theta)
     return {FULL: _rope_config(model, where, full), SLIDING: _rope_config(model, inner, sliding)}
 
 
@@ -201,6 +210,8 @@ def _rope_config(model: _Model, name: str, rope: dict[str, Any]) -> RopeConfig:
     theta = settings.number("rope_theta", 0.0)
     if theta <= 0:
         raise ConfigError(f"{name}: rope_theta is {theta}; it must be positive")
+    if kind == "dynamic" and _has_alpha(model.rules, rope):
+        kind, theta = "default", _stretched_by_alpha(settings, theta, rotary_dim)
     common: dict[str, Any] = {"kind": kind, "theta": theta, "rotary_dim": rotary_dim}
     if model.rules.scales_queries:
         common["query_scaling"] = settings.number(_QUERY_SCALING, 0.0)
@@ -238,6 +249,8 @@ def _kind(model: _Model, name: str, rope: Values) -> str:
             f"{sorted(model.rules.types)}"
         )
     required, optional = _KEYS[kind]
+    if kind == "dynamic" and _has_alpha(model.rules, rope):
+        required, optional = ("alpha",), ("factor", *_KEYS["yarn"][1])
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *required, *optional, *model.rules.passed_over}
     if model.rules.scales_queries:
         known |= {_QUERY_SCALING, "max_position_embeddings"}  # the latter says again what is at the top
@@ -248,6 +261,18 @@ def _kind(model: _Model, name: str, rope: Values) -> str:
     if missing := sorted(key for key in required if _missing(rope, key, f"{kind}.{key}")):
         raise ConfigError(f"{name} lacks {missing}, which rope type {kind} needs")
     return str(kind)
+
+
+def _has_alpha(rules: RopeRules, rope: Values) -> bool:
+    return rules.alpha and bool(rope.get("alpha"))
+
+
+def _stretched_by_alpha(settings: _Settings, theta: float, rotary_dim: int) -> float:
+    """Theta by NTK-aware scaling with a fixed alpha, which as transformers 5.24 has it is theta alpha^(d / (d - 2))."""
+    alpha = settings.number("alpha", 1.0)
+    if alpha <= 0 or rotary_dim <= 2:
+        raise ConfigError(f"{settings.name}.alpha is {alpha} with heads of {rotary_dim}; it must be positive, beyond 2")
+    return float(theta * alpha ** (rotary_dim / (rotary_dim - 2)))
 
 
 def _share(model: _Model, settings: _Settings) -> float:

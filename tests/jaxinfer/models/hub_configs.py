@@ -134,6 +134,101 @@ SMOLLM3_3B = _published(
     rope_scaling=None, rope_theta=5000000.0, sliding_window=None, use_sliding_window=False, vocab_size=128256,
 )  # fmt: skip
 
+EXAONE_4_32B = _published(
+    "Exaone4ForCausalLM", "exaone4", bos_token_id=1, eos_token_id=361, head_dim=128, hidden_act="silu",
+    hidden_size=5120, intermediate_size=27392, layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 16,
+    max_position_embeddings=131072, num_attention_heads=40, num_hidden_layers=64, num_key_value_heads=8, pad_token_id=0,
+    rms_norm_eps=1e-05, rope_theta=1000000, sliding_window=4096, sliding_window_pattern="LLLG",
+    tie_word_embeddings=False, vocab_size=102400,
+    rope_scaling={
+        "factor": 16.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+)  # fmt: skip
+
+SEED_OSS_36B = _published(
+    "SeedOssForCausalLM", "seed_oss", attention_bias=True, attention_out_bias=False, bos_token_id=0, eos_token_id=2,
+    head_dim=128, hidden_act="silu", hidden_size=5120, intermediate_size=27648, max_position_embeddings=524288,
+    mlp_bias=False, num_attention_heads=80, num_hidden_layers=64, num_key_value_heads=8, pad_token_id=1,
+    residual_dropout=0.1, rms_norm_eps=1e-06, rope_scaling={"rope_type": "default"}, rope_theta=10000000.0,
+    tie_word_embeddings=False, vocab_size=155136,
+)  # fmt: skip
+
+OLMO_3_7B = _published(
+    "Olmo3ForCausalLM", "olmo3", attention_bias=False, eos_token_id=100257, hidden_act="silu", hidden_size=4096,
+    intermediate_size=11008, layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 8,
+    max_position_embeddings=65536, num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=32,
+    pad_token_id=100277, rms_norm_eps=1e-06, rope_theta=500000, sliding_window=4096, tie_word_embeddings=False,
+    vocab_size=100278,
+    rope_scaling={
+        "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0,
+        "original_max_position_embeddings": 8192, "rope_type": "yarn",
+    },
+)  # fmt: skip
+
+AFM_4_5B = _published(
+    "ArceeForCausalLM", "arcee", attention_bias=False, bos_token_id=128000, eos_token_id=128003, head_dim=128,
+    hidden_act="relu2", hidden_size=2560, intermediate_size=18432, max_position_embeddings=65536, mlp_bias=False,
+    num_attention_heads=20, num_hidden_layers=36, num_key_value_heads=4, rms_norm_eps=1e-05, rope_theta=10000.0,
+    tie_word_embeddings=False, vocab_size=128004,
+    rope_scaling={
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 20.0, "mscale": 1.0, "original_max_position_embeddings": 4096,
+        "rope_type": "yarn", "type": "yarn",
+    },
+)  # fmt: skip
+
+HUNYUAN_7B = _published(
+    "HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", add_classification_head=False, attention_bias=False,
+    attention_head_dim=128, bos_token_id=1, cla_share_factor=2, class_num=0, dense_list=[4096, 0], eod_token_id=3,
+    eos_token_id=127960, head_dim=128, hidden_act="silu", hidden_size=4096, im_end_id=5, im_newline_id=11,
+    im_start_id=4, intermediate_size=14336, mask_init_id=12, max_position_embeddings=32768, mlp_bias=False,
+    norm_type="rms", num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8, org_vocab_size=128167,
+    pad_token_id=127961, pool_type="last", pretraining_tp=1, rms_norm_eps=1e-05, rope_theta=10000.0, text_end_id=7,
+    text_start_id=6, tie_word_embeddings=True, use_cla=False, use_qk_norm=True, vocab_size=128167,
+    rope_scaling={
+        "alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "type": "dynamic",
+    },
+)  # fmt: skip
+
+APERTUS_8B = _published(
+    "ApertusForCausalLM", "apertus", attention_bias=False, bos_token_id=1, eos_token_id=[68, 72], hidden_act="xielu",
+    hidden_dropout=0.0, hidden_size=4096, intermediate_size=21504, max_position_embeddings=65536, mlp_bias=False,
+    num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8, pad_token_id=3, post_norm=False, qk_norm=True,
+    rms_norm_eps=1e-05, rope_theta=12000000, tie_word_embeddings=False, vocab_size=131072,
+    rope_scaling={
+        "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+        "rope_type": "llama3", "type": "llama3",
+    },
+)  # fmt: skip
+
+
+def _block(group: int | None, times: float | None) -> Config:
+    attention = dict.fromkeys(("num_sink_tokens", "sparsify", "window_length"), None)
+    attention |= {"unshifted_sink": False, "use_prefill_window_in_sink_attention": False}
+    return {
+        "attention": {"n_heads_in_group": group, "no_op": group is None, "replace_with_linear": False} | attention,
+        "ffn": {"ffn_mult": times, "no_op": times is None, "replace_with_linear": False, "sparsify": None},
+    }
+
+
+# The first 12 of its 80 layers.
+NEMOTRON_SUPER_49B = _published(
+    "DeciLMForCausalLM", "nemotron-nas", attention_bias=False, bos_token_id=128000,
+    auto_map={"AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM"}, eos_token_id=[128001, 128008, 128009],
+    hidden_act="silu", hidden_size=8192, intermediate_size=None, max_position_embeddings=131072, mlp_bias=False,
+    num_attention_heads=64, num_hidden_layers=12, num_key_value_heads=None, pretraining_tp=1, rms_norm_eps=1e-05,
+    rope_theta=500000.0, tie_word_embeddings=False, vocab_size=128256,
+    block_configs=[
+        _block(8, 2.625), *([_block(8, 5.25)] * 5), *([_block(None, 2.625)] * 2), *([_block(8, 5.25)] * 3),
+        _block(None, 3.28125),
+    ],
+    rope_scaling={
+        "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+)  # fmt: skip
+
 MIXTRAL_8X7B = _published(
     "MixtralForCausalLM", "mixtral", bos_token_id=1, eos_token_id=2, hidden_act="silu", hidden_size=4096,
     intermediate_size=14336, max_position_embeddings=32768, num_attention_heads=32, num_experts_per_tok=2,
@@ -296,6 +391,13 @@ ALL = {
     "Ministral-3-8B-text": MINISTRAL_3_8B_TEXT,
     "Qwen2.5-VL-7B": QWEN2_5_VL_7B,
     "Qwen3-VL-8B": QWEN3_VL_8B,
+    "EXAONE-4.0-32B": EXAONE_4_32B,
+    "Seed-OSS-36B": SEED_OSS_36B,
+    "Olmo-3-7B": OLMO_3_7B,
+    "AFM-4.5B": AFM_4_5B,
+    "Hunyuan-7B": HUNYUAN_7B,
+    "Apertus-8B": APERTUS_8B,
+    "Nemotron-Super-49B": NEMOTRON_SUPER_49B,
 }
 
 
@@ -330,4 +432,7 @@ def respelled(config: Config) -> Config:
         period, count = new.pop("sliding_window_pattern", 6), config["num_hidden_layers"]
         kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(count)]
         new |= {"layer_types": kinds, "_sliding_window_pattern": period, "use_bidirectional_attention": False}
+    if config["model_type"] == "olmo3":
+        local = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+        rope = {"full_attention": rope, "sliding_attention": local}
     return new | {"rope_parameters": rope}

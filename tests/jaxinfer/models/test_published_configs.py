@@ -40,6 +40,30 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "logits_divisor": 8.0, "mixer.scale": 1 / 64, "vocab_size": 49155,
     },
     "SmolLM3-3B": {"tie_word_embeddings": True, "bos_token_id": 128000, "eos_token_ids": (128012,)},
+    "EXAONE-4.0-32B": {
+        "pre_norm": False, "post_norm": True, "mixer.qk_norm": "head", "mixer.num_heads": 40, "mixer.num_kv_heads": 8,
+        "norm_scale_float32": False,
+    },
+    "Seed-OSS-36B": {
+        "mixer.qkv_bias": True, "mixer.out_bias": False, "mixer.head_dim": 128, "mixer.num_heads": 80, "pre_norm": True,
+    },
+    "Olmo-3-7B": {
+        "pre_norm": False, "post_norm": True, "mixer.qk_norm": "whole", "norm_scale_float32": True,
+        "bos_token_id": None,
+    },
+    "AFM-4.5B": {
+        "feed_forward.gated": False, "feed_forward.activation": "relu2", "feed_forward.bias": False,
+        "mixer.head_dim": 128, "mixer.num_heads": 20,
+    },
+    "Hunyuan-7B": {
+        "mixer.qk_norm": "head", "mixer.qk_norm_after_rope": True, "tie_word_embeddings": True,
+        "feed_forward.gated": True,
+    },
+    "Apertus-8B": {
+        "feed_forward.gated": False, "feed_forward.activation": "xielu", "mixer.qk_norm": "head",
+        "mixer.qk_norm_after_rope": False, "eos_token_ids": (68, 72),
+    },
+    "Nemotron-Super-49B": {"pre_norm": True, "norm_eps": 1e-5, "tie_word_embeddings": False},
     "Mixtral-8x7B": {
         "feed_forward.num_experts": 8, "feed_forward.router": RouterConfig(2),
         "feed_forward.expert": MlpConfig(14336), "feed_forward.shared": None, "mixer.num_kv_heads": 8,
@@ -95,6 +119,13 @@ ROPES: dict[str, tuple[float, str, int, float]] = {
     "OLMo-2-7B": (500000.0, "default", 128, 1.0),
     "granite-3.1-2b": (5000000.0, "default", 64, 1.0),
     "SmolLM3-3B": (5000000.0, "default", 128, 1.0),
+    "EXAONE-4.0-32B": (1000000.0, "llama3", 128, 1.0),
+    "Seed-OSS-36B": (10000000.0, "default", 128, 1.0),
+    "Olmo-3-7B": (500000.0, "default", 128, 1.0),
+    "AFM-4.5B": (10000.0, "yarn", 128, 0.1 * math.log(20.0) + 1.0),
+    "Hunyuan-7B": (10000.0 * 1000.0 ** (128 / 126), "default", 128, 1.0),  # 11158840
+    "Apertus-8B": (12000000.0, "llama3", 128, 1.0),
+    "Nemotron-Super-49B": (500000.0, "llama3", 128, 1.0),
     "Mixtral-8x7B": (1000000.0, "default", 128, 1.0),
     "Qwen1.5-MoE-A2.7B": (1000000.0, "default", 128, 1.0),
     "Qwen3-30B-A3B": (1000000.0, "default", 128, 1.0),
@@ -116,6 +147,8 @@ WINDOWS: dict[str, list[int | None]] = {
     "gemma-3-4b": [1024] * 5 + [None],
     "Phi-3-mini-128k": [262144] * 6,
     "Phi-4-mini": [262144] * 6,
+    "EXAONE-4.0-32B": [4096, 4096, 4096, None, 4096, 4096],
+    "Olmo-3-7B": [4096, 4096, 4096, None, 4096, 4096],
     "gpt-oss-20b": [128, None] * 3,
 }
 
@@ -138,7 +171,7 @@ def test_published_config(name: str) -> None:
     rope = config.ropes[0]
     assert (rope.theta, rope.kind, rope.rotary_dim) == ROPES[name][:3]
     assert rope.attention_factor == pytest.approx(ROPES[name][3], rel=1e-15)
-    assert [layer.mixer.sliding_window for layer in config.layers[:6]] == WINDOWS.get(name, [None] * 6)
+    assert [mixer.sliding_window for mixer in config.attentions[:6]] == WINDOWS.get(name, [None] * 6)
 
 
 @pytest.mark.parametrize("name", ALL)
