@@ -106,9 +106,9 @@ def _matrix(path: str, described: Any, config: ModelConfig) -> StoredMatrix:
         if not any(value is one or (value == one and type(value) is type(one)) for one in allowed):
             raise ConfigError(f"{where}.{name} is {value!r}; it must be one of {list(allowed)}")
     for kind, never in (("fp8", ("zeros",)), ("mxfp4", ("zeros", "order", "activations"))):
-        for name in never if described["kind"] == kind else ():
-            must_be = "null" if name == "activations" else "False"
-            require(not described[name], f"{where}.{name} is {described[name]!r}; it must be {must_be} for {kind}")
+        if described["kind"] == kind and (found := [name for name in never if described[name]]):
+            must_be = "null" if found[0] == "activations" else "False"
+            raise ConfigError(f"{where}.{found[0]} is {described[found[0]]!r}; it must be {must_be} for {kind}")
     group, inputs = described["group"], math.prod(input_sizes(path, config))
     even = 2 if described["kind"] == "int4" else 1
     if described["kind"] == "mxfp4" and (group != _BLOCK or type(group) is not int or inputs % _BLOCK):
