@@ -196,7 +196,7 @@ APERTUS_8B = published(
 )  # fmt: skip
 
 # The defaults of its class: at hand was no config.json of one.
-GRANITE_SWA = _published(
+GRANITE_SWA = published(
     "GraniteSWAForCausalLM", "granite_swa", attention_bias=False, attention_multiplier=1.0, bos_token_id=100257,
     embedding_multiplier=1.0, eos_token_id=100257, hidden_act="silu", hidden_size=2560, intermediate_size=8192,
     layer_rope_theta=None, layer_types=(["full_attention"] + ["sliding_attention"] * 3) * 6, logits_scaling=1.0,
