@@ -37,8 +37,6 @@ class DecoderLayer(nnx.Module):
         self.post_norm = config.post_norm
         self.residual_multiplier = config.residual_multiplier
         self.mixer, self.feed_forward = config.layers[layer].mixer, config.layers[layer].feed_forward
-        self.attention: Attention | Straight
-        self.mlp: Mlp | Straight
         ranks, sizes = config.layers[layer].ranks, shape.layers[layer]
         model = (config.hidden_size,)
         if self.mixer is not None:
