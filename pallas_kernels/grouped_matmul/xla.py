@@ -1,8 +1,9 @@
 """The grouped product in plain XLA.
 
-On a GPU and a TPU arrays go through `lax.ragged_dot_general`, which XLA has products of its own for. Elsewhere, and for
-quantized weights, blocks of rows run in a loop, each with one expert: what is widened or copied of the weights is one
-expert at a time, and experts without rows are not read. (Of a ragged dot XLA:CPU makes products with every expert.)
+On a GPU arrays go through `lax.ragged_dot_general`, which XLA has products of its own for. Elsewhere, and for quantized
+weights, blocks of rows run in a loop, each with one expert: what is widened or copied of the weights is one expert at a
+time, and experts without rows are not read. (Of a ragged dot XLA:CPU makes products with every expert; on a TPU it is a
+kernel that wants the outputs last, so all experts are copied before every product.)
 
 Legend: R rows, E experts, *O output axes of an expert, I its inputs, B rows of a block.
 """
@@ -27,7 +28,7 @@ def grouped_matmul(
     x: jax.Array, weight: jax.Array | QTensor, group_sizes: jax.Array, *, target: DeviceTarget
 ) -> jax.Array:
     """See `api.grouped_matmul`."""
-    if isinstance(weight, QTensor) or target.platform == "cpu":
+    if isinstance(weight, QTensor) or target.platform != "gpu":
         return _in_blocks(x, weight, group_sizes, target)
     return _ragged(x, weight, group_sizes)
 

@@ -56,6 +56,14 @@ def test_every_shape(topology: str) -> None:
     _check(topology, QWEN3[0], 8, 128, dtype=jnp.float32)
 
 
+@needs_libtpu
+def test_what_xla_serves_copies_no_experts() -> None:
+    """Arrays in float32: a turn for each expert that has rows, and no weight is written."""
+    _, program = compiled("v5e:2x2", QWEN3[0], 64, None, jnp.float32)
+    assert not program.kernels
+    assert program.temporaries <= _WORK, program
+
+
 def _check(topology: str, shape: Shape, rows: int, group: int | None, *, dtype: Any = jnp.bfloat16) -> None:
     """Beside the sums and activations nothing is written to memory, least of all a weight."""
     target, program = compiled(topology, shape, rows, group, dtype)
@@ -71,13 +79,13 @@ def _check(topology: str, shape: Shape, rows: int, group: int | None, *, dtype: 
 def compiled(
     topology: str, shape: Shape, rows: int, group: int | None, dtype: Any
 ) -> tuple[DeviceTarget, ProgramReport]:
-    """The product on one device, with bfloat16 weights or with int4 in groups."""
+    """The product on one device, with weights of the activations' type or with int4 in groups."""
     mesh = tensor_mesh([topology_mesh(topology).mesh.devices.flat[0]])
     target = DeviceTarget.of(mesh.devices.flat[0])
     experts, outputs, inputs = shape
 
     def arguments() -> Any:
-        wide = jnp.zeros((experts, *outputs, inputs), jnp.bfloat16)
+        wide = jnp.zeros((experts, *outputs, inputs), dtype)
         weight = wide if group is None else for_target(quantize(wide, "int4", group), target, leading=1)
         return jnp.zeros((rows, inputs), dtype), weight, jnp.zeros(experts, jnp.int32)
 

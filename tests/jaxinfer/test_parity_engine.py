@@ -25,6 +25,8 @@ LIKE_A_SIBLING = frozenset(
         "gemma3_linear",
         "gemma3_whole",  # gemma3 in a checkpoint with a vision tower; so are mistral3, qwen2_5_vl and qwen3_vl
         "granite",  # llama with factors
+        "granite_moe",  # gpt_oss chooses by the products, too
+        "granite_moe_shared",
         "granite_swa",  # gpt_oss has its sinks, smollm3 layers without positions
         "hunyuan",  # qwen3, with norms behind the rotation
         "hunyuan_bias",
@@ -38,12 +40,15 @@ LIKE_A_SIBLING = frozenset(
         "llama_yarn_mscale",
         "ministral3",  # llama_yarn, whose queries are multiplied by one number a token
         "mistral",  # qwen2_window has its window
+        "mixtral",  # qwen3_moe without norms of queries and keys
         "mistral3",
+        "olmoe",  # qwen3_moe whose norms are olmo2's
         "olmo3",  # olmo2, with windows and two ropes as gemma3
         "phi3",  # phi4_mini
         "phi3_longrope",  # phi4_mini has its two rotations
         "phi3_partial",
         "qwen2",
+        "qwen2_moe",  # glm4_moe has a shared expert, too
         "qwen2_5_vl",
         "qwen2_yarn",
         "seed_oss",  # llama_bias
