@@ -20,7 +20,7 @@ from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
 from jaxinfer.runtime.cpu_kernels import choose_form
 from jaxinfer.runtime.engine_builder import make_layout, probe_step
 from jaxinfer.runtime.kv_cache import Sizes, device_budget, gib, resolve_sizes
-from jaxinfer.sharding import named_sharding, tensor_size
+from jaxinfer.sharding import expert_size, model_size, named_sharding
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor
 
@@ -85,7 +85,7 @@ def abstract_model(
     stored: Mapping[str, StoredMatrix] | None = None,
 ) -> Model:
     """The model as shapes with shardings, no arrays. stored: {path: matrices that the checkpoint has quantized}."""
-    shape = ModelShape.of(config, tensor_size(mesh))
+    shape = ModelShape.of(config, model_size(mesh), expert_size(mesh))
     stored = stored or {}
     check_stored(stored, quantization, config, shape)
     graphdef, state = abstract_decoder(config, shape, jax.numpy.dtype(dtype))
@@ -138,8 +138,8 @@ def make_plan(
         weight_bytes=weights,
         slot_bytes=probe.slot_bytes,
         temporary_bytes=probe.temporaries,
-        pool_bytes=sizes.pool_bytes // tensor_size(mesh),
-        kv_bytes_per_token=sizes.kv_bytes_per_token // tensor_size(mesh),
+        pool_bytes=sizes.pool_bytes // model_size(mesh),
+        kv_bytes_per_token=sizes.kv_bytes_per_token // model_size(mesh),
         sizes=sizes,
         bucket=probe.bucket,
         form=choose_form(model, mesh, runtime).why if device.platform == "cpu" else "",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from jaxinfer.config import ConfigError, FeedForward, MlpConfig, ModelConfig
-from jaxinfer.models.shape import ModelShape
+from jaxinfer.config import ConfigError, FeedForward, MlpConfig, ModelConfig, MoeConfig
+from jaxinfer.models.shape import ModelShape, degrees
 
 if TYPE_CHECKING:
     from pallas_kernels.qtensor import Activations, Kind
@@ -23,7 +23,7 @@ MATRICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "mlp.gate_up": ("embed",),
         "mlp.down": ("mlp",),
         "moe.gate_up": ("embed",),
-        "moe.down": ("mlp",),
+        "moe.down": ("expert_mlp",),
         "moe.shared.gate_up": ("embed",),
         "moe.shared.down": ("mlp",),
     }
@@ -47,6 +47,7 @@ def input_sizes(path: str, config: ModelConfig) -> tuple[int, ...]:
         "q_group": mixer.group_size,
         "head": mixer.head_dim,
         "mlp": mlp_of(end, layer.feed_forward).intermediate_size,
+        "expert_mlp": mlp_of(end, layer.feed_forward).intermediate_size,
     }
     return tuple(sizes[axis] for axis in MATRICES[end])
 
@@ -114,10 +115,14 @@ def check_stored(
             "it must be None"
         )
     for layer in config.layers:
-        parts = [layer.feed_forward] if isinstance(layer.feed_forward, MlpConfig) else layer.feed_forward.mlps
-        for mlp in parts:
-            if mlp.intermediate_size % shape.tp:
+        part = layer.feed_forward
+        split = [(part, shape.tp)] if isinstance(part, MlpConfig) else [(part.expert, shape.tp // shape.ep)]
+        if isinstance(part, MoeConfig) and part.shared is not None:
+            split.append((part.shared, shape.tp))
+        for mlp, devices in split:
+            if mlp.intermediate_size % devices:
+                what = "it" if shape.ep == 1 else str(devices)
                 raise ConfigError(
-                    f"tensor_parallel_size is {shape.tp}; with quantized matrices it must divide the intermediate "
+                    f"{degrees(shape.tp, shape.ep)}; with quantized matrices {what} must divide the intermediate "
                     f"size, {mlp.intermediate_size}"
                 )

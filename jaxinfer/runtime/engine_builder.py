@@ -25,7 +25,7 @@ from jaxinfer.runtime.step import StepSpec
 from jaxinfer.sampling_params import MAX_LOGPROBS
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
-from jaxinfer.sharding import tensor_size
+from jaxinfer.sharding import expert_size, model_size, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention.layout import KVLayout, kv_layout
 
@@ -35,15 +35,16 @@ DRAWING_COPIES = 6  # of the logits, (rows, vocabulary) float32: what XLA:CPU ke
 
 
 def configure_jax(runtime: RuntimeConfig) -> None:
-    """Process-wide JAX settings: virtual CPU devices for tensor parallelism without accelerators, and the persistent
+    """Process-wide JAX settings: virtual CPU devices for parallelism without accelerators, and the persistent
     compilation cache, which keeps every entry, however quick.
 
     Device counts are fixed once JAX has started; then `make_mesh` says how many there are. Raises ConfigError for a
     cache that cannot be written.
     """
-    if runtime.tensor_parallel_size > max(1, getattr(jax.config, "jax_num_cpu_devices", 1)):
+    devices = runtime.parallel.num_devices
+    if devices > max(1, getattr(jax.config, "jax_num_cpu_devices", 1)):
         try:
-            jax.config.update("jax_num_cpu_devices", runtime.tensor_parallel_size)
+            jax.config.update("jax_num_cpu_devices", devices)
         except RuntimeError:  # JAX runs already, in whoever imported us: its devices are what there is
             logging.getLogger(__name__).info("JAX has started; its device count stays as it is")
     if runtime.compilation_cache_dir is None:
@@ -64,7 +65,7 @@ def configure_jax(runtime: RuntimeConfig) -> None:
 def make_layout(model: Model, target: DeviceTarget, runtime: RuntimeConfig) -> KVLayout:
     """How this model's keys and values lie in the device's memory."""
     dtype = {"auto": model.dtype, "fp8": "float8_e4m3fn"}.get(runtime.kv_cache_dtype, runtime.kv_cache_dtype)
-    shards, head_dim = runtime.parallel.tensor, model.config.layers[0].mixer.head_dim  # the same in all layers
+    shards, head_dim = runtime.parallel.num_devices, model.config.layers[0].mixer.head_dim  # the same in all layers
     return kv_layout(target, dtype, model.shape.kv_heads, head_dim, runtime.page_size, shards)
 
 
@@ -169,7 +170,7 @@ def choose_sizes(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLay
             extra = probe.temporaries + probe.slot_bytes
         budget = device_budget(device, runtime, temporaries=extra)
     sizes = resolve_sizes(model.config, runtime, layout, budget, device.platform)
-    check_room(device, sizes, tensor_size(mesh))
+    check_room(device, sizes, model_size(mesh))
     return sizes
 
 
@@ -239,6 +240,7 @@ def engine_info(model: Model, mesh: Mesh, sizes: Sizes, runner: Runner) -> Engin
         num_pages=sizes.num_pages,
         dtype=model.dtype,
         tensor_parallel_size=tensor_size(mesh),
+        expert_parallel_size=expert_size(mesh),
         device=f"{mesh.size} x {device.device_kind}",
         backends={"paged_attention": runner.attention_backends(), "products": runner.spec.product_backend},
         eos_token_ids=model.config.eos_token_ids,

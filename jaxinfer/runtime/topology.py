@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError
-from jaxinfer.sharding import tensor_mesh
+from jaxinfer.sharding import mesh_of
 
 # What libtpu must find in the environment when it is loaded where there is no TPU: no metadata server to ask, any slice
 # to begin with, and other processes that may load it too.
@@ -67,11 +67,15 @@ class Topology:
     memory: int | None
 
 
-def topology_mesh(name: str) -> Topology:
-    """The topology `v5e:2x4`, `v6e:2x2`, `v5p:2x2x1`, `tpu7x:2x2x1`, `hopper:4`, ... as one tensor-parallel axis.
+def topology_mesh(name: str, expert: int | None = 1) -> Topology:
+    """The topology `v5e:2x4`, `v6e:2x2`, `v5p:2x2x1`, `tpu7x:2x2x1`, `hopper:4`, ..., all along the tensor axis.
+
+    expert: how many of them lie along the expert axis instead, None for all: the tensor axis has their number divided
+    by it.
 
     Raises:
-        ConfigError: a name of another form, one that the compiler does not know, or its package is missing.
+        ConfigError: a name of another form, one that the compiler does not know, its package is missing, or `expert`
+            does not divide the devices.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -87,7 +91,11 @@ def topology_mesh(name: str) -> Topology:
             description = topologies.get_topology_desc(name, platform="tpu", **single)
     except Exception as error:  # the plugins raise types of their own
         raise ConfigError(f"topology {name!r} cannot be described here: {error}") from error
-    return Topology(name, tensor_mesh(description.devices), _HOPPER_MEMORY if match[1] else None)
+    return Topology(
+        name,
+        mesh_of(description.devices, len(description.devices) if expert is None else expert),
+        _HOPPER_MEMORY if match[1] else None,
+    )
 
 
 @dataclass(frozen=True)
