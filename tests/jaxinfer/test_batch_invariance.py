@@ -46,6 +46,11 @@ CASES = [
     pytest.param(("gemma3", "bfloat16", "auto", None, "auto"), marks=pytest.mark.longer),
     pytest.param(("gemma3", "bfloat16", "auto", None, "xla"), marks=pytest.mark.longer),
     pytest.param(("gemma2", "float32", "auto", None, "auto"), marks=pytest.mark.longer),
+    pytest.param(("qwen3_moe", "float32", "auto", None, "auto"), marks=pytest.mark.longer),
+    pytest.param(("qwen3_moe", "float32", "auto", None, "xla"), marks=pytest.mark.longer),
+    pytest.param(("gpt_oss", "bfloat16", "auto", None, "auto"), marks=pytest.mark.longer),
+    pytest.param(("gpt_oss", "float32", "auto", None, "xla"), marks=pytest.mark.longer),
+    pytest.param(("gpt_oss", "bfloat16", "int8", "int8", "auto"), marks=pytest.mark.longer),
 ]
 
 
