@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from jaxinfer.runtime.executables import ExecutableSource
 from jaxinfer.runtime.kv_cache import Sizes, check_room, device_budget, resolve_sizes
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.runtime.step import StepSpec
+from jaxinfer.runtime.topology import collectives
 from jaxinfer.sampling_params import MAX_LOGPROBS
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
@@ -116,12 +117,14 @@ def resolve_max_logprobs(runtime: RuntimeConfig, config: ModelConfig) -> int:
 class StepProbe:
     """What the largest step needs on one device beside weights and pool, in bytes, asked of the compiled programs.
 
-    temporaries: of the forward pass, or of what draws after it, whichever needs more.
+    temporaries: of the forward pass, or of what draws after it, whichever needs more. collectives: those of the forward
+    pass, kind -> (how many, bytes of their results).
     """
 
     bucket: str
     temporaries: int
     slot_bytes: int
+    collectives: Mapping[str, tuple[int, int]]
 
 
 def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayout) -> StepProbe:
@@ -141,19 +144,20 @@ def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayou
     )
     bucket = runner.ladder[-1]
     programs, rows = runner.programs, runner.row_counts[-1]
-    needs = [_beside(programs.step(bucket, PROBE_PAGES), device)]
+    step = programs.step(bucket, PROBE_PAGES).compile()
+    needs = [_beside(step, device)]
     if device.platform == "cpu":
         needs.append(DRAWING_COPIES * rows * model.shape.vocab * 4)
     else:
-        needs += [_beside(programs.draw(rows), device), _beside(programs.score(), device)]
+        needs += [_beside(program.compile(), device) for program in (programs.draw(rows), programs.score())]
     state = programs.abstract_slots(), programs.abstract_hidden()
     kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-    return StepProbe(bucket.name, max(needs), kept)
+    return StepProbe(bucket.name, max(needs), kept, collectives(step.as_text()) if mesh.size > 1 else {})
 
 
-def _beside(lowered: jax.stages.Lowered, device: jax.Device) -> int:
+def _beside(compiled: jax.stages.Compiled, device: jax.Device) -> int:
     """Bytes that a program needs beside its arguments."""
-    memory = lowered.compile().memory_analysis()
+    memory = compiled.memory_analysis()
     if memory is None:
         raise ConfigError(f"{device.device_kind} gives no memory analysis; set num_pages to size the KV pool by hand")
     return int(memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +152,14 @@ def collectives(program: str) -> dict[str, tuple[int, int]]:
         count, total = found.get(match["kind"], (0, 0))
         found[match["kind"]] = (count + 1, total + size)
     return found
+
+
+def sent_bytes(found: Mapping[str, tuple[int, int]], devices: int) -> int:
+    """What each of so many devices sends in `collectives`, in bytes, where all take part and pass parts around a ring
+    (Thakur et al. 2005, doi:10.1177/1094342005051521): no way of doing them sends less."""
+    others = devices - 1
+    shares = {"all-reduce": 2 * others / devices, "reduce-scatter": others, "collective-permute": 1}
+    return int(sum(size * shares.get(kind, others / devices) for kind, (_, size) in found.items()))
 
 
 def kernels(program: str) -> dict[str, int]:
