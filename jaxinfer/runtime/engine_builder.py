@@ -152,7 +152,7 @@ def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayou
         needs += [_beside(program.compile(), device) for program in (programs.draw(rows), programs.score())]
     state = programs.abstract_slots(), programs.abstract_hidden()
     kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-    return StepProbe(bucket.name, max(needs), kept, collectives(step.as_text()) if mesh.size > 1 else {})
+    return StepProbe(bucket.name, max(needs), kept, collectives(step.as_text() or "") if mesh.size > 1 else {})
 
 
 def _beside(compiled: jax.stages.Compiled, device: jax.Device) -> int:

@@ -68,7 +68,7 @@ def split_of(split: PartitionSpec | None, weight: QTensor) -> Split | None:
     shape = (*weight.outputs, weight.groups if weight.groups > 1 else weight.inputs)
     if len(axes) > len(shape) or any(name not in mesh.shape for axis in axes for name in names_of(axis)):
         raise ValueError(
-            f"split is {split}; it must give for each of {len(shape)} axes of the weight None or some of the mesh's "
+            f"split is {split}; it must give for each of {len(shape)} axes of the weight None or one of the mesh's "
             f"axes, {', '.join(map(repr, mesh.shape))}"
         )
     axes += (None,) * (len(shape) - len(axes))

@@ -116,8 +116,12 @@ def _compile(
         mesh = _topology(arguments.topology, runtime)
         from jaxinfer.sharding import expert_size, tensor_size
 
-        sizes = {"tensor_parallel_size": tensor_size(mesh), "expert_parallel_size": expert_size(mesh)}
-        runtime = dataclasses.replace(runtime, enable_expert_parallel=False, **sizes)
+        runtime = dataclasses.replace(
+            runtime,
+            tensor_parallel_size=tensor_size(mesh),
+            expert_parallel_size=expert_size(mesh),
+            enable_expert_parallel=False,
+        )
     else:
         from jaxinfer.runtime.engine_builder import configure_jax
         from jaxinfer.sharding import make_mesh

@@ -175,6 +175,9 @@ class Moe(nnx.Module):
         if mesh.empty or mesh.size == 1:
             return _mixed(self.moe.expert, self.moe.num_experts, x, chosen, weights, experts, run, gate)
 
+        # Every device has every token, since attention is split by heads, and computes those of its own experts: one
+        # all-reduce of the results is sent. docs/architecture.md (Experts on several devices) counts what it would cost
+        # to send tokens to their experts instead.
         def share(x: jax.Array, chosen: jax.Array, weights: jax.Array, experts: _Weights) -> jax.Array:
             """One device's experts, and its part of their width."""
             count = self.moe.num_experts // mesh.shape[EXPERT_AXIS]
