@@ -36,6 +36,7 @@ LOGICAL_RULES: Mapping[str, MeshAxes] = MappingProxyType(
         "head": None,  # elements of a head
         "mlp": MODEL_AXES,  # the width of a dense MLP, or of shared experts
         "gate_up": None,  # gate and up
+        "rank": None,  # between the two factors of a matrix of low rank
         "experts": EXPERT_AXIS,
         "expert_mlp": TENSOR_AXIS,  # the width of one expert
         "vocab_in": MODEL_AXES,  # rows of the embedding

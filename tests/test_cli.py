@@ -99,7 +99,8 @@ def test_runtime_options_are_the_configs_fields():
     argv = [part for pair in given.items() for part in pair] + ["--no-enable-prefix-caching", "--no-batch-invariant"]
     config = runtime_config(serve.make_parser("x").parse_args(argv))
     default = RuntimeConfig()
-    others = set(RUNTIME_NAMES) - {"enable_expert_parallel"}  # which cannot go with a size of its own
+    # One has one value, see below; the other cannot go with a size of its own.
+    others = set(RUNTIME_NAMES) - {"language_model_only", "enable_expert_parallel"}
     assert all(getattr(config, name) != getattr(default, name) for name in others)
     assert runtime_config(serve.make_parser("x").parse_args(["--enable-expert-parallel"])).enable_expert_parallel
     assert config.compilation_cache_dir is None
@@ -178,8 +179,8 @@ def test_defaults_in_the_help_are_those_that_hold():
         (["convert", "--quantise", "int4"], "convert: error: there is no option --quantise; did you mean --quantize?"),
         (
             ["convert", "a", "b", "--quantize", "int5"],
-            "convert: error: --quantize is 'int5'; it must be one of int8, int4, fp8, w8a8, fp8-dynamic; did you mean "
-            "int8?",
+            "convert: error: --quantize is 'int5'; it must be one of int8, int4, fp8, w8a8, fp8-dynamic, mxfp4; "
+            "did you mean int8?",
         ),
         (["keys", "nwe"], "keys: error: COMMAND is 'nwe'; it must be one of new, list; did you mean new?"),
         (["keys", "new", "--tennant", "a"], "keys new: error: there is no option --tennant; did you mean --tenant?"),

@@ -16,10 +16,12 @@ though at most 8 experts, 50 MB, are touched. The kernel reads those.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.grouped_matmul.mosaic_gpu_kernel import Tiles, launch
@@ -46,22 +48,19 @@ def grouped_matmul(
             left memory, or the level 2 cache.
     """
     del target
-    quantized = isinstance(weight, QTensor)
-    num_rows, num_inputs = x.shape
-    num_experts, *outputs = weight.outputs if quantized else weight.shape[:-1]
-    arrays = (weight.values, weight.scales, weight.zeros) if quantized else (weight,)
-    flat = tuple(array.reshape(num_experts, -1, array.shape[-1]) for array in arrays if array is not None)
+    num_rows, (num_experts, *outputs, num_inputs) = x.shape[0], weight.shape
     padding = -num_rows % 8
-    plan = plan_of(
-        num_rows + padding,
-        num_experts,
-        flat[0].shape[1],
-        num_inputs,
-        weight.group if quantized else None,
-        zeros=quantized and weight.zeros is not None,
-        count_copies=count_copies,
+    make_plan = functools.partial(
+        plan_of, num_rows + padding, num_experts, math.prod(outputs), num_inputs, count_copies=count_copies
     )
-    x = jnp.pad(permuted(x) if quantized else x, ((0, padding), (0, 0)))
+    arrays: tuple[jax.Array | None, ...]
+    if isinstance(weight, QTensor):
+        plan = make_plan(kind=weight.kind, group=weight.group, zeros=weight.zeros is not None)
+        arrays, x = (weight.values, weight.scales, weight.zeros), permuted(x)
+    else:
+        plan, arrays = make_plan(), (weight,)
+    flat = tuple(array.reshape(num_experts, -1, array.shape[-1]) for array in arrays if array is not None)
+    x = jnp.pad(x, ((0, padding), (0, 0)))
     out = launch(plan, tiles_of(plan, group_sizes), x, flat, interpret)
     y = _in_place(plan, out[0])[:num_rows].reshape(num_rows, *outputs)
     return (y, jnp.sum(out[1], dtype=jnp.int32)) if count_copies else y
@@ -73,7 +72,7 @@ def tiles_of(plan: HopperGroupedPlan, group_sizes: jax.Array) -> Tiles:
     Written as sums over experts, of which XLA makes two small kernels: `cumsum`, `searchsorted` and lookups would be
     five, and at decode sizes the whole product takes little longer than ten.
     """
-    tiles = -(-group_sizes // plan.tile)
+    tiles = lax.div(group_sizes + (plan.tile - 1), jnp.int32(plan.tile))
     expert, place = (jnp.arange(size, dtype=jnp.int32) for size in (plan.num_experts, plan.row_tiles + 1))
     ends = jnp.sum(jnp.where(expert[:, None] >= expert, tiles, 0), axis=1, dtype=jnp.int32)
     before = ends <= place[:, None]

@@ -51,6 +51,7 @@ CASES = [
     pytest.param(("gpt_oss", "bfloat16", "auto", None, "auto"), marks=pytest.mark.longer),
     pytest.param(("gpt_oss", "float32", "auto", None, "xla"), marks=pytest.mark.longer),
     pytest.param(("gpt_oss", "bfloat16", "int8", "int8", "auto"), marks=pytest.mark.longer),
+    pytest.param(("ministral3", "bfloat16", "auto", None, "auto"), marks=pytest.mark.longer),
 ]
 
 

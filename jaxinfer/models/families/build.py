@@ -23,7 +23,9 @@ def build(
     qkv_bias: bool = False,
     attention_out_bias: bool = False,
     mlp_bias: bool = False,
+    mlp_gated: bool = True,
     qk_norm: QkNorm = "none",
+    qk_norm_after_rope: bool = False,
     sinks: bool = False,
     norm_offset: float = 0.0,
     norm_scale_float32: bool = False,
@@ -52,27 +54,24 @@ def build(
 
     Raises ConfigError for values that contradict each other.
     """
-    distinct = tuple(dict.fromkeys(rope for rope in ropes if rope is not None))
+    distinct = _distinct(config, ropes)
     mixer = AttentionConfig(
         common.num_heads,
         common.num_kv_heads,
         common.head_dim,
-        scale=common.head_dim**-0.5 if query_scale is None else query_scale,
+        scale=query_scale or common.head_dim**-0.5,
         qk_norm=qk_norm,
+        qk_norm_after_rope=qk_norm_after_rope,
         sinks=sinks,
         soft_cap=attention_softcap,
         qkv_bias=qkv_bias,
         out_bias=attention_out_bias,
     )
-    mlp = MlpConfig(common.intermediate_size, activation=common.activation, bias=mlp_bias)
-    parts = [mlp] * common.num_layers if feed_forwards is None else feed_forwards
-    places = [None if rope is None else distinct.index(rope) for rope in ropes]
-    mixers = (dataclasses.replace(mixer, sliding_window=w, rope=r) for w, r in zip(windows, places, strict=True))
-    if any(rope.kind == "dynamic" for rope in distinct):
-        config.notes.append("dynamic RoPE is served inside the trained length only, where it equals the default")
+    mlp = MlpConfig(common.intermediate_size, activation=common.activation, bias=mlp_bias, gated=mlp_gated)
+    layers = _layers(mixer, windows, ropes, distinct, feed_forwards or [mlp] * common.num_layers)
     return ModelConfig(
         architecture=config.architecture,
-        layers=tuple(LayerConfig(mixer, part) for mixer, part in zip(mixers, parts, strict=True)),
+        layers=layers,
         ropes=distinct,
         norm_offset=norm_offset,
         norm_scale_float32=norm_scale_float32,
@@ -87,3 +86,24 @@ def build(
         notes=tuple(config.notes),
         **{name: value for name, value in dataclasses.asdict(common).items() if name not in _OF_LAYERS},
     )
+
+
+def _distinct(config: ConfigReader, ropes: Sequence[RopeConfig | None]) -> tuple[RopeConfig, ...]:
+    """Each rotary embedding once, in the order of the layers. Adds a note where one ends early."""
+    distinct = tuple(dict.fromkeys(rope for rope in ropes if rope is not None))
+    if any(rope.kind == "dynamic" for rope in distinct):
+        config.notes.append("dynamic RoPE is served inside the trained length only, where it equals the default")
+    return distinct
+
+
+def _layers(
+    mixer: AttentionConfig,
+    windows: Sequence[int | None],
+    ropes: Sequence[RopeConfig | None],
+    distinct: Sequence[RopeConfig],
+    parts: Sequence[FeedForward],
+) -> tuple[LayerConfig, ...]:
+    """Layers that differ in window, rotary embedding and what works on each token alone."""
+    places = [None if rope is None else distinct.index(rope) for rope in ropes]
+    mixers = (dataclasses.replace(mixer, sliding_window=w, rope=r) for w, r in zip(windows, places, strict=True))
+    return tuple(LayerConfig(one, part) for one, part in zip(mixers, parts, strict=True))

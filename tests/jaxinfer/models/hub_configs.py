@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from tests.jaxinfer.models.hub_moe_configs import (
+    GLM_4_5_AIR,
+    GPT_OSS_20B,
+    GRANITE_3_0_1B_A400M,
+    MIXTRAL_8X7B,
+    OLMOE_1B_7B,
+    QWEN1_5_MOE_A2_7B,
+    QWEN3_30B_A3B,
+)
+from tests.jaxinfer.models.respelling import Config, published
 
-Config = dict[str, Any]
-
-
-def _published(architecture: str, model_type: str, dtype: str = "bfloat16", **values: Any) -> Config:
-    """What nearly every published file has besides its own values."""
-    return {
-        "architectures": [architecture],
-        "model_type": model_type,
-        "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "torch_dtype": dtype,
-        "transformers_version": "4.43.1",
-        "use_cache": True,
-    } | values
-
-
-LLAMA_3_1_8B = _published(
+LLAMA_3_1_8B = published(
     "LlamaForCausalLM", "llama", attention_bias=False, bos_token_id=128000, eos_token_id=[128001, 128008, 128009],
     hidden_act="silu", hidden_size=4096, intermediate_size=14336, max_position_embeddings=131072, mlp_bias=False,
     num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8, pretraining_tp=1, rms_norm_eps=1e-05,
@@ -31,42 +24,42 @@ LLAMA_3_1_8B = _published(
     },
 )  # fmt: skip
 
-LLAMA_2_7B = _published(
+LLAMA_2_7B = published(
     "LlamaForCausalLM", "llama", "float16", _name_or_path="meta-llama/Llama-2-7b-hf", bos_token_id=1, eos_token_id=2,
     hidden_act="silu", hidden_size=4096, intermediate_size=11008, max_position_embeddings=4096,
     num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=32, pretraining_tp=1, rms_norm_eps=1e-05,
     rope_scaling=None, tie_word_embeddings=False, vocab_size=32000,
 )  # fmt: skip
 
-SMOLLM2_135M = _published(
+SMOLLM2_135M = published(
     "LlamaForCausalLM", "llama", attention_bias=False, bos_token_id=0, eos_token_id=0, hidden_act="silu",
     hidden_size=576, intermediate_size=1536, is_llama_config=True, max_position_embeddings=8192,
     num_attention_heads=9, num_hidden_layers=30, num_key_value_heads=3, pretraining_tp=1, rms_norm_eps=1e-05,
     rope_interleaved=False, rope_scaling=None, rope_theta=100000, tie_word_embeddings=True, vocab_size=49152,
 )  # fmt: skip
 
-MISTRAL_7B_V01 = _published(
+MISTRAL_7B_V01 = published(
     "MistralForCausalLM", "mistral", bos_token_id=1, eos_token_id=2, hidden_act="silu", hidden_size=4096,
     intermediate_size=14336, max_position_embeddings=32768, num_attention_heads=32, num_hidden_layers=32,
     num_key_value_heads=8, rms_norm_eps=1e-05, rope_theta=10000.0, sliding_window=4096, tie_word_embeddings=False,
     vocab_size=32000,
 )  # fmt: skip
 
-QWEN2_5_7B = _published(
+QWEN2_5_7B = published(
     "Qwen2ForCausalLM", "qwen2", bos_token_id=151643, eos_token_id=151645, hidden_act="silu", hidden_size=3584,
     intermediate_size=18944, max_position_embeddings=32768, max_window_layers=28, num_attention_heads=28,
     num_hidden_layers=28, num_key_value_heads=4, rms_norm_eps=1e-06, rope_theta=1000000.0, sliding_window=131072,
     tie_word_embeddings=False, use_sliding_window=False, vocab_size=152064,
 )  # fmt: skip
 
-QWEN3_8B = _published(
+QWEN3_8B = published(
     "Qwen3ForCausalLM", "qwen3", attention_bias=False, bos_token_id=151643, eos_token_id=151645, head_dim=128,
     hidden_act="silu", hidden_size=4096, intermediate_size=12288, max_position_embeddings=40960, max_window_layers=36,
     num_attention_heads=32, num_hidden_layers=36, num_key_value_heads=8, rms_norm_eps=1e-06, rope_scaling=None,
     rope_theta=1000000, sliding_window=None, tie_word_embeddings=False, use_sliding_window=False, vocab_size=151936,
 )  # fmt: skip
 
-GEMMA_2_2B = _published(
+GEMMA_2_2B = published(
     "Gemma2ForCausalLM", "gemma2", "float32", attention_bias=False, attn_logit_softcapping=50.0, bos_token_id=2,
     cache_implementation="hybrid", eos_token_id=1, final_logit_softcapping=30.0, head_dim=256,
     hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_pytorch_tanh", hidden_size=2304, intermediate_size=9216,
@@ -74,7 +67,7 @@ GEMMA_2_2B = _published(
     query_pre_attn_scalar=256, rms_norm_eps=1e-06, rope_theta=10000.0, sliding_window=4096, vocab_size=256000,
 )  # fmt: skip
 
-GEMMA_3_1B = _published(
+GEMMA_3_1B = published(
     "Gemma3ForCausalLM", "gemma3_text", attention_bias=False, attn_logit_softcapping=None, bos_token_id=2,
     cache_implementation="hybrid", eos_token_id=[1, 106], final_logit_softcapping=None, head_dim=256,
     hidden_activation="gelu_pytorch_tanh", hidden_size=1152, intermediate_size=6912, max_position_embeddings=32768,
@@ -83,7 +76,7 @@ GEMMA_3_1B = _published(
     sliding_window_pattern=6, vocab_size=262144,
 )  # fmt: skip
 
-_PHI = _published(
+_PHI = published(
     "Phi3ForCausalLM", "phi3", attention_bias=False, embd_pdrop=0.0, hidden_act="silu", hidden_size=3072,
     auto_map={"AutoConfig": "configuration_phi3.Phi3Config"}, intermediate_size=8192, max_position_embeddings=131072,
     num_hidden_layers=32, original_max_position_embeddings=4096, resid_pdrop=0.0, rms_norm_eps=1e-05,
@@ -111,14 +104,14 @@ PHI_4_MINI = _PHI | {
     },
 }  # fmt: skip
 
-OLMO_2_7B = _published(
+OLMO_2_7B = published(
     "Olmo2ForCausalLM", "olmo2", "float32", attention_bias=False, eos_token_id=100257, hidden_act="silu",
     hidden_size=4096, intermediate_size=11008, max_position_embeddings=4096, num_attention_heads=32,
     num_hidden_layers=32, num_key_value_heads=32, pad_token_id=100277, rms_norm_eps=1e-06, rope_scaling=None,
     rope_theta=500000, tie_word_embeddings=False, vocab_size=100352,
 )  # fmt: skip
 
-GRANITE_3_1_2B = _published(
+GRANITE_3_1_2B = published(
     "GraniteForCausalLM", "granite", attention_bias=False, attention_multiplier=0.015625, bos_token_id=0,
     embedding_multiplier=12.0, eos_token_id=0, hidden_act="silu", hidden_size=2048, intermediate_size=8192,
     logits_scaling=8.0, max_position_embeddings=131072, mlp_bias=False, num_attention_heads=32, num_hidden_layers=40,
@@ -126,7 +119,7 @@ GRANITE_3_1_2B = _published(
     rope_theta=5000000.0, tie_word_embeddings=True, vocab_size=49155,
 ) | {"attention_dropout": 0.1}  # fmt: skip
 
-SMOLLM3_3B = _published(
+SMOLLM3_3B = published(
     "SmolLM3ForCausalLM", "smollm3", attention_bias=False, eos_token_id=128012, hidden_act="silu", hidden_size=2048,
     intermediate_size=11008, layer_types=["full_attention"] * 36, max_position_embeddings=65536, max_window_layers=28,
     mlp_bias=False, no_rope_layer_interval=4, no_rope_layers=[1, 1, 1, 0] * 9, num_attention_heads=16,
@@ -134,71 +127,179 @@ SMOLLM3_3B = _published(
     rope_scaling=None, rope_theta=5000000.0, sliding_window=None, use_sliding_window=False, vocab_size=128256,
 )  # fmt: skip
 
-MIXTRAL_8X7B = _published(
-    "MixtralForCausalLM", "mixtral", bos_token_id=1, eos_token_id=2, hidden_act="silu", hidden_size=4096,
-    intermediate_size=14336, max_position_embeddings=32768, num_attention_heads=32, num_experts_per_tok=2,
-    num_hidden_layers=32, num_key_value_heads=8, num_local_experts=8, output_router_logits=False, rms_norm_eps=1e-05,
-    rope_theta=1000000.0, router_aux_loss_coef=0.02, sliding_window=None, tie_word_embeddings=False, vocab_size=32000,
-)  # fmt: skip
-
-QWEN1_5_MOE_A2_7B = _published(
-    "Qwen2MoeForCausalLM", "qwen2_moe", bos_token_id=151643, decoder_sparse_step=1, eos_token_id=151643,
-    hidden_act="silu", hidden_size=2048, intermediate_size=5632, max_position_embeddings=8192, max_window_layers=21,
-    moe_intermediate_size=1408, norm_topk_prob=False, num_attention_heads=16, num_experts=60, num_experts_per_tok=4,
-    num_hidden_layers=24, num_key_value_heads=16, output_router_logits=False, qkv_bias=True, rms_norm_eps=1e-06,
-    rope_theta=1000000.0, router_aux_loss_coef=0.001, shared_expert_intermediate_size=5632, sliding_window=32768,
-    tie_word_embeddings=False, use_sliding_window=False, vocab_size=151936,
-)  # fmt: skip
-
-QWEN3_30B_A3B = _published(
-    "Qwen3MoeForCausalLM", "qwen3_moe", attention_bias=False, bos_token_id=151643, decoder_sparse_step=1,
-    eos_token_id=151645, head_dim=128, hidden_act="silu", hidden_size=2048, intermediate_size=6144,
-    max_position_embeddings=40960, max_window_layers=48, mlp_only_layers=[], moe_intermediate_size=768,
-    norm_topk_prob=True, num_attention_heads=32, num_experts=128, num_experts_per_tok=8, num_hidden_layers=48,
-    num_key_value_heads=4, output_router_logits=False, rms_norm_eps=1e-06, rope_scaling=None, rope_theta=1000000.0,
-    router_aux_loss_coef=0.001, sliding_window=None, tie_word_embeddings=False, use_sliding_window=False,
-    vocab_size=151936,
-)  # fmt: skip
-
-OLMOE_1B_7B = _published(
-    "OlmoeForCausalLM", "olmoe", attention_bias=False, clip_qkv=None, eos_token_id=50279, hidden_act="silu",
-    hidden_size=2048, intermediate_size=1024, max_position_embeddings=4096, norm_topk_prob=False,
-    num_attention_heads=16, num_experts=64, num_experts_per_tok=8, num_hidden_layers=16, num_key_value_heads=16,
-    output_router_logits=False, pad_token_id=1, rms_norm_eps=1e-05, rope_scaling=None, rope_theta=10000.0,
-    router_aux_loss_coef=0.01, tie_word_embeddings=False, vocab_size=50304,
-)  # fmt: skip
-
-GRANITE_3_0_1B_A400M = _published(
-    "GraniteMoeForCausalLM", "granitemoe", attention_bias=False, attention_multiplier=0.015625, bos_token_id=0,
-    embedding_multiplier=12.0, eos_token_id=0, hidden_act="silu", hidden_size=1024, intermediate_size=512,
-    logits_scaling=6.0, max_position_embeddings=4096, num_attention_heads=16, num_experts_per_tok=8,
-    num_hidden_layers=24, num_key_value_heads=8, num_local_experts=32, output_router_logits=False, pad_token_id=0,
-    residual_multiplier=0.22, rms_norm_eps=1e-06, rope_scaling=None, rope_theta=10000, router_aux_loss_coef=0.0,
-    tie_word_embeddings=True, vocab_size=49155,
-)  # fmt: skip
-
-GLM_4_5_AIR = _published(
-    "Glm4MoeForCausalLM", "glm4_moe", attention_bias=True, eos_token_id=[151329, 151336, 151338],
-    first_k_dense_replace=1, head_dim=128, hidden_act="silu", hidden_size=4096, intermediate_size=10944,
-    max_position_embeddings=131072, moe_intermediate_size=1408, n_group=1, n_routed_experts=128, n_shared_experts=1,
-    norm_topk_prob=True, num_attention_heads=96, num_experts_per_tok=8, num_hidden_layers=46, num_key_value_heads=8,
-    num_nextn_predict_layers=1, pad_token_id=151329, partial_rotary_factor=0.5, rms_norm_eps=1e-05, rope_scaling=None,
-    rope_theta=1000000, routed_scaling_factor=1.0, tie_word_embeddings=False, topk_group=1, use_qk_norm=False,
-    vocab_size=151552,
-)  # fmt: skip
-
-GPT_OSS_20B = _published(
-    "GptOssForCausalLM", "gpt_oss", attention_bias=True, eos_token_id=200002, experts_per_token=4, head_dim=64,
-    hidden_act="silu", hidden_size=2880, initial_context_length=4096, intermediate_size=2880,
-    layer_types=["sliding_attention", "full_attention"] * 12, max_position_embeddings=131072, num_attention_heads=64,
-    num_experts_per_tok=4, num_hidden_layers=24, num_key_value_heads=8, num_local_experts=32,
-    output_router_logits=False, pad_token_id=199999, rms_norm_eps=1e-05, rope_theta=150000, router_aux_loss_coef=0.9,
+EXAONE_4_32B = published(
+    "Exaone4ForCausalLM", "exaone4", bos_token_id=1, eos_token_id=361, head_dim=128, hidden_act="silu",
+    hidden_size=5120, intermediate_size=27392, layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 16,
+    max_position_embeddings=131072, num_attention_heads=40, num_hidden_layers=64, num_key_value_heads=8, pad_token_id=0,
+    rms_norm_eps=1e-05, rope_theta=1000000, sliding_window=4096, sliding_window_pattern="LLLG",
+    tie_word_embeddings=False, vocab_size=102400,
     rope_scaling={
-        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096,
-        "rope_type": "yarn", "truncate": False,
+        "factor": 16.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
     },
-    sliding_window=128, swiglu_limit=7.0, tie_word_embeddings=False, vocab_size=201088,
 )  # fmt: skip
+
+SEED_OSS_36B = published(
+    "SeedOssForCausalLM", "seed_oss", attention_bias=True, attention_out_bias=False, bos_token_id=0, eos_token_id=2,
+    head_dim=128, hidden_act="silu", hidden_size=5120, intermediate_size=27648, max_position_embeddings=524288,
+    mlp_bias=False, num_attention_heads=80, num_hidden_layers=64, num_key_value_heads=8, pad_token_id=1,
+    residual_dropout=0.1, rms_norm_eps=1e-06, rope_scaling={"rope_type": "default"}, rope_theta=10000000.0,
+    tie_word_embeddings=False, vocab_size=155136,
+)  # fmt: skip
+
+OLMO_3_7B = published(
+    "Olmo3ForCausalLM", "olmo3", attention_bias=False, eos_token_id=100257, hidden_act="silu", hidden_size=4096,
+    intermediate_size=11008, layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 8,
+    max_position_embeddings=65536, num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=32,
+    pad_token_id=100277, rms_norm_eps=1e-06, rope_theta=500000, sliding_window=4096, tie_word_embeddings=False,
+    vocab_size=100278,
+    rope_scaling={
+        "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0,
+        "original_max_position_embeddings": 8192, "rope_type": "yarn",
+    },
+)  # fmt: skip
+
+AFM_4_5B = published(
+    "ArceeForCausalLM", "arcee", attention_bias=False, bos_token_id=128000, eos_token_id=128003, head_dim=128,
+    hidden_act="relu2", hidden_size=2560, intermediate_size=18432, max_position_embeddings=65536, mlp_bias=False,
+    num_attention_heads=20, num_hidden_layers=36, num_key_value_heads=4, rms_norm_eps=1e-05, rope_theta=10000.0,
+    tie_word_embeddings=False, vocab_size=128004,
+    rope_scaling={
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 20.0, "mscale": 1.0, "original_max_position_embeddings": 4096,
+        "rope_type": "yarn", "type": "yarn",
+    },
+)  # fmt: skip
+
+HUNYUAN_7B = published(
+    "HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", add_classification_head=False, attention_bias=False,
+    attention_head_dim=128, bos_token_id=1, cla_share_factor=2, class_num=0, dense_list=[4096, 0], eod_token_id=3,
+    eos_token_id=127960, head_dim=128, hidden_act="silu", hidden_size=4096, im_end_id=5, im_newline_id=11,
+    im_start_id=4, intermediate_size=14336, mask_init_id=12, max_position_embeddings=32768, mlp_bias=False,
+    norm_type="rms", num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8, org_vocab_size=128167,
+    pad_token_id=127961, pool_type="last", pretraining_tp=1, rms_norm_eps=1e-05, rope_theta=10000.0, text_end_id=7,
+    text_start_id=6, tie_word_embeddings=True, use_cla=False, use_qk_norm=True, vocab_size=128167,
+    rope_scaling={
+        "alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "type": "dynamic",
+    },
+)  # fmt: skip
+
+APERTUS_8B = published(
+    "ApertusForCausalLM", "apertus", attention_bias=False, bos_token_id=1, eos_token_id=[68, 72], hidden_act="xielu",
+    hidden_dropout=0.0, hidden_size=4096, intermediate_size=21504, max_position_embeddings=65536, mlp_bias=False,
+    num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8, pad_token_id=3, post_norm=False, qk_norm=True,
+    rms_norm_eps=1e-05, rope_theta=12000000, tie_word_embeddings=False, vocab_size=131072,
+    rope_scaling={
+        "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+        "rope_type": "llama3", "type": "llama3",
+    },
+)  # fmt: skip
+
+# The defaults of its class: at hand was no config.json of one.
+GRANITE_SWA = published(
+    "GraniteSWAForCausalLM", "granite_swa", attention_bias=False, attention_multiplier=1.0, bos_token_id=100257,
+    embedding_multiplier=1.0, eos_token_id=100257, hidden_act="silu", hidden_size=2560, intermediate_size=8192,
+    layer_rope_theta=None, layer_types=(["full_attention"] + ["sliding_attention"] * 3) * 6, logits_scaling=1.0,
+    max_position_embeddings=8192, mlp_bias=False, num_attention_heads=20, num_hidden_layers=24, num_key_value_heads=4,
+    residual_multiplier=1.0, rms_norm_eps=1e-05, rope_scaling=None, rope_theta=10000.0, sliding_window=128,
+    tie_word_embeddings=True, vocab_size=100352,
+)  # fmt: skip
+
+
+def _block(group: int | None, times: float | None) -> Config:
+    attention = dict.fromkeys(("num_sink_tokens", "sparsify", "window_length"), None)
+    attention |= {"unshifted_sink": False, "use_prefill_window_in_sink_attention": False}
+    return {
+        "attention": {"n_heads_in_group": group, "no_op": group is None, "replace_with_linear": False} | attention,
+        "ffn": {"ffn_mult": times, "no_op": times is None, "replace_with_linear": False, "sparsify": None},
+    }
+
+
+# The first 12 of its 80 layers.
+NEMOTRON_SUPER_49B = published(
+    "DeciLMForCausalLM", "nemotron-nas", attention_bias=False, bos_token_id=128000,
+    auto_map={"AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM"}, eos_token_id=[128001, 128008, 128009],
+    hidden_act="silu", hidden_size=8192, intermediate_size=None, max_position_embeddings=131072, mlp_bias=False,
+    num_attention_heads=64, num_hidden_layers=12, num_key_value_heads=None, pretraining_tp=1, rms_norm_eps=1e-05,
+    rope_theta=500000.0, tie_word_embeddings=False, vocab_size=128256,
+    block_configs=[
+        _block(8, 2.625), *([_block(8, 5.25)] * 5), *([_block(None, 2.625)] * 2), *([_block(8, 5.25)] * 3),
+        _block(None, 3.28125),
+    ],
+    rope_scaling={
+        "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+)  # fmt: skip
+
+# Of several modalities. The vision towers' own settings are shortened: nothing reads them.
+GEMMA_3_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000,
+    "eos_token_id": [1, 106], "image_token_index": 262144, "initializer_range": 0.02, "mm_tokens_per_image": 256,
+    "model_type": "gemma3", "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0",
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    },
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model", "patch_size": 14},
+}  # fmt: skip
+
+_MISTRAL_3 = {
+    "architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10, "model_type": "mistral3",
+    "multimodal_projector_bias": False, "projector_hidden_act": "gelu", "spatial_merge_size": 2,
+    "torch_dtype": "bfloat16", "vision_config": {"hidden_size": 1024, "model_type": "pixtral", "patch_size": 14},
+    "vision_feature_layer": -1,
+}  # fmt: skip
+
+MISTRAL_SMALL_3_1 = _MISTRAL_3 | {
+    "text_config": {
+        "attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120,
+        "initializer_range": 0.02, "intermediate_size": 32768, "max_position_embeddings": 131072,
+        "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05, "rope_theta": 1000000000.0, "sliding_window": None, "use_cache": True,
+        "vocab_size": 131072,
+    },
+}  # fmt: skip
+
+_MINISTRAL_3_TEXT = {
+    "attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 14336, "max_position_embeddings": 262144, "model_type": "ministral3",
+    "num_attention_heads": 32, "num_hidden_layers": 34, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+    "rope_parameters": {
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0, "llama_4_scaling_beta": 0.1, "mscale": 1.0,
+        "mscale_all_dim": 1.0, "original_max_position_embeddings": 16384, "rope_theta": 1000000.0,
+        "rope_type": "yarn", "type": "yarn",
+    },
+    "sliding_window": None, "tie_word_embeddings": False, "use_cache": True, "vocab_size": 131072,
+}  # fmt: skip
+MINISTRAL_3_8B = _MISTRAL_3 | {"text_config": _MINISTRAL_3_TEXT}
+# As transformers saves the text model of that one alone.
+MINISTRAL_3_8B_TEXT = _MINISTRAL_3_TEXT | {"architectures": ["Ministral3ForCausalLM"], "torch_dtype": "bfloat16"}
+
+QWEN2_5_VL_7B = published(
+    "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", bos_token_id=151643, eos_token_id=151645, hidden_act="silu",
+    hidden_size=3584, image_token_id=151655, intermediate_size=18944, max_position_embeddings=128000,
+    max_window_layers=28, num_attention_heads=28, num_hidden_layers=28, num_key_value_heads=4, rms_norm_eps=1e-06,
+    rope_scaling={"mrope_section": [16, 24, 24], "type": "mrope"}, rope_theta=1000000.0, sliding_window=32768,
+    tie_word_embeddings=False, use_sliding_window=False, video_token_id=151656,
+    vision_config={"depth": 32, "hidden_size": 1280, "patch_size": 14}, vision_end_token_id=151653,
+    vision_start_token_id=151652, vision_token_id=151654, vocab_size=152064,
+)  # fmt: skip
+
+QWEN3_VL_8B = {
+    "architectures": ["Qwen3VLForConditionalGeneration"], "image_token_id": 151655, "model_type": "qwen3_vl",
+    "text_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643, "dtype": "bfloat16",
+        "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096,
+        "initializer_range": 0.02, "intermediate_size": 12288, "max_position_embeddings": 262144,
+        "model_type": "qwen3_vl_text", "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06, "rope_theta": 5000000, "use_cache": True, "vocab_size": 151936,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+    },
+    "tie_word_embeddings": False, "transformers_version": "4.57.0.dev0", "video_token_id": 151656,
+    "vision_config": {"depth": 27, "hidden_size": 1152, "model_type": "qwen3_vl", "patch_size": 16},
+    "vision_end_token_id": 151653, "vision_start_token_id": 151652,
+}  # fmt: skip
 
 ALL = {
     "Llama-3.1-8B": LLAMA_3_1_8B,
@@ -221,22 +322,18 @@ ALL = {
     "granite-3.0-1b-a400m": GRANITE_3_0_1B_A400M,
     "GLM-4.5-Air": GLM_4_5_AIR,
     "gpt-oss-20b": GPT_OSS_20B,
+    "gemma-3-4b": GEMMA_3_4B,
+    "Mistral-Small-3.1": MISTRAL_SMALL_3_1,
+    "Ministral-3-8B": MINISTRAL_3_8B,
+    "Ministral-3-8B-text": MINISTRAL_3_8B_TEXT,
+    "Qwen2.5-VL-7B": QWEN2_5_VL_7B,
+    "Qwen3-VL-8B": QWEN3_VL_8B,
+    "EXAONE-4.0-32B": EXAONE_4_32B,
+    "Seed-OSS-36B": SEED_OSS_36B,
+    "Olmo-3-7B": OLMO_3_7B,
+    "AFM-4.5B": AFM_4_5B,
+    "Hunyuan-7B": HUNYUAN_7B,
+    "Apertus-8B": APERTUS_8B,
+    "Nemotron-Super-49B": NEMOTRON_SUPER_49B,
+    "granite-swa": GRANITE_SWA,
 }
-
-
-def respelled(config: Config) -> Config:
-    """The same config in the newer spelling: `dtype`, and all rope settings in `rope_parameters`."""
-    new = {key: value for key, value in config.items() if key not in ("torch_dtype", "rope_theta", "rope_scaling")}
-    new["dtype"] = config["torch_dtype"]
-    scaling = dict(config.get("rope_scaling") or {"rope_type": "default"})
-    scaling["rope_type"] = scaling.pop("type", scaling.get("rope_type"))
-    rope = scaling | {"rope_theta": config.get("rope_theta", 10000.0)}
-    if "partial_rotary_factor" in new:
-        rope["partial_rotary_factor"] = new.pop("partial_rotary_factor")
-    if config["model_type"] == "gemma3_text":
-        local = {"rope_type": "default", "rope_theta": new.pop("rope_local_base_freq")}
-        rope = {"full_attention": rope, "sliding_attention": local}
-        period = new.pop("sliding_window_pattern")
-        kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(26)]
-        new |= {"layer_types": kinds, "_sliding_window_pattern": period, "use_bidirectional_attention": False}
-    return new | {"rope_parameters": rope}

@@ -12,7 +12,8 @@ import pytest
 
 from jaxinfer.config import ConfigError, ModelConfig
 from jaxinfer.models.registry import model_config
-from tests.jaxinfer.models.hub_configs import ALL, respelled
+from tests.jaxinfer.models.hub_configs import ALL
+from tests.jaxinfer.models.respelling import respelled
 
 ODD = (
     None, "", "x", 0, -1, 1.5, 16.0, True, [], [1], [None], [[]], {}, {"a": 1}, 10**9, 10**30, 10**400,
