@@ -26,8 +26,8 @@ def eight_experts_eight_heads() -> GoldenCase:
     return resized(load_case("glm4_moe"), changes, {80: 160, 24: 27, 48: 54})
 
 
-def eight_experts_with_biases() -> GoldenCase:
-    """8 experts of width 33 with biases and limits, a router with a bias, sinks; 4 query heads, 2 KV heads."""
-    return resized(
-        load_case("gpt_oss"), {"num_local_experts": 8, "layer_types": ["sliding_attention", "full_attention"]}, {5: 8}
-    )
+def eight_experts_with_biases(width: int = 33) -> GoldenCase:
+    """8 experts with biases and limits, a router with a bias, sinks; 4 query heads, 2 KV heads."""
+    layers = ["sliding_attention", "full_attention"]
+    changes = {"num_local_experts": 8, "layer_types": layers, "intermediate_size": width}
+    return resized(load_case("gpt_oss"), changes, {5: 8, 33: width, 66: 2 * width})
