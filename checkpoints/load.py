@@ -45,7 +45,7 @@ from jaxinfer.quantization import (
     rounding_of,
     stored_parts,
 )
-from jaxinfer.sharding import MESH_AXES, make_mesh, named_sharding, tensor_size
+from jaxinfer.sharding import MESH_AXES, expert_size, make_mesh, model_size, named_sharding
 from pallas_kernels.qtensor import QTensor, scales_are_finite
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the parameter that has just arrived
@@ -157,7 +157,7 @@ def _load(
     mesh = make_mesh() if mesh is None else mesh
     if mesh.axis_names != MESH_AXES:
         raise ConfigError(f"mesh axes are {mesh.axis_names}; expected {MESH_AXES}")
-    shape = ModelShape.of(config, tensor_size(mesh))
+    shape = ModelShape.of(config, model_size(mesh), expert_size(mesh))
     check_stored(stored, quantization, config, shape)
     graphdef, parameters, state = decoder_parameters(config, shape, DTYPES[chosen])
     arrays = read(_Request(folder, config, shape, DTYPES[chosen], mesh, parameters, progress, scheme, stored))

@@ -20,7 +20,8 @@ from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
 from jaxinfer.runtime.cpu_kernels import choose_form
 from jaxinfer.runtime.engine_builder import make_layout, probe_step
 from jaxinfer.runtime.kv_cache import Sizes, device_budget, gib, resolve_sizes
-from jaxinfer.sharding import named_sharding, tensor_size
+from jaxinfer.runtime.topology import sent_bytes
+from jaxinfer.sharding import expert_size, model_size, named_sharding
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor
 
@@ -40,6 +41,7 @@ class PlanReport:
     sizes: Sizes
     bucket: str
     form: str = ""  # what products are computed with on a CPU, and why
+    collectives: str = ""  # what the devices exchange in the largest step
 
     @property
     def full_length_requests(self) -> int:
@@ -72,6 +74,7 @@ class PlanReport:
             ("longest request", f"{sizes.max_model_len:,} tokens"),
             ("full-length requests at once", f"{self.full_length_requests:,}"),
             ("total", gib(total)),
+            *([("collectives", self.collectives)] if self.collectives else []),
             *([("products", self.form)] if self.form else []),
         ]
 
@@ -85,7 +88,7 @@ def abstract_model(
     stored: Mapping[str, StoredMatrix] | None = None,
 ) -> Model:
     """The model as shapes with shardings, no arrays. stored: {path: matrices that the checkpoint has quantized}."""
-    shape = ModelShape.of(config, tensor_size(mesh))
+    shape = ModelShape.of(config, model_size(mesh), expert_size(mesh))
     stored = stored or {}
     check_stored(stored, quantization, config, shape)
     graphdef, state = abstract_decoder(config, shape, jax.numpy.dtype(dtype))
@@ -138,12 +141,20 @@ def make_plan(
         weight_bytes=weights,
         slot_bytes=probe.slot_bytes,
         temporary_bytes=probe.temporaries,
-        pool_bytes=sizes.pool_bytes // tensor_size(mesh),
-        kv_bytes_per_token=sizes.kv_bytes_per_token // tensor_size(mesh),
+        pool_bytes=sizes.pool_bytes // model_size(mesh),
+        kv_bytes_per_token=sizes.kv_bytes_per_token // model_size(mesh),
         sizes=sizes,
         bucket=probe.bucket,
         form=choose_form(model, mesh, runtime).why if device.platform == "cpu" else "",
+        collectives=_exchanged(probe.collectives, mesh.size),
     )
+
+
+def _exchanged(found: Mapping[str, tuple[int, int]], devices: int) -> str:
+    if not found:
+        return ""
+    kinds = ", ".join(f"{count} {kind} ({gib(size)})" for kind, (count, size) in sorted(found.items()))
+    return f"{kinds} in the largest step, in which each device sends {gib(sent_bytes(found, devices))}"
 
 
 def _is_quantized(leaf: Any) -> bool:

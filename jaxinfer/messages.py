@@ -225,6 +225,7 @@ class EngineInfo(NamedTuple):
     extra: dict[str, Any]
     max_logprobs: int = MAX_LOGPROBS  # alternatives that a request may ask for at a position
     num_page_tables: int = 1  # of a sequence: so many pages hold page_size tokens in all layers
+    expert_parallel_size: int = 1
     window_tokens: int | None = None  # of the longest sequence in the pool, where windows give pages back; else None
 
     @property

@@ -18,9 +18,11 @@ from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError
 from jaxinfer.models.parameters import ParameterFacts
+from jaxinfer.models.shape import degrees
 from jaxinfer.models.stored_matrix import StoredMatrix
-from jaxinfer.sharding import LogicalAxes, named_sharding, partition_spec, replicated, tensor_size
+from jaxinfer.sharding import LogicalAxes, expert_size, model_size, named_sharding, partition_spec, replicated
 from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.mesh_axes import devices_along
 from pallas_kernels.mxfp4 import BLOCK
 from pallas_kernels.qtensor import (
     STORAGE,
@@ -169,7 +171,7 @@ def placing_of(
     unit = count // groups if groups > 1 else group_unit(stored.kind)
     if count % tp or (count // tp) % unit:
         raise ConfigError(
-            f"tensor_parallel_size is {tensor_size(mesh)}; {path} has {count} inputs, stored in groups of "
+            f"{degrees(model_size(mesh), expert_size(mesh))}; {path} has {count} inputs, stored in groups of "
             f"{count // groups}: it must split them between groups"
         )
 
@@ -179,8 +181,7 @@ def placing_of(
 
 def _input_shards(axes: LogicalAxes, inputs: int, mesh: Mesh) -> int:
     """Over how many devices a weight's inputs are split."""
-    axis = partition_spec(axes)[-inputs]
-    return 1 if axis is None else mesh.shape[axis]
+    return devices_along(mesh.shape, partition_spec(axes)[-inputs])
 
 
 def _leading(axes: LogicalAxes) -> int:
@@ -190,7 +191,8 @@ def _leading(axes: LogicalAxes) -> int:
 
 def _shards(axes: LogicalAxes, inputs: int, mesh: Mesh) -> tuple[int, ...]:
     """Over how many devices each output axis of a weight, and its inputs, are split."""
-    return tuple(1 if axis is None else mesh.shape[axis] for axis in partition_spec(axes)[: len(axes) - inputs + 1])
+    spec = partition_spec(axes)[: len(axes) - inputs + 1]
+    return tuple(devices_along(mesh.shape, along) for along in spec)
 
 
 def _shardings(shape: QTensor, axes: LogicalAxes, inputs: int, mesh: Mesh) -> QTensor:

@@ -1,4 +1,4 @@
-"""The mesh, and the one table from the logical axes of arrays to mesh axes. A leaf: it imports the config alone.
+"""The mesh, and the one table from the logical axes of arrays to mesh axes. It imports the config and kernels alone.
 
 An array's axes have logical names, and how it lies on the mesh follows from them and from nothing else.
 """
@@ -14,28 +14,33 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxinfer.config import ConfigError, ParallelConfig
+from pallas_kernels.mesh_axes import MeshAxes, devices_along, names_of
 
 DATA_AXIS, PIPE_AXIS, TENSOR_AXIS, EXPERT_AXIS = MESH_AXES = ParallelConfig.axes()
+# The axes that a layer is split over, as one: everything but experts lies along both, so that no device repeats what
+# another one computes, however many of them share an expert's width.
+MODEL_AXES = (TENSOR_AXIS, EXPERT_AXIS)
 
 ONE_DEVICE = ParallelConfig()
 
 LogicalAxes = tuple[str | None, ...]  # one for each axis of an array; None: of no parameter's axis, and never split
 
-# Logical axis -> the mesh axis that it is split over; None: whole on every device.
-LOGICAL_RULES: Mapping[str, str | None] = MappingProxyType(
+# Logical axis -> the mesh axes that it is split over; None: whole on every device.
+LOGICAL_RULES: Mapping[str, MeshAxes] = MappingProxyType(
     {
         "batch": DATA_AXIS,  # tokens or rows of a step
         "embed": None,  # the residual stream's width
-        "q_heads": TENSOR_AXIS,
-        "kv_heads": TENSOR_AXIS,
+        "q_heads": MODEL_AXES,
+        "kv_heads": MODEL_AXES,
         "q_group": None,  # query heads of one KV head, in fused weights followed by its k and v
         "head": None,  # elements of a head
-        "mlp": TENSOR_AXIS,
+        "mlp": MODEL_AXES,  # the width of a dense MLP, or of shared experts
         "gate_up": None,  # gate and up
         "rank": None,  # between the two factors of a matrix of low rank
         "experts": EXPERT_AXIS,
-        "vocab_in": TENSOR_AXIS,  # rows of the embedding
-        "vocab_out": TENSOR_AXIS,  # logits, and rows of the matrix that makes them
+        "expert_mlp": TENSOR_AXIS,  # the width of one expert
+        "vocab_in": MODEL_AXES,  # rows of the embedding
+        "vocab_out": MODEL_AXES,  # logits, and rows of the matrix that makes them
     }
 )
 
@@ -47,23 +52,42 @@ def make_mesh(parallel: ParallelConfig = ONE_DEVICE, platform: str | None = None
     except RuntimeError as error:
         raise ConfigError(f"device is {platform!r}, but JAX finds none here ({error})") from error
     if parallel.num_devices > len(devices):
-        raise ConfigError(
-            f"tensor_parallel_size is {parallel.tensor}; there are {len(devices)} {devices[0].platform} devices"
-        )
+        raise ConfigError(f"{parallel.said()}; there are {len(devices)} {devices[0].platform} devices")
     return jax.make_mesh(
         parallel.sizes, MESH_AXES, devices=devices[: parallel.num_devices], axis_types=(AxisType.Auto,) * len(MESH_AXES)
     )
 
 
-def tensor_mesh(devices: Sequence[Any]) -> Mesh:
-    """A mesh of these devices, in their order, all along the tensor axis; they need not be here."""
-    parallel = ParallelConfig(tensor=len(devices))
+def mesh_of(devices: Sequence[Any], expert: int = 1) -> Mesh:
+    """A mesh of these devices, in their order; they need not be here.
+
+    expert: how many lie along the expert axis; the rest of their number lies along the tensor axis. Raises ConfigError
+    if it does not divide them.
+    """
+    if expert < 1 or len(devices) % expert:
+        raise ConfigError(f"expert_parallel_size is {expert}; it must divide the {len(devices)} devices")
+    parallel = ParallelConfig(tensor=len(devices) // expert, expert=expert)
     return Mesh(np.array(devices).reshape(parallel.sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def tensor_mesh(devices: Sequence[Any]) -> Mesh:
+    """The same, all along the tensor axis."""
+    return mesh_of(devices)
 
 
 def tensor_size(mesh: Mesh) -> int:
     """Devices along the mesh's tensor axis."""
     return mesh.shape[TENSOR_AXIS]
+
+
+def expert_size(mesh: Mesh) -> int:
+    """Devices along the mesh's expert axis."""
+    return mesh.shape[EXPERT_AXIS]
+
+
+def model_size(mesh: Mesh) -> int:
+    """Devices that everything but experts is split over."""
+    return devices_along(mesh.shape, MODEL_AXES)
 
 
 def partition_spec(logical_axes: Sequence[str | None]) -> PartitionSpec:
@@ -72,7 +96,7 @@ def partition_spec(logical_axes: Sequence[str | None]) -> PartitionSpec:
     if unknown:
         raise ValueError(f"logical axes are {tuple(logical_axes)}; {unknown} are none of {list(LOGICAL_RULES)}")
     spec = [None if axis is None else LOGICAL_RULES[axis] for axis in logical_axes]
-    used = [axis for axis in spec if axis is not None]
+    used = [name for axes in spec for name in names_of(axes)]
     if len(used) != len(set(used)):
         raise ValueError(f"logical axes are {tuple(logical_axes)}; they lie on {used}, each of which splits one only")
     return PartitionSpec(*spec)

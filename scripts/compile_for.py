@@ -35,7 +35,7 @@ from jaxinfer.runtime.kv_cache import gib, resolve_sizes
 from jaxinfer.runtime.programs import SCORE, draw_name
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.runtime.topology import LIBTPU_ENVIRONMENT, ProgramReport, Topology, report, topology_mesh
-from jaxinfer.sharding import tensor_size
+from jaxinfer.sharding import expert_size, model_size, tensor_size
 from pallas_kernels.dispatch import DeviceTarget, Unsupported
 
 
@@ -54,6 +54,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-model-len", type=int, default=8192)
     parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--max-num-batched-tokens", type=int, default=1024)
+    parser.add_argument(
+        "--expert-parallel-size", type=int, default=1, metavar="N", help="deal experts to so many devices"
+    )
+    parser.add_argument("--enable-expert-parallel", action="store_true", help="deal experts to all devices")
     parser.add_argument("--attention-backend", help="a backend by name, instead of the first that can serve")
     return parser
 
@@ -82,6 +86,7 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
         dtype=arguments.dtype,
         quantization=arguments.quantization,
         tensor_parallel_size=tensor_size(mesh),
+        expert_parallel_size=expert_size(mesh),
         page_size=arguments.page_size,
         num_pages=1 + -(-arguments.kv_tokens // arguments.page_size) * config.cache_groups.num_tables,
         max_model_len=min(arguments.max_model_len, config.max_position_embeddings),
@@ -126,7 +131,7 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, console: Co
         fits &= fit
         seconds = f"{time.monotonic() - begin:.1f} s"
         kernels = [_kernels(program)] if on_chip else []
-        table.add_row(name, seconds, *_cells(program, fit, pool // tensor_size(mesh)), *kernels, _moved(program))
+        table.add_row(name, seconds, *_cells(program, fit, pool // model_size(mesh)), *kernels, _moved(program))
     console.print(table)
     return fits
 
@@ -173,7 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        topology = topology_mesh(arguments.topology)
+        expert = None if arguments.enable_expert_parallel else arguments.expert_parallel_size
+        topology = topology_mesh(arguments.topology, expert)
         return 0 if compile_steps(arguments, topology, console) else 1
     except (CheckpointError, ConfigError, NotImplementedError, Unsupported, ValueError) as error:
         print(f"compile_for: error: {' '.join(str(error).split())}", file=sys.stderr)

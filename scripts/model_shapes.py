@@ -11,6 +11,11 @@ _LLAMA: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 500000.0,
 }
+_GLM_MOE: dict[str, Any] = {
+    "architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "torch_dtype": "bfloat16", "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000.0, "partial_rotary_factor": 0.5, "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
+    "attention_bias": True, "use_qk_norm": False, "tie_word_embeddings": False,
+}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "llama3-8b": _LLAMA | {
         "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -33,6 +38,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "small-128": _LLAMA | {  # a few layers with the head size of the large ones: compiles in seconds
         "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 2,
         "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096,
+    },
+    "small-moe-128": _GLM_MOE | {  # a dense layer, then experts beside a shared one; compiles in seconds
+        "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 4096,
+        "n_routed_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 1024, "n_shared_experts": 1,
+        "first_k_dense_replace": 1, "routed_scaling_factor": 1.0,
     },
     "tiny": _LLAMA | {  # for rehearsals on a CPU
         "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,

@@ -89,6 +89,7 @@ def test_runtime_options_are_the_configs_fields():
         "--num-pages": "9",
         "--gpu-memory-utilization": "0.5",
         "--tensor-parallel-size": "2",
+        "--expert-parallel-size": "4",
         "--priority-ageing-seconds": "1.5",
         "--attention-backend": "xla",
         "--cpu-kernels": "avx2",
@@ -98,8 +99,10 @@ def test_runtime_options_are_the_configs_fields():
     argv = [part for pair in given.items() for part in pair] + ["--no-enable-prefix-caching", "--no-batch-invariant"]
     config = runtime_config(serve.make_parser("x").parse_args(argv))
     default = RuntimeConfig()
-    only = {"language_model_only"}  # has one value, see below
-    assert all(getattr(config, name) != getattr(default, name) for name in set(RUNTIME_NAMES) - only)
+    # One has one value, see below; the other cannot go with a size of its own.
+    others = set(RUNTIME_NAMES) - {"language_model_only", "enable_expert_parallel"}
+    assert all(getattr(config, name) != getattr(default, name) for name in others)
+    assert runtime_config(serve.make_parser("x").parse_args(["--enable-expert-parallel"])).enable_expert_parallel
     assert config.compilation_cache_dir is None
     assert runtime_config(serve.make_parser("x").parse_args([])) == default
 
@@ -300,6 +303,8 @@ REFUSED = [  # what cannot be, with the shipped demo where a model is needed
     ["serve", "--host", "nosuch.invalid"],
     ["serve", "--max-model-len", "9999"],
     ["serve", "--tensor-parallel-size", "3"],
+    ["serve", "--expert-parallel-size", "2"],
+    ["serve", "--expert-parallel-size", "2", "--enable-expert-parallel"],
     ["serve", "--num-pages", "1"],
     ["serve", "--num-pages", "3", "--max-model-len", "1024"],
     ["serve", "--api-keys", "/nonexistent/keys"],

@@ -40,6 +40,8 @@ class RuntimeConfig:
     that it must be True.
     serve_while_warming: answer as soon as the smallest step is compiled, in small steps until all are.
     batch_invariant: a request's bytes do not depend on who shares the batch (small steps are padded to 8 tokens).
+    expert_parallel_size: devices that experts are dealt to, each of them split over tensor_parallel_size; all else is
+    split over the product of the two. enable_expert_parallel: all devices of tensor_parallel_size deal experts instead.
     attention_backend: a backend by name, which must be able to serve this device. cpu_kernels: what a CPU computes
     products and attention with: "xla", C++ kernels for an instruction set by name, or "auto". device: "cpu", "gpu" or
     "tpu"; None takes JAX's default.
@@ -56,6 +58,8 @@ class RuntimeConfig:
     page_size: int = 64
     num_pages: int | None = None
     tensor_parallel_size: int = 1
+    expert_parallel_size: int = 1
+    enable_expert_parallel: bool = False
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
     language_model_only: bool = True
@@ -75,7 +79,7 @@ class RuntimeConfig:
             require(
                 value is None or (is_int(value) and value > 0), f"{name} is {value!r}; it must be a positive integer"
             )
-        for name in ("page_size", "tensor_parallel_size"):
+        for name in ("page_size", "tensor_parallel_size", "expert_parallel_size"):
             value = getattr(self, name)
             require(is_int(value) and value > 0, f"{name} is {value!r}; it must be a positive integer")
         require(
@@ -106,6 +110,11 @@ class RuntimeConfig:
                 f"{self.max_num_seqs}, so that every running request advances in every step",
             )
         require(
+            not self.enable_expert_parallel or self.expert_parallel_size == 1,
+            f"expert_parallel_size is {self.expert_parallel_size}; with enable_expert_parallel it must be 1: experts "
+            "are dealt to the devices of tensor_parallel_size",
+        )
+        require(
             self.language_model_only,
             "language_model_only is False (--no-language-model-only); it must be True: no vision or audio tower is "
             "supported, the language model of a checkpoint is served alone",
@@ -130,7 +139,9 @@ class RuntimeConfig:
     @property
     def parallel(self) -> ParallelConfig:
         """The mesh that these options ask for."""
-        return ParallelConfig(tensor=self.tensor_parallel_size)
+        if self.enable_expert_parallel:
+            return ParallelConfig(tensor=1, expert=self.tensor_parallel_size)
+        return ParallelConfig(tensor=self.tensor_parallel_size, expert=self.expert_parallel_size)
 
 
 def context_length(model: ModelConfig, runtime: RuntimeConfig) -> int:

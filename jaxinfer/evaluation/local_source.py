@@ -128,6 +128,7 @@ def _engine_settings(info: EngineInfo, **more: Any) -> dict[str, Any]:
         "architecture": info.architecture,
         "dtype": info.dtype,
         "tensor_parallel_size": info.tensor_parallel_size,
+        "expert_parallel_size": info.expert_parallel_size,
         "device": info.device,
         "backends": dict(info.backends),
         "max_model_len": info.max_model_len,

@@ -1,6 +1,6 @@
 """The decoder's parameters, and what each says of itself; `jaxinfer.sharding` says where on the mesh its axes lie.
 
-Activations are pinned at a few places, from which the partitioner derives the rest: heads and MLP width are split, the
+Activations are pinned at a few places, from which the partitioner derives the rest: heads and widths are split, the
 residual stream is whole on every device, so each layer has two all-reduces (Shoeybi et al. 2019, arXiv:1909.08053).
 """
 

@@ -1,10 +1,10 @@
-"""Sizes of the decoder's arrays on a tensor-parallel mesh: what is padded, what is repeated. Standard library only."""
+"""Sizes of the decoder's arrays on several devices: what is padded, what is repeated. Standard library only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxinfer.config import ConfigError, LayerConfig, ModelConfig, MoeConfig
+from jaxinfer.config import ConfigError, LayerConfig, ModelConfig, MoeConfig, ParallelConfig
 from pallas_kernels.rounding import round_up
 
 
@@ -15,8 +15,8 @@ class LayerShape:
     K' = `kv_heads`: KV heads after repeating each one tp / num_kv_heads times (copies are neighbours), so that every
     device holds whole heads, and as many in all layers (`ModelConfig.kept_kv_heads`).
     G' = `group`: query heads per KV head of that count; query head n reads KV head n // G'.
-    F' = `mlp`: the width of the MLP, or of each expert, rounded up to a multiple of tp; the padding is zeros. `shared`:
-    the same of shared experts.
+    F' = `mlp`: the width of the MLP, rounded up to a multiple of tp, or that of each expert, to one of tp / ep; the
+    padding is zeros. `shared`: the width of shared experts, rounded like an MLP's.
     """
 
     kv_heads: int
@@ -32,15 +32,20 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Array sizes of one model on `tp` devices. V' = `vocab`: rounded up to a multiple of tp; the padding is zeros."""
+    """Array sizes of one model on `tp` devices, to which experts are dealt in `ep` parts: tp / ep devices share an
+    expert's width. V' = `vocab`: rounded up to a multiple of tp; the padding is zeros."""
 
     tp: int
     vocab: int
     layers: tuple[LayerShape, ...]
+    ep: int = 1
 
     @classmethod
-    def of(cls, config: ModelConfig, tp: int = 1) -> ModelShape:
-        """The sizes for `tp` devices. Raises ConfigError, listing the valid degrees, if heads cannot be split so."""
+    def of(cls, config: ModelConfig, tp: int = 1, ep: int = 1) -> ModelShape:
+        """The sizes for `tp` devices, which `ep` divides.
+
+        Raises ConfigError, listing the valid degrees, if heads or experts cannot be split so.
+        """
         if not _splits(config, tp):
             heads = sorted({(mixer.num_heads, mixer.num_kv_heads) for mixer in config.attentions})
             described = " or ".join(f"{query} query heads and {kv} KV heads" for query, kv in heads)
@@ -50,16 +55,17 @@ class ModelShape:
                     f"layers have {described}; {config.kept_kv_heads}, the least number of KV heads that all layers "
                     "can keep, must divide the query heads of each"
                 )
-            raise ConfigError(f"tensor_parallel_size is {tp!r}; with {described} it must be one of {valid}")
+            raise ConfigError(f"{degrees(tp, ep)}; with {described} it must be one of {valid}")
+        _check_experts(config, ep)
         kept = max(config.kept_kv_heads, tp)
-        layers = tuple(_layer_shape(layer, kept, tp) for layer in config.layers)
-        return cls(tp, round_up(config.vocab_size, tp), layers)
+        layers = tuple(_layer_shape(layer, kept, tp, tp // ep) for layer in config.layers)
+        return cls(tp, round_up(config.vocab_size, tp), layers, ep)
 
     @classmethod
     def canonical(cls, config: ModelConfig) -> ModelShape:
         """The sizes as checkpoints have them, on one device and with every layer's own KV heads: nothing runs so in
         pages where layers have different numbers of them."""
-        layers = tuple(_layer_shape(layer, None, 1) for layer in config.layers)
+        layers = tuple(_layer_shape(layer, None, 1, 1) for layer in config.layers)
         return cls(1, config.vocab_size, layers)
 
     @property
@@ -75,11 +81,33 @@ def valid_tp(config: ModelConfig, limit: int = 64) -> list[int]:
     return [tp for tp in range(1, min(limit, fewest) + 1) if _splits(config, tp)]
 
 
-def _layer_shape(layer: LayerConfig, kept: int | None, tp: int) -> LayerShape:
-    """kept: KV heads that are kept of a token; None: the layer's own."""
+def valid_ep(config: ModelConfig) -> list[int]:
+    """All numbers of parts that every layer's experts can be dealt in; 1 alone for a model without experts."""
+    counts = [layer.feed_forward.num_experts for layer in config.layers if isinstance(layer.feed_forward, MoeConfig)]
+    return [ep for ep in range(1, max(counts, default=1) + 1) if all(count % ep == 0 for count in counts)]
+
+
+def degrees(tp: int, ep: int) -> str:
+    """How `tp` devices in `ep` parts were asked for, to begin an error with."""
+    return f"tensor_parallel_size is {tp!r}" if ep == 1 else ParallelConfig(tensor=tp // ep, expert=ep).said()
+
+
+def _check_experts(config: ModelConfig, ep: int) -> None:
+    valid = valid_ep(config)
+    if ep in valid:
+        return
+    counts = {layer.feed_forward.num_experts for layer in config.layers if isinstance(layer.feed_forward, MoeConfig)}
+    if not counts:
+        raise ConfigError(f"expert_parallel_size is {ep}; the model has no experts, so that it must be 1")
+    experts = " and ".join(map(str, sorted(counts)))
+    raise ConfigError(f"expert_parallel_size is {ep}; with {experts} experts it must be one of {valid}")
+
+
+def _layer_shape(layer: LayerConfig, kept: int | None, tp: int, of_expert: int) -> LayerShape:
+    """kept: KV heads that are kept of a token; None: the layer's own. of_expert: devices that share an expert."""
     mixer, part = layer.attention, layer.feed_forward
-    mlp, shared = (part.expert, part.shared) if isinstance(part, MoeConfig) else (layer.mlp, None)
-    widths = [0 if one is None else round_up(one.intermediate_size, tp) for one in (mlp, shared)]
+    split = [(part.expert, of_expert), (part.shared, tp)] if isinstance(part, MoeConfig) else [(layer.mlp, tp)]
+    widths = [0 if one is None else round_up(one.intermediate_size, devices) for one, devices in split]
     if mixer is None:
         return LayerShape(0, 0, *widths)
     kv_heads = mixer.num_kv_heads if kept is None else kept

@@ -17,7 +17,7 @@ from jaxinfer.config import (
     ModelConfig,
     MoeConfig,
 )
-from jaxinfer.models.shape import ModelShape
+from jaxinfer.models.shape import ModelShape, degrees
 
 if TYPE_CHECKING:
     from pallas_kernels.qtensor import Activations, Kind
@@ -37,7 +37,7 @@ _WHOLE: Mapping[str, tuple[str, ...]] = {
     "mlp.down": ("mlp",),
     "mlp.linear": ("embed",),  # where it has replaced the MLP
     "moe.gate_up": ("embed",),
-    "moe.down": ("mlp",),
+    "moe.down": ("expert_mlp",),
     "moe.shared.gate_up": ("embed",),
     "moe.shared.down": ("mlp",),
 }
@@ -90,7 +90,8 @@ def input_sizes(path: str, config: ModelConfig) -> tuple[int, ...]:
     end, layer = _end(path), config.layers[layer_of(path) or 0]
     assert end is not None, f"{path} is no matrix of few bits"
     mixer, mlp = layer.attention, mlp_of(end, layer.feed_forward)
-    sizes = {"embed": config.hidden_size, "mlp": 0 if mlp is None else mlp.intermediate_size}
+    width = 0 if mlp is None else mlp.intermediate_size
+    sizes = {"embed": config.hidden_size, "mlp": width, "expert_mlp": width}
     if mixer is not None:
         sizes |= {"kv_heads": mixer.num_kv_heads, "q_group": mixer.group_size, "head": mixer.head_dim}
     if end.endswith(".outer"):
@@ -156,10 +157,14 @@ def check_stored(
             "it must be None"
         )
     for layer in config.layers:
-        parts = layer.feed_forward.mlps if isinstance(layer.feed_forward, MoeConfig) else [layer.mlp]
-        for mlp in parts:
-            if mlp is not None and mlp.intermediate_size % shape.tp:
+        part = layer.feed_forward
+        split = [(layer.mlp, shape.tp)]
+        if isinstance(part, MoeConfig):
+            split = [(part.expert, shape.tp // shape.ep), (part.shared, shape.tp)]
+        for mlp, devices in split:
+            if mlp is not None and mlp.intermediate_size % devices:
+                what = "it" if shape.ep == 1 else str(devices)
                 raise ConfigError(
-                    f"tensor_parallel_size is {shape.tp}; with quantized matrices it must divide the intermediate "
+                    f"{degrees(shape.tp, shape.ep)}; with quantized matrices {what} must divide the intermediate "
                     f"size, {mlp.intermediate_size}"
                 )

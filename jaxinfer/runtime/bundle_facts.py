@@ -26,15 +26,15 @@ from jaxinfer.models.model import Model
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.runtime.engine_builder import make_layout, resolve_max_logprobs
 from jaxinfer.runtime.kv_cache import Sizes, resolve_sizes
-from jaxinfer.sharding import tensor_size
+from jaxinfer.sharding import expert_size, model_size, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 
 # Fields of RuntimeConfig that shape programs, and those that do not (a test finds a field that is in neither).
 SHAPING_SETTINGS = frozenset(
     {
         "dtype", "quantization", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "step_sizes",
-        "max_logprobs", "kv_cache_dtype", "page_size", "num_pages", "tensor_parallel_size", "batch_invariant",
-        "attention_backend", "cpu_kernels",
+        "max_logprobs", "kv_cache_dtype", "page_size", "num_pages", "tensor_parallel_size", "expert_parallel_size",
+        "batch_invariant", "attention_backend", "cpu_kernels",
     }
 )  # fmt: skip
 OTHER_SETTINGS = frozenset(
@@ -43,6 +43,7 @@ OTHER_SETTINGS = frozenset(
         "enable_prefix_caching", "priority_ageing_seconds", "seed", "compilation_cache_dir", "bundle",
         "serve_while_warming", "language_model_only",
         "device",  # the mesh says which it is
+        "enable_expert_parallel",  # decides the two sizes above
     }
 )  # fmt: skip
 # Of the model's description: what other files may say anew, and is an argument of programs.
@@ -108,6 +109,7 @@ def program_facts(
             "page_size": sizes.page_size,
             "num_pages": sizes.num_pages,
             "tensor_parallel_size": tensor_size(mesh),
+            "expert_parallel_size": expert_size(mesh),
             "batch_invariant": runtime.batch_invariant,
             "attention_backend": runtime.attention_backend,
             "cpu_kernels": runtime.cpu_kernels,
@@ -122,7 +124,8 @@ def expected_sizes(config: ModelConfig, runtime: RuntimeConfig, mesh: Mesh) -> t
     """
     dtype = config.dtype if runtime.dtype == "auto" else runtime.dtype
     target = DeviceTarget.of(mesh.devices.flat[0])
-    described = Model("", config, ModelShape.of(config, tensor_size(mesh)), dtype, None, {})  # type: ignore[arg-type]
+    shape = ModelShape.of(config, model_size(mesh), expert_size(mesh))
+    described = Model("", config, shape, dtype, None, {})  # type: ignore[arg-type]
     layout = make_layout(described, target, runtime)
     return resolve_sizes(config, runtime, layout, None, target.platform), dtype
 

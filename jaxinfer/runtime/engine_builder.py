@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from jaxinfer.runtime.executables import ExecutableSource
 from jaxinfer.runtime.kv_cache import Sizes, check_room, device_budget, resolve_sizes
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.runtime.step import StepSpec
+from jaxinfer.runtime.topology import collectives
 from jaxinfer.sampling_params import MAX_LOGPROBS
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
-from jaxinfer.sharding import tensor_size
+from jaxinfer.sharding import expert_size, model_size, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention.layout import KVLayout, kv_layout
 
@@ -35,15 +36,16 @@ DRAWING_COPIES = 6  # of the logits, (rows, vocabulary) float32: what XLA:CPU ke
 
 
 def configure_jax(runtime: RuntimeConfig) -> None:
-    """Process-wide JAX settings: virtual CPU devices for tensor parallelism without accelerators, and the persistent
+    """Process-wide JAX settings: virtual CPU devices for parallelism without accelerators, and the persistent
     compilation cache, which keeps every entry, however quick.
 
     Device counts are fixed once JAX has started; then `make_mesh` says how many there are. Raises ConfigError for a
     cache that cannot be written.
     """
-    if runtime.tensor_parallel_size > max(1, getattr(jax.config, "jax_num_cpu_devices", 1)):
+    devices = runtime.parallel.num_devices
+    if devices > max(1, getattr(jax.config, "jax_num_cpu_devices", 1)):
         try:
-            jax.config.update("jax_num_cpu_devices", runtime.tensor_parallel_size)
+            jax.config.update("jax_num_cpu_devices", devices)
         except RuntimeError:  # JAX runs already, in whoever imported us: its devices are what there is
             logging.getLogger(__name__).info("JAX has started; its device count stays as it is")
     if runtime.compilation_cache_dir is None:
@@ -64,7 +66,7 @@ def configure_jax(runtime: RuntimeConfig) -> None:
 def make_layout(model: Model, target: DeviceTarget, runtime: RuntimeConfig) -> KVLayout:
     """How this model's keys and values lie in the device's memory."""
     dtype = {"auto": model.dtype, "fp8": "float8_e4m3fn"}.get(runtime.kv_cache_dtype, runtime.kv_cache_dtype)
-    shards, head_dim = runtime.parallel.tensor, model.config.attentions[0].head_dim  # the same in all layers
+    shards, head_dim = runtime.parallel.num_devices, model.config.attentions[0].head_dim  # the same in all layers
     return kv_layout(target, dtype, model.shape.kv_heads, head_dim, runtime.page_size, shards)
 
 
@@ -115,12 +117,14 @@ def resolve_max_logprobs(runtime: RuntimeConfig, config: ModelConfig) -> int:
 class StepProbe:
     """What the largest step needs on one device beside weights and pool, in bytes, asked of the compiled programs.
 
-    temporaries: of the forward pass, or of what draws after it, whichever needs more.
+    temporaries: of the forward pass, or of what draws after it, whichever needs more. collectives: those of the forward
+    pass, kind -> (how many, bytes of their results).
     """
 
     bucket: str
     temporaries: int
     slot_bytes: int
+    collectives: Mapping[str, tuple[int, int]]
 
 
 def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayout) -> StepProbe:
@@ -140,19 +144,20 @@ def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayou
     )
     bucket = runner.ladder[-1]
     programs, rows = runner.programs, runner.row_counts[-1]
-    needs = [_beside(programs.step(bucket, PROBE_PAGES), device)]
+    step = programs.step(bucket, PROBE_PAGES).compile()
+    needs = [_beside(step, device)]
     if device.platform == "cpu":
         needs.append(DRAWING_COPIES * rows * model.shape.vocab * 4)
     else:
-        needs += [_beside(programs.draw(rows), device), _beside(programs.score(), device)]
+        needs += [_beside(program.compile(), device) for program in (programs.draw(rows), programs.score())]
     state = programs.abstract_slots(), programs.abstract_hidden()
     kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-    return StepProbe(bucket.name, max(needs), kept)
+    return StepProbe(bucket.name, max(needs), kept, collectives(step.as_text() or "") if mesh.size > 1 else {})
 
 
-def _beside(lowered: jax.stages.Lowered, device: jax.Device) -> int:
+def _beside(compiled: jax.stages.Compiled, device: jax.Device) -> int:
     """Bytes that a program needs beside its arguments."""
-    memory = lowered.compile().memory_analysis()
+    memory = compiled.memory_analysis()
     if memory is None:
         raise ConfigError(f"{device.device_kind} gives no memory analysis; set num_pages to size the KV pool by hand")
     return int(memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes))
@@ -169,7 +174,7 @@ def choose_sizes(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLay
             extra = probe.temporaries + probe.slot_bytes
         budget = device_budget(device, runtime, temporaries=extra)
     sizes = resolve_sizes(model.config, runtime, layout, budget, device.platform)
-    check_room(device, sizes, tensor_size(mesh))
+    check_room(device, sizes, model_size(mesh))
     return sizes
 
 
@@ -239,6 +244,7 @@ def engine_info(model: Model, mesh: Mesh, sizes: Sizes, runner: Runner) -> Engin
         num_pages=sizes.num_pages,
         dtype=model.dtype,
         tensor_parallel_size=tensor_size(mesh),
+        expert_parallel_size=expert_size(mesh),
         device=f"{mesh.size} x {device.device_kind}",
         backends={"paged_attention": runner.attention_backends(), "products": runner.spec.product_backend},
         eos_token_ids=model.config.eos_token_ids,

@@ -18,7 +18,7 @@ from jaxinfer.config import (
     context_length,
 )
 from jaxinfer.scheduling.cache_shape import UNBOUNDED, CacheShape
-from jaxinfer.sharding import TENSOR_AXIS
+from jaxinfer.sharding import MODEL_AXES
 from pallas_kernels.paged_attention.layout import KVLayout, Pages
 
 GIB = 1 << 30
@@ -87,7 +87,7 @@ def device_budget(device: Any, runtime: RuntimeConfig, *, temporaries: int, weig
     """What the pool may take on one device. `temporaries`: the largest step's; `weights_to_come`: not loaded yet."""
     if device.platform == "cpu":
         free = free_host_bytes() - weights_to_come
-        share = int(CPU_SHARE * max(free, 0)) // runtime.tensor_parallel_size
+        share = int(CPU_SHARE * max(free, 0)) // runtime.parallel.num_devices
         if share > CPU_LIMIT:
             return Budget(CPU_LIMIT, f"{gib(CPU_LIMIT)}, the most that is taken unasked on a CPU")
         return Budget(share, f"{CPU_SHARE:.0%} of {gib(free)} free host memory = {gib(share)}")
@@ -127,7 +127,7 @@ def resolve_sizes(
         pages, source = runtime.num_pages, f"num_pages = {runtime.num_pages}"
     else:
         assert budget is not None
-        fitting = budget.num_bytes * runtime.tensor_parallel_size // page_bytes
+        fitting = budget.num_bytes * runtime.parallel.num_devices // page_bytes
         pages = int(min(fitting, enough))
         of = "" if groups.num_tables == 1 else f" in {groups.depth} layers"
         source = f"{budget.reason}; a page of {page} tokens{of} takes {page_bytes:,} bytes"
@@ -175,7 +175,7 @@ def _tables_of(groups: CacheGroups, shape: CacheShape) -> str:
     return f"{groups.num_tables} page tables, a page being {groups.depth} layers of one: {'; '.join(parts)}"
 
 
-def check_room(device: Any, sizes: Sizes, tensor_size: int) -> None:
+def check_room(device: Any, sizes: Sizes, shards: int) -> None:
     """Raises ConfigError when the pool, sized by hand perhaps, is larger than what is free now: at once, instead of
     after everything was compiled, or on a CPU when the system kills the process for the pages that it fills."""
     if device.platform == "cpu":
@@ -184,7 +184,7 @@ def check_room(device: Any, sizes: Sizes, tensor_size: int) -> None:
         stats = device.memory_stats() or {}
         if "bytes_limit" not in stats:
             return
-        free, wanted = stats["bytes_limit"] - stats["bytes_in_use"], sizes.pool_bytes // tensor_size
+        free, wanted = stats["bytes_limit"] - stats["bytes_in_use"], sizes.pool_bytes // shards
         where = f"memory on each {device.device_kind}"
     if wanted > free:
         most = max(0, free) * sizes.num_pages // wanted
@@ -208,7 +208,7 @@ def make_pool(layout: KVLayout, depth: int, num_pages: int, mesh: Mesh, *, loope
 
     looped: one pair has them all, array i from page i * num_pages on, so that a loop over layers can carry it.
     """
-    shardings = layout.shardings(mesh, TENSOR_AXIS)
+    shardings = layout.shardings(mesh, MODEL_AXES)
     if looped:
         return [layout.zeros(depth * num_pages, shardings)]
     return [layout.zeros(num_pages, shardings) for _ in range(depth)]
@@ -216,7 +216,7 @@ def make_pool(layout: KVLayout, depth: int, num_pages: int, mesh: Mesh, *, loope
 
 def abstract_pool(layout: KVLayout, depth: int, num_pages: int, mesh: Mesh, *, looped: bool) -> list[tuple[Any, Any]]:
     """The same, as shapes for lowering without memory."""
-    struct = layout.struct(depth * num_pages if looped else num_pages, layout.shardings(mesh, TENSOR_AXIS))
+    struct = layout.struct(depth * num_pages if looped else num_pages, layout.shardings(mesh, MODEL_AXES))
     return [(struct, struct)] * (1 if looped else depth)
 
 

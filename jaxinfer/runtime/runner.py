@@ -22,7 +22,7 @@ from jaxinfer.runtime.programs import ADMIT, SCORE, Programs, draw_name
 from jaxinfer.runtime.sampling import TokenScores
 from jaxinfer.runtime.step import KVCache, StepSpec
 from jaxinfer.scheduling.step_plan import Scores, StepPlan, StepResult
-from jaxinfer.sharding import tensor_size
+from jaxinfer.sharding import model_size
 from pallas_kernels.dispatch import select
 from pallas_kernels.paged_attention import AttentionOptions
 from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
@@ -253,7 +253,7 @@ class Runner:
 
     def attention_backends(self) -> str:
         """Names of the attention backends that the layers use, for people. Raises Unsupported as the step would."""
-        config, tp, bucket = self.spec.config, tensor_size(self.spec.mesh), self.ladder[-1]
+        config, tp, bucket = self.spec.config, model_size(self.spec.mesh), self.ladder[-1]
         names = set()
         for mixer in dict.fromkeys(config.attentions):
             case = PagedAttentionCase(

@@ -43,7 +43,7 @@ from jaxinfer.runtime.inputs import (
     TableInputs,
 )
 from jaxinfer.runtime.sampling import MAX_LOGPROBS, admit, count_inputs
-from jaxinfer.sharding import TENSOR_AXIS, tensor_size
+from jaxinfer.sharding import MODEL_AXES
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, paged_attention
 from pallas_kernels.paged_attention.layout import Pages
@@ -121,7 +121,7 @@ class StepSpec:
         return at
 
     def _attend(self, batch: RaggedBatch) -> Attend:
-        mesh = self.mesh if tensor_size(self.mesh) > 1 else None
+        mesh = self.mesh if self.mesh.size > 1 else None
 
         def attend(
             q: jax.Array,
@@ -141,7 +141,7 @@ class StepSpec:
                 target=self.target,
                 backend=self.attention_backend,
                 mesh=mesh,
-                head_axis=TENSOR_AXIS if mesh is not None else None,
+                head_axis=MODEL_AXES if mesh is not None else None,
                 options=AttentionOptions(**options),
                 sinks=sinks,
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError
-from jaxinfer.sharding import tensor_mesh
+from jaxinfer.sharding import mesh_of
 
 # What libtpu must find in the environment when it is loaded where there is no TPU: no metadata server to ask, any slice
 # to begin with, and other processes that may load it too.
@@ -67,11 +68,15 @@ class Topology:
     memory: int | None
 
 
-def topology_mesh(name: str) -> Topology:
-    """The topology `v5e:2x4`, `v6e:2x2`, `v5p:2x2x1`, `tpu7x:2x2x1`, `hopper:4`, ... as one tensor-parallel axis.
+def topology_mesh(name: str, expert: int | None = 1) -> Topology:
+    """The topology `v5e:2x4`, `v6e:2x2`, `v5p:2x2x1`, `tpu7x:2x2x1`, `hopper:4`, ..., all along the tensor axis.
+
+    expert: how many of them lie along the expert axis instead, None for all: the tensor axis has their number divided
+    by it.
 
     Raises:
-        ConfigError: a name of another form, one that the compiler does not know, or its package is missing.
+        ConfigError: a name of another form, one that the compiler does not know, its package is missing, or `expert`
+            does not divide the devices.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -87,7 +92,11 @@ def topology_mesh(name: str) -> Topology:
             description = topologies.get_topology_desc(name, platform="tpu", **single)
     except Exception as error:  # the plugins raise types of their own
         raise ConfigError(f"topology {name!r} cannot be described here: {error}") from error
-    return Topology(name, tensor_mesh(description.devices), _HOPPER_MEMORY if match[1] else None)
+    return Topology(
+        name,
+        mesh_of(description.devices, len(description.devices) if expert is None else expert),
+        _HOPPER_MEMORY if match[1] else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,14 @@ def collectives(program: str) -> dict[str, tuple[int, int]]:
         count, total = found.get(match["kind"], (0, 0))
         found[match["kind"]] = (count + 1, total + size)
     return found
+
+
+def sent_bytes(found: Mapping[str, tuple[int, int]], devices: int) -> int:
+    """What each of so many devices sends in `collectives`, in bytes, where all take part and pass parts around a ring
+    (Thakur et al. 2005, doi:10.1177/1094342005051521): no way of doing them sends less."""
+    others = devices - 1
+    shares = {"all-reduce": 2 * others / devices, "reduce-scatter": others, "collective-permute": 1}
+    return int(sum(size * shares.get(kind, others / devices) for kind, (_, size) in found.items()))
 
 
 def kernels(program: str) -> dict[str, int]:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from pallas_kernels import triton_support
 from pallas_kernels.dispatch import Backend, DeviceTarget, Op, select
+from pallas_kernels.mesh_axes import MeshAxes, devices_along, names_of
 from pallas_kernels.paged_attention import layout
 from pallas_kernels.paged_attention.head_packing import with_packed_heads
 from pallas_kernels.paged_attention.options import AttentionOptions
@@ -146,7 +147,7 @@ def paged_attention(
     target: DeviceTarget,
     backend: str | None = None,
     mesh: Mesh | None = None,
-    head_axis: str | None = None,
+    head_axis: MeshAxes = None,
 ) -> tuple[jax.Array, layout.Pages, layout.Pages]:
     """Writes this step's K and V into their pages, then attends causally over each row's sequence.
 
@@ -166,7 +167,7 @@ def paged_attention(
         target: the device being compiled for.
         backend: a backend's name; None takes the first that can serve.
         mesh, head_axis: if given and the mesh has more than one device, the op runs once on every device, with the
-            device's share of the heads.
+            device's share of the heads, which are split over this axis of the mesh, or over several as one.
 
     Returns:
         out (T, N, H) in q's dtype, exactly zero for padding; and the two page arrays.
@@ -177,9 +178,9 @@ def paged_attention(
     """
     if (mesh is None) != (head_axis is None):
         raise ValueError(f"mesh and head_axis go together; head_axis is {head_axis!r}, mesh is {mesh}")
-    if mesh is not None and head_axis not in mesh.shape:
+    if mesh is not None and not set(names_of(head_axis)) <= set(mesh.shape):
         raise ValueError(f"head_axis is {head_axis!r}; the mesh has axes {', '.join(map(repr, mesh.shape))}")
-    shards = 1 if mesh is None or head_axis is None else mesh.shape[head_axis]
+    shards = 1 if mesh is None else devices_along(mesh.shape, head_axis)
     case = _checked_case(q, k, v, k_pages, v_pages, batch, options, sinks, target, shards)
     run = functools.partial(
         with_packed_heads(select(OP, target, case, backend).load()),

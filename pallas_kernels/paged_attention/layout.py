@@ -32,6 +32,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.mesh_axes import MeshAxes
 from pallas_kernels.qtensor import LARGEST, STORAGE
 from pallas_kernels.rounding import round_up
 
@@ -119,7 +120,7 @@ class KVLayout:
         """Whether pages carry scales."""
         return self.dtype in QUANTIZED_DTYPES
 
-    def shardings(self, mesh: Mesh, mesh_axis: str | None) -> Any:
+    def shardings(self, mesh: Mesh, mesh_axis: MeshAxes) -> Any:
         """Sharding of a page array, or of both arrays of `QuantizedPages`, over `mesh_axis` (None: replicated)."""
         spec = page_partition_spec(mesh_axis, quantized=self.quantized)
         return jax.tree.map(lambda s: NamedSharding(mesh, s), spec, is_leaf=lambda s: isinstance(s, PartitionSpec))
@@ -210,7 +211,7 @@ def kv_layout(
     )
 
 
-def page_partition_spec(mesh_axis: str | None, *, quantized: bool) -> Any:
+def page_partition_spec(mesh_axis: MeshAxes, *, quantized: bool) -> Any:
     """Sharding of pages whose heads are split over `mesh_axis`: one spec, or `QuantizedPages` of two."""
     spec = PartitionSpec(*(mesh_axis if axis == KVLayout.head_axis else None for axis in range(4)))
     return QuantizedPages(spec, PartitionSpec(*spec[:-1])) if quantized else spec  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from pallas_kernels.mesh_axes import MeshAxes, devices_along, names_of
 from pallas_kernels.qtensor import QTensor
 
 
@@ -17,24 +18,21 @@ class Split:
     """How the axes (*O, I) of a weight lie on a mesh of more than one device.
 
     Attributes:
-        axes: the mesh axis of each of them, or None.
+        axes: the mesh axes of each of them.
     """
 
     mesh: AbstractMesh
-    axes: tuple[str | None, ...]
+    axes: tuple[MeshAxes, ...]
 
     @property
     def outputs(self) -> int:
         """Over how many devices the outputs are split."""
-        return math.prod(self._size(axis) for axis in self.axes[:-1])
+        return math.prod(devices_along(self.mesh.shape, axis) for axis in self.axes[:-1])
 
     @property
     def inputs(self) -> int:
         """Over how many devices the inputs are split."""
-        return self._size(self.axes[-1])
-
-    def _size(self, axis: str | None) -> int:
-        return 1 if axis is None else self.mesh.shape[axis]
+        return devices_along(self.mesh.shape, self.axes[-1])
 
     def on_every_device(self, run: Callable[..., jax.Array], weight: QTensor) -> Callable[..., jax.Array]:
         """`run` (x, weight) -> (T, *O) once on every device, with its share of a weight without `order`."""
@@ -66,18 +64,19 @@ def split_of(split: PartitionSpec | None, weight: QTensor) -> Split | None:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or all(kind == AxisType.Manual for kind in mesh.axis_types):
         return None
-    axes: tuple[str | None, ...] = () if split is None else tuple(split)
+    axes: tuple[MeshAxes, ...] = () if split is None else tuple(split)
     shape = (*weight.outputs, weight.groups if weight.groups > 1 else weight.inputs)
-    if len(axes) > len(shape) or any(axis is not None and axis not in mesh.shape for axis in axes):
+    if len(axes) > len(shape) or any(name not in mesh.shape for axis in axes for name in names_of(axis)):
         raise ValueError(
             f"split is {split}; it must give for each of {len(shape)} axes of the weight None or one of the mesh's "
             f"axes, {', '.join(map(repr, mesh.shape))}"
         )
     axes += (None,) * (len(shape) - len(axes))
     for size, axis in zip(shape, axes, strict=True):
-        if axis is not None and size % mesh.shape[axis]:
+        devices = devices_along(mesh.shape, axis)
+        if size % devices:
             raise ValueError(
-                f"split is {split}; {mesh.shape[axis]} devices must divide each split axis of the weight "
+                f"split is {split}; {devices} devices must divide each split axis of the weight "
                 f"{weight.shape}, and its {weight.groups} groups"
             )
     if weight.packed_outputs and any(axis is not None for axis in axes[-1 - len(weight.packed_outputs) : -1]):

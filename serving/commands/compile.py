@@ -113,10 +113,15 @@ def _compile(
     say: Callable[[str], None],
 ) -> Manifest:
     if arguments.topology is not None:
-        mesh = _topology(arguments.topology)
-        from jaxinfer.sharding import tensor_size
+        mesh = _topology(arguments.topology, runtime)
+        from jaxinfer.sharding import expert_size, tensor_size
 
-        runtime = dataclasses.replace(runtime, tensor_parallel_size=tensor_size(mesh))
+        runtime = dataclasses.replace(
+            runtime,
+            tensor_parallel_size=tensor_size(mesh),
+            expert_parallel_size=expert_size(mesh),
+            enable_expert_parallel=False,
+        )
     else:
         from jaxinfer.runtime.engine_builder import configure_jax
         from jaxinfer.sharding import make_mesh
@@ -141,7 +146,7 @@ def _compile(
     )
 
 
-def _topology(name: str) -> Mesh:
+def _topology(name: str, runtime: RuntimeConfig) -> Mesh:
     """Devices that are described and not there; those that are there are left alone. Raises ConfigError."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # before jax starts
     from jaxinfer.runtime.topology import LIBTPU_ENVIRONMENT, topology_mesh
@@ -151,4 +156,5 @@ def _topology(name: str) -> Mesh:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # where jax was imported before
-    return topology_mesh(name).mesh
+    expert = None if runtime.enable_expert_parallel else runtime.expert_parallel_size
+    return topology_mesh(name, expert).mesh

@@ -23,8 +23,9 @@ def check_model(folder: Path, runtime: RuntimeConfig, *, weights: bool = True) -
     """
     config, _ = read_config(folder)
     length = context_length(config, runtime)
-    shape = ModelShape.of(config, runtime.tensor_parallel_size)
-    if runtime.quantization is not None or runtime.tensor_parallel_size > 1:
+    devices = runtime.parallel.num_devices
+    shape = ModelShape.of(config, devices, runtime.parallel.expert)
+    if runtime.quantization is not None or devices > 1:
         check_stored(read_storage(folder, config).matrices, runtime.quantization, config, shape)
     if runtime.num_pages is not None:
         _check_pool(config, runtime, runtime.num_pages, length)

@@ -249,4 +249,4 @@ def _prepare_devices(specs: Sequence[ModelSpec]) -> None:
     """Virtual CPU devices are counted once, when JAX starts: enough for the larger of the two."""
     from jaxinfer.runtime.engine_builder import configure_jax
 
-    configure_jax(max((spec.runtime for spec in specs), key=lambda runtime: runtime.tensor_parallel_size))
+    configure_jax(max((spec.runtime for spec in specs), key=lambda runtime: runtime.parallel.num_devices))

@@ -66,6 +66,12 @@ def add_runtime_options(parser: argparse.ArgumentParser, *, bundle: bool = True)
     add("--num-pages", type=int, metavar="N", help="size of the KV pool", without="what fits into free memory")
     add("--gpu-memory-utilization", type=float, metavar="X", help="share of an accelerator's memory")
     add("--tensor-parallel-size", type=int, metavar="N", help="devices to split the model over")
+    add("--expert-parallel-size", type=int, metavar="N", help="times as many devices, to which experts are dealt")
+    add(
+        "--enable-expert-parallel",
+        action=argparse.BooleanOptionalAction,
+        help="deal experts to the devices of --tensor-parallel-size, instead of splitting each",
+    )
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="share KV of equal prefixes")
     add(
         "--language-model-only",
@@ -101,6 +107,8 @@ RUNTIME_NAMES = (
     "num_pages",
     "gpu_memory_utilization",
     "tensor_parallel_size",
+    "expert_parallel_size",
+    "enable_expert_parallel",
     "enable_prefix_caching",
     "language_model_only",
     "batch_invariant",

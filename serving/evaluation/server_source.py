@@ -81,6 +81,7 @@ class ServerSource:
                 "architecture": info.architecture,
                 "dtype": info.dtype,
                 "tensor_parallel_size": info.tensor_parallel_size,
+                "expert_parallel_size": info.expert_parallel_size,
                 "device": info.device,
                 "backends": dict(info.backends),
                 "max_model_len": info.limits.max_model_len,

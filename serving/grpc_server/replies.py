@@ -146,6 +146,7 @@ def model_info(context: ModelContext, max_waiting: int, max_message_bytes: int) 
         limits=limits,
         dtype=info.dtype,
         tensor_parallel_size=info.tensor_parallel_size,
+        expert_parallel_size=info.expert_parallel_size,
         device=info.device,
         backends=info.backends,
         page_size=info.page_size,

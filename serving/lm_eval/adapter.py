@@ -119,6 +119,7 @@ class JaxinferLM(TemplateLM):
             "model_dtype": info.dtype,
             "model_device": info.device,
             "tensor_parallel_size": info.tensor_parallel_size,
+            "expert_parallel_size": info.expert_parallel_size,
             "max_length": self.max_length,
             "jaxinfer_version": __version__,
         }

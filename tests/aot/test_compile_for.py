@@ -78,6 +78,29 @@ def test_a_whole_step_compiles_for_hopper() -> None:
     assert "all-reduce" in done.stdout
 
 
+def check_collectives(done: subprocess.CompletedProcess[str]) -> None:
+    """After each layer's attention, after what follows it (shared experts beside the others), and for the embedding."""
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "5 all-reduce (" in done.stdout  # of two layers, one of them dense
+    assert not any(kind in done.stdout for kind in ("all-gather", "all-to-all", "permute", "scatter"))
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "more", [["--expert-parallel-size", "2"], ["--enable-expert-parallel", "--quantization", "int4"]], ids=str
+)
+def test_experts_on_several_chips_compile(more: list[str]) -> None:
+    check_collectives(compile_for("--topology", "v5e:2x4", "--model", "small-moe-128", "--steps-only", *more, *SIZES))
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    "more", [["--expert-parallel-size", "2"], ["--enable-expert-parallel", "--quantization", "int4"]], ids=str
+)
+def test_experts_on_several_gpus_compile(more: list[str]) -> None:
+    check_collectives(compile_for("--topology", "hopper:4", "--model", "small-moe-128", "--steps-only", *more, *SIZES))
+
+
 @needs_libtpu
 def test_what_does_not_fit_is_said() -> None:
     """8 billion parameters in bfloat16 on one chip of 16 GiB."""

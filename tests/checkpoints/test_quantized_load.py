@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import Mesh
 from safetensors.numpy import load_file
 
 from checkpoints.convert import convert
@@ -23,6 +25,8 @@ from jaxinfer.quantization import SCHEMES
 from jaxinfer.sharding import make_mesh
 from pallas_kernels.qtensor import QTensor, dequantize
 from tests.checkpoints.folders import edit_tensors, write_golden, write_small_llama
+from tests.golden_recipe import write_checkpoint
+from tests.jaxinfer.resized import eight_experts_with_biases
 
 PROMPT = [3, 17, 5, 60, 2, 41, 9, 30, 11]
 
@@ -85,6 +89,40 @@ def test_on_several_devices_the_numbers_are_the_same(tmp_path: Path, tp: int) ->
     logits = [dense_logits(model, PROMPT) for model in (one, many)]
     # Sums of several devices are rounded differently, which may move an activation to the next of 255 steps.
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-2 * np.abs(logits[0]).max())
+
+
+def experts_of(model: Model, x: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """What the experts of layer 1 make of x (T, D)."""
+
+    def run(params: Any, x: jax.Array) -> jax.Array:
+        return nnx.merge(model.graphdef, params).layers[1].moe(x, None)
+
+    with jax.set_mesh(mesh):
+        return np.asarray(jax.jit(run)(model.params, x))
+
+
+@pytest.mark.longer
+@pytest.mark.parametrize(
+    ("scheme", "tensor", "expert"), [("int8", 1, 4), ("int8", 2, 2), ("fp8", 1, 2), ("mxfp4", 1, 2), ("mxfp4", 2, 1)]
+)
+def test_quantized_experts_are_dealt_to_devices(tmp_path: Path, scheme: str, tensor: int, expert: int) -> None:
+    width = 64 if scheme == "mxfp4" else 33  # whole blocks of 32 on each device
+    source = write_checkpoint(eight_experts_with_biases(width), tmp_path / "hf")
+    mesh = make_mesh(ParallelConfig(tensor=tensor, expert=expert))
+    one, many = load_model(source, quantization=scheme), load_model(source, quantization=scheme, mesh=mesh)
+    for name, weight in matrices(many).items():
+        if ".moe." not in name:
+            continue
+        assert weight.values.addressable_shards[0].data.shape[0] == 8 // expert
+        whole = matrices(one)[name]
+        kept = tuple(slice(0, size) for size in whole.values.shape)  # the width may be padded
+        np.testing.assert_array_equal(np.asarray(weight.values)[kept], np.asarray(whole.values), err_msg=name)
+        np.testing.assert_array_equal(np.asarray(weight.scales)[kept], np.asarray(whole.scales), err_msg=name)
+    x = np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32)
+    wanted = experts_of(one, x, make_mesh())
+    # int8 rounds activations to 8 bits before `down`, on each device by the largest of its share of the width.
+    limit = 1e-5 if tensor == 1 or scheme == "mxfp4" else 2e-2
+    np.testing.assert_allclose(experts_of(many, x, mesh), wanted, atol=limit * np.abs(wanted).max())
 
 
 @pytest.mark.longer

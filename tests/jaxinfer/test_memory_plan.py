@@ -14,7 +14,7 @@ from jaxinfer.memory_plan import PlanReport, make_plan
 from jaxinfer.model_path import demo_path
 from jaxinfer.models.model import Model
 from jaxinfer.runtime.engine_builder import DRAWING_COPIES, choose_sizes, make_layout, make_runner
-from jaxinfer.runtime.kv_cache import Sizes
+from jaxinfer.runtime.kv_cache import Sizes, gib
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
 from jaxinfer.sharding import make_mesh
@@ -80,6 +80,13 @@ def test_tensor_parallel_halves_weights_and_pool(loaded: Model) -> None:
     two = make_plan("demo", loaded.config, split, make_mesh(split.parallel))
     assert two.pool_bytes * 2 == one.pool_bytes
     assert 0.5 <= two.weight_bytes / one.weight_bytes < 0.51  # norms are on both
+    # Two of each layer and one for the embedding, of 8 tokens in float32; of two devices each sends as much as it gets.
+    config = loaded.config
+    count = 2 * config.num_layers + 1
+    size = gib(count * 8 * config.hidden_size * 4)
+    assert two.collectives == f"{count} all-reduce ({size}) in the largest step, in which each device sends {size}"
+    assert one.collectives == ""
+    assert ("collectives", two.collectives) in two.rows()
 
 
 def test_refusals(loaded: Model, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,8 @@ Prompts run together, cut into chunks of at most 8 tokens that cross page border
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from jaxinfer.messages import TokenLogprobs
 from jaxinfer.sampling_params import SamplingParams
 from tests.golden_recipe import cases, load_case
 from tests.jaxinfer.harness import PAGE, Harness, build
+from tests.jaxinfer.resized import eight_experts_eight_heads
 
 # float32 against float32 in another order of summation: transformers itself is within 2e-6 of float64 on these.
 TOLERANCE = 1e-5
@@ -119,6 +122,40 @@ def test_tokens_and_logprobs_equal_transformers(name: str) -> None:
 @pytest.mark.parametrize("tp", [*(pytest.param(tp, marks=pytest.mark.longer) for tp in (2, 4)), 8])
 def test_tensor_parallel_gives_the_same_tokens(tp: int) -> None:
     check_case("llama_tp8", build(load_case("llama_tp8"), tensor_parallel_size=tp))
+
+
+@pytest.mark.longer
+@pytest.mark.parametrize(("tensor", "expert"), [(1, 2), (1, 4), (2, 1), (2, 2), (4, 1)])
+def test_expert_parallel_gives_the_same_tokens(tensor: int, expert: int) -> None:
+    sizes = {"tensor_parallel_size": tensor, "expert_parallel_size": expert}
+    check_case("glm4_moe", build(load_case("glm4_moe"), **sizes))
+
+
+@cache
+def tokens_of_eight_experts(**sizes: int) -> list[list[int]]:
+    """Of a model with 8 query heads, 2 KV heads, 8 experts and odd widths."""
+    case = eight_experts_eight_heads()
+    engine = build(case, **sizes)
+    names = [engine.submit(prompt, greedy(64)) for prompt in case.prompts]
+    engine.run()
+    assert engine.loop.runner.compilations == 0
+    return [engine.heard[name, 0].tokens for name in names]
+
+
+EIGHT_DEVICES = [
+    {"tensor_parallel_size": 8},
+    {"tensor_parallel_size": 8, "enable_expert_parallel": True},
+    {"tensor_parallel_size": 4, "expert_parallel_size": 2},
+    {"tensor_parallel_size": 2, "expert_parallel_size": 4},
+]
+
+
+@pytest.mark.longer
+@pytest.mark.parametrize("sizes", EIGHT_DEVICES, ids=str)
+def test_experts_on_eight_devices_give_the_tokens_of_one(sizes: dict[str, int]) -> None:
+    found = tokens_of_eight_experts(**sizes)
+    assert [len(tokens) for tokens in found] == [64] * 3
+    assert found == tokens_of_eight_experts()
 
 
 @pytest.mark.parametrize("name", [pytest.param("qwen3", marks=pytest.mark.longer), "gemma2", "phi3"])

@@ -65,6 +65,7 @@ def test_model_info():
             assert limits.kv_tokens == 160
             assert (limits.max_n, limits.max_logprobs, limits.max_stop_token_ids) == (64, 20, 64)
             assert (info.dtype, info.device, info.tensor_parallel_size) == ("float32", "1 x fake", 1)
+            assert info.expert_parallel_size == 1
             assert dict(info.backends) == {"paged_attention": "fake"}
             assert list(info.eos_token_ids) == [EOS]
             assert set(info.supported_parameters) == set(FIELD_NAMES)

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jaxinfer.config import ModelConfig, MoeConfig, RouterConfig
+from jaxinfer.config import MlpConfig, ModelConfig, MoeConfig, RouterConfig
 from jaxinfer.models.layer_choice import LayerChoice, Weight
 from jaxinfer.models.layers.linear import Linear, Multiply, fresh, product
 from jaxinfer.models.layers.mlp import Gate, Mlp, gated
 from jaxinfer.models.parameters import parameter
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.sharding import EXPERT_AXIS, TENSOR_AXIS, LogicalAxes, constrain, partition_spec
+from jaxinfer.sharding import EXPERT_AXIS, MODEL_AXES, TENSOR_AXIS, LogicalAxes, constrain, partition_spec
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.grouped_matmul import grouped_matmul, grouped_matmul_of_choice
 from pallas_kernels.qtensor import QTensor
@@ -128,9 +128,9 @@ class Moe(nnx.Module):
         self.router = Linear((count,), (model,), (None, "embed"), dtype, bias=moe.router.bias, keep=True, rngs=rngs)
         self.correction = parameter(jnp.zeros((count,), jnp.float32), (None,)) if moe.router.correction else None
         self.gate_up = Experts(
-            (count, 2, sizes.mlp, model), ("experts", "gate_up", "mlp", "embed"), dtype, bias=bias, rngs=rngs
+            (count, 2, sizes.mlp, model), ("experts", "gate_up", "expert_mlp", "embed"), dtype, bias=bias, rngs=rngs
         )
-        self.down = Experts((count, model, sizes.mlp), ("experts", "embed", "mlp"), dtype, bias=bias, rngs=rngs)
+        self.down = Experts((count, model, sizes.mlp), ("experts", "embed", "expert_mlp"), dtype, bias=bias, rngs=rngs)
         if moe.shared is not None:
             self.shared = Mlp(moe.shared, model, sizes.shared, shape.tp, dtype, rngs)
         if moe.shared_gate:
@@ -173,8 +173,11 @@ class Moe(nnx.Module):
         )
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
-            return _mixed(self.moe, x, chosen, weights, experts, run, gate)
+            return _mixed(self.moe.expert, self.moe.num_experts, x, chosen, weights, experts, run, gate)
 
+        # Every device has every token, since attention is split by heads, and computes those of its own experts: one
+        # all-reduce of the results is sent. docs/architecture.md (Experts on several devices) counts what it would cost
+        # to send tokens to their experts instead.
         def share(x: jax.Array, chosen: jax.Array, weights: jax.Array, experts: _Weights) -> jax.Array:
             """One device's experts, and its part of their width."""
             count = self.moe.num_experts // mesh.shape[EXPERT_AXIS]
@@ -183,9 +186,8 @@ class Moe(nnx.Module):
             if experts.down_bias is not None:  # added once, not by every part of the width
                 first = jax.lax.axis_index(TENSOR_AXIS) == 0
                 experts = dataclasses.replace(experts, down_bias=jnp.where(first, experts.down_bias, 0))
-            local = dataclasses.replace(self.moe, num_experts=count)
-            y = _mixed(local, x, here, weights, experts, run, gate)
-            return jax.lax.psum(y, (EXPERT_AXIS, TENSOR_AXIS))
+            y = _mixed(self.moe.expert, count, x, here, weights, experts, run, gate)
+            return jax.lax.psum(y, MODEL_AXES)
 
         # Kernels' loops start from constants, which check_vma would refuse to carry.
         whole = PartitionSpec()
@@ -217,7 +219,8 @@ class Moe(nnx.Module):
 
 
 def _mixed(
-    moe: MoeConfig,
+    expert: MlpConfig,
+    count: int,
     x: jax.Array,
     chosen: jax.Array,
     weights: jax.Array,
@@ -227,19 +230,20 @@ def _mixed(
 ) -> jax.Array:
     """The weighted sum of what the chosen experts make of each token: (T, D) float32.
 
-    chosen: (T, k) int32, each token's experts; `moe.num_experts` stands for one that is not here and adds nothing.
+    expert, count: what each of the experts here is, and how many they are.
+    chosen: (T, k) int32, each token's experts; `count` stands for one that is not here and adds nothing.
     weights: (T, k) float32. Sums are made in the order of a token's experts, whoever stands beside it.
     """
     tokens, k = chosen.shape
     flat = chosen.reshape(-1)
     order = jnp.argsort(flat)  # stable
-    sizes = jnp.sum(flat[:, None] == jnp.arange(moe.num_experts), axis=0, dtype=jnp.int32)
+    sizes = jnp.sum(flat[:, None] == jnp.arange(count), axis=0, dtype=jnp.int32)
     rows = x[order // k]  # (R, D)
     expert_of_row = flat[order]
     hidden = multiply(rows, experts.gate_up, sizes)  # (R, 2, F')
     if experts.gate_up_bias is not None:
         hidden = hidden + _of_rows(experts.gate_up_bias, expert_of_row)
-    hidden = gate(hidden.astype(x.dtype), moe.expert.activation, moe.expert.limit, jnp.sum(sizes))
+    hidden = gate(hidden.astype(x.dtype), expert.activation, expert.limit, jnp.sum(sizes))
     y = multiply(hidden, experts.down, sizes)  # (R, D)
     if experts.down_bias is not None:
         y = y + _of_rows(experts.down_bias, expert_of_row)
@@ -247,7 +251,7 @@ def _mixed(
     parts = y[back].reshape(tokens, k, -1)
     total = jnp.zeros((tokens, y.shape[1]), jnp.float32)
     for place in range(k):
-        here = (chosen[:, place] < moe.num_experts)[:, None]
+        here = (chosen[:, place] < count)[:, None]
         total = total + jnp.where(here, parts[:, place] * weights[:, place, None], 0.0)
     return total
 

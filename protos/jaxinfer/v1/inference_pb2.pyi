@@ -251,7 +251,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("model", "architecture", "vocab_size", "limits", "dtype", "tensor_parallel_size", "device", "backends", "page_size", "num_pages", "eos_token_ids", "supported_parameters", "default_sampling", "has_tokenizer", "chat_templates", "notes", "executables", "server_version")
+    __slots__ = ("model", "architecture", "vocab_size", "limits", "dtype", "tensor_parallel_size", "device", "backends", "page_size", "num_pages", "eos_token_ids", "supported_parameters", "default_sampling", "has_tokenizer", "chat_templates", "notes", "executables", "server_version", "expert_parallel_size")
     class Limits(_message.Message):
         __slots__ = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_waiting", "kv_tokens", "max_n", "max_logprobs", "max_stop_strings", "max_stop_length", "max_stop_token_ids", "max_token_list", "max_message_bytes")
         MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
@@ -311,6 +311,7 @@ class GetModelInfoResponse(_message.Message):
     NOTES_FIELD_NUMBER: _ClassVar[int]
     EXECUTABLES_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
     model: str
     architecture: str
     vocab_size: int
@@ -329,7 +330,8 @@ class GetModelInfoResponse(_message.Message):
     notes: _containers.RepeatedScalarFieldContainer[str]
     executables: _containers.RepeatedCompositeFieldContainer[GetModelInfoResponse.Executable]
     server_version: str
-    def __init__(self, model: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., limits: _Optional[_Union[GetModelInfoResponse.Limits, _Mapping]] = ..., dtype: _Optional[str] = ..., tensor_parallel_size: _Optional[int] = ..., device: _Optional[str] = ..., backends: _Optional[_Mapping[str, str]] = ..., page_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., supported_parameters: _Optional[_Iterable[str]] = ..., default_sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., has_tokenizer: _Optional[bool] = ..., chat_templates: _Optional[_Iterable[str]] = ..., notes: _Optional[_Iterable[str]] = ..., executables: _Optional[_Iterable[_Union[GetModelInfoResponse.Executable, _Mapping]]] = ..., server_version: _Optional[str] = ...) -> None: ...
+    expert_parallel_size: int
+    def __init__(self, model: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., limits: _Optional[_Union[GetModelInfoResponse.Limits, _Mapping]] = ..., dtype: _Optional[str] = ..., tensor_parallel_size: _Optional[int] = ..., device: _Optional[str] = ..., backends: _Optional[_Mapping[str, str]] = ..., page_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., supported_parameters: _Optional[_Iterable[str]] = ..., default_sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., has_tokenizer: _Optional[bool] = ..., chat_templates: _Optional[_Iterable[str]] = ..., notes: _Optional[_Iterable[str]] = ..., executables: _Optional[_Iterable[_Union[GetModelInfoResponse.Executable, _Mapping]]] = ..., server_version: _Optional[str] = ..., expert_parallel_size: _Optional[int] = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
     __slots__ = ()

@@ -245,10 +245,11 @@ class DenseModel:
         *,
         dtype: Any = jnp.float32,
         tp: int = 1,
+        ep: int = 1,
         place: Any = lambda variable, array: jnp.asarray(array, variable.dtype),
     ) -> None:
         self.config = config
-        self.shape = ModelShape.of(config, tp)
+        self.shape = ModelShape.of(config, tp, ep)
         self.graphdef, abstract = abstract_decoder(config, self.shape, dtype)
         given = {path: fit(path, a, config, self.shape) for path, a in hf_parameters(config, tensors).items()}
         wanted = dict(nnx.to_flat_state(abstract))

@@ -18,7 +18,7 @@ from jaxinfer.models.decoder import Decoder, abstract_decoder
 from jaxinfer.models.parameters import facts_of
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.models.stored_matrix import MATRICES, input_axes, input_sizes, matrices_of
-from jaxinfer.sharding import TENSOR_AXIS, make_mesh, partition_spec
+from jaxinfer.sharding import MODEL_AXES, make_mesh, partition_spec
 from tests.jaxinfer.models.layer_changes import change_layers
 
 Table = dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]
@@ -105,7 +105,7 @@ def test_parameter_tree(variant: str, dtype: str) -> None:
             assert isinstance(leaf.get_value(), jax.ShapeDtypeStruct), f"{path} holds an array"
             assert leaf.dtype == jnp.dtype(dtype)
             spec = partition_spec(facts_of(leaf).axes)
-            split = [size for size, axis in zip(leaf.shape, spec, strict=True) if axis == TENSOR_AXIS]
+            split = [size for size, axis in zip(leaf.shape, spec, strict=True) if axis == MODEL_AXES]
             assert all(size % tp == 0 for size in split), f"{path} cannot be split {tp} ways"
 
 

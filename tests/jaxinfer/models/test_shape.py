@@ -6,8 +6,10 @@ import pytest
 
 from jaxinfer.config import ConfigError
 from jaxinfer.models.registry import model_config
-from jaxinfer.models.shape import LayerShape, ModelShape, valid_tp
+from jaxinfer.models.shape import LayerShape, ModelShape, valid_ep, valid_tp
+from tests.golden_recipe import build_config
 from tests.jaxinfer.models.hub_configs import ALL
+from tests.jaxinfer.resized import eight_experts_eight_heads
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,28 @@ def test_sizes_are_padded_and_heads_repeated() -> None:
     assert ModelShape.of(config, 8) == ModelShape(8, 128264, (LayerShape(8, 4, mlp=14344),) * 32)
     assert ModelShape.of(config, 16) == ModelShape(16, 128272, (LayerShape(16, 2, mlp=14352),) * 32)
     assert ModelShape.of(config, 32) == ModelShape(32, 128288, (LayerShape(32, 1, mlp=14368),) * 32)
+
+
+def test_experts_are_dealt_in_equal_parts() -> None:
+    config = model_config(build_config(eight_experts_eight_heads()))  # widths of 145, 27 and 54
+    assert valid_ep(config) == [1, 2, 4, 8]
+    shape = ModelShape.of(config, 8, 4)  # two devices share an expert, eight the rest
+    assert [(layer.kv_heads, layer.mlp, layer.shared) for layer in shape.layers] == [(8, 152, 0), (8, 28, 56)]
+    assert ModelShape.of(config, 8, 8).layers[1].mlp == 27
+    with pytest.raises(
+        ConfigError, match=r"expert_parallel_size is 3; with 8 experts it must be one of \[1, 2, 4, 8\]"
+    ):
+        ModelShape.of(config, 8, 3)
+    asked = "tensor_parallel_size x expert_parallel_size is 2 x 8 = 16"
+    with pytest.raises(ConfigError, match=rf"{asked}; with 8 query heads .* must be one of \[1, 2, 4, 8\]"):
+        ModelShape.of(config, 16, 8)
+
+
+def test_a_model_without_experts_has_none_to_deal() -> None:
+    config = model_config(ALL["Llama-3.1-8B"])
+    assert valid_ep(config) == [1]
+    with pytest.raises(ConfigError, match="expert_parallel_size is 2; the model has no experts, so that it must be 1"):
+        ModelShape.of(config, 2, 2)
 
 
 @pytest.mark.parametrize("tp", [True, 1.0, "2", -1])

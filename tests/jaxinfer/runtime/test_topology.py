@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxinfer.config import ConfigError
-from jaxinfer.runtime.topology import collectives, kernels, report, topology_mesh
+from jaxinfer.runtime.topology import collectives, kernels, report, sent_bytes, topology_mesh
 
 PROGRAM = """
   %all-reduce.1 = bf16[64,128]{1,0:T(8,128)(2,1)} all-reduce(%x), channel_id=1
@@ -21,6 +21,12 @@ PROGRAM = """
 def test_collectives_are_counted_with_the_bytes_of_their_results() -> None:
     assert collectives(PROGRAM) == {"all-reduce": (2, 64 * 128 * 2 + 4 + 6), "all-gather": (1, 8 * 64 * 4)}
     assert collectives("") == {}
+
+
+def test_what_a_ring_sends() -> None:
+    found = {"all-reduce": (2, 800), "all-gather": (1, 400), "reduce-scatter": (1, 100), "collective-permute": (1, 7)}
+    assert sent_bytes(found, 4) == 800 * 2 * 3 // 4 + 400 * 3 // 4 + 100 * 3 + 7
+    assert sent_bytes({}, 4) == 0
 
 
 def test_kernels_are_listed_with_the_chip_memory_that_they_take() -> None:

@@ -107,6 +107,7 @@ def test_ports_and_gateways(arguments, message, capsys):
     [
         (RuntimeConfig(max_model_len=10**6), "max_model_len is 1000000; the model's max_position_embeddings"),
         (RuntimeConfig(tensor_parallel_size=7), "tensor_parallel_size is 7; with "),
+        (RuntimeConfig(expert_parallel_size=2), "expert_parallel_size is 2; the model has no experts"),
         (RuntimeConfig(compilation_cache_dir=f"{__file__}/x"), "compilation_cache_dir is "),
         (RuntimeConfig(compilation_cache_dir="~nosuchuser/x"), "compilation_cache_dir is '~nosuchuser/x'; it must be"),
         (RuntimeConfig(num_pages=1), "num_pages is 1; at least 2 are needed, as one holds nothing"),
