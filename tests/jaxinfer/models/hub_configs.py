@@ -200,6 +200,10 @@ GPT_OSS_20B = _published(
     sliding_window=128, swiglu_limit=7.0, tie_word_embeddings=False, vocab_size=201088,
 )  # fmt: skip
 
+GPT_OSS_120B = GPT_OSS_20B | {
+    "num_hidden_layers": 36, "num_local_experts": 128, "layer_types": ["sliding_attention", "full_attention"] * 18,
+}  # fmt: skip
+
 ALL = {
     "Llama-3.1-8B": LLAMA_3_1_8B,
     "Llama-2-7b": LLAMA_2_7B,
@@ -221,6 +225,7 @@ ALL = {
     "granite-3.0-1b-a400m": GRANITE_3_0_1B_A400M,
     "GLM-4.5-Air": GLM_4_5_AIR,
     "gpt-oss-20b": GPT_OSS_20B,
+    "gpt-oss-120b": GPT_OSS_120B,
 }
 
 

@@ -68,6 +68,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "feed_forward.expert": MlpConfig(2880, "swiglu_oai", bias=True, limit=7.0),
         "mixer.sinks": True, "mixer.out_bias": True, "mixer.num_heads": 64,
     },
+    "gpt-oss-120b": {"feed_forward.num_experts": 128, "mixer.sinks": True, "mixer.num_heads": 64, "num_layers": 36},
 }  # fmt: skip
 
 # (theta, kind, rotary_dim, attention_factor) of the first rope, windows of the first six layers.
@@ -92,6 +93,7 @@ ROPES: dict[str, tuple[float, str, int, float]] = {
     "granite-3.0-1b-a400m": (10000.0, "default", 64, 1.0),
     "GLM-4.5-Air": (1000000.0, "default", 64, 1.0),
     "gpt-oss-20b": (150000.0, "yarn", 64, 0.1 * math.log(32) + 1),
+    "gpt-oss-120b": (150000.0, "yarn", 64, 0.1 * math.log(32) + 1),
 }
 WINDOWS: dict[str, list[int | None]] = {
     "Mistral-7B-v0.1": [4096] * 6,
@@ -100,6 +102,7 @@ WINDOWS: dict[str, list[int | None]] = {
     "Phi-3-mini-128k": [262144] * 6,
     "Phi-4-mini": [262144] * 6,
     "gpt-oss-20b": [128, None] * 3,
+    "gpt-oss-120b": [128, None] * 3,
 }
 
 
