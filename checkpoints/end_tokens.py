@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.text import TokenizerError, load_tokenizer
+from jaxinfer.text import VOCABULARY_FILES, TokenizerError, load_tokenizer
 
 
 def served_end_tokens(folder: Path, config: ModelConfig) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -16,7 +16,7 @@ def served_end_tokens(folder: Path, config: ModelConfig) -> tuple[tuple[int, ...
     and GenerationConfig.from_model_config where the file is missing). All are read when the model is loaded. A folder
     without a tokenizer, or with one that cannot be read here, has the files' alone.
     """
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+    if not any((folder / name).exists() for name in VOCABULARY_FILES):
         return config.eos_token_ids, ()
     try:
         own = load_tokenizer(folder).eos_token_id

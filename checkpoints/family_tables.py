@@ -42,6 +42,15 @@ _MLP = tuple(
     for name, target, transform in (("gate", "gate_up", "gate"), ("up", "gate_up", "up"), ("down", "down", "copy"))
     for kind in ("weight", "bias")
 )
+_UNGATED_MLP = tuple(
+    Rule(f"{_LAYER}mlp.{name}_proj.{kind}", f"{_OURS}mlp.{name}.{kind}")
+    for name in ("up", "down")
+    for kind in ("weight", "bias")
+)
+_XIELU = tuple(
+    Rule(f"{_LAYER}mlp.act_fn.{name}", f"{_OURS}mlp.xielu.{name}", transform)
+    for name, transform in (("alpha_p", "copy"), ("alpha_n", "copy"), ("beta", "scalar"), ("eps", "scalar"))
+)
 _FUSED_MLP = (
     Rule(f"{_LAYER}mlp.gate_up_proj.weight", f"{_OURS}mlp.gate_up.weight", "gate_up"),
     Rule(f"{_LAYER}mlp.down_proj.weight", f"{_OURS}mlp.down.weight"),
@@ -61,7 +70,42 @@ _FOUR_NORMS = _norms(
     mlp_post_norm="post_feedforward_layernorm",
 )
 
+_LATE_HEAD_NORMS = tuple(
+    Rule(f"{_LAYER}self_attn.{theirs}_layernorm.weight", f"{_OURS}attention.{ours}_norm.weight")
+    for ours, theirs in (("q", "query"), ("k", "key"))
+)
+_NAMED_NORMS = _norms(attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm")
+
+# Where a layer has matrices as two factors: the names that SVD tools after ASVD4LLM give them, ALinear (out, rank) and
+# BLinear (rank, in); and matrices that stand alone because one beside them is factored.
+LOW_RANK = tuple(
+    rule
+    for ours, theirs, outputs, inputs in (
+        ("attention.q", "self_attn.q_proj", "heads", "copy"),
+        ("attention.k", "self_attn.k_proj", "heads", "copy"),
+        ("attention.v", "self_attn.v_proj", "heads", "copy"),
+        ("attention.out", "self_attn.o_proj", "copy", "attention_out"),
+        ("mlp.gate", "mlp.gate_proj", "copy", "copy"),
+        ("mlp.up", "mlp.up_proj", "copy", "copy"),
+        ("mlp.down", "mlp.down_proj", "copy", "copy"),
+    )
+    for rule in (
+        Rule(f"{_LAYER}{theirs}.weight", f"{_OURS}{ours}.weight", outputs if inputs == "copy" else inputs),
+        Rule(f"{_LAYER}{theirs}.bias", f"{_OURS}{ours}.bias", outputs),
+        Rule(f"{_LAYER}{theirs}.BLinear.weight", f"{_OURS}{ours}.inner.weight", inputs),
+        Rule(f"{_LAYER}{theirs}.ALinear.weight", f"{_OURS}{ours}.outer.weight", outputs),
+        Rule(f"{_LAYER}{theirs}.ALinear.bias", f"{_OURS}{ours}.outer.bias", outputs),
+    )
+)
+# One matrix in place of a layer's attention or MLP.
+_LINEAR = tuple(
+    Rule(f"{_LAYER}{theirs}.{kind}", f"{_OURS}{ours}.linear.{kind}")
+    for ours, theirs in (("attention", "self_attn.linear_attn"), ("mlp", "mlp.linear_mlp"))
+    for kind in ("weight", "bias")
+)
+
 _SEPARATE = (*_ENDS, *_ATTENTION, *_ATTENTION_OUT, *_MLP)
+_UNGATED = (*_ENDS, *_ATTENTION, *_ATTENTION_OUT, *_UNGATED_MLP)
 _WITH_EXPERTS = (*_ENDS, *_ATTENTION, *_ATTENTION_OUT)
 
 
@@ -115,6 +159,7 @@ _GPT_OSS = (
 FAMILY_RULES: Mapping[str, tuple[Rule, ...]] = {
     "LlamaForCausalLM": (*_SEPARATE, *_PRE_NORMS),
     "MistralForCausalLM": (*_SEPARATE, *_PRE_NORMS),
+    "Ministral3ForCausalLM": (*_SEPARATE, *_PRE_NORMS),
     "Qwen2ForCausalLM": (*_SEPARATE, *_PRE_NORMS),
     "Qwen3ForCausalLM": (*_SEPARATE, *_HEAD_NORMS, *_PRE_NORMS),
     "Gemma2ForCausalLM": (*_SEPARATE, *_FOUR_NORMS),
@@ -147,13 +192,16 @@ FAMILY_RULES: Mapping[str, tuple[Rule, ...]] = {
         *_PRE_NORMS,
     ),
     "GptOssForCausalLM": (*_GPT_OSS, *_PRE_NORMS),
-}
-
-# Tensors that may be there and mean nothing, with the reason that the report gives.
-IGNORED: Mapping[str, str] = {
-    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq": "computed from the config",
-}
-# Architectures whose files may have layers behind the last, and what those are.
-FURTHER_LAYERS: Mapping[str, str] = {
-    "Glm4MoeForCausalLM": "of a layer that predicts further tokens, which is not used",
+    "Exaone4ForCausalLM": (*_SEPARATE, *_HEAD_NORMS, *_POST_NORMS),
+    "SeedOssForCausalLM": (*_SEPARATE, *_PRE_NORMS),
+    "Olmo3ForCausalLM": (*_SEPARATE, *_WHOLE_NORMS, *_POST_NORMS),
+    "ArceeForCausalLM": (*_UNGATED, *_PRE_NORMS),
+    "HunYuanDenseV1ForCausalLM": (*_SEPARATE, *_LATE_HEAD_NORMS, *_PRE_NORMS),
+    "ApertusForCausalLM": (*_UNGATED, *_XIELU, *_HEAD_NORMS, *_NAMED_NORMS),
+    "DeciLMForCausalLM": (*_SEPARATE, *_LINEAR, *_PRE_NORMS),
+    # Of several modalities: names as the language model alone would have them (`checkpoints.language_model`).
+    "Gemma3ForConditionalGeneration": (*_SEPARATE, *_HEAD_NORMS, *_FOUR_NORMS),
+    "Mistral3ForConditionalGeneration": (*_SEPARATE, *_PRE_NORMS),
+    "Qwen2_5_VLForConditionalGeneration": (*_SEPARATE, *_PRE_NORMS),
+    "Qwen3VLForConditionalGeneration": (*_SEPARATE, *_HEAD_NORMS, *_PRE_NORMS),
 }

@@ -31,10 +31,12 @@ TEXT_FILES = (
     HF_CONFIG_FILE,
     "tokenizer.json",
     "tokenizer.model",
+    "tekken.json",
     TOKENIZER_CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
 )
 CHAT_TEMPLATE_FOLDER = "additional_chat_templates"
 

@@ -19,7 +19,9 @@ from checkpoints.files import (
     read_json_object,
     read_stored,
 )
+from checkpoints.language_model import has_head
 from jaxinfer.config import ConfigError, ModelConfig
+from jaxinfer.models.wrappers import DTYPES, TEXT_CONFIG, text_settings
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -50,7 +52,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 def _hf_config(folder: Path, generation: dict[str, Any]) -> ModelConfig:
     """The configuration of a Hugging Face folder. What the network is comes first, how it is quantized second."""
-    from jaxinfer.models.registry import model_config
+    from jaxinfer.models.registry import family_of, model_config
 
     side_files.check_weights(folder)
     if not (folder / HF_CONFIG_FILE).exists():
@@ -59,10 +61,16 @@ def _hf_config(folder: Path, generation: dict[str, Any]) -> ModelConfig:
         )
     hf_config = read_json_object(folder / HF_CONFIG_FILE)
     quantization_keys = (QUANTIZATION_KEY, side_files.COMPRESSION_KEY)
-    described = {key: value for key, value in hf_config.items() if key not in quantization_keys}
+    described = _without(hf_config, quantization_keys)
+    text = described.get(TEXT_CONFIG)
+    if isinstance(text, dict):
+        described[TEXT_CONFIG] = _without(text, quantization_keys)
     try:
-        if all(described.get(key) in (None, "auto") for key in ("dtype", "torch_dtype")):
+        said = [part.get(key) for part in (text_settings(described), described) for key in DTYPES]
+        if all(dtype in (None, "auto") for dtype in said):
             described["dtype"] = _stored_dtype(folder)
+        if family_of(described).text_models is not None:
+            described |= _tied_or_not(folder, described, family_of(described).architecture)
         config = model_config(described, generation)
     except ConfigError as error:
         raise CheckpointError(f"{folder / HF_CONFIG_FILE}: {error}") from error
@@ -75,6 +83,22 @@ def _hf_config(folder: Path, generation: dict[str, Any]) -> ModelConfig:
         except ConfigError as error:
             raise found.fault(error) from error
     return replace(config, notes=(*config.notes, *side_files.notes(folder)), tokenizer_length=_tokenizer_length(folder))
+
+
+def _without(settings: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}
+
+
+def _tied_or_not(folder: Path, hf_config: dict[str, Any], architecture: str) -> dict[str, bool]:
+    """`tie_word_embeddings` of a model of several modalities, where its config.json does not say it, or says both.
+
+    The classes' defaults inside and around text_config differ, and which of them counts does too from release to
+    release of transformers. All of them agree on this: an output matrix that the file has is not the embedding.
+    """
+    key = "tie_word_embeddings"
+    said = {part[key] for part in (text_settings(hf_config), hf_config) if isinstance(part.get(key), bool)}
+    names = side_files.tensor_names(folder)
+    return {} if len(said) == 1 or not names else {key: not has_head(architecture, frozenset(names))}
 
 
 def _stored_dtype(folder: Path) -> str | None:

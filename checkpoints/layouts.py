@@ -7,6 +7,7 @@ is (D,) for weights and () for biases.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -30,11 +31,14 @@ class Dims:
 
     @classmethod
     def of(cls, config: ModelConfig, path: str) -> Dims:
-        """Those of the layer that the parameter `path` belongs to; of one outside of them only `hidden` matters."""
+        """Those of the layer that the parameter `path` belongs to, 0 for what it lacks; of one outside of them only
+        `hidden` matters."""
         layer = config.layers[layer_of(path) or 0]
-        mixer, part = layer.mixer, layer.feed_forward
-        experts = part.num_experts if isinstance(part, MoeConfig) else 0
-        width = mlp_of(path, part).intermediate_size
+        mixer, mlp = layer.attention, mlp_of(path, layer.feed_forward)
+        experts = layer.feed_forward.num_experts if isinstance(layer.feed_forward, MoeConfig) else 0
+        width = 0 if mlp is None else mlp.intermediate_size
+        if mixer is None:
+            return cls(0, 0, 0, config.hidden_size, width, experts)
         return cls(mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, config.hidden_size, width, experts)
 
     @property
@@ -73,7 +77,7 @@ class Layout:
 class Rule:
     """One line of a family's table; `{i}` stands for the layer, `{e}` for the expert whose part of the target it is.
 
-    `transform` is a key of `TRANSFORMS`. `expert`: which one, of a line that is written out.
+    `transform` is one of `layout_of`'s. `expert`: which one, of a line that is written out.
     """
 
     source: str
@@ -130,10 +134,10 @@ def _gate_up(d: Dims, tail: Shape) -> Layout:
     return Layout((2 * d.mlp, *tail), (Placement(0, d.mlp, view, (0,)), Placement(d.mlp, 2 * d.mlp, view, (1,))))
 
 
-def _attention_out(d: Dims, tail: Shape) -> Layout:
-    del tail  # the weight's last axes are the heads
-    view = (d.hidden, d.kv_heads, d.group, d.head)
-    return Layout((d.hidden, d.heads * d.head), (Placement(0, d.hidden, view, ()),))
+def _scalar(d: Dims, tail: Shape) -> Layout:
+    """A tensor without axes, one number."""
+    del d, tail
+    return Layout((), (Placement(0, 1, (1,), ()),))
 
 
 def _query_norm(d: Dims, tail: Shape) -> Layout:
@@ -163,12 +167,13 @@ def _experts_gate_up(d: Dims, tail: Shape) -> Layout:
 
 
 def _experts_down(d: Dims, tail: Shape) -> Layout:
-    """gpt-oss: all experts in one tensor, inputs before outputs."""
-    del tail
+    """gpt-oss: all experts in one tensor, inputs before outputs; of outputs alone they are as they come."""
+    if not tail:
+        return Layout((d.experts, d.hidden), (Placement(0, d.experts, (d.experts, d.hidden), ()),))
     return Layout((d.experts, d.mlp, d.hidden), (Placement(0, d.experts, (d.experts, d.mlp, d.hidden), (), (0, 2, 1)),))
 
 
-# "copy" (the source has the target's shape) is not listed: it needs no sizes.
+# Those that need no sizes are not listed (`layout_of`).
 TRANSFORMS: Mapping[str, Callable[[Dims, Shape], Layout]] = {
     "query": _query,
     "key": _key,
@@ -177,7 +182,7 @@ TRANSFORMS: Mapping[str, Callable[[Dims, Shape], Layout]] = {
     "gate": _gate,
     "up": _up,
     "gate_up": _gate_up,
-    "attention_out": _attention_out,
+    "scalar": _scalar,
     "query_norm": _query_norm,
     "key_norm": _key_norm,
     "stacked_gate_up": _stacked_gate_up,
@@ -188,13 +193,24 @@ TRANSFORMS: Mapping[str, Callable[[Dims, Shape], Layout]] = {
 
 
 def layout_of(rule: Rule, dims: Dims, target: Shape, tail: Shape | None = None) -> Layout:
-    """What a line means for a parameter of this shape. tail: what `...` is; None: as the parameter's name says."""
+    """What a line means for a parameter of this shape. tail: what `...` is; None: as the parameter's name says.
+
+    Beside the transforms of `TRANSFORMS`: "copy", where the source has this shape; "attention_out", where the source
+    has the heads that are inputs as one axis; "heads", where it has those that are outputs as one.
+    """
     if rule.expert is not None:
         one = layout_of(dataclasses.replace(rule, expert=None), dims, target[1:], tail)
         parts = [dataclasses.replace(p, index=(rule.expert, *p.index)) for p in one.placements]
         return Layout(one.source_shape, tuple(parts))
     if rule.transform == "copy":
         return Layout(target, (Placement(0, target[0], target, ()),))
+    if rule.transform == "attention_out":
+        return Layout((target[0], math.prod(target[1:])), (Placement(0, target[0], target, ()),))
+    bias = rule.target.endswith(".bias") if tail is None else not tail
+    if rule.transform == "heads":
+        outputs, inputs = (target, ()) if bias else (target[:-1], target[-1:])
+        rows = math.prod(outputs)
+        return Layout((rows, *inputs), (Placement(0, rows, target, ()),))
     if tail is None:
-        tail = () if rule.target.endswith(".bias") else (dims.hidden,)
+        tail = () if bias else (dims.hidden,)
     return TRANSFORMS[rule.transform](dims, tail)

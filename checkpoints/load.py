@@ -46,7 +46,7 @@ from jaxinfer.quantization import (
     stored_parts,
 )
 from jaxinfer.sharding import MESH_AXES, make_mesh, named_sharding, tensor_size
-from pallas_kernels.qtensor import QTensor
+from pallas_kernels.qtensor import QTensor, scales_are_finite
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the parameter that has just arrived
 
@@ -74,7 +74,7 @@ def decoder_parameters(
 
 def canonical_shapes(config: ModelConfig, dtype: np.dtype) -> dict[str, tuple[int, ...]]:
     """{dotted path: shape} on one device: the layout that checkpoints are stored in."""
-    _, parameters, _ = decoder_parameters(config, ModelShape.of(config, 1), dtype)
+    _, parameters, _ = decoder_parameters(config, ModelShape.canonical(config), dtype)
     return {path: parameter.shape for path, parameter in parameters.items()}
 
 
@@ -90,7 +90,7 @@ def canonical_parts(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, 
 
 def check_finite(folder: Path, path: str, matrix: QTensor) -> QTensor:
     """Raises CheckpointError, naming the parameter, if the scales of a matrix are not finite."""
-    if not np.isfinite(np.asarray(matrix.scales)).all():
+    if not scales_are_finite(matrix):
         raise CheckpointError(f"{folder}: parameter {path} holds values that are not finite; it has no scale")
     return matrix
 
@@ -184,7 +184,7 @@ class _Request:
         self.stored = stored
         self.folder, self.config, self.shape, self.dtype = folder, config, shape, dtype
         self.parameters = parameters
-        if shape.tp == 1:
+        if shape == ModelShape.canonical(config):
             self.canonical = {path: parameter.shape for path, parameter in parameters.items()}
         else:
             self.canonical = canonical_shapes(config, dtype)

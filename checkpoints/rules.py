@@ -10,22 +10,22 @@ parameter is set once, shapes and dtypes are checked. It reads headers only.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from checkpoints.family_tables import FAMILY_RULES, FURTHER_LAYERS, IGNORED
+from checkpoints.family_tables import FAMILY_RULES, LOW_RANK
 from checkpoints.files import CheckpointError
+from checkpoints.language_model import spelling_of
 from checkpoints.layouts import Dims, Layout, Placement, Rule, Shape, layout_of
+from checkpoints.leftovers import HEAD, ignored_tensors
 from checkpoints.reader import TensorInfo, TensorSource
 from jaxinfer.config import ModelConfig, MoeConfig
 
 SOURCE_DTYPES = ("F32", "F16", "BF16")
-TIED_HEAD = "lm_head.weight"
-TIED_REASON = "tied to the embedding, which holds the same values"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def plan_mapping(
     """
     found: dict[str, list[Entry]] = {path: [] for path in targets}
     used: set[str] = set(taken)
-    for rule in family_rules(config, source.folder):
+    for rule in family_rules(config, source.folder, source):
         if rule.target not in targets:
             continue
         entry = _match(source, rule, layout_of(rule, Dims.of(config, rule.target), targets[rule.target]))
@@ -86,8 +86,9 @@ def plan_mapping(
         used.add(rule.source)
     for path, entries in found.items():
         check_coverage(source, path, targets[path], entries)
-    ignored = _ignored(config, source, used)
-    tied = TIED_HEAD if TIED_HEAD in ignored else None
+    spelling = spelling_of(config.architecture, source)
+    ignored = ignored_tensors(config, source, used, spelling)
+    tied = head if (head := spelling.of(HEAD)) in ignored else None
     if tied is not None:
         embedding = found["embed.weight"][0]
         _check_shape(source, tied, embedding.info.shape, "the embedding")
@@ -95,24 +96,33 @@ def plan_mapping(
     return TensorMapping({path: tuple(entries) for path, entries in found.items()}, dict(targets), ignored, tied)
 
 
-def family_rules(config: ModelConfig, folder: Path) -> Iterator[Rule]:
-    """The lines of the family's table, written out for every layer. Raises CheckpointError if there is no table."""
+def family_rules(config: ModelConfig, folder: Path, names: Container[str]) -> Iterator[Rule]:
+    """The lines of the family's table, written out for every layer, in the spelling of the file's tensors `names`.
+
+    Raises CheckpointError if there is no table.
+    """
     rules = FAMILY_RULES.get(config.architecture)
     if rules is None:
         raise CheckpointError(
             f"{folder}: no tensor names for architecture {config.architecture}; known are {', '.join(FAMILY_RULES)}"
         )
+    spelling = spelling_of(config.architecture, names)
     for rule in rules:
-        if "{i}" not in rule.source:
-            yield rule
+        source = spelling.of(rule.source)
+        if "{i}" not in source:
+            yield dataclasses.replace(rule, source=source)
             continue
         for i, layer in enumerate(config.layers):
             target = rule.target.format(i=i)
-            if "{e}" not in rule.source:
-                yield Rule(rule.source.format(i=i), target, rule.transform)
+            if "{e}" not in source:
+                yield Rule(source.format(i=i), target, rule.transform)
             elif isinstance(layer.feed_forward, MoeConfig):
                 for e in range(layer.feed_forward.num_experts):
-                    yield Rule(rule.source.format(i=i, e=e), target, rule.transform, e)
+                    yield Rule(source.format(i=i, e=e), target, rule.transform, e)
+    for i, layer in enumerate(config.layers):
+        for rule in LOW_RANK if layer.ranks.given else ():
+            if rule not in rules:
+                yield Rule(spelling.of(rule.source).format(i=i), rule.target.format(i=i), rule.transform)
 
 
 def _match(source: TensorSource, rule: Rule, layout: Layout) -> Entry:
@@ -139,26 +149,6 @@ def _check_dtype(source: TensorSource, name: str) -> None:
         raise CheckpointError(
             f"{source.folder / info.file}: tensor {name}: expected dtype {', '.join(SOURCE_DTYPES)}, found {info.dtype}"
         )
-
-
-def _ignored(config: ModelConfig, source: TensorSource, used: set[str]) -> dict[str, str]:
-    ignored: dict[str, str] = {}
-    for name in source.names:
-        if name in used:
-            continue
-        reason = next((reason for pattern, reason in IGNORED.items() if re.fullmatch(pattern, name)), None)
-        if reason is None and (found := re.match(r"model\.layers\.(\d+)\.", name)) is not None:
-            reason = FURTHER_LAYERS.get(config.architecture) if int(found[1]) >= config.num_layers else None
-        if reason is None and name == TIED_HEAD and config.tie_word_embeddings:
-            reason = TIED_REASON
-        if reason is None:
-            info = source.info(name)
-            raise CheckpointError(
-                f"{source.folder / info.file}: tensor {name} {info.shape} is left over: expected no such tensor in a "
-                f"{config.architecture} of {config.num_layers} layers with this config.json"
-            )
-        ignored[name] = reason
-    return ignored
 
 
 def check_coverage(source: TensorSource, path: str, shape: Shape, entries: Sequence[Placed]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.files import HF_CONFIG_FILE, QUANTIZATION_KEY, CheckpointError, read_json_object
+from jaxinfer.models.wrappers import TEXT_CONFIG, text_settings
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -59,6 +60,7 @@ _NOT_THE_MODEL = ("consolidated*", "adapter_*")  # safetensors files that are no
 _QUANTIZED_TENSORS = (
     (".qweight", "GPTQ or AWQ"),
     (".weight_packed", "compressed-tensors"),
+    ("_blocks", "MXFP4"),
     (".weight_scale_inv", "fp8"),
     (".weight_scale_2", "ModelOpt"),
     (".weight_scale", "compressed-tensors, fp8 or ModelOpt"),
@@ -128,19 +130,21 @@ class QuantizationSettings:
 def quantization_settings(folder: Path, hf_config: Mapping[str, Any]) -> QuantizationSettings | None:
     """What the folder says of how its weights are quantized; None where they are not.
 
-    config.json's quantization_config counts before the files of AutoGPTQ and AutoAWQ, as in vLLM. Those name their keys
-    in their own way and no method; here both are as in a quantization_config.
+    config.json's quantization_config counts before the files of AutoGPTQ and AutoAWQ, as in vLLM; in a model of several
+    modalities it may stand in text_config. Those files name their keys in their own way and no method; here both are
+    as in a quantization_config.
 
     Raises CheckpointError for a file of ModelOpt, for two files of quantizers, and for tensors of quantized layers that
     no file describes.
     """
     config_file = folder / HF_CONFIG_FILE
-    if settings := hf_config.get(QUANTIZATION_KEY):
-        return QuantizationSettings(config_file, QUANTIZATION_KEY, settings)
-    if settings := hf_config.get(COMPRESSION_KEY):
-        if isinstance(settings, dict):
-            settings = {"quant_method": "compressed-tensors", **settings}
-        return QuantizationSettings(config_file, COMPRESSION_KEY, settings)
+    for outer, part in (("", hf_config), (f"{TEXT_CONFIG}.", text_settings(hf_config))):
+        if settings := part.get(QUANTIZATION_KEY):
+            return QuantizationSettings(config_file, f"{outer}{QUANTIZATION_KEY}", settings)
+        if settings := part.get(COMPRESSION_KEY):
+            if isinstance(settings, dict):
+                settings = {"quant_method": "compressed-tensors", **settings}
+            return QuantizationSettings(config_file, f"{outer}{COMPRESSION_KEY}", settings)
     if (folder / MODELOPT_FILE).is_file():
         described = read_json_object(folder / MODELOPT_FILE).get("quantization")
         algorithm = described.get("quant_algo") if isinstance(described, dict) else None

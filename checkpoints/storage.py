@@ -21,13 +21,14 @@ from typing import Any
 
 from checkpoints.files import CONFIG_FILE, STORAGE_FORMAT_VERSION, CheckpointError, is_converted, read_stored
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig, require
-from jaxinfer.models.stored_matrix import StoredMatrix, input_axes, input_sizes, layer_of
+from jaxinfer.models.stored_matrix import StoredMatrix, input_sizes, layer_of, matrix_names
 
 KEY = "storage"
 KV_CACHE_DTYPES = ("int8", "fp8")
 PARTS = ("values", "scales", "zeros", "order")  # of a quantized matrix
 
-_KINDS = ("int8", "int4", "fp8")
+_KINDS = ("int8", "int4", "fp8", "mxfp4")
+_BLOCK = 32  # of mxfp4
 _ACTIVATIONS = (None, "int8", "fp8")
 
 
@@ -93,7 +94,7 @@ def parse_storage(data: Mapping[str, Any], config: ModelConfig) -> Storage:
 def _matrix(path: str, described: Any, config: ModelConfig) -> StoredMatrix:
     where = f"{KEY}.matrices[{path!r}]"
     layer = layer_of(path)
-    if layer is None or input_axes(path) is None or layer >= config.num_layers:
+    if layer is None or path.removesuffix(".weight") not in set(matrix_names(config)):
         raise ConfigError(f"{where}: there is no such matrix in {config.num_layers} layers")
     known = {one.name for one in dataclasses.fields(StoredMatrix)}
     if not isinstance(described, dict) or described.keys() != known:
@@ -104,10 +105,14 @@ def _matrix(path: str, described: Any, config: ModelConfig) -> StoredMatrix:
         value = described[name]
         if not any(value is one or (value == one and type(value) is type(one)) for one in allowed):
             raise ConfigError(f"{where}.{name} is {value!r}; it must be one of {list(allowed)}")
-    if described["zeros"] and described["kind"] == "fp8":
-        raise ConfigError(f"{where}.zeros is True; it must be False for fp8")
+    for kind, never in (("fp8", ("zeros",)), ("mxfp4", ("zeros", "order", "activations"))):
+        if described["kind"] == kind and (name := next((name for name in never if described[name]), None)):
+            must_be = "null" if name == "activations" else "False"
+            raise ConfigError(f"{where}.{name} is {described[name]!r}; it must be {must_be} for {kind}")
     group, inputs = described["group"], math.prod(input_sizes(path, config))
     even = 2 if described["kind"] == "int4" else 1
+    if described["kind"] == "mxfp4" and (group != _BLOCK or type(group) is not int or inputs % _BLOCK):
+        raise ConfigError(f"{where}.group is {group!r}; for mxfp4 it must be {_BLOCK} and divide the {inputs} inputs")
     if group is not None and (type(group) is not int or group < 1 or inputs % group or group % even):
         raise ConfigError(f"{where}.group is {group!r}; it must be null or divide the {inputs} inputs")
     return StoredMatrix(**described)

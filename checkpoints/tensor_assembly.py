@@ -61,7 +61,7 @@ def assemble(
 def _place(
     source: TensorSource, name: str, placement: Placement, target: np.ndarray, digest: hashlib._Hash | None
 ) -> None:
-    view = source.read(name)[placement.begin : placement.end].reshape(placement.view)
+    view = np.atleast_1d(source.read(name))[placement.begin : placement.end].reshape(placement.view)
     if placement.axes:
         view = view.transpose(placement.axes)
     region = target[placement.index]

@@ -198,7 +198,7 @@ def compare_with_transformers(
     result["tokenizer"] = compare_tokenizers(tokenizer, theirs)
     say("running the transformers model")
     prompts = _prompts(config, text_prompts)
-    reference = _reference_logits(hf_dir, prompts)
+    reference = _reference_logits(hf_dir, config.architecture, prompts)
     say("running the converted model")
     comparison = compare_logits(run(prompts), reference)
     result |= {"logits": asdict(comparison), "limits": asdict(limits)}
@@ -232,13 +232,13 @@ def _prompts(config: ModelConfig, text_prompts: Sequence[Sequence[int]]) -> list
     return [*random.tolist(), *(list(ids[:length]) for ids in text_prompts if ids)]
 
 
-def _reference_logits(hf_dir: Path, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+def _reference_logits(hf_dir: Path, architecture: str, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
     import torch
     import transformers
 
-    model = _from_transformers(
-        hf_dir, transformers.AutoModelForCausalLM, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    # A model of several modalities is no AutoModelForCausalLM, and has its own class.
+    kind = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+    model = _from_transformers(hf_dir, kind, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.inference_mode():
         return [model(torch.tensor([list(prompt)]), use_cache=False).logits[0].numpy() for prompt in prompts]
 

@@ -50,11 +50,13 @@ class CacheGroups:
     depth: int
 
     @classmethod
-    def of(cls, specs: Sequence[CacheSpec]) -> CacheGroups:
-        """specs: of every layer, in order. Groups keep the order in which their specs come first."""
+    def of(cls, specs: Sequence[CacheSpec | None]) -> CacheGroups:
+        """specs: of every layer, in order; None for one that keeps nothing. Groups keep the order in which their specs
+        come first."""
         layers: dict[CacheSpec, list[int]] = {}
         for layer, spec in enumerate(specs):
-            layers.setdefault(spec, []).append(layer)
+            if spec is not None:
+                layers.setdefault(spec, []).append(layer)
         depth = _depth({spec: len(members) for spec, members in layers.items()})
         groups, tables = [], 0
         for spec, members in layers.items():
@@ -67,14 +69,14 @@ class CacheGroups:
     def num_tables(self) -> int:
         return sum(len(group.tables) for group in self.groups)
 
-    def places(self) -> list[tuple[int, int]]:
-        """Of every layer: the number of its page table, and that of the pool array which holds its keys and values."""
-        found = {
+    def places(self) -> dict[int, tuple[int, int]]:
+        """Of every layer that keeps something: the number of its page table, and that of the pool array which holds its
+        keys and values."""
+        return {
             layer: (group.tables[i // self.depth], i % self.depth)
             for group in self.groups
             for i, layer in enumerate(group.layers)
         }
-        return [found[layer] for layer in sorted(found)]
 
 
 def _depth(sizes: dict[CacheSpec, int]) -> int:

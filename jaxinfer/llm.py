@@ -32,7 +32,7 @@ from jaxinfer.messages import (
 from jaxinfer.model_path import hub_cache_from, resolve_model
 from jaxinfer.outputs import RequestOutput, RequestStream
 from jaxinfer.sampling_params import SamplingParams, as_token_ids
-from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
+from jaxinfer.text import VOCABULARY_FILES, Tokenizer, TokenizerError, load_tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 
@@ -323,7 +323,7 @@ def _as_list(prompts: Any) -> list[Any]:
 
 def _tokenizer_or_none(folder: Path) -> Tokenizer | None:
     """A model without tokenizer files still serves token ids; broken files are an error."""
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+    if not any((folder / name).exists() for name in VOCABULARY_FILES):
         return None
     return load_tokenizer(folder)
 

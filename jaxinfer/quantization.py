@@ -21,7 +21,18 @@ from jaxinfer.models.parameters import ParameterFacts
 from jaxinfer.models.stored_matrix import StoredMatrix
 from jaxinfer.sharding import LogicalAxes, named_sharding, partition_spec, replicated, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.qtensor import STORAGE, ZEROS, Activations, Kind, QTensor, quantize
+from pallas_kernels.mxfp4 import BLOCK
+from pallas_kernels.qtensor import (
+    STORAGE,
+    ZEROS,
+    Activations,
+    Kind,
+    QTensor,
+    group_unit,
+    quantize,
+    scales_dtype,
+    stored_inputs,
+)
 from pallas_kernels.quantized_matmul.layout import for_target
 
 GROUPS = (128, 64, 32)  # inputs of an int4 group: the largest that divides a device's share is taken
@@ -29,10 +40,10 @@ GROUPS = (128, 64, 32)  # inputs of an int4 group: the largest that divides a de
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a matrix is rounded. Without `grouped` there is one scale for each output."""
+    """How a matrix is rounded. groups: how many inputs may share a scale, the best first; none: one for each output."""
 
     kind: Kind
-    grouped: bool = False
+    groups: tuple[int, ...] = ()
     activations: Activations | None = None
 
 
@@ -40,10 +51,11 @@ class Scheme:
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
         "int8": Scheme("int8"),
-        "int4": Scheme("int4", grouped=True),
+        "int4": Scheme("int4", GROUPS),
         "fp8": Scheme("fp8"),
         "w8a8": Scheme("int8", activations="int8"),
         "fp8-dynamic": Scheme("fp8", activations="fp8"),
+        "mxfp4": Scheme("mxfp4", (BLOCK,)),
     }
 )
 
@@ -75,17 +87,21 @@ def rounding_of(path: str, weight: Any, facts: ParameterFacts, scheme: Scheme, m
     if inputs is None or not facts.quantizable:
         return None
     group = None
-    if scheme.grouped:
-        group = largest_group(path, math.prod(weight.shape[-inputs:]) // _input_shards(axes, inputs, mesh))
+    if scheme.groups:
+        group = largest_group(path, math.prod(weight.shape[-inputs:]) // _input_shards(axes, inputs, mesh), scheme)
     return MatrixRounding(scheme, group, inputs, axes, mesh)
 
 
-def largest_group(path: str, share: int) -> int:
-    """The group of int4 for `share` inputs on a device. Raises ConfigError, naming the parameter, if there is none."""
-    group = next((size for size in GROUPS if share % size == 0), None)
+def largest_group(path: str, share: int, scheme: Scheme) -> int:
+    """The best of a scheme's groups for `share` inputs on a device.
+
+    Raises ConfigError, naming the parameter, if there is none.
+    """
+    group = next((size for size in scheme.groups if share % size == 0), None)
     if group is None:
+        several = "one of " * (len(scheme.groups) > 1) + ", ".join(map(str, scheme.groups))
         raise ConfigError(
-            f"quantization: {path} has {share} inputs on a device; one of {GROUPS} must divide them for int4"
+            f"quantization: {path} has {share} inputs on a device; {several} must divide them for {scheme.kind}"
         )
     return group
 
@@ -94,14 +110,14 @@ def stored_parts(outputs: tuple[int, ...], inputs: int, stored: StoredMatrix) ->
     """The shapes of a matrix's parts, outputs *O and I inputs as one axis, as `ShapeDtypeStruct`s."""
     groups = stored.groups(inputs)
 
-    def part(*sizes: int, dtype: Any = np.float32) -> Any:
+    def part(*sizes: int, dtype: np.dtype) -> Any:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
     return QTensor(
-        part(*outputs, inputs // 2 if stored.kind == "int4" else inputs, dtype=STORAGE[stored.kind]),
-        part(*outputs, groups),
+        part(*outputs, stored_inputs(stored.kind, inputs), dtype=STORAGE[stored.kind]),
+        part(*outputs, groups, dtype=scales_dtype(stored.kind)),
         part(*outputs, groups, dtype=ZEROS[stored.kind]) if stored.zeros else None,
-        part(inputs, dtype=np.int32) if stored.order else None,
+        part(inputs, dtype=np.dtype(np.int32)) if stored.order else None,
         kind=stored.kind,
         activations=stored.activations,
     )
@@ -150,7 +166,7 @@ def placing_of(
     outputs, count = shape[:-inputs], math.prod(shape[-inputs:])
     groups = stored.groups(count)
     tp = _input_shards(axes, inputs, mesh)
-    unit = count // groups if groups > 1 else 2 if stored.kind == "int4" else 1
+    unit = count // groups if groups > 1 else group_unit(stored.kind)
     if count % tp or (count // tp) % unit:
         raise ConfigError(
             f"tensor_parallel_size is {tensor_size(mesh)}; {path} has {count} inputs, stored in groups of "

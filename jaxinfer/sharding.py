@@ -32,6 +32,7 @@ LOGICAL_RULES: Mapping[str, str | None] = MappingProxyType(
         "head": None,  # elements of a head
         "mlp": TENSOR_AXIS,
         "gate_up": None,  # gate and up
+        "rank": None,  # between the two factors of a matrix of low rank
         "experts": EXPERT_AXIS,
         "vocab_in": TENSOR_AXIS,  # rows of the embedding
         "vocab_out": TENSOR_AXIS,  # logits, and rows of the matrix that makes them

@@ -15,7 +15,9 @@ Widening puts every 32 inputs in another order, that in which a thread finds the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -102,27 +104,53 @@ def add_block(
             wide -= jnp.bfloat16(_OFFSET + INT4_MIDDLE)
         columns = x.at[:, pl.ds(begin, cut.unit)].transpose((1, 0))
         scales = lax.broadcast_in_dim(factors[0][number].astype(jnp.float32), total.shape, [0])
-        total += _product(total.shape, wide, columns, widened) * scales
+        total += _product((M_ROWS, total.shape[1]), wide, columns, widened) * scales
     return total
 
 
 def _widened(packed: jax.Array, interpreted: bool) -> jax.Array:
     """Bytes (64, n) as bfloat16 (64, 2n): 128 and the number, in the order of `permuted`."""
-    rows, width = packed.shape
     if interpreted:  # the same in operations on whole arrays
-        halves = jnp.stack([packed & 15, packed >> 4], axis=-1)
-        numbers = halves.reshape(rows, 2 * width // PERMUTED, 4, 2, 4).transpose(0, 1, 4, 2, 3)
-        return numbers.reshape(rows, 2 * width).astype(jnp.bfloat16) + jnp.bfloat16(_OFFSET)
+        return unpacked(packed).astype(jnp.bfloat16) + jnp.bfloat16(_OFFSET)
+    return widen(packed, _pair_of_bits)
+
+
+def unpacked(packed: jax.Array) -> jax.Array:
+    """Bytes (64, n) as numbers 0..15 (64, 2n), in the order of `permuted`: for the interpreter."""
+    rows, width = packed.shape
+    halves = jnp.stack([packed & 15, packed >> 4], axis=-1)
+    numbers = halves.reshape(rows, 2 * width // PERMUTED, 4, 2, 4).transpose(0, 1, 4, 2, 3)
+    return numbers.reshape(rows, 2 * width)
+
+
+def widen(packed: jax.Array, pair_of_bits: Callable[[Any, int], Any]) -> jax.Array:
+    """Bytes (64, n) in registers as bfloat16 (64, 2n), in the order of `permuted`.
+
+    Args:
+        pair_of_bits: makes a word of two bfloat16 of a word of eight numbers, from those at bit 4 * place and 16 bits
+            higher, with MLIR's operations.
+    """
+    rows, width = packed.shape
     layout = plgpu.Layout.WGMMA
     result = plgpu.ShapeDtypeStruct((rows, 2 * width), jnp.dtype(jnp.bfloat16), layout=layout)
-    return plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA_8BIT,), return_type=result)(_widen_registers)(packed)
+    run = functools.partial(_widen_registers, pair_of_bits=pair_of_bits)
+    return plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA_8BIT,), return_type=result)(run)(packed)
 
 
-def _widen_registers(context: Any, packed: Any) -> Any:
+def _pair_of_bits(bits: Any, place: int) -> Any:
+    from jax._src.lib.mlir import ir
+    from jax._src.lib.mlir.dialects import arith
+    from jax.experimental.mosaic.gpu import utils
+
+    word = ir.IntegerType.get_signless(32)
+    shifted = arith.shrui(bits, utils.c(4 * place, word)) if place else bits
+    return arith.ori(arith.andi(shifted, utils.c(_PAIR_MASK, word)), utils.c(_PAIR_OFFSET, word))
+
+
+def _widen_registers(context: Any, packed: Any, pair_of_bits: Callable[[Any, int], Any] = _pair_of_bits) -> Any:
     """Registers of four bytes, two for each 16 columns (rows 8 apart), as four times as many of two bfloat16."""
     import numpy as np
     from jax._src.lib.mlir import ir
-    from jax._src.lib.mlir.dialects import arith
     from jax.experimental.mosaic.gpu import fragmented_array, utils
 
     del context
@@ -132,19 +160,16 @@ def _widen_registers(context: Any, packed: Any) -> Any:
     shape = fragmented_array.WGMMA_LAYOUT.registers_shape((rows, 2 * width))
     bytes_of = packed.registers.reshape(width // 16, 2)
     wide = np.empty((width // 16, 4, 2), dtype=object)
-    mask, offset = utils.c(_PAIR_MASK, word), utils.c(_PAIR_OFFSET, word)
     for (column, half), register in np.ndenumerate(bytes_of):
         bits = utils.bitcast(register, word)
         for place in range(4):
-            shifted = arith.shrui(bits, utils.c(4 * place, word)) if place else bits
-            numbers = arith.ori(arith.andi(shifted, mask), offset)
-            wide[column, place, half] = utils.bitcast(numbers, pair)
+            wide[column, place, half] = utils.bitcast(pair_of_bits(bits, place), pair)
     return fragmented_array.FragmentedArray(
         _registers=wide.reshape(shape), _layout=fragmented_array.WGMMA_LAYOUT, _is_signed=None
     )
 
 
-def _product(shape: tuple[int, ...], wide: jax.Array, x: Any, widened: Any) -> jax.Array:
+def _product(shape: tuple[int, int], wide: jax.Array, x: Any, widened: Any) -> jax.Array:
     """wide (64, unit) in registers times x (unit, T) in shared memory: (64, T) float32."""
     factor: Any = wide
     if widened is not None:

@@ -5,7 +5,8 @@ Legend: *O output axes, I inputs (all input axes of the weight as one), A groups
     weight[o, i] = (q[o, i] - zero[o, i // g]) * scale[o, i // g]
 
 Every published format comes down to this: a scale for each output is A = 1; groups of 32, 64 or 128 inputs are A = I/g;
-128 x 128 blocks are groups of 128 whose scales 128 outputs share, written out for each output.
+128 x 128 blocks are groups of 128 whose scales 128 outputs share, written out for each output. MXFP4 (`mxfp4.py`) has
+g = 32, no zero points, and scales that are powers of two, of which a byte holds the exponent.
 """
 
 from __future__ import annotations
@@ -19,20 +20,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels import mxfp4
 from pallas_kernels.dispatch import DeviceTarget
 
-Kind = Literal["int8", "int4", "fp8"]
+Kind = Literal["int8", "int4", "fp8", "mxfp4"]
 Activations = Literal["int8", "fp8"]
 
 FP8 = np.dtype(jnp.float8_e4m3fn)
-STORAGE: dict[str, np.dtype] = {"int8": np.dtype(np.int8), "int4": np.dtype(np.uint8), "fp8": FP8}
+STORAGE: dict[str, np.dtype] = {
+    "int8": np.dtype(np.int8),
+    "int4": np.dtype(np.uint8),
+    "fp8": FP8,
+    "mxfp4": np.dtype(np.uint8),
+}
+FOUR_BITS = frozenset({"int4", "mxfp4"})  # kinds of which a byte holds two numbers
 # The largest magnitude that a symmetric number of the kind holds. int4 leaves -8 unused, so that 0 lies in the middle.
 LARGEST: dict[str, float] = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
 # What zero points are stored in: they are numbers of the same range.
 ZEROS: dict[str, np.dtype] = {"int8": np.dtype(np.int8), "int4": np.dtype(np.uint8)}
+# Kinds with one size of group.
+FIXED_GROUPS: dict[str, int] = {"mxfp4": mxfp4.BLOCK}
 INT4_MIDDLE = 8  # int4 is stored as 0..15; without zero points 8 means 0
 NUMBERS_OF_A_WORD = 8
 BLOCK_OF_WORDS = 64  # inputs that 8 rows of words hold
+
+
+def scales_dtype(kind: str) -> np.dtype:
+    """What a kind's scales are stored in: MXFP4's are exponents of two."""
+    return np.dtype(np.uint8 if kind == "mxfp4" else np.float32)
+
+
+def stored_inputs(kind: str, inputs: int) -> int:
+    """The last axis of `values` as checkpoints have them, for so many inputs."""
+    return inputs // 2 if kind in FOUR_BITS else inputs
+
+
+def group_unit(kind: str) -> int:
+    """What the number of inputs of every group is a multiple of."""
+    return FIXED_GROUPS.get(kind, 2 if kind in FOUR_BITS else 1)
 
 
 @jax.tree_util.register_dataclass
@@ -40,11 +65,13 @@ BLOCK_OF_WORDS = 64  # inputs that 8 rows of words hold
 class QTensor:
     """A weight (*O, I) in 8 or 4 bits.
 
-    Invariants: `values` is (*O, I), or (*O, I // 2) bytes for int4, where a byte holds input 2j in its low half and
-    2j + 1 in its high half; `scales` and `zeros` are (*O, A) and A divides I; an int4 group has an even number of
-    inputs. The output axes are those of the weight, so that they can be sharded alike; the input axes are one.
+    Invariants: `values` is (*O, I), or (*O, I // 2) bytes for int4 and mxfp4, where a byte holds input 2j in its low
+    half and 2j + 1 in its high half; `scales` and `zeros` are (*O, A) and A divides I; an int4 group has an even number
+    of inputs, one of mxfp4 has 32. The output axes are those of the weight, so that they can be sharded alike; the
+    input axes are one.
 
-    A TPU keeps int4 in one of two other forms. In JAX's own type: (*O, I), less 8. Or as words, where `packed_outputs`
+    A TPU keeps them in one of two other forms. In JAX's own type: (*O, I), int4 less 8 and the bits of mxfp4 as they
+    are. Or int4 as words, where `packed_outputs`
     is not
     None: with O = (*L, first, *packed_outputs) and N the product of first and `packed_outputs`, `values` is (*L, I //
     8, N) int32 as `pack_int4_along_inputs` lays it out, `scales` and `zeros` are (*L, A, N), and I is a multiple of 64.
@@ -52,8 +79,8 @@ class QTensor:
     groups.
 
     Attributes:
-        values: int8, float8_e4m3fn, uint8 pairs of int4, int4, or int32 words of eight int4.
-        scales: float32.
+        values: int8, float8_e4m3fn, uint8 pairs of int4 or of mxfp4, JAX's int4, or int32 words of eight int4.
+        scales: float32; for mxfp4 uint8, where e stands for 2^(e - 127), and 255 for NaN.
         zeros: uint8 for int4, int8 for int8: the numbers that `q` is measured from; None: 0, and 8 for int4.
         order: (I,) int32: input i of `values` is input order[i] of the activations (GPTQ's act-order); None: as it is.
         kind: what `values` holds.
@@ -83,7 +110,7 @@ class QTensor:
         """I."""
         if self.packed_outputs is not None:
             return self.values.shape[-2] * NUMBERS_OF_A_WORD
-        return self.values.shape[-1] * (2 if self.kind == "int4" and self.values.dtype == jnp.uint8 else 1)
+        return self.values.shape[-1] * (2 if self.kind in FOUR_BITS and self.values.dtype == jnp.uint8 else 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,13 +155,18 @@ class QTensor:
                 f"{name}.packed_outputs is {self.packed_outputs}; "
                 f"it must divide the {self.values.shape[-1]} outputs in the last axis"
             )
-        if self.values.dtype != stored and (words or (self.kind, self.values.dtype) != ("int4", jnp.int4)):
+        on_tpu = self.kind in FOUR_BITS and self.values.dtype == jnp.int4 and not words
+        if self.values.dtype != stored and not on_tpu:
             raise ValueError(
                 f"{name}.values is {self.values.dtype}; {self.kind} is stored as {stored.name}{' words' * words}"
             )
         if self.zeros is not None and self.zeros.dtype != ZEROS.get(self.kind):
             allowed = f"stored as {ZEROS[self.kind].name}" if self.kind in ZEROS else "None"
             raise ValueError(f"{name}.zeros is {self.zeros.dtype}; for {self.kind} it must be {allowed}")
+        if self.scales.dtype != scales_dtype(self.kind):
+            raise ValueError(
+                f"{name}.scales is {self.scales.dtype}; for {self.kind} it must be {scales_dtype(self.kind).name}"
+            )
         groups = self.groups
         shape = (*self.outputs, groups)
         if words:
@@ -142,8 +174,13 @@ class QTensor:
         for part, array in (("scales", self.scales), ("zeros", self.zeros)):
             if array is not None and tuple(array.shape) != shape:
                 raise ValueError(f"{name}.{part} has shape {array.shape}; it must be {shape}")
-        if groups < 1 or self.inputs % groups or (self.kind == "int4" and self.group % 2):
+        if groups < 1 or self.inputs % groups or self.group % (2 if self.kind in FOUR_BITS else 1):
             raise ValueError(f"{name} has {groups} groups; they must divide its {self.inputs} inputs into equal parts")
+        fixed = FIXED_GROUPS.get(self.kind, self.group)
+        if self.group != fixed:
+            raise ValueError(f"{name} has groups of {self.group} inputs; those of {self.kind} must have {fixed}")
+        if self.kind == "mxfp4" and (self.order is not None or self.activations is not None):
+            raise ValueError(f"{name} is mxfp4 with an order of inputs or rounded activations; it must have neither")
         if self.order is not None and tuple(self.order.shape) != (self.inputs,):
             raise ValueError(f"{name}.order has shape {self.order.shape}; it must be {(self.inputs,)}")
 
@@ -153,19 +190,26 @@ def quantize(
 ) -> QTensor:
     """A weight (*O, I) rounded to nearest. The largest magnitude of a group becomes the largest number of the kind.
 
+    mxfp4 has scales of its own (`mxfp4.encode`): powers of two.
+
     Can be jitted, so it does not look at values: where the weight is not finite the scales are not either.
 
     Args:
-        group: inputs that share a scale; None: all of them.
+        group: inputs that share a scale; None: all of them, and 32 for mxfp4.
 
     Raises:
-        ValueError: `group` does not divide I.
+        ValueError: `group` does not divide I, or the kind has no such groups.
     """
     outputs, inputs = weight.shape[:-1], weight.shape[-1]
-    group = inputs if group is None else group
+    group = FIXED_GROUPS.get(kind, inputs) if group is None else group
     if group < 1 or inputs % group or (kind == "int4" and group % 2):
         raise ValueError(f"group is {group}; it must divide the {inputs} inputs" + " and be even" * (kind == "int4"))
+    if group != FIXED_GROUPS.get(kind, group):
+        raise ValueError(f"group is {group}; for {kind} it must be {FIXED_GROUPS[kind]}")
     wide = jnp.asarray(weight, jnp.float32).reshape(*outputs, inputs // group, group)
+    if kind == "mxfp4":
+        codes, exponents = mxfp4.encode(wide)
+        return QTensor(pack_int4(codes.reshape(*outputs, inputs)), exponents, kind=kind, activations=activations)
     largest = jnp.max(jnp.abs(wide), axis=-1)
     # Multiplied, as XLA does with a constant divisor in some places and not in others.
     scales = largest * np.float32(1 / LARGEST[kind])
@@ -245,6 +289,8 @@ def from_words(weight: QTensor) -> QTensor:
 
 def dequantize(weight: QTensor) -> jax.Array:
     """The weight (*O, I) in float32, its inputs in the order of the activations."""
+    if weight.kind == "mxfp4":
+        return widen_mxfp4(weight.values, weight.scales).astype(jnp.float32)
     if weight.packed_outputs is not None:
         weight = from_words(weight)
     numbers = weight.values
@@ -258,6 +304,19 @@ def dequantize(weight: QTensor) -> jax.Array:
     if weight.order is None:
         return wide
     return jnp.zeros_like(wide).at[..., weight.order].set(wide)
+
+
+def widen_mxfp4(values: jax.Array, scales: jax.Array) -> jax.Array:
+    """Numbers of mxfp4 (..., I // 2) uint8, or (..., I) int4, and scales (..., A) uint8: (..., I) bfloat16, exact."""
+    codes = unpack_int4(values) if values.dtype == jnp.uint8 else values.astype(jnp.int8)
+    blocks = codes.reshape(*scales.shape, mxfp4.BLOCK)
+    return mxfp4.decode(blocks, scales[..., None]).reshape(*scales.shape[:-1], -1)
+
+
+def scales_are_finite(weight: QTensor) -> bool:
+    """Whether no scale is NaN or infinite. Waits for a weight that is on a device."""
+    scales = np.asarray(weight.scales)
+    return bool((scales != mxfp4.NAN_SCALE).all() if weight.kind == "mxfp4" else np.isfinite(scales).all())
 
 
 def round_activations(x: jax.Array, kind: Activations) -> tuple[jax.Array, jax.Array]:

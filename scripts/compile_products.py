@@ -33,8 +33,6 @@ from pallas_kernels.qtensor import QTensor, quantize
 from pallas_kernels.quantized_matmul import quantized_matmul
 from pallas_kernels.quantized_matmul.layout import for_target
 
-GROUP = 128
-
 
 class Compiled(NamedTuple):
     """weight: bytes of it, with scales; needed: those that must be moved at least."""
@@ -51,7 +49,7 @@ def compile_product(
     target, scheme = DeviceTarget.of(device), SCHEMES[scheme_name]
 
     def kept(weight: jax.Array) -> QTensor:
-        group = GROUP if scheme.grouped else None
+        group = scheme.groups[0] if scheme.groups else None
         return for_target(quantize(weight, scheme.kind, group, activations=scheme.activations), target)
 
     def struct(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:

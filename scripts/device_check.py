@@ -5,9 +5,10 @@
 
 In this order: what the machine is; the ceilings (copy bandwidth, matrix rate) through JAX and torch; the kernels'
 tests, natively; attention of every backend and of its peers; products with quantized weights, of every backend and
-of theirs; the whole engine with random weights, and transformers'; its decode steps with quantized layers. Each is a
-group that --only takes: tests, ceilings, attention, products, engine, quantized. If ten minutes are too short for all
-of them, two runs are: `--only ceilings,tests,attention,engine` and `--only ceilings,products,quantized`.
+of theirs; grouped products, of rows with their experts, likewise; the whole engine with random weights, and
+transformers'; its decode steps with quantized layers. Each is a group that --only takes: tests, ceilings, attention,
+products, experts, engine, quantized. If ten minutes are too short for all of them, two runs are:
+`--only ceilings,tests,attention,engine` and `--only ceilings,products,experts,quantized`.
 Each section runs in a process of its own with its own time limit: what crashes, hangs or is missing becomes a cell of a
 table and costs nothing else. Results are appended to DIR/results.jsonl as they come, what the sections print goes to
 DIR/log.txt, and the tables are printed, and written to DIR/table.md, also when the time is over or the run is stopped.

@@ -31,6 +31,8 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from golden_models import class_for  # noqa: E402
+
 from tests.golden_recipe import (  # noqa: E402
     GOLDENS,
     Flag,
@@ -40,11 +42,14 @@ from tests.golden_recipe import (  # noqa: E402
     flag_from_json,
     write_checkpoint,
 )
+from tests.goldens_lib.alias_cases import alias_cases  # noqa: E402
+from tests.goldens_lib.cut_cases import cut_cases  # noqa: E402
 from tests.goldens_lib.family_cases import family_cases  # noqa: E402
 from tests.goldens_lib.gemma_phi_cases import gemma_phi_cases  # noqa: E402
 from tests.goldens_lib.llama_cases import llama_cases  # noqa: E402
 from tests.goldens_lib.moe_cases import moe_cases  # noqa: E402
 from tests.goldens_lib.spec import DEFAULT_SCALES, CaseSpec  # noqa: E402
+from tests.goldens_lib.wrapper_cases import wrapper_cases  # noqa: E402
 
 GREEDY_TOKENS = 64
 MIN_MARGIN = 1e-3  # smallest gap of the two best logits over all greedy steps; rounding moves logits by 1e-5
@@ -62,7 +67,7 @@ def load_model(case: GoldenCase, *, alt: bool = False, flag: Flag | None = None)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(case, folder, alt=alt, flag=flag)
         # torch's grouped product takes neither odd widths nor float64, which the loop over experts does.
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = class_for(case.config).from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -82,6 +87,11 @@ def load_model(case: GoldenCase, *, alt: bool = False, flag: Flag | None = None)
     return model.eval()
 
 
+def model_class(config: Mapping[str, Any]) -> Any:
+    """transformers' class: of a text model, or of a whole with other modalities around one."""
+    return getattr(transformers, config["architectures"][0])
+
+
 def published_state(model: Any) -> dict[str, np.ndarray]:
     """The tensors as checkpoints have them: transformers holds experts in one array and writes them apart, and leaves
     out a head that shares the embedding's storage."""
@@ -92,14 +102,21 @@ def published_state(model: Any) -> dict[str, np.ndarray]:
 
 def make_specs(spec: CaseSpec) -> dict[str, TensorSpec]:
     """What each tensor of the model is drawn from: shapes from transformers, kinds from the tensors' names."""
+    cls = class_for(spec.config)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(spec.config))
-        config = transformers.AutoConfig.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+        own = getattr(cls, "config_class", None)
+        config = (own or transformers.AutoConfig).from_pretrained(folder)
+    model = cls.from_config(config) if own is None else cls(config)
     scales = list((spec.scales or {}).items()) + list(DEFAULT_SCALES.items())
 
     def describe(name: str, shape: tuple[int, ...]) -> TensorSpec:
         scale = next((scale for key, scale in scales if re.search(key, name)), None)
+        if re.match(spec.others, name):  # drawn, so that a file has them; nothing that is compared looks at them
+            return TensorSpec(shape, "matrix", 0.02)
+        if ".act_fn." in name:  # xIELU's numbers: eps is next to zero, or the activation would jump there
+            kind = "norm" if name.endswith("beta") else "bias"
+            return TensorSpec(shape, kind, 1e-3 if name.endswith("eps") else 1.0)
         if len(shape) == 1 and name.endswith(".bias"):
             return TensorSpec(shape, "bias")
         if len(shape) == 1 and name.endswith("sinks"):
@@ -120,7 +137,7 @@ def make_specs(spec: CaseSpec) -> dict[str, TensorSpec]:
 def make_prompts(spec: CaseSpec) -> tuple[tuple[int, ...], ...]:
     """Random prompts, the same for every seed of the weights; every vocabulary entry may occur, special ones too."""
     generator = np.random.Generator(np.random.PCG64(list(spec.name.encode())))
-    vocab = spec.config["vocab_size"]
+    vocab = spec.config.get("text_config", spec.config)["vocab_size"]
     return tuple(tuple(int(u * vocab) for u in generator.random(length)) for length in spec.prompt_lengths)
 
 
@@ -221,7 +238,7 @@ def check_decoding(case: GoldenCase, model: Any) -> list[int | None]:
             raise GoldenError(f"{case.name}: the prompt's logits do not lead to the first greedy token")
         stale = stale_cache_greedy(model, prompt)
         differs.append(next((step for step in range(GREEDY_TOKENS) if stale[step] != tokens[step]), None))
-    rope = model.config.rope_parameters
+    rope = model.config.get_text_config().rope_parameters
     if (rope.get("rope_type") == "longrope") != any(step is not None for step in differs):
         raise GoldenError(f"{case.name}: a cache that is never dropped goes astray at steps {differs}")
     return differs
@@ -314,7 +331,8 @@ def make_case(spec: CaseSpec, options: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    specs = {spec.name: spec for spec in (*llama_cases(), *family_cases(), *gemma_phi_cases(), *moe_cases())}
+    makers = (llama_cases, family_cases, gemma_phi_cases, moe_cases, alias_cases, cut_cases, wrapper_cases)
+    specs = {spec.name: spec for maker in makers for spec in maker()}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=sorted(specs), help="only this one (repeatable)")
     parser.add_argument("--max-seeds", type=int, default=60, help="weight seeds to try per case")

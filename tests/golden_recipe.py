@@ -114,7 +114,7 @@ def tensor(seed: int, name: str, shape: tuple[int, ...], kind: str, scale: float
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     uniform = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little"))).random(shape)
     centre, half_width = KINDS[kind]
-    return (centre + scale * half_width * (2.0 * uniform - 1.0)).astype(np.float32)
+    return np.asarray(centre + scale * half_width * (2.0 * uniform - 1.0), np.float32)
 
 
 def cases() -> list[str]:

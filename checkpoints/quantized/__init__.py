@@ -1,7 +1,7 @@
 """Published quantized checkpoints: what their `quantization_config` says, and their matrices as `QTensor`s, bit by bit.
 
-One module for each format (`awq`, `gptq`, `compressed_tensors`, `fp8`); `protocol` is what they have in common, `keys`
-reads their settings, `mapping` matches their tensors with the decoder's matrices, `assemble` reads one matrix.
+One module for each format (`awq`, `gptq`, `compressed_tensors`, `fp8`, `mxfp4`); `protocol` is what they share, `keys`
+reads their settings, `mapping` matches their tensors with the decoder's matrices, `matrix_assembly` reads one.
 Everything that a format's settings say is known or refused by name; nothing is read before that.
 """
 
@@ -14,6 +14,7 @@ from checkpoints.quantized.awq import Awq
 from checkpoints.quantized.compressed_tensors import CompressedTensors
 from checkpoints.quantized.fp8 import Fp8
 from checkpoints.quantized.gptq import Gptq
+from checkpoints.quantized.mxfp4 import Mxfp4
 from checkpoints.quantized.protocol import Format
 from jaxinfer.config import ConfigError, UnsupportedModelError
 
@@ -22,6 +23,7 @@ _FORMATS = {
     "gptq": Gptq.parse,
     "compressed-tensors": CompressedTensors.parse,
     "fp8": Fp8.parse,
+    "mxfp4": Mxfp4.parse,
 }
 
 

@@ -70,7 +70,7 @@ class Awq(Format):
         skipped = keys.names(settings, _WHERE, "modules_to_not_convert")
         return cls(keys.group_size(settings, _WHERE), skipped)
 
-    def stored(self, module: str) -> StoredMatrix | None:
+    def stored(self, module: keys.Names) -> StoredMatrix | None:
         return None if keys.mentions(self.skipped, module) else StoredMatrix("int4", self.group, zeros=True)
 
     def parts(self, layer: Layer) -> dict[str, Part]:

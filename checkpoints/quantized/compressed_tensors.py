@@ -95,30 +95,30 @@ class CompressedTensors(Format):
         _check_patterns((*ignore, *(target for group in groups for target in group.targets)))
         return cls(groups, ignore)
 
-    def stored(self, module: str) -> StoredMatrix | None:
+    def stored(self, module: keys.Names) -> StoredMatrix | None:
         group = self._group(module)
         return None if group is None else group.stored
 
-    def _group(self, module: str) -> Group | None:
+    def _group(self, module: keys.Names) -> Group | None:
         if any(_matches(name, module) for name in self.ignore):
             return None
         found = [(_rank(t), i) for i, group in enumerate(self.groups) for t in group.targets if _matches(t, module)]
         return self.groups[min(found)[1]] if found else None
 
-    def head_is_stored(self) -> bool:
-        return self._group("lm_head") is not None
+    def head_is_stored(self, head: keys.Names) -> bool:
+        return self._group(head) is not None
 
-    def unmatched(self, modules: Sequence[str]) -> list[str]:
+    def unmatched(self, modules: Sequence[keys.Names]) -> list[str]:
         targets = [target for group in self.groups for target in group.targets]
         return [target for target in targets if not any(_matches(target, module) for module in modules)]
 
     def parts(self, layer: Layer) -> dict[str, Part]:
-        group = self._group(layer.module)
+        group = self._group(layer.names)
         assert group is not None
         return _packed_parts(layer) if group.packed else _plain_parts(layer, group)
 
     def read(self, layer: Layer, tensors: Tensors) -> Parts:
-        group = self._group(layer.module)
+        group = self._group(layer.names)
         assert group is not None
         if group.packed:
             return _read_packed(layer, tensors)
@@ -177,11 +177,11 @@ def _plain_parts(layer: Layer, group: Group) -> dict[str, Part]:
     }
 
 
-def _matches(name: str, module: str) -> bool:
+def _matches(name: str, module: keys.Names) -> bool:
     """Targets and ignored names: "re:" and a pattern for the beginning of the name, a whole name, or the class."""
     if name.startswith("re:"):
-        return re.match(name.removeprefix("re:"), module) is not None
-    return name in (module, _LINEAR)
+        return any(re.match(name.removeprefix("re:"), own) for own in module)
+    return name in (*module, _LINEAR)
 
 
 def _rank(target: str) -> int:

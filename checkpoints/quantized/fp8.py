@@ -2,11 +2,12 @@
 
     weight           (O, I) float8_e4m3fn
     weight_scale_inv (ceil(O / 128), I / 128)    blocks; despite its name it multiplies
-    weight_scale     () or (1,)                  whole matrix
+    weight_scale     () or (1,)                  whole matrix; some files call it weight_scale_inv, too
+    activation_scale () or (1,)                  whole matrix with `activation_scheme` "static"
 
-Activations: a whole matrix is multiplied by activations in float8, with a scale for each token. With blocks the
-published kernels round activations too, with a scale for each 128 inputs of a token; here they keep their type, which
-is nearer to the trained model.
+Activations: a whole matrix is multiplied by activations in float8, with a scale for each token, also where the file has
+one for all of them (Mistral 3's): that of a token rounds no worse. With blocks the published kernels round activations
+too, with a scale for each 128 inputs of a token; here they keep their type, which is nearer to the trained model.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ _WHERE = "quantization_config"
 
 @dataclass(frozen=True)
 class Fp8(Format):
-    """in_blocks: a scale for each block. skipped: names of layers that are not quantized."""
+    """in_blocks: a scale for each block. skipped: names of layers that are not quantized. static: there is a scale for
+    all activations of a layer, which is not used."""
 
     in_blocks: bool
     skipped: tuple[str, ...]
+    static: bool = False
 
     method = "fp8"
 
@@ -52,13 +55,15 @@ class Fp8(Format):
                 "kv_cache_quant_method": (),
             },
         )
-        keys.one_of(settings, _WHERE, "activation_scheme", ("dynamic",), "dynamic")
+        in_blocks = settings.get("weight_block_size") is not None
+        schemes = ("dynamic",) if in_blocks else ("dynamic", "static")
+        static = keys.one_of(settings, _WHERE, "activation_scheme", schemes, "dynamic") == "static"
         skipped = keys.names(settings, _WHERE, "modules_to_not_convert") + keys.names(
             settings, _WHERE, "ignored_layers"
         )
-        return cls(settings.get("weight_block_size") is not None, skipped)
+        return cls(in_blocks, skipped, static)
 
-    def stored(self, module: str) -> StoredMatrix | None:
+    def stored(self, module: keys.Names) -> StoredMatrix | None:
         if keys.mentions(self.skipped, module):
             return None
         return StoredMatrix("fp8", BLOCK) if self.in_blocks else StoredMatrix("fp8", activations="fp8")
@@ -67,7 +72,11 @@ class Fp8(Format):
         weight = Part(((layer.outputs, layer.inputs),), ("F8_E4M3",))
         if self.in_blocks:
             return {"weight": weight, "weight_scale_inv": Part((block_scales(layer),), SCALE_DTYPES)}
-        return {"weight": weight, "weight_scale": Part(((), (1,)), SCALE_DTYPES)}
+        one = ((), (1,))
+        parts = {"weight": weight, "weight_scale": Part(one, SCALE_DTYPES, also="weight_scale_inv")}
+        if self.static:
+            parts["activation_scale"] = Part(one, SCALE_DTYPES, also="input_scale")
+        return parts
 
     def read(self, layer: Layer, tensors: Tensors) -> Parts:
         scales = tensors.finite("weight_scale_inv" if self.in_blocks else "weight_scale")

@@ -80,7 +80,7 @@ class Gptq(Format):
             only=_quantized_only(settings),
         )
 
-    def stored(self, module: str) -> StoredMatrix | None:
+    def stored(self, module: keys.Names) -> StoredMatrix | None:
         if self.only is not None and not keys.mentions(self.only, module):
             return None
         return StoredMatrix(

@@ -7,6 +7,8 @@ from typing import Any
 
 from jaxinfer.config import ConfigError, UnsupportedModelError
 
+Names = tuple[str, ...]  # of one module: in the file, then what settings may call it besides
+
 GROUPS = (32, 64, 128)
 # How AutoRound (to 0.8) and GPTQModel (to 5) searched for the numbers and what the search cost, in any format that they
 # write; the numbers themselves are read as the other keys say.
@@ -83,9 +85,19 @@ def names(settings: Mapping[str, Any], where: str, key: str) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def mentions(listed: Collection[str], module: str) -> bool:
-    """True if one of the names is the module's, or a run of its dotted parts, as "mlp" and "layers.0" are.
+def mentions(listed: Collection[str], module: Names) -> bool:
+    """True if one of the names is one of the module's, or a run of its dotted parts, as "mlp" and "layers.0" are.
 
-    By whole parts, because "mlp.gate" (a router) must not name "mlp.gate_proj".
+    By whole parts, because "mlp.gate" (a router) must not name "mlp.gate_proj". A part "*" stands for any one part.
     """
-    return any(f".{name.strip('.')}." in f".{module}." for name in listed)
+    own = [module.split(".") for module in module]
+
+    def runs(name: str) -> bool:
+        wanted = name.strip(".").split(".")
+        return any(
+            all(w in ("*", part) for w, part in zip(wanted, parts[at:], strict=False))
+            for parts in own
+            for at in range(len(parts) - len(wanted) + 1)
+        )
+
+    return any(map(runs, listed))

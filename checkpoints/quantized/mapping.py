@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from checkpoints.files import HF_CONFIG_FILE, CheckpointError, read_json_object
 from checkpoints.files import QUANTIZATION_KEY as KEY
+from checkpoints.language_model import is_one_of_several, module_names, spelling_of
 from checkpoints.layouts import Dims, Placement, Rule, layout_of
+from checkpoints.leftovers import HEAD
 from checkpoints.quantized import parse
+from checkpoints.quantized.keys import Names
 from checkpoints.quantized.protocol import Format, Layer, Shape, Tensors
 from checkpoints.reader import TensorSource
 from checkpoints.rules import check_coverage, family_rules
-from checkpoints.side_files import quantization_settings
+from checkpoints.side_files import quantization_settings, tensor_names
 from jaxinfer.config import ConfigError, ModelConfig, UnsupportedModelError
-from jaxinfer.models.stored_matrix import StoredMatrix, input_axes
+from jaxinfer.models.stored_matrix import StoredMatrix, input_axes, matrix_names
 
 WEIGHT, BIAS = ".weight", ".bias"
 
@@ -83,20 +86,23 @@ def read_quantization(folder: Path, config: ModelConfig) -> Quantization | None:
 
 
 def _stored(format_: Format, config: ModelConfig, folder: Path) -> dict[str, StoredMatrix]:
-    if format_.head_is_stored() and not config.tie_word_embeddings:
+    names = frozenset(tensor_names(folder))
+    head = spelling_of(config.architecture, names).of(HEAD).removesuffix(WEIGHT)
+    if format_.head_is_stored(module_names(config.architecture, head)) and not config.tie_word_embeddings:
         raise UnsupportedModelError(f"{KEY} quantizes lm_head; supported are the layers' matrices only")
-    layers: dict[str, list[str]] = {}
-    for rule in _matrix_rules(config, folder):
-        layers.setdefault(rule.target, []).append(rule.source.removesuffix(WEIGHT))
-    if lost := format_.unmatched([module for modules in layers.values() for module in modules]):
+    layers: dict[str, list[Names]] = {}
+    for rule in _matrix_rules(config, folder, names):
+        layers.setdefault(rule.target, []).append(_names(config, rule))
+    lost = format_.unmatched([module for modules in layers.values() for module in modules])
+    if lost and not is_one_of_several(config.architecture):  # where they may mean layers of the others
         raise UnsupportedModelError(f"{KEY} has the targets {lost}, which match no linear layer of this model")
     found = {}
     for path, modules in layers.items():
-        stored = {module: format_.stored(module) for module in modules}
-        first = stored[modules[0]]
-        if other := next((module for module, one in stored.items() if one != first), None):
+        stored = {module[0]: format_.stored(module) for module in modules}
+        first = stored[modules[0][0]]
+        if other := next((name for name, one in stored.items() if one != first), None):
             raise UnsupportedModelError(
-                f"{KEY} stores {modules[0]} as {first}, and {other} as {stored[other]}; they are one matrix here "
+                f"{KEY} stores {modules[0][0]} as {first}, and {other} as {stored[other]}; they are one matrix here "
                 "and must be stored alike"
             )
         if first is not None:
@@ -120,7 +126,7 @@ def plan_quantized(
     found: dict[str, list[QuantizedEntry]] = {path: [] for path in quantization.stored}
     taken: set[str] = set()
     no_biases = []
-    for rule in _matrix_rules(config, source.folder):
+    for rule in _matrix_rules(config, source.folder, source):
         if rule.target not in quantization.stored:
             continue
         outputs, inputs = _sizes(rule.target, targets[rule.target])
@@ -128,7 +134,15 @@ def plan_quantized(
         plain = dataclasses.replace(rule, transform="copy") if rule.transform == "attention_out" else rule
         layout = layout_of(plain, Dims.of(config, rule.target), outputs, tail=())
         module = rule.source.removesuffix(WEIGHT)
-        layer = Layer(module, layout.source_shape[0], inputs, quantization.stored[rule.target])
+        *stacked, rows = layout.source_shape
+        layer = Layer(
+            _names(config, rule),
+            rows,
+            inputs,
+            quantization.stored[rule.target],
+            experts=stacked[0] if stacked else None,
+            parameter="weight" if _is_linear(rule) else rule.source.rpartition(".")[2],
+        )
         try:
             _check_groups(layer)
             tensors = Tensors(source, layer, quantization.format.parts(layer))
@@ -146,8 +160,19 @@ def plan_quantized(
     return QuantizedMapping(quantization.format, matrices, frozenset({*taken, *no_biases}), tuple(no_biases))
 
 
-def _matrix_rules(config: ModelConfig, folder: Path) -> list[Rule]:
-    return [rule for rule in family_rules(config, folder) if input_axes(rule.target) is not None]
+def _matrix_rules(config: ModelConfig, folder: Path, names: Container[str]) -> list[Rule]:
+    there = {f"{name}{WEIGHT}" for name in matrix_names(config)}
+    return [rule for rule in family_rules(config, folder, names) if rule.target in there]
+
+
+def _names(config: ModelConfig, rule: Rule) -> Names:
+    """Of a linear layer, or of what has all experts' weights as parameters of its own."""
+    module = rule.source.removesuffix(WEIGHT)
+    return module_names(config.architecture, module if _is_linear(rule) else module.rpartition(".")[0])
+
+
+def _is_linear(rule: Rule) -> bool:
+    return rule.source.endswith(WEIGHT)
 
 
 def _sizes(path: str, shape: Shape) -> tuple[Shape, int]:

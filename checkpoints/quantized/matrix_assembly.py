@@ -11,7 +11,7 @@ from checkpoints.quantized.mapping import QuantizedEntry, QuantizedMapping, Quan
 from checkpoints.quantized.protocol import Format, Parts, nibbles, pack_nibbles
 from checkpoints.reader import TensorSource
 from checkpoints.tensor_assembly import aligned_empty
-from pallas_kernels.qtensor import STORAGE, ZEROS, QTensor
+from pallas_kernels.qtensor import STORAGE, ZEROS, QTensor, scales_dtype, stored_inputs
 
 
 def read_matrix(matrix: QuantizedMatrix, format_: Format) -> QTensor:
@@ -23,8 +23,8 @@ def read_matrix(matrix: QuantizedMatrix, format_: Format) -> QTensor:
     """
     stored, outputs = matrix.stored, matrix.outputs
     groups = stored.groups(matrix.inputs)
-    values = aligned_empty((*outputs, matrix.inputs // (2 if stored.kind == "int4" else 1)), STORAGE[stored.kind])
-    scales = aligned_empty((*outputs, groups), np.dtype(np.float32))
+    values = aligned_empty((*outputs, stored_inputs(stored.kind, matrix.inputs)), STORAGE[stored.kind])
+    scales = aligned_empty((*outputs, groups), scales_dtype(stored.kind))
     zeros = aligned_empty((*outputs, groups), ZEROS[stored.kind]) if stored.zeros else None
     order: np.ndarray | None = None
     for entry in matrix.entries:
@@ -45,7 +45,10 @@ def read_matrix(matrix: QuantizedMatrix, format_: Format) -> QTensor:
 
 def _place(entry: QuantizedEntry, part: np.ndarray, target: np.ndarray) -> None:
     for placement in entry.placements:
-        target[placement.index] = part[placement.begin : placement.end].reshape(*placement.view, -1)
+        view = part[placement.begin : placement.end].reshape(*placement.view, -1)
+        if placement.axes:
+            view = view.transpose(*placement.axes, len(placement.axes))
+        target[placement.index] = view
 
 
 def _sorted(parts: Parts, order: np.ndarray, packed: bool) -> Parts:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from checkpoints.files import CheckpointError
+from checkpoints.quantized.keys import Names
 from checkpoints.reader import TensorSource
 from jaxinfer.models.stored_matrix import StoredMatrix
 
@@ -22,12 +23,25 @@ SCALE_DTYPES = ("F16", "BF16", "F32")
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of the checkpoint; its tensors are called `module`.SUFFIX."""
+    """A linear layer of the checkpoint; its tensors are called `module`.SUFFIX.
 
-    module: str
+    Attributes:
+        names: see `keys.Names`.
+        experts: E, where the tensors of so many layers of one shape are stacked, as those of a mixture's experts can
+            be; None: it is one.
+        parameter: what the weight is called in `module`, in formats that name its tensors after it.
+    """
+
+    names: Names
     outputs: int  # O
     inputs: int  # I
     stored: StoredMatrix
+    experts: int | None = None
+    parameter: str = "weight"
+
+    @property
+    def module(self) -> str:
+        return self.names[0]
 
     @property
     def groups(self) -> int:
@@ -37,20 +51,22 @@ class Layer:
 
 @dataclass(frozen=True)
 class Part:
-    """What the header must say of one tensor of a layer."""
+    """What the header must say of one tensor of a layer. also: another suffix that some files have for it."""
 
     shapes: tuple[Shape, ...]
     dtypes: tuple[str, ...]
     required: bool = True
+    also: str | None = None
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A weight (O, I) as `QTensor` has it, in numpy, its inputs in the order of the activations.
+    """A weight (O, I), or (E, O, I) of stacked layers, as `QTensor` has it, in numpy, its inputs in the order of the
+    activations.
 
     Attributes:
-        values: (O, I) int8 or float8_e4m3fn, or (O, I // 2) uint8 for int4.
-        scales: (O, A) float32.
+        values: (O, I) int8 or float8_e4m3fn, or (O, I // 2) uint8 for int4 and mxfp4.
+        scales: (O, A) float32; uint8 exponents for mxfp4.
         zeros: (O, A) of the type that `pallas_kernels.qtensor.ZEROS` says, or None.
         group_index: (I,) int32, the group of every input where they are not contiguous (act-order), else None.
     """
@@ -67,19 +83,26 @@ class Tensors:
     def __init__(self, source: TensorSource, layer: Layer, parts: Mapping[str, Part]) -> None:
         """Raises CheckpointError naming file and tensor if one is missing, misshaped or of another type."""
         self._source, self._layer = source, layer
-        self.names = tuple(
-            f"{layer.module}.{suffix}"
-            for suffix, part in parts.items()
-            if self._check(f"{layer.module}.{suffix}", suffix, part)
-        )
+        self._of = {suffix: self._name(suffix, part) for suffix, part in parts.items()}
+        self._of = {suffix: name for suffix, name in self._of.items() if self._check(name, suffix, parts[suffix])}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that are there, in the file's spelling."""
+        return tuple(self._of.values())
+
+    def _name(self, suffix: str, part: Part) -> str:
+        other = f"{self._layer.module}.{part.also}"
+        return other if part.also is not None and other in self._source else f"{self._layer.module}.{suffix}"
 
     def _check(self, name: str, suffix: str, part: Part) -> bool:
         if name not in self._source:
             if not part.required:
                 return False
+            stacked = "" if self._layer.experts is None else f" for each of {self._layer.experts} experts"
             raise CheckpointError(
                 f"{self._source.folder}: tensor {name} is missing; expected shape {_either(part.shapes)} in a linear "
-                f"layer of {self._layer.outputs} outputs and {self._layer.inputs} inputs"
+                f"layer of {self._layer.outputs} outputs and {self._layer.inputs} inputs{stacked}"
             )
         info = self._source.info(name)
         if info.shape not in part.shapes:
@@ -89,11 +112,11 @@ class Tensors:
         return True
 
     def __contains__(self, suffix: object) -> bool:
-        return f"{self._layer.module}.{suffix}" in self.names
+        return suffix in self._of
 
     def read(self, suffix: str) -> np.ndarray:
         """A view of the tensor in the file."""
-        return self._source.read(f"{self._layer.module}.{suffix}")
+        return self._source.read(self._of[suffix])
 
     def finite(self, suffix: str) -> np.ndarray:
         """A tensor of floating point as float32, which holds all values of its type."""
@@ -104,7 +127,7 @@ class Tensors:
 
     def fault(self, suffix: str, expected: str, found: str) -> CheckpointError:
         """The error for a tensor that is not as expected."""
-        name = f"{self._layer.module}.{suffix}"
+        name = self._of[suffix]
         file = self._source.folder / self._source.info(name).file
         return CheckpointError(f"{file}: tensor {name}: expected {expected}, found {found}")
 
@@ -128,7 +151,7 @@ class Format(ABC):
     method: str
 
     @abstractmethod
-    def stored(self, module: str) -> StoredMatrix | None:
+    def stored(self, module: Names) -> StoredMatrix | None:
         """How the weight of a linear layer is stored; None: as without quantization."""
 
     @abstractmethod
@@ -139,11 +162,12 @@ class Format(ABC):
     def read(self, layer: Layer, tensors: Tensors) -> Parts:
         """The weight of a layer. Raises CheckpointError, naming file and tensor, for values that cannot be."""
 
-    def head_is_stored(self) -> bool:
+    def head_is_stored(self, head: Names) -> bool:
         """Whether the output matrix is quantized, which is not supported."""
+        del head
         return False
 
-    def unmatched(self, modules: Sequence[str]) -> list[str]:
+    def unmatched(self, modules: Sequence[Names]) -> list[str]:
         """Settings that are to match linear layers and match none of these."""
         del modules
         return []

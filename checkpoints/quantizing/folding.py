@@ -5,8 +5,10 @@ rounding does to the matrix. What comes before it takes the division where it is
 
     attention.qkv   the weight of `attention_norm`; families without a norm there (OLMo 2) have no place for it
     attention.out   the value rows of `qkv` and their bias; query heads that share a value head share its scales
-    mlp.gate_up     the weight of `mlp_norm`
-    mlp.down        the `up` rows of `gate_up` and their bias: the activation function sees `gate` only
+    mlp.gate_up     the weight of `mlp_norm`; so does mlp.up, where there is no gate, and a matrix that has replaced
+                    attention or MLP; not matrices beside factors, which share a norm
+    mlp.down        the `up` rows of `gate_up` and their bias: the activation function sees `gate` only; without a
+                    gate there is nothing linear before it
 
 A norm is stored in the model's type, and may store its weight less one (Gemma), so that the divided weight is rounded.
 The matrix then takes the scale that the rounded norm stands for, not the one that was asked for: what is folded is
@@ -23,17 +25,28 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.stored_matrix import MATRICES, input_sizes
+from jaxinfer.models.stored_matrix import MATRICES, input_sizes, matrices_of
 
-NORMS = {"attention.qkv": "attention_norm.weight", "mlp.gate_up": "mlp_norm.weight"}
+NORMS = {
+    "attention.qkv": "attention_norm.weight",
+    "mlp.gate_up": "mlp_norm.weight",
+    "mlp.up": "mlp_norm.weight",
+    "attention.linear": "attention_norm.weight",
+    "mlp.linear": "mlp_norm.weight",
+}
 PRODUCERS = {"attention.out": "attention.qkv", "mlp.down": "mlp.gate_up"}
 LARGEST = 2.0**12  # of a scale, and 1 / LARGEST the smallest: beyond it quantized numbers gain nothing
 
 
-def refusal(end: str, config: ModelConfig, dtype: np.dtype) -> str | None:
-    """Why the inputs of a matrix cannot be scaled in this family; None if they can."""
-    if end not in NORMS:
+def refusal(name: str, config: ModelConfig, dtype: np.dtype) -> str | None:
+    """Why the inputs of the matrix `name`, layers.3.mlp.down, cannot be scaled; None if they can."""
+    end, layer = name.split(".", 2)[2], config.layers[int(name.split(".")[1])]
+    if end == "mlp.down" and layer.mlp is not None and not layer.mlp.gated:
+        return "no gate: nothing linear before it to take the scale"
+    if end in PRODUCERS and PRODUCERS[end] in matrices_of(layer):
         return None
+    if end not in NORMS or (end == "mlp.up" and layer.mlp is not None and layer.mlp.gated):
+        return "two factors in this layer: what comes before it does not serve it alone"
     if not config.pre_norm:
         return "no norm before it to take the scale"
     if config.norm_offset and not config.norm_scale_float32 and dtype != np.float32:

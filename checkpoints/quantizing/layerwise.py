@@ -9,6 +9,7 @@ Legend: T tokens of a sample, padded; D model; I inputs of a matrix.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from checkpoints.quantizing.policy import ENDS
 from checkpoints.verify import dense_attend
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.models.context import StepContext, by_table
 from jaxinfer.models.decoder import Decoder, DecoderLayer, abstract_decoder
 from jaxinfer.models.layers.linear import Linear, Multiply
 from jaxinfer.models.shape import ModelShape
+from jaxinfer.models.stored_matrix import matrices_of
 from pallas_kernels.qtensor import FP8, Activations, round_activations
 
 SHORTEST = 64  # tokens; samples are padded to this or a power of two above, so that few programs are compiled
@@ -61,16 +62,16 @@ def rounded_activations(x: jax.Array, kind: Activations) -> jax.Array:
 def _run_layer(
     graphdef: nnx.GraphDef,
     ropes: tuple[RopeConfig, ...],
-    activations: tuple[Activations | None, ...],
+    activations: tuple[tuple[str, Activations | None], ...],
     params: Any,
     hidden: jax.Array,
     rope_variant: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     layer: DecoderLayer = nnx.merge(graphdef, params)
     noted = {}
-    for end, kind in zip(ENDS, activations, strict=True):
-        module, name = end.split(".")
-        owner = getattr(layer, module)
+    for end, kind in activations:
+        *modules, name = end.split(".")
+        owner = functools.reduce(getattr, modules, layer)
         noted[end] = _Noted(getattr(owner, name), kind)
         setattr(owner, name, noted[end])
     positions = jnp.arange(hidden.shape[0], dtype=jnp.int32)
@@ -95,7 +96,7 @@ class Layerwise:
     def __init__(self, config: ModelConfig, samples: Sequence[Sequence[int]]) -> None:
         self.config = config
         self._samples = samples
-        self._graphdef, self._state = abstract_decoder(config, ModelShape.of(config, 1), jnp.dtype(jnp.float32))
+        self._graphdef, self._state = abstract_decoder(config, ModelShape.canonical(config), jnp.dtype(jnp.float32))
         self._decoder: Decoder = nnx.merge(self._graphdef, self._state)
         self._hidden: list[jax.Array] = []
 
@@ -121,7 +122,7 @@ class Layerwise:
         """params: {path in the layer: array}. activations: {end of a matrix's name: what its inputs are rounded to}."""
         graphdef, state = nnx.split(self._decoder.layers[index])
         filled = _filled(state, params)
-        kinds = tuple((activations or {}).get(end) for end in ENDS)
+        kinds = tuple((end, (activations or {}).get(end)) for end in matrices_of(self.config.layers[index]))
         border = self.config.longrope_border
         for sample, ids in enumerate(self._samples):
             hidden = self._hidden[sample]

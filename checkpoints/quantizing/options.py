@@ -54,14 +54,15 @@ class Quantizing:
 def check_group(where: str, group: object, scheme: str) -> None:
     """Raises ConfigError if matrices of `scheme` cannot have a scale for each `group` inputs. None: as the scheme does.
 
-    Where activations are rounded too, sums of narrow products need one scale for each output.
+    Where activations are rounded too, sums of narrow products need one scale for each output; mxfp4's groups are 32.
     """
     from jaxinfer.quantization import SCHEMES
+    from pallas_kernels.qtensor import FIXED_GROUPS
 
     if group is None:
         return
     require(
         type(group) is int and group in GROUPS, f"{where} is {group!r}; it must be one of {', '.join(map(str, GROUPS))}"
     )
-    grouped = [name for name, one in SCHEMES.items() if one.activations is None]
+    grouped = [name for name, one in SCHEMES.items() if one.activations is None and one.kind not in FIXED_GROUPS]
     require(scheme in grouped, f"{where} is {group}; it goes with {', '.join(grouped)}, not with {scheme}")

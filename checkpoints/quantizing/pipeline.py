@@ -18,7 +18,7 @@ from checkpoints.files import CheckpointError
 from checkpoints.quantizing.folding import PRODUCERS, fold, refusal, sharing
 from checkpoints.quantizing.layerwise import Layerwise
 from checkpoints.quantizing.options import Quantizing
-from checkpoints.quantizing.policy import ENDS, KEEP, Planned
+from checkpoints.quantizing.policy import KEEP, Planned
 from checkpoints.quantizing.report import MatrixReport, QuantizationReport
 from checkpoints.quantizing.rounding import decibels, round_matrix, weight_error
 from checkpoints.quantizing.samples import Samples
@@ -29,8 +29,8 @@ from checkpoints.reader import TensorSource
 from checkpoints.rules import TensorMapping
 from checkpoints.tensor_assembly import assemble
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.stored_matrix import StoredMatrix, input_axes
-from pallas_kernels.qtensor import QTensor
+from jaxinfer.models.stored_matrix import StoredMatrix, input_axes, matrices_of
+from pallas_kernels.qtensor import QTensor, scales_are_finite
 
 Layer = Mapping[str, np.ndarray]  # {path in the layer: canonical array}
 OnPath = Callable[[str], None]
@@ -144,7 +144,7 @@ class Pipeline:
         return {path.removeprefix(prefix): self._assemble(path, checksums) for path in paths}
 
     def _measure_weights(self, index: int, layer: Layer) -> None:
-        for end in ENDS:
+        for end in matrices_of(self._config.layers[index]):
             planned = self._planned[f"layers.{index}.{end}"]
             if planned.scheme is not None:
                 matrix = _matrix(end, layer)
@@ -153,7 +153,7 @@ class Pipeline:
 
     def _calibrate(self, index: int, layer: Layer, runner: Layerwise) -> None:
         assert self._samples is not None
-        statistics = {end: InputStatistics() for end in ENDS}
+        statistics = {end: InputStatistics() for end in matrices_of(self._config.layers[index])}
         sampled = sampled_tokens([len(ids) for ids in self._samples.ids])
 
         def note(sample: int, inputs: Mapping[str, object]) -> None:
@@ -161,7 +161,7 @@ class Pipeline:
                 statistics[end].add(np.asarray(x), sampled[sample])
 
         runner.layer(index, layer, note)
-        for end in ENDS:
+        for end in statistics:
             name = f"layers.{index}.{end}"
             if not np.isfinite(statistics[end].largest).all():
                 raise CheckpointError(
@@ -174,7 +174,7 @@ class Pipeline:
         planned, weight = self._planned[name], _matrix(end, layer).astype(np.float32)
         weight = weight.reshape(-1, weight.shape[-1])
         error = OutputError(statistics.rows, weight)
-        shared = None if refusal(end, self._config, self._dtype) else sharing(name, self._config)
+        shared = None if refusal(name, self._config, self._dtype) else sharing(name, self._config)
         found = search(statistics, weight, error, planned, shared, self._powers(name, end, layer))
         return _Choice(planned, found, error(wider(planned), found.scales) if self._asked.skip else None)
 
@@ -182,7 +182,9 @@ class Pipeline:
         """Whether scales of these inputs divide numbers that stay in a type that rounds the quotients."""
         if end not in PRODUCERS or self._dtype == np.float32:
             return False
-        producer = self._planned[f"{name.removesuffix(end)}{PRODUCERS[end]}"]
+        producer = self._planned.get(f"{name.removesuffix(end)}{PRODUCERS[end]}")
+        if producer is None:  # without a gate nothing is divided
+            return False
         stays = producer.scheme is None or (self._asked.skip is not None and wider(producer).scheme is None)
         return stays or f"{PRODUCERS[end]}.bias" in layer
 
@@ -197,7 +199,8 @@ class Pipeline:
             self._choices[name] = _Choice(planned, found, asked=choice.planned.scheme)
 
     def _scales(self, prefix: str) -> dict[str, np.ndarray]:
-        chosen = {end: self._choices.get(f"{prefix}.{end}") for end in ENDS}
+        layer = self._config.layers[int(prefix.split(".")[1])]
+        chosen = {end: self._choices.get(f"{prefix}.{end}") for end in matrices_of(layer)}
         return {
             end: one.found.scales for end, one in chosen.items() if one is not None and one.found.scales is not None
         }
@@ -215,7 +218,7 @@ class Pipeline:
             return array.astype(self._dtype, copy=False)
         matrix = array.reshape(*array.shape[:-inputs], math.prod(array.shape[-inputs:]))
         rounded = round_matrix(matrix, planned, _clip(choice, matrix))
-        if not np.isfinite(np.asarray(rounded.scales)).all():
+        if not scales_are_finite(rounded):
             raise CheckpointError(f"{self._source.folder}: parameter {path} is too large: its scales are not finite")
         error = weight_error(matrix, rounded)
         self._rows[name] = self._row(name, choice, before, rounded.nbytes, error)
@@ -225,11 +228,10 @@ class Pipeline:
         self, name: str, choice: _Choice | None, before: int, after: int, weight_error: float | None
     ) -> MatrixReport:
         planned = self._planned[name]
-        end = name.split(".", 2)[2]
         found = None if choice is None or self._samples is None else choice.found
         refused = None
         if self._samples is not None and planned.scheme is not None:
-            refused = refusal(end, self._config, self._dtype)
+            refused = refusal(name, self._config, self._dtype)
         return MatrixReport(
             name=name,
             scheme=planned.scheme or KEEP,

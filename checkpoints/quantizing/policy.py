@@ -2,15 +2,15 @@
 
     [[rule]]
     match = 'layers\\.(0|31)\\..*'    # a regular expression for the whole name of a matrix
-    use = "keep"                     # or a scheme: int8, int4, fp8, w8a8, fp8-dynamic
+    use = "keep"                     # or a scheme: int8, int4, fp8, mxfp4, w8a8, fp8-dynamic
     [[rule]]
     match = '.*\\.mlp\\.down'
     use = "int4"
     group = 32                       # with int8, int4 and fp8
 
 The first rule that matches a matrix decides; what none matches gets the scheme of the command line. Names are the
-decoder's: `layers.3.attention.qkv`, `layers.3.attention.out`, `layers.3.mlp.gate_up`, `layers.3.mlp.down`. A rule that
-decides about nothing is an error, because it is a misspelled one.
+decoder's: `layers.3.attention.qkv`, `layers.3.attention.out`, `layers.3.mlp.gate_up` (`layers.3.mlp.up` where there is
+no gate), `layers.3.mlp.down`. A rule that decides about nothing is an error, because it is a misspelled one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,10 @@ from typing import Any
 from checkpoints.files import CheckpointError
 from checkpoints.quantizing.options import Quantizing, check_group
 from jaxinfer.config import ConfigError, ModelConfig, MoeConfig, UnsupportedModelError, require
-from jaxinfer.models.stored_matrix import OF_DENSE_LAYERS, StoredMatrix, input_sizes
+from jaxinfer.models.stored_matrix import StoredMatrix, input_sizes, matrix_names
 from jaxinfer.quantization import SCHEMES, largest_group
 
 KEEP = "keep"
-ENDS = OF_DENSE_LAYERS
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,6 @@ class _Rule:
     match: re.Pattern[str]
     use: str
     group: int | None
-
-
-def matrix_names(config: ModelConfig) -> Iterator[str]:
-    """The matrices of the layers, as policies name them: paths of parameters without ".weight"."""
-    for layer in range(config.num_layers):
-        for end in ENDS:
-            yield f"layers.{layer}.{end}"
 
 
 def plan_matrices(config: ModelConfig, asked: Quantizing) -> dict[str, Planned]:
@@ -101,8 +93,8 @@ def plan_matrices(config: ModelConfig, asked: Quantizing) -> dict[str, Planned]:
 
 
 def _planned(where: str, name: str, scheme: str, group: int | None, inputs: int) -> Planned:
-    if group is None and SCHEMES[scheme].grouped:
-        return Planned(scheme, largest_group(name, inputs))
+    if group is None and SCHEMES[scheme].groups:
+        return Planned(scheme, largest_group(name, inputs, SCHEMES[scheme]))
     if group is not None:
         require(inputs % group == 0, f"{where}: group is {group}; it must divide the {inputs} inputs of {name}")
     return Planned(scheme, group)

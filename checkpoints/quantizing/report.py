@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from checkpoints.quantizing.policy import ENDS
 from checkpoints.quantizing.skipping import FACTOR, SHARE
+from jaxinfer.models.stored_matrix import MATRICES
 
 WORST = 10  # rows of the terminal's table
 _MEASURED = (
@@ -92,8 +92,10 @@ def _totals(report: QuantizationReport) -> Table:
     large = sum(row.bytes_before for row in report.matrices) >= 10e9
     name, unit = ("GB", 1e9) if large else ("MB", 1e6)
     table = _table("kind", "scheme", "count", f"{name} was", f"{name} is", "weights dB", *_MEASURED[:2] * measured)
-    for end in (*ENDS, "all"):
+    for end in (*MATRICES, "all"):
         rows = [row for row in report.matrices if end == "all" or row.name.endswith(end)]
+        if not rows:
+            continue
         schemes: dict[str, int] = {}
         for row in rows:
             schemes[row.scheme] = schemes.get(row.scheme, 0) + 1

@@ -2,7 +2,7 @@
 
 Ranked by the relative error of their outputs on the calibration samples, or of their weights without any. A matrix is
 kept wider if it loses at least twice what the middle one does (3 dB), worst first, and at most a tenth of them are, or
-one where there are fewer than ten. int4 becomes int8; every other scheme keeps the matrix in the model's type.
+one where there are fewer than ten. int4 and mxfp4 become int8; every other scheme keeps the matrix in the model's type.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FACTOR = 2.0
 
 def wider(planned: Planned) -> Planned:
     """What a matrix becomes that loses too much."""
-    return Planned("int8" if planned.scheme == "int4" else None)
+    return Planned("int8" if planned.scheme in ("int4", "mxfp4") else None)
 
 
 def choose_skipped(errors: Mapping[str, float]) -> list[str]:

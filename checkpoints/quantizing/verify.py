@@ -17,12 +17,12 @@ import numpy as np
 from checkpoints.files import CheckpointError
 from checkpoints.load import canonical_parts
 from checkpoints.quantizing.layerwise import Layerwise
-from checkpoints.quantizing.policy import ENDS
 from checkpoints.store import StoredParams, named_parts
 from checkpoints.tensor_assembly import DTYPES
 from checkpoints.verify import VerifyLimits, compare_with_transformers
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.stored_matrix import StoredMatrix
+from jaxinfer.models.stored_matrix import StoredMatrix, matrices_of
+from pallas_kernels.qtensor import FOUR_BITS as FOUR_BIT_KINDS
 from pallas_kernels.qtensor import dequantize
 
 # Mean divergence in nats. A trained model loses hundredths with 8 bits and some tenths with 4; a wrong layout or a
@@ -71,7 +71,7 @@ class StoredModel:
         for index in range(self._config.num_layers):
             prefix = f"layers.{index}."
             params = {path.removeprefix(prefix): self._wide(path) for path in self._shapes if path.startswith(prefix)}
-            stored = {end: self._stored.get(f"{prefix}{end}.weight") for end in ENDS}
+            stored = {end: self._stored.get(f"{prefix}{end}.weight") for end in matrices_of(self._config.layers[index])}
             activations = {end: None if matrix is None else matrix.activations for end, matrix in stored.items()}
             runner.layer(index, params, activations=activations)
         return runner.logits({path: self._wide(path) for path in self._plain if not path.startswith("layers.")})
@@ -98,5 +98,5 @@ def verify_quantized(
     """
     model = StoredModel(folder, config, shapes, stored)
     model.check(digests)
-    limits = FOUR_BITS if any(matrix.kind == "int4" for matrix in stored.values()) else EIGHT_BITS
+    limits = FOUR_BITS if any(matrix.kind in FOUR_BIT_KINDS for matrix in stored.values()) else EIGHT_BITS
     return compare_with_transformers(hf_dir, folder, config, model.logits, limits, say)

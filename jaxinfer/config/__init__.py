@@ -3,13 +3,16 @@
 from jaxinfer.config.errors import ConfigError as ConfigError
 from jaxinfer.config.errors import UnsupportedModelError as UnsupportedModelError
 from jaxinfer.config.errors import require as require
+from jaxinfer.config.layers import WHOLE as WHOLE
 from jaxinfer.config.layers import Activation as Activation
 from jaxinfer.config.layers import AttentionConfig as AttentionConfig
 from jaxinfer.config.layers import FeedForward as FeedForward
 from jaxinfer.config.layers import LayerConfig as LayerConfig
+from jaxinfer.config.layers import LinearConfig as LinearConfig
 from jaxinfer.config.layers import MlpConfig as MlpConfig
 from jaxinfer.config.layers import MoeConfig as MoeConfig
 from jaxinfer.config.layers import QkNorm as QkNorm
+from jaxinfer.config.layers import RankConfig as RankConfig
 from jaxinfer.config.layers import RopeConfig as RopeConfig
 from jaxinfer.config.layers import RopeKind as RopeKind
 from jaxinfer.config.layers import RouterConfig as RouterConfig

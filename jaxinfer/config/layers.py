@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ from jaxinfer.config.errors import require, require_counts
 from jaxinfer.config.field_types import check_field_types
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "swiglu_oai"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "swiglu_oai", "relu2", "xielu"]
 Scoring = Literal["softmax", "sigmoid"]
 QkNorm = Literal["none", "head", "whole"]
 
@@ -21,6 +22,8 @@ class RopeConfig:
 
     Fields beyond `theta` and `rotary_dim` are read only by the kinds that define them (names as in Hugging Face
     `rope_parameters`). `attention_factor` multiplies cos and sin; it is always resolved by the registry, never None.
+    `query_scaling`: rotated queries are multiplied by 1 + query_scaling * ln(1 + floor(position / trained length)), so
+    that scores stay sharp over long texts (Llama 4's attention temperature; `llama_4_scaling_beta` in Hugging Face).
     """
 
     kind: RopeKind
@@ -36,6 +39,7 @@ class RopeConfig:
     original_max_position_embeddings: int = 0  # llama3, yarn, longrope, dynamic: the trained length
     short_factor: tuple[float, ...] = ()  # longrope, up to original_max_position_embeddings
     long_factor: tuple[float, ...] = ()  # longrope, beyond it
+    query_scaling: float = 0.0  # of any kind that has a trained length; 0: queries are not scaled
 
     def __post_init__(self) -> None:
         check_field_types(self)
@@ -50,6 +54,11 @@ class RopeConfig:
                 self.original_max_position_embeddings > 0,
                 f"rope type {self.kind} needs original_max_position_embeddings > 0",
             )
+        require(
+            self.query_scaling >= 0 and (self.query_scaling == 0 or self.original_max_position_embeddings > 0),
+            f"query_scaling is {self.query_scaling}; it must be 0 or more, and needs original_max_position_embeddings "
+            f"> 0, which is {self.original_max_position_embeddings}",
+        )
         if self.kind == "longrope":
             for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
                 require(
@@ -69,6 +78,7 @@ class AttentionConfig:
         sliding_window: tokens that a query sees, itself included; None: all before it.
         rope: index into `ModelConfig.ropes`; None: no positional rotation (NoPE).
         qk_norm: norm of queries and keys: one for each head with a shared weight, or one over the whole of them.
+        qk_norm_after_rope: norm them once they are rotated, and not before.
         soft_cap: scores become cap * tanh(score / cap), after the scale.
         sinks: a learned score for each query head beside those of its keys (gpt-oss), neither scaled nor capped.
     """
@@ -80,6 +90,7 @@ class AttentionConfig:
     sliding_window: int | None = None
     rope: int | None = 0
     qk_norm: QkNorm = "none"
+    qk_norm_after_rope: bool = False
     soft_cap: float | None = None
     qkv_bias: bool = False
     out_bias: bool = False
@@ -111,18 +122,21 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class MlpConfig:
-    """The gated MLP: down(activation(gate(x)) * up(x)).
+    """The MLP: down(activation(gate(x)) * up(x)), or without a gate down(activation(up(x))).
 
     Attributes:
         intermediate_size: its width, elements.
-        bias: of all three.
+        activation: relu2 is relu(x)^2; xielu, for MLPs without a gate, has parameters of its own (arXiv:2411.13010).
+        bias: of all of its matrices.
         limit: for swiglu_oai, which it needs: gate is at most this, up lies within +-this; None: no limits.
+        gated: whether there is a gate.
     """
 
     intermediate_size: int
     activation: Activation = "silu"
     bias: bool = False
     limit: float | None = None
+    gated: bool = True
 
     def __post_init__(self) -> None:
         require_counts(self, "intermediate_size")
@@ -132,6 +146,11 @@ class MlpConfig:
             f"activation is {self.activation!r} and limit {self.limit}; swiglu_oai has a limit, others have none",
         )
         require(self.limit is None or self.limit > 0, f"limit is {self.limit}; it must be positive")
+        wanted = {"xielu": False, "swiglu_oai": True}.get(self.activation, self.gated)
+        require(
+            self.gated == wanted,
+            f"activation is {self.activation!r} and gated is {self.gated}; it must be {wanted} with this activation",
+        )
 
 
 @dataclass(frozen=True)
@@ -214,11 +233,66 @@ FeedForward = MlpConfig | MoeConfig
 
 
 @dataclass(frozen=True)
-class LayerConfig:
-    """A layer: `mixer` carries information between tokens, `feed_forward` works on each token alone."""
+class LinearConfig:
+    """One square matrix in place of attention or of an MLP, as pruning leaves it; nothing is kept of a token."""
 
-    mixer: AttentionConfig
-    feed_forward: FeedForward
+    bias: bool = False
 
     def __post_init__(self) -> None:
         check_field_types(self)
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """Which matrices of a layer are two factors, outer (out, rank) times inner (rank, in), and of what rank.
+
+    None: it is one matrix. q, k, v and out are attention's; gate, up and down the MLP's.
+    """
+
+    q: int | None = None
+    k: int | None = None
+    v: int | None = None
+    out: int | None = None
+    gate: int | None = None
+    up: int | None = None
+    down: int | None = None
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        require_counts(self, *(name for name, rank in self.given.items()))
+
+    @property
+    def given(self) -> dict[str, int]:
+        """The ranks that are not None."""
+        return {name: rank for name, rank in dataclasses.asdict(self).items() if rank is not None}
+
+
+WHOLE = RankConfig()
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """A layer: `mixer` carries information between tokens, `feed_forward` works on each token alone. Either may be
+    absent, with its norms."""
+
+    mixer: AttentionConfig | LinearConfig | None
+    feed_forward: FeedForward | LinearConfig | None
+    ranks: RankConfig = WHOLE
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        possible = ["q", "k", "v", "out"] * isinstance(self.mixer, AttentionConfig)
+        if isinstance(self.feed_forward, MlpConfig):
+            possible += ["gate"] * self.feed_forward.gated + ["up", "down"]
+        wrong = {name: rank for name, rank in self.ranks.given.items() if name not in possible}
+        require(not wrong, f"ranks has {wrong}; this layer has the matrices {possible}")
+
+    @property
+    def attention(self) -> AttentionConfig | None:
+        """The mixer, where that is attention."""
+        return self.mixer if isinstance(self.mixer, AttentionConfig) else None
+
+    @property
+    def mlp(self) -> MlpConfig | None:
+        """What works on each token, where that is an MLP."""
+        return self.feed_forward if isinstance(self.feed_forward, MlpConfig) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -11,11 +12,14 @@ from jaxinfer.cache_groups import CacheGroups
 from jaxinfer.config.errors import ConfigError, require, require_counts
 from jaxinfer.config.field_types import check_field_types
 from jaxinfer.config.layers import (
+    WHOLE,
     AttentionConfig,
     FeedForward,
     LayerConfig,
+    LinearConfig,
     MlpConfig,
     MoeConfig,
+    RankConfig,
     RopeConfig,
     RouterConfig,
 )
@@ -66,9 +70,12 @@ class ModelConfig:
             if getattr(self, name) is not None:
                 require_counts(self, name)
         require(len(self.layers) > 0, "layers is empty; a model needs one at least")
-        first = self.layers[0].mixer
+        require(any(layer.attention for layer in self.layers), "no layer has attention; one at least must have it")
+        first = self.attentions[0]
         for index, layer in enumerate(self.layers):
-            mixer = layer.mixer
+            mixer = layer.attention
+            if mixer is None:
+                continue
             require(
                 mixer.rope is None or 0 <= mixer.rope < len(self.ropes),
                 f"layer {index} names rope {mixer.rope} of ropes, which has {len(self.ropes)}",
@@ -77,9 +84,9 @@ class ModelConfig:
                 rotary_dim = self.ropes[mixer.rope].rotary_dim
                 require(rotary_dim <= mixer.head_dim, f"rotary_dim {rotary_dim} exceeds head_dim {mixer.head_dim}")
             require(
-                (mixer.num_kv_heads, mixer.head_dim) == (first.num_kv_heads, first.head_dim),
-                f"layer {index} has {mixer.num_kv_heads} KV heads of head_dim {mixer.head_dim}, layer 0 has "
-                f"{first.num_kv_heads} of {first.head_dim}; they must be the same in all layers",
+                mixer.head_dim == first.head_dim,
+                f"layer {index} has heads of head_dim {mixer.head_dim}, another of {first.head_dim}; they must be the "
+                "same in all layers",
             )
         require(self.pre_norm or self.post_norm, "a layer needs pre_norm, post_norm or both")
 
@@ -87,10 +94,23 @@ class ModelConfig:
     def num_layers(self) -> int:
         return len(self.layers)
 
+    @property
+    def attentions(self) -> tuple[AttentionConfig, ...]:
+        """The attention of each layer that has it."""
+        return tuple(layer.attention for layer in self.layers if layer.attention is not None)
+
+    @property
+    def kept_kv_heads(self) -> int:
+        """KV heads that every layer keeps of a token: the least common multiple of the layers' numbers, since pages of
+        one size serve all; a layer with fewer keeps copies (`ModelShape`)."""
+        return math.lcm(*(mixer.num_kv_heads for mixer in self.attentions))
+
     @cached_property
     def cache_groups(self) -> CacheGroups:
         """Which layers share page tables, and where in the KV pool each layer's keys and values lie."""
-        return CacheGroups.of([layer.mixer.cache for layer in self.layers])
+        specs = [None if layer.attention is None else layer.attention.cache for layer in self.layers]
+        heads = self.kept_kv_heads
+        return CacheGroups.of([None if spec is None else dataclasses.replace(spec, kv_heads=heads) for spec in specs])
 
     @property
     def longrope_border(self) -> int | None:
@@ -134,6 +154,9 @@ class ModelConfig:
         """For JSON. What most models do not have is left out, and so is what is read anew of other files."""
         data = dataclasses.asdict(self)
         del data["tokenizer_length"]
+        for layer, described in zip(self.layers, data["layers"], strict=True):
+            if layer.ranks == WHOLE:
+                del described["ranks"]
         return {name: value for name, value in data.items() if name not in _RARE or value}
 
     @classmethod
@@ -156,16 +179,31 @@ class ModelConfig:
             raise ConfigError(f"model config is incomplete or malformed: {error}") from error
 
 
-def _layer(mixer: dict[str, Any], feed_forward: dict[str, Any]) -> LayerConfig:
-    return LayerConfig(AttentionConfig(**mixer), _feed_forward(feed_forward))
+def _layer(
+    mixer: dict[str, Any] | None, feed_forward: dict[str, Any] | None, ranks: dict[str, Any] | None = None
+) -> LayerConfig:
+    return LayerConfig(_mixer(mixer), _feed_forward(feed_forward), WHOLE if ranks is None else RankConfig(**ranks))
 
 
-def _feed_forward(values: dict[str, Any]) -> FeedForward:
+def _mixer(values: dict[str, Any] | None) -> AttentionConfig | LinearConfig | None:
+    if values is None:
+        return None
+    return LinearConfig(**values) if values.keys() == _LINEAR else AttentionConfig(**values)
+
+
+def _feed_forward(values: dict[str, Any] | None) -> FeedForward | LinearConfig | None:
+    if values is None:
+        return None
+    if values.keys() == _LINEAR:
+        return LinearConfig(**values)
     if "num_experts" not in values:
         return MlpConfig(**values)
     shared = values.get("shared")
     parts = {"router": RouterConfig(**values["router"]), "expert": MlpConfig(**values["expert"])}
     return MoeConfig(**{**values, **parts, "shared": None if shared is None else MlpConfig(**shared)})
+
+
+_LINEAR = {field.name for field in dataclasses.fields(LinearConfig)}
 
 
 # Fields that stood beside the layers in the older form -> their names in each layer's parts now.

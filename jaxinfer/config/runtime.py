@@ -13,7 +13,7 @@ from jaxinfer.config.parallel import ParallelConfig
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 KvCacheDtype = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
-Quantization = Literal["int8", "int4", "fp8", "w8a8", "fp8-dynamic"]
+Quantization = Literal["int8", "int4", "fp8", "w8a8", "fp8-dynamic", "mxfp4"]
 
 # What an engine chooses where the config says None, by platform; "accelerator" is every other than those named. On a
 # CPU products are compute-bound from about 128 rows on, so a larger step only makes decode rows wait longer, and each
@@ -27,8 +27,8 @@ class RuntimeConfig:
     """How a model runs. None means "let the engine choose" and it says what it chose. Names are vLLM's where equal.
 
     quantization: of the layers' matrices, rounded at load: int8 and fp8 have a scale for each output, int4
-    one for groups of 32 to 128 inputs; w8a8 and fp8-dynamic round activations too, token by token. On a CPU all of them
-    become int8 by int8.
+    one for groups of 32 to 128 inputs, mxfp4 a power of two for blocks of 32; w8a8 and fp8-dynamic round activations
+    too, token by token. On a CPU all of them but mxfp4 become int8 by int8.
     max_model_len: longest prompt + output in tokens. max_num_seqs: rows of a step. max_num_batched_tokens: tokens of
     a step. max_logprobs: the most alternatives that a request may ask for at a position, -1 for the whole vocabulary;
     every step makes room for that many. kv_cache_dtype: what keys and values are kept in; auto is the model's dtype;
@@ -36,6 +36,8 @@ class RuntimeConfig:
     pool, instead of measuring memory. gpu_memory_utilization: share of an accelerator's memory to use.
     step_sizes: tokens of the compiled steps, instead of a ladder that the engine chooses; a step is padded to the next
     one. Where there is a single one, rows that draw are padded to the most, too.
+    language_model_only: of a model of several modalities, run the language model alone; there is nothing else yet, so
+    that it must be True.
     serve_while_warming: answer as soon as the smallest step is compiled, in small steps until all are.
     batch_invariant: a request's bytes do not depend on who shares the batch (small steps are padded to 8 tokens).
     attention_backend: a backend by name, which must be able to serve this device. cpu_kernels: what a CPU computes
@@ -56,6 +58,7 @@ class RuntimeConfig:
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
+    language_model_only: bool = True
     serve_while_warming: bool = False
     batch_invariant: bool = True
     priority_ageing_seconds: float = 30.0
@@ -102,7 +105,11 @@ class RuntimeConfig:
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs "
                 f"{self.max_num_seqs}, so that every running request advances in every step",
             )
-
+        require(
+            self.language_model_only,
+            "language_model_only is False (--no-language-model-only); it must be True: no vision or audio tower is "
+            "supported, the language model of a checkpoint is served alone",
+        )
         self._check_step_sizes()
 
     def _check_step_sizes(self) -> None:

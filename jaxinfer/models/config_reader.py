@@ -33,11 +33,20 @@ class ConfigReader:
     Attributes:
         architecture: the name of the family's architecture, for messages.
         generation_config: the parsed generation_config.json, {} where there is none.
+        where: what holds the keys, for messages.
         notes: what whoever serves the model should be told, in the order in which it was found.
     """
 
-    def __init__(self, config: Values, architecture: str, generation_config: Values | None = None) -> None:
+    def __init__(
+        self,
+        config: Values,
+        architecture: str,
+        generation_config: Values | None = None,
+        *,
+        where: str = "config.json",
+    ) -> None:
         self.architecture = architecture
+        self.where = where
         self.generation_config: Values = generation_config or {}
         self.notes: list[str] = []
         self._config = config
@@ -48,6 +57,11 @@ class ConfigReader:
     def __contains__(self, key: str) -> bool:
         """Whether the file has the key at all, be it null."""
         return key in self._config
+
+    @property
+    def keys_read(self) -> frozenset[str]:
+        """The keys that were asked for, whether the file has them or not."""
+        return frozenset(self._read)
 
     def raw(self, key: str, default: Any = None) -> Any:
         """The value as it stands in the file, of any type."""
@@ -126,7 +140,7 @@ class ConfigReader:
         for key, kind in known_keys.KINDS.items():
             if key in unread and self._config[key]:
                 raise UnsupportedModelError(
-                    f"config.json has {key}: this is {kind}, which is not supported; supported are dense text models "
+                    f"{self.where} has {key}: this is {kind}, which is not supported; supported are dense text models "
                     f"of {list(supported)}"
                 )
         for key in unread:
@@ -136,8 +150,8 @@ class ConfigReader:
             elif value and not (key in self._passed_over or known_keys.is_harmless(key)):
                 known = (self._read | set(known_keys.ONLY)) - known_keys.HARMLESS
                 raise UnsupportedModelError(
-                    f"config.json has {key} = {value!r}, which is not known for {self.architecture}; a key that is not "
-                    f"understood may change the results. Known keys: {sorted(known)}"
+                    f"{self.where} has {key} = {value!r}, which is not known for {self.architecture}; a key that is "
+                    f"not understood may change the results. Known keys: {sorted(known)}"
                 )
 
     def defaults_in(self, message: str) -> str:
@@ -149,7 +163,7 @@ class ConfigReader:
                 named.append(f"{key} {value!r}")
         if not named:
             return ""
-        return f" (config.json does not give {', '.join(named)}: the default of {self.architecture} in transformers)"
+        return f" ({self.where} does not give {', '.join(named)}: the default of {self.architecture} in transformers)"
 
     def _optional(self, key: str, default: Any) -> Any:
         value = self._note_read(key, default)

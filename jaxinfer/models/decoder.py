@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxinfer.config import ModelConfig, MoeConfig, require
+from jaxinfer.config import LinearConfig, ModelConfig, MoeConfig, require
 from jaxinfer.models.context import Attend, KvLayer, Place, StepContext
 from jaxinfer.models.layer_loop import run_layers
 from jaxinfer.models.layers.attention import Attention
@@ -21,13 +21,14 @@ from jaxinfer.models.layers.linear import Multiply, product, scale
 from jaxinfer.models.layers.mlp import Mlp
 from jaxinfer.models.layers.moe import Moe
 from jaxinfer.models.layers.norm import RMSNorm
+from jaxinfer.models.layers.straight import Straight
 from jaxinfer.models.shape import ModelShape
 from jaxinfer.sharding import constrain
 
 
 class DecoderLayer(nnx.Module):
     """Attention, then MLP or a mixture of experts; each with a norm before it, after it, or both, and added to the
-    residual stream."""
+    residual stream. Either may be one matrix instead, or absent with its norms."""
 
     def __init__(
         self, config: ModelConfig, shape: ModelShape, layer: int, dtype: jnp.dtype, rngs: nnx.Rngs | None
@@ -35,37 +36,57 @@ class DecoderLayer(nnx.Module):
         self.pre_norm = config.pre_norm
         self.post_norm = config.post_norm
         self.residual_multiplier = config.residual_multiplier
-        self.attention = Attention(config, shape, layer, dtype, rngs)
-        feed_forward, sizes = config.layers[layer].feed_forward, shape.layers[layer]
-        if isinstance(feed_forward, MoeConfig):
-            self.moe = Moe(config, shape, layer, dtype, rngs)
-        else:
-            self.mlp = Mlp(feed_forward, config.hidden_size, sizes.mlp, shape.tp, dtype, rngs)
-        self.mixture = isinstance(feed_forward, MoeConfig)
+        self.mixer, self.feed_forward = config.layers[layer].mixer, config.layers[layer].feed_forward
+        ranks, sizes = config.layers[layer].ranks, shape.layers[layer]
         model = (config.hidden_size,)
-        if config.pre_norm:
-            self.attention_norm = RMSNorm(config, model, ("embed",), dtype)
-            self.mlp_norm = RMSNorm(config, model, ("embed",), dtype)
-        if config.post_norm:
-            self.attention_post_norm = RMSNorm(config, model, ("embed",), dtype)
-            self.mlp_post_norm = RMSNorm(config, model, ("embed",), dtype)
+        if self.mixer is not None:
+            if isinstance(self.mixer, LinearConfig):
+                self.attention = Straight(config, self.mixer, dtype, rngs)
+            else:
+                self.attention = Attention(config, shape, layer, dtype, rngs)
+            if config.pre_norm:
+                self.attention_norm = RMSNorm(config, model, ("embed",), dtype)
+            if config.post_norm:
+                self.attention_post_norm = RMSNorm(config, model, ("embed",), dtype)
+        if self.feed_forward is not None:
+            if isinstance(self.feed_forward, LinearConfig):
+                self.mlp = Straight(config, self.feed_forward, dtype, rngs)
+            elif isinstance(self.feed_forward, MoeConfig):
+                self.moe = Moe(config, shape, layer, dtype, rngs)
+            else:
+                size = config.hidden_size
+                self.mlp = Mlp(self.feed_forward, size, sizes.mlp, shape.tp, dtype, rngs, ranks=ranks)
+            if config.pre_norm:
+                self.mlp_norm = RMSNorm(config, model, ("embed",), dtype)
+            if config.post_norm:
+                self.mlp_post_norm = RMSNorm(config, model, ("embed",), dtype)
 
     def __call__(
-        self, hidden: jax.Array, context: StepContext, attend: Attend, kv_layer: KvLayer
+        self, hidden: jax.Array, context: StepContext, attend: Attend | None, kv_layer: KvLayer
     ) -> tuple[jax.Array, KvLayer]:
-        """hidden (T, D) -> (T, D) and the layer's KV, which `attend` writes and reads."""
+        """hidden (T, D) -> (T, D) and the layer's KV, which `attend` writes and reads; None where there is no
+        attention, which leaves `kv_layer` as it is."""
         normalize = context.normalize
-        x = self.attention_norm(hidden, normalize) if self.pre_norm else hidden
-        x, kv_layer = self.attention(x, context, attend, kv_layer)
-        hidden = self._add(hidden, self.attention_post_norm(x, normalize) if self.post_norm else x)
-        x = self.mlp_norm(hidden, normalize) if self.pre_norm else hidden
-        x = self._feed_forward(x, context)
-        return self._add(hidden, self.mlp_post_norm(x, normalize) if self.post_norm else x), kv_layer
+        if self.mixer is not None:
+            x = self.attention_norm(hidden, normalize) if self.pre_norm else hidden
+            if isinstance(self.attention, Attention):
+                assert attend is not None
+                x, kv_layer = self.attention(x, context, attend, kv_layer)
+            else:
+                x = self.attention(x, context.multiply)
+            hidden = self._add(hidden, self.attention_post_norm(x, normalize) if self.post_norm else x)
+        if self.feed_forward is not None:
+            x = self.mlp_norm(hidden, normalize) if self.pre_norm else hidden
+            x = self._feed_forward(x, context)
+            hidden = self._add(hidden, self.mlp_post_norm(x, normalize) if self.post_norm else x)
+        return hidden, kv_layer
 
     def _feed_forward(self, x: jax.Array, context: StepContext) -> jax.Array:
-        if not self.mixture:
-            return self.mlp(x, context.multiply, context.gate)
-        return self.moe(x, context.valid, context.multiply, context.multiply_experts, context.gate)
+        if isinstance(self.feed_forward, MoeConfig):
+            return self.moe(x, context.valid, context.multiply, context.multiply_experts, context.gate)
+        if isinstance(self.feed_forward, LinearConfig):
+            return self.mlp(x, context.multiply)
+        return self.mlp(x, context.multiply, context.gate)
 
     def _add(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
         if self.residual_multiplier != 1.0:
@@ -83,7 +104,9 @@ class Decoder(nnx.Module):
     def __init__(self, config: ModelConfig, shape: ModelShape, dtype: jnp.dtype, rngs: nnx.Rngs | None = None) -> None:
         require(rngs is None or shape.tp == 1, f"random parameters are made for tp = 1 only, not for {shape.tp}")
         self.config = config
-        self.places = tuple(config.cache_groups.places())  # page table and array of the cache that each layer uses
+        places = config.cache_groups.places()
+        # Page table and array of the cache that each layer uses; None: it keeps nothing.
+        self.places = tuple(places.get(layer) for layer in range(config.num_layers))
         self.embed = VocabularyMatrix(config, shape.vocab, "vocab_in", dtype, rngs)
         self.layers = nnx.List([DecoderLayer(config, shape, layer, dtype, rngs) for layer in range(config.num_layers)])
         self.final_norm = RMSNorm(config, (config.hidden_size,), ("embed",), dtype)
@@ -104,7 +127,7 @@ class Decoder(nnx.Module):
 
         Raises ValueError if the cache has another number of arrays, or of pages that all of them cannot have.
         """
-        depth = max(array for _, array in self.places) + 1
+        depth = self.config.cache_groups.depth
         if len(cache) != (1 if context.looped else depth):
             wanted = "with looped layers it must be one" if context.looped else f"the layers use {depth}"
             raise ValueError(f"the cache has {len(cache)} arrays; {wanted}")
@@ -112,8 +135,10 @@ class Decoder(nnx.Module):
         if context.looped:
             hidden, pages[0] = run_layers(self.layers, self.places, hidden, context, pages[0])
         else:
-            for layer, (table, array) in zip(self.layers, self.places, strict=True):
-                hidden, pages[array] = layer(hidden, context, context.attention(Place(table)), pages[array])
+            for layer, place in zip(self.layers, self.places, strict=True):
+                table, array = (None, 0) if place is None else place
+                attend = None if table is None else context.attention(Place(table))
+                hidden, pages[array] = layer(hidden, context, attend, pages[array])
         return self.final_norm(hidden, context.normalize), pages
 
     def logits(self, hidden: jax.Array, multiply: Multiply = product) -> jax.Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxinfer.models.context import KvLayer, Place, StepContext
+from jaxinfer.models.context import Attend, KvLayer, Place, StepContext
 from jaxinfer.models.layer_choice import LayerChoice, Matrix
 from jaxinfer.models.parameters import facts_of
 
@@ -71,7 +71,7 @@ def kinds_of(layers: Sequence[nnx.Module]) -> list[int]:
 
 def run_layers(
     layers: Sequence[nnx.Module],
-    places: Sequence[tuple[int, int]],
+    places: Sequence[tuple[int, int] | None],
     hidden: jax.Array,
     context: StepContext,
     pages: KvLayer,
@@ -82,20 +82,21 @@ def run_layers(
     multiplied by and nowhere else: XLA:CPU would copy what a scan gives to a layer.
 
     Args:
-        places: of every layer, the number of its page table, and that of its array among those that `pages` has.
+        places: of every layer, the number of its page table, and that of its array among those that `pages` has; None
+            for one without attention.
         pages: of all arrays, one behind the other.
 
     Raises ValueError if the arrays cannot be of one size.
     """
-    depth = max(array for _, array in places) + 1
+    depth = max(place[1] for place in places if place is not None) + 1
     total = pages[0].shape[0]
     if total % depth:
         raise ValueError(f"the cache has {total} pages; for {depth} arrays of one size it must have a multiple")
-    begins = [Place(table, array * (total // depth)) for table, array in places]
+    begins = [None if place is None else Place(place[0], place[1] * (total // depth)) for place in places]
     for stretch in stretches(kinds_of(layers)):
         if stretch.turns == 1:
             for i in range(stretch.start, stretch.start + stretch.period):
-                hidden, pages = layers[i](hidden, context, context.attention(begins[i]), pages)
+                hidden, pages = layers[i](hidden, context, _attention(context, begins[i]), pages)
             continue
         members = [stretch.layers(position) for position in range(stretch.period)]
         looped = [_Looped([layers[i] for i in alike], [begins[i] for i in alike]) for alike in members]
@@ -108,15 +109,19 @@ def _turn(
 ) -> tuple[jax.Array, KvLayer]:
     hidden, pages = carry
     for layer in layers:
-        attend = context.attention(layer.place(index))
+        attend = _attention(context, layer.place(index))
         hidden, pages = layer.at(index)(hidden, context, attend, pages)
     return hidden, pages
+
+
+def _attention(context: StepContext, place: Place | None) -> Attend | None:
+    return None if place is None else context.attention(place)
 
 
 class _Looped:
     """Layers of one kind and their places, of which one is picked in each turn. Made before the loop begins."""
 
-    def __init__(self, layers: Sequence[nnx.Module], places: Sequence[Place]) -> None:
+    def __init__(self, layers: Sequence[nnx.Module], places: Sequence[Place | None]) -> None:
         parts = [nnx.split(layer) for layer in layers]
         self._graphdef = parts[0][0]
         states = [dict(nnx.to_flat_state(state)) for _, state in parts]
@@ -128,8 +133,8 @@ class _Looped:
                 self._matrices[path] = variable, values
             else:  # norms and biases, a few kilobytes: cheaper to copy than to choose
                 self._small[path] = variable, jnp.stack(values)
-        self._tables = [place.table for place in places]
-        self._first_pages = [place.first_page for place in places]
+        self._tables = [place.table for place in places if place is not None]
+        self._first_pages = [place.first_page for place in places if place is not None]
 
     def at(self, index: jax.Array) -> Any:
         """The layer of turn `index` () int32: its matrices are `LayerChoice`s, everything else is picked."""
@@ -139,8 +144,10 @@ class _Looped:
         flat += [(path, variable.replace(_item(values, index))) for path, (variable, values) in self._small.items()]
         return nnx.merge(self._graphdef, nnx.from_flat_state(flat))
 
-    def place(self, index: jax.Array) -> Place:
-        """Where the layer of turn `index` has its keys and values."""
+    def place(self, index: jax.Array) -> Place | None:
+        """Where the layer of turn `index` has its keys and values; None for layers without attention."""
+        if not self._tables:
+            return None
         same = len(set(self._tables)) == 1
         table = self._tables[0] if same else _item(jnp.array(self._tables, jnp.int32), index)
         return Place(table, _item(jnp.array(self._first_pages, jnp.int32), index))

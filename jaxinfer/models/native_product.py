@@ -16,8 +16,12 @@ from jaxinfer.sharding import LogicalAxes
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.native_cpu import norm
 from pallas_kernels.native_cpu.gating import KINDS, WIDTH_MULTIPLE, gating
-from pallas_kernels.native_cpu.grouped_matmul import grouped_dense_matmul, grouped_quantized_matmul
-from pallas_kernels.native_cpu.matmul import MOST_INT8_INPUTS, dense_matmul, quantized_matmul
+from pallas_kernels.native_cpu.grouped_matmul import (
+    grouped_dense_matmul,
+    grouped_mxfp4_matmul,
+    grouped_quantized_matmul,
+)
+from pallas_kernels.native_cpu.matmul import MOST_INT8_INPUTS, dense_matmul, mxfp4_matmul, quantized_matmul
 from pallas_kernels.native_cpu.norm import COLUMNS_MULTIPLE
 from pallas_kernels.qtensor import QTensor
 
@@ -41,9 +45,8 @@ def native_multiply(instructions: str, count: jax.Array | None = None) -> Multip
         first = options[0]
         if isinstance(first, QTensor):
             outputs = first.outputs
-            values = [w.values.reshape(-1, w.inputs) for w in options if isinstance(w, QTensor)]
-            scales = [w.scales.reshape(-1) for w in options if isinstance(w, QTensor)]
-            y = quantized_matmul(flat, values, scales, layer, rows, instructions=instructions)
+            run = mxfp4_matmul if first.kind == "mxfp4" else quantized_matmul
+            y = run(flat, *_parts(options), layer, rows, instructions=instructions)
         else:
             outputs = first.shape[: first.ndim - inputs]
             matrices = [w.reshape(-1, flat.shape[1]) for w in options if not isinstance(w, QTensor)]
@@ -78,9 +81,8 @@ def native_multiply_experts(instructions: str, target: DeviceTarget) -> Multiply
         first = options[0]
         experts, *outputs, inputs = first.shape
         if isinstance(first, QTensor):
-            values = [w.values.reshape(experts, -1, inputs) for w in options if isinstance(w, QTensor)]
-            scales = [w.scales.reshape(experts, -1) for w in options if isinstance(w, QTensor)]
-            y = grouped_quantized_matmul(x, values, scales, layer, group_sizes, instructions=instructions)
+            run = grouped_mxfp4_matmul if first.kind == "mxfp4" else grouped_quantized_matmul
+            y = run(x, *_parts(options, experts), layer, group_sizes, instructions=instructions)
         else:
             matrices = [w.reshape(experts, -1, inputs) for w in options if not isinstance(w, QTensor)]
             y = grouped_dense_matmul(x, matrices, layer, group_sizes, instructions=instructions)
@@ -105,10 +107,20 @@ def native_normalize(instructions: str, count: jax.Array) -> Normalize:
     return normalize
 
 
+def _parts(options: Sequence[Matrix], *experts: int) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Values (*E, O, inputs as they are stored) and scales of all: (*E, O), or (*E, O, A) of mxfp4."""
+    quantized = [weight for weight in options if isinstance(weight, QTensor)]
+    values = [w.values.reshape(*experts, -1, w.values.shape[-1]) for w in quantized]
+    groups = [(w.groups,) if w.kind == "mxfp4" else () for w in quantized]
+    return values, [w.scales.reshape(*experts, -1, *of) for w, of in zip(quantized, groups, strict=True)]
+
+
 def _served(x: jax.Array, options: Sequence[Matrix]) -> bool:
-    """Whether the kernels have this product: one type for both factors, or the form in which a CPU keeps int8."""
+    """Whether the kernels have this product: one type for both factors, or a form in which a CPU keeps few bits."""
     first = options[0]
     if not isinstance(first, QTensor):
         return first.dtype == x.dtype
+    if first.kind == "mxfp4":
+        return first.values.dtype == jnp.uint8
     plain = first.groups == 1 and first.zeros is None and first.order is None and first.inputs <= MOST_INT8_INPUTS
     return plain and first.kind == first.activations == "int8"

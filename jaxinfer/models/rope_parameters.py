@@ -21,6 +21,8 @@ FULL, SLIDING = LAYER_TYPES
 # Required keys whose null says something: yarn's factor is then how far max_position_embeddings is beyond the trained.
 _NULLABLE_KEYS = ("yarn.factor",)
 
+_QUERY_SCALING = "llama_4_scaling_beta"
+
 # What each RoPE type reads besides rope_type, rope_theta and partial_rotary_factor: (required, optional).
 _KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "default": ((), ()),
@@ -57,6 +59,11 @@ class RopeRules:
         partial: whether a `partial_rotary_factor` other than 1 is understood.
         partial_default: what it is where config.json has none.
         trained_length: `original_max_position_embeddings` at the top where config.json has none, tokens.
+        default: all settings where config.json has none.
+        scales_queries: whether queries grow with the position, by `llama_4_scaling_beta`, which must be given.
+        passed_over: keys that change nothing.
+        alpha: whether `dynamic` may have a fixed `alpha`, which stretches theta once and for all; its other keys then
+            say nothing.
     """
 
     theta: float = 10000.0
@@ -65,6 +72,10 @@ class RopeRules:
     partial: bool = False
     partial_default: float = 1.0
     trained_length: int | None = None
+    default: Mapping[str, Any] = field(default_factory=dict)
+    scales_queries: bool = False
+    passed_over: tuple[str, ...] = ()
+    alpha: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,8 @@ def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int,
     trained = config.raw("original_max_position_embeddings", rules.trained_length)
     model = _Model(config, rules, head_dim, max_position_embeddings, trained, by_layer_type=False)
     named = {name: _dictionary(config, name) for name in ("rope_scaling", "rope_parameters")}
+    if not any(named.values()):
+        named["rope_parameters"] = dict(rules.default)
     for name, rope in named.items():
         for key, default in defaults.items():
             _complete(rope, key, key, f"{name}.{key}", config, default)
@@ -116,13 +129,19 @@ def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int,
 
 
 def read_ropes_by_layer_type(
-    config: ConfigReader, head_dim: int, max_position_embeddings: int, rules: RopeRules, local_theta: float
+    config: ConfigReader,
+    head_dim: int,
+    max_position_embeddings: int,
+    rules: RopeRules,
+    local_theta: float,
+    local_key: str = "rope_local_base_freq",
 ) -> dict[str, RopeConfig]:
     """{layer type: its rotary embedding}, as Gemma 3 has it: `rope_scaling` and `rope_theta` are those of full layers,
     `rope_local_base_freq` is the theta of the others.
 
     Args:
-        local_theta: `rope_local_base_freq` where config.json has none.
+        local_theta: theta of the others where config.json has none.
+        local_key: what it is called.
 
     The other arguments, notes and errors are those of `read_rope`.
     """
@@ -143,7 +162,7 @@ def read_ropes_by_layer_type(
     home = "rope_scaling" if "rope_theta" in scaling else "rope_parameters.full_attention"
     inner = "rope_parameters.sliding_attention"
     _complete(full, "rope_theta", "rope_theta", f"{home}.rope_theta", config, rules.theta)
-    _complete(sliding, "rope_theta", "rope_local_base_freq", f"{inner}.rope_theta", config, local_theta)
+    _complete(sliding, "rope_theta", local_key, f"{inner}.rope_theta", config, local_theta)
     return {FULL: _rope_config(model, where, full), SLIDING: _rope_config(model, inner, sliding)}
 
 
@@ -191,7 +210,11 @@ def _rope_config(model: _Model, name: str, rope: dict[str, Any]) -> RopeConfig:
     theta = settings.number("rope_theta", 0.0)
     if theta <= 0:
         raise ConfigError(f"{name}: rope_theta is {theta}; it must be positive")
+    if kind == "dynamic" and _has_alpha(model.rules, rope):
+        kind, theta = "default", _stretched_by_alpha(settings, theta, rotary_dim)
     common: dict[str, Any] = {"kind": kind, "theta": theta, "rotary_dim": rotary_dim}
+    if model.rules.scales_queries:
+        common["query_scaling"] = settings.number(_QUERY_SCALING, 0.0)
     if kind == "default":
         return RopeConfig(**common)
     trained = model.longest if kind == "dynamic" else _trained_length(model, name, rope)
@@ -226,13 +249,30 @@ def _kind(model: _Model, name: str, rope: Values) -> str:
             f"{sorted(model.rules.types)}"
         )
     required, optional = _KEYS[kind]
-    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *required, *optional}
+    if kind == "dynamic" and _has_alpha(model.rules, rope):
+        required, optional = ("alpha",), ("factor", *_KEYS["yarn"][1])
+    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *required, *optional, *model.rules.passed_over}
+    if model.rules.scales_queries:
+        known |= {_QUERY_SCALING, "max_position_embeddings"}  # the latter says again what is at the top
+        required = (*required, _QUERY_SCALING)
     if unknown := sorted(key for key, value in rope.items() if key not in known and value is not None):
         found = ", ".join(f"{key} = {rope[key]!r}" for key in unknown)
         raise UnsupportedModelError(f"{name} has {found}; rope type {kind} knows {sorted(known)}")
     if missing := sorted(key for key in required if _missing(rope, key, f"{kind}.{key}")):
         raise ConfigError(f"{name} lacks {missing}, which rope type {kind} needs")
     return str(kind)
+
+
+def _has_alpha(rules: RopeRules, rope: Values) -> bool:
+    return rules.alpha and bool(rope.get("alpha"))
+
+
+def _stretched_by_alpha(settings: _Settings, theta: float, rotary_dim: int) -> float:
+    """Theta by NTK-aware scaling with a fixed alpha, which as transformers 5.24 has it is theta alpha^(d / (d - 2))."""
+    alpha = settings.number("alpha", 1.0)
+    if alpha <= 0 or rotary_dim <= 2:
+        raise ConfigError(f"{settings.name}.alpha is {alpha} with heads of {rotary_dim}; it must be positive, beyond 2")
+    return float(theta * alpha ** (rotary_dim / (rotary_dim - 2)))
 
 
 def _share(model: _Model, settings: _Settings) -> float:

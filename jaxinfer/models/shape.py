@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxinfer.config import AttentionConfig, ConfigError, LayerConfig, MlpConfig, ModelConfig
+from jaxinfer.config import ConfigError, LayerConfig, ModelConfig, MoeConfig
 from pallas_kernels.rounding import round_up
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Array sizes (in elements) of one layer on `tp` devices.
+    """Array sizes (in elements) of one layer on `tp` devices; 0 for what it does not have.
 
     K' = `kv_heads`: KV heads after repeating each one tp / num_kv_heads times (copies are neighbours), so that every
-    device holds whole heads. G' = `group`: query heads per KV head of that count; query head n reads KV head n // G'.
+    device holds whole heads, and as many in all layers (`ModelConfig.kept_kv_heads`).
+    G' = `group`: query heads per KV head of that count; query head n reads KV head n // G'.
     F' = `mlp`: the width of the MLP, or of each expert, rounded up to a multiple of tp; the padding is zeros. `shared`:
-    the same of shared experts, 0 where there are none.
+    the same of shared experts.
     """
 
     kv_heads: int
@@ -40,39 +41,54 @@ class ModelShape:
     @classmethod
     def of(cls, config: ModelConfig, tp: int = 1) -> ModelShape:
         """The sizes for `tp` devices. Raises ConfigError, listing the valid degrees, if heads cannot be split so."""
-        for layer in config.layers:
-            if not _splits(layer.mixer, tp):
+        if not _splits(config, tp):
+            heads = sorted({(mixer.num_heads, mixer.num_kv_heads) for mixer in config.attentions})
+            described = " or ".join(f"{query} query heads and {kv} KV heads" for query, kv in heads)
+            valid = valid_tp(config)
+            if not valid:
                 raise ConfigError(
-                    f"tensor_parallel_size is {tp!r}; with {layer.mixer.num_heads} query heads and "
-                    f"{layer.mixer.num_kv_heads} KV heads it must be one of {valid_tp(config)}"
+                    f"layers have {described}; {config.kept_kv_heads}, the least number of KV heads that all layers "
+                    "can keep, must divide the query heads of each"
                 )
-        return cls(tp, round_up(config.vocab_size, tp), tuple(_layer_shape(layer, tp) for layer in config.layers))
+            raise ConfigError(f"tensor_parallel_size is {tp!r}; with {described} it must be one of {valid}")
+        kept = max(config.kept_kv_heads, tp)
+        layers = tuple(_layer_shape(layer, kept, tp) for layer in config.layers)
+        return cls(tp, round_up(config.vocab_size, tp), layers)
+
+    @classmethod
+    def canonical(cls, config: ModelConfig) -> ModelShape:
+        """The sizes as checkpoints have them, on one device and with every layer's own KV heads: nothing runs so in
+        pages where layers have different numbers of them."""
+        layers = tuple(_layer_shape(layer, None, 1) for layer in config.layers)
+        return cls(1, config.vocab_size, layers)
 
     @property
     def kv_heads(self) -> int:
-        """K', which is the same in all layers."""
-        return self.layers[0].kv_heads
+        """K', which is the same in all layers that have attention."""
+        return max(layer.kv_heads for layer in self.layers)
 
 
 def valid_tp(config: ModelConfig, limit: int = 64) -> list[int]:
     """All tensor-parallel degrees up to `limit`: divisors of the query heads that divide the KV heads or that the KV
     heads divide (each device then holds a copy of one head), in every layer."""
-    mixers = {layer.mixer for layer in config.layers}
-    fewest = min(mixer.num_heads for mixer in mixers)
-    return [tp for tp in range(1, min(limit, fewest) + 1) if all(_splits(mixer, tp) for mixer in mixers)]
+    fewest = min(mixer.num_heads for mixer in config.attentions)
+    return [tp for tp in range(1, min(limit, fewest) + 1) if _splits(config, tp)]
 
 
-def _layer_shape(layer: LayerConfig, tp: int) -> LayerShape:
-    kv_heads = max(layer.mixer.num_kv_heads, tp)
-    group = layer.mixer.num_heads // kv_heads
-    part = layer.feed_forward
-    if isinstance(part, MlpConfig):
-        return LayerShape(kv_heads, group, round_up(part.intermediate_size, tp))
-    shared = 0 if part.shared is None else round_up(part.shared.intermediate_size, tp)
-    return LayerShape(kv_heads, group, round_up(part.expert.intermediate_size, tp), shared)
+def _layer_shape(layer: LayerConfig, kept: int | None, tp: int) -> LayerShape:
+    """kept: KV heads that are kept of a token; None: the layer's own."""
+    mixer, part = layer.attention, layer.feed_forward
+    mlp, shared = (part.expert, part.shared) if isinstance(part, MoeConfig) else (layer.mlp, None)
+    widths = [0 if one is None else round_up(one.intermediate_size, tp) for one in (mlp, shared)]
+    if mixer is None:
+        return LayerShape(0, 0, *widths)
+    kv_heads = mixer.num_kv_heads if kept is None else kept
+    return LayerShape(kv_heads, mixer.num_heads // kv_heads, *widths)
 
 
-def _splits(mixer: AttentionConfig, tp: int) -> bool:
-    if not isinstance(tp, int) or isinstance(tp, bool) or tp < 1 or mixer.num_heads % tp:
+def _splits(config: ModelConfig, tp: int) -> bool:
+    if not isinstance(tp, int) or isinstance(tp, bool) or tp < 1:
         return False
-    return mixer.num_kv_heads % tp == 0 or tp % mixer.num_kv_heads == 0
+    kept = max(config.kept_kv_heads, tp)
+    heads = {(mixer.num_heads, mixer.num_kv_heads) for mixer in config.attentions}
+    return kept % tp == 0 and all(kept % kv == 0 and query % kept == 0 for query, kv in heads)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from jaxinfer.config import ConfigError, FeedForward, MlpConfig, ModelConfig
+from jaxinfer.config import (
+    ConfigError,
+    FeedForward,
+    LayerConfig,
+    LinearConfig,
+    MlpConfig,
+    ModelConfig,
+    MoeConfig,
+)
 from jaxinfer.models.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -16,18 +24,59 @@ if TYPE_CHECKING:
 
 # The matrices of a layer that can be quantized, and the logical axes of their inputs: what their parameters say of
 # themselves, for those who plan without making a decoder.
+_WHOLE: Mapping[str, tuple[str, ...]] = {
+    "attention.qkv": ("embed",),
+    "attention.q": ("embed",),  # q, k and v stand in place of qkv where one of them is two factors
+    "attention.k": ("embed",),
+    "attention.v": ("embed",),
+    "attention.out": ("kv_heads", "q_group", "head"),
+    "attention.linear": ("embed",),  # where it has replaced attention
+    "mlp.gate_up": ("embed",),
+    "mlp.gate": ("embed",),  # gate and up stand in place of gate_up where one of them is two factors
+    "mlp.up": ("embed",),  # or where there is no gate
+    "mlp.down": ("mlp",),
+    "mlp.linear": ("embed",),  # where it has replaced the MLP
+    "moe.gate_up": ("embed",),
+    "moe.down": ("mlp",),
+    "moe.shared.gate_up": ("embed",),
+    "moe.shared.down": ("mlp",),
+}
+_FACTORED = (*(f"attention.{name}" for name in ("q", "k", "v", "out")), "mlp.gate", "mlp.up", "mlp.down")
 MATRICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "attention.qkv": ("embed",),
-        "attention.out": ("kv_heads", "q_group", "head"),
-        "mlp.gate_up": ("embed",),
-        "mlp.down": ("mlp",),
-        "moe.gate_up": ("embed",),
-        "moe.down": ("mlp",),
-        "moe.shared.gate_up": ("embed",),
-        "moe.shared.down": ("mlp",),
+        **_WHOLE,
+        **{f"{name}.inner": _WHOLE[name] for name in _FACTORED},
+        **{f"{name}.outer": ("rank",) for name in _FACTORED},
     }
 )
+
+
+def matrices_of(layer: LayerConfig) -> tuple[str, ...]:
+    """Those of `MATRICES` that a layer has."""
+    ranks, names = layer.ranks, []
+    if isinstance(layer.mixer, LinearConfig):
+        names = ["attention.linear"]
+    elif layer.mixer is not None:
+        apart = ranks.q or ranks.k or ranks.v
+        names = ["attention.q", "attention.k", "attention.v"] if apart else ["attention.qkv"]
+        names.append("attention.out")
+    if isinstance(layer.feed_forward, LinearConfig):
+        names.append("mlp.linear")
+    elif isinstance(layer.feed_forward, MoeConfig):
+        names += ["moe.gate_up", "moe.down"]
+        names += ["moe.shared.gate_up", "moe.shared.down"] if layer.feed_forward.shared is not None else []
+    elif layer.feed_forward is not None:
+        gate = ["mlp.gate", "mlp.up"] if ranks.gate or ranks.up else ["mlp.gate_up"]
+        names += [*(gate if layer.feed_forward.gated else ["mlp.up"]), "mlp.down"]
+    given = {name for name in names if name in _FACTORED and name.split(".")[1] in ranks.given}
+    return tuple(end for name in names for end in ((f"{name}.inner", f"{name}.outer") if name in given else (name,)))
+
+
+def matrix_names(config: ModelConfig) -> Iterator[str]:
+    """The matrices of the layers, as quantization policies name them: paths of parameters without ".weight"."""
+    for index, layer in enumerate(config.layers):
+        for end in matrices_of(layer):
+            yield f"layers.{index}.{end}"
 
 
 def input_axes(path: str) -> int | None:
@@ -40,28 +89,21 @@ def input_sizes(path: str, config: ModelConfig) -> tuple[int, ...]:
     """Sizes of a matrix's input axes on one device. path: with or without ".weight"."""
     end, layer = _end(path), config.layers[layer_of(path) or 0]
     assert end is not None, f"{path} is no matrix of few bits"
-    mixer = layer.mixer
-    sizes = {
-        "embed": config.hidden_size,
-        "kv_heads": mixer.num_kv_heads,
-        "q_group": mixer.group_size,
-        "head": mixer.head_dim,
-        "mlp": mlp_of(end, layer.feed_forward).intermediate_size,
-    }
+    mixer, mlp = layer.attention, mlp_of(end, layer.feed_forward)
+    sizes = {"embed": config.hidden_size, "mlp": 0 if mlp is None else mlp.intermediate_size}
+    if mixer is not None:
+        sizes |= {"kv_heads": mixer.num_kv_heads, "q_group": mixer.group_size, "head": mixer.head_dim}
+    if end.endswith(".outer"):
+        sizes["rank"] = layer.ranks.given[end.split(".")[1]]
     return tuple(sizes[axis] for axis in MATRICES[end])
 
 
-OF_DENSE_LAYERS = tuple(name for name in MATRICES if not name.startswith("moe."))
-
-
-def mlp_of(path: str, feed_forward: FeedForward) -> MlpConfig:
-    """The MLP that a layer's parameter belongs to, by its path: the layer's own, each expert's, or the shared one."""
-    if isinstance(feed_forward, MlpConfig):
-        return feed_forward
-    if "moe.shared." not in path:
-        return feed_forward.expert
-    assert feed_forward.shared is not None, f"{path}: the layer has no shared experts"
-    return feed_forward.shared
+def mlp_of(path: str, feed_forward: FeedForward | LinearConfig | None) -> MlpConfig | None:
+    """The MLP that a layer's parameter belongs to, by its path: the layer's own, each expert's, or the shared one; None
+    in a layer without one."""
+    if isinstance(feed_forward, MoeConfig):
+        return feed_forward.shared if "moe.shared." in path else feed_forward.expert
+    return feed_forward if isinstance(feed_forward, MlpConfig) else None
 
 
 def _end(path: str) -> str | None:
@@ -114,9 +156,9 @@ def check_stored(
             "it must be None"
         )
     for layer in config.layers:
-        parts = [layer.feed_forward] if isinstance(layer.feed_forward, MlpConfig) else layer.feed_forward.mlps
+        parts = layer.feed_forward.mlps if isinstance(layer.feed_forward, MoeConfig) else [layer.mlp]
         for mlp in parts:
-            if mlp.intermediate_size % shape.tp:
+            if mlp is not None and mlp.intermediate_size % shape.tp:
                 raise ConfigError(
                     f"tensor_parallel_size is {shape.tp}; with quantized matrices it must divide the intermediate "
                     f"size, {mlp.intermediate_size}"

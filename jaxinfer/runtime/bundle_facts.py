@@ -41,7 +41,7 @@ OTHER_SETTINGS = frozenset(
     {
         "gpu_memory_utilization",  # decides num_pages, which is among the above
         "enable_prefix_caching", "priority_ageing_seconds", "seed", "compilation_cache_dir", "bundle",
-        "serve_while_warming",
+        "serve_while_warming", "language_model_only",
         "device",  # the mesh says which it is
     }
 )  # fmt: skip

@@ -255,7 +255,7 @@ class Runner:
         """Names of the attention backends that the layers use, for people. Raises Unsupported as the step would."""
         config, tp, bucket = self.spec.config, tensor_size(self.spec.mesh), self.ladder[-1]
         names = set()
-        for mixer in dict.fromkeys(layer.mixer for layer in config.layers):
+        for mixer in dict.fromkeys(config.attentions):
             case = PagedAttentionCase(
                 num_tokens=bucket.tokens,
                 num_rows=bucket.rows,

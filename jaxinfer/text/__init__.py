@@ -13,6 +13,7 @@ from jaxinfer.errors import (
 )
 from jaxinfer.text.detokenize import IncrementalDetokenizer, PromptEnd
 from jaxinfer.text.errors import TokenizerError
+from jaxinfer.text.files import VOCABULARY_FILES
 from jaxinfer.text.loading import load_tokenizer
 from jaxinfer.text.stop import MAX_STOP_LENGTH, MAX_STOP_STRINGS, StopStrings, stop_automaton
 from jaxinfer.text.stopping import AnswerReading, AnswerStops
@@ -21,6 +22,7 @@ from jaxinfer.text.tokenizer import Tokenizer
 __all__ = [
     "MAX_STOP_LENGTH",
     "MAX_STOP_STRINGS",
+    "VOCABULARY_FILES",
     "AnswerReading",
     "AnswerStops",
     "ChatMessageError",

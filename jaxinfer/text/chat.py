@@ -11,7 +11,7 @@ import jinja2
 from jaxinfer.errors import ChatMessageError, ChatTemplateError
 from jaxinfer.text.conversation import TemplateUse, check_message, for_template
 from jaxinfer.text.errors import TokenizerError
-from jaxinfer.text.files import CHAT_TEMPLATE, TOKENIZER_CONFIG, TokenizerFiles
+from jaxinfer.text.files import CHAT_TEMPLATE, CHAT_TEMPLATE_JSON, TOKENIZER_CONFIG, TokenizerFiles
 from jaxinfer.text.template_budget import BudgetEnvironment
 from jaxinfer.text.template_environment import make_environment
 
@@ -61,7 +61,7 @@ class ChatTemplates:
 
     @classmethod
     def of(cls, files: TokenizerFiles) -> ChatTemplates:
-        """Takes the template files where there are any, else what tokenizer_config.json holds.
+        """Takes the template files where there are any, else what tokenizer_config.json holds, else chat_template.json.
 
         Raises:
             TokenizerError: `chat_template` in tokenizer_config.json has a shape that transformers does not accept.
@@ -76,6 +76,8 @@ class ChatTemplates:
                     f"{files.folder / TOKENIZER_CONFIG}: a chat_template list must hold objects with name and template"
                 )
             source = {entry["name"]: entry["template"] for entry in source}
+        elif source is None:
+            source = files.whole_template
         texts = source.values() if isinstance(source, dict) else [source]
         if source is not None and not all(isinstance(text, str) for text in texts):
             raise TokenizerError(
@@ -101,8 +103,8 @@ class ChatTemplates:
             return template
         if self.source is None:
             raise ChatTemplateError(
-                f"{self.where} has no chat template (looked for {CHAT_TEMPLATE}, additional_chat_templates/*.jinja and "
-                f"chat_template in {TOKENIZER_CONFIG}): pass template=, or send a text prompt"
+                f"{self.where} has no chat template (looked for {CHAT_TEMPLATE}, additional_chat_templates/*.jinja, "
+                f"chat_template in {TOKENIZER_CONFIG} and {CHAT_TEMPLATE_JSON}): pass template=, or send a text prompt"
             )
         return self.source
 

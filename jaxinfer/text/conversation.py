@@ -24,6 +24,13 @@ TEXT_PARTS = {
     "refusal": "refusal",
     "thinking": "thinking",
 }
+# Kinds of parts of other modalities, as OpenAI's and vLLM's clients and transformers' templates call them.
+_OTHER_PARTS = {
+    "an image": ("image", "image_url", "input_image", "image_file", "image_pil", "image_embeds"),
+    "audio": ("audio", "audio_url", "input_audio", "audio_embeds"),
+    "a video": ("video", "video_url", "input_video", "video_embeds"),
+    "a file": ("file", "input_file", "file_url"),
+}
 
 Message = dict[str, Any]
 
@@ -35,7 +42,7 @@ _PARTS = [{"type": "text", "text": _FIRST}, {"type": "text", "text": _SECOND}]
 _RAW = re.compile(r"""['"](?:type|text)['"]""")  # a list that is written as it is
 _MAX_DEPTH = 200  # of arguments; deeper ones are unreadable, before the next reader finds them so
 _ROLES_LIMIT = 32  # roles whose contents are remembered
-_CALLS = [
+_CALLS: list[dict[str, Any]] = [
     {"id": id_, "type": "function", "function": {"name": name, "arguments": {}}}
     for id_, name in (("tideone01", "look_up_tide"), ("tidetwo02", "look_up_wind"))
 ]
@@ -162,13 +169,21 @@ def _check_part(name: str, part: Any) -> dict[str, Any] | None:
     kind = part.get("type")
     key = TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if key is None:
-        raise ChatMessageError(f'{name}.type must be "text", got {kind!r}: only text is supported')
+        raise ChatMessageError(
+            f'{name}.type must be "text", got {kind!r}: {of_another_modality(kind)}only text is supported'
+        )
     text = part.get(key)
     if text is None and key in part:
         return None
     if not isinstance(text, str):
         raise ChatMessageError(f"{name}.{key} must be a string, got {text!r}")
     return {**{other: value for other, value in part.items() if other != key}, "type": "text", "text": text}
+
+
+def of_another_modality(kind: object) -> str:
+    """What a part of this type would be, to begin the reason of its refusal with; "" for a type that nobody knows."""
+    what = next((what for what, kinds in _OTHER_PARTS.items() if kind in kinds), None)
+    return "" if what is None else f"it is {what}, and the language model alone is served (--language-model-only); "
 
 
 def _check_calls(name: str, calls: Any) -> list[Any]:

@@ -124,7 +124,7 @@ class DecodePlan:
         if data is None:
             piece = self.piece(index) or ""
             try:
-                data = bytes(_BYTE_OF[character] for character in piece)
+                data = bytes(BYTE_OF[character] for character in piece)
             except KeyError:
                 # An added token outside the byte-level alphabet stands for its own UTF-8 bytes.
                 data = piece.encode("utf-8")
@@ -213,4 +213,4 @@ def _byte_alphabet() -> dict[str, int]:
     return table
 
 
-_BYTE_OF = _byte_alphabet()
+BYTE_OF = _byte_alphabet()

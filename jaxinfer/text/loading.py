@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
-from jaxinfer.text import pipelines, sentencepiece_model, sentencepiece_pipeline
+from jaxinfer.text import pipelines, sentencepiece_model, sentencepiece_pipeline, tekken
 from jaxinfer.text.chat import ChatTemplates
 from jaxinfer.text.decoding import DecodePlan
 from jaxinfer.text.errors import TokenizerError
@@ -19,6 +19,7 @@ from jaxinfer.text.files import (
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
     TOKENIZER_MODEL,
+    VOCABULARY_FILES,
     TokenizerFiles,
     parse_json_object,
     read_folder,
@@ -47,13 +48,15 @@ class _Draft:
 def load_tokenizer(folder: Path, *, model_type: str | None = None) -> Tokenizer:
     """Loads the tokenizer of a Hugging Face folder so that it gives the ids and texts of transformers 5.24.
 
-    `tokenizer.json` is read when it is there, else `tokenizer.model` (sentencepiece). Both end up in the tokenizers
-    library, as they do in transformers 5. The pipeline depends on the model family too (see pipelines.py). Releases of
-    transformers differ in a few of these rules: docs/tokenizers.md says in which, `notes` when it matters here.
+    `tokenizer.json` is read when it is there, else `tokenizer.model` (sentencepiece), else `tekken.json` (Mistral's).
+    All end up in the tokenizers library, as they do in transformers 5. The pipeline depends on the model family too
+    (see pipelines.py). Releases of transformers differ in a few of these rules: docs/tokenizers.md says in which,
+    `notes` when it matters here.
 
     Args:
-        folder: holds tokenizer.json or tokenizer.model, and optionally tokenizer_config.json, special_tokens_map.json,
-            added_tokens.json, chat_template.jinja, additional_chat_templates/*.jinja and config.json.
+        folder: holds tokenizer.json, tokenizer.model or tekken.json, and optionally tokenizer_config.json,
+            special_tokens_map.json, added_tokens.json, chat_template.jinja, additional_chat_templates/*.jinja,
+            chat_template.json and config.json.
         model_type: the `model_type` of the Hugging Face config.json, such as "llama" or "qwen2"; None reads it from
             config.json in the folder, where it may be absent.
 
@@ -74,9 +77,14 @@ def load_tokenizer(folder: Path, *, model_type: str | None = None) -> Tokenizer:
     if files.tokenizer_json is not None:
         document = parse_json_object(files.folder / TOKENIZER_JSON, files.tokenizer_json)
     tokens = gather(files, _added_tokens(files, document))
-    source = files.folder / (TOKENIZER_MODEL if document is None else TOKENIZER_JSON)
+    source = files.folder / _vocabulary_file(files)
+    if files.tekken is not None:
+        name = pipelines.GENERIC  # the classes have rules for the other files only
     try:
-        draft = _from_model(files, name, tokens) if document is None else _from_json(files, document, name, tokens)
+        if document is not None:
+            draft = _from_json(files, document, name, tokens)
+        else:
+            draft = _from_tekken(source, files.tekken) if files.tekken is not None else _from_model(files, name, tokens)
         draft.notes += _legacy_note(name, files.tokenizer_config)
         if _has_own_code(files.tokenizer_config):
             draft.notes.append(f"{TOKENIZER_CONFIG}: auto_map names code of the folder's own, which is not run")
@@ -130,6 +138,21 @@ def _from_json(files: TokenizerFiles, document: dict[str, Any], name: str, token
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         if not _same_part(getattr(backend, part), getattr(draft.backend, part)):
             draft.notes.append(f"{name} replaces the {part} of {path.name} by its own")
+    return draft
+
+
+def _vocabulary_file(files: TokenizerFiles) -> str:
+    found = (files.tokenizer_json, files.tokenizer_model, files.tekken)
+    return next(name for name, data in zip(VOCABULARY_FILES, found, strict=True) if data is not None)
+
+
+def _from_tekken(path: Path, data: bytes) -> _Draft:
+    """A text begins with BOS, as it does in mistral-common."""
+    draft = _Draft(tekken.read(path, parse_json_object(path, data)).backend(), dict(tekken.NAMED))
+    bos = tekken.NAMED["bos_token"]
+    if (index := draft.backend.token_to_id(bos)) is None:
+        raise TokenizerError(f"{path}: special_tokens lack {bos!r}, which begins a text")
+    draft.post_processor = processors.TemplateProcessing(single=f"{bos}:0 $A:0", special_tokens=[(bos, index)])
     return draft
 
 

@@ -30,6 +30,7 @@ _REGISTERED = {
     "gemma3_text": "GemmaTokenizer",
     "granite": GENERIC,
     "ministral": GENERIC,
+    "ministral3": GENERIC,
     "mistral": GENERIC,
     "mistral3": GENERIC,
     "olmo2": GENERIC,
@@ -37,7 +38,9 @@ _REGISTERED = {
     "phi": "GPT2Tokenizer",
     "phi3": GENERIC,
     "qwen2": "Qwen2Tokenizer",
+    "qwen2_5_vl": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
+    "qwen3_vl": "Qwen2Tokenizer",
 }
 # Model types whose folders are known to name a wrong class: the registered one is used instead.
 _WRONG_CLASS_IN_FOLDER = frozenset({"phi3", "qwen2"})

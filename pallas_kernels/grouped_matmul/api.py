@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.dispatch import Backend, DeviceTarget, Op, select
+from pallas_kernels.grouped_matmul import mosaic_tpu_plan
 from pallas_kernels.qtensor import QTensor
 
 Experts = jax.Array | QTensor
@@ -50,8 +51,8 @@ def _mosaic_gpu_supports(target: DeviceTarget, case: GroupedMatmulCase) -> str |
         return f"compute capability is {target.compute_capability}; it must be (9, 0), Hopper"
     if case.packed:
         return "the weight lies as words of int4, in which a TPU keeps it"
-    if case.kind not in (None, "int4"):
-        return f"the weight is {case.kind}; it must be bfloat16 or int4"
+    if case.kind not in (None, "int4", "mxfp4"):
+        return f"the weight is {case.kind}; it must be bfloat16, int4 or mxfp4"
     if case.activations is not None:
         return f"activations are to be rounded to {case.activations}; they must keep their type"
     if case.dtype != np.dtype("bfloat16"):
@@ -65,10 +66,37 @@ def _mosaic_gpu_supports(target: DeviceTarget, case: GroupedMatmulCase) -> str |
     return None
 
 
+def _mosaic_tpu_supports(target: DeviceTarget, case: GroupedMatmulCase) -> str | None:
+    """The TPU kernel takes bfloat16 weights and words of int4, all inputs of some outputs at once."""
+    if target.platform != "tpu":
+        return "it runs on TPU only"
+    if case.kind is None and case.dtype != np.dtype(jnp.bfloat16):
+        return f"weights are {case.dtype.name}; they must be bfloat16, or int4 in words"
+    if case.kind is not None and not case.packed:
+        return f"the weight, {case.kind} in groups of {case.group}, does not lie as words of int4"
+    if case.activations is not None:
+        return f"activations are to be rounded to {case.activations}; they must keep their type"
+    if case.packed and case.group % 128 and case.group not in (16, 32, 64):
+        return f"groups are of {case.group} inputs; they must be of 16, 32, 64 or a multiple of 128"
+    groups = case.num_inputs // case.group if case.packed else 0
+    if case.has_zeros and mosaic_tpu_plan.scales_lie_abreast(case.num_experts, groups):
+        return f"an expert has {groups} groups with zero points; they must be a multiple of 8"
+    group = case.group if case.packed else None
+    needed = mosaic_tpu_plan.smallest_vmem(case.num_experts, case.num_inputs, group, case.has_zeros)
+    most = mosaic_tpu_plan.most_vmem(target.device_kind)
+    if needed > most:
+        return (
+            f"an expert has {case.num_inputs} inputs, of which a tile takes {needed / 2**20:.1f} MiB of VMEM; "
+            f"on {target.device_kind} it must be at most {most >> 20}"
+        )
+    return None
+
+
 OP: Op[GroupedMatmulCase] = Op(
     name="grouped_matmul",
     backends=(
         Backend("mosaic_gpu", _mosaic_gpu_supports, "pallas_kernels.grouped_matmul.mosaic_gpu:grouped_matmul"),
+        Backend("mosaic_tpu", _mosaic_tpu_supports, "pallas_kernels.grouped_matmul.mosaic_tpu:grouped_matmul"),
         Backend("xla", _xla_supports, "pallas_kernels.grouped_matmul.xla:grouped_matmul"),
     ),
 )
@@ -139,6 +167,10 @@ def _check(x: jax.Array, weight: Experts, group_sizes: jax.Array) -> None:
         weight.check()
         if weight.order is not None:
             raise ValueError("weight.order is set; experts whose inputs are sorted by group (act-order) are not served")
+        if weight.packed_outputs is not None and weight.values.ndim < 3:
+            raise ValueError(
+                "weight lies as words with its experts among the outputs; they must be an axis of their own"
+            )
     elif weight.dtype != x.dtype:
         raise ValueError(f"weight is {weight.dtype}; it must be of x's type, {x.dtype}, or quantized")
     shape = weight.shape

@@ -16,6 +16,7 @@ though at most 8 experts, 50 MB, are touched. The kernel reads those.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -46,22 +47,19 @@ def grouped_matmul(
             left memory, or the level 2 cache.
     """
     del target
-    quantized = isinstance(weight, QTensor)
-    num_rows, num_inputs = x.shape
-    num_experts, *outputs = weight.outputs if quantized else weight.shape[:-1]
-    arrays = (weight.values, weight.scales, weight.zeros) if quantized else (weight,)
-    flat = tuple(array.reshape(num_experts, -1, array.shape[-1]) for array in arrays if array is not None)
+    num_rows, (num_experts, *outputs, num_inputs) = x.shape[0], weight.shape
     padding = -num_rows % 8
-    plan = plan_of(
-        num_rows + padding,
-        num_experts,
-        flat[0].shape[1],
-        num_inputs,
-        weight.group if quantized else None,
-        zeros=quantized and weight.zeros is not None,
-        count_copies=count_copies,
+    make_plan = functools.partial(
+        plan_of, num_rows + padding, num_experts, math.prod(outputs), num_inputs, count_copies=count_copies
     )
-    x = jnp.pad(permuted(x) if quantized else x, ((0, padding), (0, 0)))
+    arrays: tuple[jax.Array | None, ...]
+    if isinstance(weight, QTensor):
+        plan = make_plan(kind=weight.kind, group=weight.group, zeros=weight.zeros is not None)
+        arrays, x = (weight.values, weight.scales, weight.zeros), permuted(x)
+    else:
+        plan, arrays = make_plan(), (weight,)
+    flat = tuple(array.reshape(num_experts, -1, array.shape[-1]) for array in arrays if array is not None)
+    x = jnp.pad(x, ((0, padding), (0, 0)))
     out = launch(plan, tiles_of(plan, group_sizes), x, flat, interpret)
     y = _in_place(plan, out[0])[:num_rows].reshape(num_rows, *outputs)
     return (y, jnp.sum(out[1], dtype=jnp.int32)) if count_copies else y

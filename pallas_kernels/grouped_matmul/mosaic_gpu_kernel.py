@@ -12,7 +12,7 @@ One warpgroup of a block copies: weights and rows, by the tensor memory accelera
 memory that does not run dry between two items. The others have 64 outputs each, which are the first factor of `wgmma`;
 the rows are the second one, whose size may be any multiple of 8, so that an expert with few rows costs few products.
 There is a loop for each width of a product, and each takes all inputs in the same order: a row's sums do not depend on
-its width, nor on its place. Numbers in int4 are widened in registers (`mosaic_gpu_int4.py`).
+its width, nor on its place. Numbers in 4 bits are widened in registers (`mosaic_gpu_int4.py`, `mosaic_gpu_mxfp4.py`).
 
 The rows of an item begin anywhere, and what is copied of them ends within x: near its end the window begins earlier,
 with rows of other experts in front, whose sums are not stored. Sums leave through shared memory, turned so that an
@@ -30,8 +30,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import mosaic_gpu_int4, mosaic_gpu_mxfp4
 from pallas_kernels.grouped_matmul.mosaic_gpu_plan import HopperGroupedPlan, HopperGroupedScratch, scratch_types
-from pallas_kernels.mosaic_gpu_int4 import M_ROWS, add_block, load_factors
+from pallas_kernels.mosaic_gpu_int4 import M_ROWS, load_factors
 from pallas_kernels.mosaic_gpu_support import store
 
 # Registers of a thread that computes and of one that copies, by the warpgroups that compute: together no more than
@@ -61,8 +62,8 @@ def launch(
     """Runs the kernel.
 
     Args:
-        x: (R, I) bfloat16; permuted for int4.
-        weights: (E, N, I) bfloat16; or for int4 values (E, N, I // 2) uint8, scales (E, N, A), and zero points.
+        x: (R, I) bfloat16; permuted for weights in 4 bits.
+        weights: (E, N, I) bfloat16; or values (E, N, I // 2) uint8, scales (E, N, A), and zero points if there are any.
 
     Returns:
         Sums (R, output_tiles * 64) float32, the last 64 of which are those of the last 64 outputs. If
@@ -83,14 +84,14 @@ def launch(
         num_threads=plan.warpgroups + 1,
         thread_name="warpgroup",
         interpret=interpret,
-        kernel_name="grouped_matmul_bf16" if plan.group is None else "grouped_matmul_int4",
+        kernel_name=f"grouped_matmul_{plan.kind or 'bfloat16'}",
     )(*tiles, x, *weights)
 
 
 def _kernel(*refs: Any, plan: HopperGroupedPlan) -> None:
     """One block of threads."""
     tiles, refs = Tiles(*refs[:4]), refs[4:]
-    count = 1 if plan.group is None else 2 + plan.zeros
+    count = 1 if plan.kind is None else 2 + plan.zeros
     x, (values, *sources), refs = refs[0], refs[1 : 1 + count], refs[1 + count :]
     out, refs = refs[0], refs[1:]
     counter, scratch = refs[: plan.count_copies], HopperGroupedScratch(*refs[plan.count_copies :])
@@ -107,7 +108,7 @@ def _kernel(*refs: Any, plan: HopperGroupedPlan) -> None:
             plgpu.set_max_registers(compute_registers, action="increase")
         for stage in range(plan.stages):  # all of them may be filled
             plgpu.barrier_arrive(scratch.read.at[stage])
-        compute = _compute if plan.group is None else _compute_int4
+        compute = _compute if plan.kind is None else _compute_packed
         tell(compute(plan, tiles, tuple(sources), out, scratch, warpgroup, processor))
         plgpu.wait_smem_to_gmem(0)
 
@@ -124,7 +125,7 @@ class _Item(NamedTuple):
     expert: jax.Array
     wide_tile: jax.Array  # of outputs
     row: jax.Array  # the first one
-    count: jax.Array  # of rows
+    rows: jax.Array  # how many
     width: jax.Array  # index of the narrowest of `plan.widths` that holds them
     window: jax.Array  # the first row that is copied
     blocks: jax.Array  # of inputs; 0 for padding
@@ -149,7 +150,7 @@ def _item(plan: HopperGroupedPlan, tiles: Tiles, number: jax.Array) -> _Item:
         expert=jnp.minimum(expert, plan.num_experts - 1),
         wide_tile=lax.div(inside, row_tiles),
         row=row,
-        count=count,
+        rows=count,
         width=width,
         window=window,
         blocks=jnp.where(is_padding, jnp.int32(0), jnp.int32(plan.blocks)),
@@ -181,7 +182,7 @@ def _copy(
     plan: HopperGroupedPlan, tiles: Tiles, x: Any, values: Any, scratch: HopperGroupedScratch, processor: jax.Array
 ) -> jax.Array:
     """The warpgroup that copies: fills every stage of the ring that the others have read. Returns bytes of weights."""
-    columns = plan.block if plan.group is None else plan.block // 2
+    columns = plan.block if plan.kind is None else plan.block // 2
 
     def of_item(turn: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         item = _item(plan, tiles, processor + turn * plan.processors)
@@ -324,7 +325,7 @@ def _pass(plan: HopperGroupedPlan, scratch: HopperGroupedScratch, blocks: jax.Ar
     lax.fori_loop(jnp.int32(0), blocks, of_block, None)
 
 
-def _compute_int4(
+def _compute_packed(
     plan: HopperGroupedPlan,
     tiles: Tiles,
     sources: tuple[Any, ...],
@@ -333,15 +334,16 @@ def _compute_int4(
     warpgroup: jax.Array,
     processor: jax.Array,
 ) -> jax.Array:
-    """A warpgroup that computes with weights in int4. Returns bytes of scales and zero points."""
+    """A warpgroup that computes with weights in 4 bits. Returns bytes of scales and zero points."""
     turns = _turns(plan, tiles, processor)
     widened = scratch.factors[0].at[warpgroup] if scratch.factors else None
+    add_block = mosaic_gpu_mxfp4.add_block if plan.kind == "mxfp4" else mosaic_gpu_int4.add_block
 
     def of_item(turn: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         step, moved = carry
         item = _item(plan, tiles, processor + turn * plan.processors)
         busy = _tile_of(plan, item, warpgroup) < plan.output_tiles
-        row, of_expert = _first_output(plan, item, warpgroup), [source.at[item.expert] for source in sources]
+        row, of_expert = _first_output(plan, item, warpgroup), tuple(source.at[item.expert] for source in sources)
 
         def of_block(block: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             total, factors = carry
@@ -382,7 +384,7 @@ def _store(
         store(staging.at[pl.ds(0, size)].transpose((1, 0)), turned)
         plgpu.commit_smem()
         place = jnp.clip(begin - first, 0, size)
-        left = jnp.clip(begin + item.count - first, 0, size) - place
+        left = jnp.clip(begin + item.rows - first, 0, size) - place
         for bit in reversed(range(size.bit_length())):
 
             def copy(rows: int = 1 << bit, place: jax.Array = place, first: int = first) -> None:

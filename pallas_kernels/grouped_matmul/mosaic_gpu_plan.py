@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import mosaic_gpu_mxfp4
 from pallas_kernels.mosaic_gpu_int4 import M_ROWS, Int4Blocks
 from pallas_kernels.mosaic_gpu_support import tiled
 
@@ -22,9 +23,9 @@ STORED_ROWS = 32  # that pass through shared memory on their way out at a time
 # Rows up to which an expert has one tile, so that its weights are read once.
 FEW_ROWS = 64
 _MOST_ROWS = 128  # of a tile: 64 sums in each thread's registers
-# Of int4, four warpgroups have registers for this many rows; two, for more.
-_INT4_ROWS = 32
-_INT4_MIDDLE_ROWS = 256  # up to here tiles of FEW_ROWS leave more of shared memory to weights
+# Of numbers in 4 bits, four warpgroups have registers for this many rows; two, for more.
+_PACKED_ROWS = 32
+_PACKED_MIDDLE_ROWS = 256  # up to here tiles of FEW_ROWS leave more of shared memory to weights
 _SHARED_BYTES = 232_448  # of a block of threads on Hopper
 _OTHER_BYTES = 2048  # barriers, and what the compiler aligns
 _MOST_STAGES = 16
@@ -41,7 +42,8 @@ class HopperGroupedPlan:
     tile: int  # rows
     warpgroups: int  # C; one more copies
     block: int  # inputs of a stage
-    group: int | None  # inputs that share a scale; None: weights in bfloat16
+    kind: str | None = None  # None: weights in bfloat16; "int4" or "mxfp4"
+    group: int = 0  # inputs that share a scale
     zeros: bool = False
     count_copies: bool = False
 
@@ -79,19 +81,18 @@ class HopperGroupedPlan:
 
     @property
     def cut(self) -> Int4Blocks:
-        """How the inputs of a weight in int4 are cut."""
-        assert self.group is not None
+        """How the inputs of a weight in 4 bits are cut."""
         return Int4Blocks(self.block, self.group)
 
     @property
     def unit(self) -> int:
         """Inputs of one product. It does not depend on the plan's other sizes, so that sums do not either."""
-        return math.gcd(self.num_inputs, 64) if self.group is None else self.cut.unit
+        return math.gcd(self.num_inputs, 64) if self.kind is None else self.cut.unit
 
     @property
     def block_bytes(self) -> int:
         """Of a block of one output's weights."""
-        return self.block * 2 if self.group is None else self.block // 2
+        return self.block * 2 if self.kind is None else self.block // 2
 
     @property
     def stored(self) -> int:
@@ -111,22 +112,24 @@ def plan_of(
     num_experts: int,
     num_outputs: int,
     num_inputs: int,
-    group: int | None,
     *,
+    kind: str | None = None,
+    group: int = 0,
     zeros: bool = False,
     count_copies: bool = False,
 ) -> HopperGroupedPlan:
     """The plan for a product; 8 divides `num_rows`, sizes are as `api` demands. Sums do not depend on it: every row's
     are taken over the same inputs in the same order."""
-    if group is None:
+    if kind is None:
         few = num_rows <= FEW_ROWS
         most, warpgroups = (FEW_ROWS, 2) if few else (_MOST_ROWS, 4)
         block = next(size for size in ((128, 64, 32) if few else (64, 32)) if num_inputs % size == 0)
     else:
-        few = num_rows <= _INT4_ROWS
-        most = FEW_ROWS if num_rows <= _INT4_MIDDLE_ROWS else _MOST_ROWS
-        warpgroups = 4 if few else 2
-        block = Int4Blocks.of(num_inputs, group, 256 if num_rows <= _INT4_MIDDLE_ROWS else 128).block
+        most = FEW_ROWS if num_rows <= _PACKED_MIDDLE_ROWS else _MOST_ROWS
+        warpgroups = 4 if num_rows <= _PACKED_ROWS else 2
+        largest = 256 if num_rows <= _PACKED_MIDDLE_ROWS else 128
+        cut = mosaic_gpu_mxfp4.blocks_of(num_inputs) if kind == "mxfp4" else Int4Blocks.of(num_inputs, group, largest)
+        block = cut.block
     return HopperGroupedPlan(
         num_rows=num_rows,
         num_experts=num_experts,
@@ -135,6 +138,7 @@ def plan_of(
         tile=min(num_rows, most),
         warpgroups=next(count for count in (4, 2, 1) if count <= warpgroups and (count - 1) * M_ROWS < num_outputs),
         block=block,
+        kind=kind,
         group=group,
         zeros=zeros,
         count_copies=count_copies,
@@ -160,7 +164,7 @@ def scratch_types(plan: HopperGroupedPlan, interpret: bool) -> list[Any]:
     return [
         staged((plan.stages, plan.tile, plan.block), bfloat16),
         staged((plan.stages, count, M_ROWS, plan.block), bfloat16)
-        if plan.group is None
+        if plan.kind is None
         else tiled((plan.stages, count, M_ROWS, width), packed, width),
         plgpu.SMEM((count, plan.stored, M_ROWS), jnp.float32),
         [staged((count, M_ROWS, plan.unit), bfloat16)] if interpret else [],

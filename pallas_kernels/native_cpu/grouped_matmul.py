@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.native_cpu.library import target_name
-from pallas_kernels.native_cpu.matmul import MOST_INT8_INPUTS
+from pallas_kernels.native_cpu.matmul import MOST_INT8_INPUTS, check_mxfp4
 
 
 def grouped_dense_matmul(
@@ -72,18 +72,48 @@ def grouped_quantized_matmul(
     return call(x, layer, group_sizes, *values, *scales)
 
 
+def grouped_mxfp4_matmul(
+    x: jax.Array,
+    values: Sequence[jax.Array],
+    scales: Sequence[jax.Array],
+    layer: jax.Array,
+    group_sizes: jax.Array,
+    *,
+    instructions: str,
+) -> jax.Array:
+    """x (R, I), sorted by expert, times its rows' experts in MXFP4: (R, O) float32.
+
+    A row has the bits that `matmul.mxfp4_matmul` gives it.
+
+    Args:
+        x: float32 or bfloat16.
+        values, scales: (E, O, I // 2) and (E, O, I // 32) uint8 of each layer.
+        layer, group_sizes, instructions: as in `grouped_dense_matmul`.
+
+    Raises:
+        ValueError: types or shapes that do not fit together.
+    """
+    if x.dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"x is {x.dtype}; it must be float32 or bfloat16")
+    check_mxfp4(values, scales)
+    outputs = _outputs(x, values, group_sizes, 2 * values[0].shape[-1])
+    call = _call("grouped_mxfp4_matmul", x, outputs, instructions)
+    return call(x, layer, group_sizes, *values, *scales)
+
+
 def _call(name: str, x: jax.Array, outputs: int, instructions: str) -> jax.ffi.ffi_call:
     return jax.ffi.ffi_call(target_name(name, instructions), jax.ShapeDtypeStruct((x.shape[0], outputs), jnp.float32))
 
 
-def _outputs(x: jax.Array, weights: Sequence[jax.Array], group_sizes: jax.Array) -> int:
-    """O, once shapes have been checked."""
+def _outputs(x: jax.Array, weights: Sequence[jax.Array], group_sizes: jax.Array, inputs: int | None = None) -> int:
+    """O, once shapes have been checked. inputs: I, if it is not the last axis of a weight."""
     shape = weights[0].shape
+    inputs = shape[-1] if inputs is None else inputs
     others = [w.shape for w in weights if w.shape != shape]
     if others:
         raise ValueError(f"weights have shapes {shape} and {others[0]}; those of a loop must have one")
-    if len(shape) != 3 or x.ndim != 2 or x.shape[1] != shape[-1]:
-        raise ValueError(f"x has shape {x.shape}; with weights {shape} it must be (rows, {shape[-1]})")
+    if len(shape) != 3 or x.ndim != 2 or x.shape[1] != inputs:
+        raise ValueError(f"x has shape {x.shape}; with weights {shape} it must be (rows, {inputs})")
     if group_sizes.shape != shape[:1] or group_sizes.dtype != jnp.int32:
         found = f"{group_sizes.shape} {group_sizes.dtype}"
         raise ValueError(f"group_sizes is {found}; for {shape[0]} experts it must be ({shape[0]},) int32")

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "gating.h"
+#include "mxfp4.h"
 #include "norm.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -36,13 +37,13 @@ struct Rows {
     return rows;
   }
 
-  // Those that have rows. w: all weights, one behind the other.
+  // Those that have rows. w: all weights, one behind the other, with so many elements for an output.
   template <class Weight>
-  std::vector<Group<Weight>> groups(const Weight* w) const {
+  std::vector<Group<Weight>> groups(const Weight* w, int64_t of_output) const {
     std::vector<Group<Weight>> found;
     int64_t first = 0;
     for (int64_t e = 0; e < static_cast<int64_t>(sizes.size()); first += sizes[e++]) {
-      if (sizes[e] > 0) found.push_back({w + e * outputs * inputs, first, sizes[e], e});
+      if (sizes[e] > 0) found.push_back({w + e * outputs * of_output, first, sizes[e], e});
     }
     return found;
   }
@@ -51,7 +52,7 @@ struct Rows {
 template <class Dot, class X>
 void dense(const ffi::AnyBuffer& x, const void* w, const Rows& rows, float* y) {
   using Weight = typename Dot::Weight;
-  auto groups = rows.groups(static_cast<const Weight*>(w));
+  auto groups = rows.groups(static_cast<const Weight*>(w), rows.inputs);
   float_matmul<Dot>(*pool, static_cast<const X*>(x.untyped_data()), groups.data(), groups.size(), y, rows.all,
                     rows.real, rows.outputs, rows.inputs);
 }
@@ -68,7 +69,7 @@ ffi::Error any_dense(const ffi::AnyBuffer& x, const ffi::AnyBuffer& w, const Row
 }
 
 ffi::Error any_int8(const ffi::AnyBuffer& x, const int8_t* w, const float* scales, const Rows& rows, float* y) {
-  auto groups = rows.groups(w);
+  auto groups = rows.groups(w, rows.inputs);
   if (x.element_type() == ffi::BF16) {
     int8_matmul(*pool, static_cast<const bf16*>(x.untyped_data()), groups.data(), groups.size(), scales, y, rows.all,
                 rows.real, rows.outputs, rows.inputs);
@@ -123,6 +124,49 @@ ffi::Error grouped_quantized_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> laye
   if (!scales.has_value()) return scales.error();
   Rows rows = Rows::by_expert(x, group_sizes, y->dimensions()[1]);
   return any_int8(x, w->typed_data(), scales->typed_data(), rows, y->typed_data());
+}
+
+// The values (*E, O, I / 2) and scales (*E, O, I / 32) in MXFP4 of the layer that is chosen.
+struct Microscaled {
+  ffi::ErrorOr<ffi::Buffer<ffi::U8>> values, scales;
+
+  static Microscaled of(const ffi::RemainingArgs& parts, int32_t layer) {
+    int64_t layers = static_cast<int64_t>(parts.size()) / 2;
+    int64_t index = clamp(layer, 0, layers - 1);
+    return {parts.get<ffi::Buffer<ffi::U8>>(index), parts.get<ffi::Buffer<ffi::U8>>(layers + index)};
+  }
+};
+
+ffi::Error any_mxfp4(const ffi::AnyBuffer& x, const Microscaled& weight, const Rows& rows, float* y) {
+  if (!weight.values.has_value()) return weight.values.error();
+  if (!weight.scales.has_value()) return weight.scales.error();
+  if (rows.inputs % kMxBlock != 0) return invalid("the inputs must be a multiple of 32");
+  auto groups = rows.groups(weight.values->typed_data(), rows.inputs / 2);
+  const uint8_t* scales = weight.scales->typed_data();
+  if (x.element_type() == ffi::BF16) {
+    microscaled_matmul<Bf16Dot>(*pool, static_cast<const bf16*>(x.untyped_data()), groups.data(), groups.size(), scales,
+                                y, rows.all, rows.real, rows.outputs, rows.inputs);
+  } else if (x.element_type() == ffi::F32) {
+    microscaled_matmul<Float32Dot>(*pool, static_cast<const float*>(x.untyped_data()), groups.data(), groups.size(),
+                                   scales, y, rows.all, rows.real, rows.outputs, rows.inputs);
+  } else {
+    return invalid("x must be float32 or bfloat16");
+  }
+  return ffi::Error::Success();
+}
+
+// x (T, I), layer (), count () int32, then values (O, I / 2) uint8 of each layer and scales (O, I / 32) uint8 of each.
+ffi::Error mxfp4_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count,
+                        ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
+  Rows rows = Rows::together(x, *count.typed_data(), y->dimensions()[1]);
+  return any_mxfp4(x, Microscaled::of(parts, *layer.typed_data()), rows, y->typed_data());
+}
+
+// The same of experts, as `grouped_dense_matmul`.
+ffi::Error grouped_mxfp4_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> group_sizes,
+                                ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
+  Rows rows = Rows::by_expert(x, group_sizes, y->dimensions()[1]);
+  return any_mxfp4(x, Microscaled::of(parts, *layer.typed_data()), rows, y->typed_data());
 }
 
 // gate_up (T, 2, F), count () int32: out (T, F). kind 0: silu, 1: gelu with tanh.
@@ -217,6 +261,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_quantized_matmul, quantized_matmul,
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .RemainingArgs()
                                   .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_mxfp4_matmul, mxfp4_matmul,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_grouped_dense_matmul, grouped_dense_matmul,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::AnyBuffer>()
@@ -225,6 +276,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_grouped_dense_matmul, grouped_dense_matmu
                                   .RemainingArgs()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_grouped_quantized_matmul, grouped_quantized_matmul,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_grouped_mxfp4_matmul, grouped_mxfp4_matmul,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::S32>>()

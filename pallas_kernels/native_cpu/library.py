@@ -33,8 +33,10 @@ _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "quota period" or "max period", in 
 HANDLERS = (
     "dense_matmul",
     "quantized_matmul",
+    "mxfp4_matmul",
     "grouped_dense_matmul",
     "grouped_quantized_matmul",
+    "grouped_mxfp4_matmul",
     "gating",
     "norm",
     "paged_attention",

@@ -150,10 +150,9 @@ inline void store4(float* y, int64_t output, int64_t outputs, __m128 values) {
   std::memcpy(y + output, four, (outputs - output) * sizeof(float));
 }
 
-// Weights of floats, x of the same type: y float32. groups: of the first `count` rows of `rows`, which are real.
-template <class Dot, class X>
-void float_matmul(ThreadPool& pool, const X* x, const Group<typename Dot::Weight>* groups, int64_t num_groups, float* y,
-                  int64_t rows, int64_t count, int64_t outputs, int64_t inputs) {
+// Calls `use(prepared, stride)` with `count` rows of activations as the product wants them.
+template <class Dot, class X, class Use>
+void with_prepared(ThreadPool& pool, const X* x, int64_t count, int64_t inputs, const Use& use) {
   static thread_local Scratch scratch;
   int64_t stride = padded_stride(inputs, Dot::kStep);
   typename Dot::Prepared* prepared = scratch.get<typename Dot::Prepared>(count * stride);
@@ -163,10 +162,19 @@ void float_matmul(ThreadPool& pool, const X* x, const Group<typename Dot::Weight
       Dot::prepare(x + t * inputs, prepared + t * stride, inputs);
     }
   });
-  auto store = [&](const auto&, int64_t row, int count, int64_t output, const __m128* sum) {
-    for (int r = 0; r < count; ++r) store4(y + (row + r) * outputs, output, outputs, sum[r]);
+  use(prepared, stride);
+}
+
+// Weights of floats, x of the same type: y float32. groups: of the first `count` rows of `rows`, which are real.
+template <class Dot, class X>
+void float_matmul(ThreadPool& pool, const X* x, const Group<typename Dot::Weight>* groups, int64_t num_groups, float* y,
+                  int64_t rows, int64_t count, int64_t outputs, int64_t inputs) {
+  auto store = [&](const auto&, int64_t row, int tile, int64_t output, const __m128* sum) {
+    for (int r = 0; r < tile; ++r) store4(y + (row + r) * outputs, output, outputs, sum[r]);
   };
-  matmul<Dot, __m128>(pool, prepared, stride, groups, num_groups, outputs, inputs, store);
+  with_prepared<Dot>(pool, x, count, inputs, [&](const typename Dot::Prepared* prepared, int64_t stride) {
+    matmul<Dot, __m128>(pool, prepared, stride, groups, num_groups, outputs, inputs, store);
+  });
   std::memset(y + count * outputs, 0, (rows - count) * outputs * sizeof(float));
 }
 

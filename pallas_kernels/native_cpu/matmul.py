@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.mxfp4 import BLOCK
 from pallas_kernels.native_cpu.library import target_name
 
 MOST_INT8_INPUTS = 65_536  # 255 * 127 times as many fit into the int32 that they are summed in
@@ -76,9 +77,53 @@ def quantized_matmul(
     return call(x, layer, count, *values, *scales)
 
 
-def _check(x: jax.Array, weights: Sequence[jax.Array]) -> None:
+def mxfp4_matmul(
+    x: jax.Array,
+    values: Sequence[jax.Array],
+    scales: Sequence[jax.Array],
+    layer: jax.Array,
+    count: jax.Array,
+    *,
+    instructions: str,
+) -> jax.Array:
+    """x (T, I) times a weight in MXFP4 of each layer, summed in float32: (T, O) float32.
+
+    The result has the bits of `dense_matmul` with the same weights in x's type, which holds them exactly.
+
+    Args:
+        x: float32 or bfloat16.
+        values, scales: (O, I // 2) and (O, I // 32) uint8 of each layer, as `qtensor.QTensor` has them.
+        layer, count, instructions: as in `dense_matmul`.
+
+    Raises:
+        ValueError: types or shapes that do not fit together.
+    """
+    outputs, half = values[0].shape
+    if x.dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"x is {x.dtype}; it must be float32 or bfloat16")
+    check_mxfp4(values, scales)
+    _check(x, values, 2 * half)
+    call = jax.ffi.ffi_call(
+        target_name("mxfp4_matmul", instructions), jax.ShapeDtypeStruct((x.shape[0], outputs), jnp.float32)
+    )
+    return call(x, layer, count, *values, *scales)
+
+
+def check_mxfp4(values: Sequence[jax.Array], scales: Sequence[jax.Array]) -> None:
+    """Raises ValueError unless the layers' parts are (*E, O, I // 2) and (*E, O, I // 32) uint8."""
+    if any(part.dtype != jnp.uint8 for part in (*values, *scales)):
+        raise ValueError("values and scales must be uint8")
+    *outputs, half = values[0].shape
+    if half % (BLOCK // 2) or any(s.shape != (*outputs, 2 * half // BLOCK) for s in scales):
+        raise ValueError(
+            f"values have shape {values[0].shape} and scales {scales[0].shape}; values must be (outputs, inputs // 2) "
+            f"and scales (outputs, inputs // {BLOCK})"
+        )
+
+
+def _check(x: jax.Array, weights: Sequence[jax.Array], inputs: int | None = None) -> None:
     shape = weights[0].shape
-    inputs = shape[1]
+    inputs = shape[1] if inputs is None else inputs
     others = [w.shape for w in weights if w.shape != shape]
     if others:
         raise ValueError(f"weights have shapes {shape} and {others[0]}; those of a loop must have one")

@@ -83,6 +83,8 @@ def _triton_gpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str
         return reason
     if case.activations is not None:
         return f"activations are rounded to {case.activations}; they must keep their type"
+    if case.kind == "mxfp4":
+        return "the weight is mxfp4; it must be int8, int4 or fp8"
     if case.packed:
         return "the weight lies as words of int4, in which a TPU keeps it"
     least = 32 if case.kind == "int4" else 16
@@ -132,8 +134,8 @@ def quantized_matmul(
         backend: a backend's name; None takes the first that can serve.
         merge: makes the weight a matrix first. Must be False where a split axis of the weight is not the first of O.
         split: axes of the current mesh (`jax.set_mesh`) over which the axes (*O, I) of the weight are split; None: over
-            none. The partitioner finds that out for XLA's own product; a kernel runs once on every device with its
-            share, and partial sums over split inputs are added up.
+            none. The partitioner finds that out for XLA's own product; a kernel, and mxfp4's loop over slices, runs
+            once on every device with its share, and partial sums over split inputs are added up.
 
     Raises:
         ValueError: shapes that do not fit together, a split that does not fit the mesh or the weight, or an unknown
@@ -154,7 +156,7 @@ def quantized_matmul(
     if weight.order is not None:
         x = jnp.take(x, weight.order, axis=1)
         weight = dataclasses.replace(weight, order=None)
-    if devices is not None and chosen.name != "xla":
+    if devices is not None and (chosen.name != "xla" or weight.kind == "mxfp4"):
         run = devices.on_every_device(run, weight)
     return run(x, weight)
 
@@ -170,7 +172,7 @@ def quantized_matmul_of_choice(
     """`quantized_matmul` with weights[index], by the device that they are kept for: (T, *O) float32.
 
     A product for each weight is compiled, of which one runs; no weight is copied. On a CPU nothing but the sums is
-    compiled for each.
+    compiled for each, or of mxfp4 nothing but the reading.
 
     Args:
         weights: at least one, all of the same structure and shape.
@@ -180,6 +182,13 @@ def quantized_matmul_of_choice(
     target = weights[0].target
     if target is not None and target.platform == "cpu" and xla.is_narrow(weights[0]):
         return xla.narrow_matmul_of_choice(x, weights, index, target=target, merge=merge)
+    if (
+        target is not None
+        and target.platform == "cpu"
+        and weights[0].kind == "mxfp4"
+        and not split_of(split, weights[0])
+    ):
+        return xla.mxfp4_matmul_of_choice(x, weights, index, target=target)
     each = [functools.partial(quantized_matmul, weight=weight, merge=merge, split=split) for weight in weights]
     return jax.lax.switch(index, each, x)
 

@@ -5,13 +5,15 @@ A GPU keeps what the checkpoint or the scheme says.
 A TPU keeps int4 as words with the outputs in the lanes, which its kernel (`mosaic_tpu.py`) takes apart on the chip: in
 no form that XLA's own product knows does it move about the weight's own bytes on every generation. Of the output axes
 those from the split one on become one, so that heads of 64 fill the lanes too. What the kernel does not serve lies in
-JAX's own int4, which XLA packs and takes apart group by group.
+JAX's own int4, which XLA packs and takes apart group by group. mxfp4 lies in that type too: so XLA moves a third of
+what it moves for pairs in bytes, which it takes apart in memory.
 
 A CPU has one fast quantized product, int8 by int8 (XLA:CPU, JAX 0.11: twice as fast as anything else at every row
 count); weights alone in 8 or 4 bits would be widened in memory at every step, eight times slower. So on a CPU every
 weight is kept in int8 with a scale for each output, and activations are rounded to int8 token by token. What was
 rounded to fewer bits, or in groups, is rounded once more, to 1/254 of the largest weight of an output; `dequantize` of
-the result says what the model then computes with.
+the result says what the model then computes with. MXFP4 is not rounded again: its numbers are exact in bfloat16, and
+the C++ kernels widen them in the cache.
 """
 
 from __future__ import annotations
@@ -41,6 +43,11 @@ def for_target(
     shards = (1,) * len(weight.shape) if shards is None else shards
     if len(shards) != len(weight.shape):
         raise ValueError(f"shards is {shards}; it must have a number for each axis of the weight {weight.shape}")
+    if weight.kind == "mxfp4":
+        if target.platform == "tpu" and weight.values.dtype == jnp.uint8:
+            signed = (unpack_int4(weight.values) ^ 8) - 8  # the same four bits
+            weight = dataclasses.replace(weight, values=signed.astype(jnp.int4))
+        return dataclasses.replace(weight, target=target)
     if target.platform == "cpu":
         plain = weight.kind == "int8" and weight.group == weight.inputs
         if not plain or weight.zeros is not None or weight.order is not None:

@@ -1,23 +1,12 @@
 """The quantized product for TPU and weights in int4: a Pallas kernel that takes packed words apart on the chip.
 
-Legend: T tokens, L leading output axes, N outputs that lie in the lanes, I inputs, A groups of g inputs.
+Legend: T tokens, L leading output axes, N outputs that lie in the lanes, I inputs.
 
 Why it exists: what XLA makes of an int4 weight depends on the generation and on how the weight lies, and in no one form
 is it near the bytes of the packed weight on all five (docs/tpu.md has the compiler's figures). Here every byte of the
 weight leaves memory once for each tile of tokens, and nothing wide is ever written to memory.
 
-The weight is kept as words (`qtensor.pack_int4_along_inputs`): (*L, I / 8, N) int32, outputs in the lanes, so that it
-is the right factor of a product as it lies and nothing is transposed. A word holds 8 inputs of one output, of which
-numbers s and s + 4 sit 16 bits apart. Shifted to the upper bits of a mantissa, masked, and filled up with the bits of
-16.0, its two halves are the bfloat16 numbers 16 + q: three operations make two weights, without a conversion to float
-and without packing, which the other ways need and generations before v6e do in float32 only. The halves of 8 rows of
-words are 16 rows of bfloat16 in place, so a block of 64 inputs comes out in order.
-
-Scales and zero points multiply the sums of a group in float32, not the weights: for T tokens that is 3 T / g operations
-a weight. Scaling a weight would take at least 5 (widened to float32, shifted, scaled, rounded, packed), which pays from
-some hundreds of tokens on, where the product takes longer than both. The same subtraction of the activations' sum times
-the zero point takes the 16 away. A group of fewer than 128 inputs shares its lanes with others: the activations enter
-once for each of them with the others set to zero, as more rows of one product.
+How words are taken apart and multiplied by, `mosaic_tpu_words.py` says.
 
 bfloat16 activations enter as they are. Those in float32 enter as three bfloat16 numbers that add up to them, as more
 tokens: numbers of 4 bits are exact in bfloat16, so nothing is rounded but the sums.
@@ -32,24 +21,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.qtensor import INT4_MIDDLE, NUMBERS_OF_A_WORD, QTensor
+from pallas_kernels.qtensor import NUMBERS_OF_A_WORD, QTensor
+from pallas_kernels.quantized_matmul.mosaic_tpu_words import (
+    ROWS_OF_A_TILE,
+    WordsForm,
+    add_products,
+    shifts_of,
+    three_bfloat16,
+)
 from pallas_kernels.rounding import round_up
 
 _LANES = 128
-_TOKEN_ROWS = 16  # rows of a tile of bfloat16
 _TILE_TOKENS = 256
 _TILE_SCALES = 512 * 256  # half a MiB, and with zero points three times that; most tiles have 512 outputs
 _TILE_INPUTS = 4096  # with 512 outputs a block of words has 1 MiB, and there are two of them
 _RESIDENT_BYTES = 2 << 20  # activations up to this size stay on the chip for a whole tile of tokens
-_MANTISSA = 3  # where a number starts in bfloat16: the upper four of seven bits
-_HALVES = 0x00780078
-_SIXTEEN = 0x41804180  # twice 16.0 in bfloat16: that bit is worth 1
-_OFFSET = 16.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +58,8 @@ class TpuMatmulPlan:
     resident: bool  # all inputs of a tile of tokens are one block
 
     @property
-    def unit(self) -> int:
-        """Inputs of one product: of one group, or lanes that several share."""
-        return next((size for size in (512, 256) if self.group % size == 0), _LANES)
-
-    @property
-    def groups(self) -> int:
-        return self.inputs // self.group
-
-    @property
-    def groups_of_unit(self) -> int:
-        return max(1, _LANES // self.group)
+    def form(self) -> WordsForm:
+        return WordsForm(self.tile_tokens, self.inputs, self.group, self.zeros)
 
     @property
     def grid(self) -> tuple[int, int, int, int]:
@@ -91,7 +72,7 @@ class TpuMatmulPlan:
         """What the grid's blocks of words, scales and zero points are in memory, as often as they are copied."""
         tokens, leading, outputs, inputs = self.grid
         words = inputs * self.tile_inputs * self.tile_outputs // 2
-        scales = self.groups * self.tile_outputs * (5 if self.zeros else 4)
+        scales = self.form.groups * self.tile_outputs * (5 if self.zeros else 4)
         return tokens * leading * outputs * (words + scales)
 
     @property
@@ -105,9 +86,9 @@ class TpuMatmulPlan:
 
 def plan_of(tokens: int, leading: int, outputs: int, inputs: int, group: int, zeros: bool) -> TpuMatmulPlan:
     """Tiles of about the same size that cover each axis."""
-    tokens = round_up(tokens, _TOKEN_ROWS)
+    tokens = round_up(tokens, ROWS_OF_A_TILE)
     # Groups that share lanes multiply the rows of a product, and many groups the scales of a tile of outputs.
-    tile_tokens = _even_tile(tokens, _TILE_TOKENS // max(1, _LANES // group), _TOKEN_ROWS)
+    tile_tokens = _even_tile(tokens, _TILE_TOKENS // max(1, _LANES // group), ROWS_OF_A_TILE)
     most_outputs = next((size for size in (512, 256) if size * inputs // group <= _TILE_SCALES), _LANES)
     tile_inputs = _even_tile(inputs, _TILE_INPUTS, max(_LANES, math.gcd(group, 512)))
     return TpuMatmulPlan(
@@ -135,7 +116,7 @@ def quantized_matmul(
     """
     del target, merge  # a device's own share has no split axis, and the outputs are merged as far as they can be
     num_tokens = x.shape[0]
-    rows = _three_bfloat16(x) if x.dtype == jnp.float32 else x
+    rows = jnp.concatenate(three_bfloat16(x)) if x.dtype == jnp.float32 else x
     sizes = (weight.values.shape[-1], weight.inputs, weight.group)
     plan = plan_of(rows.shape[0], math.prod(weight.values.shape[:-2]), *sizes, weight.zeros is not None)
     parts = [
@@ -151,17 +132,6 @@ def quantized_matmul(
     return sums[:, :num_tokens].transpose(1, 0, 2).reshape(num_tokens, *weight.outputs)
 
 
-def _three_bfloat16(x: jax.Array) -> jax.Array:
-    """x (T, I) float32 as (3 T, I) bfloat16, which add up to it: 24 bits of a mantissa are three times 8."""
-    parts = []
-    for _ in range(3):
-        # By its bits: XLA may drop a conversion to bfloat16 that meets one back.
-        high = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-        parts.append(high.astype(jnp.bfloat16))
-        x = x - high
-    return jnp.concatenate(parts)
-
-
 def block_specs(plan: TpuMatmulPlan) -> list[pl.BlockSpec]:
     """Of the activations, words, scales, zero points if there are any, and sums."""
     width = plan.grid[3] * plan.tile_inputs if plan.resident else plan.tile_inputs
@@ -169,7 +139,7 @@ def block_specs(plan: TpuMatmulPlan) -> list[pl.BlockSpec]:
     words = pl.BlockSpec(
         (None, plan.tile_inputs // NUMBERS_OF_A_WORD, plan.tile_outputs), lambda t, lead, n, k: (lead, k, n)
     )
-    scales = pl.BlockSpec((None, plan.groups, plan.tile_outputs), lambda t, lead, n, k: (lead, 0, n))
+    scales = pl.BlockSpec((None, plan.form.groups, plan.tile_outputs), lambda t, lead, n, k: (lead, 0, n))
     sums = pl.BlockSpec((None, plan.tile_tokens, plan.tile_outputs), lambda t, lead, n, k: (lead, t, n))
     return [activations, words, *[scales] * (2 if plan.zeros else 1), sums]
 
@@ -183,7 +153,7 @@ def _launch(plan: TpuMatmulPlan, x: jax.Array, parts: list[jax.Array], interpret
         grid=plan.grid,
         in_specs=in_specs,
         out_specs=out_spec,
-        scratch_shapes=[pltpu.VMEM((plan.groups, plan.tile_outputs), jnp.float32)] * plan.zeros,
+        scratch_shapes=[pltpu.VMEM((plan.form.groups, plan.tile_outputs), jnp.float32)] * plan.zeros,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
             flops=2 * plan.tokens * plan.leading * plan.outputs * plan.inputs,
@@ -204,44 +174,17 @@ def _kernel(x_ref: Any, words_ref: Any, scales_ref: Any, *refs: Any, plan: TpuMa
     def _() -> None:
         out_ref[...] = jnp.zeros_like(out_ref)
         if plan.zeros:  # bytes have no single rows on the chip
-            shifts_ref[...] = zeros_ref[...].astype(jnp.int32).astype(jnp.float32) + _OFFSET
+            shifts_ref[...] = shifts_of(zeros_ref)
 
-    def one_unit(unit: Any, carry: None) -> None:
-        begin = unit * plan.unit
-        place = begin + tile * plan.tile_inputs if plan.resident else begin
-        x = x_ref[:, pl.ds(pl.multiple_of(place, plan.unit), plan.unit)]
-        rows = plan.unit // NUMBERS_OF_A_WORD
-        weights = widened(words_ref[pl.ds(pl.multiple_of(unit * rows, rows), rows), :])
-        first = (begin + tile * plan.tile_inputs) // plan.group
-        stacked = _for_each_group(plan, x)
-        sums = jnp.dot(stacked, weights, precision=lax.Precision.DEFAULT, preferred_element_type=jnp.float32)
-        totals = jnp.sum(stacked.astype(jnp.float32), axis=1, keepdims=True)
-        for number in range(plan.groups_of_unit):
-            # Behind the last group there are activations of 0 only.
-            group = jnp.minimum(first + number, plan.groups - 1)
-            part = slice(number * plan.tile_tokens, (number + 1) * plan.tile_tokens)
-            shift = shifts_ref[pl.ds(group, 1), :] if plan.zeros else _OFFSET + INT4_MIDDLE
-            out_ref[...] += (sums[part] - totals[part] * shift) * scales_ref[pl.ds(group, 1), :]
-
-    lax.fori_loop(0, plan.tile_inputs // plan.unit, one_unit, None)
-
-
-def widened(words: jax.Array) -> jax.Array:
-    """Words (R, N) int32 as bfloat16 (8 R, N): 16 more than the numbers that they hold, in order."""
-    shifted = [words << _MANTISSA, *(words >> (4 * s - _MANTISSA) for s in range(1, 4))]
-    halves = [pltpu.bitcast((part & _HALVES) | _SIXTEEN, jnp.bfloat16) for part in shifted]  # (2 R, N)
-    rows = range(0, 2 * words.shape[0], _TOKEN_ROWS)
-    return jnp.concatenate([half[row : row + _TOKEN_ROWS] for row in rows for half in halves])
-
-
-def _for_each_group(plan: TpuMatmulPlan, x: jax.Array) -> jax.Array:
-    """x (T, unit) once for each group that has inputs in it, those of the others 0: (groups * T, unit)."""
-    if plan.groups_of_unit == 1:
-        return x
-    group = lax.broadcasted_iota(jnp.int32, x.shape, 1) // plan.group
-    wide = x.astype(jnp.float32)  # not every generation selects in bfloat16
-    return jnp.concatenate(
-        [jnp.where(group == number, wide, 0.0).astype(x.dtype) for number in range(plan.groups_of_unit)]
+    first = tile * plan.tile_inputs
+    add_products(
+        plan.form,
+        x_ref,
+        (words_ref, lambda group: scales_ref[pl.ds(group, 1), :], shifts_ref),
+        out_ref,
+        units=plan.tile_inputs // plan.form.unit,
+        first=first,
+        place=first if plan.resident else 0,
     )
 
 

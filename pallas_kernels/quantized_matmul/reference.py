@@ -7,6 +7,8 @@ import numpy as np
 
 from pallas_kernels.qtensor import INT4_MIDDLE, LARGEST, STORAGE, QTensor
 
+E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])  # mxfp4's numbers; those from 8 on are their negatives
+
 
 def quantized_matmul(x: np.ndarray, weight: QTensor) -> np.ndarray:
     """What `api.quantized_matmul` must compute, on concrete arrays: (T, *O) float64."""
@@ -25,6 +27,8 @@ def activations(x: np.ndarray, weight: QTensor) -> np.ndarray:
 def values(weight: QTensor) -> np.ndarray:
     """The weight (*O, I) float64, inputs in the order of the activations. One number at a time, as the format says."""
     stored, scales = np.asarray(weight.values), np.asarray(weight.scales).astype(np.float64)
+    if weight.kind == "mxfp4":
+        scales = np.where(scales == 255, np.nan, np.exp2(scales - 127))
     zeros = None if weight.zeros is None else np.asarray(weight.zeros).astype(np.float64)
     out = np.zeros(weight.shape)
     words = weight.packed_outputs is not None
@@ -36,6 +40,9 @@ def values(weight: QTensor) -> np.ndarray:
         if words:
             word = stored[..., i // 64 * 8 + i % 16 // 2, :].reshape(weight.outputs)
             number, middle = (word >> (i % 2 * 16 + i % 64 // 16 * 4) & 15).astype(np.float64), float(INT4_MIDDLE)
+        elif weight.kind == "mxfp4":
+            code = stored[..., i // 2] >> (4 * (i % 2)) & 15
+            number, middle = np.where(code < 8, 1.0, -1.0) * E2M1[code & 7], 0.0
         elif weight.kind == "int4":
             byte = stored[..., i // 2].astype(np.int64)
             number = (byte >> 4 if i % 2 else byte & 15).astype(np.float64)

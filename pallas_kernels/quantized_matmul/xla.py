@@ -9,6 +9,9 @@ With activations in int8, or on GPU and TPU in float8, the product is one of nar
 long as there is one for each output. Quantized weights alone are widened in front of the product. XLA writes the wide
 weight to memory on a CPU at every step, which is why `layout.for_target` keeps another form there.
 
+mxfp4 is widened slice by slice of the outputs (`_in_slices`), because no XLA fuses that into a product: a wide slice is
+what is in memory, never the wide weight.
+
 A product of one row in a narrow type falls off a cliff in XLA:CPU (twenty times slower than two), so there are never
 fewer than two rows there.
 """
@@ -16,6 +19,7 @@ fewer than two rows there.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -25,7 +29,9 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.qtensor import FP8, INT4_MIDDLE, QTensor, dequantize, round_activations
+from pallas_kernels.qtensor import FP8, INT4_MIDDLE, QTensor, dequantize, round_activations, widen_mxfp4
+
+SLICE = 4 << 20  # numbers of mxfp4 that are wide at a time: 8 MB in bfloat16, which stay on a chip
 
 
 def quantized_matmul(x: jax.Array, weight: QTensor, *, target: DeviceTarget, merge: bool) -> jax.Array:
@@ -34,7 +40,9 @@ def quantized_matmul(x: jax.Array, weight: QTensor, *, target: DeviceTarget, mer
     on_cpu = target.platform == "cpu"
     x = _enough_rows(x, on_cpu)
     plain = _is_plain(weight)
-    if weight.values.dtype == jnp.int4 and weight.activations is None:
+    if weight.kind == "mxfp4":
+        y = _in_slices(x.astype(jnp.float32) if on_cpu else x, (weight,), jnp.int32(0))
+    elif weight.values.dtype == jnp.int4 and weight.activations is None:
         y = _grouped(x, weight)
     elif weight.activations is None:
         # XLA:CPU has no product of bfloat16 for some small shapes, and would be no faster with it here.
@@ -63,6 +71,15 @@ def narrow_matmul_of_choice(
     products = [partial(_sums, weight=weight, on_cpu=on_cpu, merge=merge) for weight in weights]
     sums, behind = lax.switch(index, products, numbers)
     return (_column(sums.astype(jnp.float32), scales) * behind)[:num_tokens]
+
+
+def mxfp4_matmul_of_choice(
+    x: jax.Array, weights: Sequence[QTensor], index: jax.Array, *, target: DeviceTarget
+) -> jax.Array:
+    """`quantized_matmul` with weights[index], all in mxfp4 and alike. What is chosen is a slice, before it is wide."""
+    on_cpu = target.platform == "cpu"
+    x = x.astype(jnp.float32) if on_cpu else x
+    return _in_slices(_enough_rows(x, on_cpu), weights, index)[: x.shape[0]]
 
 
 def _is_plain(weight: QTensor) -> bool:
@@ -111,6 +128,31 @@ def _grouped(x: jax.Array, weight: QTensor) -> jax.Array:
         shifts = jnp.moveaxis(weight.zeros, -1, 0)[:, None].astype(jnp.float32) - INT4_MIDDLE
         sums -= totals.reshape(*totals.shape, *(1,) * last) * shifts
     return jnp.sum(sums * scales, axis=0)
+
+
+def _in_slices(x: jax.Array, weights: Sequence[QTensor], index: jax.Array) -> jax.Array:
+    """weights[index] in mxfp4: a slice of the outputs is widened to x's type and multiplied, then the next is."""
+    like = weights[0]
+    outputs = math.prod(like.outputs)
+    size = min(outputs, max(1, SLICE // like.inputs))
+
+    def cut(first: jax.Array, weight: QTensor) -> tuple[jax.Array, jax.Array]:
+        values, scales = (part.reshape(outputs, -1) for part in (weight.values, weight.scales))
+        return lax.dynamic_slice_in_dim(values, first, size), lax.dynamic_slice_in_dim(scales, first, size)
+
+    def product_of(first: jax.Array) -> jax.Array:
+        numbers, exponents = lax.switch(index, [partial(cut, weight=weight) for weight in weights], first)
+        return _product(x, widen_mxfp4(numbers, exponents).astype(x.dtype), jnp.float32, merge=False)
+
+    if size == outputs:
+        return product_of(jnp.int32(0)).reshape(x.shape[0], *like.outputs)
+
+    def body(index: jax.Array, y: jax.Array) -> jax.Array:
+        first = jnp.minimum(index * size, outputs - size)  # the last slice may compute some outputs again
+        return lax.dynamic_update_slice_in_dim(y, product_of(first), first, axis=1)
+
+    y = lax.fori_loop(0, -(-outputs // size), body, jnp.zeros((x.shape[0], outputs), jnp.float32))
+    return y.reshape(x.shape[0], *like.outputs)
 
 
 def _fp8_to_float32(numbers: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from device_checks.settings import Settings
 
 PACKAGES = (
     "jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu", "flax", "numpy", "torch", "triton",
-    "transformers", "jax-triton",
+    "transformers", "jax-triton", "tokamax",
 )  # fmt: skip
 OPTIONAL = {
     "jax_triton": "the backend triton_gpu cannot run; lay its wheel into the folder --wheels",
@@ -26,6 +26,7 @@ OPTIONAL = {
     "triton": "no flex attention, and no backend triton_gpu",
     "transformers": "no peer for the engine",
     "pytest": "no kernel tests",
+    "tokamax": "no tokamax beside the grouped products",
 }
 _QUERY = ("name", "driver_version", "memory.total", "clocks.max.sm", "power.limit")
 

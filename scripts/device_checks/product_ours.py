@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from device_checks.child import Case
 from device_checks.jax_timing import lower_loop, time_loop
-from device_checks.product_cases import GROUP, PLAIN, ProductCase, product_cases
+from device_checks.product_cases import PLAIN, ProductCase, product_cases
 from device_checks.settings import Settings
 from jaxinfer.quantization import SCHEMES
 from pallas_kernels.dispatch import DeviceTarget, select
@@ -68,7 +68,7 @@ def make_weight(case: ProductCase, target: DeviceTarget, key: jax.Array) -> Weig
     if case.scheme == PLAIN:
         return wide
     scheme = SCHEMES[case.scheme]
-    group = min(GROUP, case.inputs) if scheme.grouped else None
+    group = min(scheme.groups[0], case.inputs) if scheme.groups else None
     return for_target(quantize(wide, scheme.kind, group, activations=scheme.activations), target)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxinfer.models.model import Model
 from pallas_kernels.qtensor import QTensor
 
 # Deviation of the numbers that are drawn, before their scale.
-_SPREAD = {"int8": 73.5, "int4": 4.5, "fp8": 1.0}
+_SPREAD = {"int8": 73.5, "int4": 4.5, "fp8": 1.0, "mxfp4": 2.9}
 _DEVIATION = 0.02  # the usual `initializer_range`
 
 
@@ -42,7 +43,10 @@ def random_model(
 def _make(key: jax.Array, leaf: jax.ShapeDtypeStruct | QTensor) -> jax.Array | QTensor:
     if not isinstance(leaf, QTensor):
         return _maker(leaf.shape, leaf.dtype, leaf.sharding)(key)
-    scales = _filler(leaf.scales.shape, _DEVIATION / _SPREAD[leaf.kind], leaf.scales.sharding)()
+    scale = _DEVIATION / _SPREAD[leaf.kind]
+    if leaf.kind == "mxfp4":  # the exponent of the nearest power of two
+        scale = 127 + round(math.log2(scale))
+    scales = _filler(leaf.scales.shape, scale, leaf.scales.dtype, leaf.scales.sharding)()
     numbers = _number_maker(leaf.values.shape, leaf.values.dtype, leaf.values.sharding)(key)
     return dataclasses.replace(leaf, values=numbers, scales=scales)
 
@@ -62,7 +66,7 @@ def _maker(shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.Shar
 @functools.cache
 def _number_maker(shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.Sharding) -> jax.stages.Wrapped:
     def make(key: jax.Array) -> jax.Array:
-        if dtype == jnp.uint8:  # pairs of int4
+        if dtype == jnp.uint8:  # pairs of int4 or mxfp4
             return jax.random.bits(key, shape, jnp.uint8)
         if dtype == jnp.int32:  # eight of them
             return jax.lax.bitcast_convert_type(jax.random.bits(key, shape, jnp.uint32), jnp.int32)
@@ -75,5 +79,7 @@ def _number_maker(shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.shardi
 
 
 @functools.cache
-def _filler(shape: tuple[int, ...], value: float, sharding: jax.sharding.Sharding) -> jax.stages.Wrapped:
-    return jax.jit(lambda: jnp.full(shape, value, jnp.float32), out_shardings=sharding)
+def _filler(
+    shape: tuple[int, ...], value: float, dtype: jnp.dtype, sharding: jax.sharding.Sharding
+) -> jax.stages.Wrapped:
+    return jax.jit(lambda: jnp.full(shape, value, dtype), out_shardings=sharding)

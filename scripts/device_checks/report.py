@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from device_checks.attention_cases import AttentionCase, attention_cases
+from device_checks.expert_cases import ExpertCase, expert_cases
 from device_checks.product_cases import ProductCase, product_cases
 from device_checks.records import (
     BEGIN,
@@ -31,6 +32,7 @@ from device_checks.targets import (
 )
 
 _NOTE_LENGTH = 160
+MeasuredCase = AttentionCase | ProductCase | ExpertCase
 
 
 class Notes:
@@ -56,6 +58,7 @@ def render(records: list[Record], settings: Settings) -> str:
         parts.append("**A rehearsal on a CPU with tiny sizes: nothing here is a measurement.**")
     parts += [_machine(probe, limits), _targets([] if settings.rehearse else records, probe), _tests(records, notes)]
     parts += [_attention(records, settings, limits, notes), _products(records, settings, limits, notes)]
+    parts += [_experts(records, settings, limits, notes)]
     parts += [_engine(records, limits, notes), _quantized(records, limits, notes), _left_out(records)]
     if notes.lines:
         parts.append("\n".join(f"[{number}] {line}" for number, line in enumerate(notes.lines, 1)))
@@ -129,10 +132,19 @@ def _products(records: list[Record], settings: Settings, limits: Ceilings, notes
     return _backends("products/", heading, product_cases(settings), records, limits, notes)
 
 
+def _experts(records: list[Record], settings: Settings, limits: Ceilings, notes: Notes) -> str:
+    heading = (
+        "Grouped products, of rows with their experts, gate and up of one layer: milliseconds, rate, and share of the "
+        "copy bandwidth (a few tokens: GB/s of the weights of experts that have rows) or of the matrix rate of "
+        "bfloat16. Peers have bfloat16 weights only."
+    )
+    return _backends("experts/", heading, expert_cases(settings), records, limits, notes)
+
+
 def _backends(
     group: str,
     heading: str,
-    cases: Sequence[AttentionCase | ProductCase],
+    cases: Sequence[MeasuredCase],
     records: list[Record],
     limits: Ceilings,
     notes: Notes,
@@ -153,7 +165,7 @@ def _backends(
     return heading + "\n\n" + _table(["case", "needs", *backends], rows)
 
 
-def _size(case: AttentionCase | ProductCase) -> str:
+def _size(case: MeasuredCase) -> str:
     if case.kind == "decode":
         return f"{case.needed_bytes / 1e6:,.3g} MB"
     return f"{case.needed_flops / 1e9:,.3g} GFLOP"

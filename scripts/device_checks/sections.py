@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-GROUPS = ("ceilings", "tests", "attention", "products", "engine", "quantized")
+GROUPS = ("ceilings", "tests", "attention", "products", "experts", "engine", "quantized")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,12 @@ def _product(backend: str, seconds: float, *platforms: str) -> Section:
     return Section(f"products/{backend}", "products", module, seconds, 40, platforms, options={"backend": backend})
 
 
+def _experts(name: str, seconds: float, *platforms: str, needs: tuple[str, ...] = (), ours: bool = False) -> Section:
+    options = {"backend" if ours else "peer": name}
+    module = "device_checks.expert_products"
+    return Section(f"experts/{name}", "experts", module, seconds, 40, platforms, needs=needs, options=options)
+
+
 def _quantized(scheme: str) -> Section:
     module = "device_checks.engine_quantized"
     return Section(f"quantized/{scheme}", "quantized", module, 120, 100, options={"scheme": scheme})
@@ -91,6 +97,12 @@ SECTIONS = (
     _product("triton_gpu", 45, "gpu"),
     Section("products/pallas_mixed", "products", "device_checks.product_peers", 40, 30, ("gpu",)),
     Section("products/torch", "products", "device_checks.product_torch", 40, 30, ("gpu",), "torch", ("torch",)),
+    _experts("mosaic_gpu", 40, "gpu", ours=True),
+    _experts("mosaic_tpu", 40, "tpu", ours=True),
+    _experts("xla", 40, "gpu", "tpu", ours=True),
+    _experts("jax_ragged_dot", 40, "gpu", "tpu"),
+    _experts("pallas_megablox", 30, "tpu"),
+    _experts("tokamax", 40, "gpu", "tpu", needs=("tokamax",)),
     Section("engine", "engine", "device_checks.engine", 260, 180),
     Section(
         "engine/transformers",

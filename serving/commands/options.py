@@ -67,6 +67,11 @@ def add_runtime_options(parser: argparse.ArgumentParser, *, bundle: bool = True)
     add("--gpu-memory-utilization", type=float, metavar="X", help="share of an accelerator's memory")
     add("--tensor-parallel-size", type=int, metavar="N", help="devices to split the model over")
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="share KV of equal prefixes")
+    add(
+        "--language-model-only",
+        action=argparse.BooleanOptionalAction,
+        help="of a model of several modalities serve the text model; there is nothing else yet",
+    )
     add("--batch-invariant", action=argparse.BooleanOptionalAction, help="bytes do not depend on the batch")
     add("--priority-ageing-seconds", type=float, metavar="S", help="waiting time worth a level of priority")
     add("--attention-backend", metavar="NAME", help="insist on one backend", without="the best that can")
@@ -97,6 +102,7 @@ RUNTIME_NAMES = (
     "gpu_memory_utilization",
     "tensor_parallel_size",
     "enable_prefix_caching",
+    "language_model_only",
     "batch_invariant",
     "priority_ageing_seconds",
     "attention_backend",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 # What tokenizers and chat templates are read from, and the two files that name special tokens and sampling defaults.
 _NAMES = (
     "tokenizer.json",
+    "tekken.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

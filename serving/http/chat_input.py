@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxinfer.errors import InvalidRequest
-from jaxinfer.text.conversation import TEXT_PARTS, as_arguments, joined
+from jaxinfer.text.conversation import TEXT_PARTS, as_arguments, joined, of_another_modality
 from serving.request import MAX_MESSAGES, MAX_TOOLS, check_count
 
 _MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking")
@@ -94,7 +94,8 @@ def _part_text(name: str, part: Any, kinds: Mapping[str, str]) -> str | None:
         raise InvalidRequest(name, part, f'it must be an object like {{"type": "{next(iter(kinds))}", "text": "..."}}')
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in kinds:
-        raise InvalidRequest(f"{name}.type", kind, f"only {' and '.join(kinds)} parts are supported")
+        allowed = f"{of_another_modality(kind)}only {' and '.join(kinds)} parts are supported"
+        raise InvalidRequest(f"{name}.type", kind, allowed)
     key = kinds[kind]
     text = part.get(key)
     if not isinstance(text, str) and not (text is None and key in part):

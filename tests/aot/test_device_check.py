@@ -23,8 +23,9 @@ from tests.aot.elsewhere import run_elsewhere
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))  # as `python scripts/device_check.py` has it
 
-from device_checks import attention_ours, product_ours  # noqa: E402
+from device_checks import attention_ours, expert_products, product_ours  # noqa: E402
 from device_checks.attention_cases import attention_cases  # noqa: E402
+from device_checks.expert_cases import expert_cases  # noqa: E402
 from device_checks.product_cases import product_cases  # noqa: E402
 from device_checks.settings import Settings  # noqa: E402
 
@@ -42,6 +43,10 @@ def test_timed_attention_compiles(backend: str, count: int) -> None:
 @pytest.mark.parametrize("backend", ["xla", "mosaic_gpu"])
 def test_timed_products_compile(backend: str) -> None:
     _compiles("products", backend, "8")
+
+
+def test_timed_grouped_products_compile() -> None:
+    _compiles("experts", "mosaic_gpu", "2")
 
 
 def _compiles(*what: str) -> None:
@@ -65,6 +70,21 @@ def compile_products(topology: str, backend: str, count: int) -> None:
         print(f"compiled {case.name}")
 
 
+def compile_experts(topology: str, backend: str, count: int) -> None:
+    """The first `count` programs; with a few tokens nothing of the size of the experts that are read is written."""
+    mesh = topology_mesh(topology).mesh
+    target = DeviceTarget.of(mesh.devices.flat[0])
+    for case in expert_cases(Settings(ROOT, ROOT))[:count]:
+        sharding = NamedSharding(mesh, PartitionSpec())
+        x, weight, sizes = expert_products.abstract_arguments(case, target, sharding)
+        product = expert_products.product_of(target, backend)
+        with jax.set_mesh(mesh):
+            compiled = expert_products.lower(case, product, x, [weight] * case.weights, sizes).compile()
+        memory = report(compiled)
+        assert case.kind == "prefill" or memory.temporaries < case.needed_bytes / 4, (case.name, memory)
+        print(f"compiled {case.name}")
+
+
 def compile_cases(topology: str, backend: str, count: int) -> None:
     """The first `count` programs: pages donated and not copied, and turns that need no answer from the device."""
     mesh = topology_mesh(topology).mesh
@@ -84,5 +104,5 @@ def compile_cases(topology: str, backend: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    compile_them = {"attention": compile_cases, "products": compile_products}[sys.argv[2]]
+    compile_them = {"attention": compile_cases, "products": compile_products, "experts": compile_experts}[sys.argv[2]]
     compile_them(sys.argv[1], sys.argv[3], int(sys.argv[4]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 import sys
 
@@ -29,21 +30,23 @@ pytestmark = [needs_cuda, pytest.mark.timeout(300)]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Products of so many rows each with experts; `group` None: in bfloat16."""
+    """Products of so many rows each with experts; `kind` None: in bfloat16."""
 
     rows: tuple[int, ...]
     experts: int
     outputs: tuple[int, ...]
     inputs: int
-    group: int | None = None
+    kind: str | None = None
+    group: int = 0
     zeros: bool = False
 
 
 CASES = {
     "qwen3-30b": Case((8, 512), 128, (2, 768), 2048),
-    "qwen3-30b-int4": Case((8, 512), 128, (2, 768), 2048, group=128),
+    "qwen3-30b-int4": Case((8, 512), 128, (2, 768), 2048, "int4", 128),
     "gpt-oss-down": Case((64,), 32, (2880,), 2880),
-    "gpt-oss-int4-zeros": Case((64,), 32, (2, 2880), 2880, group=32, zeros=True),
+    "gpt-oss-int4-zeros": Case((64,), 32, (2, 2880), 2880, "int4", 32, zeros=True),
+    "gpt-oss-mxfp4": Case((8, 512), 32, (2, 2880), 2880, "mxfp4", 32),
     "mixtral": Case((4096,), 8, (2, 14336), 4096),
     "odd-sizes": Case((5, 100), 4, (72,), 96),
 }
@@ -68,9 +71,8 @@ def test_compiles_for_hopper_without_spills(name: str) -> None:
 
 def check_registers(case: Case, rows: int, registers: int) -> None:
     """Warpgroups that ask for more registers than a block of threads started with would wait for ever."""
-    plan = plan_of(
-        -(-rows // 8) * 8, case.experts, functools.reduce(int.__mul__, case.outputs), case.inputs, case.group
-    )
+    outputs, whole = math.prod(case.outputs), -(-rows // 8) * 8
+    plan = plan_of(whole, case.experts, outputs, case.inputs, kind=case.kind, group=case.group)
     if plan.warpgroups in REGISTERS:
         compute, copy = REGISTERS[plan.warpgroups]
         assert plan.warpgroups * compute + copy <= (plan.warpgroups + 1) * registers
@@ -87,10 +89,11 @@ def main(name: str) -> None:
 
     outputs = (case.experts, *case.outputs)
     weight = struct((*outputs, case.inputs), jnp.bfloat16)
-    if case.group is not None:
-        factors = struct((*outputs, case.inputs // case.group), jnp.float32)
+    if case.kind is not None:
+        scales = jnp.uint8 if case.kind == "mxfp4" else jnp.float32
+        factors = struct((*outputs, case.inputs // case.group), scales)
         zeros = struct(factors.shape, jnp.uint8) if case.zeros else None
-        weight = QTensor(struct((*outputs, case.inputs // 2), jnp.uint8), factors, zeros, kind="int4")  # type: ignore
+        weight = QTensor(struct((*outputs, case.inputs // 2), jnp.uint8), factors, zeros, kind=case.kind)  # type: ignore
     for rows in case.rows:
         x, sizes = struct((rows, case.inputs), jnp.bfloat16), struct((case.experts,), jnp.int32)
         with jax.set_mesh(mesh):

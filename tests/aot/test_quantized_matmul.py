@@ -38,7 +38,7 @@ def test_a_tpu_writes_no_wide_weight(topology: str) -> None:
 
 @needs_cuda
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["int8", "fp8", "w8a8", "fp8-dynamic"])
+@pytest.mark.parametrize("name", ["int8", "fp8", "w8a8", "fp8-dynamic", "mxfp4"])
 def test_hopper_writes_no_wide_weight(name: str) -> None:
     """int4 it does write out, if it is asked to: `test_mosaic_gpu_quantized.py` has the kernel that it is given."""
     done = run_elsewhere(__name__, "hopper:1", name)

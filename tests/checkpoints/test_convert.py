@@ -181,7 +181,7 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no weights": (unlink("model.safetensors"), ("expected model.safetensors or model.safetensors.index.json",)),
     "pickle": (only_pickle, ("pytorch_model.bin is a pickle", "expected safetensors")),
     "absent shard": (absent_shard, ("tensor model.norm.weight is in model-00001-of-00002.safetensors; there is no",)),
-    "absent tokenizer": (unlink("tokenizer.json"), (": looked for tokenizer.json and tokenizer.model",)),
+    "absent tokenizer": (unlink("tokenizer.json"), (": looked for tokenizer.json, tokenizer.model, tekken.json",)),
     "corrupt tokenizer": (
         lambda folder: (folder / "tokenizer.json").write_text('{"model": '),
         ("tokenizer.json is not valid JSON",),

@@ -44,6 +44,10 @@ DEGREES = {
     "granite": (1, 2),
     "smollm": (1, 3),
     "smollm3": (1, 2),
+    "arcee_bias": (1, 2),
+    "apertus": (1, 4),
+    "nemotron_nas": (1, 2, 4),
+    "low_rank": (1, 2, 4),
 }
 
 

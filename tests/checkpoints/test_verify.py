@@ -180,7 +180,7 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, float], None]:
             __version__ = "stub"
             AutoTokenizer = "AutoTokenizer"
 
-        def logits(hf_dir: Path, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        def logits(hf_dir: Path, architecture: str, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
             model = load_model(source)
             return [factor * dense_logits(model, prompt) for prompt in prompts]
 

@@ -18,7 +18,8 @@ class CaseSpec:
 
     `flags` are entries of `golden_recipe.flag_from_json` without `error`, which is measured. `scales` maps regular
     expressions (`re.search`) for tensor names to `TensorSpec.scale`; the first match wins, then `DEFAULT_SCALES`, then
-    1 for what is no matrix. `norm_offset` says that the family stores norm weights as (weight - 1).
+    1 for what is no matrix. `norm_offset` says that the family stores norm weights as (weight - 1). `others`: a regular
+    expression (`re.match`) for tensors of other modalities than text.
     """
 
     name: str
@@ -29,6 +30,7 @@ class CaseSpec:
     prompt_lengths: tuple[int, ...] = (5, 37, 90)  # within a page of 16, over three of them, over six
     scales: Mapping[str, float] | None = None
     norm_offset: bool = False
+    others: str = r"(?!)"
     tensor_parallel: tuple[int, ...] = ()
 
 

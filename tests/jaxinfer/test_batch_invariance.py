@@ -46,6 +46,7 @@ CASES = [
     pytest.param(("gemma3", "bfloat16", "auto", None, "auto"), marks=pytest.mark.longer),
     pytest.param(("gemma3", "bfloat16", "auto", None, "xla"), marks=pytest.mark.longer),
     pytest.param(("gemma2", "float32", "auto", None, "auto"), marks=pytest.mark.longer),
+    pytest.param(("ministral3", "bfloat16", "auto", None, "auto"), marks=pytest.mark.longer),
 ]
 
 

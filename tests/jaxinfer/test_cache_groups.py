@@ -31,11 +31,17 @@ def test_no_two_layers_share_memory() -> None:
     specs = [FULL if layer % 6 == 5 else WINDOWED for layer in range(26)]
     groups = CacheGroups.of(specs)
     places = groups.places()
-    assert len(set(places)) == len(places) == 26
-    assert all(array < groups.depth for _, array in places)
+    assert len(set(places.values())) == len(places) == 26
+    assert all(array < groups.depth for _, array in places.values())
     for group in groups.groups:
         assert {specs[layer] for layer in group.layers} == {group.spec}
         assert {places[layer][0] for layer in group.layers} == set(group.tables)
+
+
+def test_layers_that_keep_nothing_have_no_place() -> None:
+    groups = CacheGroups.of([FULL, None, WINDOWED, None, FULL])
+    assert (groups.depth, groups.num_tables) == (1, 3)
+    assert groups.places() == {0: (0, 0), 4: (1, 0), 2: (2, 0)}
 
 
 def test_what_a_window_still_sees() -> None:

@@ -105,16 +105,15 @@ def test_layers_of_one_cache_share_page_tables() -> None:
     config = model(ATTENTION, WINDOW, ATTENTION, WINDOW)
     assert (ATTENTION.cache, WINDOW.cache) == (CacheSpec(3, 8), CacheSpec(3, 8, window=5))
     assert config.cache_groups.num_tables == 2
-    assert config.cache_groups.places() == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert config.cache_groups.places() == {0: (0, 0), 1: (1, 0), 2: (0, 1), 3: (1, 1)}
 
 
-def test_layers_may_differ_in_all_but_the_shape_of_their_kv() -> None:
+def test_layers_may_differ_in_all_but_the_size_of_their_heads() -> None:
     model(ATTENTION, dataclasses.replace(ATTENTION, num_heads=12, qk_norm="whole", soft_cap=None))
-    for change in ({"num_kv_heads": 6}, {"head_dim": 16}):
-        other = dataclasses.replace(ATTENTION, **change)
-        words = f"layer 1 has {other.num_kv_heads} KV heads of head_dim {other.head_dim}, layer 0 has 3 of 8; they must"
-        with pytest.raises(ConfigError, match=words):
-            model(ATTENTION, other)
+    more = model(ATTENTION, dataclasses.replace(ATTENTION, num_kv_heads=2))
+    assert (more.kept_kv_heads, {group.spec.kv_heads for group in more.cache_groups.groups}) == (6, {6})
+    with pytest.raises(ConfigError, match="layer 1 has heads of head_dim 16, another of 8; they must be the same"):
+        model(ATTENTION, dataclasses.replace(ATTENTION, head_dim=16))
 
 
 @pytest.mark.parametrize(
@@ -173,6 +172,8 @@ def test_a_value_of_another_type_is_refused_by_name(config: Any) -> None:
             "ageing_seconds is inf; it must be a finite number",
         ),
         (RuntimeConfig(), {"batch_invariant": 1}, "batch_invariant is 1; it must be True or False"),
+        (RuntimeConfig(), {"language_model_only": "yes"}, "language_model_only is 'yes'; it must be True or False"),
+        (RuntimeConfig(), {"language_model_only": False}, "--no-language-model-only.; it must be True"),
         (RuntimeConfig(), {"seed": "7"}, "seed is '7'; it must be an integer or None"),
         (RuntimeConfig(), {"device": "mps"}, "device is 'mps'; it must be cpu, gpu, tpu or None"),
         (RuntimeConfig(), {"dtype": True}, "dtype is True; it must be auto, float32 or bfloat16"),
@@ -183,7 +184,11 @@ def test_a_value_of_another_type_is_refused_by_name(config: Any) -> None:
             "a tuple of which each element is a finite number",
         ),
         (ATTENTION, {"sliding_window": 2.0}, "sliding_window is 2.0; it must be an integer or None"),
-        (MLP, {"activation": "relu"}, "activation is 'relu'; it must be silu, gelu, gelu_tanh or swiglu_oai"),
+        (
+            MLP,
+            {"activation": "relu"},
+            "activation is 'relu'; it must be silu, gelu, gelu_tanh, swiglu_oai, relu2 or xielu",
+        ),
         (LayerConfig(ATTENTION, MLP), {"mixer": MLP}, "it must be of type AttentionConfig"),
         (model(ATTENTION), {"dtype": "float16"}, "dtype is 'float16'; it must be float32 or bfloat16"),
         (model(ATTENTION), {"context_length": -1}, "context_length is -1; it must be a positive integer"),

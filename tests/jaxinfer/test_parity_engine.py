@@ -19,22 +19,35 @@ TOLERANCE = 1e-5
 # compares with transformers as well. Each compiles an engine, so the longer set has them.
 LIKE_A_SIBLING = frozenset(
     (
+        "arcee",  # apertus has no gate either
+        "arcee_bias",
+        "exaone4",  # olmo2, with windows as qwen2_window and layers that are not rotated
         "gemma3_linear",
+        "gemma3_whole",  # gemma3 in a checkpoint with a vision tower; so are mistral3, qwen2_5_vl and qwen3_vl
         "granite",  # llama with factors
+        "hunyuan",  # qwen3, with norms behind the rotation
+        "hunyuan_bias",
         "llama3_rope",
+        "low_rank",  # llama_bias, with more products
         "llama_bias",
         "llama_dynamic",
         "llama_linear",
         "llama_tp8",  # on one device; below on eight
         "llama_yarn",
         "llama_yarn_mscale",
+        "ministral3",  # llama_yarn, whose queries are multiplied by one number a token
         "mistral",  # qwen2_window has its window
+        "mistral3",
+        "olmo3",  # olmo2, with windows and two ropes as gemma3
         "phi3",  # phi4_mini
         "phi3_longrope",  # phi4_mini has its two rotations
         "phi3_partial",
         "qwen2",
+        "qwen2_5_vl",
         "qwen2_yarn",
+        "seed_oss",  # llama_bias
         "qwen3",  # olmo2 norms its queries and keys; on two devices below
+        "qwen3_vl",
         "smollm",
         "smollm3",  # llama, with layers that are not rotated
     )

@@ -40,6 +40,7 @@ MISBEHAVING = Section("misbehaving", "tests", "tests.scripts.misbehaving", 60, 8
 INSTALLED = {
     "jax", "jaxlib", "numpy", "ml_dtypes", "flax", "orbax", "rich", "jinja2", "tokenizers", "sentencepiece",
     "safetensors", "chex", "hypothesis", "pytest", "torch", "transformers", "triton", "jax_triton",
+    "tokamax",
 }  # fmt: skip
 OURS = {"pallas_kernels", "jaxinfer", "checkpoints", "serving", "protos", "tests", "device_checks", "model_shapes"}
 
@@ -179,6 +180,25 @@ def test_needed_work_of_products_is_that_of_their_weights() -> None:
         assert case.needed_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weight))
 
 
+def test_needed_work_of_grouped_products_is_that_of_touched_experts() -> None:
+    from device_checks import expert_cases, expert_products
+
+    from pallas_kernels.dispatch import DeviceTarget
+
+    hopper = DeviceTarget("gpu", "NVIDIA H200", (9, 0))
+    cases = expert_cases.expert_cases(Settings(Path(), Path()))
+    assert len({case.name for case in cases}) == len(cases)
+    for case in cases:
+        sizes = case.group_sizes
+        assert sum(sizes) == case.rows
+        assert max(sizes) <= case.tokens  # no token has an expert twice
+        x, weight, _ = expert_products.abstract_arguments(case, hopper, None)
+        everything = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weight))
+        touched = sum(size > 0 for size in sizes)
+        assert case.needed_bytes * len(sizes) == everything * touched
+        assert case.needed_flops == 2 * x.size * weight.shape[1]
+
+
 def test_random_weights_are_the_models_shapes() -> None:
     from device_checks.random_model import random_model
 
@@ -280,7 +300,9 @@ def _run(*arguments: str, timeout: float, **environment: str) -> subprocess.Comp
 def test_bad_input_is_named(tmp_path: Path) -> None:
     done = _run("--only", "kernels", "--out", str(tmp_path), timeout=30)
     assert done.returncode == 2
-    assert "--only names kernels; known: ceilings, tests, attention, products, engine, quantized" in done.stderr
+    assert (
+        "--only names kernels; known: ceilings, tests, attention, products, experts, engine, quantized" in done.stderr
+    )
 
 
 def test_without_a_device_it_says_so(tmp_path: Path) -> None:
@@ -376,6 +398,13 @@ def test_everything_is_rehearsed(tmp_path: Path) -> None:
     records = [r for r in Records(tmp_path).read() if r["status"] not in ("begin", "skipped")]
     found = {r["section"] for r in records if r["status"] == "ok"}
     assert found >= {"probe", "ceilings/jax", "tests", "attention/xla", "attention/jax_xla", "engine"}
-    assert found >= {"products/xla", "quantized/int8", "quantized/int4", "quantized/fp8"}
+    assert found >= {
+        "products/xla",
+        "experts/xla",
+        "experts/jax_ragged_dot",
+        "quantized/int8",
+        "quantized/int4",
+        "quantized/fp8",
+    }
     assert any(r["case"] == "requests: 4" and r["compilations"] == 0 for r in records if r["section"] == "engine")
     assert "jaxinfer, requests: 4" in done.stdout

@@ -4,6 +4,8 @@ Rules of all servers are in tests/serving/test_refusals.py."""
 
 from __future__ import annotations
 
+import json
+
 import grpc
 import pytest
 
@@ -40,6 +42,23 @@ CASES = {
     "no messages": (chat(), ["messages", "at least one"]),
     "no role": (chat(pb.ChatMessage(content="x")), ["messages[0].role", "''"]),
     "content not text": (chat(USER, pb.ChatMessage(role="user", extra_json='{"content": 5}')), ["messages[1].content"]),
+    **{
+        f"{kind} part": (
+            chat(USER, pb.ChatMessage(role="user", extra_json=json.dumps({"content": ["look:", {"type": kind}]}))),
+            [f"messages[1].content[1].type must be \"text\", got '{kind}'", what, "--language-model-only"],
+        )
+        for kind, what in (
+            ("image_url", "it is an image"),
+            ("image", "it is an image"),
+            ("input_audio", "it is audio"),
+            ("video_url", "it is a video"),
+            ("file", "it is a file"),
+        )
+    },
+    "part that nobody knows": (
+        chat(pb.ChatMessage(role="user", extra_json='{"content": [{"type": "smell"}]}')),
+        ["messages[0].content[0].type must be \"text\", got 'smell': only text is supported"],
+    ),
     "extra not json": (chat(pb.ChatMessage(role="user", content="x", extra_json="{")), ["messages[0].extra_json"]),
     "extra role": (
         chat(pb.ChatMessage(role="user", content="x", extra_json='{"role": "system"}')),

@@ -23,7 +23,9 @@ def build(
     qkv_bias: bool = False,
     attention_out_bias: bool = False,
     mlp_bias: bool = False,
+    mlp_gated: bool = True,
     qk_norm: QkNorm = "none",
+    qk_norm_after_rope: bool = False,
     sinks: bool = False,
     norm_offset: float = 0.0,
     norm_scale_float32: bool = False,
@@ -59,12 +61,13 @@ def build(
         common.head_dim,
         scale=common.head_dim**-0.5 if query_scale is None else query_scale,
         qk_norm=qk_norm,
+        qk_norm_after_rope=qk_norm_after_rope,
         sinks=sinks,
         soft_cap=attention_softcap,
         qkv_bias=qkv_bias,
         out_bias=attention_out_bias,
     )
-    mlp = MlpConfig(common.intermediate_size, activation=common.activation, bias=mlp_bias)
+    mlp = MlpConfig(common.intermediate_size, activation=common.activation, bias=mlp_bias, gated=mlp_gated)
     parts = [mlp] * common.num_layers if feed_forwards is None else feed_forwards
     places = [None if rope is None else distinct.index(rope) for rope in ropes]
     mixers = (dataclasses.replace(mixer, sliding_window=w, rope=r) for w, r in zip(windows, places, strict=True))

@@ -60,6 +60,7 @@ def read_common(
     max_position_embeddings: int = 2048,
     activation_key: str = "hidden_act",
     activation: str = "silu",
+    activations: Mapping[str, Activation] = ACTIVATIONS,
     rms_norm_eps: float = 1e-6,
     tie_word_embeddings: bool = False,
     bos_token_id: int | None = 1,
@@ -70,6 +71,7 @@ def read_common(
 
     Args: the family's values where config.json has none; those here are Llama's. `num_key_value_heads` None stands for
         as many as query heads, `head_dim` None for hidden_size / num_attention_heads, and so they do in the file.
+        `activations` are the names that the family has, and what they mean.
 
     Raises UnsupportedModelError for an unknown activation or dtype, ConfigError for a value that cannot be meant.
     """
@@ -90,7 +92,7 @@ def read_common(
         num_kv_heads=num_kv_heads or num_heads,
         head_dim=head_dim or _head_dim(hidden_size, num_heads),
         max_position_embeddings=max_position_embeddings,
-        activation=config.choice(activation_key, activation, ACTIVATIONS),
+        activation=config.choice(activation_key, activation, activations),
         norm_eps=config.positive("rms_norm_eps", rms_norm_eps),
         tie_word_embeddings=config.switch("tie_word_embeddings", tie_word_embeddings),
         dtype=_dtype(config),

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from jaxinfer.config import ConfigError, MlpConfig, ModelConfig, MoeConfig, RouterConfig
+from jaxinfer.config import MlpConfig, ModelConfig, MoeConfig, RouterConfig
 from jaxinfer.models.config_reader import ConfigReader
 from jaxinfer.models.families.build import build
 from jaxinfer.models.families.common import layer_windows, read_common, read_layer_types
 from jaxinfer.models.families.experts import count_of
 from jaxinfer.models.rope_parameters import FULL, SLIDING, RopeRules, read_rope
+
+# Where a config.json has none.
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 150_000.0,
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 
 
 def gpt_oss(config: ConfigReader) -> ModelConfig:
@@ -27,10 +38,6 @@ def gpt_oss(config: ConfigReader) -> ModelConfig:
     )
     config.only("hidden_act", "silu")
     config.only("swiglu_alpha", 1.702)
-    if not (config.raw("rope_scaling") or config.raw("rope_parameters")):
-        raise ConfigError(
-            "rope_scaling and rope_parameters are missing; a gpt-oss model needs one (yarn, as published)"
-        )
     config.only("initial_context_length", 4096)
     config.pass_over("max_window_layers")
     attention_bias = config.switch("attention_bias", True)
@@ -41,7 +48,7 @@ def gpt_oss(config: ConfigReader) -> ModelConfig:
     moe = MoeConfig(count_of(config, ("num_local_experts", "num_experts"), 128), router, expert)
     derived = [FULL if layer % 2 else SLIDING for layer in range(common.num_layers)]
     windows = layer_windows(read_layer_types(config, derived), config.optional_count("sliding_window", 128))
-    rope = read_rope(config, common.head_dim, common.max_position_embeddings, RopeRules(theta=150000.0))
+    rope = read_rope(config, common.head_dim, common.max_position_embeddings, RopeRules(theta=150000.0, default=_YARN))
     return build(
         config,
         common,

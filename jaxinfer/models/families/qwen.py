@@ -1,13 +1,19 @@
-"""Qwen 2 (with 2.5) and Qwen 3, where layers from `max_window_layers` on may have a window; and both with experts."""
+"""Qwen 2 (with 2.5) and Qwen 3: layers from `max_window_layers` on may have a window. Qwen 2.5 VL and 3 VL.
+
+The text models of the last two have mrope: three positions for each token, of which some pairs of a head take the
+first, some the second, some the third. In a text all three are the token's place, so that it is plain RoPE.
+"""
 
 from __future__ import annotations
 
-from jaxinfer.config import MlpConfig, ModelConfig, MoeConfig, RouterConfig
+from jaxinfer.config import ModelConfig
 from jaxinfer.models.config_reader import ConfigReader
 from jaxinfer.models.families.build import build
-from jaxinfer.models.families.common import Common, layer_windows, read_common, read_layer_types, windowed_layers
-from jaxinfer.models.families.experts import count_of, sparse_layers
+from jaxinfer.models.families.common import Common, full_layers, layer_windows, read_common, read_layer_types
 from jaxinfer.models.rope_parameters import FULL, SLIDING, RopeRules, read_rope
+
+# How the pairs of a head are dealt out to the three positions.
+_MROPE = ("mrope_section", "mrope_interleaved")
 
 
 def qwen2(config: ConfigReader) -> ModelConfig:
@@ -44,52 +50,47 @@ def qwen3(config: ConfigReader) -> ModelConfig:
     )
 
 
-def qwen2_moe(config: ConfigReader) -> ModelConfig:
-    """Qwen 2 with experts, and an expert that all tokens share, behind a gate of its own."""
-    common = _read_common(
-        config, None, hidden_size=2048, intermediate_size=5632, num_hidden_layers=24, num_attention_heads=16,
-        num_key_value_heads=16,
-    )  # fmt: skip
-    qkv_bias = config.switch("qkv_bias", True)
-    router = RouterConfig(config.count("num_experts_per_tok", 4), normalize=config.switch("norm_topk_prob", False))
-    shared = MlpConfig(config.count("shared_expert_intermediate_size", 5632), activation=common.activation)
-    expert = MlpConfig(config.count("moe_intermediate_size", 1408), activation=common.activation)
-    moe = MoeConfig(config.count("num_experts", 60), router, expert, shared, shared_gate=True)
-    use_sliding_window = config.switch("use_sliding_window", False)
-    sliding_window = config.optional_count("sliding_window", 4096)
-    first = config.number_of_layers("max_window_layers", 28)
-    derived = [
-        SLIDING if use_sliding_window and sliding_window is not None and layer % 2 == 0 and layer < first else FULL
-        for layer in range(common.num_layers)
-    ]
-    windows = layer_windows(read_layer_types(config, derived), sliding_window, use_sliding_window)
-    rope = read_rope(config, common.head_dim, common.max_position_embeddings, RopeRules())
-    return build(
+def qwen2_5_vl(config: ConfigReader) -> ModelConfig:
+    """Qwen 2.5, of another size where the file is silent."""
+    common = read_common(
         config,
-        common,
-        windows=windows,
-        ropes=[rope] * common.num_layers,
-        qkv_bias=qkv_bias,
-        feed_forwards=sparse_layers(config, common, moe),
+        vocab_size=152064,
+        hidden_size=8192,
+        intermediate_size=29568,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        max_position_embeddings=32768,
+        rms_norm_eps=1e-5,
+        bos_token_id=151643,
+        eos_token_id=151645,
     )
+    config.only("attention_bias", True)
+    config.only("mlp_bias", False)
+    windows = _windows(config, common.num_layers, first=80)
+    rules = RopeRules(theta=1_000_000.0, aliases={"su": "longrope", "mrope": "default"}, passed_over=_MROPE)
+    rope = read_rope(config, common.head_dim, common.max_position_embeddings, rules)
+    return build(config, common, windows=windows, ropes=[rope] * common.num_layers, qkv_bias=True)
 
 
-def qwen3_moe(config: ConfigReader) -> ModelConfig:
-    """Qwen 3 with experts; a window is in all layers or in none."""
-    common = _read_common(
-        config, None, hidden_size=2048, intermediate_size=6144, num_hidden_layers=24, num_attention_heads=32,
-        num_key_value_heads=4,
-    )  # fmt: skip
+def qwen3_vl(config: ConfigReader) -> ModelConfig:
+    """Qwen 3 without windows."""
+    common = read_common(
+        config,
+        vocab_size=151936,
+        intermediate_size=22016,
+        num_key_value_heads=32,
+        head_dim=128,
+        max_position_embeddings=128000,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     attention_bias = config.switch("attention_bias", False)
-    config.pass_over("max_window_layers")
-    router = RouterConfig(config.count("num_experts_per_tok", 8), normalize=config.switch("norm_topk_prob", False))
-    expert = MlpConfig(config.count("moe_intermediate_size", 768), activation=common.activation)
-    moe = MoeConfig(count_of(config, ("num_experts", "num_local_experts"), 128), router, expert)
-    sliding_window = config.optional_count("sliding_window", 4096)
-    if not config.switch("use_sliding_window", False):
-        sliding_window = None
-    windows = windowed_layers(config, common.num_layers, sliding_window)
-    rope = read_rope(config, common.head_dim, common.max_position_embeddings, RopeRules())
+    config.only("mlp_bias", False)
+    windows = full_layers(config, common.num_layers)
+    rope = read_rope(
+        config, common.head_dim, common.max_position_embeddings, RopeRules(theta=500_000.0, passed_over=_MROPE)
+    )
     return build(
         config,
         common,
@@ -98,27 +99,26 @@ def qwen3_moe(config: ConfigReader) -> ModelConfig:
         qkv_bias=attention_bias,
         attention_out_bias=attention_bias,
         qk_norm="head",
-        feed_forwards=sparse_layers(config, common, moe),
     )
 
 
-def _read_common(config: ConfigReader, head_dim: int | None, **sizes: int) -> Common:
-    """sizes: the defaults of a family whose are not Qwen 2's."""
+def _read_common(config: ConfigReader, head_dim: int | None) -> Common:
     return read_common(
         config,
         vocab_size=151936,
+        intermediate_size=22016,
+        num_key_value_heads=32,
         head_dim=head_dim,
         max_position_embeddings=32768,
         bos_token_id=None,
         eos_token_id=None,
-        **{"intermediate_size": 22016, "num_key_value_heads": 32, **sizes},
     )
 
 
-def _windows(config: ConfigReader, num_layers: int) -> list[int | None]:
+def _windows(config: ConfigReader, num_layers: int, first: int = 28) -> list[int | None]:
     use_sliding_window = config.switch("use_sliding_window", False)
     sliding_window = config.optional_count("sliding_window", 4096)
-    first = config.number_of_layers("max_window_layers", 28)
+    first = config.number_of_layers("max_window_layers", first)
     windowed = use_sliding_window and sliding_window is not None
     derived = [SLIDING if windowed and layer >= first else FULL for layer in range(num_layers)]
     return layer_windows(read_layer_types(config, derived), sliding_window, use_sliding_window)

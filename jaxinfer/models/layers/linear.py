@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxinfer.models.layer_choice import LayerChoice, Weight
 from jaxinfer.models.parameters import parameter
-from jaxinfer.sharding import LogicalAxes, split_of
+from jaxinfer.sharding import LogicalAxes, constrain, split_of
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import quantized_matmul, quantized_matmul_of_choice
 
@@ -119,3 +119,46 @@ class Linear(nnx.Module):
         weight: Weight = self.weight.get_value()
         y = multiply(x, weight, inputs=self.inputs, merge=self.merge, axes=self.axes)
         return y if self.bias is None else y + self.bias.get_value().astype(jnp.float32)
+
+
+class Factored(nnx.Module):
+    """A matrix of low rank as its two factors: `outer` (*outputs, rank) times `inner` (rank, *inputs).
+
+    Two products; what is between them, `rank` numbers of a token, is rounded to x's dtype. Arguments as for `Linear`,
+    `axes` those of the matrix.
+    """
+
+    def __init__(
+        self,
+        outputs: tuple[int, ...],
+        inputs: tuple[int, ...],
+        axes: LogicalAxes,
+        dtype: jnp.dtype,
+        *,
+        rank: int,
+        bias: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> None:
+        cut = len(outputs)
+        self.inner = Linear((rank,), inputs, ("rank", *axes[cut:]), dtype, rngs=rngs)
+        self.outer = Linear(outputs, (rank,), (*axes[:cut], "rank"), dtype, bias=bias, rngs=rngs)
+
+    def __call__(self, x: jax.Array, multiply: Multiply = product) -> jax.Array:
+        """x (T, *inputs) -> (T, *outputs) in x's dtype."""
+        return self.outer(constrain(self.inner(x, multiply), "batch", "rank"), multiply)
+
+
+def projection(
+    outputs: tuple[int, ...],
+    inputs: tuple[int, ...],
+    axes: LogicalAxes,
+    dtype: jnp.dtype,
+    *,
+    rank: int | None,
+    bias: bool = False,
+    rngs: nnx.Rngs | None = None,
+) -> Linear | Factored:
+    """A matrix (*outputs, *inputs), or its factors where it has a rank."""
+    if rank is None:
+        return Linear(outputs, inputs, axes, dtype, bias=bias, rngs=rngs)
+    return Factored(outputs, inputs, axes, dtype, rank=rank, bias=bias, rngs=rngs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,28 @@ import numpy as np
 
 from jaxinfer.config import RopeConfig
 
-Rotation = tuple[jax.Array, jax.Array]  # cos and sin, each (T, r / 2) float32
+
+class Rotation(NamedTuple):
+    """What one rotary embedding does to the tokens of a step.
+
+    Attributes:
+        cos, sin: (T, r / 2) float32, the attention factor multiplied in.
+        query_scale: (T,) float32, what rotated queries are multiplied by; None: nothing.
+    """
+
+    cos: jax.Array
+    sin: jax.Array
+    query_scale: jax.Array | None = None
+
+    def of_queries(self, q: jax.Array) -> jax.Array:
+        """q (T, heads, H), rotated and scaled; each is rounded to q's dtype, as in transformers."""
+        rotated = rotate(q, self.cos, self.sin)
+        return rotated if self.query_scale is None else rotated * self.query_scale.astype(q.dtype)[:, None, None]
+
+    def of_keys(self, k: jax.Array) -> jax.Array:
+        """k (T, heads, H), rotated."""
+        return rotate(k, self.cos, self.sin)
+
 
 SHORT, LONG = 0, 1  # variants of longrope
 
@@ -42,7 +64,7 @@ def inverse_frequencies(rope: RopeConfig, rope_variant: int = SHORT) -> np.ndarr
 
 
 def rotation_tables(ropes: Sequence[RopeConfig], positions: jax.Array, rope_variant: jax.Array) -> list[Rotation]:
-    """cos and sin for every token and embedding, the attention factor multiplied in.
+    """The rotation of every embedding.
 
     positions (T,) int32; rope_variant (T,) int32, 1 where the token's sequence is longer than the longrope border.
     """
@@ -53,8 +75,17 @@ def rotation_tables(ropes: Sequence[RopeConfig], positions: jax.Array, rope_vari
             long = jnp.asarray(inverse_frequencies(rope, LONG))
             frequencies = jnp.where((rope_variant == LONG)[:, None], long, frequencies)  # (T, r / 2)
         angles = positions.astype(jnp.float32)[:, None] * frequencies
-        tables.append((jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor))
+        cos, sin = jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
+        tables.append(Rotation(cos, sin, query_scale(rope, positions)))
     return tables
+
+
+def query_scale(rope: RopeConfig, positions: jax.Array) -> jax.Array | None:
+    """See `RopeConfig.query_scaling`. positions (T,) int32 -> (T,) float32, or None where queries are not scaled."""
+    if rope.query_scaling == 0:
+        return None
+    stretches = positions // rope.original_max_position_embeddings
+    return 1.0 + rope.query_scaling * jnp.log(1.0 + stretches.astype(jnp.float32))
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ Each draws whole numbers, zero points and scales at random and returns the tenso
 that they stand for: (number - zero point) * scale in float32, one layer of (outputs, inputs).
 
 Sources: AutoAWQ's `WQLinear_GEMM`, AutoGPTQ's and GPTQModel's `QuantLinear.pack`, the compressed-tensors package, and
-the checkpoints of DeepSeek-V3 and Qwen3-FP8 for blocks.
+the checkpoints of DeepSeek-V3 and Qwen3-FP8 for blocks, those of gpt-oss for MXFP4.
 """
 
 from __future__ import annotations
@@ -162,3 +162,18 @@ def float_blocks(random: np.random.Generator, outputs: int, inputs: int, suffix:
             value[o, i : i + 128] = q[o, i : i + 128].astype(np.float32) * np.float32(scales[o // 128, i // 128])
     # Exact: a power of two.
     return Packed({"weight": q, suffix: (scales.astype(np.float32) * 2**-9)}, value * np.float32(2**-9))
+
+
+def mxfp4(random: np.random.Generator, outputs: int, inputs: int, parameter: str = "weight") -> Packed:
+    """All 16 numbers, the even input in a byte's low half; scales are bytes of exponents."""
+    numbers = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+    codes = random.integers(0, 16, (outputs, inputs))
+    codes[0, :16] = np.arange(16)
+    exponents = random.integers(118, 124, (outputs, inputs // 32))
+    data = np.empty((outputs, inputs // 32, 16), np.uint8)
+    value = np.empty((outputs, inputs), np.float32)
+    for i in range(0, inputs, 2):
+        data[:, i // 32, i % 32 // 2] = codes[:, i] + 16 * codes[:, i + 1]
+    for i in range(inputs):
+        value[:, i] = np.ldexp(numbers[codes[:, i]], exponents[:, i // 32] - 127)
+    return Packed({f"{parameter}_blocks": data, f"{parameter}_scales": exponents.astype(np.uint8)}, value)

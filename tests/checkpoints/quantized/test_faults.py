@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from tests.checkpoints.quantized.test_formats import (
     FP8_TOKENS,
     GPTQ,
     INT8_TOKENS,
+    MXFP4,
     compressed,
     parameters,
     whole,
@@ -101,6 +103,47 @@ def test_scales_of_a_wrong_shape(folder: Callable[[str], Path], name: str) -> No
     made = folder(name)
     edit_tensors(made, {SCALES[name]: np.ones((3, 5), np.float32)})
     refused(made, rf"model\.safetensors: tensor {SCALES[name]}: expected shape .*, found \(3, 5\)")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "change", "words"),
+    [
+        ("scales", None, rf"tensor {Q}\.weight_scales is missing; expected shape \(128, 4\) in a linear layer of 128"),
+        ("blocks", None, rf"tensor {Q}\.weight_blocks is missing; expected shape \(128, 4, 16\) in a linear layer"),
+        (
+            "blocks",
+            np.zeros((128, 4, 32), np.uint8),
+            rf"model\.safetensors: tensor {Q}\.weight_blocks: expected shape \(128, 4, 16\), found \(128, 4, 32\)",
+        ),
+        (
+            "scales",
+            np.zeros((128, 3), np.uint8),
+            rf"model\.safetensors: tensor {Q}\.weight_scales: expected shape \(128, 4\), found \(128, 3\)",
+        ),
+        (
+            "scales",
+            np.zeros((128, 4), np.float32),
+            rf"model\.safetensors: tensor {Q}\.weight_scales: expected dtype U8, found F32",
+        ),
+        (
+            "scales",
+            np.where(np.arange(512).reshape(128, 4) == 511, np.uint8(255), np.uint8(120)),
+            rf"model\.safetensors: tensor {Q}\.weight_scales: expected scales up to 254, found 255, NaN",
+        ),
+    ],
+)
+def test_mxfp4_that_cannot_be(
+    folder: Callable[[str], Path], suffix: str, change: np.ndarray | None, words: str
+) -> None:
+    made = folder("mxfp4")
+    edit_tensors(made, {f"{Q}.weight_{suffix}": change})
+    refused(made, words)
+
+
+def test_mxfp4_has_whole_blocks(folder: Callable[[str], Path]) -> None:
+    made = folder("mxfp4")
+    edit_json(made / "config.json", hidden_size=144)
+    refused(made, rf"{Q} has 144 inputs; groups of 32 must divide them")
 
 
 def test_tensors_of_a_wrong_type(folder: Callable[[str], Path]) -> None:
@@ -290,17 +333,22 @@ def test_layers_of_several_kinds(tmp_path: Path) -> None:
     [
         AWQ | {"group_size": 32, "modules_to_not_convert": ["mlp"]},
         GPTQ | {"group_size": 32, "modules_in_block_to_quantize": [["self_attn.q_proj", "k_proj"], ["v_proj"]]},
+        MXFP4 | {"modules_to_not_convert": ["model.layers.*.mlp", "lm_head"]},
     ],
-    ids=["awq", "gptq"],
+    ids=["awq", "gptq", "mxfp4"],
 )
 def test_layers_that_are_not_quantized(tmp_path: Path, settings: dict[str, Any]) -> None:
-    packer = {"awq": packers.awq, "gptq": packers.gptq}[settings["quant_method"]]
+    packer: Callable[..., Packed] = {
+        "awq": functools.partial(packers.awq, group=32),
+        "gptq": functools.partial(packers.gptq, group=32),
+        "mxfp4": packers.mxfp4,
+    }[settings["quant_method"]]
     random = np.random.default_rng(5)
-    chosen = ("q_proj", "k_proj", "v_proj", "o_proj")[: 4 if packer is packers.awq else 3]
+    chosen = ("q_proj", "k_proj", "v_proj", "o_proj")[: 3 if settings["quant_method"] == "gptq" else 4]
 
     def pack(module: str, outputs: int, inputs: int) -> Packed | None:
-        return packer(random, outputs, inputs, 32) if module.endswith(chosen) else None
+        return packer(random, outputs, inputs) if module.endswith(chosen) else None
 
     model = load_model(write_pair(tmp_path, tiny("qwen2"), settings, pack).quantized)
-    names = ["attention.out", "attention.qkv"][-2 if packer is packers.awq else -1 :]
+    names = ["attention.out", "attention.qkv"][-1 if settings["quant_method"] == "gptq" else -2 :]
     assert sorted(matrices(model)) == [f"layers.0.{name}.weight" for name in names]

@@ -120,6 +120,12 @@ AUTO_ROUND = {
     "quant_method": "gptq",
 }
 DEEPSEEK = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+GPT_OSS = {
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head",
+    ],
+    "quant_method": "mxfp4",
+}  # fmt: skip
 DENSE = {"format": "dense", "global_sparsity": 0.14, "ignore": [], "sparsity_structure": "unstructured", "targets": []}
 
 PUBLISHED: list[tuple[dict[str, Any], StoredMatrix]] = [
@@ -134,6 +140,7 @@ PUBLISHED: list[tuple[dict[str, Any], StoredMatrix]] = [
     (GPTQ_MODEL_7 | {"quant_method": "GPTQ", "method": "GPTQ"}, StoredMatrix("int4", 128)),
     (AUTO_GPTQ | {"desc_act": None, "sym": None}, StoredMatrix("int4", 128)),
     (DEEPSEEK, StoredMatrix("fp8", 128)),
+    (GPT_OSS | {"modules_to_not_convert": None}, StoredMatrix("mxfp4", 32)),
     (DEEPSEEK | {"modules_to_not_convert": ["lm_head", "model.layers.3.mlp.gate"]}, StoredMatrix("fp8", 128)),
     (
         {"activation_scheme": "dynamic", "ignored_layers": ["lm_head"], "quant_method": "fp8"},
@@ -153,7 +160,17 @@ PUBLISHED: list[tuple[dict[str, Any], StoredMatrix]] = [
 
 @pytest.mark.parametrize(("settings", "stored"), PUBLISHED)
 def test_published_settings_are_understood(settings: dict[str, Any], stored: StoredMatrix) -> None:
-    assert parse(settings).stored(LAYER) == stored
+    assert parse(settings).stored((LAYER,)) == stored
+
+
+def test_names_with_a_star_are_of_any_layer() -> None:
+    """As gpt-oss is published: its experts alone are in MXFP4."""
+    format_ = parse(GPT_OSS)
+    assert format_.stored(("model.layers.7.mlp.experts",)) == StoredMatrix("mxfp4", 32)
+    for name in ("layers.7.self_attn.q_proj", "layers.23.self_attn", "layers.0.mlp.router", "embed_tokens"):
+        assert format_.stored((f"model.{name}",)) is None
+    assert format_.stored(("model.layers.self_attn.q_proj",)) == StoredMatrix("mxfp4", 32)  # the star is one part
+    assert format_.stored(("model.layers.0.mlp.router_of_others",)) == StoredMatrix("mxfp4", 32)
 
 
 def weights(**changes: Any) -> dict[str, Any]:
@@ -166,7 +183,7 @@ def activations(**changes: Any) -> dict[str, Any]:
 
 REFUSED: list[tuple[Any, str]] = [
     ("awq", r"quantization_config is 'awq'; it must be an object"),
-    ({"bits": 4}, r"quant_method is None; it must be one of awq, gptq, compressed-tensors, fp8"),
+    ({"bits": 4}, r"quant_method is None; it must be one of awq, gptq, compressed-tensors, fp8, mxfp4"),
     ({"quant_method": "bitsandbytes"}, r"quant_method is 'bitsandbytes'; it must be one of awq"),
     (GPTQ_MODEL_7 | {"method": "awq"}, r"method is 'awq'; it must be the same as quant_method, 'gptq'"),
     (GPTQ_MODEL_7 | {"dynamic": {"-:.*down.*": {}}}, r"dynamic is"),
@@ -187,7 +204,11 @@ REFUSED: list[tuple[Any, str]] = [
     (GPTQ | {"group_size": 128, "lm_head": True}, r"lm_head is True"),
     (GPTQ | {"group_size": 128, "dynamic": {"-:.*down.*": {}}}, r"dynamic is \{'-:\.\*down"),
     (GPTQ | {"group_size": 128, "sym": "yes"}, r"sym is 'yes'; it must be one of \[True, False\]"),
-    (FP8 | {"activation_scheme": "static"}, r"activation_scheme is 'static'; it must be one of \['dynamic'\]"),
+    (GPT_OSS | {"modules_to_not_convert": "lm_head"}, r"modules_to_not_convert is 'lm_head'; it must be a list"),
+    (GPT_OSS | {"dequantize": True}, r"dequantize is True"),
+    (GPT_OSS | {"block_size": 16}, r"has block_size = 16, which is not known"),
+    (DEEPSEEK | {"activation_scheme": "static"}, r"activation_scheme is 'static'; it must be one of \['dynamic'\]"),
+    (FP8 | {"activation_scheme": "none"}, r"activation_scheme is 'none'; it must be one of \['dynamic', 'static'\]"),
     (FP8 | {"fmt": "e5m2"}, r"fmt is 'e5m2'"),
     (FP8 | {"weight_block_size": [64, 128]}, r"weight_block_size is \[64, 128\]; it must be one of \[\[128, 128\]"),
     (FP8 | {"scale_fmt": "ue8m0"}, r"scale_fmt is 'ue8m0'; it must be one of \['float', None\]"),
@@ -250,7 +271,7 @@ def test_layers_are_named_by_whole_parts() -> None:
         ("model.layers.22.mlp.up_proj", True),
         ("model.layers.1.self_attn.k_proj", False),
     ):
-        assert (skipping.stored(module) is not None) == quantized, module
+        assert (skipping.stored((module,)) is not None) == quantized, module
 
 
 def test_a_name_comes_before_a_pattern_and_a_pattern_before_the_class() -> None:
@@ -259,9 +280,9 @@ def test_a_name_comes_before_a_pattern_and_a_pattern_before_the_class() -> None:
 
     groups = {"a": group(32, "Linear"), "b": group(64, "re:.*q_proj"), "c": group(128, LAYER)}
     format_ = parse(compressed("pack-quantized", {}) | {"config_groups": groups, "ignore": ["re:.*v_proj$"]})
-    stored = {name: format_.stored(LAYER.replace("q_proj", name)) for name in ("q_proj", "k_proj", "v_proj")}
+    stored = {name: format_.stored((LAYER.replace("q_proj", name),)) for name in ("q_proj", "k_proj", "v_proj")}
     assert stored == {"q_proj": StoredMatrix("int4", 128), "k_proj": StoredMatrix("int4", 32), "v_proj": None}
-    assert format_.stored(LAYER.replace("3", "4")) == StoredMatrix("int4", 64)
+    assert format_.stored((LAYER.replace("3", "4"),)) == StoredMatrix("int4", 64)
 
 
 SEARCHED = {

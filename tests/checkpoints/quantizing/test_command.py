@@ -26,7 +26,6 @@ from checkpoints.folder import read_config
 from checkpoints.load import canonical_shapes, load_model
 from checkpoints.quantizing.layerwise import rounded_activations
 from checkpoints.quantizing.options import Quantizing
-from checkpoints.quantizing.policy import ENDS
 from checkpoints.quantizing.report import WORST, MatrixReport, QuantizationReport, tables
 from checkpoints.quantizing.verify import StoredModel
 from checkpoints.storage import read_storage
@@ -37,6 +36,8 @@ from serving.commands.convert import main
 from tests.checkpoints.folders import tree, write_small_llama
 from tests.checkpoints.quantized.models import PROMPT
 from tests.checkpoints.quantizing.models import write_family, write_samples
+
+LLAMAS = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
 
 
 def test_the_command_converts_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +78,7 @@ def test_a_report_of_many_layers_stays_short() -> None:
     rows = tuple(
         dataclasses.replace(row, name=f"layers.{layer}.{end}", output_snr=20 + layer / 10, scheme="int4")
         for layer in range(80)
-        for end in ENDS
+        for end in LLAMAS
     )
     used = {"samples": 128, "tokens": 60_000, "offered_samples": 400}
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
@@ -86,7 +87,7 @@ def test_a_report_of_many_layers_stays_short() -> None:
     assert len(lines) < 30
     worst = [line.split()[0] for line in lines if line.startswith("layers.")]
     assert len(worst) == WORST
-    assert worst[:5] == [*(f"layers.0.{end}" for end in ENDS), "layers.1.attention.qkv"]
+    assert worst[:5] == [*(f"layers.0.{end}" for end in LLAMAS), "layers.1.attention.qkv"]
     assert any(re.match(r"all +int4 +320 +128\.0 +33\.0 +18\.5", line) for line in lines)
     assert not any("…" in line for line in lines)
 

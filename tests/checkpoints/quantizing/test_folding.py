@@ -12,12 +12,12 @@ from checkpoints.folder import read_config
 from checkpoints.load import canonical_shapes, load_model
 from checkpoints.quantizing.folding import PRODUCERS, fold, powers_of_two, refusal, sharing
 from checkpoints.quantizing.layerwise import Layerwise
-from checkpoints.quantizing.policy import ENDS
 from checkpoints.reader import open_checkpoint
 from checkpoints.rules import plan_mapping
 from checkpoints.tensor_assembly import DTYPES, assemble
 from checkpoints.verify import dense_logits
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.stored_matrix import matrices_of
 from tests.checkpoints.quantized.models import PROMPT
 from tests.checkpoints.quantizing.models import write_family
 
@@ -51,21 +51,26 @@ def drawn(end: str, config: ModelConfig, powers: bool) -> np.ndarray:
 
 
 # (1 + w) norms with norms behind as well; biases; QK norms; norms behind only; one fused source; plain.
-LONGER = [pytest.param(family, marks=pytest.mark.longer) for family in ("llama", "qwen3", "gemma3", "phi3")]
+LONGER = [pytest.param(family, marks=pytest.mark.longer) for family in ("llama", "qwen3", "gemma3", "phi3", "apertus")]
 
 
-@pytest.mark.parametrize("family", ["llama_bias", "qwen2", "gemma2", "olmo2", *LONGER])
+# relu^2 and xIELU stand between mlp.up and mlp.down, where a gate would leave a linear way.
+NOT_SCALED = {"arcee": {"mlp.down"}, "apertus": {"mlp.down"}}
+
+
+@pytest.mark.parametrize("family", ["llama_bias", "qwen2", "gemma2", "olmo2", "arcee", *LONGER])
 def test_the_float_model_stays_the_same(tmp_path: Path, family: str) -> None:
     """To float32's rounding, 1e-5 of the largest logit: matrices stay in float32 here, norms and biases keep theirs."""
     folder = write_family(tmp_path / "hf", family)
     for dtype in ("float32", "bfloat16"):
         config, params = read(folder, dtype)
+        ends = matrices_of(config.layers[0])
         scales = {
             end: drawn(end, config, powers=dtype == "bfloat16" and end in PRODUCERS)
-            for end in ENDS
-            if refusal(end, config, DTYPES[dtype]) is None
+            for end in ends
+            if refusal(f"layers.0.{end}", config, DTYPES[dtype]) is None
         }
-        assert set(scales) == (set(PRODUCERS) if family == "olmo2" else set(ENDS))
+        assert set(scales) == (set(PRODUCERS) if family == "olmo2" else set(ends) - NOT_SCALED.get(family, set()))
         prefix = "layers.0."
         layer = {path.removeprefix(prefix): array for path, array in params.items() if path.startswith(prefix)}
         folded = fold(layer, scales, config, DTYPES[dtype])
@@ -74,7 +79,7 @@ def test_the_float_model_stays_the_same(tmp_path: Path, family: str) -> None:
             assert not np.allclose(folded[f"{end}.weight"], layer[f"{end}.weight"].astype(np.float32), rtol=0.01)
         for path, array in folded.items():
             assert (
-                array.dtype == (np.float32 if path.removesuffix(".weight") in ENDS else DTYPES[dtype])
+                array.dtype == (np.float32 if path.removesuffix(".weight") in scales else DTYPES[dtype])
                 or path not in layer
             )
         found = logits(config, params | {f"{prefix}{path}": array for path, array in folded.items()})
@@ -103,5 +108,8 @@ def test_a_norm_that_cannot_hold_a_scale_keeps_its_weight(tmp_path: Path) -> Non
 
 def test_where_there_is_no_place_it_is_said(tmp_path: Path) -> None:
     config, _ = read_config(write_family(tmp_path / "hf", "olmo2"))
-    assert refusal("attention.qkv", config, BFLOAT16) == "no norm before it to take the scale"
-    assert refusal("mlp.down", config, BFLOAT16) is None
+    assert refusal("layers.0.attention.qkv", config, BFLOAT16) == "no norm before it to take the scale"
+    assert refusal("layers.0.mlp.down", config, BFLOAT16) is None
+    config, _ = read_config(write_family(tmp_path / "ungated", "arcee"))
+    assert refusal("layers.0.mlp.up", config, BFLOAT16) is None
+    assert "no gate" in str(refusal("layers.0.mlp.down", config, BFLOAT16))

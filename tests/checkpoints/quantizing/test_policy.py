@@ -13,8 +13,9 @@ from checkpoints.files import CheckpointError
 from checkpoints.folder import read_config
 from checkpoints.load import load_model
 from checkpoints.quantizing.options import Quantizing
-from checkpoints.quantizing.policy import ENDS, Planned, plan_matrices
+from checkpoints.quantizing.policy import Planned, plan_matrices
 from jaxinfer.config import ConfigError, ModelConfig
+from jaxinfer.models.stored_matrix import matrices_of
 from pallas_kernels.qtensor import QTensor
 from serving.commands.convert import main
 from tests.checkpoints.folders import tree, write_small_llama
@@ -50,7 +51,7 @@ def test_the_first_rule_that_matches_decides(tmp_path: Path, config: ModelConfig
         """,
     )
     planned = plan_matrices(config, Quantizing("int8", policy=rules))
-    assert list(planned) == [f"layers.{layer}.{end}" for layer in (0, 1) for end in ENDS]
+    assert list(planned) == [f"layers.{layer}.{end}" for layer in (0, 1) for end in matrices_of(config.layers[layer])]
     assert list(planned.values()) == [
         Planned(None), Planned(None), Planned("int8"), Planned("int8"),
         Planned("int4", 32), Planned("int4", 32), Planned("int8"), Planned("w8a8"),
@@ -58,8 +59,10 @@ def test_the_first_rule_that_matches_decides(tmp_path: Path, config: ModelConfig
 
 
 def test_groups_of_a_scheme(config: ModelConfig) -> None:
-    """int4 takes the largest that divides; int8 has a scale for each output unless it is told."""
-    assert {end: plan_matrices(config, Quantizing("int4"))[f"layers.0.{end}"].group for end in ENDS} == {
+    """int4 takes the largest that divides, mxfp4 has one; int8 has a scale for each output unless it is told."""
+    ends = matrices_of(config.layers[0])
+    assert plan_matrices(config, Quantizing("mxfp4"))["layers.0.attention.qkv"] == Planned("mxfp4", 32)
+    assert {end: plan_matrices(config, Quantizing("int4"))[f"layers.0.{end}"].group for end in ends} == {
         "attention.qkv": 64, "attention.out": 64, "mlp.gate_up": 64, "mlp.down": 32,
     }  # fmt: skip
     assert plan_matrices(config, Quantizing("int8"))["layers.0.mlp.down"] == Planned("int8")
@@ -121,12 +124,16 @@ def test_what_cannot_be_is_refused(tmp_path: Path, config: ModelConfig, name: st
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"scheme": "int3"}, "quantize is 'int3'; it must be one of int8, int4, fp8, w8a8, fp8-dynamic, or None"),
+        (
+            {"scheme": "int3"},
+            "quantize is 'int3'; it must be one of int8, int4, fp8, w8a8, fp8-dynamic, mxfp4, or None",
+        ),
         ({"policy": Path("a.toml")}, "policy is 'a.toml'; it goes with quantize, which is None"),
         ({"skip": "auto"}, "skip is 'auto'; it goes with quantize"),
         ({"scheme": "int8", "skip": "all"}, "skip is 'all'; it must be one of auto, or None"),
         ({"scheme": "int4", "group": 16}, "group is 16; it must be one of 32, 64, 128"),
         ({"scheme": "fp8-dynamic", "group": 32}, "group is 32; it goes with int8, int4, fp8, not with fp8-dynamic"),
+        ({"scheme": "mxfp4", "group": 32}, "group is 32; it goes with int8, int4, fp8, not with mxfp4"),
         ({"kv_cache_dtype": "int4"}, "kv_cache_dtype is 'int4'; it must be one of int8, fp8, or None"),
     ],
 )

@@ -49,7 +49,9 @@ def assert_same(one: Model, other: Model) -> None:
         assert leaf.sharding == expected[name].sharding
 
 
-LONGER = [("int8", "bfloat16"), ("fp8", "bfloat16"), ("fp8-dynamic", "bfloat16"), ("int4", "float32")]
+LONGER = [
+    ("int8", "bfloat16"), ("fp8", "bfloat16"), ("fp8-dynamic", "bfloat16"), ("int4", "float32"), ("mxfp4", "bfloat16"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -197,6 +199,17 @@ def test_parts_that_do_not_fit_the_description_are_refused(tmp_path: Path) -> No
     edit_json(path, storage=storage)
     with pytest.raises(CheckpointError, match=r"\.zeros is True; it must be False for fp8"):
         load_model(tmp_path / "out")
+    for change, words in (
+        ({"group": 64}, "group is 64; for mxfp4 it must be 32 and divide the 256 inputs"),
+        ({"zeros": True}, "zeros is True; it must be False for mxfp4"),
+        ({"order": True}, "order is True; it must be False for mxfp4"),
+        ({"activations": "int8"}, "activations is 'int8'; it must be null for mxfp4"),
+    ):
+        plain = {"kind": "mxfp4", "group": 32, "zeros": False, "order": False, "activations": None}
+        storage["matrices"][DOWN] = plain | change
+        edit_json(path, storage=storage)
+        with pytest.raises(CheckpointError, match=words):
+            read_config(tmp_path / "out")
     storage["matrices"].pop(DOWN)
     edit_json(path, storage=storage)
     with pytest.raises(CheckpointError, match=rf"parameter {DOWN} is missing"):

@@ -10,64 +10,108 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxinfer.config import ModelConfig, MoeConfig
+from jaxinfer.config import LinearConfig, ModelConfig, MoeConfig
 from jaxinfer.models.context import Attend, StepContext, by_table
 from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.shape import ModelShape
 
 Path = tuple[str | int, ...]
+Tensor = TypeVar("Tensor")  # an array, or what is said of one
 MIN_TOKENS = 8  # below this XLA:CPU reduces rows in another order
 
 
 def hf_parameters(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict[Path, np.ndarray]:
     """{parameter path: array} for one device; uses up every tensor and fails if one is missing or left over."""
-    left = dict(tensors)
+    left = text_tensors(tensors)
     out: dict[Path, np.ndarray] = {("embed", "weight"): left.pop("model.embed_tokens.weight")}
     out["final_norm", "weight"] = left.pop("model.norm.weight")
     if not config.tie_word_embeddings:
         out["lm_head", "weight"] = left.pop("lm_head.weight")
-    for i in range(config.num_layers):
+    for i, layer in enumerate(config.layers):
         hf = f"model.layers.{i}."
-        mixer, mlp = config.layers[i].mixer, config.layers[i].feed_forward
-        heads, kv, head, group = mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, mixer.group_size
-        for kind in ("weight", "bias") if mixer.qkv_bias else ("weight",):
-            fused = left.pop(f"{hf}self_attn.qkv_proj.{kind}", None)
+        found: dict[Path, np.ndarray] = {}
+        if isinstance(layer.mixer, LinearConfig):
+            found["attention", "linear", "weight"] = left.pop(f"{hf}self_attn.linear_attn.weight")
+        elif layer.mixer is not None:
+            found |= _attention(layer.mixer, layer.ranks, f"{hf}self_attn.", left)
+        if isinstance(layer.feed_forward, LinearConfig):
+            found["mlp", "linear", "weight"] = left.pop(f"{hf}mlp.linear_mlp.weight")
+        elif isinstance(layer.feed_forward, MoeConfig):
+            found |= {("moe", *path): array for path, array in moe_parameters(layer.feed_forward, left, hf).items()}
+        elif layer.feed_forward is not None:
+            found |= _mlp(layer.feed_forward, layer.ranks, f"{hf}mlp.", left)
+        for ours, theirs in _norm_names(config).items():
+            if (layer.mixer if ours.startswith("attention") else layer.feed_forward) is not None:
+                found[ours, "weight"] = left.pop(f"{hf}{theirs}.weight")
+        out |= {("layers", i, *path): array for path, array in found.items()}
+    assert not left, f"tensors that no parameter takes: {sorted(left)}"
+    return out
+
+
+def _factors(hf: str, name: str, kinds: tuple[str, ...], rank: int | None, left: dict[str, np.ndarray]) -> Any:
+    """{(kind): array} of one linear layer; ("inner", "weight") and ("outer", ...) where it has a rank."""
+    if rank is None:
+        return {(kind,): left.pop(f"{hf}{name}.{kind}") for kind in kinds}
+    inner = {("inner", "weight"): left.pop(f"{hf}{name}.BLinear.weight")}
+    assert inner["inner", "weight"].shape[0] == rank
+    return inner | {("outer", kind): left.pop(f"{hf}{name}.ALinear.{kind}") for kind in kinds}
+
+
+def _attention(mixer: Any, ranks: Any, hf: str, left: dict[str, np.ndarray]) -> dict[Path, np.ndarray]:
+    heads, kv, head, group = mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, mixer.group_size
+    out: dict[Path, np.ndarray] = {}
+    kinds = ("weight", "bias") if mixer.qkv_bias else ("weight",)
+    if ranks.q or ranks.k or ranks.v:
+        for name, rows in (("q", (kv, group, head)), ("k", (kv, head)), ("v", (kv, head))):
+            for path, array in _factors(hf, f"{name}_proj", kinds, getattr(ranks, name), left).items():
+                shape = array.shape if path[0] == "inner" else (*rows, *array.shape[1:])
+                out["attention", name, *path] = array.reshape(shape)
+    else:
+        for kind in kinds:
+            fused = left.pop(f"{hf}qkv_proj.{kind}", None)
             if fused is None:
-                fused = np.concatenate([left.pop(f"{hf}self_attn.{n}_proj.{kind}") for n in "qkv"])
+                fused = np.concatenate([left.pop(f"{hf}{n}_proj.{kind}") for n in "qkv"])
             q, k, v = np.split(fused, [heads * head, (heads + kv) * head])
             tail = fused.shape[1:]
             parts = (q.reshape(kv, group, head, *tail), k.reshape(kv, 1, head, *tail), v.reshape(kv, 1, head, *tail))
-            out["layers", i, "attention", "qkv", kind] = np.concatenate(parts, axis=1)
-        weight = left.pop(f"{hf}self_attn.o_proj.weight")
-        out["layers", i, "attention", "out", "weight"] = weight.reshape(-1, kv, group, head)
-        if mixer.out_bias:
-            out["layers", i, "attention", "out", "bias"] = left.pop(f"{hf}self_attn.o_proj.bias")
-        if mixer.qk_norm != "none":
-            shapes = ((kv, group, head), (kv, head)) if mixer.qk_norm == "whole" else ((head,), (head,))
-            for name, norm_shape in zip(("q_norm", "k_norm"), shapes, strict=True):
-                norm = left.pop(f"{hf}self_attn.{name}.weight")
-                out["layers", i, "attention", name, "weight"] = norm.reshape(norm_shape)
-        if mixer.sinks:
-            out["layers", i, "attention", "sinks"] = left.pop(f"{hf}self_attn.sinks").reshape(kv, group)
-        if isinstance(mlp, MoeConfig):
-            out |= {("layers", i, "moe", *path): array for path, array in moe_parameters(mlp, left, hf).items()}
-        else:
-            for kind in ("weight", "bias") if mlp.bias else ("weight",):
-                fused = left.pop(f"{hf}mlp.gate_up_proj.{kind}", None)
-                if fused is None:
-                    fused = np.concatenate([left.pop(f"{hf}mlp.{n}_proj.{kind}") for n in ("gate", "up")])
-                out["layers", i, "mlp", "gate_up", kind] = fused.reshape(2, mlp.intermediate_size, *fused.shape[1:])
-                out["layers", i, "mlp", "down", kind] = left.pop(f"{hf}mlp.down_proj.{kind}")
-        for ours, theirs in _norm_names(config).items():
-            out["layers", i, ours, "weight"] = left.pop(f"{hf}{theirs}.weight")
-    assert not left, f"tensors that no parameter takes: {sorted(left)}"
+            out["attention", "qkv", kind] = np.concatenate(parts, axis=1)
+    kinds = ("weight", "bias") if mixer.out_bias else ("weight",)
+    for path, array in _factors(hf, "o_proj", kinds, ranks.out, left).items():
+        whole = path in (("weight",), ("inner", "weight"))
+        out["attention", "out", *path] = array.reshape(-1, kv, group, head) if whole else array
+    if mixer.sinks:
+        out["attention", "sinks"] = left.pop(f"{hf}sinks").reshape(kv, group)
+    if mixer.qk_norm != "none":
+        shapes = ((kv, group, head), (kv, head)) if mixer.qk_norm == "whole" else ((head,), (head,))
+        theirs = ("query_layernorm", "key_layernorm") if mixer.qk_norm_after_rope else ("q_norm", "k_norm")
+        for name, source, norm_shape in zip(("q_norm", "k_norm"), theirs, shapes, strict=True):
+            out["attention", name, "weight"] = left.pop(f"{hf}{source}.weight").reshape(norm_shape)
+    return out
+
+
+def _mlp(mlp: Any, ranks: Any, hf: str, left: dict[str, np.ndarray]) -> dict[Path, np.ndarray]:
+    kinds, out = ("weight", "bias") if mlp.bias else ("weight",), {}
+    if mlp.gated and not (ranks.gate or ranks.up):
+        for kind in kinds:
+            fused = left.pop(f"{hf}gate_up_proj.{kind}", None)
+            if fused is None:
+                fused = np.concatenate([left.pop(f"{hf}{n}_proj.{kind}") for n in ("gate", "up")])
+            out["mlp", "gate_up", kind] = fused.reshape(2, mlp.intermediate_size, *fused.shape[1:])
+        names = ["down"]
+    else:
+        names = ["gate", "up", "down"] if mlp.gated else ["up", "down"]
+    for name in names:
+        for path, array in _factors(hf, f"{name}_proj", kinds, getattr(ranks, name), left).items():
+            out["mlp", name, *path] = array
+    for name in ("alpha_p", "alpha_n", "beta", "eps") if mlp.activation == "xielu" else ():
+        out["mlp", "xielu", name] = left.pop(f"{hf}act_fn.{name}").reshape(1)
     return out
 
 
@@ -125,7 +169,18 @@ def moe_parameters(moe: MoeConfig, left: dict[str, np.ndarray], hf: str) -> dict
     return out
 
 
+def text_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the language model, named as if it were alone."""
+    inner = "model.language_model."
+    if not any(name.startswith(inner) for name in tensors):
+        return dict(tensors)
+    kept = {name: array for name, array in tensors.items() if name.startswith((inner, "lm_head."))}
+    return {name.replace(inner, "model."): array for name, array in kept.items()}
+
+
 def _norm_names(config: ModelConfig) -> dict[str, str]:
+    if config.architecture == "ApertusForCausalLM":
+        return {"attention_norm": "attention_layernorm", "mlp_norm": "feedforward_layernorm"}
     if not config.post_norm:
         return {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     post = {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
@@ -137,8 +192,8 @@ def _norm_names(config: ModelConfig) -> dict[str, str]:
 def fit(path: Path, array: np.ndarray, config: ModelConfig, shape: ModelShape) -> np.ndarray:
     """One parameter for one device -> for `shape.tp` devices: KV heads repeated, vocabulary and MLP width padded."""
     layer = int(path[1]) if path[0] == "layers" else 0
-    mixer, wanted = config.layers[layer].mixer, shape.layers[layer].kv_heads
-    group, copies = mixer.group_size, wanted // mixer.num_kv_heads
+    mixer, wanted = config.layers[layer].attention, shape.layers[layer].kv_heads
+    group, copies = (1, 1) if mixer is None else (mixer.group_size, wanted // mixer.num_kv_heads)
 
     def spread(heads: np.ndarray, axis: int) -> np.ndarray:
         """(..., K, G, ...) with K at `axis` -> (..., K', G', ...): the same N query heads, cut into smaller groups."""
@@ -155,15 +210,21 @@ def fit(path: Path, array: np.ndarray, config: ModelConfig, shape: ModelShape) -
         case (_, _, "attention", "qkv", _):
             keys_values = np.repeat(array[:, group:], copies, axis=0)
             return np.concatenate((spread(array[:, :group], 0), keys_values), axis=1)
-        case (_, _, "attention", "out", "weight"):
+        case (_, _, "attention", "out", "weight") | (_, _, "attention", "out", "inner", _):
             return spread(array, 1)
+        case (_, _, "attention", "q", "weight" | "bias") | (_, _, "attention", "q", "outer", _):
+            return spread(array, 0)
+        case (_, _, "attention", "k" | "v", "weight" | "bias") | (_, _, "attention", "k" | "v", "outer", _):
+            return np.repeat(array, copies, axis=0)
         case (_, _, "attention", "q_norm", _) if array.ndim == 3:
             return spread(array, 0)
         case (_, _, "attention", "k_norm", _) if array.ndim == 2:
             return np.repeat(array, copies, axis=0)
         case (_, _, "mlp", "gate_up", _):
             return padded(1, shape.layers[layer].mlp)
-        case (_, _, "mlp", "down", "weight"):
+        case (_, _, "mlp", "gate" | "up", "weight" | "bias") | (_, _, "mlp", "gate" | "up", "outer", _):
+            return padded(0, shape.layers[layer].mlp)
+        case (_, _, "mlp", "down", "weight") | (_, _, "mlp", "down", "inner", _):
             return padded(1, shape.layers[layer].mlp)
         case (_, _, "attention", "sinks"):
             return spread(array, 0)

@@ -134,6 +134,101 @@ SMOLLM3_3B = _published(
     rope_scaling=None, rope_theta=5000000.0, sliding_window=None, use_sliding_window=False, vocab_size=128256,
 )  # fmt: skip
 
+EXAONE_4_32B = _published(
+    "Exaone4ForCausalLM", "exaone4", bos_token_id=1, eos_token_id=361, head_dim=128, hidden_act="silu",
+    hidden_size=5120, intermediate_size=27392, layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 16,
+    max_position_embeddings=131072, num_attention_heads=40, num_hidden_layers=64, num_key_value_heads=8, pad_token_id=0,
+    rms_norm_eps=1e-05, rope_theta=1000000, sliding_window=4096, sliding_window_pattern="LLLG",
+    tie_word_embeddings=False, vocab_size=102400,
+    rope_scaling={
+        "factor": 16.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+)  # fmt: skip
+
+SEED_OSS_36B = _published(
+    "SeedOssForCausalLM", "seed_oss", attention_bias=True, attention_out_bias=False, bos_token_id=0, eos_token_id=2,
+    head_dim=128, hidden_act="silu", hidden_size=5120, intermediate_size=27648, max_position_embeddings=524288,
+    mlp_bias=False, num_attention_heads=80, num_hidden_layers=64, num_key_value_heads=8, pad_token_id=1,
+    residual_dropout=0.1, rms_norm_eps=1e-06, rope_scaling={"rope_type": "default"}, rope_theta=10000000.0,
+    tie_word_embeddings=False, vocab_size=155136,
+)  # fmt: skip
+
+OLMO_3_7B = _published(
+    "Olmo3ForCausalLM", "olmo3", attention_bias=False, eos_token_id=100257, hidden_act="silu", hidden_size=4096,
+    intermediate_size=11008, layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 8,
+    max_position_embeddings=65536, num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=32,
+    pad_token_id=100277, rms_norm_eps=1e-06, rope_theta=500000, sliding_window=4096, tie_word_embeddings=False,
+    vocab_size=100278,
+    rope_scaling={
+        "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0,
+        "original_max_position_embeddings": 8192, "rope_type": "yarn",
+    },
+)  # fmt: skip
+
+AFM_4_5B = _published(
+    "ArceeForCausalLM", "arcee", attention_bias=False, bos_token_id=128000, eos_token_id=128003, head_dim=128,
+    hidden_act="relu2", hidden_size=2560, intermediate_size=18432, max_position_embeddings=65536, mlp_bias=False,
+    num_attention_heads=20, num_hidden_layers=36, num_key_value_heads=4, rms_norm_eps=1e-05, rope_theta=10000.0,
+    tie_word_embeddings=False, vocab_size=128004,
+    rope_scaling={
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 20.0, "mscale": 1.0, "original_max_position_embeddings": 4096,
+        "rope_type": "yarn", "type": "yarn",
+    },
+)  # fmt: skip
+
+HUNYUAN_7B = _published(
+    "HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", add_classification_head=False, attention_bias=False,
+    attention_head_dim=128, bos_token_id=1, cla_share_factor=2, class_num=0, dense_list=[4096, 0], eod_token_id=3,
+    eos_token_id=127960, head_dim=128, hidden_act="silu", hidden_size=4096, im_end_id=5, im_newline_id=11,
+    im_start_id=4, intermediate_size=14336, mask_init_id=12, max_position_embeddings=32768, mlp_bias=False,
+    norm_type="rms", num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8, org_vocab_size=128167,
+    pad_token_id=127961, pool_type="last", pretraining_tp=1, rms_norm_eps=1e-05, rope_theta=10000.0, text_end_id=7,
+    text_start_id=6, tie_word_embeddings=True, use_cla=False, use_qk_norm=True, vocab_size=128167,
+    rope_scaling={
+        "alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "type": "dynamic",
+    },
+)  # fmt: skip
+
+APERTUS_8B = _published(
+    "ApertusForCausalLM", "apertus", attention_bias=False, bos_token_id=1, eos_token_id=[68, 72], hidden_act="xielu",
+    hidden_dropout=0.0, hidden_size=4096, intermediate_size=21504, max_position_embeddings=65536, mlp_bias=False,
+    num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8, pad_token_id=3, post_norm=False, qk_norm=True,
+    rms_norm_eps=1e-05, rope_theta=12000000, tie_word_embeddings=False, vocab_size=131072,
+    rope_scaling={
+        "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+        "rope_type": "llama3", "type": "llama3",
+    },
+)  # fmt: skip
+
+
+def _block(group: int | None, times: float | None) -> Config:
+    attention = dict.fromkeys(("num_sink_tokens", "sparsify", "window_length"), None)
+    attention |= {"unshifted_sink": False, "use_prefill_window_in_sink_attention": False}
+    return {
+        "attention": {"n_heads_in_group": group, "no_op": group is None, "replace_with_linear": False} | attention,
+        "ffn": {"ffn_mult": times, "no_op": times is None, "replace_with_linear": False, "sparsify": None},
+    }
+
+
+# The first 12 of its 80 layers.
+NEMOTRON_SUPER_49B = _published(
+    "DeciLMForCausalLM", "nemotron-nas", attention_bias=False, bos_token_id=128000,
+    auto_map={"AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM"}, eos_token_id=[128001, 128008, 128009],
+    hidden_act="silu", hidden_size=8192, intermediate_size=None, max_position_embeddings=131072, mlp_bias=False,
+    num_attention_heads=64, num_hidden_layers=12, num_key_value_heads=None, pretraining_tp=1, rms_norm_eps=1e-05,
+    rope_theta=500000.0, tie_word_embeddings=False, vocab_size=128256,
+    block_configs=[
+        _block(8, 2.625), *([_block(8, 5.25)] * 5), *([_block(None, 2.625)] * 2), *([_block(8, 5.25)] * 3),
+        _block(None, 3.28125),
+    ],
+    rope_scaling={
+        "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+)  # fmt: skip
+
 MIXTRAL_8X7B = _published(
     "MixtralForCausalLM", "mixtral", bos_token_id=1, eos_token_id=2, hidden_act="silu", hidden_size=4096,
     intermediate_size=14336, max_position_embeddings=32768, num_attention_heads=32, num_experts_per_tok=2,
@@ -204,6 +299,75 @@ GPT_OSS_120B = GPT_OSS_20B | {
     "num_hidden_layers": 36, "num_local_experts": 128, "layer_types": ["sliding_attention", "full_attention"] * 18,
 }  # fmt: skip
 
+# Of several modalities. The vision towers' own settings are shortened: nothing reads them.
+GEMMA_3_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000,
+    "eos_token_id": [1, 106], "image_token_index": 262144, "initializer_range": 0.02, "mm_tokens_per_image": 256,
+    "model_type": "gemma3", "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0",
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    },
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model", "patch_size": 14},
+}  # fmt: skip
+
+_MISTRAL_3 = {
+    "architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10, "model_type": "mistral3",
+    "multimodal_projector_bias": False, "projector_hidden_act": "gelu", "spatial_merge_size": 2,
+    "torch_dtype": "bfloat16", "vision_config": {"hidden_size": 1024, "model_type": "pixtral", "patch_size": 14},
+    "vision_feature_layer": -1,
+}  # fmt: skip
+
+MISTRAL_SMALL_3_1 = _MISTRAL_3 | {
+    "text_config": {
+        "attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120,
+        "initializer_range": 0.02, "intermediate_size": 32768, "max_position_embeddings": 131072,
+        "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05, "rope_theta": 1000000000.0, "sliding_window": None, "use_cache": True,
+        "vocab_size": 131072,
+    },
+}  # fmt: skip
+
+_MINISTRAL_3_TEXT = {
+    "attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 14336, "max_position_embeddings": 262144, "model_type": "ministral3",
+    "num_attention_heads": 32, "num_hidden_layers": 34, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+    "rope_parameters": {
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0, "llama_4_scaling_beta": 0.1, "mscale": 1.0,
+        "mscale_all_dim": 1.0, "original_max_position_embeddings": 16384, "rope_theta": 1000000.0,
+        "rope_type": "yarn", "type": "yarn",
+    },
+    "sliding_window": None, "tie_word_embeddings": False, "use_cache": True, "vocab_size": 131072,
+}  # fmt: skip
+MINISTRAL_3_8B = _MISTRAL_3 | {"text_config": _MINISTRAL_3_TEXT}
+# As transformers saves the text model of that one alone.
+MINISTRAL_3_8B_TEXT = _MINISTRAL_3_TEXT | {"architectures": ["Ministral3ForCausalLM"], "torch_dtype": "bfloat16"}
+
+QWEN2_5_VL_7B = _published(
+    "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", bos_token_id=151643, eos_token_id=151645, hidden_act="silu",
+    hidden_size=3584, image_token_id=151655, intermediate_size=18944, max_position_embeddings=128000,
+    max_window_layers=28, num_attention_heads=28, num_hidden_layers=28, num_key_value_heads=4, rms_norm_eps=1e-06,
+    rope_scaling={"mrope_section": [16, 24, 24], "type": "mrope"}, rope_theta=1000000.0, sliding_window=32768,
+    tie_word_embeddings=False, use_sliding_window=False, video_token_id=151656,
+    vision_config={"depth": 32, "hidden_size": 1280, "patch_size": 14}, vision_end_token_id=151653,
+    vision_start_token_id=151652, vision_token_id=151654, vocab_size=152064,
+)  # fmt: skip
+
+QWEN3_VL_8B = {
+    "architectures": ["Qwen3VLForConditionalGeneration"], "image_token_id": 151655, "model_type": "qwen3_vl",
+    "text_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643, "dtype": "bfloat16",
+        "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096,
+        "initializer_range": 0.02, "intermediate_size": 12288, "max_position_embeddings": 262144,
+        "model_type": "qwen3_vl_text", "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06, "rope_theta": 5000000, "use_cache": True, "vocab_size": 151936,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+    },
+    "tie_word_embeddings": False, "transformers_version": "4.57.0.dev0", "video_token_id": 151656,
+    "vision_config": {"depth": 27, "hidden_size": 1152, "model_type": "qwen3_vl", "patch_size": 16},
+    "vision_end_token_id": 151653, "vision_start_token_id": 151652,
+}  # fmt: skip
+
 ALL = {
     "Llama-3.1-8B": LLAMA_3_1_8B,
     "Llama-2-7b": LLAMA_2_7B,
@@ -226,22 +390,54 @@ ALL = {
     "GLM-4.5-Air": GLM_4_5_AIR,
     "gpt-oss-20b": GPT_OSS_20B,
     "gpt-oss-120b": GPT_OSS_120B,
+    "gemma-3-4b": GEMMA_3_4B,
+    "Mistral-Small-3.1": MISTRAL_SMALL_3_1,
+    "Ministral-3-8B": MINISTRAL_3_8B,
+    "Ministral-3-8B-text": MINISTRAL_3_8B_TEXT,
+    "Qwen2.5-VL-7B": QWEN2_5_VL_7B,
+    "Qwen3-VL-8B": QWEN3_VL_8B,
+    "EXAONE-4.0-32B": EXAONE_4_32B,
+    "Seed-OSS-36B": SEED_OSS_36B,
+    "Olmo-3-7B": OLMO_3_7B,
+    "AFM-4.5B": AFM_4_5B,
+    "Hunyuan-7B": HUNYUAN_7B,
+    "Apertus-8B": APERTUS_8B,
+    "Nemotron-Super-49B": NEMOTRON_SUPER_49B,
 }
+
+
+def text_part(config: Config) -> Config:
+    """The object that describes the language model."""
+    text: Config = config.get("text_config", config)
+    return text
 
 
 def respelled(config: Config) -> Config:
     """The same config in the newer spelling: `dtype`, and all rope settings in `rope_parameters`."""
+    if "text_config" in config:
+        dtype = config.get("torch_dtype") or config["text_config"]["dtype"]
+        text = respelled({key: value for key, value in config["text_config"].items() if key != "dtype"})
+        return {key: value for key, value in config.items() if key != "torch_dtype"} | {
+            "text_config": text, "dtype": dtype,
+        }  # fmt: skip
+    if "rope_parameters" in config:
+        return dict(config)
     new = {key: value for key, value in config.items() if key not in ("torch_dtype", "rope_theta", "rope_scaling")}
-    new["dtype"] = config["torch_dtype"]
+    if "torch_dtype" in config:
+        new["dtype"] = config["torch_dtype"]
     scaling = dict(config.get("rope_scaling") or {"rope_type": "default"})
     scaling["rope_type"] = scaling.pop("type", scaling.get("rope_type"))
     rope = scaling | {"rope_theta": config.get("rope_theta", 10000.0)}
     if "partial_rotary_factor" in new:
         rope["partial_rotary_factor"] = new.pop("partial_rotary_factor")
     if config["model_type"] == "gemma3_text":
-        local = {"rope_type": "default", "rope_theta": new.pop("rope_local_base_freq")}
+        rope["rope_theta"] = config.get("rope_theta", 1000000.0)
+        local = {"rope_type": "default", "rope_theta": new.pop("rope_local_base_freq", 10000.0)}
         rope = {"full_attention": rope, "sliding_attention": local}
-        period = new.pop("sliding_window_pattern")
-        kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(26)]
+        period, count = new.pop("sliding_window_pattern", 6), config["num_hidden_layers"]
+        kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(count)]
         new |= {"layer_types": kinds, "_sliding_window_pattern": period, "use_bidirectional_attention": False}
+    if config["model_type"] == "olmo3":
+        local = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+        rope = {"full_attention": rope, "sliding_attention": local}
     return new | {"rope_parameters": rope}

@@ -17,7 +17,7 @@ from jaxinfer.models.context import Attend, StepContext, by_table
 from jaxinfer.models.decoder import Decoder, abstract_decoder
 from jaxinfer.models.parameters import facts_of
 from jaxinfer.models.shape import ModelShape
-from jaxinfer.models.stored_matrix import MATRICES, input_axes, input_sizes
+from jaxinfer.models.stored_matrix import MATRICES, input_axes, input_sizes, matrices_of
 from jaxinfer.sharding import TENSOR_AXIS, make_mesh, partition_spec
 from tests.jaxinfer.models.layer_changes import change_layers
 
@@ -51,15 +51,23 @@ def table(config: ModelConfig, tp: int, k: int, g: int, v: int, f: int) -> Table
         layer: Table = {
             "attention.qkv.weight": ((k, g + 2, h, d), ("kv_heads", "q_group", "head", "embed")),
             "attention.out.weight": ((d, k, g, h), ("embed", "kv_heads", "q_group", "head")),
-            "mlp.gate_up.weight": ((2, f, d), ("gate_up", "mlp", "embed")),
             "mlp.down.weight": ((d, f), ("embed", "mlp")),
         }
+        if mlp.gated:
+            layer["mlp.gate_up.weight"] = ((2, f, d), ("gate_up", "mlp", "embed"))
+        else:
+            layer["mlp.up.weight"] = ((f, d), ("mlp", "embed"))
         if mixer.qkv_bias:
             layer["attention.qkv.bias"] = ((k, g + 2, h), ("kv_heads", "q_group", "head"))
         if mixer.out_bias:
             layer["attention.out.bias"] = ((d,), ("embed",))
         if mlp.bias:
-            layer |= {"mlp.gate_up.bias": ((2, f), ("gate_up", "mlp")), "mlp.down.bias": ((d,), ("embed",))}
+            first = (
+                {"mlp.gate_up.bias": ((2, f), ("gate_up", "mlp"))} if mlp.gated else {"mlp.up.bias": ((f,), ("mlp",))}
+            )
+            layer |= {"mlp.down.bias": ((d,), ("embed",))} | first
+        if mlp.activation == "xielu":
+            layer |= {f"mlp.xielu.{name}": ((1,), (None,)) for name in ("alpha_p", "alpha_n", "beta", "eps")}
         if mixer.qk_norm == "head":
             layer |= {f"attention.{n}_norm.weight": ((h,), ("head",)) for n in "qk"}
         if mixer.qk_norm == "whole":
@@ -78,6 +86,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2": {"mixer": {"qkv_bias": True}, "tie_word_embeddings": True},
     "gemma3": {"mixer": {"qk_norm": "head"}, "post_norm": True, "norm_offset": 1.0, "tie_word_embeddings": True},
     "olmo2": {"mixer": {"qk_norm": "whole"}, "pre_norm": False, "post_norm": True},
+    "arcee": {"feed_forward": {"gated": False, "activation": "relu2", "bias": True}},
+    "apertus": {"feed_forward": {"gated": False, "activation": "xielu"}, "mixer": {"qk_norm": "head"}},
 }
 SHAPES = {1: (3, 2, 37, 31), 3: (3, 2, 39, 33), 6: (6, 1, 42, 36)}  # tp: K', G', V', F'
 
@@ -111,7 +121,7 @@ def test_matrices_of_few_bits_are_those_that_the_parameters_name(variant: str) -
         if facts.inputs is not None and facts.quantizable:
             told[dotted.split(".", 2)[2].removesuffix(".weight")] = facts.axes[-facts.inputs :]
             assert input_sizes(dotted, config) == leaf.shape[-facts.inputs :]
-    assert told == {name: axes for name, axes in MATRICES.items() if not name.startswith("moe.")}
+    assert told == {end: MATRICES[end] for end in matrices_of(config.layers[0])}
 
 
 def test_tree_is_the_same_under_a_mesh() -> None:

@@ -20,17 +20,17 @@ HERE = DeviceTarget("cpu", "cpu")
 
 def matrices(kind: str) -> list[Any]:
     rng = np.random.default_rng(0)
-    plain = [jnp.asarray(rng.standard_normal((6, 2, 16)), jnp.float32) for _ in range(3)]
+    plain = [jnp.asarray(rng.standard_normal((6, 2, 32)), jnp.float32) for _ in range(3)]
     if kind in ("float32", "bfloat16"):
         return [weight.astype(kind) for weight in plain]
     activations: Any = "int8" if kind == "w8a8" else None
-    return [for_target(quantize(w, "int4" if kind == "int4" else "int8", activations=activations), HERE) for w in plain]
+    return [for_target(quantize(w, "int8" if kind == "w8a8" else kind, activations=activations), HERE) for w in plain]
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4", "w8a8"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4", "w8a8", "mxfp4"])
 def test_a_choice_gives_the_bits_of_the_weight_that_was_chosen(kind: str) -> None:
     weights = matrices(kind)
-    x = jnp.asarray(np.random.default_rng(1).standard_normal((8, 16)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((8, 32)), jnp.float32)
     chosen = jax.jit(lambda x, index: product(x, LayerChoice(index, tuple(weights))))
     outputs = [np.asarray(chosen(x, jnp.int32(i))) for i in range(3)]
     for weight, output in zip(weights, outputs, strict=True):

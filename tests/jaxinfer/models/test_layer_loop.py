@@ -120,7 +120,9 @@ def test_a_loop_computes_what_its_layers_do_in_turn(layers: tuple[LayerConfig, .
         decoder: Decoder = nnx.merge(graphdef, params)
         context = StepContext.of(config.ropes, ids, ids, ids, attention_of)
         hidden = decoder.embed.embed(ids)
-        for layer, (table, array) in zip(decoder.layers, config.cache_groups.places(), strict=True):
+        places = config.cache_groups.places()
+        for i, layer in enumerate(decoder.layers):
+            table, array = places[i]
             hidden, pages = layer(hidden, context, attention_of(Place(table, array * PAGES)), pages)
         return decoder.final_norm(hidden), pages
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxinfer.config import MlpConfig, ModelConfig
 from jaxinfer.models.layers.embedding import VocabularyMatrix
 from jaxinfer.models.layers.linear import Linear, product, scale
-from jaxinfer.models.layers.mlp import ACTIVATIONS, Mlp
+from jaxinfer.models.layers.mlp import ACTIVATIONS, Mlp, Xielu
 from jaxinfer.models.layers.norm import RMSNorm, rms_norm
 from jaxinfer.models.registry import model_config
 
@@ -113,9 +113,22 @@ def test_activations() -> None:
         "gelu": x * np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x]),
         "gelu_tanh": 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     }
+    wanted["relu2"] = np.maximum(x, 0) ** 2
     assert set(wanted) == set(ACTIVATIONS)
     for name, values in wanted.items():
         np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x, jnp.float32)), values, atol=2e-6)
+
+
+def test_xielu() -> None:
+    """Its definition in float64; below zero it joins in `eps`, and its slope at zero is beta."""
+    x = np.linspace(-6, 6, 101)
+    values = {"alpha_p": 0.3, "alpha_n": -0.2, "beta": 0.5, "eps": -1e-6}
+    module = Xielu(jnp.dtype("float32"))
+    for name, value in values.items():
+        getattr(module, name).set_value(jnp.full(1, value, jnp.float32))
+    positive, negative = np.log1p(np.exp(0.3)), 0.5 + np.log1p(np.exp(-0.2))
+    wanted = np.where(x > 0, positive * x * x, negative * (np.expm1(np.minimum(x, -1e-6)) - x)) + 0.5 * x
+    np.testing.assert_allclose(module(jnp.asarray(x, jnp.float32)), wanted, rtol=2e-6, atol=2e-6)
 
 
 def test_mlp_gates_with_the_first_half_and_ignores_padding() -> None:

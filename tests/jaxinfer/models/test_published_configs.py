@@ -10,7 +10,7 @@ import pytest
 
 from jaxinfer.config import LayerConfig, MlpConfig, ModelConfig, MoeConfig, RouterConfig
 from jaxinfer.models.registry import model_config, supported_architectures
-from tests.jaxinfer.models.hub_configs import ALL, respelled
+from tests.jaxinfer.models.hub_configs import ALL, respelled, text_part
 
 # What each published config means, written from the models' reports and files, beyond the sizes that are copied.
 EXPECTED: dict[str, dict[str, Any]] = {
@@ -40,6 +40,30 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "logits_divisor": 8.0, "mixer.scale": 1 / 64, "vocab_size": 49155,
     },
     "SmolLM3-3B": {"tie_word_embeddings": True, "bos_token_id": 128000, "eos_token_ids": (128012,)},
+    "EXAONE-4.0-32B": {
+        "pre_norm": False, "post_norm": True, "mixer.qk_norm": "head", "mixer.num_heads": 40, "mixer.num_kv_heads": 8,
+        "norm_scale_float32": False,
+    },
+    "Seed-OSS-36B": {
+        "mixer.qkv_bias": True, "mixer.out_bias": False, "mixer.head_dim": 128, "mixer.num_heads": 80, "pre_norm": True,
+    },
+    "Olmo-3-7B": {
+        "pre_norm": False, "post_norm": True, "mixer.qk_norm": "whole", "norm_scale_float32": True,
+        "bos_token_id": None,
+    },
+    "AFM-4.5B": {
+        "feed_forward.gated": False, "feed_forward.activation": "relu2", "feed_forward.bias": False,
+        "mixer.head_dim": 128, "mixer.num_heads": 20,
+    },
+    "Hunyuan-7B": {
+        "mixer.qk_norm": "head", "mixer.qk_norm_after_rope": True, "tie_word_embeddings": True,
+        "feed_forward.gated": True,
+    },
+    "Apertus-8B": {
+        "feed_forward.gated": False, "feed_forward.activation": "xielu", "mixer.qk_norm": "head",
+        "mixer.qk_norm_after_rope": False, "eos_token_ids": (68, 72),
+    },
+    "Nemotron-Super-49B": {"pre_norm": True, "norm_eps": 1e-5, "tie_word_embeddings": False},
     "Mixtral-8x7B": {
         "feed_forward.num_experts": 8, "feed_forward.router": RouterConfig(2),
         "feed_forward.expert": MlpConfig(14336), "feed_forward.shared": None, "mixer.num_kv_heads": 8,
@@ -69,6 +93,16 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "mixer.sinks": True, "mixer.out_bias": True, "mixer.num_heads": 64,
     },
     "gpt-oss-120b": {"feed_forward.num_experts": 128, "mixer.sinks": True, "mixer.num_heads": 64, "num_layers": 36},
+    "gemma-3-4b": {
+        "mixer.qk_norm": "head", "mixer.num_heads": 8, "mixer.num_kv_heads": 4, "mixer.head_dim": 256,
+        "vocab_size": 262208, "max_position_embeddings": 131072, "eos_token_ids": (1, 106), "dtype": "bfloat16",
+        "tie_word_embeddings": True, "longest": 131072,
+    },
+    "Mistral-Small-3.1": {"mixer.num_heads": 32, "mixer.head_dim": 128, "dtype": "bfloat16", "vocab_size": 131072},
+    "Ministral-3-8B": {"mixer.num_kv_heads": 8, "longest": 262144, "tie_word_embeddings": False},
+    "Ministral-3-8B-text": {"mixer.num_kv_heads": 8, "longest": 262144, "pad_token_id": 11},
+    "Qwen2.5-VL-7B": {"mixer.qkv_bias": True, "mixer.out_bias": False, "mixer.num_heads": 28, "dtype": "bfloat16"},
+    "Qwen3-VL-8B": {"mixer.qk_norm": "head", "mixer.qkv_bias": False, "dtype": "bfloat16", "eos_token_ids": (151645,)},
 }  # fmt: skip
 
 # (theta, kind, rotary_dim, attention_factor) of the first rope, windows of the first six layers.
@@ -86,6 +120,13 @@ ROPES: dict[str, tuple[float, str, int, float]] = {
     "OLMo-2-7B": (500000.0, "default", 128, 1.0),
     "granite-3.1-2b": (5000000.0, "default", 64, 1.0),
     "SmolLM3-3B": (5000000.0, "default", 128, 1.0),
+    "EXAONE-4.0-32B": (1000000.0, "llama3", 128, 1.0),
+    "Seed-OSS-36B": (10000000.0, "default", 128, 1.0),
+    "Olmo-3-7B": (500000.0, "default", 128, 1.0),
+    "AFM-4.5B": (10000.0, "yarn", 128, 0.1 * math.log(20.0) + 1.0),
+    "Hunyuan-7B": (10000.0 * 1000.0 ** (128 / 126), "default", 128, 1.0),  # 11158840
+    "Apertus-8B": (12000000.0, "llama3", 128, 1.0),
+    "Nemotron-Super-49B": (500000.0, "llama3", 128, 1.0),
     "Mixtral-8x7B": (1000000.0, "default", 128, 1.0),
     "Qwen1.5-MoE-A2.7B": (1000000.0, "default", 128, 1.0),
     "Qwen3-30B-A3B": (1000000.0, "default", 128, 1.0),
@@ -94,13 +135,22 @@ ROPES: dict[str, tuple[float, str, int, float]] = {
     "GLM-4.5-Air": (1000000.0, "default", 64, 1.0),
     "gpt-oss-20b": (150000.0, "yarn", 64, 0.1 * math.log(32) + 1),
     "gpt-oss-120b": (150000.0, "yarn", 64, 0.1 * math.log(32) + 1),
+    "gemma-3-4b": (10000.0, "default", 256, 1.0),
+    "Mistral-Small-3.1": (1000000000.0, "default", 128, 1.0),
+    "Ministral-3-8B": (1000000.0, "yarn", 128, 1.0),
+    "Ministral-3-8B-text": (1000000.0, "yarn", 128, 1.0),
+    "Qwen2.5-VL-7B": (1000000.0, "default", 128, 1.0),
+    "Qwen3-VL-8B": (5000000.0, "default", 128, 1.0),
 }
 WINDOWS: dict[str, list[int | None]] = {
     "Mistral-7B-v0.1": [4096] * 6,
     "gemma-2-2b": [4096, None] * 3,
     "gemma-3-1b": [512] * 5 + [None],
+    "gemma-3-4b": [1024] * 5 + [None],
     "Phi-3-mini-128k": [262144] * 6,
     "Phi-4-mini": [262144] * 6,
+    "EXAONE-4.0-32B": [4096, 4096, 4096, None, 4096, 4096],
+    "Olmo-3-7B": [4096, 4096, 4096, None, 4096, 4096],
     "gpt-oss-20b": [128, None] * 3,
     "gpt-oss-120b": [128, None] * 3,
 }
@@ -115,15 +165,16 @@ def described(config: ModelConfig, layer: LayerConfig, key: str) -> Any:
 def test_published_config(name: str) -> None:
     config = model_config(ALL[name])
     assert config.longrope_border == (4096 if name.startswith("Phi") else None)
+    assert {rope.query_scaling for rope in config.ropes} == {0.1 if name.startswith("Ministral-3") else 0.0}
     for layer in config.layers:
         found = {key: described(config, layer, key) for key in EXPECTED[name]}
         assert found == EXPECTED[name]
     for ours, theirs in (("hidden_size", "hidden_size"), ("num_layers", "num_hidden_layers")):
-        assert getattr(config, ours) == ALL[name][theirs]
+        assert getattr(config, ours) == text_part(ALL[name])[theirs]
     rope = config.ropes[0]
     assert (rope.theta, rope.kind, rope.rotary_dim) == ROPES[name][:3]
     assert rope.attention_factor == pytest.approx(ROPES[name][3], rel=1e-15)
-    assert [layer.mixer.sliding_window for layer in config.layers[:6]] == WINDOWS.get(name, [None] * 6)
+    assert [mixer.sliding_window for mixer in config.attentions[:6]] == WINDOWS.get(name, [None] * 6)
 
 
 @pytest.mark.parametrize("name", ALL)

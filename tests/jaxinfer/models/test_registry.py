@@ -30,6 +30,13 @@ DEFAULTS = {
     "Olmo2ForCausalLM": (50304, 4096, 32),
     "GraniteForCausalLM": (32000, 4096, 32),
     "SmolLM3ForCausalLM": (128256, 2048, 4),
+    "Exaone4ForCausalLM": (102400, 4096, 32),
+    "SeedOssForCausalLM": (155136, 4096, 8),
+    "Olmo3ForCausalLM": (50304, 4096, 32),
+    "ArceeForCausalLM": (32000, 2560, 32),
+    "HunYuanDenseV1ForCausalLM": (290943, 4096, 32),
+    "ApertusForCausalLM": (131072, 4096, 32),
+    "DeciLMForCausalLM": (32000, 4096, 32),
     "MixtralForCausalLM": (32000, 4096, 8),
     "Qwen2MoeForCausalLM": (151936, 2048, 16),
     "Qwen3MoeForCausalLM": (151936, 2048, 4),
@@ -38,24 +45,35 @@ DEFAULTS = {
     "GraniteMoeSharedForCausalLM": (32000, 4096, 32),
     "Glm4MoeForCausalLM": (151552, 4096, 8),
     "GptOssForCausalLM": (201088, 2880, 8),
+    "Ministral3ForCausalLM": (131072, 4096, 8),
+    "Gemma3ForConditionalGeneration": (262208, 2304, 4),
+    "Mistral3ForConditionalGeneration": (32000, 4096, 8),
+    "Qwen2_5_VLForConditionalGeneration": (152064, 8192, 8),
+    "Qwen3VLForConditionalGeneration": (151936, 4096, 32),
 }
-# What a config.json of a family has to say beside its model_type: heads of 42 are nobody's, and yarn has no default.
+# What a config.json of a family has to say beside its model_type: heads of 42 are nobody's.
 NEEDED = {
     "glm4_moe": {"head_dim": 128},
-    "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}},
 }
+# Whose rms_norm_eps is 1e-5, and not 1e-6.
+LARGE_EPS = (
+    "phi3", "olmo2", "mixtral", "olmoe", "glm4_moe", "gpt_oss", "olmo3", "exaone4", "arcee", "hunyuan_v1_dense",
+    "apertus", "ministral3", "qwen2_5_vl",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.architecture)
 def test_an_empty_config_gets_the_family_defaults(family: Family) -> None:
     """A config that names only its model_type is that of the family's first model, as in transformers."""
-    config = model_config({"model_type": family.model_type, **NEEDED.get(family.model_type, {})})
+    around = {"text_config": {}} if family.text_models is not None else {}
+    config = model_config({"model_type": family.model_type} | around | NEEDED.get(family.model_type, {}))
     assert config.architecture == family.architecture
     assert (config.vocab_size, config.hidden_size, config.layers[0].mixer.num_kv_heads) == DEFAULTS[family.architecture]
     assert config.tie_word_embeddings == family.model_type.startswith(("gemma", "smollm3"))
-    large = ("phi3", "olmo2", "mixtral", "olmoe", "glm4_moe", "gpt_oss")
-    assert config.norm_eps == (1e-5 if family.model_type in large else 1e-6)
-    thetas = {"gemma3_text": {1e4, 1e6}, "smollm3": {2e6}, "mixtral": {1e6}, "gpt_oss": {1.5e5}}
+    assert config.norm_eps == (1e-5 if family.model_type in LARGE_EPS else 1e-6)
+    gemma3 = {1e4, 1e6}
+    thetas = {"gemma3_text": gemma3, "gemma3": gemma3, "smollm3": {2e6}, "ministral3": {1e6}, "qwen2_5_vl": {1e6}}
+    thetas |= {"qwen3_vl": {5e5}, "mixtral": {1e6}, "gpt_oss": {1.5e5}, "olmo3": {5e5}, "apertus": {1.2e7}}
     assert {rope.theta for rope in config.ropes} == thetas.get(family.model_type, {1e4})
 
 
@@ -78,6 +96,39 @@ def test_smollm3_layers_without_rope() -> None:
     assert [layer.mixer.rope for layer in model_config(derived).layers[:4]] == [0, None, 0, None]
     windowed = derived | {"use_sliding_window": True, "sliding_window": 64, "layer_types": None}
     assert [layer.mixer.sliding_window for layer in model_config(windowed).layers[:4]] == [None, 64, None, 64]
+
+
+def test_exaone4_layers_without_a_window_do_not_rotate() -> None:
+    config = model_config(hub_configs.EXAONE_4_32B)
+    assert [layer.mixer.rope for layer in config.layers[:8]] == [0, 0, 0, None, 0, 0, 0, None]
+    plain = {"sliding_window": None, "sliding_window_pattern": None, "layer_types": ["full_attention"] * 64}
+    config = model_config(changed("EXAONE-4.0-32B", **plain))
+    assert {(layer.mixer.rope, layer.mixer.sliding_window) for layer in config.layers} == {(0, None)}
+    counted = model_config(changed("EXAONE-4.0-32B", sliding_window_pattern=2, layer_types=None))
+    assert [layer.mixer.sliding_window for layer in counted.layers[:4]] == [4096, None, 4096, None]
+    with pytest.raises(ConfigError, match="sliding_window_pattern is 'LLLG'; without layer_types it must be"):
+        model_config(changed("EXAONE-4.0-32B", layer_types=None))
+
+
+def test_olmo3_stretches_the_layers_without_a_window_only() -> None:
+    config = model_config(hub_configs.OLMO_3_7B)
+    assert [config.ropes[layer.mixer.rope].kind for layer in config.layers[:4]] == ["default"] * 3 + ["yarn"]
+    assert config.notes == ()
+    other = model_config(changed("Olmo-3-7B", rope_theta=1e6))
+    assert [rope.theta for rope in other.ropes] == [1e6, 1e6]
+    assert "rope_theta = 1000000.0 counts for all layers; transformers 5.24 gives 500000.0" in other.notes[0]
+
+
+def test_hunyuans_alpha_stretches_theta_and_the_other_keys_say_nothing() -> None:
+    config = model_config(hub_configs.HUNYUAN_7B)
+    assert (config.dynamic_border, config.longest, config.notes) == (None, 32768, ())
+    plain = model_config(changed("Hunyuan-7B", rope_scaling={"type": "dynamic", "factor": 2.0}))
+    assert (plain.ropes[0].kind, plain.ropes[0].theta) == ("dynamic", 1e4)
+    for scaling, word in (({"alpha": -1.0}, "alpha is -1.0"), ({"alpha": 2.0, "gamma": 3}, "gamma = 3")):
+        with pytest.raises(ConfigError, match=word):
+            model_config(changed("Hunyuan-7B", rope_scaling={"type": "dynamic", **scaling}))
+    with pytest.raises(UnsupportedModelError, match="alpha"):
+        model_config(changed("Llama-2-7b", rope_scaling={"type": "dynamic", "factor": 1.0, "alpha": 2.0}))
 
 
 def test_qwen_windows() -> None:
@@ -154,7 +205,7 @@ def test_default_tokens_outside_a_small_vocabulary_are_left_out() -> None:
 
 UNSUPPORTED: list[tuple[str, dict[str, Any], list[str]]] = [
     ("Llama-2-7b", {"architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "LlamaForCausalLM"]),
-    ("gemma-3-1b", {"architectures": ["Gemma3ForConditionalGeneration"]}, ["Gemma3ForConditionalGeneration"]),
+    ("gemma-3-1b", {"architectures": ["Gemma3nForConditionalGeneration"]}, ["Gemma3nForConditionalGeneration"]),
     ("Llama-2-7b", {"architectures": None, "model_type": "mamba"}, ["model_type", "mamba"]),
     ("Llama-2-7b", {"architectures": [], "model_type": "mamba"}, ["model_type", "mamba"]),
     ("Llama-2-7b", {"architectures": ["LlamaModel"]}, ["LlamaModel"]),
@@ -179,6 +230,11 @@ UNSUPPORTED: list[tuple[str, dict[str, Any], list[str]]] = [
     ("gemma-2-2b", {"sliding_window_pattern": 3}, ["sliding_window_pattern", "3", "2"]),
     ("Phi-4-mini", {"full_attn_mod": 2}, ["full_attn_mod", "2"]),
     ("SmolLM2-135M", {"rope_interleaved": True}, ["rope_interleaved", "True"]),
+    ("Apertus-8B", {"hidden_act": "relu2"}, ["hidden_act", "relu2", "xielu"]),
+    ("Apertus-8B", {"post_norm": True}, ["post_norm", "True"]),
+    ("Hunyuan-7B", {"use_cla": True}, ["use_cla", "True"]),
+    ("Hunyuan-7B", {"attention_head_dim": 64}, ["attention_head_dim", "64", "128"]),
+    ("EXAONE-4.0-32B", {"attention_bias": True}, ["attention_bias", "True"]),
 ]
 
 MALFORMED: list[tuple[str, dict[str, Any], list[str]]] = [

@@ -121,7 +121,8 @@ def test_tables_follow_position_variant_and_rope() -> None:
     rope_variant = np.array([0, 0, 1, 0, 1, 1], np.int32)
     tables = jax.jit(lambda p, r: rotation_tables(ropes, p, r))(positions, rope_variant)
     assert [table[0].shape for table in tables] == [(6, 4), (6, 6)]
-    for rope, (cos, sin) in zip(ropes, tables, strict=True):
+    for rope, (cos, sin, scale) in zip(ropes, tables, strict=True):
+        assert scale is None
         per_token = np.stack([inverse_frequencies(rope, int(r)) for r in rope_variant])
         angles = positions[:, None] * per_token.astype(np.float64)
         np.testing.assert_allclose(cos, np.cos(angles) * rope.attention_factor, atol=1e-5)  # angles up to 63 * 6e-8
@@ -132,7 +133,7 @@ def test_far_positions_are_as_exact_as_near_ones() -> None:
     """The angle is rounded to float32 (as in transformers); its cosine must not lose more."""
     rope = RopeConfig("default", 5e5, 128)
     positions = np.array([1, 4095, 131071, 1000003], np.int32)
-    ((cos, sin),) = jax.jit(lambda p: rotation_tables([rope], p, jnp.zeros_like(p)))(positions)
+    ((cos, sin, _),) = jax.jit(lambda p: rotation_tables([rope], p, jnp.zeros_like(p)))(positions)
     angles = (positions.astype(np.float32)[:, None] * inverse_frequencies(rope)).astype(np.float64)
     np.testing.assert_allclose(cos, np.cos(angles), atol=2e-7)
     np.testing.assert_allclose(sin, np.sin(angles), atol=2e-7)
@@ -159,3 +160,50 @@ def test_rotate_in_bfloat16_rounds_once() -> None:
     angles = rng.uniform(-3, 3, (4, 4))
     cos, sin = (jnp.asarray(f(angles), jnp.float32) for f in (np.cos, np.sin))
     np.testing.assert_array_equal(rotate(x, cos, sin), rotate(x.astype(jnp.float32), cos, sin).astype(jnp.bfloat16))
+
+
+def test_queries_grow_with_every_stretch_of_the_trained_length() -> None:
+    """1 + beta ln(1 + floor(position / trained)), from the position alone; keys stay as they are."""
+    rope = RopeConfig("yarn", 1e4, 8, factor=4.0, original_max_position_embeddings=24, query_scaling=0.3)
+    positions = np.array([0, 23, 24, 47, 48, 24 * 1000 - 1, 24 * 1000], np.int32)
+    (rotation,) = jax.jit(lambda p: rotation_tables([rope], p, jnp.zeros_like(p)))(positions)
+    stretches = np.array([0, 0, 1, 1, 2, 999, 1000])
+    wanted = 1 + 0.3 * np.log(1.0 + stretches)
+    np.testing.assert_allclose(rotation.query_scale, wanted, rtol=3e-7)
+    x = jnp.asarray(np.random.default_rng(2).standard_normal((7, 2, 12)), jnp.float32)
+    rotated = np.asarray(rotate(x, rotation.cos, rotation.sin))
+    np.testing.assert_array_equal(rotation.of_keys(x), rotated)
+    np.testing.assert_allclose(rotation.of_queries(x), rotated * wanted[:, None, None], rtol=1e-6)
+
+
+def test_query_scaling_needs_a_trained_length() -> None:
+    with pytest.raises(ConfigError, match=r"query_scaling is 0\.1.*original_max_position_embeddings"):
+        RopeConfig("default", 1e4, 8, query_scaling=0.1)
+
+
+@pytest.mark.parametrize(
+    ("sections", "interleaved"), [((2, 3, 3), False), ((4, 2, 2), False), ((3, 3, 2), True), ((4, 2, 2), True)]
+)
+def test_mrope_of_a_text_is_plain_rope(sections: tuple[int, int, int], interleaved: bool) -> None:
+    """Multimodal RoPE by its formula: each pair of a head takes the angle of one of three positions. In a text all
+    three are the token's place; an image between would tell the two apart."""
+    rope = RopeConfig("default", 1e4, 16)
+    frequencies = inverse_frequencies(rope)
+    if (
+        interleaved
+    ):  # pairs 1, 4, 7, ... are of the second position, 2, 5, 8, ... of the third, as long as there are any
+        of_pair = np.zeros(8, int)
+        for which in (1, 2):
+            of_pair[which : 3 * sections[which] : 3] = which
+    else:
+        of_pair = np.repeat([0, 1, 2], sections)
+    text = np.arange(1000, 1050, dtype=np.int32)
+    ((cos, sin, _),) = rotation_tables([rope], jnp.asarray(text), jnp.zeros(50, jnp.int32))
+
+    def angles(positions: np.ndarray) -> np.ndarray:
+        return positions[of_pair].T.astype(np.float32) * frequencies  # (T, 8)
+
+    np.testing.assert_allclose(cos, np.cos(angles(np.stack([text] * 3)).astype(np.float64)), atol=2e-7)
+    np.testing.assert_allclose(sin, np.sin(angles(np.stack([text] * 3)).astype(np.float64)), atol=2e-7)
+    image = np.stack([text, text + 500, text + 900])
+    assert np.abs(np.cos(angles(image)) - np.asarray(cos)).max() > 0.1

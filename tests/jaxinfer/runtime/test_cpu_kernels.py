@@ -104,6 +104,19 @@ def test_a_multiply_gives_what_product_gives(dtype):
     np.testing.assert_array_equal(multiply(flat, LayerChoice(jnp.int32(1), tuple(rounded))), want)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_multiply_of_mxfp4_gives_what_product_gives(dtype):
+    multiply = native_multiply(target_for("avx2").instructions, jnp.int32(5))
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((8, 2, 32)), dtype)
+    weights = [quantize(jnp.asarray(rng.standard_normal((3, 5, 64)), dtype), "mxfp4") for _ in range(2)]
+    weights = [dataclasses.replace(w, target=target_for("avx2")) for w in weights]
+    got = jax.jit(lambda x: multiply(x, LayerChoice(jnp.int32(1), tuple(weights)), inputs=2))(x)
+    assert got.shape == (8, 3, 5)
+    np.testing.assert_allclose(got[:5], jax.jit(lambda x: product(x, weights[1], inputs=2))(x)[:5], atol=1e-4)
+    np.testing.assert_array_equal(got[5:], 0)  # padding, which XLA would compute
+
+
 def test_what_the_kernels_do_not_serve_goes_to_xla():
     x = jnp.ones((8, 16), jnp.bfloat16)
     weight = jnp.full((4, 16), 0.1, jnp.float32)

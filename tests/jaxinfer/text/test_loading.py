@@ -24,7 +24,7 @@ def test_absent_folder_and_absent_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError) as caught:
         load_tokenizer(tmp_path)
     assert str(tmp_path) in str(caught.value)
-    assert "tokenizer.json and tokenizer.model" in str(caught.value)
+    assert "tokenizer.json, tokenizer.model, tekken.json" in str(caught.value)
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(TokenizerError, match=r"found vocab\.json"):
         load_tokenizer(tmp_path)

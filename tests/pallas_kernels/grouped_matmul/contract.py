@@ -57,7 +57,9 @@ CASES = (
     Grouped(kind="int8", activations="int8", dtype=jnp.bfloat16),
     Grouped(kind="fp8", dtype=jnp.bfloat16),
     Grouped(kind="int4", group=32, dtype=jnp.bfloat16),
+    Grouped(kind="mxfp4", group=32, dtype=jnp.bfloat16),
     Grouped((9, 0, 17), outputs=(2, 64), inputs=256, kind="int4", group=128, dtype=jnp.bfloat16),
+    Grouped(kind="mxfp4", group=32, dtype=jnp.bfloat16),
 )
 
 

@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.native_cpu.grouped_matmul import grouped_dense_matmul, grouped_quantized_matmul
-from pallas_kernels.native_cpu.matmul import dense_matmul, quantized_matmul
+from pallas_kernels.native_cpu.grouped_matmul import (
+    grouped_dense_matmul,
+    grouped_mxfp4_matmul,
+    grouped_quantized_matmul,
+)
+from pallas_kernels.native_cpu.matmul import dense_matmul, mxfp4_matmul, quantized_matmul
 from pallas_kernels.qtensor import quantize
 from tests.pallas_kernels.native_cpu.loaded import NAMES, target_for
 
@@ -37,6 +41,9 @@ def test_rows_have_the_bits_of_a_product_with_their_expert(instructions, sizes, 
     values, scales = [q.values for q in rounded], [q.scales[..., 0] for q in rounded]
     one = jnp.int32(1)
     got = np.asarray(grouped_dense_matmul(x, layers, one, group_sizes, instructions=instructions))
+    blocks = [quantize(layer, "mxfp4") for layer in layers]
+    numbers, exponents = [q.values for q in blocks], [q.scales for q in blocks]
+    got4 = np.asarray(grouped_mxfp4_matmul(x, numbers, exponents, one, group_sizes, instructions=instructions))
     got8 = np.asarray(grouped_quantized_matmul(x, values, scales, one, group_sizes, instructions=instructions))
     first = 0
     for expert, size in enumerate(sizes):
@@ -48,9 +55,13 @@ def test_rows_have_the_bits_of_a_product_with_their_expert(instructions, sizes, 
         matrices, factors = [v[expert] for v in values], [s[expert] for s in scales]
         want = quantized_matmul(part, matrices, factors, one, rows, instructions=instructions)
         np.testing.assert_array_equal(got8[first : first + size], np.asarray(want))
+        matrices, factors = [v[expert] for v in numbers], [s[expert] for s in exponents]
+        want = mxfp4_matmul(part, matrices, factors, one, rows, instructions=instructions)
+        np.testing.assert_array_equal(got4[first : first + size], np.asarray(want))
         first += size
     assert not np.any(got[first:])
     assert not np.any(got8[first:])
+    assert not np.any(got4[first:])
 
 
 def test_sizes_that_cannot_be_are_cut(instructions):
@@ -77,3 +88,8 @@ def test_what_does_not_fit_together_is_named():
     rounded = quantize(layers[0], "int8")
     with pytest.raises(ValueError, match="one float32 scale for each output"):
         grouped_quantized_matmul(x, [rounded.values], [rounded.scales], zero, sizes, instructions="avx2")
+    blocks = quantize(layers[0], "mxfp4")
+    with pytest.raises(ValueError, match=r"x has shape \(16, 95\); with weights \(4, 82, 48\) it must be \(rows, 96\)"):
+        grouped_mxfp4_matmul(x[:, :95], [blocks.values], [blocks.scales], zero, sizes, instructions="avx2")
+    with pytest.raises(ValueError, match=r"scales \(4, 82, 2\); values must be"):
+        grouped_mxfp4_matmul(x, [blocks.values], [blocks.scales[..., :2]], zero, sizes, instructions="avx2")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.native_cpu.matmul import dense_matmul, quantized_matmul
-from pallas_kernels.qtensor import QTensor, quantize
+from pallas_kernels.native_cpu.matmul import dense_matmul, mxfp4_matmul, quantized_matmul
+from pallas_kernels.qtensor import QTensor, quantize, widen_mxfp4
 from pallas_kernels.quantized_matmul import quantized_matmul as op
 from tests.pallas_kernels.native_cpu.loaded import NAMES, target_for
 
@@ -62,6 +62,48 @@ def test_int8_has_the_bits_of_xlas_product(instructions, shape, dtype):
     np.testing.assert_array_equal(quantized(x, rounded, 1, shape[0], instructions), want)
 
 
+def microscaled(x, weights: list[QTensor], layer: int, count: int, instructions: str) -> np.ndarray:
+    values, scales = [w.values for w in weights], [w.scales for w in weights]
+    y = mxfp4_matmul(x, values, scales, jnp.int32(layer), jnp.int32(count), instructions=instructions)
+    return np.asarray(y)
+
+
+# Few tiles and many, one span of inputs and several, outputs that four do not divide.
+MX_SHAPES = [(1, 64, 5), (8, 96, 7), (17, 2880, 130), (3, 32, 3), (64, 1600, 33), (6, 3232, 1)]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", MX_SHAPES, ids=str)
+def test_mxfp4_has_the_bits_of_a_dense_product(instructions, shape, dtype):
+    x, weights = matrices(*shape, dtype)
+    rounded = [quantize(w, "mxfp4") for w in weights]
+    wide = [widen_mxfp4(w.values, w.scales).astype(dtype) for w in rounded]
+    want = dense(x, wide, 1, shape[0], instructions)
+    np.testing.assert_array_equal(microscaled(x, rounded, 1, shape[0], instructions), want)
+
+
+def test_mxfp4_has_every_number_with_every_scale(instructions):
+    """A row of activations for each input, 1 there and 0 elsewhere, reads the weight; sums of NaN are left out."""
+    codes = jnp.tile(jnp.arange(16, dtype=jnp.uint8), 2)
+    values = jnp.tile((codes[0::2] | codes[1::2] << 4)[None], (256, 1))
+    scales = jnp.arange(256, dtype=jnp.uint8)[:, None]
+    wide = np.asarray(widen_mxfp4(values, scales)).astype(np.float32)
+    normal = np.arange(2, 252)
+    got = microscaled(jnp.eye(32), [QTensor(values, scales, kind="mxfp4")], 0, 32, instructions)
+    np.testing.assert_array_equal(got.T[normal], wide[normal])
+    # Beyond: activations bring small products into the range of normal numbers, and large ones back into the finite.
+    for some, factor in ((slice(0, 2), 2.0**20), (slice(252, 255), 2.0**-20)):
+        got = microscaled(jnp.eye(32) * factor, [QTensor(values, scales, kind="mxfp4")], 0, 32, instructions)
+        want = wide[some].astype(np.float64) * factor
+        finite = np.isfinite(wide[some]).all(axis=1)
+        # Processors take weights below the smallest normal number as zeros, in XLA's threads at least.
+        seen = np.abs(wide[some][finite]) >= np.finfo(np.float32).tiny
+        np.testing.assert_array_equal(got.T[some][finite][seen], want[finite][seen])
+        assert np.isin(got.T[some][finite][~seen], [0, *want[finite][~seen]]).all()
+        assert not np.isfinite(got.T[some][~finite]).any()
+    assert np.isnan(got.T[255]).all()
+
+
 def test_int8_holds_the_whole_range_of_weights(instructions):
     """-128 occurs in published checkpoints, and the sums of a row of the largest numbers are exact."""
     x = jnp.where(jnp.arange(4096) % 2 == 0, 1.0, -1.0)[None] * jnp.ones((2, 1))
@@ -77,11 +119,16 @@ def test_int8_holds_the_whole_range_of_weights(instructions):
 Run = Callable[[jax.Array, int, int], np.ndarray]
 
 
-@pytest.fixture(params=["float32", "bfloat16", "int8"])
+@pytest.fixture(params=["float32", "bfloat16", "int8", "mxfp4", "mxfp4-bfloat16"])
 def run(request, instructions) -> Run:
-    """x, layer, count -> products, of one kind of weights (33 outputs, 200 inputs)."""
-    dtype = jnp.dtype("bfloat16" if request.param == "bfloat16" else "float32")
+    """x, layer, count -> products, of one kind of weights (33 outputs, 200 inputs; 224 with padding for MXFP4)."""
+    dtype = jnp.dtype("bfloat16" if request.param.endswith("bfloat16") else "float32")
     _, weights = matrices(1, 200, 33, dtype)
+    if request.param.startswith("mxfp4"):
+        blocks = [quantize(jnp.pad(w, ((0, 0), (0, 24))), "mxfp4") for w in weights]
+        return lambda x, layer, count: microscaled(
+            jnp.pad(x, ((0, 0), (0, 24))).astype(dtype), blocks, layer, count, instructions
+        )
     if request.param == "int8":
         rounded = [quantize(w, "int8", activations="int8") for w in weights]
         return lambda x, layer, count: quantized(x, rounded, layer, count, instructions)
@@ -148,6 +195,13 @@ def test_types_and_shapes_that_do_not_fit_are_refused():
     rounded = quantize(weights[0], "int8", activations="int8")
     with pytest.raises(ValueError, match="one float32 scale for each output"):
         quantized_matmul(x, [rounded.values], [rounded.scales], zero, zero, instructions="avx2")
+    blocks = quantize(weights[0], "mxfp4")
+    with pytest.raises(ValueError, match=r"scales \(64, 1\); values must be \(outputs, inputs // 2\) and scales"):
+        mxfp4_matmul(x, [blocks.values], [blocks.scales[:, :1]], zero, zero, instructions="avx2")
+    with pytest.raises(ValueError, match=r"x has shape \(8, 63\); with these weights it must be \(tokens, 64\)"):
+        mxfp4_matmul(x[:, :63], [blocks.values], [blocks.scales], zero, zero, instructions="avx2")
+    with pytest.raises(ValueError, match="values and scales must be uint8"):
+        mxfp4_matmul(x, [blocks.values], [blocks.scales.astype(jnp.float32)], zero, zero, instructions="avx2")
     wide = dataclasses.replace(rounded, values=rounded.values.astype(jnp.int32))
     with pytest.raises(ValueError, match="values must be int8"):
         quantized_matmul(x, [wide.values], [rounded.scales[:, 0]], zero, zero, instructions="avx2")

@@ -53,11 +53,17 @@ def build(product: Product, rng: np.random.Generator, *, extreme: bool = False) 
     else:
         values = qtensor.pack_int4(jnp.asarray(rng.integers(0, 16, shape)))
     scales = rng.uniform(0.5, 2.0, (*product.outputs, groups)).astype(np.float32) / 100
+    if product.kind == "mxfp4":
+        scales = rng.integers(115, 123, scales.shape).astype(np.uint8)
     x = rng.standard_normal((product.tokens, product.inputs)).astype(np.float32)
     if extreme:
-        scales *= np.float32(10.0) ** rng.integers(-6, 6, scales.shape)
-        scales[rng.random(scales.shape) < 0.1] = np.float32(1e-41)
-        scales[rng.random(scales.shape) < 0.1] = 0.0
+        if product.kind == "mxfp4":
+            scales = rng.integers(97, 140, scales.shape).astype(np.uint8)
+            scales[rng.random(scales.shape) < 0.1] = 0  # 2^-127 is below the smallest normal number
+        else:
+            scales *= np.float32(10.0) ** rng.integers(-6, 6, scales.shape)
+            scales[rng.random(scales.shape) < 0.1] = np.float32(1e-41)
+            scales[rng.random(scales.shape) < 0.1] = 0.0
         x *= np.float32(10.0) ** rng.integers(-4, 4, (product.tokens, 1))
         x[0] = 0.0
         x[-1, 1:] = 0.0

@@ -45,6 +45,9 @@ PRODUCTS = (
     Product("int4", tokens=17, outputs=(2, 150), inputs=320, group=64, zeros=True, dtype=jnp.bfloat16),
     Product("int4", tokens=3, outputs=(3, 5, 10), inputs=192, group=16, zeros=True, order=True),
     Product("int4", tokens=70, outputs=(9,), inputs=512, dtype=jnp.bfloat16),
+    Product("mxfp4", tokens=1, outputs=(3, 7), inputs=96, group=32),
+    Product("mxfp4", tokens=9, outputs=(33,), inputs=320, group=32, dtype=jnp.bfloat16),
+    Product("mxfp4", tokens=70, outputs=(2, 36), inputs=32, group=32, dtype=jnp.bfloat16),
 )
 
 

@@ -61,6 +61,8 @@ def _placed(mesh: Mesh, weight: QTensor, split: P) -> QTensor:
         (P(None, None, "tp"), {"group": None}, 24, 64),
         (P(None, None, "tp"), {"order": True}, 24, 64),
         (P(None, None, None), {}, 24, 256),
+        (P(None, "tp", None), {"kind": "mxfp4", "zeros": False}, 6, 256),
+        (P(None, None, "tp"), {"kind": "mxfp4", "zeros": False}, 24, 64),
     ],
     ids=str,
 )

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels.dispatch import DeviceTarget, UnknownBackend
-from pallas_kernels.qtensor import QTensor, dequantize
-from pallas_kernels.quantized_matmul import quantized_matmul
+from pallas_kernels.qtensor import FOUR_BITS, QTensor, dequantize, quantize
+from pallas_kernels.quantized_matmul import quantized_matmul, xla
 from pallas_kernels.quantized_matmul.layout import for_target
 from tests.pallas_kernels.quantized_matmul import cases
 from tests.pallas_kernels.quantized_matmul.cases import Product
@@ -48,7 +48,7 @@ class TestXlaAsOnTpu(QuantizedMatmulContract):
         inputs_apart = (*(1 for _ in weight.outputs), weight.inputs)  # a device's share is no block of words
         kept = for_target(weight, self.target, inputs_apart)
         assert kept.shape == weight.shape
-        assert (kept.values.dtype == jnp.int4) == (weight.kind == "int4")
+        assert (kept.values.dtype == jnp.int4) == (weight.kind in FOUR_BITS)
         np.testing.assert_array_equal(np.asarray(dequantize(kept)), np.asarray(dequantize(weight)))
         return super().call(x.astype(jnp.float32), kept)
 
@@ -78,6 +78,32 @@ def test_a_token_does_not_depend_on_its_company(kind: str) -> None:
     want = np.asarray(run(x))
     for count in (1, 2, 7, 8, 33):
         np.testing.assert_array_equal(np.asarray(run(x[:count])), want[:count])
+
+
+@pytest.mark.parametrize("tokens", [8, 40])
+@pytest.mark.parametrize("outputs", [40, 37])
+def test_mxfp4_is_widened_slice_by_slice(monkeypatch: pytest.MonkeyPatch, tokens: int, outputs: int) -> None:
+    """The last slice begins earlier where they do not divide the outputs; memory holds one wide slice."""
+    monkeypatch.setattr(xla, "SLICE", 16 * 2048)
+    x, weight = cases.build(
+        Product("mxfp4", tokens=tokens, outputs=(2, outputs), inputs=2048, group=32), np.random.default_rng(4)
+    )
+    compiled = jax.jit(lambda x, weight: quantized_matmul(x, weight, target=CPU)).lower(x, weight).compile()
+    want = np.asarray(x, np.float64) @ np.asarray(dequantize(weight), np.float64).reshape(2 * outputs, -1).T
+    got = np.asarray(compiled(x, weight)).reshape(tokens, -1)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+    wide, wide_slice = (4 * 2048 * count for count in (2 * outputs, 16))
+    found = compiled.memory_analysis().temp_size_in_bytes
+    assert found < 1.5 * wide_slice < wide / 3, found
+
+
+def test_mxfp4_on_a_tpu_keeps_its_bits() -> None:
+    weight = quantize(jax.random.normal(jax.random.key(0), (24, 96)), "mxfp4")
+    kept = for_target(weight, DeviceTarget("tpu", "TPU v5 lite"))
+    assert (kept.values.dtype, kept.values.shape, kept.shape) == (jnp.int4, (24, 96), weight.shape)
+    kept.check()
+    np.testing.assert_array_equal(np.asarray(dequantize(kept)), np.asarray(dequantize(weight)))
+    assert for_target(weight, CPU).values is weight.values
 
 
 def test_bad_input_is_named() -> None:

@@ -156,6 +156,33 @@ def test_what_is_not_text_is_still_refused() -> None:
     run(test())
 
 
+OTHER_PARTS = [
+    ({"type": "image_url", "image_url": {"url": "u"}}, "it is an image"),
+    ({"type": "input_image", "image_url": "u"}, "it is an image"),
+    ({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, "it is audio"),
+    ({"type": "video_url", "video_url": {"url": "u"}}, "it is a video"),
+    ({"type": "file", "file": {"file_id": "f"}}, "it is a file"),
+    ({"type": "input_file", "file_id": "f"}, "it is a file"),
+]
+
+
+def test_parts_of_other_modalities_are_refused_by_name_in_both_apis() -> None:
+    async def test() -> None:
+        async with http_serving() as s:
+            for part, what in OTHER_PARTS:
+                turn = [{"role": "user", "content": [{"type": "text", "text": "look:"}, part]}]
+                for path, name, body in (
+                    ("/v1/chat/completions", "messages[0].content[1].type", {"messages": turn}),
+                    ("/v1/responses", "input[0].content[1].type", {"input": turn}),
+                ):
+                    error = await s.refused(path, **body)  # with status 400
+                    assert error["param"] == name
+                    for words in (repr(part["type"]), what, "--language-model-only", "only text"):
+                        assert words in error["message"], error
+
+    run(test())
+
+
 def test_a_template_that_refuses_says_what_of(monkeypatch: pytest.MonkeyPatch) -> None:
     source = (
         "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tool here') }}{% endif %}{% endfor %}"

@@ -179,6 +179,30 @@ def test_stop_strings_wait_for_the_answer() -> None:
     run(test())
 
 
+@pytest.mark.parametrize(
+    ("opened", "answer", "reasoning"),
+    [(F, " Well, to=day.\n", None), (A, f"So.{S}{F} Well, to=day.\n", "So."), ("", f"{F} Well, to=day.\n", None)],
+    ids=["final", "analysis", "nothing"],
+)
+def test_what_the_prompt_has_opened(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, opened: str, answer: str, reasoning: str | None
+) -> None:
+    folder = tmp_path
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    template = templates.HARMONY_NARROW.replace("'<|start|>assistant' if add", f"'<|start|>assistant{opened}' if add")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    loaded = load_tokenizer(folder)
+    monkeypatch.setattr("tests.serving.harness.tokenizer", lambda: loaded)
+
+    async def test() -> None:
+        async with http_serving(says(script(answer))) as s:
+            message = (await s.chat(**CHAT, max_tokens=None))["choices"][0]["message"]
+            assert prompt(s).endswith(f"<|start|>assistant{opened}")
+            assert (message["content"], message.get("reasoning")) == (" Well, to=day.\n", reasoning)
+
+    run(test())
+
+
 def test_half_of_the_format_is_refused_before_a_start() -> None:
     with pytest.raises(ConfigError, match="tool_calls is 'hermes' and reasoning 'harmony'"):
         ApiConfig("hermes", "openai_gptoss")

@@ -34,6 +34,7 @@ CHANNELS = {
     "<|message|>Hi",
     "analysis without a message": "<|channel|>analysis we % then<|end|><|start|>assistant<|channel|>final<|message|>Hi",
 }
+QUICK = ["analysis behind content"]
 HARMONY = {"tool_call_parser": "openai", "reasoning_parser": "openai_gptoss"}
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 FIELDS: list[dict[str, Any]] = [
@@ -73,7 +74,10 @@ def test_the_canary_is_seen_where_nothing_hides_it():
     run(test())
 
 
-@pytest.mark.parametrize("answer", [*ANSWERS, *CHANNELS])
+@pytest.mark.parametrize(
+    "answer",
+    [*ANSWERS, *(pytest.param(name, marks=pytest.mark.longer) for name in CHANNELS if name not in QUICK), *QUICK],
+)
 def test_no_server_gives_it_away(answer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     async def test():
         ledger = tmp_path / "usage.jsonl"

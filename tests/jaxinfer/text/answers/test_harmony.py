@@ -214,7 +214,7 @@ SHREDS = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data(), begun=st.booleans(), whole=st.booleans(), tools=st.sampled_from([TOOLS, (), None]))
 def test_cuts_change_nothing_and_nothing_is_lost(data, begun, whole, tools) -> None:
     shreds = data.draw(st.lists(SHREDS, max_size=14))
