@@ -122,7 +122,7 @@ def step_ratios(sides: list[Readings], bandwidth: list[float], touched: float, c
     }
 
 
-def beside_transformers(mixture: Path, python: str, rounds: int) -> dict[str, list[float]]:
+def beside_transformers(mixture: Path, python: str, rounds: int = 1) -> dict[str, list[float]]:
     """Output tokens per second of `batch16` of peer_worker.py."""
     rates: dict[str, list[float]] = {"jaxinfer": [], "transformers": []}
     for _ in range(rounds):
@@ -186,7 +186,7 @@ def main() -> int:
                 times = [1e3 * statistics.median(r["wall"] for r in side[name]) for side in sides]
                 print(f"{name}: mixture {times[0]:.2f} ms, twin {times[1]:.2f} ms")
         if args.transformers_python:
-            rates = beside_transformers(folders[0], args.transformers_python, max(1, args.rounds // 3))
+            rates = beside_transformers(folders[0], args.transformers_python)
             pairs = zip(rates["jaxinfer"], rates["transformers"], strict=True)
             found["transformers"] = {"wall": statistics.median(ours / theirs for ours, theirs in pairs)}
             everything["tokens_per_second"] = rates

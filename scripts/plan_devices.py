@@ -31,7 +31,7 @@ from pallas_kernels.dispatch import DeviceTarget
 from tests.jaxinfer.models import hub_configs
 
 MODELS = ("Mixtral-8x7B", "Qwen3-30B-A3B", "GLM-4.5-Air", "gpt-oss-20b", "gpt-oss-120b")
-FORMATS = (None, "int8", "int4")  # as stored, in bfloat16, and the schemes
+FORMATS = (None, "int8", "int4", "mxfp4")  # as stored, in bfloat16, and the schemes
 GIB = 1 << 30
 # Bytes of one device that programs may use. TPUs: what the compilers for them allow. An accelerator's share for weights
 # and pool is RuntimeConfig.gpu_memory_utilization; of a CPU with 32 GB, 28 GiB are taken to be free.
