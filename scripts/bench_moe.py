@@ -79,6 +79,12 @@ def expert_bytes() -> tuple[int, int]:
     return 3 * shape["hidden_size"] * shape["moe_intermediate_size"] * 2, shape["num_hidden_layers"]
 
 
+def multiplied(name: str) -> int:
+    """Parameters by which each token of a prompt is multiplied: the active ones but for the vocabulary's."""
+    config = model_config(SHAPES[name])
+    return count_parameters(config)[1] - config.vocab_size * config.hidden_size
+
+
 def read_steps(mixture: Path, twin: Path, rounds: int) -> tuple[list[Readings], list[float]]:
     """Readings of the mixture and of the twin, and the bandwidth that was measured before each round."""
     children = [Child(mixture), Child(twin)]
@@ -114,7 +120,7 @@ def step_ratios(sides: list[Readings], bandwidth: list[float], touched: float, c
 
     moved = touched * layers * of_an_expert
     cores = len(os.sched_getaffinity(0)) if clock == "process" else 1  # processor time counts each of them
-    active, twins = (count_parameters(model_config(SHAPES[name]))[1] for name in (MIXTURE, TWIN))
+    active, twins = (multiplied(name) for name in (MIXTURE, TWIN))
     return {
         "single": median("single", lambda one, other, _: one / other),
         "batch16": median("batch16", lambda one, other, width: one / (cores * moved / width + other)),

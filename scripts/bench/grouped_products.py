@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 def products() -> dict[str, Product]:
     """All take x (R, I), weight (E, O, I), group sizes (E,) and give (R, O) float32."""
-    instructions, target = load().name, DeviceTarget("cpu", "cpu")
+    instructions, target = load("auto").name, DeviceTarget("cpu", "cpu")
 
     def native(x: jax.Array, weight: jax.Array, sizes: jax.Array) -> jax.Array:
         return grouped_dense_matmul(x, [weight], jnp.int32(0), sizes, instructions=instructions)
