@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 
-from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
+from jaxinfer.config import ConfigError, ModelConfig, MoeConfig, RuntimeConfig
 from jaxinfer.models.decoder import abstract_decoder
 from jaxinfer.models.model import Model
 from jaxinfer.models.parameters import facts_of
@@ -19,11 +21,10 @@ from jaxinfer.models.stored_matrix import StoredMatrix, check_stored
 from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
 from jaxinfer.runtime.cpu_kernels import choose_form
 from jaxinfer.runtime.engine_builder import make_layout, probe_step
-from jaxinfer.runtime.kv_cache import Sizes, device_budget, gib, resolve_sizes
+from jaxinfer.runtime.kv_cache import Budget, Sizes, device_budget, gib, resolve_sizes
 from jaxinfer.runtime.topology import sent_bytes
 from jaxinfer.sharding import expert_size, model_size, named_sharding
 from pallas_kernels.dispatch import DeviceTarget
-from pallas_kernels.qtensor import QTensor
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class PlanReport:
     model: str
     device: str
     parameters: int
+    active_parameters: int  # see `count_parameters`
     weight_bytes: int
     slot_bytes: int
     temporary_bytes: int
@@ -62,6 +64,7 @@ class PlanReport:
         of = "" if sizes.cache_groups.num_tables == 1 else f" tokens in {sizes.cache_groups.depth} layers"
         return [
             ("model", f"{self.model}, {self.parameters / 1e6:,.1f} M parameters"),
+            *self._active(),
             ("device", self.device),
             ("weights", gib(self.weight_bytes)),
             ("slot state", f"{gib(self.slot_bytes)} for {sizes.max_num_seqs} sequences"),
@@ -77,6 +80,38 @@ class PlanReport:
             *([("collectives", self.collectives)] if self.collectives else []),
             *([("products", self.form)] if self.form else []),
         ]
+
+    def _active(self) -> list[tuple[str, str]]:
+        if self.active_parameters == self.parameters:
+            return []
+        share = self.active_parameters / self.parameters
+        return [("active parameters", f"{self.active_parameters / 1e6:,.1f} M of a token, {share:.1%}")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report's numbers, for JSON."""
+        sizes, plain = self.sizes, dataclasses.asdict(dataclasses.replace(self, sizes=None))  # type: ignore[arg-type]
+        del plain["sizes"]
+        names = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "page_size", "num_pages", "notes")
+        chosen = {name: getattr(sizes, name) for name in names}
+        return {**plain, **chosen, "full_length_requests": self.full_length_requests}
+
+
+def count_parameters(config: ModelConfig, shape: ModelShape | None = None) -> tuple[int, int]:
+    """All parameters of a model, and the active ones: those that one token meets, of experts only the chosen ones.
+
+    The vocabulary's matrices count whole in both, as in published figures. shape: None means one device.
+    """
+    _, state = abstract_decoder(config, shape or ModelShape.of(config, 1), jax.numpy.dtype("bfloat16"))
+    total = active = 0
+    for path, leaf in nnx.to_flat_state(state):
+        size = math.prod(leaf.get_value().shape)
+        total += size
+        if "experts" in facts_of(leaf).axes:
+            moe = config.layers[int(path[1])].feed_forward
+            assert isinstance(moe, MoeConfig)
+            size = size // moe.num_experts * moe.router.experts_per_token
+        active += size
+    return total, active
 
 
 def abstract_model(
@@ -104,8 +139,6 @@ def abstract_model(
         rounding = rounding_of(dotted, wide, facts, SCHEMES[quantization], mesh)
         return wide if rounding is None else rounding.apply(wide)
 
-    from flax import nnx
-
     flat = [(path, leaf.replace(struct(path, leaf))) for path, leaf in nnx.to_flat_state(state)]
     return Model(name, config, shape, dtype, graphdef, nnx.to_pure_dict(nnx.from_flat_state(flat)))
 
@@ -126,18 +159,21 @@ def make_plan(
     model = abstract_model(name, config, dtype, mesh, runtime.quantization, stored)
     layout = make_layout(model, DeviceTarget.of(device), runtime)
     weights = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(model.params))
+    if runtime.num_pages is None:  # what cannot fit is not compiled
+        _check_fits(device_budget(device, runtime, temporaries=0, weights_to_come=weights), weights)
     probe = probe_step(model, mesh, runtime, layout)
     budget = None
     if runtime.num_pages is None:
         extra = probe.temporaries + probe.slot_bytes
         budget = device_budget(device, runtime, temporaries=extra, weights_to_come=weights)
-        if budget.num_bytes <= 0:
-            raise ConfigError(f"the model does not fit: {budget.reason}, with {gib(weights)} of weights")
+        _check_fits(budget, weights)
     sizes = resolve_sizes(config, runtime, layout, budget, device.platform)
+    parameters, active = count_parameters(config, model.shape)
     return PlanReport(
         model=name,
         device=f"{mesh.size} x {device.device_kind}",
-        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params, is_leaf=_is_quantized)),
+        parameters=parameters,
+        active_parameters=active,
         weight_bytes=weights,
         slot_bytes=probe.slot_bytes,
         temporary_bytes=probe.temporaries,
@@ -157,8 +193,11 @@ def _exchanged(found: Mapping[str, tuple[int, int]], devices: int) -> str:
     return f"{kinds} in the largest step, in which each device sends {gib(sent_bytes(found, devices))}"
 
 
-def _is_quantized(leaf: Any) -> bool:
-    return isinstance(leaf, QTensor)
+def _check_fits(budget: Budget, weights: int) -> None:
+    if budget.num_bytes > 0:
+        return
+    missing = f"{gib(-budget.num_bytes)} ({-budget.num_bytes:,} bytes) are missing"
+    raise ConfigError(f"the model does not fit: {missing}: {gib(weights)} of weights a device; {budget.reason}")
 
 
 def _local_bytes(leaf: jax.ShapeDtypeStruct) -> int:

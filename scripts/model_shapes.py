@@ -16,6 +16,11 @@ _GLM_MOE: dict[str, Any] = {
     "rope_theta": 1000000.0, "partial_rotary_factor": 0.5, "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
     "attention_bias": True, "use_qk_norm": False, "tie_word_embeddings": False,
 }  # fmt: skip
+_QWEN3: dict[str, Any] = {
+    "torch_dtype": "bfloat16", "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "vocab_size": 32000, "hidden_size": 1024,
+    "num_hidden_layers": 8, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 64,
+    "max_position_embeddings": 4096, "tie_word_embeddings": True,
+}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "llama3-8b": _LLAMA | {
         "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -34,6 +39,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 20,
         "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
+    },
+    "qwen3moe-0.5b": _QWEN3 | {  # experts for benchmarks on a CPU: 8 of 64 are active
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "intermediate_size": 2048,
+        "num_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 256, "norm_topk_prob": True,
+        "decoder_sparse_step": 1, "mlp_only_layers": [],
+    },
+    "qwen3-0.1b": _QWEN3 | {  # its dense twin: as wide as the eight experts of a token
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "intermediate_size": 2048,
     },
     "small-128": _LLAMA | {  # a few layers with the head size of the large ones: compiles in seconds
         "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 2,

@@ -14,7 +14,12 @@ from jaxinfer.runtime.compile_counter import CompileCounter
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("jaxinfer", "checkpoints", "pallas_kernels", "serving", "scripts")
-NOT_OPTIONS = {"jax_triton", "jax_cudnn", "jax_xla"}  # a package, and names of sections of the device check
+NOT_OPTIONS = {
+    "jax_triton",
+    "jax_cudnn",
+    "jax_ragged_dot",
+    "jax_xla",
+}  # a package, and names of sections of the device check
 
 
 def sources() -> Iterator[tuple[Path, str]]:

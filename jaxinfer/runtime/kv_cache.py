@@ -28,7 +28,10 @@ CPU_LIMIT = 4 * GIB
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes one device may spend on its part of the pool, and the sentence that says where the number comes from."""
+    """Bytes one device may spend on its part of the pool, and the sentence that says where the number comes from.
+
+    Below 0: so many are missing for what comes before the pool.
+    """
 
     num_bytes: int
     reason: str
@@ -87,7 +90,9 @@ def device_budget(device: Any, runtime: RuntimeConfig, *, temporaries: int, weig
     """What the pool may take on one device. `temporaries`: the largest step's; `weights_to_come`: not loaded yet."""
     if device.platform == "cpu":
         free = free_host_bytes() - weights_to_come
-        share = int(CPU_SHARE * max(free, 0)) // runtime.parallel.num_devices
+        if free < 0:
+            return Budget(free, f"{gib(free + weights_to_come)} of host memory are free")
+        share = int(CPU_SHARE * free) // runtime.parallel.num_devices
         if share > CPU_LIMIT:
             return Budget(CPU_LIMIT, f"{gib(CPU_LIMIT)}, the most that is taken unasked on a CPU")
         return Budget(share, f"{CPU_SHARE:.0%} of {gib(free)} free host memory = {gib(share)}")

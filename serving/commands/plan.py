@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         metavar="MODEL",
         help="converted checkpoint, Hugging Face folder, or hub id in the local cache (default: the shipped demo)",
     )
+    parser.add_argument("--json", action="store_true", help="one JSON object, sizes in bytes, instead of a table")
     add_runtime_options(parser, bundle=False)
     return parser
 
@@ -58,6 +60,9 @@ def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> 
             report = make_plan(folder.resolve().name, config, runtime, mesh, stored)
     except (CheckpointError, ConfigError, NotImplementedError) as error:
         return fail(parser.prog, str(error), BAD_INPUT)
+    if arguments.json:
+        print(json.dumps(report.to_dict()))
+        return 0
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for label, value in report.rows():
         table.add_row(f"[dim]{label}[/dim]", escape(value))

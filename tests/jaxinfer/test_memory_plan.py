@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 
 from checkpoints.load import load_model
+from jaxinfer import memory_plan
 from jaxinfer.config import ConfigError, ParallelConfig, RuntimeConfig
-from jaxinfer.memory_plan import PlanReport, make_plan
+from jaxinfer.memory_plan import PlanReport, count_parameters, make_plan
 from jaxinfer.model_path import demo_path
 from jaxinfer.models.model import Model
+from jaxinfer.models.registry import model_config
+from jaxinfer.runtime import kv_cache
 from jaxinfer.runtime.engine_builder import DRAWING_COPIES, choose_sizes, make_layout, make_runner
 from jaxinfer.runtime.kv_cache import Sizes, gib
 from jaxinfer.scheduling.page_pool import PagePool
@@ -20,6 +25,8 @@ from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
 from jaxinfer.sharding import make_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from serving.commands import plan as command
+from tests.golden_recipe import load_case
+from tests.jaxinfer.models import hub_configs
 
 NOWHERE = Path("/nonexistent")
 
@@ -35,7 +42,7 @@ def test_plan_is_what_the_engine_takes(loaded: Model) -> None:
     report = make_plan("demo", loaded.config, runtime, mesh)
     leaves = jax.tree.leaves(loaded.params)
     assert report.weight_bytes == sum(leaf.nbytes for leaf in leaves)
-    assert report.parameters == sum(leaf.size for leaf in leaves)
+    assert report.parameters == report.active_parameters == sum(leaf.size for leaf in leaves)
     layout = make_layout(loaded, DeviceTarget.of(mesh.devices.flat[0]), runtime)
     sizes = choose_sizes(loaded, mesh, runtime, layout)
     assert (report.sizes.num_pages, report.sizes.max_model_len) == (sizes.num_pages, 256)
@@ -111,7 +118,7 @@ def test_refusals(loaded: Model, capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_full_length_requests_are_counted_in_pages(pages: int, length: int, right: int) -> None:
     sizes = Sizes(length, 8, 8, 16, pages, 1, pages * 16, ())
-    report = PlanReport("m", "cpu", 1, 1, 1, 1, 1, 1, sizes, "b")
+    report = PlanReport("m", "cpu", 1, 1, 1, 1, 1, 1, 1, sizes, "b")
     assert report.full_length_requests == right
     assert dict(report.rows())["full-length requests at once"] == str(right)
     scheduler = Scheduler(SchedulerLimits(8, 2048, length), PagePool(pages, 16))
@@ -123,9 +130,68 @@ def test_full_length_requests_are_counted_in_pages(pages: int, length: int, righ
     assert held == right
 
 
-def test_command_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--max-num-seqs", "8", "--max-num-batched-tokens", "8", "--compilation-cache-dir", "none"]
+# Billions, as published; of the active ones some publishers leave out the embedding, or the output matrix, too.
+PUBLISHED = {
+    "Mixtral-8x7B": (46.7, 12.9, 0),
+    "Qwen3-30B-A3B": (30.5, 3.3, 0),
+    "GLM-4.5-Air": (106, 12, 2),
+    "gpt-oss-20b": (20.9, 3.6, 1),
+    "gpt-oss-120b": (116.8, 5.1, 1),
+    "Qwen3-8B": (8.2, 8.2, 0),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.longer] * (name != "gpt-oss-20b")) for name in PUBLISHED]
+)
+def test_active_parameters_are_the_published_ones(name: str) -> None:
+    config = model_config(hub_configs.ALL[name])
+    everything, of_a_token = count_parameters(config)
+    total, active, left_out = PUBLISHED[name]
+    of_a_token -= left_out * config.vocab_size * config.hidden_size
+    rounded = 0.06 if isinstance(total, float) else 1
+    assert everything / 1e9 == pytest.approx(total, abs=rounded)
+    assert of_a_token / 1e9 == pytest.approx(active, abs=rounded)
+
+
+def test_what_does_not_fit_is_refused_with_the_missing_bytes(
+    loaded: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kv_cache, "free_host_bytes", lambda: 1 << 20)
+    assert command.main(["--compilation-cache-dir", "none"], hub_cache=NOWHERE) == 2
+    missing = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params)) - (1 << 20)
+    assert f"does not fit: {gib(missing)} ({missing:,} bytes) are missing" in capsys.readouterr().err
+
+
+def test_command_prints_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a table and as JSON, of a model with experts, from config.json alone: there are no weights."""
+    config = load_case("mixtral").config
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    made: list[PlanReport] = []
+
+    def make_once(*args: Any) -> PlanReport:
+        made.extend([] if made else [make_plan(*args)])
+        return made[0]
+
+    monkeypatch.setattr(memory_plan, "make_plan", make_once)
+    arguments = [
+        str(tmp_path),
+        "--max-num-seqs",
+        "8",
+        "--max-num-batched-tokens",
+        "8",
+        "--compilation-cache-dir",
+        "none",
+    ]
     assert command.main(arguments, hub_cache=NOWHERE) == 0
     printed = capsys.readouterr().out
-    for label in ("weights", "temporaries", "KV per token", "KV pool", "longest request", "total"):
+    for label in ("active parameters", "weights", "temporaries", "KV per token", "KV pool", "longest request", "total"):
         assert label in printed
+    assert command.main([*arguments, "--json"], hub_cache=NOWHERE) == 0
+    report = json.loads(capsys.readouterr().out)
+    expert = 3 * config["hidden_size"] * config["intermediate_size"]
+    idle = config["num_local_experts"] - config["num_experts_per_tok"]
+    assert report["parameters"] - report["active_parameters"] == config["num_hidden_layers"] * idle * expert
+    assert report["weight_bytes"] == 4 * report["parameters"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.jaxinfer.models.hub_moe_configs import (
     GLM_4_5_AIR,
     GPT_OSS_20B,
+    GPT_OSS_120B,
     GRANITE_3_0_1B_A400M,
     MIXTRAL_8X7B,
     OLMOE_1B_7B,
@@ -322,6 +323,7 @@ ALL = {
     "granite-3.0-1b-a400m": GRANITE_3_0_1B_A400M,
     "GLM-4.5-Air": GLM_4_5_AIR,
     "gpt-oss-20b": GPT_OSS_20B,
+    "gpt-oss-120b": GPT_OSS_120B,
     "gemma-3-4b": GEMMA_3_4B,
     "Mistral-Small-3.1": MISTRAL_SMALL_3_1,
     "Ministral-3-8B": MINISTRAL_3_8B,

@@ -69,3 +69,7 @@ GPT_OSS_20B = published(
     },
     sliding_window=128, swiglu_limit=7.0, tie_word_embeddings=False, vocab_size=201088,
 )  # fmt: skip
+
+GPT_OSS_120B = GPT_OSS_20B | {
+    "num_hidden_layers": 36, "num_local_experts": 128, "layer_types": ["sliding_attention", "full_attention"] * 18,
+}  # fmt: skip

@@ -94,6 +94,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "feed_forward.expert": MlpConfig(2880, "swiglu_oai", bias=True, limit=7.0),
         "mixer.sinks": True, "mixer.out_bias": True, "mixer.num_heads": 64,
     },
+    "gpt-oss-120b": {"feed_forward.num_experts": 128, "mixer.sinks": True, "mixer.num_heads": 64, "num_layers": 36},
     "gemma-3-4b": {
         "mixer.qk_norm": "head", "mixer.num_heads": 8, "mixer.num_kv_heads": 4, "mixer.head_dim": 256,
         "vocab_size": 262208, "max_position_embeddings": 131072, "eos_token_ids": (1, 106), "dtype": "bfloat16",
@@ -136,6 +137,7 @@ ROPES: dict[str, tuple[float, str, int, float]] = {
     "granite-3.0-1b-a400m": (10000.0, "default", 64, 1.0),
     "GLM-4.5-Air": (1000000.0, "default", 64, 1.0),
     "gpt-oss-20b": (150000.0, "yarn", 64, 0.1 * math.log(32) + 1),
+    "gpt-oss-120b": (150000.0, "yarn", 64, 0.1 * math.log(32) + 1),
     "gemma-3-4b": (10000.0, "default", 256, 1.0),
     "Mistral-Small-3.1": (1000000000.0, "default", 128, 1.0),
     "Ministral-3-8B": (1000000.0, "yarn", 128, 1.0),
@@ -154,6 +156,7 @@ WINDOWS: dict[str, list[int | None]] = {
     "Olmo-3-7B": [4096, 4096, 4096, None, 4096, 4096],
     "granite-swa": [None, 128, 128, 128, None, 128],
     "gpt-oss-20b": [128, None] * 3,
+    "gpt-oss-120b": [128, None] * 3,
 }
 
 

@@ -66,7 +66,7 @@ def test_cpu_budget_is_a_share_of_what_is_free() -> None:
     with_weights = device_budget(
         jax.devices()[0], RuntimeConfig(), temporaries=0, weights_to_come=free_host_bytes() * 2
     )
-    assert with_weights.num_bytes == 0
+    assert with_weights.num_bytes < 0  # so many are missing
 
 
 class FakeGpu:
