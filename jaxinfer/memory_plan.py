@@ -107,7 +107,7 @@ def count_parameters(config: ModelConfig, shape: ModelShape | None = None) -> tu
         size = math.prod(leaf.get_value().shape)
         total += size
         if "experts" in facts_of(leaf).axes:
-            moe = config.layers[int(path[1])].feed_forward
+            moe = config.layers[int(str(path[1]))].feed_forward
             assert isinstance(moe, MoeConfig)
             size = size // moe.num_experts * moe.router.experts_per_token
         active += size

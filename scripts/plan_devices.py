@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax
 from jax.sharding import Mesh
 
-from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
+from jaxinfer.config import AttentionConfig, ConfigError, ModelConfig, RuntimeConfig
 from jaxinfer.memory_plan import abstract_model, count_parameters
 from jaxinfer.models.registry import model_config
 from jaxinfer.runtime.engine_builder import make_layout
@@ -59,7 +59,8 @@ def kv_bytes(name: str, config: ModelConfig, tokens: int, mesh: Mesh) -> tuple[i
     model = abstract_model(name, config, "bfloat16", mesh)
     layout = make_layout(model, DeviceTarget.of(mesh.devices.flat[0]), runtime)
     of_a_token = layout.bytes_per_page // runtime.page_size
-    kept = [min(tokens, layer.mixer.sliding_window or tokens) for layer in config.layers]
+    mixers = [layer.mixer for layer in config.layers if isinstance(layer.mixer, AttentionConfig)]
+    kept = [min(tokens, mixer.sliding_window or tokens) for mixer in mixers]
     return of_a_token * config.num_layers, of_a_token * sum(kept) // tensor_size(mesh)
 
 

@@ -39,12 +39,12 @@ def count_touched(counts: list[int]) -> None:
     """From here on every layer of experts that is run adds its number of experts that have tokens to `counts`."""
     original = moe._mixed
 
-    def counted(config: Any, x: jax.Array, chosen: jax.Array, *rest: Any) -> jax.Array:
-        has = jnp.any(chosen.reshape(-1)[:, None] == jnp.arange(config.num_experts), axis=0)
+    def counted(expert: Any, count: int, x: jax.Array, chosen: jax.Array, *rest: Any) -> jax.Array:
+        has = jnp.any(chosen.reshape(-1)[:, None] == jnp.arange(count), axis=0)
         jax.debug.callback(lambda number: counts.append(int(np.asarray(number))), jnp.sum(has))
-        return original(config, x, chosen, *rest)
+        return original(expert, count, x, chosen, *rest)
 
-    moe._mixed = counted
+    moe._mixed = counted  # type: ignore[assignment]
 
 
 class Side:
