@@ -44,7 +44,7 @@ def layer_tensors(layer: dict[str, Any], rng: np.random.Generator) -> dict[str, 
     qkv, out = np.asarray(layer["attention"]["qkv"]["weight"]), np.asarray(layer["attention"]["out"]["weight"])
     hidden = qkv.shape[-1]
     parts = {"q": qkv[:, :-2], "k": qkv[:, -2], "v": qkv[:, -1]}
-    found = {f"self_attn.{name}_proj.weight": part.reshape(-1, hidden) for name, part in parts.items()}
+    found: dict[str, Any] = {f"self_attn.{name}_proj.weight": part.reshape(-1, hidden) for name, part in parts.items()}
     found["self_attn.o_proj.weight"] = out.reshape(hidden, -1)
     found["input_layernorm.weight"] = np.asarray(layer["attention_norm"]["weight"])
     found["post_attention_layernorm.weight"] = np.asarray(layer["mlp_norm"]["weight"])
