@@ -7,7 +7,7 @@ Makes `qwen3moe-0.5b` (8 of 64 experts) and its twin `qwen3-0.1b` of random numb
   decode of 16 rows    the mixture's step over (bytes of the experts that tokens went to / this machine's read bandwidth
                        + the twin's step)
   prefill of 512       the mixture's FLOP/s over the twin's, counting active parameters
-  beside transformers  output tokens per second of 16 requests of 128 tokens in and 24 out, ours over transformers'
+  beside transformers  output tokens per second of 16 requests of 128 tokens in and 64 out, ours over transformers'
                        grouped path (its default; `scripts/bench/peer_worker.py`)
 and the grouped product alone, at 1 to 512 tokens with 8 to 128 experts: by the C++ kernel, by XLA in blocks, and by
 `jax.lax.ragged_dot`. Ratios are medians over rounds, of which each runs both models within seconds; `cpu` is the same
@@ -129,13 +129,13 @@ def step_ratios(sides: list[Readings], bandwidth: list[float], touched: float, c
     }
 
 
-def beside_transformers(mixture: Path, python: str, rounds: int = 1) -> dict[str, list[float]]:
+def beside_transformers(mixture: Path, python: str, rounds: int = 2) -> dict[str, list[float]]:
     """Output tokens per second of `batch16` of peer_worker.py."""
     rates: dict[str, list[float]] = {"jaxinfer": [], "transformers": []}
     for _ in range(rounds):
         for peer, own in (("jaxinfer", sys.executable), ("transformers", python)):
             command = [own, str(ROOT / "scripts/bench/peer_worker.py"), peer, str(mixture)]
-            command += ["--workloads", "batch16", "--out-tokens", "24"]
+            command += ["--workloads", "batch16"]
             environment = {**os.environ, **({"PYTHONPATH": str(ROOT)} if peer == "jaxinfer" else {})}
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -111,14 +111,13 @@ def version_of(peer: str) -> str:
     return "not installed"
 
 
-def measure(generate: Generate, workload: str, rng: random.Random, out_tokens: int | None = None) -> dict[str, float]:
-    """Seconds and rates of one workload, with prompts that this process has not seen. out_tokens: of an answer.
+def measure(generate: Generate, workload: str, rng: random.Random) -> dict[str, float]:
+    """Seconds and rates of one workload, with prompts that this process has not seen.
 
     single, batch16: output tokens per second of the whole. long: seconds to the first token, and tokens per second of
     the others. prefix: seconds of all requests together to their first tokens, without and with a cached prefix.
     """
     count, length, tokens = WORKLOADS[workload]
-    tokens = out_tokens or tokens
     if workload == "prefix":
         shared = _ids(SHARED, rng)
         apart = [_ids(length, rng) for _ in range(count)]
@@ -154,7 +153,6 @@ def main() -> int:
     parser.add_argument("--setting", default="bfloat16", help="bfloat16, float32, or a scheme of ours such as int8")
     parser.add_argument("--cpu-kernels", default="auto", help="jaxinfer's option of that name; others have none")
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
-    parser.add_argument("--out-tokens", type=int, help="tokens of an answer, instead of the workload's")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     begin = time.perf_counter()
@@ -169,10 +167,8 @@ def main() -> int:
         if workload == "prefix" and args.peer in _NO_PREFIX_CACHE:
             continue
         if workload in ("single", "batch16"):
-            measure(
-                generate, workload, rng, args.out_tokens
-            )  # warms up; the others compute prompts for longer than that takes
-        print(json.dumps({"workload": workload, **measure(generate, workload, rng, args.out_tokens)}), flush=True)
+            measure(generate, workload, rng)  # warms up; the others compute prompts for longer than that takes
+        print(json.dumps({"workload": workload, **measure(generate, workload, rng)}), flush=True)
     return 0
 
 
