@@ -69,7 +69,7 @@ class TestTritonGpu(QuantizedMatmulContract):
         for product in (*CONTRACT_PRODUCTS, *PRODUCTS):
             reason = self.refusal(*cases.build(product, np.random.default_rng(0)))
             small = product.kind == "int4" and product.group == 16
-            served = product.activations is None and not small
+            served = product.activations is None and not small and product.kind != "mxfp4"
             assert (reason is None) == served, (product, reason)
 
     @pytest.mark.parametrize("product", PRODUCTS, ids=str)
