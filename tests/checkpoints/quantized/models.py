@@ -79,6 +79,8 @@ def _shape(name: str, golden: tuple[int, ...]) -> tuple[int, ...]:
     end = module.rsplit(".", 1)[-1]
     if end in SIZES:
         return SIZES[end] if kind == "weight" else SIZES[end][:1]
+    if end == "act_fn":  # numbers of an activation
+        return golden
     if end in ("q_norm", "k_norm"):
         whole = golden[0] >= 32  # over all heads, or over one; heads of these goldens are smaller than that
         return ((HEADS if end == "q_norm" else KV_HEADS) * HEAD,) if whole else (HEAD,)

@@ -265,7 +265,7 @@ def test_activations_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_an_int4_matrix_without_a_group_is_refused(tmp_path: Path) -> None:
     source = write_small_llama(tmp_path / "hf")
     before = tree(tmp_path)
-    with pytest.raises(ConfigError, match=r"layers\.0\.mlp\.down has 48 inputs on a device; one of \(128, 64, 32\)"):
+    with pytest.raises(ConfigError, match=r"layers\.0\.mlp\.down has 48 inputs on a device; one of 128, 64, 32 must"):
         convert(source, tmp_path / "out", quantizing=Quantizing("int4"))
     assert tree(tmp_path) == before
 

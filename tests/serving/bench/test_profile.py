@@ -138,7 +138,8 @@ def test_the_demo(tmp_path, capsys):
     found = json.loads((tmp_path / "p.json").read_text())
     assert (found["steps"], found["rows"]) == (4, 2)
     assert 0 < found["device_ms"] <= 1.05 * found["step_ms"]
-    assert found["host_ms"] + found["wait_ms"] == pytest.approx(found["step_ms"], rel=0.05)
+    # Four steps of a millisecond each: what lies between two readings of a clock shows.
+    assert found["host_ms"] + found["wait_ms"] == pytest.approx(found["step_ms"], rel=0.15)
     assert sum(row["share"] for row in found["operations"]) == pytest.approx(1)
     assert any((tmp_path / "t").rglob("*.xplane.pb"))
     shown = capsys.readouterr().out
