@@ -78,6 +78,12 @@ def test_a_whole_step_compiles_for_hopper() -> None:
     assert "all-reduce" in done.stdout
 
 
+WAYS_TO_SPLIT_EXPERTS = [
+    pytest.param(["--expert-parallel-size", "2"], marks=pytest.mark.slow),
+    ["--enable-expert-parallel", "--quantization", "int4"],
+]
+
+
 def check_collectives(done: subprocess.CompletedProcess[str]) -> None:
     """After each layer's attention, after what follows it (shared experts beside the others), and for the embedding."""
     assert done.returncode == 0, done.stderr[-4000:]
@@ -86,17 +92,13 @@ def check_collectives(done: subprocess.CompletedProcess[str]) -> None:
 
 
 @needs_libtpu
-@pytest.mark.parametrize(
-    "more", [["--expert-parallel-size", "2"], ["--enable-expert-parallel", "--quantization", "int4"]], ids=str
-)
+@pytest.mark.parametrize("more", WAYS_TO_SPLIT_EXPERTS, ids=str)
 def test_experts_on_several_chips_compile(more: list[str]) -> None:
     check_collectives(compile_for("--topology", "v5e:2x4", "--model", "small-moe-128", "--steps-only", *more, *SIZES))
 
 
 @needs_cuda
-@pytest.mark.parametrize(
-    "more", [["--expert-parallel-size", "2"], ["--enable-expert-parallel", "--quantization", "int4"]], ids=str
-)
+@pytest.mark.parametrize("more", WAYS_TO_SPLIT_EXPERTS, ids=str)
 def test_experts_on_several_gpus_compile(more: list[str]) -> None:
     check_collectives(compile_for("--topology", "hopper:4", "--model", "small-moe-128", "--steps-only", *more, *SIZES))
 

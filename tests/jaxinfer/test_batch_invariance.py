@@ -37,7 +37,8 @@ def fingerprint(heard: Heard) -> tuple[list[int], bytes]:
 
 
 # Model, dtype, type of the KV cache, quantization, and what computes products and attention: "auto" is what an engine
-# takes here. Tests of the kernels and of the layers ask about bfloat16 and windows as well.
+# takes here. Tests of the kernels and of the layers ask about bfloat16 and windows as well. Those that are slow run on
+# one of the two JAX lines alone.
 CASES = [
     ("llama", "float32", "auto", None, "auto"),
     pytest.param(("llama", "float32", "auto", None, "xla"), marks=pytest.mark.longer),
@@ -46,13 +47,13 @@ CASES = [
     pytest.param(("gemma3", "bfloat16", "auto", None, "auto"), marks=pytest.mark.longer),
     pytest.param(("gemma3", "bfloat16", "auto", None, "xla"), marks=pytest.mark.longer),
     pytest.param(("gemma2", "float32", "auto", None, "auto"), marks=pytest.mark.longer),
-    pytest.param(("qwen3_moe", "float32", "auto", None, "auto"), marks=pytest.mark.longer),
+    pytest.param(("qwen3_moe", "float32", "auto", None, "auto"), marks=pytest.mark.slow),
     pytest.param(("qwen3_moe", "float32", "auto", None, "xla"), marks=pytest.mark.longer),
     pytest.param(("gpt_oss", "bfloat16", "auto", None, "auto"), marks=pytest.mark.longer),
-    pytest.param(("gpt_oss", "float32", "auto", None, "xla"), marks=pytest.mark.longer),
-    pytest.param(("gpt_oss", "bfloat16", "int8", "int8", "auto"), marks=pytest.mark.longer),
-    pytest.param(("ministral3", "bfloat16", "auto", None, "auto"), marks=pytest.mark.longer),
-    pytest.param(("nemotron_nas", "bfloat16", "auto", None, "auto"), marks=pytest.mark.longer),
+    pytest.param(("gpt_oss", "float32", "auto", None, "xla"), marks=pytest.mark.slow),
+    pytest.param(("gpt_oss", "bfloat16", "int8", "int8", "auto"), marks=pytest.mark.slow),
+    pytest.param(("ministral3", "bfloat16", "auto", None, "auto"), marks=pytest.mark.slow),
+    pytest.param(("nemotron_nas", "bfloat16", "auto", None, "auto"), marks=pytest.mark.slow),
     pytest.param(("low_rank", "bfloat16", "auto", None, "auto"), marks=pytest.mark.longer),
 ]
 
