@@ -117,6 +117,8 @@ def _tool_calls(name: str, calls: Any) -> list[dict[str, Any]]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not (says_nothing(call.get("type")) or call["type"] == "function"):
             raise InvalidRequest(at, call, 'it must be {"id": ..., "type": "function", "function": {...}}')
+        if not isinstance(call.get("id"), str | None):
+            raise InvalidRequest(f"{at}.id", call["id"], "it must be a string, or null")
         if not isinstance(function.get("name"), str):
             raise InvalidRequest(f"{at}.function.name", function.get("name"), "it must be a string")
         kept = {key: value for key, value in function.items() if value is not None}
