@@ -146,6 +146,7 @@ def test_what_is_not_text_is_still_refused() -> None:
                 ({"tool_calls": "f"}, "messages[0].tool_calls"),
                 ({"tool_calls": [{"type": "custom"}]}, "messages[0].tool_calls[0]"),
                 ({"tool_calls": [{"function": {"name": None}}]}, "messages[0].tool_calls[0].function.name"),
+                ({"tool_calls": [{"id": True, "function": {"name": "f"}}]}, "messages[0].tool_calls[0].id"),
                 ({"audio": {"id": "a"}}, "messages[0].audio"),
                 ({"function_call": {"name": "f"}}, "messages[0].function_call"),
                 ({"name": 5}, "messages[0].name"),
