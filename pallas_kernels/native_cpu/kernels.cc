@@ -82,67 +82,9 @@ ffi::Error any_int8(const ffi::AnyBuffer& x, const int8_t* w, const float* scale
   return ffi::Error::Success();
 }
 
-// x (T, I), layer (), count () int32, then the weights (O, I) of each layer: y (T, O) float32.
-ffi::Error dense_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count,
-                        ffi::RemainingArgs weights, ffi::ResultBuffer<ffi::F32> y) {
-  int64_t index = clamp(*layer.typed_data(), 0, static_cast<int64_t>(weights.size()) - 1);
-  ffi::ErrorOr<ffi::AnyBuffer> w = weights.get<ffi::AnyBuffer>(index);
-  if (!w.has_value()) return w.error();
-  return any_dense(x, *w, Rows::together(x, *count.typed_data(), y->dimensions()[1]), y->typed_data());
-}
-
-// x (T, I), layer (), count () int32, then values (O, I) int8 of each layer and scales (O,) float32 of each: y (T, O).
-ffi::Error quantized_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count,
-                            ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
-  int64_t layers = static_cast<int64_t>(parts.size()) / 2;
-  int64_t index = clamp(*layer.typed_data(), 0, layers - 1);
-  ffi::ErrorOr<ffi::Buffer<ffi::S8>> w = parts.get<ffi::Buffer<ffi::S8>>(index);
-  ffi::ErrorOr<ffi::Buffer<ffi::F32>> scales = parts.get<ffi::Buffer<ffi::F32>>(layers + index);
-  if (!w.has_value()) return w.error();
-  if (!scales.has_value()) return scales.error();
-  Rows rows = Rows::together(x, *count.typed_data(), y->dimensions()[1]);
-  return any_int8(x, w->typed_data(), scales->typed_data(), rows, y->typed_data());
-}
-
-// x (R, I), its rows sorted by expert; layer (), group_sizes (E,) int32, then the weights (E, O, I) of each layer: y (R, O).
-ffi::Error grouped_dense_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> group_sizes,
-                                ffi::RemainingArgs weights, ffi::ResultBuffer<ffi::F32> y) {
-  int64_t index = clamp(*layer.typed_data(), 0, static_cast<int64_t>(weights.size()) - 1);
-  ffi::ErrorOr<ffi::AnyBuffer> w = weights.get<ffi::AnyBuffer>(index);
-  if (!w.has_value()) return w.error();
-  return any_dense(x, *w, Rows::by_expert(x, group_sizes, y->dimensions()[1]), y->typed_data());
-}
-
-// The same with values (E, O, I) int8 of each layer, then scales (E, O) float32 of each.
-ffi::Error grouped_quantized_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> group_sizes,
-                                    ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
-  int64_t layers = static_cast<int64_t>(parts.size()) / 2;
-  int64_t index = clamp(*layer.typed_data(), 0, layers - 1);
-  ffi::ErrorOr<ffi::Buffer<ffi::S8>> w = parts.get<ffi::Buffer<ffi::S8>>(index);
-  ffi::ErrorOr<ffi::Buffer<ffi::F32>> scales = parts.get<ffi::Buffer<ffi::F32>>(layers + index);
-  if (!w.has_value()) return w.error();
-  if (!scales.has_value()) return scales.error();
-  Rows rows = Rows::by_expert(x, group_sizes, y->dimensions()[1]);
-  return any_int8(x, w->typed_data(), scales->typed_data(), rows, y->typed_data());
-}
-
-// The values (*E, O, I / 2) and scales (*E, O, I / 32) in MXFP4 of the layer that is chosen.
-struct Microscaled {
-  ffi::ErrorOr<ffi::Buffer<ffi::U8>> values, scales;
-
-  static Microscaled of(const ffi::RemainingArgs& parts, int32_t layer) {
-    int64_t layers = static_cast<int64_t>(parts.size()) / 2;
-    int64_t index = clamp(layer, 0, layers - 1);
-    return {parts.get<ffi::Buffer<ffi::U8>>(index), parts.get<ffi::Buffer<ffi::U8>>(layers + index)};
-  }
-};
-
-ffi::Error any_mxfp4(const ffi::AnyBuffer& x, const Microscaled& weight, const Rows& rows, float* y) {
-  if (!weight.values.has_value()) return weight.values.error();
-  if (!weight.scales.has_value()) return weight.scales.error();
+ffi::Error any_mxfp4(const ffi::AnyBuffer& x, const uint8_t* w, const uint8_t* scales, const Rows& rows, float* y) {
   if (rows.inputs % kMxBlock != 0) return invalid("the inputs must be a multiple of 32");
-  auto groups = rows.groups(weight.values->typed_data(), rows.inputs / 2);
-  const uint8_t* scales = weight.scales->typed_data();
+  auto groups = rows.groups(w, rows.inputs / 2);
   if (x.element_type() == ffi::BF16) {
     microscaled_matmul<Bf16Dot>(*pool, static_cast<const bf16*>(x.untyped_data()), groups.data(), groups.size(), scales,
                                 y, rows.all, rows.real, rows.outputs, rows.inputs);
@@ -155,18 +97,71 @@ ffi::Error any_mxfp4(const ffi::AnyBuffer& x, const Microscaled& weight, const R
   return ffi::Error::Success();
 }
 
-// x (T, I), layer (), count () int32, then values (O, I / 2) uint8 of each layer and scales (O, I / 32) uint8 of each.
+// Which of the layers, of `count`, is chosen.
+int64_t chosen(const ffi::Buffer<ffi::S32>& layer, size_t count) {
+  return clamp(*layer.typed_data(), 0, static_cast<int64_t>(count) - 1);
+}
+
+ffi::Error dense_of_layer(const ffi::AnyBuffer& x, const ffi::Buffer<ffi::S32>& layer, const ffi::RemainingArgs& weights,
+                          const Rows& rows, float* y) {
+  ffi::ErrorOr<ffi::AnyBuffer> w = weights.get<ffi::AnyBuffer>(chosen(layer, weights.size()));
+  if (!w.has_value()) return w.error();
+  return any_dense(x, *w, rows, y);
+}
+
+// parts: values of all layers, then scales of all layers. product: `any_int8` or `any_mxfp4`.
+template <ffi::DataType Values, ffi::DataType Scales, class Product>
+ffi::Error quantized_of_layer(const ffi::AnyBuffer& x, const ffi::Buffer<ffi::S32>& layer,
+                              const ffi::RemainingArgs& parts, const Rows& rows, float* y, const Product& product) {
+  size_t layers = parts.size() / 2;
+  int64_t index = chosen(layer, layers);
+  ffi::ErrorOr<ffi::Buffer<Values>> w = parts.get<ffi::Buffer<Values>>(index);
+  ffi::ErrorOr<ffi::Buffer<Scales>> scales = parts.get<ffi::Buffer<Scales>>(layers + index);
+  if (!w.has_value()) return w.error();
+  if (!scales.has_value()) return scales.error();
+  return product(x, w->typed_data(), scales->typed_data(), rows, y);
+}
+
+// x (T, I), layer (), count () int32, then the weights (O, I) of each layer: y (T, O) float32.
+ffi::Error dense_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count,
+                        ffi::RemainingArgs weights, ffi::ResultBuffer<ffi::F32> y) {
+  Rows rows = Rows::together(x, *count.typed_data(), y->dimensions()[1]);
+  return dense_of_layer(x, layer, weights, rows, y->typed_data());
+}
+
+// The same with values (O, I) int8 of each layer, then scales (O,) float32 of each.
+ffi::Error quantized_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count,
+                            ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
+  Rows rows = Rows::together(x, *count.typed_data(), y->dimensions()[1]);
+  return quantized_of_layer<ffi::S8, ffi::F32>(x, layer, parts, rows, y->typed_data(), any_int8);
+}
+
+// The same with values (O, I / 2) and scales (O, I / 32) uint8.
 ffi::Error mxfp4_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count,
                         ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
   Rows rows = Rows::together(x, *count.typed_data(), y->dimensions()[1]);
-  return any_mxfp4(x, Microscaled::of(parts, *layer.typed_data()), rows, y->typed_data());
+  return quantized_of_layer<ffi::U8, ffi::U8>(x, layer, parts, rows, y->typed_data(), any_mxfp4);
 }
 
-// The same of experts, as `grouped_dense_matmul`.
+// x (R, I), its rows sorted by expert; layer (), group_sizes (E,) int32, then the weights (E, O, I) of each layer: y (R, O).
+ffi::Error grouped_dense_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> group_sizes,
+                                ffi::RemainingArgs weights, ffi::ResultBuffer<ffi::F32> y) {
+  Rows rows = Rows::by_expert(x, group_sizes, y->dimensions()[1]);
+  return dense_of_layer(x, layer, weights, rows, y->typed_data());
+}
+
+// The same with values (E, O, I) int8 of each layer, then scales (E, O) float32 of each.
+ffi::Error grouped_quantized_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> group_sizes,
+                                    ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
+  Rows rows = Rows::by_expert(x, group_sizes, y->dimensions()[1]);
+  return quantized_of_layer<ffi::S8, ffi::F32>(x, layer, parts, rows, y->typed_data(), any_int8);
+}
+
+// The same with values (E, O, I / 2) and scales (E, O, I / 32) uint8.
 ffi::Error grouped_mxfp4_matmul(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> group_sizes,
                                 ffi::RemainingArgs parts, ffi::ResultBuffer<ffi::F32> y) {
   Rows rows = Rows::by_expert(x, group_sizes, y->dimensions()[1]);
-  return any_mxfp4(x, Microscaled::of(parts, *layer.typed_data()), rows, y->typed_data());
+  return quantized_of_layer<ffi::U8, ffi::U8>(x, layer, parts, rows, y->typed_data(), any_mxfp4);
 }
 
 // gate_up (T, 2, F), count () int32: out (T, F). kind 0: silu, 1: gelu with tanh.
@@ -247,48 +242,22 @@ extern "C" void jaxinfer_start(int threads) {
   if (pool == nullptr) pool = new ThreadPool(threads);
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_dense_matmul, dense_matmul,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .RemainingArgs()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_quantized_matmul, quantized_matmul,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .RemainingArgs()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_mxfp4_matmul, mxfp4_matmul,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .RemainingArgs()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_grouped_dense_matmul, grouped_dense_matmul,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .RemainingArgs()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_grouped_quantized_matmul, grouped_quantized_matmul,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .RemainingArgs()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_grouped_mxfp4_matmul, grouped_mxfp4_matmul,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .RemainingArgs()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+// What all products take: x, the layer, how its rows lie, and the weights' parts.
+static auto of_product() {
+  return ffi::Ffi::Bind()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::Buffer<ffi::S32>>()
+      .Arg<ffi::Buffer<ffi::S32>>()
+      .RemainingArgs()
+      .Ret<ffi::Buffer<ffi::F32>>();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_dense_matmul, dense_matmul, of_product());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_quantized_matmul, quantized_matmul, of_product());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_mxfp4_matmul, mxfp4_matmul, of_product());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_grouped_dense_matmul, grouped_dense_matmul, of_product());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_grouped_quantized_matmul, grouped_quantized_matmul, of_product());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_grouped_mxfp4_matmul, grouped_mxfp4_matmul, of_product());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxinfer_paged_attention, attention,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::AnyBuffer>()
