@@ -6,6 +6,8 @@ first, some the second, some the third. In a text all three are the token's plac
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.config_reader import ConfigReader
 from jaxinfer.models.families.build import build
@@ -18,7 +20,7 @@ _MROPE = ("mrope_section", "mrope_interleaved")
 
 def qwen2(config: ConfigReader) -> ModelConfig:
     """Biases on query, key and value only, whatever the file says."""
-    common = _read_common(config, head_dim=None)
+    common = read_qwen(config, intermediate_size=22016, num_key_value_heads=32)
     config.only("attention_bias", True)
     config.only("mlp_bias", False)
     windows = _windows(config, common.num_layers)
@@ -34,7 +36,7 @@ def qwen2(config: ConfigReader) -> ModelConfig:
 
 def qwen3(config: ConfigReader) -> ModelConfig:
     """Queries and keys are normalised head by head."""
-    common = _read_common(config, head_dim=128)
+    common = read_qwen(config, intermediate_size=22016, num_key_value_heads=32, head_dim=128)
     attention_bias = config.switch("attention_bias", False)
     config.only("mlp_bias", False)
     windows = _windows(config, common.num_layers)
@@ -75,16 +77,8 @@ def qwen2_5_vl(config: ConfigReader) -> ModelConfig:
 
 def qwen3_vl(config: ConfigReader) -> ModelConfig:
     """Qwen 3 without windows."""
-    common = read_common(
-        config,
-        vocab_size=151936,
-        intermediate_size=22016,
-        num_key_value_heads=32,
-        head_dim=128,
-        max_position_embeddings=128000,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    sizes = {"intermediate_size": 22016, "num_key_value_heads": 32, "head_dim": 128}
+    common = read_qwen(config, max_position_embeddings=128000, **sizes)
     attention_bias = config.switch("attention_bias", False)
     config.only("mlp_bias", False)
     windows = full_layers(config, common.num_layers)
@@ -102,17 +96,10 @@ def qwen3_vl(config: ConfigReader) -> ModelConfig:
     )
 
 
-def _read_common(config: ConfigReader, head_dim: int | None) -> Common:
-    return read_common(
-        config,
-        vocab_size=151936,
-        intermediate_size=22016,
-        num_key_value_heads=32,
-        head_dim=head_dim,
-        max_position_embeddings=32768,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+def read_qwen(config: ConfigReader, **sizes: Any) -> Common:
+    """What Qwen's text models have alike where a file is silent. sizes: of the family, as `read_common` takes them."""
+    alike = {"vocab_size": 151936, "max_position_embeddings": 32768, "bos_token_id": None, "eos_token_id": None}
+    return read_common(config, **{**alike, **sizes})
 
 
 def _windows(config: ConfigReader, num_layers: int, first: int = 28) -> list[int | None]:

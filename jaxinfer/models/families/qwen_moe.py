@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxinfer.config import MlpConfig, ModelConfig, MoeConfig, RouterConfig
 from jaxinfer.models.config_reader import ConfigReader
 from jaxinfer.models.families.build import build
-from jaxinfer.models.families.common import Common, layer_windows, read_common, read_layer_types, windowed_layers
+from jaxinfer.models.families.common import layer_windows, read_layer_types, windowed_layers
 from jaxinfer.models.families.experts import count_of, sparse_layers
+from jaxinfer.models.families.qwen import read_qwen
 from jaxinfer.models.rope_parameters import FULL, SLIDING, RopeRules, read_rope
 
 
 def qwen2_moe(config: ConfigReader) -> ModelConfig:
     """Qwen 2 with experts, and an expert that all tokens share, behind a gate of its own."""
-    common = _read_common(
+    common = read_qwen(
         config, hidden_size=2048, intermediate_size=5632, num_hidden_layers=24, num_attention_heads=16,
         num_key_value_heads=16,
     )  # fmt: skip
@@ -44,7 +43,7 @@ def qwen2_moe(config: ConfigReader) -> ModelConfig:
 
 def qwen3_moe(config: ConfigReader) -> ModelConfig:
     """Qwen 3 with experts; a window is in all layers or in none."""
-    common = _read_common(
+    common = read_qwen(
         config, hidden_size=2048, intermediate_size=6144, num_hidden_layers=24, num_attention_heads=32,
         num_key_value_heads=4,
     )  # fmt: skip
@@ -67,10 +66,4 @@ def qwen3_moe(config: ConfigReader) -> ModelConfig:
         attention_out_bias=attention_bias,
         qk_norm="head",
         feed_forwards=sparse_layers(config, common, moe),
-    )
-
-
-def _read_common(config: ConfigReader, **sizes: Any) -> Common:
-    return read_common(
-        config, vocab_size=151936, max_position_embeddings=32768, bos_token_id=None, eos_token_id=None, **sizes
     )
