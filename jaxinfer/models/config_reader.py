@@ -140,7 +140,7 @@ class ConfigReader:
         for key, kind in known_keys.KINDS.items():
             if key in unread and self._config[key]:
                 raise UnsupportedModelError(
-                    f"{self.where} has {key}: this is {kind}, which is not supported; supported are dense text models "
+                    f"{self.where} has {key}: this is {kind}, which is not supported; supported are text models "
                     f"of {list(supported)}"
                 )
         for key in unread:

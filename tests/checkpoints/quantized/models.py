@@ -17,7 +17,7 @@ from tests.checkpoints.quantized.packers import Packed
 from tests.golden_recipe import build_config, load_case, tensor
 
 HIDDEN, WIDTH, HEADS, KV_HEADS, HEAD = 128, 256, 4, 2, 32
-LINEAR = re.compile(r"(model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj)\.weight")
+LINEAR = re.compile(r"(model\.layers\.\d+\.(self_attn|mlp|mlp\.experts\.\d+)\.\w+_proj)\.weight")
 PROMPT = [3, 17, 5, 60, 2, 41, 9, 30, 11]
 
 # End of the layer's name -> (outputs, inputs).
@@ -64,6 +64,8 @@ def tiny(family: str, layers: int = 1) -> Tiny:
     }
     if config.get("head_dim") is not None:
         config["head_dim"] = HEAD
+    if "moe_intermediate_size" in config:
+        config["moe_intermediate_size"] = WIDTH
     if isinstance(config.get("layer_types"), list):
         config["layer_types"] = config["layer_types"][:layers]
     tensors = {}

@@ -174,6 +174,8 @@ CASES = {
         ),
         _plain(packers.float_blocks, "weight_scale"),
     ),
+    "awq-experts": Case("qwen3_moe", AWQ | {"group_size": 32}, _plain(packers.awq, 32)),
+    "fp8-experts": Case("qwen3_moe", FP8 | {"weight_block_size": [128, 128]}, _plain(packers.float_blocks)),
     "fp8-blocks": Case("qwen3", FP8 | {"weight_block_size": [128, 128]}, _plain(packers.float_blocks)),
     "fp8-blocks-fused": Case("phi3", FP8 | {"weight_block_size": [128, 128]}, _plain(packers.float_blocks)),
     "fp8": Case("smollm3", FP8, _plain(packers.float_quantized, whole=True)),
@@ -248,7 +250,7 @@ def test_the_reader_gives_the_values_bit_by_bit(pairs: Callable[[str], Pair], na
 
 # Compiling takes most of the time, so not all of them: each kind, with and without groups, zero points, order, blocks.
 MODELS = [
-    "awq-32", "gptq-fused", "gptq-8-order", "packed-order", "packed-w4a8", "int8", "float8", "fp8-blocks", "mxfp4",
+    "awq-32", "awq-experts", "fp8-experts", "gptq-fused", "gptq-8-order", "packed-order", "packed-w4a8", "int8", "float8", "fp8-blocks", "mxfp4",
 ]  # fmt: skip
 
 
