@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+
+# Of products: registers of a thread that computes and of one that copies, by the warpgroups that compute: together no
+# more than those that the block starts with.
+REGISTERS = {4: (112, 24), 2: (232, 40)}
 
 
 def tiled(shape: tuple[int, ...], dtype: np.dtype, columns: int) -> Any:
@@ -38,3 +45,34 @@ def store(reference: Any, value: jax.Array) -> None:
         plgpu.store(reference, value, optimized=False)
     else:
         reference[...] = value
+
+
+def divide_warpgroups(
+    computing: int,
+    counter: Sequence[Any],
+    compute: Callable[[jax.Array, jax.Array], jax.Array],
+    copy: Callable[[jax.Array], jax.Array],
+) -> None:
+    """A block of a product's kernel: `computing` warpgroups compute, the one behind them copies.
+
+    compute, copy: given the number of the warpgroup (compute alone) and that of the processor; they return the bytes
+    that they brought, which go to each reference of `counter` (processors, warpgroups).
+    """
+    warpgroup, processor = lax.axis_index("warpgroup"), lax.axis_index("processor")
+    compute_registers, copy_registers = REGISTERS.get(computing, (0, 0))
+
+    def tell(moved: jax.Array) -> None:
+        for reference in counter:
+            reference[processor, warpgroup] = moved
+
+    @pl.when(warpgroup < computing)
+    def _() -> None:
+        if compute_registers:
+            plgpu.set_max_registers(compute_registers, action="increase")
+        tell(compute(warpgroup, processor))
+
+    @pl.when(warpgroup == computing)
+    def _() -> None:
+        if copy_registers:
+            plgpu.set_max_registers(copy_registers, action="decrease")
+        tell(copy(processor))

@@ -33,11 +33,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import mosaic_gpu_int4, mosaic_gpu_mxfp4
 from pallas_kernels.grouped_matmul.mosaic_gpu_plan import HopperGroupedPlan, HopperGroupedScratch, scratch_types
 from pallas_kernels.mosaic_gpu_int4 import M_ROWS, load_factors
-from pallas_kernels.mosaic_gpu_support import store
-
-# Registers of a thread that computes and of one that copies, by the warpgroups that compute: together no more than
-# those that the block starts with.
-REGISTERS = {4: (112, 24), 2: (232, 40)}
+from pallas_kernels.mosaic_gpu_support import divide_warpgroups, store
 
 
 class Tiles(NamedTuple):
@@ -95,28 +91,18 @@ def _kernel(*refs: Any, plan: HopperGroupedPlan) -> None:
     x, (values, *sources), refs = refs[0], refs[1 : 1 + count], refs[1 + count :]
     out, refs = refs[0], refs[1:]
     counter, scratch = refs[: plan.count_copies], HopperGroupedScratch(*refs[plan.count_copies :])
-    warpgroup, processor = lax.axis_index("warpgroup"), lax.axis_index("processor")
-    compute_registers, copy_registers = REGISTERS.get(plan.warpgroups, (0, 0))
 
-    def tell(moved: jax.Array) -> None:
-        for reference in counter:
-            reference[processor, warpgroup] = moved
-
-    @pl.when(warpgroup < plan.warpgroups)
-    def _() -> None:
-        if compute_registers:
-            plgpu.set_max_registers(compute_registers, action="increase")
+    def compute(warpgroup: jax.Array, processor: jax.Array) -> jax.Array:
         for stage in range(plan.stages):  # all of them may be filled
             plgpu.barrier_arrive(scratch.read.at[stage])
-        compute = _compute if plan.kind is None else _compute_packed
-        tell(compute(plan, tiles, tuple(sources), out, scratch, warpgroup, processor))
+        run = _compute if plan.kind is None else _compute_packed
+        moved = run(plan, tiles, tuple(sources), out, scratch, warpgroup, processor)
         plgpu.wait_smem_to_gmem(0)
+        return moved
 
-    @pl.when(warpgroup == plan.warpgroups)
-    def _() -> None:
-        if copy_registers:
-            plgpu.set_max_registers(copy_registers, action="decrease")
-        tell(_copy(plan, tiles, x, values, scratch, processor))
+    divide_warpgroups(
+        plan.warpgroups, counter, compute, lambda processor: _copy(plan, tiles, x, values, scratch, processor)
+    )
 
 
 class _Item(NamedTuple):

@@ -23,12 +23,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic_gpu_int4 import M_ROWS, add_block, load_factors
-from pallas_kernels.mosaic_gpu_support import store
+from pallas_kernels.mosaic_gpu_support import divide_warpgroups, store
 from pallas_kernels.quantized_matmul.mosaic_gpu_plan import HopperMatmulPlan, HopperMatmulScratch, scratch_types
-
-# Registers of a thread that computes and of one that copies, by the warpgroups that compute: together no more than
-# those that the block starts with.
-REGISTERS = {4: (112, 24), 2: (232, 40)}
 
 
 def launch(
@@ -71,24 +67,12 @@ def _kernel(x: Any, values: Any, *refs: Any, plan: HopperMatmulPlan) -> None:
     sources, refs = refs[: 1 + plan.zeros], refs[1 + plan.zeros :]
     out, refs = refs[0], refs[1:]
     counter, scratch = refs[: plan.count_copies], HopperMatmulScratch(*refs[plan.count_copies :])
-    warpgroup, processor = lax.axis_index("warpgroup"), lax.axis_index("processor")
-    compute_registers, copy_registers = REGISTERS.get(plan.warpgroups, (0, 0))
-
-    def tell(moved: jax.Array) -> None:
-        for reference in counter:
-            reference[processor, warpgroup] = moved
-
-    @pl.when(warpgroup < plan.warpgroups)
-    def _() -> None:
-        if compute_registers:
-            plgpu.set_max_registers(compute_registers, action="increase")
-        tell(_compute(plan, sources, out, scratch, warpgroup, processor))
-
-    @pl.when(warpgroup == plan.warpgroups)
-    def _() -> None:
-        if copy_registers:
-            plgpu.set_max_registers(copy_registers, action="decrease")
-        tell(_copy(plan, x, values, scratch, processor))
+    divide_warpgroups(
+        plan.warpgroups,
+        counter,
+        lambda warpgroup, processor: _compute(plan, sources, out, scratch, warpgroup, processor),
+        lambda processor: _copy(plan, x, values, scratch, processor),
+    )
 
 
 class _Item(NamedTuple):

@@ -19,8 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxinfer.runtime.topology import report, topology_mesh
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.grouped_matmul import grouped_matmul
-from pallas_kernels.grouped_matmul.mosaic_gpu_kernel import REGISTERS
 from pallas_kernels.grouped_matmul.mosaic_gpu_plan import plan_of
+from pallas_kernels.mosaic_gpu_support import REGISTERS
 from pallas_kernels.qtensor import QTensor
 from tests.aot.compilers import needs_cuda
 from tests.aot.elsewhere import run_elsewhere

@@ -19,9 +19,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxinfer.runtime.topology import report, topology_mesh
 from jaxinfer.sharding import TENSOR_AXIS, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.mosaic_gpu_support import REGISTERS
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import quantized_matmul
-from pallas_kernels.quantized_matmul.mosaic_gpu_kernel import REGISTERS
 from pallas_kernels.quantized_matmul.mosaic_gpu_plan import plan_of
 from tests.aot.compilers import needs_cuda
 from tests.aot.elsewhere import run_elsewhere

@@ -250,7 +250,8 @@ def test_the_reader_gives_the_values_bit_by_bit(pairs: Callable[[str], Pair], na
 
 # Compiling takes most of the time, so not all of them: each kind, with and without groups, zero points, order, blocks.
 MODELS = [
-    "awq-32", "awq-experts", "fp8-experts", "gptq-fused", "gptq-8-order", "packed-order", "packed-w4a8", "int8", "float8", "fp8-blocks", "mxfp4",
+    "awq-32", "awq-experts", "fp8-experts", "gptq-fused", "gptq-8-order", "packed-order", "packed-w4a8", "int8",
+    "float8", "fp8-blocks", "mxfp4",
 ]  # fmt: skip
 
 
