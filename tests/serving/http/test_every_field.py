@@ -7,6 +7,7 @@ The walk is over the document that the server gives, so a field that is added wi
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -77,6 +78,8 @@ TEXT: dict[str, tuple[Any, dict[str, Any]]] = {
     "stream_options": ({"include_usage": True}, {"stream": True}),
     "prompt_logprobs": (1, {}),
     "return_token_ids": (True, {}),
+    "bad_words": ("SOME WORD", {**GREEDY, "ENDS": True}),
+    "truncation_side": ("right", {"truncate_prompt_tokens": 2}),
 }
 EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
     "completion": {
@@ -95,6 +98,7 @@ EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "messages": ([{"role": "user", "content": "What is 2 + 2?"}], {}),
         "tools": ([ITEM], {}),
         "add_generation_prompt": (False, {}),
+        "continue_final_message": (True, {"messages": [*MESSAGES, {"role": "assistant", "content": "It is"}]}),
         "chat_template": ("terse", {}),
         "chat_template_kwargs": ({"style": "terse"}, {}),
         "documents": ([{"title": "t"}], {}),
@@ -126,6 +130,7 @@ FAKED = {
     "responses": {"include_reasoning": False, "parallel_tool_calls": False},
 }
 ENGINE = {"priority": -3}
+STREAMS = {"stream_interval"}  # see test_events_have_several_tokens
 NOT_NEUTRAL: dict[str, Any] = {"best_of": 5, "tool_choice": "required", "length_penalty": 2, "suffix": "end"}
 
 
@@ -151,7 +156,7 @@ def fields(kind: str) -> set[str]:
 @pytest.mark.parametrize("kind", list(PATHS))
 def test_every_field_is_accounted_for(kind):
     refused = {name for name in fields(kind) if name in (*REFUSED, "best_of")}  # some have an effect elsewhere
-    effects = {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE}
+    effects = {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *(STREAMS if kind != "responses" else ())}
     assert fields(kind) - effects - set(RECORDED) - without_effect(kind) - holds_no_effect(kind) == refused - effects
     assert effects <= fields(kind)
     assert {"user"} <= fields(kind)
@@ -192,6 +197,8 @@ class Walk:
         for name, value in body.items():
             if value == "SOME TOKEN":
                 body[name] = [self.token]
+            elif value == "SOME WORD":
+                body[name] = [self.client.post("/detokenize", json={"tokens": [self.token]}).json()["prompt"]]
             elif value == "SOME BIAS":
                 body[name] = {str(self.token): -100}
         return {name: value for name, value in body.items() if value is not None}
@@ -244,6 +251,21 @@ def test_every_other_field_is_refused_by_name(client, kind):
         for neutral in (*REFUSED[name].neutral, None) if name in REFUSED else (1, None):
             response = client.post(PATHS[kind], json={**BASES[kind], **more, name: neutral})
             assert response.status_code == 200, (name, neutral, response.text)
+
+
+def test_events_have_several_tokens(client):
+    texts = []
+    for interval in (None, 5):
+        body = {**BASES["completion"], "temperature": 0, "max_tokens": 12, "ignore_eos": True, "stream": True}
+        answer = client.post(PATHS["completion"], json={**body, "stream_interval": interval, "return_token_ids": True})
+        events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        counts = [len(event["choices"][0]["token_ids"]) for event in events]
+        texts.append("".join(event["choices"][0]["text"] for event in events))
+        assert sum(counts) == 12
+        if interval:
+            assert counts[0] == 1
+            assert min(counts[1:-1]) >= 5
+    assert texts[0] == texts[1]
 
 
 VALUES = {"store": True, "metadata": {"a": "b"}, "client_metadata": {"a": 1}, "thinking_token_budget": 5}
