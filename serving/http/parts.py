@@ -78,9 +78,10 @@ class PartedAnswer:
             self._last = parts[-1].event
         return parts
 
-    def finish(self) -> list[Part]:
+    def finish(self, *, cut: bool = False) -> list[Part]:
+        """cut: see OutputParser.finish."""
         was = self._parser.reasoning
-        parts = self._assign(self._parser.finish())
+        parts = self._assign(self._parser.finish(cut=cut))
         if isinstance(self._last, CallName | CallArguments):
             self._close(parts, CallArguments(""))
         if self._open:

@@ -44,6 +44,15 @@ class HermesParser(ListedCallParser):
         return False
 
 
+class NemotronParser(HermesParser):
+    """<TOOLCALL>[{"name": ..., "arguments": {...}}, ...]</TOOLCALL>: Nemotron Nano 2, Llama-Nemotron."""
+
+    tags = ("<TOOLCALL>",)
+    closes = ("</TOOLCALL>",)
+    more_tags = closes
+    spellings = (listed("<TOOLCALL>[", "]</TOOLCALL>"),)
+
+
 class GraniteParser(HermesParser):
     """<|tool_call|> or <tool_call>, then a list of objects, usually without a closing tag: Granite 3, Phi-4-mini."""
 
@@ -55,3 +64,17 @@ class GraniteParser(HermesParser):
         listed("<tool_call>[", "]"),
         listed("<|tool_call|>[", "]<|/tool_call|>"),
     )
+
+
+class Phi4MiniParser(GraniteParser):
+    """functools[{"name": ..., "arguments": {...}}, ...]: Phi-4-mini with vLLM's template, and without."""
+
+    tags = ("functools", "<|tool_call|>")
+    closes = ("<|/tool_call|>",)
+    more_tags = closes
+    spellings = (listed("functools[", "]"), listed("<|tool_call|>[", "]<|/tool_call|>"))
+
+    def _in_tagged(self, events: list[Event]) -> bool:
+        if self._tag != "functools" or self._buffer == self._tag or self._buffer[len(self._tag)] == "[":
+            return super()._in_tagged(events)
+        return self._without_object(events)  # Python's module

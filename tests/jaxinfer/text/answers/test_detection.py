@@ -95,7 +95,7 @@ def test_a_format_that_is_given_wins() -> None:
     assert output_parser_names("none", "none", templates.QWEN3) == OutputParserNames()
     assert output_parser_names("mistral", "think", None) == OutputParserNames("mistral", "think")
     with pytest.raises(
-        ValueError, match="tool_calls is 'xml'; it must be one of none, hermes, llama3, mistral, granite, harmony"
+        ValueError, match="tool_calls is 'xml'; it must be one of none, hermes, llama3, mistral, granite, qwen3_xml, "
     ):
         output_parser_names("xml", "auto", None)
 
