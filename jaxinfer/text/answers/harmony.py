@@ -177,7 +177,7 @@ class HarmonyParser:
 
     def _end_message(self, events: list[Event]) -> None:
         if self._arguments is not None:
-            text = self._arguments.finish(events)
+            text = self._arguments.finish(events, cut=self._cut)
             if text and not self._cut:  # no call: what it would have been called with is for the reader
                 self._tell_text(text, self._arguments.at, Content, events)
         self._header = self._arguments = None
@@ -223,12 +223,12 @@ class _Arguments:
         rest = waiting[len(body) :]
         self._texts, self.waiting = [rest] if rest else [], len(rest)
 
-    def finish(self, events: list[Event]) -> str:
-        """What turned out to be no arguments."""
+    def finish(self, events: list[Event], *, cut: bool) -> str:
+        """What turned out to be no arguments. cut: the message has no end, so no text is not yet {}."""
         text = "".join(self._texts).rstrip(SPACE)
         self.waiting = 0
         empty = text in ("", "null")
-        if self._begun:
+        if self._begun or (cut and not text):
             return ""
         if self._whole:
             if not (empty or is_json_object(text)):

@@ -19,11 +19,12 @@ class HermesParser(ListedCallParser):
     more_tags: tuple[str, ...] = closes
     spellings: tuple[CallSpelling, ...] = (
         CallSpelling('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", between="\n"),
+        listed("<tool_call>[", "]</tool_call>"),
     )
     after = "close"
 
     def _in_close(self, events: list[Event]) -> bool:
-        text = self._buffer.lstrip(SPACE)
+        text = self._buffer.lstrip(SPACE + "}]")  # models write a bracket too many
         close = next((tag for tag in self.closes if text.startswith(tag)), None)
         if close is not None:
             self._buffer = text[len(close) :]

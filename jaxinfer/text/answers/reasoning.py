@@ -249,7 +249,7 @@ class ReasoningSplitter:
 
     def _skip_tags(self) -> bool:
         """Drops what may stand before the answer: the closing tag again, and the answer's own opening."""
-        tags = (*self._tags.closes, *(self._tags.answer or ())[:1])
+        tags = () if self._open_answer else (*self._tags.closes, *(self._tags.answer or ())[:1])
         while (tag := next((tag for tag in tags if self._buffer.startswith(tag)), None)) is not None:
             self._buffer = self._buffer[len(tag) :].lstrip(SPACE)
             if tag not in self._tags.closes:
