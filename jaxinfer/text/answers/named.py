@@ -199,7 +199,8 @@ class NamedCallParser(CallParser):
         if not text or any(could_start(text, close) for close in self._left):
             if self._left and not self._final:
                 return False
-            self._buffer = ""  # white space, or the answer was cut inside what closes the call
+            if self._final:
+                self._buffer = ""  # the answer was cut inside what closes the call
         self._left = ()
         self._state = "between" if self.sections else "text"
         return bool(self._buffer)
