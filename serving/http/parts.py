@@ -207,7 +207,8 @@ def joined(parts: list[Part]) -> list[Part]:
     for part in parts:
         last = result[-1] if result else None
         event = part.event
-        apart = last is None or (last.event is not None and last.event.at == PUT_IN)
+        put_in = last is not None and last.event is not None and last.event.at == PUT_IN
+        apart = put_in and not isinstance(event, CallArguments)
         if last is None or apart or type(event) is not type(last.event) or isinstance(event, CallName):
             result.append(Part(event, list(part.tokens)))
             continue

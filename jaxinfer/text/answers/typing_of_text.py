@@ -71,7 +71,7 @@ def _mended(text: str) -> str | None:
         mended = json.dumps(json.loads(text, strict=False), ensure_ascii=False)
     except (ValueError, RecursionError):
         return None
-    return mended if is_json(mended) else None
+    return mended.encode("utf-8", "replace").decode("utf-8") if is_json(mended) else None
 
 
 def _kinds(text: str) -> frozenset[str]:
