@@ -84,7 +84,9 @@ def of_chat(
     form: OutputParserNames,
 ) -> GenerationRequest:
     """Its answers are parsed. given: sampling fields."""
-    tools = None if prompt.tools is None else frozenset(tool["function"]["name"] for tool in prompt.tools)
+    tools = None
+    if prompt.tools is not None:
+        tools = {tool["function"]["name"]: tool["function"].get("parameters") for tool in prompt.tools}
     kept = kept_tokens(form, context.tokenizer, tools=tools is not None)
     return convert.generation(request, prompt, given, kept_tokens=kept, reading=partial(answer_reading, form, tools))
 
