@@ -65,6 +65,8 @@ class RequestRecord:
     failed: bool = False
     load_before: ExpertLoad | None = None  # its engine's, when it came; None in a model without experts
     load_during: dict[str, Any] | None = None  # until a report that has all of its steps; JSON
+    ignored: tuple[str, ...] = ()  # names of what of the request had no effect, escaped
+    asked_tokens: int | None = None  # the max_tokens that the client gave
     content: dict[str, Any] | None = None  # prompt and outputs, only where the operator wants them in the log
 
     @classmethod
@@ -86,6 +88,8 @@ class RequestRecord:
             completion_tokens=[0] * n,
             last_tokens=[0.0] * n,
             running=n,
+            ignored=prepared.ignored,
+            asked_tokens=prepared.asked_tokens,
         )
 
     def engine_says(self, output: SequenceOutput) -> None:
