@@ -22,7 +22,8 @@ from jaxinfer.sampling_params import FIELD_NAMES, SamplingParams
 from jaxinfer.text import AnswerReading
 from jaxinfer.text.answers import OutputParserNames
 from protos.jaxinfer.v1 import inference_pb2 as pb
-from serving.http.models import ChatRequest, CompletionRequest, ResponsesRequest, Sampling, TextSampling
+from serving.http.models import ChatRequest, CompletionRequest, Sampling, TextSampling
+from serving.http.responses_models import ResponsesRequest
 from serving.request import GenerationRequest, ModelContext, TokenPrompt, prepare
 from tests.fakes import BOS, EOS
 from tests.sampling_table import HALVES, HTTP_NAMES, MEETING, PAIRS

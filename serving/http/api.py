@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from jaxinfer.config import ConfigError
@@ -23,12 +24,14 @@ from serving.http.models import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    ResponsesRequest,
     Sampling,
     TokenizeRequest,
 )
 from serving.http.reply import Reply
+from serving.http.response_store import ResponseStore, StoreLimits
+from serving.http.response_turn import ResponseTurn
 from serving.http.responses import ResponsesReply
+from serving.http.responses_models import ResponsesRequest
 from serving.observing.record import NOWHERE, Origin
 from serving.request import (
     NO_TOKENS,
@@ -49,10 +52,12 @@ _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input"}
 
 @dataclass(frozen=True)
 class ApiConfig:
-    """tool_call_parser, reasoning_parser: see jaxinfer.text.answers. Raises ConfigError for those that cannot be."""
+    """tool_call_parser, reasoning_parser: see jaxinfer.text.answers. response_store: None keeps no
+    responses. Raises ConfigError for what cannot be."""
 
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
+    response_store: StoreLimits | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -62,10 +67,12 @@ class ApiConfig:
 
 
 class _Endpoint(NamedTuple):
+    """convert and reply of responses take a ResponseTurn besides."""
+
     kind: type[Sampling]
-    convert: Callable[[Any, ModelContext, OutputParserNames], list[GenerationRequest]]
+    convert: Callable[..., list[GenerationRequest]]
     names: Callable[[Any], Mapping[str, str]]
-    reply: Callable[[Any, Generation, ModelContext, OutputParserNames], Reply]
+    reply: Callable[..., Reply]
 
 
 ENDPOINTS: Mapping[str, _Endpoint] = {
@@ -83,12 +90,15 @@ ENDPOINTS: Mapping[str, _Endpoint] = {
 
 
 class Api:
-    """Serves once `open` was called with a model, and the frontend has it too."""
+    """Serves once `open` was called with a model, and the frontend has it too. responses: those that are kept."""
 
     def __init__(self, frontend: Frontend, config: ApiConfig) -> None:
         self.frontend = frontend
         self.form = OutputParserNames()
         self._config = config
+        self.responses = None if config.response_store is None else ResponseStore(config.response_store)
+        if self.responses is not None:
+            frontend.recorder.metrics.sources.append(self.responses.metrics)
 
     def open(self, model: ModelContext) -> None:
         template = None if model.tokenizer is None else model.tokenizer.chat_template
@@ -97,14 +107,19 @@ class Api:
     async def begin(self, path: str, body: Body, origin: Origin = NOWHERE) -> Reply:
         """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the
         user, whom the body names."""
-        endpoint = ENDPOINTS[path]
+        endpoint, cost = ENDPOINTS[path], _cost(body)
+        if path == RESPONSES:
+            turn = ResponseTurn(self.responses, origin.tenant)
+            bound = partial(endpoint.convert, turn=turn), partial(endpoint.reply, turn=turn)
+            endpoint = endpoint._replace(convert=bound[0], reply=bound[1])
+            cost += turn.size_of_named(body)
 
         def converted(model: ModelContext, prepare: Prepare) -> Any:
             prepared, request = self._convert(endpoint, body, model, prepare)
             return prepared, (request, model)
 
         try:
-            streams, (request, model) = await self.frontend.submit(_cost(body), converted, origin)
+            streams, (request, model) = await self.frontend.submit(cost, converted, origin)
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error, _PROMPTS[path]) from error
         generation = Generation(self.frontend, streams)

@@ -78,11 +78,16 @@ def with_effort(
         raise InvalidRequest(
             name, effort, f"chat_template_kwargs has the {_EFFORT} {known[_EFFORT]!r}; give one of them"
         )
-    source = None if context.tokenizer is None else context.tokenizer.chat_template
-    sources = source.values() if isinstance(source, dict) else (source or "",)
-    if not any(_EFFORT in template for template in sources):
+    if not template_reads(_EFFORT, context):
         raise InvalidRequest(name, effort, f"only null is supported: the model's chat template reads no {_EFFORT}")
     return {**known, _EFFORT: effort}
+
+
+def template_reads(name: str, context: ModelContext) -> bool:
+    """Whether one of the model's chat templates has the variable."""
+    source = None if context.tokenizer is None else context.tokenizer.chat_template
+    sources = source.values() if isinstance(source, dict) else (source or "",)
+    return any(name in template for template in sources)
 
 
 def completion(request: CompletionRequest) -> list[GenerationRequest]:

@@ -7,20 +7,20 @@ from typing import Any
 import msgspec
 
 from jaxinfer import __version__
+from serving.http.declaring import REPLACE
 from serving.http.fragments import STRING, array_of, or_null, schema_of
 from serving.http.models import (
-    REPLACE,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    ResponsesRequest,
     TokenizeRequest,
 )
+from serving.http.responses_models import ResponsesRequest
 
 _POSTS: dict[str, tuple[type[msgspec.Struct], str, bool, str]] = {
     "/v1/completions": (CompletionRequest, "Completion", True, "Text that goes on from a prompt"),
     "/v1/chat/completions": (ChatRequest, "ChatCompletion", True, "The assistant's next message in a conversation"),
-    "/v1/responses": (ResponsesRequest, "Response", True, "The same in the shape of the Responses API, nothing stored"),
+    "/v1/responses": (ResponsesRequest, "Response", True, "The same in the shape of the Responses API"),
     "/tokenize": (TokenizeRequest, "Tokens", False, "The tokens that a prompt or a conversation becomes"),
     "/detokenize": (DetokenizeRequest, "Prompt", False, "The text of tokens"),
 }
@@ -94,6 +94,16 @@ _ANSWERS: dict[str, dict[str, Any]] = {
             "usage": _object({"input_tokens": _INTEGER, "output_tokens": _INTEGER, "total_tokens": _INTEGER}),
         }
     ),
+    "DeletedResponse": _object({"id": STRING, "object": {"const": "response"}, "deleted": {"const": True}}),
+    "Items": _object(
+        {
+            "object": {"const": "list"},
+            "data": array_of(_object({"id": STRING, "type": STRING})),
+            "first_id": or_null(STRING),
+            "last_id": or_null(STRING),
+            "has_more": {"type": "boolean"},
+        }
+    ),
     "Tokens": _object(
         {"count": _INTEGER, "max_model_len": _INTEGER, "tokens": array_of(_INTEGER)}, token_strs=array_of(STRING)
     ),
@@ -121,6 +131,7 @@ def document() -> dict[str, Any]:
     kinds = [kind for kind, *_ in _POSTS.values()]
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {path: {"post": _post(path)} for path in _POSTS}
+    paths |= _stored_responses()
     paths["/v1/models"] = _get("Models", "The served model, as a list", 503)
     paths["/v1/models/{model}"] = _get("Model", "The served model", 404, 503, parameter="model")
     paths["/health"] = _get("State", "Whether the server is alive: loaded, and its engine runs")
@@ -137,6 +148,22 @@ def document() -> dict[str, Any]:
         "info": {"title": "jaxinfer", "version": __version__},
         "paths": paths,
         "components": {"schemas": {**{name: _replaced(schema) for name, schema in schemas.items()}, **_ANSWERS}},
+    }
+
+
+def _stored_responses() -> dict[str, Any]:
+    """About responses that are kept; they have parameters in their queries that are OpenAI's."""
+    path, one = "/v1/responses/{response_id}", {"parameter": "response_id"}
+    deleted = _get("DeletedResponse", "Lets a stored response go", 404, **one)["get"]
+    cancelled = _get("Response", "Ends a response that runs in the background, of which there are none", 404, **one)[
+        "get"
+    ]
+    del cancelled["responses"]["200"]
+    cancelled["responses"]["400"] = _content("Error", "The response has ended")
+    return {
+        path: {**_get("Response", "A stored response", 404, **one), "delete": deleted},
+        path + "/cancel": {"post": cancelled},
+        path + "/input_items": _get("Items", "What a stored response was given, 20 items at a time", 400, 404, **one),
     }
 
 

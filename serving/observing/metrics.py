@@ -100,6 +100,9 @@ SPECS = (
     _counter("tenant_device_seconds_total", "Finished requests' share of their steps' device time", "tenant"),
     _counter("ledger_lines_total", "Lines in the usage ledger: written, or lost because they could not be", "state"),
     _counter("audit_lines_total", "Lines in the audit log's file: written, or lost because they could not be", "state"),
+    _gauge("response_store_responses", "Responses that clients can go on from (--response-store)"),
+    _gauge("response_store_bytes", "What they take"),
+    _counter("response_store_evicted_total", "Responses that gave way to others before their time"),
     _gauge("engine_warming", "1 while requests are served and programs still compiled (--serve-while-warming)"),
     _gauge("engine_stuck", "1 while the engine owes news for longer than --unready-seconds"),
 )
