@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, get_args
+
+import msgspec
 
 from jaxinfer.config import ConfigError
 from jaxinfer.errors import BAD_INPUT, ChatMessageError, ChatTemplateError, InvalidRequest, StopStringError
@@ -20,6 +22,7 @@ from serving.http.decode import Body, decode
 from serving.http.errors import ApiError, from_invalid, from_refusal, invalid
 from serving.http.every_fault import every_fault
 from serving.http.generation import Generation
+from serving.http.ignored import IgnoredFields, UnknownFields, collecting
 from serving.http.models import (
     ChatRequest,
     CompletionRequest,
@@ -46,17 +49,20 @@ from serving.request import (
 )
 from serving.text_worker import PART_BYTES
 
+T = TypeVar("T", bound=msgspec.Struct)
+
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input"}
 
 
 @dataclass(frozen=True)
 class ApiConfig:
-    """tool_call_parser, reasoning_parser: see jaxinfer.text.answers. response_store: None keeps no
-    responses. Raises ConfigError for what cannot be."""
+    """tool_call_parser, reasoning_parser: see jaxinfer.text.answers. unknown_fields: what becomes of fields without an
+    effect, see ignored.py. response_store: None keeps no responses. Raises ConfigError for what cannot be."""
 
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
+    unknown_fields: UnknownFields = "report"
     response_store: StoreLimits | None = None
 
     def __post_init__(self) -> None:
@@ -64,6 +70,9 @@ class ApiConfig:
             check_parser_names(self.tool_call_parser, self.reasoning_parser)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        if self.unknown_fields not in get_args(UnknownFields):
+            allowed = " or ".join(get_args(UnknownFields))
+            raise ConfigError(f"unknown_fields is {self.unknown_fields!r}; it must be {allowed}")
 
 
 class _Endpoint(NamedTuple):
@@ -95,14 +104,14 @@ class Api:
     def __init__(self, frontend: Frontend, config: ApiConfig) -> None:
         self.frontend = frontend
         self.form = OutputParserNames()
-        self._config = config
+        self.config = config
         self.responses = None if config.response_store is None else ResponseStore(config.response_store)
         if self.responses is not None:
             frontend.recorder.metrics.sources.append(self.responses.metrics)
 
     def open(self, model: ModelContext) -> None:
         template = None if model.tokenizer is None else model.tokenizer.chat_template
-        self.form = output_parser_names(self._config.tool_call_parser, self._config.reasoning_parser, template)
+        self.form = output_parser_names(self.config.tool_call_parser, self.config.reasoning_parser, template)
 
     async def begin(self, path: str, body: Body, origin: Origin = NOWHERE) -> Reply:
         """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the
@@ -115,22 +124,26 @@ class Api:
             cost += turn.size_of_named(body)
 
         def converted(model: ModelContext, prepare: Prepare) -> Any:
-            prepared, request = self._convert(endpoint, body, model, prepare)
-            return prepared, (request, model)
+            with collecting(self.config.unknown_fields) as ignored:
+                prepared, request = self._convert(endpoint, body, model, prepare, ignored)
+            return prepared, (request, model, ignored)
 
         try:
-            streams, (request, model) = await self.frontend.submit(cost, converted, origin)
+            streams, (request, model, ignored) = await self.frontend.submit(cost, converted, origin)
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error, _PROMPTS[path]) from error
         generation = Generation(self.frontend, streams)
         try:
-            return endpoint.reply(request, generation, model, self.form)
+            self.frontend.recorder.ignored(ignored.counts)
+            reply = endpoint.reply(request, generation, model, self.form)
+            reply.ignored = ignored
+            return reply
         except BaseException:
             generation.close()
             raise
 
     def _convert(
-        self, endpoint: _Endpoint, body: Body, model: ModelContext, prepare: Prepare
+        self, endpoint: _Endpoint, body: Body, model: ModelContext, prepare: Prepare, ignored: IgnoredFields
     ) -> tuple[list[PreparedRequest], Sampling]:
         """Raises ApiError with all faults that are found, one of BAD_INPUT, or Refusal."""
         try:
@@ -139,7 +152,9 @@ class Api:
             if not model.gives_tokens and getattr(request, "return_token_ids", None):
                 raise InvalidRequest("return_token_ids", True, NO_TOKENS)
             with convert.in_names_of_the_client(endpoint.names(request)):
-                return prepare(endpoint.convert(request, model, self.form)), request
+                requests = endpoint.convert(request, model, self.form)
+                names = ignored.names
+                return prepare([replace(each, ignored=names) for each in requests] if names else requests), request
         except (ApiError, InvalidRequest) as error:
             first = error if isinstance(error, ApiError) else from_invalid(error)
             if first.status != 400:
@@ -155,20 +170,33 @@ class Api:
 
     # -- text -----------------------------------------------------------------------------------------------------
 
-    async def tokenize(self, body: Body) -> dict[str, Any]:
-        return await self._text(body, _tokenize)
+    async def tokenize(self, body: Body) -> TextReply:
+        return await self._text(body, TokenizeRequest, _tokenize)
 
-    async def detokenize(self, body: Body) -> dict[str, Any]:
-        return await self._text(body, _detokenize)
+    async def detokenize(self, body: Body) -> TextReply:
+        return await self._text(body, DetokenizeRequest, _detokenize)
 
-    async def _text(self, body: Body, work: Callable[[Body, ModelContext], dict[str, Any]]) -> dict[str, Any]:
+    async def _text(self, body: Body, kind: type[T], work: Callable[[T, ModelContext], dict[str, Any]]) -> TextReply:
+        def done(model: ModelContext) -> TextReply:
+            with collecting(self.config.unknown_fields) as ignored:
+                try:
+                    return TextReply(work(decode(body, kind), model), ignored)
+                except ApiError as error:
+                    raise every_fault(body, kind, error, lambda _: None) from error
+
         try:
-            return await self.frontend.run(_cost(body), lambda model: work(body, model))
+            reply = await self.frontend.run(_cost(body), done)
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error) from error
-        except ApiError as error:
-            kind = TokenizeRequest if work is _tokenize else DetokenizeRequest
-            raise every_fault(body, kind, error, lambda _: None) from error
+        self.frontend.recorder.ignored(reply.ignored.counts)
+        return reply
+
+
+class TextReply(NamedTuple):
+    """An answer that needs no engine."""
+
+    body: dict[str, Any]
+    ignored: IgnoredFields
 
 
 def _cost(body: Body) -> int:
@@ -194,8 +222,7 @@ def as_api_error(error: Exception, prompt: str | None = None) -> ApiError:
     return invalid(prompt, message, reason="the text cannot be tokenized")
 
 
-def _tokenize(body: Body, model: ModelContext) -> dict[str, Any]:
-    request = decode(body, TokenizeRequest)
+def _tokenize(request: TokenizeRequest, model: ModelContext) -> dict[str, Any]:
     check_model(request.model or "", model)
     if (request.prompt is None) == (request.messages is None):
         given = None if request.prompt is None else request.prompt
@@ -223,8 +250,7 @@ def _tokenize(body: Body, model: ModelContext) -> dict[str, Any]:
     return result
 
 
-def _detokenize(body: Body, model: ModelContext) -> dict[str, Any]:
-    request = decode(body, DetokenizeRequest)
+def _detokenize(request: DetokenizeRequest, model: ModelContext) -> dict[str, Any]:
     check_model(request.model or "", model)
     if model.tokenizer is None:
         raise InvalidRequest("tokens", request.tokens, "this server runs without a tokenizer")

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from jaxinfer import __version__
 from serving import garbage, json_text
 from serving.errors import Refusal, RequestError
-from serving.http.api import ENDPOINTS, Api, as_api_error
+from serving.http.api import ENDPOINTS, Api, TextReply, as_api_error
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.decode import Body
 from serving.http.envelope import CorsConfig, enveloped
@@ -100,7 +100,7 @@ class Generate:
             if reply.stream:
                 await self._send_events(reply, send)
             else:
-                await send_json(send, 200, await reply.result(), [_request_id(reply)])
+                await send_json(send, 200, await reply.result(), reply.headers)
         except RequestError as error:
             await send_error(send, as_api_error(error))
         finally:
@@ -112,9 +112,8 @@ class Generate:
         try:
             async for data in reply.events():
                 if not begun:
-                    await send(
-                        {"type": "http.response.start", "status": 200, "headers": [*_EVENTS, _request_id(reply)]}
-                    )
+                    headers = [*_EVENTS, *reply.headers]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
                     begun = True
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except ApiError:
@@ -143,21 +142,16 @@ def _trace(scope: Scope) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in found if name in TRACE_HEADERS)
 
 
-def _request_id(reply: Reply) -> tuple[bytes, bytes]:
-    return b"x-request-id", reply.generation.streams[0].prepared.request_id.encode("ascii")
-
-
 class Answer:
     """An endpoint that makes one JSON object out of a body."""
 
-    def __init__(
-        self, api: Api, reader: BodyReader, path: str, work: Callable[[Body], Awaitable[dict[str, Any]]]
-    ) -> None:
+    def __init__(self, api: Api, reader: BodyReader, path: str, work: Callable[[Body], Awaitable[TextReply]]) -> None:
         self._api, self._reader, self._path, self._work = api, reader, path, work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await send_json(send, 200, await self._work(await self._reader.read(scope, receive)))
+            reply = await self._work(await self._reader.read(scope, receive))
+            await send_json(send, 200, reply.body, reply.ignored.headers)
         except ClientGone:
             return
         except ApiError as error:
@@ -171,7 +165,7 @@ class Information:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._began = int(time.time())
-        self._document = json_text.encode(document())
+        self._document = json_text.encode(document(api.config.unknown_fields))
 
     async def models(self, _: Request) -> Response:
         return _response({"object": "list", "data": [self._card()]})

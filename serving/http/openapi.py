@@ -8,14 +8,15 @@ import msgspec
 
 from jaxinfer import __version__
 from serving.http.declaring import REPLACE
-from serving.http.fragments import STRING, array_of, or_null, schema_of
+from serving.http.fragments import NOTHING, STRING, array_of, or_null, schema_of
+from serving.http.ignored import UnknownFields
 from serving.http.models import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
 )
-from serving.http.responses_models import ResponsesRequest
+from serving.http.responses_models import LISTED, MAX_LISTED, ResponsesRequest
 
 _POSTS: dict[str, tuple[type[msgspec.Struct], str, bool, str]] = {
     "/v1/completions": (CompletionRequest, "Completion", True, "Text that goes on from a prompt"),
@@ -29,7 +30,7 @@ _ERRORS = {
     400: "A field is not as it must be; param names it",
     401: "No valid API key",
     403: "The API key lacks the role",
-    404: "The model, or the request, is not there",
+    404: "The model, the request or the response is not there",
     408: "The request did not come in time",
     409: "request_id is in use",
     413: "The body is too large",
@@ -127,7 +128,8 @@ _ANSWERS: dict[str, dict[str, Any]] = {
 }
 
 
-def document() -> dict[str, Any]:
+def document(unknown_fields: UnknownFields = "report") -> dict[str, Any]:
+    """unknown_fields: where they are refused, objects say that they have no further ones."""
     kinds = [kind for kind, *_ in _POSTS.values()]
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {path: {"post": _post(path)} for path in _POSTS}
@@ -143,28 +145,47 @@ def document() -> dict[str, Any]:
     paths["/debug/requests/{request_id}"] = _get("Explanation", about, 404, parameter="request_id")
     paths["/version"] = _get("Version", "The server's version")
     paths["/openapi.json"] = _plain("This document", "OpenAPI", "application/json", {"type": "object"})
+    requests = {name: _replaced(schema) for name, schema in schemas.items()}
+    if unknown_fields == "report":
+        requests = _open(requests)
     return {
         "openapi": "3.1.0",
         "info": {"title": "jaxinfer", "version": __version__},
         "paths": paths,
-        "components": {"schemas": {**{name: _replaced(schema) for name, schema in schemas.items()}, **_ANSWERS}},
+        "components": {"schemas": {**requests, **_ANSWERS}},
     }
 
 
 def _stored_responses() -> dict[str, Any]:
-    """About responses that are kept; they have parameters in their queries that are OpenAI's."""
+    """About responses that are kept."""
     path, one = "/v1/responses/{response_id}", {"parameter": "response_id"}
     deleted = _get("DeletedResponse", "Lets a stored response go", 404, **one)["get"]
-    cancelled = _get("Response", "Ends a response that runs in the background, of which there are none", 404, **one)[
-        "get"
+    cancelled = _get("Error", "Ends a response that runs in the background, of which there are none", 404, **one)["get"]
+    cancelled["responses"]["400"] = cancelled["responses"].pop("200") | {"description": "The response has ended"}
+    items = _get("Items", "What a stored response was given, and the conversation before it", 400, 404, **one)
+    items["get"]["parameters"] += [
+        {"name": name, "in": "query", "schema": schema}
+        for name, schema in (
+            ("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": LISTED}),
+            ("order", {"enum": ["asc", "desc"], "default": "desc"}),
+            ("after", {"type": "string", "description": "The last item of the page before"}),
+        )
     ]
-    del cancelled["responses"]["200"]
-    cancelled["responses"]["400"] = _content("Error", "The response has ended")
     return {
         path: {**_get("Response", "A stored response", 404, **one), "delete": deleted},
         path + "/cancel": {"post": cancelled},
-        path + "/input_items": _get("Items", "What a stored response was given, 20 items at a time", 400, 404, **one),
+        path + "/input_items": items,
     }
+
+
+def _open(schema: Any) -> Any:
+    """Where objects may have fields that the schema does not name."""
+    if isinstance(schema, list):
+        return [_open(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = schema.get("additionalProperties") in (False, NOTHING)
+    return {name: _open(each) for name, each in schema.items() if not (closed and name == "additionalProperties")}
 
 
 def _replaced(schema: dict[str, Any]) -> dict[str, Any]:

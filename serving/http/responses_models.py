@@ -13,6 +13,7 @@ from serving.request import MAX_MESSAGES, MAX_TOOLS
 
 MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512  # pairs, characters: OpenAI's
 MAX_RESPONSE_ID = 256  # characters
+MAX_LISTED, LISTED = 100, 20  # items of a response in an answer: at most, and by default; OpenAI's
 VERBOSITIES = ("low", "medium", "high")  # OpenAI's
 
 

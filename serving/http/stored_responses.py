@@ -16,8 +16,8 @@ from serving.http.api import Api
 from serving.http.errors import ApiError, invalid
 from serving.http.response_store import Run, StoredResponse
 from serving.http.response_turn import GONE, NO_STORE, Item
+from serving.http.responses_models import LISTED, MAX_LISTED
 
-MAX_LISTED, LISTED = 100, 20  # items in an answer: at most, and by default
 PATH = "/v1/responses/{response_id}"
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -71,7 +72,7 @@ def greedy_chat(text: str = "hi") -> dict[str, Any]:
 @contextlib.asynccontextmanager
 async def http_serving(options: FakeOptions | None = None, **config: Any) -> AsyncIterator[HttpServer]:
     """Keywords are `serving`'s and ApiConfig's."""
-    api = {field.name: config.pop(field.name) for field in fields(ApiConfig) if field.name in config}
+    api = {field.name: config.pop(field.name) for field in dataclasses.fields(ApiConfig) if field.name in config}
     async with serving(options, http_port=0, api=ApiConfig(**api), **config) as running:
         url = f"http://{running.server.http_address}"
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:

@@ -98,7 +98,8 @@ def test_the_document_names_every_endpoint(url):
     assert set(paths) == {
         *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/models", "/v1/models/{model}"),
         *("/tokenize", "/detokenize", "/health", "/ready", "/version", "/openapi.json"),
-        *("/metrics", "/debug/requests/{request_id}"),
+        *("/metrics", "/debug/requests/{request_id}", "/v1/responses/{response_id}"),
+        *("/v1/responses/{response_id}/cancel", "/v1/responses/{response_id}/input_items"),
     }
 
 
