@@ -36,10 +36,11 @@ class Usage(NamedTuple):
         return usage
 
     def responses(self, reasoning: int) -> dict[str, Any]:
-        """As the Responses API writes it."""
+        """As the Responses API writes it. OpenAI asks a price for tokens that it writes to a cache, and its clients need
+        their number: none here."""
         return {
             "input_tokens": self.prompt,
-            "input_tokens_details": {"cached_tokens": self.cached},
+            "input_tokens_details": {"cached_tokens": self.cached, "cache_write_tokens": 0},
             "output_tokens": self.completion,
             "output_tokens_details": {"reasoning_tokens": reasoning},
             "total_tokens": self.prompt + self.completion,

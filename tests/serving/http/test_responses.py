@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 import pytest
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
 
 from jaxinfer.messages import Submit
 from serving.http.response_store import StoreLimits
@@ -196,6 +198,7 @@ def test_fields_are_taken_or_reported(field: str, value: Any, ignored: str | Non
             assert response.status_code == 200, response.text
             assert response.headers.get("x-jaxinfer-ignored") == ignored
             answer = response.json()
+            Response.model_validate(answer)
             if field in ("truncation", "max_tool_calls", "metadata", "background", "store"):
                 assert answer[field] == value
             if field == "text":
@@ -265,6 +268,9 @@ ITEM = ["output_item.added", "content_part.added", "{}.delta", "{}.done", "conte
 CALL = ["output_item.added", "{}.delta", "{}.done", "output_item.done"]
 
 
+_EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+
+
 def collapsed(events: list[dict[str, Any]]) -> list[str]:
     """The events' types; deltas in a row are one."""
     kinds = [event["type"].removeprefix("response.") for event in events]
@@ -285,6 +291,8 @@ def test_the_events_of_every_kind_of_item():
                 expected += [step.format(name) for step in steps]
             assert collapsed(events) == [*expected, "completed"]
             assert [event["sequence_number"] for event in events] == list(range(len(events)))
+            for event in events:  # all that OpenAI's types need is there
+                _EVENTS.validate_python(event)
             last = events[-1]["response"]
             prefixes = ["rs_", "msg_", "fc_", "fc_"]
             for index, (item, prefix) in enumerate(zip(last["output"], prefixes, strict=True)):
