@@ -36,8 +36,8 @@ class Usage(NamedTuple):
         return usage
 
     def responses(self, reasoning: int) -> dict[str, Any]:
-        """As the Responses API writes it. OpenAI asks a price for tokens that it writes to a cache, and its clients need
-        their number: none here."""
+        """As the Responses API writes it. OpenAI's clients need the number of tokens whose place in the cache costs
+        something: none here."""
         return {
             "input_tokens": self.prompt,
             "input_tokens_details": {"cached_tokens": self.cached, "cache_write_tokens": 0},
