@@ -196,7 +196,7 @@ class Walk:
             body[text] = [{"role": "user", "content": LONG}] if self.kind == "chat" else LONG
         if body.pop("TURNS", False):
             answer = {"role": "assistant", "content": "So it was."}
-            body["input"] = [{"role": "user", "content": 3 * LONG}, answer, {"role": "user", "content": STORY}]
+            body["input"] = [{"role": "user", "content": 4 * LONG}, answer, {"role": "user", "content": STORY}]
             body["max_output_tokens"] = 200
         for name, value in body.items():
             if value == "SOME RESPONSE":
