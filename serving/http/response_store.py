@@ -20,6 +20,7 @@ import msgspec
 from jaxinfer.config import ConfigError
 
 DEFAULT_BYTES, DEFAULT_SECONDS, MAX_RESPONSES = 256 << 20, 3600.0, 16384
+_SWEEP_SECONDS = 30.0  # between two looks for responses whose time is over
 _OVERHEAD = 1024  # bytes that a response takes beside its JSON, about
 _PER_ITEM, _PER_RUN = 256, 128  # an id's place in the index; a run's, and each chain's reference to it
 
@@ -95,15 +96,16 @@ class ResponseStore:
         self._shelves: dict[str, _Shelf] = {}
         self._lock = threading.Lock()
         self._timer: asyncio.TimerHandle | None = None
+        self._count = 0
         self.size = 0  # bytes
         self.evicted = 0  # responses that gave way to others before their time
 
     def __len__(self) -> int:
-        return sum(len(shelf.responses) for shelf in self._shelves.values())
+        return self._count
 
     def metrics(self) -> dict[str, float]:
         with self._lock:
-            self._expire()
+            self._expire_all()
             return {
                 "response_store_responses": len(self),
                 "response_store_bytes": self.size,
@@ -115,26 +117,27 @@ class ResponseStore:
     def get(self, tenant: str, response_id: str) -> StoredResponse | None:
         """Looking at a response is using it."""
         with self._lock:
-            self._expire()
-            shelf = self._shelves.get(tenant)
-            found = None if shelf is None else shelf.responses.get(response_id)
-            if shelf is not None and found is not None:
-                self._touch(shelf, found)
-            return found
+            shelf = self._shelf(tenant)
+            return None if shelf is None else self._used(shelf, shelf.responses.get(response_id))
 
     def holder(self, tenant: str, item_id: str) -> StoredResponse | None:
         """The response that the item was given to or said by."""
         with self._lock:
-            self._expire()
-            shelf = self._shelves.get(tenant)
-            found = None if shelf is None else shelf.by_item.get(item_id)
-            if shelf is not None and found is not None:
-                self._touch(shelf, found)
-            return found
+            shelf = self._shelf(tenant)
+            return None if shelf is None else self._used(shelf, shelf.by_item.get(item_id))
 
-    def _touch(self, shelf: _Shelf, response: StoredResponse) -> None:
-        response.used = self._clock()
-        shelf.responses.move_to_end(response.id)
+    def _shelf(self, tenant: str) -> _Shelf | None:
+        """Without what has expired."""
+        shelf = self._shelves.get(tenant)
+        if shelf is not None:
+            self._expire(shelf)
+        return shelf
+
+    def _used(self, shelf: _Shelf, response: StoredResponse | None) -> StoredResponse | None:
+        if response is not None:
+            response.used = self._clock()
+            shelf.responses.move_to_end(response.id)
+        return response
 
     # -- changing -------------------------------------------------------------------------------------------------
 
@@ -145,10 +148,10 @@ class ResponseStore:
         if alone > self._limits.bytes:
             return False
         with self._lock:
-            self._expire()
-            shelf = self._shelves.setdefault(tenant, _Shelf())
+            shelf = self._shelf(tenant) or _Shelf()
             self._remove(shelf, response.id)
-            self._shelves[tenant] = shelf
+            self._shelves[tenant] = shelf  # which is gone where that was its last
+            self._count += 1
             response.used = self._clock()
             shelf.responses[response.id] = response
             for item_id in response.item_ids:
@@ -165,8 +168,7 @@ class ResponseStore:
 
     def delete(self, tenant: str, response_id: str) -> bool:
         with self._lock:
-            self._expire()
-            shelf = self._shelves.get(tenant)
+            shelf = self._shelf(tenant)
             return shelf is not None and self._remove(shelf, response_id)
 
     def _evict(self, spared: StoredResponse) -> None:
@@ -180,6 +182,7 @@ class ResponseStore:
         found = shelf.responses.pop(response_id, None)
         if found is None:
             return False
+        self._count -= 1
         for item_id in found.item_ids:
             if shelf.by_item.get(item_id) is found:
                 del shelf.by_item[item_id]
@@ -196,23 +199,26 @@ class ResponseStore:
         shelf.size += size
         self.size += size
 
-    def _expire(self) -> None:
+    def _expire(self, shelf: _Shelf) -> None:
         oldest = self._clock() - self._limits.seconds
+        while (first := next(iter(shelf.responses.values()), None)) is not None and first.used <= oldest:
+            self._remove(shelf, first.id)
+
+    def _expire_all(self) -> None:
         for shelf in tuple(self._shelves.values()):
-            while (first := next(iter(shelf.responses.values()), None)) is not None and first.used <= oldest:
-                self._remove(shelf, first.id)
+            self._expire(shelf)
 
     # -- time -----------------------------------------------------------------------------------------------------
 
     def _set_timer(self) -> None:
         """What nobody asks for must go, too."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._limits.seconds, self._tick)
+            self._timer = asyncio.get_running_loop().call_later(min(self._limits.seconds, _SWEEP_SECONDS), self._tick)
 
     def _tick(self) -> None:
         self._timer = None
         with self._lock:
-            self._expire()
+            self._expire_all()
         if self._shelves:
             self._set_timer()
 

@@ -15,12 +15,29 @@ from serving.http.responses_events import new_item_id
 
 NO_STORE = "this server keeps no responses (--response-store none)"
 GONE = "no such response is kept here: it was never stored, was deleted, or its time or its room has run out"
-MAX_SIZE = 16 << 20  # of a conversation, as how much work it counts at most: as much as the longest body
+MAX_SIZE = 16 << 20  # bytes of the conversation that a request goes on from, or of what it is looked for in
+_SEARCHED, _LONG = 16 << 10, 256 << 10  # bytes of a body: whose ids are looked at, and that is much work itself
 _REFERENCE = "item_reference"
-# What a short body may bring back: found before it is decoded, to know how much work it is.
-_NAMED = re.compile(rb'"(?:previous_response_id|id)"\s*:\s*"([^"\\]{1,256})"')
+# What a short body may bring back: found before it is decoded.
+_ID = re.compile(rb'"(?:previous_response_id|id)"\s*:\s*"([^"\\]{1,256})"')
+_PREVIOUS = re.compile(rb'"previous_response_id"\s*:\s*"([^"\\]{1,256})"')
 
 Item = Mapping[str, Any]
+
+
+class _OpenedRuns:
+    """Runs that were decoded for one request, each once. size: their bytes."""
+
+    def __init__(self) -> None:
+        self._items: dict[Run, dict[str, dict[str, Any]]] = {}
+        self.size = 0
+
+    def items(self, run: Run) -> dict[str, dict[str, Any]]:
+        """By id."""
+        if run not in self._items:
+            self.size += len(run.data)
+            self._items[run] = {item["id"]: item for item in run.items()} if self.size <= MAX_SIZE else {}
+        return self._items[run]
 
 
 class ResponseTurn:
@@ -36,12 +53,18 @@ class ResponseTurn:
         return self._store is not None
 
     def size_of_named(self, body: bytes | bytearray) -> int:
-        """Bytes of what the body's names of responses and items lead to, up to MAX_SIZE."""
-        if self._store is None or (b"previous_response_id" not in body and _REFERENCE.encode() not in body):
+        """About how many bytes the body's names of responses and items lead to: how much more work it is than it looks
+        like. A long body is looked at by other threads anyhow."""
+        if self._store is None or len(body) > _LONG:
             return 0
         found: dict[str, int] = {}
-        for match in _NAMED.finditer(body):
-            name = match[1].decode("utf-8", "replace")
+        if _REFERENCE.encode() in body:
+            if len(body) > _SEARCHED:
+                return _LONG
+            names = [match[1] for match in _ID.finditer(body)]
+        else:
+            names = [match[1] for match in (_PREVIOUS.search(body),) if match is not None]
+        for name in (each.decode("utf-8", "replace") for each in names):
             stored = self._store.get(self._tenant, name) or self._store.holder(self._tenant, name)
             if stored is not None:
                 found[stored.id] = sum(len(run.data) for run in stored.runs)
@@ -64,6 +87,10 @@ class ResponseTurn:
             why = NO_STORE if self._store is None else GONE
             shown = InvalidRequest("previous_response_id", previous_response_id, why)
             raise invalid("previous_response_id", str(shown), "previous_response_not_found", why)
+        size = sum(len(run.data) for run in found.runs)
+        if size > MAX_SIZE:
+            why = f"its conversation has {size} bytes; at most {MAX_SIZE} are taken"
+            raise InvalidRequest("previous_response_id", previous_response_id, why)
         self._before = found.runs
         return [item for run in self._before for item in run.items()]
 
@@ -71,15 +98,14 @@ class ResponseTurn:
         """The request's own items, each with an id, references replaced by their items. Raises InvalidRequest."""
         if isinstance(items, str):
             items = [{"type": "message", "role": "user", "content": items}]
-        known: dict[str, dict[str, dict[str, Any]]] = {}
+        opened = _OpenedRuns()
         self._given = [
-            self._referred(f"input[{i}]", item, known) if is_reference(item) else _with_id(item)
+            self._referred(f"input[{i}]", item, opened) if is_reference(item) else _with_id(item)
             for i, item in enumerate(items)
         ]
         return self._given
 
-    def _referred(self, name: str, item: Item, known: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
-        """known: the items of responses that were looked into before."""
+    def _referred(self, name: str, item: Item, opened: _OpenedRuns) -> dict[str, Any]:
         item_id = item.get("id")
         if not isinstance(item_id, str):
             raise InvalidRequest(f"{name}.id", item_id, "it must be the id of an item")
@@ -87,9 +113,14 @@ class ResponseTurn:
         if holder is None:
             why = NO_STORE if self._store is None else "no such item is kept here"
             raise InvalidRequest(f"{name}.id", item_id, f"{why}; with store: false clients send the items themselves")
-        if holder.id not in known:
-            known[holder.id] = {each["id"]: each for run in (holder.given, holder.output) for each in run.items()}
-        return known[holder.id][item_id]
+        for run in (holder.output, holder.given):  # what is referred to was said, as a rule
+            found = opened.items(run).get(item_id)
+            if opened.size > MAX_SIZE:
+                why = f"references up to this one are to responses of {opened.size} bytes; at most {MAX_SIZE} are taken"
+                raise InvalidRequest(f"{name}.id", item_id, why)
+            if found is not None:
+                return found
+        raise AssertionError("the store's index leads to a response without the item")
 
     # -- what is kept ---------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ server keeps none."""
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -12,7 +13,9 @@ import pytest
 
 from jaxinfer.messages import Abort, Submit
 from serving.access.access import AccessConfig
+from serving.http import response_turn
 from serving.http.response_store import StoreLimits
+from serving.http.response_turn import ResponseTurn
 from tests.fakes import FakeOptions
 from tests.serving.access.harness import Keys
 from tests.serving.harness import run, until
@@ -235,5 +238,54 @@ def test_the_bounds_hold_and_the_metrics_tell():
                 (line,) = (line for line in text.splitlines() if line.startswith(f"jaxinfer:{name}"))
                 assert float(line.split()[-1]) == kept(s)[name] > 0
             assert kept(s)["response_store_bytes"] <= 20_000
+
+    run(test())
+
+
+def test_a_short_body_counts_for_what_it_brings_back():
+    """What is much work is not done on the event loop."""
+
+    async def test() -> None:
+        async with http_serving(says("ok"), response_store=STORE) as s:
+            store = s.grpc.server.api.responses
+            made = await answered(s, input="x" * 1000)
+            item, turn = made["output"][0]["id"], ResponseTurn(store, "default")
+            for body, least in (
+                ({"previous_response_id": made["id"]}, 1000),
+                ({"input": [{"type": "item_reference", "id": item}]}, 1000),
+                ({"input": [{"type": "item_reference", "id": "none"}]}, 0),
+                ({"input": made["id"]}, 0),
+                ({"input": ["x" * 20_000, {"type": "item_reference", "id": item}]}, 1 << 18),
+            ):
+                size = turn.size_of_named(json.dumps(body).encode())
+                assert least <= size <= 2 * least, body
+            assert (
+                ResponseTurn(store, "other").size_of_named(json.dumps({"previous_response_id": made["id"]}).encode())
+                == 0
+            )
+
+    run(test())
+
+
+def test_a_conversation_has_a_size(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(response_turn, "MAX_SIZE", 3000)
+
+    async def test() -> None:
+        async with http_serving(says("ok"), response_store=STORE) as s:
+            made = await answered(s, input="x" * 1500)
+            await answered(
+                s, input=[{"type": "item_reference", "id": made["output"][0]["id"]}], previous_response_id=made["id"]
+            )
+            more = await answered(s, input="x" * 1500, previous_response_id=made["id"])
+            error = await s.refused(PATH, input="hi", previous_response_id=more["id"])
+            assert error["param"] == "previous_response_id"
+            assert "at most 3000" in error["message"]
+            users = [
+                (await answered(s, input=[{"role": "user", "content": f"{i}" * 1500, "id": f"m{i}"}])) for i in range(2)
+            ]
+            assert len(users) == 2
+            references = [{"type": "item_reference", "id": f"m{i}"} for i in range(2)]
+            await answered(s, input=references[1:])
+            assert (await s.refused(PATH, input=references))["param"] == "input[1].id"
 
     run(test())
