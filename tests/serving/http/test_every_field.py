@@ -258,6 +258,7 @@ def test_every_other_field_is_refused_by_name(client, kind):
 
 
 VALUES = {"store": True, "metadata": {"a": "b"}, "client_metadata": {"a": 1}, "max_tool_calls": 3}
+VALUES["thinking_token_budget"] = 5
 VALUES |= {name: {"type": "content"} for name in ("prediction", "web_search_options")}
 
 
