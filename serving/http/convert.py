@@ -67,8 +67,9 @@ def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **mo
 def with_effort(
     variables: Mapping[str, Any] | None, name: str, effort: str | None, context: ModelContext, form: OutputParserNames
 ) -> dict[str, Any]:
-    """The variables of the chat template, with the effort that the request's field `name` asks for, and whether it asks
-    to reason at all, as far as the template reads them; an effort that it does not read is reported. Raises InvalidRequest."""
+    """The variables of the chat template, with the effort that the request's field `name` asks for and whether it asks
+    to reason at all, as far as the template reads them; an effort that it does not read is reported. Raises
+    InvalidRequest."""
     known = dict(variables or {})
     if effort is None:
         return known
