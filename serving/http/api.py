@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgspec
@@ -26,13 +27,15 @@ from serving.http.models import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    ResponsesRequest,
     Sampling,
     TokenizeRequest,
 )
 from serving.http.render import rendered
 from serving.http.reply import Reply
+from serving.http.response_store import ResponseStore, StoreLimits
+from serving.http.response_turn import ResponseTurn
 from serving.http.responses import ResponsesReply
+from serving.http.responses_models import ResponsesRequest
 from serving.observing.record import NOWHERE, Origin
 from serving.request import (
     NO_TOKENS,
@@ -59,14 +62,15 @@ _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input"}
 class ApiConfig:
     """tool_call_parser, reasoning_parser: see jaxinfer.text.answers. unknown_fields: what becomes of fields without an
     effect, see ignored.py. trust_request_chat_template: requests may bring templates, which are programs.
-    stream_interval: tokens that an event of a stream has at least, behind the first. Raises ConfigError for what cannot
-    be."""
+    stream_interval: tokens that an event of a stream has at least, behind the first. response_store: None keeps no
+    responses. Raises ConfigError for what cannot be."""
 
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
     unknown_fields: UnknownFields = "report"
     trust_request_chat_template: bool = False
     stream_interval: int = 1
+    response_store: StoreLimits | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -81,10 +85,12 @@ class ApiConfig:
 
 
 class _Endpoint(NamedTuple):
+    """convert and reply of responses take a ResponseTurn besides."""
+
     kind: type[Sampling]
-    convert: Callable[[Any, ModelContext, OutputParserNames], list[GenerationRequest]]
+    convert: Callable[..., list[GenerationRequest]]
     names: Callable[[Any], Mapping[str, str]]
-    reply: Callable[[Any, Generation, ModelContext, OutputParserNames], Reply]
+    reply: Callable[..., Reply]
 
 
 ENDPOINTS: Mapping[str, _Endpoint] = {
@@ -102,12 +108,15 @@ ENDPOINTS: Mapping[str, _Endpoint] = {
 
 
 class Api:
-    """Serves once `open` was called with a model, and the frontend has it too."""
+    """Serves once `open` was called with a model, and the frontend has it too. responses: those that are kept."""
 
     def __init__(self, frontend: Frontend, config: ApiConfig) -> None:
         self.frontend = frontend
         self.form = OutputParserNames()
         self.config = config
+        self.responses = None if config.response_store is None else ResponseStore(config.response_store)
+        if self.responses is not None:
+            frontend.recorder.metrics.sources.append(self.responses.metrics)
 
     def open(self, model: ModelContext) -> None:
         template = None if model.tokenizer is None else model.tokenizer.chat_template
@@ -116,7 +125,12 @@ class Api:
     async def begin(self, path: str, body: Body, origin: Origin = NOWHERE) -> Reply:
         """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the
         user, whom the body names."""
-        endpoint = ENDPOINTS[path]
+        endpoint, cost = ENDPOINTS[path], _cost(body)
+        if path == RESPONSES:
+            turn = ResponseTurn(self.responses, origin.tenant)
+            bound = partial(endpoint.convert, turn=turn), partial(endpoint.reply, turn=turn)
+            endpoint = endpoint._replace(convert=bound[0], reply=bound[1])
+            cost += turn.size_of_named(body)
 
         def converted(model: ModelContext, prepare: Prepare) -> Any:
             with collecting(self.config.unknown_fields) as ignored:
@@ -124,7 +138,7 @@ class Api:
             return prepared, (request, model, ignored)
 
         try:
-            streams, (request, model, ignored) = await self.frontend.submit(_cost(body), converted, origin)
+            streams, (request, model, ignored) = await self.frontend.submit(cost, converted, origin)
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error, _PROMPTS[path]) from error
         generation = Generation(self.frontend, streams)

@@ -29,6 +29,7 @@ from serving.http.gate import HttpGate
 from serving.http.information import Information
 from serving.http.page import Page
 from serving.http.reply import Reply
+from serving.http.stored_responses import responses_routes
 from serving.observing.record import Origin
 from serving.observing.tracing import TRACE_HEADERS
 
@@ -54,6 +55,7 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
     routes += [
         Route("/tokenize", Answer(api, reader, "/tokenize", api.tokenize), methods=["POST"]),
         Route("/detokenize", Answer(api, reader, "/detokenize", api.detokenize), methods=["POST"]),
+        *responses_routes(api),
         Route("/v1/models", information.models, methods=["GET"]),
         Route("/v1/models/{name:path}", information.model, methods=["GET"]),
         Route("/health", information.health, methods=["GET"]),

@@ -111,6 +111,9 @@ SPECS = (
         "The same of devices that experts are dealt to, each with its experts together",
         "layer",
     ),
+    _gauge("response_store_responses", "Responses that clients can go on from (--response-store)"),
+    _gauge("response_store_bytes", "What they take"),
+    _counter("response_store_evicted_total", "Responses that gave way to others before their time"),
     _gauge("engine_warming", "1 while requests are served and programs still compiled (--serve-while-warming)"),
     _gauge("engine_stuck", "1 while the engine owes news for longer than --unready-seconds"),
 )
