@@ -6,19 +6,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
+
 from jaxinfer.config import ConfigError
 from jaxinfer.errors import BAD_INPUT, ChatMessageError, ChatTemplateError, InvalidRequest, StopStringError
 from jaxinfer.sampling_params import check_token_ids
 from jaxinfer.text.answers import OutputParserNames, check_parser_names, output_parser_names
 from serving.errors import Refusal
 from serving.frontend.frontend import Frontend, Prepare
-from serving.http import chat, chat_input, convert, responses_input
+from serving.http import chat, chat_input, convert, messages_input, responses_input
 from serving.http.chat import ChatReply
 from serving.http.completions import CompletionReply
 from serving.http.decode import Body, decode
-from serving.http.errors import ApiError, from_invalid, from_refusal, invalid
+from serving.http.errors import MESSAGES, ApiError, from_invalid, from_refusal, invalid
 from serving.http.every_fault import every_fault
 from serving.http.generation import Generation
+from serving.http.messages import MessagesReply
+from serving.http.messages_models import MessagesRequest, MessageTokensRequest
 from serving.http.models import (
     ChatRequest,
     CompletionRequest,
@@ -44,7 +48,8 @@ from serving.request import (
 from serving.text_worker import PART_BYTES
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
-_PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input"}
+COUNT_TOKENS = MESSAGES + "/count_tokens"
+_PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input", MESSAGES: "messages"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ ENDPOINTS: Mapping[str, _Endpoint] = {
     RESPONSES: _Endpoint(
         ResponsesRequest, responses_input.to_requests, lambda _: responses_input.NAMES, ResponsesReply
     ),
+    MESSAGES: _Endpoint(MessagesRequest, messages_input.to_requests, messages_input.names, MessagesReply),
 }
 
 
@@ -141,18 +147,22 @@ class Api:
     # -- text -----------------------------------------------------------------------------------------------------
 
     async def tokenize(self, body: Body) -> dict[str, Any]:
-        return await self._text(body, _tokenize)
+        return await self._text(body, TokenizeRequest, _tokenize)
 
     async def detokenize(self, body: Body) -> dict[str, Any]:
-        return await self._text(body, _detokenize)
+        return await self._text(body, DetokenizeRequest, _detokenize)
 
-    async def _text(self, body: Body, work: Callable[[Body, ModelContext], dict[str, Any]]) -> dict[str, Any]:
+    async def count_tokens(self, body: Body) -> dict[str, Any]:
+        return await self._text(body, MessageTokensRequest, lambda body, model: _count_tokens(body, model, self.form))
+
+    async def _text(
+        self, body: Body, kind: type[msgspec.Struct], work: Callable[[Body, ModelContext], dict[str, Any]]
+    ) -> dict[str, Any]:
         try:
             return await self.frontend.run(_cost(body), lambda model: work(body, model))
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error) from error
         except ApiError as error:
-            kind = TokenizeRequest if work is _tokenize else DetokenizeRequest
             raise every_fault(body, kind, error, lambda _: None) from error
 
 
@@ -206,6 +216,13 @@ def _tokenize(body: Body, model: ModelContext) -> dict[str, Any]:
         assert model.tokenizer is not None
         result["token_strs"] = [model.tokenizer.token_to_piece(token) for token in ids]
     return result
+
+
+def _count_tokens(body: Body, model: ModelContext, form: OutputParserNames) -> dict[str, Any]:
+    request = decode(body, MessageTokensRequest)
+    check_model(request.model or "", model)
+    with convert.in_names_of_the_client(messages_input.NAMES):
+        return {"input_tokens": len(encode_prompt(messages_input.to_prompt(request, model, form), model))}
 
 
 def _detokenize(body: Body, model: ModelContext) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from starlette.routing import Route
 from jaxinfer import __version__
 from serving import garbage, json_text
 from serving.errors import Refusal, RequestError
-from serving.http.api import ENDPOINTS, Api, as_api_error
+from serving.http.api import COUNT_TOKENS, ENDPOINTS, Api, as_api_error
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.decode import Body
 from serving.http.envelope import CorsConfig, enveloped
-from serving.http.errors import ApiError, error_response, internal
+from serving.http.errors import ApiError, as_answered, error_response, internal, speaks_anthropic
 from serving.http.gate import HttpGate
 from serving.http.openapi import document
 from serving.http.page import Page
@@ -54,6 +54,7 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
     routes += [
         Route("/tokenize", Answer(api, reader, "/tokenize", api.tokenize), methods=["POST"]),
         Route("/detokenize", Answer(api, reader, "/detokenize", api.detokenize), methods=["POST"]),
+        Route(COUNT_TOKENS, Answer(api, reader, COUNT_TOKENS, api.count_tokens), methods=["POST"]),
         Route("/v1/models", information.models, methods=["GET"]),
         Route("/v1/models/{name:path}", information.model, methods=["GET"]),
         Route("/health", information.health, methods=["GET"]),
@@ -91,16 +92,16 @@ class Generate:
         except ApiError as error:
             body = bytearray()  # else it would be there as long as this frame; see `garbage.let_go`
             self._api.frontend.recorder.refused(origin, str(error.status), error)
-            await send_error(send, error)
+            await send_error(send, error, self._path)
             return
         watch = asyncio.create_task(_watch(receive, reply))
         try:
             if reply.stream:
                 await self._send_events(reply, send)
             else:
-                await send_json(send, 200, await reply.result(), [_request_id(reply)])
+                await send_json(send, 200, await reply.result(), self._names(reply))
         except RequestError as error:
-            await send_error(send, as_api_error(error))
+            await send_error(send, as_api_error(error), self._path)
         finally:
             watch.cancel()
             reply.close()
@@ -111,7 +112,7 @@ class Generate:
             async for data in reply.events():
                 if not begun:
                     await send(
-                        {"type": "http.response.start", "status": 200, "headers": [*_EVENTS, _request_id(reply)]}
+                        {"type": "http.response.start", "status": 200, "headers": [*_EVENTS, *self._names(reply)]}
                     )
                     begun = True
                 await send({"type": "http.response.body", "body": data, "more_body": True})
@@ -123,6 +124,13 @@ class Generate:
                 raise internal(error) from error
             await send({"type": "http.response.body", "body": reply.failed(internal(error)), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+    def _names(self, reply: Reply) -> list[tuple[bytes, bytes]]:
+        """Headers with the request's id, under the name that its client looks for too."""
+        request_id = reply.generation.streams[0].prepared.request_id.encode("ascii")
+        names = (b"x-request-id", b"request-id") if speaks_anthropic(self._path) else (b"x-request-id",)
+        return [(name, request_id) for name in names]
 
 
 async def _watch(receive: Receive, reply: Reply) -> None:
@@ -141,10 +149,6 @@ def _trace(scope: Scope) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in found if name in TRACE_HEADERS)
 
 
-def _request_id(reply: Reply) -> tuple[bytes, bytes]:
-    return b"x-request-id", reply.generation.streams[0].prepared.request_id.encode("ascii")
-
-
 class Answer:
     """An endpoint that makes one JSON object out of a body."""
 
@@ -160,7 +164,7 @@ class Answer:
             return
         except ApiError as error:
             self._api.frontend.recorder.refused(Origin("http", self._path), str(error.status), error)
-            await send_error(send, error)
+            await send_error(send, error, self._path)
 
 
 class Information:
@@ -248,22 +252,23 @@ async def send_json(send: Send, status: int, data: Any, headers: Iterable[tuple[
     await send({"type": "http.response.body", "body": parts[-1], "more_body": False})
 
 
-async def send_error(send: Send, error: ApiError) -> None:
+async def send_error(send: Send, error: ApiError, path: str) -> None:
     garbage.let_go(error, raised=False)  # with the body, which can have megabytes
-    await send_json(send, error.status, error.body, error.headers)
+    body, headers = as_answered(error, path)
+    await send_json(send, error.status, body, headers)
 
 
 def _response(data: Any, status: int = 200) -> Response:
     return Response(json_text.encode(data), status, media_type="application/json")
 
 
-async def _failed(_: Request, error: Exception) -> Response:
-    return error_response(as_api_error(error))
+async def _failed(request: Request, error: Exception) -> Response:
+    return error_response(as_api_error(error), request.url.path)
 
 
-async def _unforeseen(_: Request, error: Exception) -> Response:
+async def _unforeseen(request: Request, error: Exception) -> Response:
     """uvicorn writes the traceback to the log."""
-    return error_response(internal(error))
+    return error_response(internal(error), request.url.path)
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
@@ -279,4 +284,6 @@ async def _unrouted(request: Request, error: Exception) -> Response:
         )
     else:
         found = ApiError(error.status_code, str(error.detail))
-    return Response(found.encoded, found.status, error.headers, media_type="application/json")
+    answer = error_response(found, path)
+    answer.headers.update(error.headers or {})
+    return answer
