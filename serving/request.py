@@ -95,7 +95,7 @@ class GenerationRequest:
     parses the answers, if it does; where the model reasons first, stop strings wait for the answer then. suffix: what
     the server puts behind a request_id of the client's, to tell several of one name apart. shows_prompt: the answer has
     the prompt's text, which is made of its ids where the client gave those or a limit. user: whom the client serves, as
-    OpenAI's field says."""
+    OpenAI's field says. ignored: names of what else the client sent, which has no effect."""
 
     prompt: Prompt
     sampling: Mapping[str, Any]
@@ -110,6 +110,7 @@ class GenerationRequest:
     reading: Callable[[Tokenizer, tuple[int, ...]], AnswerReading] | None = None
     shows_prompt: bool = False
     user: str = ""
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,8 @@ class PreparedRequest:
         reading: How the answers are parsed, where they are.
         prompt_end: What its sequences must know of the prompt, made here because that takes time in proportion to it.
         user: Whom the client serves, for the records.
+        ignored: Names of what had no effect, for the records.
+        asked_tokens: The max_tokens that the client would take, of which the context may leave less; None: no limit.
     """
 
     submit: Submit
@@ -134,6 +137,8 @@ class PreparedRequest:
     reading: AnswerReading | None = None
     prompt_end: PromptEnd | None = None
     user: str = ""
+    ignored: tuple[str, ...] = ()
+    asked_tokens: int | None = None
 
     @property
     def request_id(self) -> str:
@@ -173,6 +178,7 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
     if context.filter_prompt is not None:
         prompt = context.filter_prompt(prompt)
     ids = encode_prompt(prompt, context, params.prompt_limit(context.info.max_model_len), must_fit=True)
+    asked_tokens = params.max_tokens
     params = _fit_context(params, len(ids), context)
     seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
     text = prompt.text if isinstance(prompt, TextPrompt) else None
@@ -191,6 +197,8 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
         reading,
         prompt_end_of(tokenizer, ids, params, request.kept_tokens),
         request.user,
+        request.ignored,
+        asked_tokens,
     )
 
 

@@ -15,7 +15,6 @@ from jaxinfer.errors import InvalidRequest
 from jaxinfer.generation_config import generation_defaults, generation_notes
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
-from jaxinfer.text.answers import REASONING_PARSERS, TOOL_CALL_PARSERS
 from serving.commands.parsing import spelled
 from serving.observing.ledger import MAX_BYTES
 from serving.observing.logs import LEVELS, LogFormat
@@ -148,15 +147,6 @@ def model_name(arguments: argparse.Namespace, folder: Path) -> str:
     given: str | None = getattr(arguments, "served_model_name", None)
     is_hub_id = arguments.model is not None and not Path(arguments.model).expanduser().is_dir()
     return given or (arguments.model if is_hub_id else folder.resolve().name)
-
-
-def add_parser_options(parser: argparse.ArgumentParser) -> None:
-    for name, choices, what in (
-        ("--tool-call-parser", TOOL_CALL_PARSERS, "tool calls"),
-        ("--reasoning-parser", REASONING_PARSERS, "its reasoning"),
-    ):
-        how = f"how the model writes {what}; auto: judged by its chat template"
-        parser.add_argument(name, choices=choices, default="auto", help=how)
 
 
 def add_observing_options(parser: argparse.ArgumentParser) -> None:

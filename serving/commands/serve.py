@@ -17,13 +17,13 @@ from jaxinfer.errors import InvalidRequest
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError
 from serving.commands.access_options import access_config, add_access_options, check_access_options
+from serving.commands.api_options import add_api_options, api_config
 from serving.commands.console import ServeConsole
 from serving.commands.early import check_model
 from serving.commands.http_options import add_http_options, check_http_options, http_config
 from serving.commands.options import (
     add_model_options,
     add_observing_options,
-    add_parser_options,
     add_runtime_options,
     generation_config_notes,
     model_name,
@@ -36,7 +36,6 @@ from serving.commands.parsing import CommandParser, fail, meant
 from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
 from serving.gateways.services import GatewayConfig
 from serving.grpc_server import names as gateways
-from serving.http.api import ApiConfig
 from serving.observing.logs import EngineLogs, logging_to, tame_loop
 from serving.server import Server, ServerConfig, ServerError
 
@@ -73,7 +72,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         default=",".join(gateways.SERVICES),
         help=f"services of others on the gRPC port: {' and '.join(gateways.SERVICES)}, or none (docs/gateways.md)",
     )
-    add_parser_options(parser)
+    add_api_options(parser)
     _add_own_options(parser)
     add_http_options(parser)
     add_access_options(parser)
@@ -179,7 +178,7 @@ def _serve(
             seed=arguments.seed,
             http_port=http_port,
             http=http_config(arguments),
-            api=ApiConfig(arguments.tool_call_parser, arguments.reasoning_parser),
+            api=api_config(arguments),
             observing=observing_config(arguments),
             access=access_config(arguments),
             gateways=GatewayConfig(arguments.gateways, folder),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 
@@ -21,6 +21,7 @@ from serving.http.decode import Body, decode
 from serving.http.errors import MESSAGES, ApiError, from_invalid, from_refusal, invalid
 from serving.http.every_fault import every_fault
 from serving.http.generation import Generation
+from serving.http.ignored import IgnoredFields, UnknownFields, collecting
 from serving.http.messages import MessagesReply
 from serving.http.messages_models import MessagesRequest, MessageTokensRequest
 from serving.http.models import (
@@ -47,6 +48,8 @@ from serving.request import (
 )
 from serving.text_worker import PART_BYTES
 
+T = TypeVar("T", bound=msgspec.Struct)
+
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 COUNT_TOKENS = MESSAGES + "/count_tokens"
 _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input", MESSAGES: "messages"}
@@ -54,16 +57,21 @@ _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input", MESSAGE
 
 @dataclass(frozen=True)
 class ApiConfig:
-    """tool_call_parser, reasoning_parser: see jaxinfer.text.answers. Raises ConfigError for those that cannot be."""
+    """tool_call_parser, reasoning_parser: see jaxinfer.text.answers. unknown_fields: what becomes of fields without an
+    effect, see ignored.py. Raises ConfigError for what cannot be."""
 
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
+    unknown_fields: UnknownFields = "report"
 
     def __post_init__(self) -> None:
         try:
             check_parser_names(self.tool_call_parser, self.reasoning_parser)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        if self.unknown_fields not in get_args(UnknownFields):
+            allowed = " or ".join(get_args(UnknownFields))
+            raise ConfigError(f"unknown_fields is {self.unknown_fields!r}; it must be {allowed}")
 
 
 class _Endpoint(NamedTuple):
@@ -94,11 +102,11 @@ class Api:
     def __init__(self, frontend: Frontend, config: ApiConfig) -> None:
         self.frontend = frontend
         self.form = OutputParserNames()
-        self._config = config
+        self.config = config
 
     def open(self, model: ModelContext) -> None:
         template = None if model.tokenizer is None else model.tokenizer.chat_template
-        self.form = output_parser_names(self._config.tool_call_parser, self._config.reasoning_parser, template)
+        self.form = output_parser_names(self.config.tool_call_parser, self.config.reasoning_parser, template)
 
     async def begin(self, path: str, body: Body, origin: Origin = NOWHERE) -> Reply:
         """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the
@@ -106,22 +114,26 @@ class Api:
         endpoint = ENDPOINTS[path]
 
         def converted(model: ModelContext, prepare: Prepare) -> Any:
-            prepared, request = self._convert(endpoint, body, model, prepare)
-            return prepared, (request, model)
+            with collecting(self.config.unknown_fields) as ignored:
+                prepared, request = self._convert(endpoint, body, model, prepare, ignored)
+            return prepared, (request, model, ignored)
 
         try:
-            streams, (request, model) = await self.frontend.submit(_cost(body), converted, origin)
+            streams, (request, model, ignored) = await self.frontend.submit(_cost(body), converted, origin)
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error, _PROMPTS[path]) from error
         generation = Generation(self.frontend, streams)
         try:
-            return endpoint.reply(request, generation, model, self.form)
+            self.frontend.recorder.ignored(ignored.counts)
+            reply = endpoint.reply(request, generation, model, self.form)
+            reply.ignored = ignored
+            return reply
         except BaseException:
             generation.close()
             raise
 
     def _convert(
-        self, endpoint: _Endpoint, body: Body, model: ModelContext, prepare: Prepare
+        self, endpoint: _Endpoint, body: Body, model: ModelContext, prepare: Prepare, ignored: IgnoredFields
     ) -> tuple[list[PreparedRequest], Sampling]:
         """Raises ApiError with all faults that are found, one of BAD_INPUT, or Refusal."""
         try:
@@ -130,7 +142,9 @@ class Api:
             if not model.gives_tokens and getattr(request, "return_token_ids", None):
                 raise InvalidRequest("return_token_ids", True, NO_TOKENS)
             with convert.in_names_of_the_client(endpoint.names(request)):
-                return prepare(endpoint.convert(request, model, self.form)), request
+                requests = endpoint.convert(request, model, self.form)
+                names = ignored.names
+                return prepare([replace(each, ignored=names) for each in requests] if names else requests), request
         except (ApiError, InvalidRequest) as error:
             first = error if isinstance(error, ApiError) else from_invalid(error)
             if first.status != 400:
@@ -146,24 +160,36 @@ class Api:
 
     # -- text -----------------------------------------------------------------------------------------------------
 
-    async def tokenize(self, body: Body) -> dict[str, Any]:
+    async def tokenize(self, body: Body) -> TextReply:
         return await self._text(body, TokenizeRequest, _tokenize)
 
-    async def detokenize(self, body: Body) -> dict[str, Any]:
+    async def detokenize(self, body: Body) -> TextReply:
         return await self._text(body, DetokenizeRequest, _detokenize)
 
-    async def count_tokens(self, body: Body) -> dict[str, Any]:
-        return await self._text(body, MessageTokensRequest, lambda body, model: _count_tokens(body, model, self.form))
+    async def count_tokens(self, body: Body) -> TextReply:
+        return await self._text(body, MessageTokensRequest, lambda given, model: _count_tokens(given, model, self.form))
 
-    async def _text(
-        self, body: Body, kind: type[msgspec.Struct], work: Callable[[Body, ModelContext], dict[str, Any]]
-    ) -> dict[str, Any]:
+    async def _text(self, body: Body, kind: type[T], work: Callable[[T, ModelContext], dict[str, Any]]) -> TextReply:
+        def done(model: ModelContext) -> TextReply:
+            with collecting(self.config.unknown_fields) as ignored:
+                try:
+                    return TextReply(work(decode(body, kind), model), ignored)
+                except ApiError as error:
+                    raise every_fault(body, kind, error, lambda _: None) from error
+
         try:
-            return await self.frontend.run(_cost(body), lambda model: work(body, model))
+            reply = await self.frontend.run(_cost(body), done)
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error) from error
-        except ApiError as error:
-            raise every_fault(body, kind, error, lambda _: None) from error
+        self.frontend.recorder.ignored(reply.ignored.counts)
+        return reply
+
+
+class TextReply(NamedTuple):
+    """An answer that needs no engine."""
+
+    body: dict[str, Any]
+    ignored: IgnoredFields
 
 
 def _cost(body: Body) -> int:
@@ -189,8 +215,7 @@ def as_api_error(error: Exception, prompt: str | None = None) -> ApiError:
     return invalid(prompt, message, reason="the text cannot be tokenized")
 
 
-def _tokenize(body: Body, model: ModelContext) -> dict[str, Any]:
-    request = decode(body, TokenizeRequest)
+def _tokenize(request: TokenizeRequest, model: ModelContext) -> dict[str, Any]:
     check_model(request.model or "", model)
     if (request.prompt is None) == (request.messages is None):
         given = None if request.prompt is None else request.prompt
@@ -218,15 +243,13 @@ def _tokenize(body: Body, model: ModelContext) -> dict[str, Any]:
     return result
 
 
-def _count_tokens(body: Body, model: ModelContext, form: OutputParserNames) -> dict[str, Any]:
-    request = decode(body, MessageTokensRequest)
+def _count_tokens(request: MessageTokensRequest, model: ModelContext, form: OutputParserNames) -> dict[str, Any]:
     check_model(request.model or "", model)
     with convert.in_names_of_the_client(messages_input.NAMES):
         return {"input_tokens": len(encode_prompt(messages_input.to_prompt(request, model, form), model))}
 
 
-def _detokenize(body: Body, model: ModelContext) -> dict[str, Any]:
-    request = decode(body, DetokenizeRequest)
+def _detokenize(request: DetokenizeRequest, model: ModelContext) -> dict[str, Any]:
     check_model(request.model or "", model)
     if model.tokenizer is None:
         raise InvalidRequest("tokens", request.tokens, "this server runs without a tokenizer")

@@ -20,11 +20,11 @@ from starlette.routing import Route
 from jaxinfer import __version__
 from serving import garbage, json_text
 from serving.errors import Refusal, RequestError
-from serving.http.api import COUNT_TOKENS, ENDPOINTS, Api, as_api_error
+from serving.http.api import COUNT_TOKENS, ENDPOINTS, Api, TextReply, as_api_error
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.decode import Body
 from serving.http.envelope import CorsConfig, enveloped
-from serving.http.errors import ApiError, as_answered, error_response, internal, speaks_anthropic
+from serving.http.errors import ApiError, as_answered, error_response, internal
 from serving.http.gate import HttpGate
 from serving.http.openapi import document
 from serving.http.page import Page
@@ -99,7 +99,7 @@ class Generate:
             if reply.stream:
                 await self._send_events(reply, send)
             else:
-                await send_json(send, 200, await reply.result(), self._names(reply))
+                await send_json(send, 200, await reply.result(), reply.headers)
         except RequestError as error:
             await send_error(send, as_api_error(error), self._path)
         finally:
@@ -111,9 +111,8 @@ class Generate:
         try:
             async for data in reply.events():
                 if not begun:
-                    await send(
-                        {"type": "http.response.start", "status": 200, "headers": [*_EVENTS, *self._names(reply)]}
-                    )
+                    headers = [*_EVENTS, *reply.headers]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
                     begun = True
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except ApiError:
@@ -124,13 +123,6 @@ class Generate:
                 raise internal(error) from error
             await send({"type": "http.response.body", "body": reply.failed(internal(error)), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-    def _names(self, reply: Reply) -> list[tuple[bytes, bytes]]:
-        """Headers with the request's id, under the name that its client looks for too."""
-        request_id = reply.generation.streams[0].prepared.request_id.encode("ascii")
-        names = (b"x-request-id", b"request-id") if speaks_anthropic(self._path) else (b"x-request-id",)
-        return [(name, request_id) for name in names]
 
 
 async def _watch(receive: Receive, reply: Reply) -> None:
@@ -152,14 +144,13 @@ def _trace(scope: Scope) -> tuple[tuple[str, str], ...]:
 class Answer:
     """An endpoint that makes one JSON object out of a body."""
 
-    def __init__(
-        self, api: Api, reader: BodyReader, path: str, work: Callable[[Body], Awaitable[dict[str, Any]]]
-    ) -> None:
+    def __init__(self, api: Api, reader: BodyReader, path: str, work: Callable[[Body], Awaitable[TextReply]]) -> None:
         self._api, self._reader, self._path, self._work = api, reader, path, work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await send_json(send, 200, await self._work(await self._reader.read(scope, receive)))
+            reply = await self._work(await self._reader.read(scope, receive))
+            await send_json(send, 200, reply.body, reply.ignored.headers)
         except ClientGone:
             return
         except ApiError as error:
@@ -173,7 +164,7 @@ class Information:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._began = int(time.time())
-        self._document = json_text.encode(document())
+        self._document = json_text.encode(document(api.config.unknown_fields))
 
     async def models(self, _: Request) -> Response:
         return _response({"object": "list", "data": [self._card()]})

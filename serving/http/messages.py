@@ -123,6 +123,11 @@ class MessagesReply(Reply):
         omitted = request.thinking is not None and request.thinking.display == "omitted"
         self._blocks = _Blocks(form, omitted=omitted)
 
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The id also under the name that this API's clients look for."""
+        return [*super().headers, (b"request-id", self.generation.streams[0].prepared.request_id.encode("ascii"))]
+
     async def result(self) -> dict[str, Any]:
         async for _ in self._grow():
             self._blocks.events = []

@@ -44,9 +44,7 @@ class Thinking(Struct, kw_only=True, forbid_unknown_fields=True):
         Literal["enabled", "adaptive", "between_tools", "disabled"],
         _doc("disabled turns the chat template's thinking off, the others turn it on, where it has such a variable"),
     ]
-    budget_tokens: Annotated[
-        int | None, _no_effect("a model reasons as long as it wants, within max_tokens")
-    ] = None
+    budget_tokens: Annotated[int | None, _no_effect("a model reasons as long as it wants, within max_tokens")] = None
     display: Annotated[
         Literal["summarized", "omitted"] | None,
         _doc("omitted: thinking blocks come without their text; summarized: with it, as it is"),

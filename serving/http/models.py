@@ -1,8 +1,9 @@
-"""The requests of the HTTP server, as types: they decode JSON, refuse what they do not know, and become the document.
+"""The requests of the HTTP server, as types: they decode JSON, find what they do not know, and become the document.
 
 Names are OpenAI's; fields that OpenAI does not have are named as vLLM names them. null means "not given" everywhere.
 What sampling fields are, and their ranges, is declared once, with `SamplingParams`, which checks them for every server.
-Every field takes effect, goes to the usage ledger (RECORDED), or is refused by name (REFUSED): see tests/serving/http.
+Every field takes effect, goes to the usage ledger (RECORDED), is reported to have no effect (NoEffect), or is refused
+by name (REFUSED): see tests/serving/http.
 """
 
 from __future__ import annotations
@@ -49,6 +50,17 @@ class Refused(NamedTuple):
 
     neutral: tuple[Any, ...]
     why: str
+
+
+class NoEffect(NamedTuple):
+    """A field that is known, and of which nothing follows. Whatever is not neutral is reported (see ignored.py)."""
+
+    neutral: tuple[Any, ...]
+    why: str
+
+
+def _no_effect(why: str, *neutral: Any) -> Meta:
+    return Meta(description=f"No effect: {why}", extra={"no effect": NoEffect(neutral, why)})
 
 
 _TYPES: Mapping[str, Any] = {
@@ -110,12 +122,27 @@ class Sampling(_Declared, kw_only=True, forbid_unknown_fields=True):
         _doc("Becomes part of the answer's id; unique among the requests that are alive", maxLength=MAX_REQUEST_ID),
     ] = None
     user: Annotated[str | None, _doc("Your end user; recorded for the usage ledger", maxLength=MAX_USER)] = None
+    safety_identifier: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
+    prompt_cache_key: Annotated[
+        str | None, _no_effect("every prompt finds what it shares with earlier ones, whatever its key")
+    ] = None
+    prompt_cache_retention: Annotated[
+        str | None, _no_effect("what prompts share stays until its room is needed, the longest unused first to go")
+    ] = None
+    service_tier: Annotated[
+        str | None, _no_effect("there is one tier; priority orders requests", "auto", "default")
+    ] = None
+    store: Annotated[bool | None, _no_effect("nothing is stored", False)] = None
+    metadata: Annotated[dict[str, Any] | None, _no_effect("nothing is stored that it could describe", {})] = None
+    client_metadata: Annotated[dict[str, Any] | None, _no_effect("it tells of the client, not of the request", {})] = (
+        None
+    )
 
 
 class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: Annotated[bool | None, _doc("A last event with the usage of the whole request")] = None
     continuous_usage_stats: Annotated[bool | None, _doc("The usage so far in every event")] = None
-    include_obfuscation: Annotated[Any, _doc("Only false: nothing is obfuscated", enum=[False, None])] = None
+    include_obfuscation: Annotated[bool | None, _no_effect("nothing is obfuscated", False)] = None
 
 
 class TextSampling(Sampling, kw_only=True):
@@ -190,25 +217,29 @@ class ChatRequest(TextSampling, kw_only=True):
     include_reasoning: Annotated[bool | None, _doc("Give the model's reasoning (on)")] = None
     parallel_tool_calls: Annotated[bool | None, _doc("false: at most one call in an answer")] = None
     tool_choice: Annotated[Any, _doc('"auto" or "none"', enum=["auto", "none", None])] = None
-    safety_identifier: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
     add_special_tokens: Annotated[Any, _doc("Only false: templates write them", enum=[False, None])] = None
     echo: Annotated[Any, _doc("Only false", enum=[False, None])] = None
     functions: Annotated[Any, _doc("Only null or []: use tools", enum=[[], None])] = None
     function_call: Annotated[Any, _doc("Only null, auto or none: use tool_choice", enum=["auto", "none", None])] = None
     modalities: Annotated[Any, _doc('Only ["text"]', enum=[["text"], None])] = None
     audio: Annotated[Any, _doc("Only null", enum=[None])] = None
-    prediction: Annotated[Any, _doc("Only null", enum=[None])] = None
+    prediction: Annotated[
+        dict[str, Any] | None, _no_effect("what the answer may be makes it no faster here; it changes no answer", {})
+    ] = None
     reasoning_effort: Annotated[str | None, _doc(_EFFORT, enum=[*EFFORTS, None])] = None
-    verbosity: Annotated[Any, _doc("Only null", enum=[None])] = None
-    service_tier: Annotated[Any, _doc("Only auto or default", enum=["auto", "default", None])] = None
-    store: Annotated[Any, _doc("Only false: nothing is stored", enum=[False, None])] = None
-    metadata: Annotated[Any, _doc("Only null or {}: nothing is stored", enum=[{}, None])] = None
-    web_search_options: Annotated[Any, _doc("Only null", enum=[None])] = None
+    verbosity: Annotated[
+        str | None, _no_effect("chat templates have no word for it: ask for short answers in a message")
+    ] = None
+    web_search_options: Annotated[dict[str, Any] | None, _no_effect("nothing is searched here")] = None
 
 
 class ReasoningOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     effort: Annotated[str | None, _doc(_EFFORT, enum=[*EFFORTS, None])] = None
-    summary: Annotated[Any, _doc("Only auto: none are made", enum=["auto", None])] = None
+    summary: Annotated[str | None, _no_effect("reasoning comes as it is, none is summarized", "none")] = None
+
+
+class ResponsesStreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
+    include_obfuscation: Annotated[bool | None, _no_effect("nothing is obfuscated", False)] = None
 
 
 class ResponsesRequest(Sampling, kw_only=True):
@@ -241,22 +272,17 @@ class ResponsesRequest(Sampling, kw_only=True):
         dict[str, Any] | None, _doc('Further variables of the template, such as {"enable_thinking": false}')
     ] = None
     metadata: Annotated[dict[str, str] | None, _doc("Comes back with the answer")] = None
-    safety_identifier: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
     text: Annotated[Any, _doc('Only {"format": {"type": "text"}}', enum=[{"format": {"type": "text"}}, {}, None])] = (
         None
     )
     truncation: Annotated[Any, _doc("Only disabled", enum=["disabled", None])] = None
-    store: Annotated[Any, _doc("Only false: nothing is stored", enum=[False, None])] = None
-    stream_options: Annotated[
-        Any, _doc("Only without obfuscation", enum=[{"include_obfuscation": False}, {}, None])
-    ] = None
+    stream_options: Annotated[ResponsesStreamOptions | None, _doc("Usage always comes")] = None
     background: Annotated[Any, _doc("Only false", enum=[False, None])] = None
     previous_response_id: Annotated[Any, _doc("Only null: nothing is stored", enum=[None])] = None
     conversation: Annotated[Any, _doc("Only null: nothing is stored", enum=[None])] = None
     prompt: Annotated[Any, _doc("Only null", enum=[None])] = None
     reasoning: Annotated[ReasoningOptions | None, _doc("How the model reasons")] = None
     max_tool_calls: Annotated[Any, _doc("Only null", enum=[None])] = None
-    service_tier: Annotated[Any, _doc("Only auto or default", enum=["auto", "default", None])] = None
 
 
 class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -309,21 +335,12 @@ REFUSED: Mapping[str, Refused] = {
     "function_call": Refused(("auto", "none"), "it is replaced by tool_choice"),
     "modalities": Refused((["text"],), 'only ["text"] is supported'),
     "audio": _NOTHING,
-    "prediction": _NOTHING,
-    "verbosity": _NOTHING,
-    "web_search_options": _NOTHING,
     "prompt": _NOTHING,
     "max_tool_calls": _NOTHING,
-    "reasoning.summary": Refused(("auto",), 'only "auto" is supported: this server makes no summaries'),
-    "service_tier": Refused(("auto", "default"), 'only "auto" and "default" are supported'),
-    "store": Refused((False,), "nothing is stored here: only false is supported"),
-    "metadata": Refused(({},), "nothing is stored here"),
     "background": Refused((False,), "only false is supported"),
     "previous_response_id": _NOT_STORED,
     "conversation": _NOT_STORED,
-    "stream_options": Refused(({}, {"include_obfuscation": False}), "nothing is obfuscated, and usage always comes"),
     "truncation": Refused(("disabled",), 'only "disabled" is supported; truncate_prompt_tokens cuts a prompt'),
-    "stream_options.include_obfuscation": Refused((False,), "nothing is obfuscated: only false is supported"),
 }
 # Accepted and without effect on the answer: they name whom a request is for.
 RECORDED = ("user", "safety_identifier")

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from jaxinfer import __version__
-from serving.http.fragments import STRING, array_of, or_null, schema_of
+from serving.http.fragments import NOTHING, STRING, array_of, or_null, schema_of
+from serving.http.ignored import UnknownFields
 from serving.http.models import (
     REPLACE,
     ChatRequest,
@@ -117,7 +118,8 @@ _ANSWERS: dict[str, dict[str, Any]] = {
 }
 
 
-def document() -> dict[str, Any]:
+def document(unknown_fields: UnknownFields = "report") -> dict[str, Any]:
+    """unknown_fields: where they are refused, objects say that they have no further ones."""
     kinds = [kind for kind, *_ in _POSTS.values()]
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {path: {"post": _post(path)} for path in _POSTS}
@@ -132,12 +134,25 @@ def document() -> dict[str, Any]:
     paths["/debug/requests/{request_id}"] = _get("Explanation", about, 404, parameter="request_id")
     paths["/version"] = _get("Version", "The server's version")
     paths["/openapi.json"] = _plain("This document", "OpenAPI", "application/json", {"type": "object"})
+    requests = {name: _replaced(schema) for name, schema in schemas.items()}
+    if unknown_fields == "report":
+        requests = _open(requests)
     return {
         "openapi": "3.1.0",
         "info": {"title": "jaxinfer", "version": __version__},
         "paths": paths,
-        "components": {"schemas": {**{name: _replaced(schema) for name, schema in schemas.items()}, **_ANSWERS}},
+        "components": {"schemas": {**requests, **_ANSWERS}},
     }
+
+
+def _open(schema: Any) -> Any:
+    """Where objects may have fields that the schema does not name."""
+    if isinstance(schema, list):
+        return [_open(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = schema.get("additionalProperties") in (False, NOTHING)
+    return {name: _open(each) for name, each in schema.items() if not (closed and name == "additionalProperties")}
 
 
 def _replaced(schema: dict[str, Any]) -> dict[str, Any]:

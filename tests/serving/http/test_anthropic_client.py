@@ -28,8 +28,8 @@ TOOLS: Any = [
 ASKED: dict[str, Any] = {
     "model": "fake",
     "max_tokens": 512,
-    "temperature": 0,
     "messages": [{"role": "user", "content": "hi"}],
+    "extra_body": {"temperature": 0},  # the client's own arguments have none since its version 2
 }
 
 
@@ -38,7 +38,6 @@ def client(s: HttpServer, **settings: Any) -> Any:
 
 
 def asked(**more: Any) -> dict[str, Any]:
-    """A request as strict types of the client have it: temperature by its own name."""
     return {**ASKED, **more}
 
 
@@ -107,7 +106,7 @@ def test_errors_have_their_classes(tmp_path: Path) -> None:
     async def test() -> None:
         keys = Keys(tmp_path)
         key = keys.new()
-        async with http_serving(access=AccessConfig(keys_file=keys.path)) as s:
+        async with http_serving(access=AccessConfig(keys.path)) as s:
             with pytest.raises(anthropic.AuthenticationError) as unknown:
                 await client(s, api_key="sk-none").messages.create(**asked())
             assert unknown.value.type == "authentication_error"
@@ -117,7 +116,12 @@ def test_errors_have_their_classes(tmp_path: Path) -> None:
                 assert (await c.messages.create(**asked(max_tokens=2))).content[0].text == "ab"
                 for change, kind, name, told in (
                     ({"model": "gpt-4"}, anthropic.NotFoundError, "not_found_error", "model is 'gpt-4'"),
-                    ({"temperature": -1}, anthropic.BadRequestError, "invalid_request_error", "temperature is -1"),
+                    (
+                        {"extra_body": {"temperature": -1}},
+                        anthropic.BadRequestError,
+                        "invalid_request_error",
+                        "temperature is -1",
+                    ),
                     ({"messages": []}, anthropic.BadRequestError, "invalid_request_error", "messages is []"),
                 ):
                     with pytest.raises(kind) as refused:

@@ -1,4 +1,5 @@
-"""No field of the OpenAPI document is ignored: it changes the output of a real model, or is refused by its name.
+"""No field of the OpenAPI document is ignored: it changes the output of a real model, is refused by its name, or the
+answer's header names it.
 
 The walk is over the document that the server gives, so a field that is added without an effect fails here.
 """
@@ -14,6 +15,8 @@ import httpx
 import pytest
 
 from jaxinfer.messages import Submit
+from serving.http import models
+from serving.http.decode import no_effects
 from serving.http.models import RECORDED, REFUSED
 from serving.http.openapi import document
 from tests.serving.harness import run
@@ -132,6 +135,15 @@ def client(tmp_path_factory) -> Iterator[httpx.Client]:
         yield client
 
 
+def without_effect(kind: str) -> set[str]:
+    return set(no_effects(getattr(models, SCHEMAS[kind])))
+
+
+def holds_no_effect(kind: str) -> set[str]:
+    """Objects of which no field has one: test_ignored_fields.py."""
+    return {"stream_options"} if kind == "responses" else set()
+
+
 def fields(kind: str) -> set[str]:
     return set(document()["components"]["schemas"][SCHEMAS[kind]]["properties"])
 
@@ -140,7 +152,7 @@ def fields(kind: str) -> set[str]:
 def test_every_field_is_accounted_for(kind):
     refused = {name for name in fields(kind) if name in (*REFUSED, "best_of")}  # some have an effect elsewhere
     effects = {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE}
-    assert fields(kind) - effects - set(RECORDED) == refused - effects
+    assert fields(kind) - effects - set(RECORDED) - without_effect(kind) - holds_no_effect(kind) == refused - effects
     assert effects <= fields(kind)
     assert {"user"} <= fields(kind)
 
@@ -215,7 +227,12 @@ def test_every_effect_changes_the_output(client, kind):
 
 @pytest.mark.parametrize("kind", list(PATHS))
 def test_every_other_field_is_refused_by_name(client, kind):
-    refused = fields(kind) - {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *RECORDED}
+    refused = (
+        fields(kind)
+        - {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *RECORDED}
+        - without_effect(kind)
+        - holds_no_effect(kind)
+    )
     for name in sorted(refused | {"tool_choice"} if kind != "completion" else refused):
         value = NOT_NEUTRAL.get(name, "unheard-of")
         more = {"tools": EFFECTS[kind]["tools"][0]} if name == "tool_choice" else {}
@@ -225,9 +242,28 @@ def test_every_other_field_is_refused_by_name(client, kind):
         assert error["param"] == name
         assert str(value) in error["message"]
         for neutral in (*REFUSED[name].neutral, None) if name in REFUSED else (1, None):
-            stream = {"stream": True} if name == "stream_options" else {}
-            response = client.post(PATHS[kind], json={**BASES[kind], **more, **stream, name: neutral})
+            response = client.post(PATHS[kind], json={**BASES[kind], **more, name: neutral})
             assert response.status_code == 200, (name, neutral, response.text)
+
+
+VALUES = {"store": True, "metadata": {"a": "b"}, "client_metadata": {"a": 1}}
+VALUES |= {name: {"type": "content"} for name in ("prediction", "web_search_options")}
+
+
+@pytest.mark.parametrize("kind", list(PATHS))
+def test_what_has_no_effect_is_named_and_changes_nothing(client, kind):
+    walk = Walk(client, kind)
+    plain = walk.outcome({})
+    fields = {name: VALUES.get(name, "text") for name in without_effect(kind)}
+    assert walk.outcome(fields) == plain
+    response = client.post(PATHS[kind], json={**BASES[kind], **fields})
+    assert set(response.headers["x-jaxinfer-ignored"].split(", ")) == set(fields)
+    neutral = {
+        name: value for name, rule in no_effects(getattr(models, SCHEMAS[kind])).items() for value in rule.neutral
+    }
+    assert neutral
+    response = client.post(PATHS[kind], json={**BASES[kind], **dict.fromkeys(fields), **neutral})
+    assert (response.status_code, "x-jaxinfer-ignored" in response.headers) == (200, False)
 
 
 def test_a_named_tool_and_parts_that_are_no_text_are_refused(client):
@@ -239,7 +275,6 @@ def test_a_named_tool_and_parts_that_are_no_text_are_refused(client):
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0].type"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
-        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
     ):
         response = client.post(PATHS["chat"], json={**BASES["chat"], **change})
         assert (response.status_code, response.json()["error"]["param"]) == (400, param)

@@ -161,7 +161,7 @@ def test_how_an_answer_ends() -> None:
                 assert streamed["delta"] == {"stop_reason": expected[0], "stop_sequence": expected[1]}
                 assert streamed["usage"] == answer["usage"]
             assert s.grpc.received(Submit)[0].params.max_tokens == 5
-        async with http_serving(says("")) as s:
+        async with http_serving(FakeOptions(eos_after=0)) as s:
             assert (await ask(s))["content"] == []
             assert [event["type"] for event in await events(s)] == [
                 *("message_start", "ping", "message_delta", "message_stop")
@@ -261,7 +261,10 @@ def test_what_an_agent_sends() -> None:
             {"type": "text", "text": "\nYou help.", **mark},
         ],
         "messages": [
-            {"role": "user", "content": [{"type": "text", "text": "<system-reminder>"}, {"type": "text", "text": "go"}]},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "<system-reminder>"}, {"type": "text", "text": "go"}],
+            },
             {"role": "system", "content": "Available agents: none"},
             {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "Tool1", "input": {}}]},
             {
@@ -287,7 +290,9 @@ def test_what_an_agent_sends() -> None:
             submit = s.grpc.received(Submit)[-1]
             shown = bytes(submit.prompt_token_ids).decode()
             assert "<user><system-reminder>\ngo;<system>Available agents: none;<assistant>;<tool>Error: no;[" in shown
-            assert shown.startswith("<system>x-anthropic-billing-header: cc_version=2.1.197.1c0; cc_entrypoint=sdk-cli;")
+            assert shown.startswith(
+                "<system>x-anthropic-billing-header: cc_version=2.1.197.1c0; cc_entrypoint=sdk-cli;"
+            )
             assert all(f'"Tool{i}"' in shown for i in range(24))
 
     run(test())

@@ -1,0 +1,30 @@
+"""Command-line options of what the endpoints make of requests and answers, for a server and for batches."""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+from jaxinfer.text.answers import REASONING_PARSERS, TOOL_CALL_PARSERS
+from serving.http.api import ApiConfig
+from serving.http.ignored import UnknownFields
+
+
+def add_api_options(parser: argparse.ArgumentParser) -> None:
+    for name, choices, what in (
+        ("--tool-call-parser", TOOL_CALL_PARSERS, "tool calls"),
+        ("--reasoning-parser", REASONING_PARSERS, "its reasoning"),
+    ):
+        how = f"how the model writes {what}; auto: judged by its chat template"
+        parser.add_argument(name, choices=choices, default="auto", help=how)
+    parser.add_argument(
+        "--unknown-fields",
+        choices=get_args(UnknownFields),
+        default="report",
+        help="what becomes of fields of requests that have no effect; report: the answer names them (docs/http.md)",
+    )
+
+
+def api_config(arguments: argparse.Namespace) -> ApiConfig:
+    """Of the options that `add_api_options` adds. Raises ConfigError."""
+    return ApiConfig(arguments.tool_call_parser, arguments.reasoning_parser, arguments.unknown_fields)
