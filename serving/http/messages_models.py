@@ -11,6 +11,7 @@ from serving.http.fragments import STRING, array_of, or_null, schema_of
 from serving.http.models import MAX_USER, REPLACE, NoEffect, Sampling
 from serving.request import MAX_MESSAGES, MAX_TOOLS
 
+STOP_REASONS = ("end_turn", "max_tokens", "model_context_window_exceeded", "stop_sequence", "tool_use", "refusal")
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 _TYPED: dict[str, Any] = schema_of({"type": STRING})  # what else an object may have depends on its type
