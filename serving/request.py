@@ -21,6 +21,7 @@ from jaxinfer.sampling_params import FIELDS, SamplingParams, as_token_ids
 from jaxinfer.text import AnswerReading, PromptEnd, Tokenizer, stop_automaton
 from serving.access.caller import Caller
 from serving.errors import Refusal
+from serving.json_size import check_size
 
 MAX_REQUEST_ID = 128  # characters
 MAX_CACHE_SALT = 256  # characters
@@ -28,7 +29,6 @@ MAX_MESSAGES = 4096  # of one conversation
 MAX_TOOLS = 128
 MAX_TOOL_LENGTH = 1 << 16  # of one function's schema, about as many characters as its JSON has
 MAX_VARIABLES_LENGTH = 1 << 16  # of all template variables
-MAX_NESTING = 32  # objects and lists within each other, in a schema or a variable
 
 # Variables of a chat template that have a field of their own, or none here.
 _RESERVED_VARIABLES = frozenset(
@@ -45,9 +45,10 @@ _NO_TOKENIZER = "this server runs without a tokenizer and takes token ids only"
 class ModelContext:
     """What requests are checked against.
 
-    defaults: sampling fields that the model's generation config sets. draw_seed: gives a seed (64 bits) to a request
-    that has none. filter_prompt: the operator's; raises Refusal or InvalidRequest.
-    gives_tokens: answers come with token ids and log-probabilities, not as filtered text only.
+    aliases: further names that requests may give the model. defaults: sampling fields that the model's generation
+    config sets. draw_seed: gives a seed (64 bits) to a request that has none. filter_prompt: the operator's; raises
+    Refusal or InvalidRequest. gives_tokens: answers come with token ids and log-probabilities, not as filtered text
+    only.
     """
 
     info: EngineInfo
@@ -57,6 +58,12 @@ class ModelContext:
     draw_seed: Callable[[], int]
     filter_prompt: Callable[[Prompt], Prompt] | None = None
     gives_tokens: bool = True
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of the model's; answers are of the first."""
+        return (self.name, *self.aliases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,10 +236,11 @@ def check_count(name: str, values: Sized, limit: int, what: str = "entries") -> 
 
 
 def check_model(name: str, context: ModelContext) -> None:
-    """Raises Refusal unless the name is the served model's, or empty."""
-    if name and name != context.name:
+    """Raises Refusal unless the name is one of the served model's, or empty."""
+    if name and name not in context.names:
         shown = repr(name if len(name) <= MAX_REQUEST_ID else name[:MAX_REQUEST_ID] + "...")
-        raise Refusal(grpc.StatusCode.NOT_FOUND, f"model is {shown}; this server serves {context.name!r} only")
+        served = " and ".join(map(repr, context.names))
+        raise Refusal(grpc.StatusCode.NOT_FOUND, f"model is {shown}; this server serves {served} only")
 
 
 def _request_id(given: str, suffix: str) -> str:
@@ -367,27 +375,9 @@ def _check_sizes(chat: ChatPrompt) -> None:
     check_count("messages", chat.messages, MAX_MESSAGES, "messages")
     check_count("tools", chat.tools or (), MAX_TOOLS, "tools")
     for i, tool in enumerate(chat.tools or ()):
-        _check_size(f"tools[{i}]", tool, MAX_TOOL_LENGTH)
+        check_size(f"tools[{i}]", tool, MAX_TOOL_LENGTH)
     variables = {name: value for name, value in chat.variables.items() if name != "documents"}  # those are text
-    _check_size("template_variables", variables, MAX_VARIABLES_LENGTH)
-
-
-def _check_size(name: str, value: Any, limit: int) -> None:
-    length, level = 0, [value]
-    for _ in range(MAX_NESTING):
-        below: list[Any] = []
-        for found in level:
-            length += len(found) + 2 if isinstance(found, str) else 2
-            if isinstance(found, Mapping):
-                below += [*found, *found.values()]
-            elif isinstance(found, list | tuple):
-                below += found
-            if length > limit:
-                raise InvalidRequest(name, "a value of that size", f"at most {limit} characters of JSON are allowed")
-        if not below:
-            return
-        level = below
-    raise InvalidRequest(name, "a value of that depth", f"at most {MAX_NESTING} levels are allowed")
+    check_size("template_variables", variables, MAX_VARIABLES_LENGTH)
 
 
 def chat_template_names(tokenizer: Tokenizer | None) -> tuple[str, ...]:

@@ -72,18 +72,18 @@ class ServerError(Exception):
 class ServerConfig:
     """How to serve; how to run the model is `RuntimeConfig`'s.
 
-    max_waiting: sequences accepted beyond those that can run. grace_seconds: what running work gets after SIGTERM.
-    unready_seconds, stall_seconds: see serving.frontend.watchdog.
-    sampling_defaults: what the model's generation config sets, by SamplingParams' names. notes: more to say about the
-    model when it is ready. seed: starts the sequence of
-    seeds that requests without one get; None draws each from the system. http_port: None starts no HTTP server.
-    gateways: services of others on the gRPC port.
+    aliases: further names of the model. max_waiting: sequences accepted beyond those that can run. grace_seconds: what
+    running work gets after SIGTERM. unready_seconds, stall_seconds: see serving.frontend.watchdog. sampling_defaults:
+    what the model's generation config sets, by SamplingParams' names. notes: more to say about the model when it is
+    ready. seed: starts the sequence of seeds that requests without one get; None draws each from the system. http_port:
+    None starts no HTTP server. gateways: services of others on the gRPC port.
     input_filter, output_filter: MODULE:FUNCTION, see serving.filters.contract.
     """
 
     host: str = "127.0.0.1"
     port: int = 50051
     name: str | None = None
+    aliases: tuple[str, ...] = ()
     max_waiting: int = 1024
     grace_seconds: float = 30.0
     unready_seconds: float = 60.0
@@ -394,7 +394,7 @@ def model_context(
     found = ModelContext(
         info, config.name or info.model, tokenizer, config.sampling_defaults, lambda: source.getrandbits(64)
     )
-    found = replace(found, gives_tokens=config.output_filter is None)
+    found = replace(found, gives_tokens=config.output_filter is None, aliases=config.aliases)
     if input_filter is None:
         return found
     return replace(found, filter_prompt=lambda prompt: filtered(prompt, input_filter, CALLER.get().tenant, tokenizer))

@@ -85,6 +85,11 @@ class ChatTemplates:
             )
         return cls(source=source, where=str(files.folder))
 
+    def check(self) -> None:
+        """Raises ChatTemplateError for a source that does not compile."""
+        for source in self.source.values() if isinstance(self.source, dict) else [self.source or ""]:
+            self._compile(source)
+
     def select(self, template: str | None, *, has_tools: bool) -> str:
         """The source to render: see `Tokenizer.render_chat`."""
         if template is not None and not isinstance(template, str):

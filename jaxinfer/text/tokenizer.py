@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -188,6 +190,16 @@ class Tokenizer:
     def chat_template(self) -> str | dict[str, str] | None:
         """The folder's chat template: its source, or name -> source where it has several; None when it has none."""
         return self._chat.source
+
+    def with_chat_template(self, source: str, where: str) -> Tokenizer:
+        """The same tokenizer with a chat template (Jinja) in the place of the folder's. where: for messages. Raises
+        ChatTemplateError where it does not compile."""
+        chat = ChatTemplates(source, where)
+        chat.check()
+        found = copy.copy(self)
+        found._chat = chat
+        found.content_digest = hashlib.sha256(f"{self.content_digest}{source}".encode()).hexdigest()
+        return found
 
     def render_chat(
         self,

@@ -33,11 +33,25 @@ from serving.observing.metrics import MEDIA_TYPE
 from serving.observing.record import Origin
 from serving.observing.recorder import RECENT
 from serving.observing.tracing import TRACE_HEADERS
-from serving.request import MAX_REQUEST_ID, check_model
+from serving.request import MAX_REQUEST_ID, ModelContext, check_model
 
 _LOG = logging.getLogger("serving.http")
 
 _NO_CORS = CorsConfig()
+_PERMISSION = {  # OpenAI's old object, as vLLM fills it
+    "id": "modelperm-jaxinfer",
+    "object": "model_permission",
+    "created": 0,
+    "allow_create_engine": False,
+    "allow_sampling": True,
+    "allow_logprobs": True,
+    "allow_search_indices": False,
+    "allow_view": True,
+    "allow_fine_tuning": False,
+    "organization": "*",
+    "group": None,
+    "is_blocking": False,
+}
 _JSON = (b"content-type", b"application/json")
 _EVENTS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -167,22 +181,32 @@ class Information:
         self._document = json_text.encode(document(api.config.unknown_fields))
 
     async def models(self, _: Request) -> Response:
-        return _response({"object": "list", "data": [self._card()]})
+        model = self._api.frontend.ready_model()
+        return _response({"object": "list", "data": [self._card(name, model) for name in model.names]})
 
     async def model(self, request: Request) -> Response:
-        check_model(request.path_params["name"].rstrip("/"), self._api.frontend.ready_model())
-        return _response(self._card())
+        name, model = request.path_params["name"].rstrip("/"), self._api.frontend.ready_model()
+        check_model(name, model)
+        return _response(self._card(name or model.name, model))
 
-    def _card(self) -> dict[str, Any]:
-        model = self._api.frontend.ready_model()
+    def _card(self, name: str, model: ModelContext) -> dict[str, Any]:
+        """In vLLM's shape, whose `permission` is what may be asked of the model; `capabilities` is ours."""
+        form = self._api.form
         return {
-            "id": model.name,
+            "id": name,
             "object": "model",
             "created": self._began,
             "owned_by": "jaxinfer",
             "root": model.info.model,
             "parent": None,
             "max_model_len": model.info.max_model_len,
+            "permission": [{**_PERMISSION, "created": self._began, "allow_logprobs": model.gives_tokens}],
+            "capabilities": {
+                "completion": True,
+                "chat": model.tokenizer is not None and model.tokenizer.chat_template is not None,
+                "tools": form.tool_calls != "none",
+                "reasoning": form.reasoning != "none",
+            },
         }
 
     async def health(self, _: Request) -> Response:

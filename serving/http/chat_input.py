@@ -46,9 +46,12 @@ def _message(name: str, message: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     refusal = message.get("refusal")
     for key, value in message.items():
-        if _is_absent(key, value) or (key == "refusal" and isinstance(value, str)):
+        if _is_absent(key, value):
             continue
-        if key in _MESSAGE_KEYS:
+        if key == "refusal":
+            if not isinstance(value, str):
+                raise InvalidRequest(f"{name}.refusal", value, "it must be a string")
+        elif key in _MESSAGE_KEYS:
             result[key] = value
         elif key in _DROPPED_KEYS:
             ignored.passed_over(f"{name}.{key}", key)

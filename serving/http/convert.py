@@ -12,12 +12,13 @@ from jaxinfer.errors import ChatTemplateError, InvalidRequest, renamed
 from jaxinfer.sampling_fields import Kind
 from jaxinfer.sampling_params import FIELDS, MAX_TOKEN_LIST, clamped_bias
 from jaxinfer.text.answers import OutputParserNames
+from serving.http import ignored
 from serving.http.models import EFFORTS, MAX_PROMPTS, CompletionRequest, Sampling, StreamOptions, TextSampling
 from serving.request import GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt, check_count
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's
 HARMONY_EFFORTS = ("low", "medium", "high")  # that the models were trained with
-_EFFORT = "reasoning_effort"  # as templates call it
+_EFFORT, _THINKING = "reasoning_effort", "enable_thinking"  # as templates call them
 
 
 def sampling(request: Sampling) -> dict[str, Any]:
@@ -66,8 +67,8 @@ def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **mo
 def with_effort(
     variables: Mapping[str, Any] | None, name: str, effort: str | None, context: ModelContext, form: OutputParserNames
 ) -> dict[str, Any]:
-    """The variables of the chat template, with the effort to reason that the request's field `name` asks for. Raises
-    InvalidRequest where the model would not know of it."""
+    """The variables of the chat template, with the effort that the request's field `name` asks for, and whether to reason
+    at all, as far as the template reads them; an effort that it does not read is reported. Raises InvalidRequest."""
     known = dict(variables or {})
     if effort is None:
         return known
@@ -78,11 +79,18 @@ def with_effort(
         raise InvalidRequest(
             name, effort, f"chat_template_kwargs has the {_EFFORT} {known[_EFFORT]!r}; give one of them"
         )
+    meant = {_EFFORT: effort, _THINKING: effort != "none"}
+    read = [variable for variable in meant if _reads(context, variable)]
+    if not read:
+        ignored.without_effect(name, effort, f"the model's chat template reads no {_EFFORT} and no {_THINKING}")
+    return {**{variable: meant[variable] for variable in read}, **known}
+
+
+def _reads(context: ModelContext, variable: str) -> bool:
+    """Whether a chat template of the model has the variable."""
     source = None if context.tokenizer is None else context.tokenizer.chat_template
     sources = source.values() if isinstance(source, dict) else (source or "",)
-    if not any(_EFFORT in template for template in sources):
-        raise InvalidRequest(name, effort, f"only null is supported: the model's chat template reads no {_EFFORT}")
-    return {**known, _EFFORT: effort}
+    return any(variable in template for template in sources)
 
 
 def completion(request: CompletionRequest) -> list[GenerationRequest]:

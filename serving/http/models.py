@@ -21,8 +21,9 @@ MAX_PROMPTS = 1024  # of one completion request
 MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512  # pairs, characters: OpenAI's
 MAX_USER = 512  # characters
 
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")  # OpenAI's
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # OpenAI's, and Anthropic's
 _EFFORT = "How much the model reasons, where its chat template asks; gpt-oss knows low, medium and high"
+_BUDGET = "nothing ends a model's reasoning but the model: max_completion_tokens counts it"
 REPLACE = "x-replace"
 _TEXT = {"type": "string"}  # an empty one is a prompt where the tokenizer adds a token of its own
 _TOKEN_ID = {"type": "integer", "minimum": 0}
@@ -227,6 +228,7 @@ class ChatRequest(TextSampling, kw_only=True):
         dict[str, Any] | None, _no_effect("what the answer may be makes it no faster here; it changes no answer", {})
     ] = None
     reasoning_effort: Annotated[str | None, _doc(_EFFORT, enum=[*EFFORTS, None])] = None
+    thinking_token_budget: Annotated[int | None, _no_effect(_BUDGET)] = None
     verbosity: Annotated[
         str | None, _no_effect("chat templates have no word for it: ask for short answers in a message")
     ] = None

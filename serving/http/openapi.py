@@ -35,6 +35,7 @@ _POSTS: dict[str, tuple[type[msgspec.Struct], str, bool, str]] = {
     "/detokenize": (DetokenizeRequest, "Prompt", False, "The text of tokens"),
 }
 _INTEGER: dict[str, Any] = {"type": "integer"}
+_BOOLEAN: dict[str, Any] = {"type": "boolean"}
 _ERRORS = {
     400: "A field is not as it must be; param, or the message's beginning, names it",
     401: "No valid API key",
@@ -64,6 +65,8 @@ _MODEL = _object(
         "owned_by": STRING,
         "root": STRING,
         "max_model_len": _INTEGER,
+        "permission": array_of({"type": "object"}),
+        "capabilities": _object(dict.fromkeys(("completion", "chat", "tools", "reasoning"), _BOOLEAN)),
     }
 )
 

@@ -246,7 +246,7 @@ def test_every_other_field_is_refused_by_name(client, kind):
             assert response.status_code == 200, (name, neutral, response.text)
 
 
-VALUES = {"store": True, "metadata": {"a": "b"}, "client_metadata": {"a": 1}}
+VALUES = {"store": True, "metadata": {"a": "b"}, "client_metadata": {"a": 1}, "thinking_token_budget": 5}
 VALUES |= {name: {"type": "content"} for name in ("prediction", "web_search_options")}
 
 
