@@ -24,7 +24,7 @@ from serving.http.api import COUNT_TOKENS, ENDPOINTS, Api, TextReply, as_api_err
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.decode import Body
 from serving.http.envelope import CorsConfig, enveloped
-from serving.http.errors import ApiError, as_answered, error_response, internal
+from serving.http.errors import ApiError, as_answered, error_response, internal, new_request_id, speaks_anthropic
 from serving.http.gate import HttpGate
 from serving.http.openapi import document
 from serving.http.page import Page
@@ -164,7 +164,10 @@ class Answer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             reply = await self._work(await self._reader.read(scope, receive))
-            await send_json(send, 200, reply.body, reply.ignored.headers)
+            headers = list(reply.ignored.headers)
+            if speaks_anthropic(self._path):
+                headers.append((b"request-id", new_request_id().encode()))
+            await send_json(send, 200, reply.body, headers)
         except ClientGone:
             return
         except ApiError as error:

@@ -131,6 +131,11 @@ def anthropic_body(error: ApiError, request_id: str) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
 
 
+def new_request_id() -> str:
+    """Of an answer that comes from no engine."""
+    return "req_" + secrets.token_hex(12)
+
+
 def speaks_anthropic(path: str) -> bool:
     return path == MESSAGES or path.startswith(MESSAGES + "/")
 
@@ -139,7 +144,7 @@ def as_answered(error: ApiError, path: str) -> tuple[dict[str, Any], list[tuple[
     """Body and headers of the error as clients of this path read them."""
     if not speaks_anthropic(path):
         return error.body, error.headers
-    request_id = "req_" + secrets.token_hex(12)
+    request_id = new_request_id()
     return anthropic_body(error, request_id), [*error.headers, (b"request-id", request_id.encode())]
 
 
