@@ -15,14 +15,16 @@ from jaxinfer.sampling_params import check_token_ids
 from jaxinfer.text.answers import OutputParserNames, check_parser_names, output_parser_names
 from serving.errors import Refusal
 from serving.frontend.frontend import Frontend, Prepare
-from serving.http import chat, chat_input, convert, responses_input
+from serving.http import chat, chat_input, convert, messages_input, responses_input
 from serving.http.chat import ChatReply
 from serving.http.completions import CompletionReply
 from serving.http.decode import Body, decode
-from serving.http.errors import ApiError, from_invalid, from_refusal, invalid
+from serving.http.errors import MESSAGES, ApiError, from_invalid, from_refusal, invalid
 from serving.http.every_fault import every_fault
 from serving.http.generation import Generation
 from serving.http.ignored import IgnoredFields, UnknownFields, collecting
+from serving.http.messages import MessagesReply
+from serving.http.messages_models import MessagesRequest, MessageTokensRequest
 from serving.http.models import (
     ChatRequest,
     CompletionRequest,
@@ -55,7 +57,8 @@ COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/r
 RENDER = "/render"  # behind the path of an endpoint that generates
 _OF_CHATS = ("tools", "add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
 _TOKENIZE_NAMES = {"template": "chat_template", "template_variables": "chat_template_kwargs"}
-_PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input"}
+COUNT_TOKENS = MESSAGES + "/count_tokens"
+_PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input", MESSAGES: "messages"}
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ ENDPOINTS: Mapping[str, _Endpoint] = {
     RESPONSES: _Endpoint(
         ResponsesRequest, responses_input.to_requests, lambda _: responses_input.NAMES, ResponsesReply
     ),
+    MESSAGES: _Endpoint(MessagesRequest, messages_input.to_requests, messages_input.names, MessagesReply),
 }
 
 
@@ -201,6 +205,9 @@ class Api:
     async def detokenize(self, body: Body) -> TextReply:
         return await self._text(body, DetokenizeRequest, _detokenize)
 
+    async def count_tokens(self, body: Body) -> TextReply:
+        return await self._text(body, MessageTokensRequest, lambda given, model: _count_tokens(given, model, self.form))
+
     async def _text(self, body: Body, kind: type[T], work: Callable[[T, ModelContext], dict[str, Any]]) -> TextReply:
         def done(model: ModelContext) -> TextReply:
             with collecting(self.config.unknown_fields) as ignored:
@@ -273,6 +280,12 @@ def _tokenize(request: TokenizeRequest, model: ModelContext) -> dict[str, Any]:
         assert model.tokenizer is not None
         result["token_strs"] = [model.tokenizer.token_to_piece(token) for token in ids]
     return result
+
+
+def _count_tokens(request: MessageTokensRequest, model: ModelContext, form: OutputParserNames) -> dict[str, Any]:
+    check_model(request.model or "", model)
+    with convert.in_names_of_the_client(messages_input.NAMES):
+        return {"input_tokens": len(encode_prompt(messages_input.to_prompt(request, model, form), model))}
 
 
 def _detokenize(request: DetokenizeRequest, model: ModelContext) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from serving.http import chat_input, convert, responses_tools
 from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs, prompt_logprobs
-from serving.http.models import ChatRequest
+from serving.http.models import ChatRequest, Sampling
 from serving.http.parts import Part
 from serving.http.reply import DONE, Reply, StreamUsage, sse
 from serving.http.responses_models import ResponsesRequest
@@ -71,7 +71,7 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
 
 
 def of_chat(
-    request: ChatRequest | ResponsesRequest,
+    request: Sampling,
     prompt: ChatPrompt,
     given: Mapping[str, Any],
     context: ModelContext,

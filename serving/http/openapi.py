@@ -8,8 +8,10 @@ import msgspec
 
 from jaxinfer import __version__
 from serving.http.declaring import REPLACE
+from serving.http.errors import MESSAGES, speaks_anthropic
 from serving.http.fragments import NOTHING, STRING, array_of, or_null, schema_of
 from serving.http.ignored import UnknownFields
+from serving.http.messages_models import STOP_REASONS, MessagesRequest, MessageTokensRequest
 from serving.http.models import (
     ChatRequest,
     CompletionRequest,
@@ -24,13 +26,20 @@ _POSTS: dict[str, tuple[type[msgspec.Struct], str, bool, str]] = {
     "/v1/responses": (ResponsesRequest, "Response", True, "The same in the shape of the Responses API"),
     "/v1/completions/render": (CompletionRequest, "RenderedList", False, "What such a request gives the engine"),
     "/v1/chat/completions/render": (ChatRequest, "Rendered", False, "What such a request gives the engine"),
+    MESSAGES: (MessagesRequest, "Message", True, "The same in the shape of Anthropic's Messages API"),
+    MESSAGES + "/count_tokens": (
+        MessageTokensRequest,
+        "MessageTokens",
+        False,
+        "The number of a message's prompt tokens",
+    ),
     "/tokenize": (TokenizeRequest, "Tokens", False, "The tokens that a prompt or a conversation becomes"),
     "/detokenize": (DetokenizeRequest, "Prompt", False, "The text of tokens"),
 }
 _INTEGER: dict[str, Any] = {"type": "integer"}
 _BOOLEAN: dict[str, Any] = {"type": "boolean"}
 _ERRORS = {
-    400: "A field is not as it must be; param names it",
+    400: "A field is not as it must be; param, or the message's beginning, names it",
     401: "No valid API key",
     403: "The API key lacks the role",
     404: "The model, the request or the response is not there",
@@ -135,6 +144,29 @@ _ANSWERS: dict[str, dict[str, Any]] = {
             "last_id": or_null(STRING),
             "has_more": {"type": "boolean"},
         }
+    ),
+    "Message": _object(
+        {
+            "id": STRING,
+            "type": {"const": "message"},
+            "role": {"const": "assistant"},
+            "model": STRING,
+            "content": array_of(_object({"type": {"enum": ["text", "thinking", "tool_use"]}})),
+            "stop_reason": {"enum": [*STOP_REASONS]},
+            "stop_sequence": or_null(STRING),
+            "usage": _object(
+                {
+                    "input_tokens": _INTEGER,
+                    "cache_creation_input_tokens": _INTEGER,
+                    "cache_read_input_tokens": _INTEGER,
+                    "output_tokens": _INTEGER,
+                }
+            ),
+        }
+    ),
+    "MessageTokens": _object({"input_tokens": _INTEGER}),
+    "MessageError": _object(
+        {"type": {"const": "error"}, "error": _object({"type": STRING, "message": STRING}), "request_id": STRING}
     ),
     "Tokens": _object(
         {"count": _INTEGER, "max_model_len": _INTEGER, "tokens": array_of(_INTEGER)}, token_strs=array_of(STRING)
@@ -253,6 +285,7 @@ def _post(path: str) -> dict[str, Any]:
     if streams:
         ok["content"]["text/event-stream"] = {"schema": _object({"data": STRING}, event=STRING)}
     statuses = [status for status in _ERRORS if streams or status not in (409, 500)]
+    error = "MessageError" if speaks_anthropic(path) else "Error"
     return {
         "summary": summary,
         "operationId": kind.__name__.removesuffix("Request").lower() + ("_render" if "Rendered" in answer else ""),
@@ -260,7 +293,7 @@ def _post(path: str) -> dict[str, Any]:
             "required": True,
             "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}},
         },
-        "responses": {"200": ok, **{str(status): _content("Error", _ERRORS[status]) for status in statuses}},
+        "responses": {"200": ok, **{str(status): _content(error, _ERRORS[status]) for status in statuses}},
     }
 
 
