@@ -20,6 +20,8 @@ class Submit(NamedTuple):
     tenant: whom it is charged to; tenants share a busy engine by their weights (see scheduling/tenants.py).
     interval: how many tokens of a sequence are told at a time, behind the first, which is told at once. Where nobody
     reads an answer before its end, most of the work for a token is telling of it.
+    constraint: a grammar, as llguidance's LLMatcher takes it, that every token of every answer must be let through by;
+    "" for none.
     """
 
     request_id: str
@@ -32,6 +34,7 @@ class Submit(NamedTuple):
     tenant: str = ""
     weight: float = 1.0
     interval: int = 1
+    constraint: str = ""
 
 
 class Abort(NamedTuple):
