@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.runtime.buckets import Bucket
-from jaxinfer.runtime.draw import draw, head_leaves, score
+from jaxinfer.runtime.draw import draw, head_leaves, mask_words, score
 from jaxinfer.runtime.inputs import SlotSizes, SlotState, TableInputs
 from jaxinfer.runtime.kv_cache import Sizes, abstract_pool
 from jaxinfer.runtime.packing import Packer
@@ -39,6 +39,7 @@ class Programs:
         spec, sizes, layout: what they are programs for.
         tokens: that hidden states have room for: those of the largest bucket.
         packer: makes their inputs.
+        mask_words: of the mask of tokens that a row may draw.
         head: which of the decoder's leaves programs need that multiply by the vocabulary.
     """
 
@@ -58,6 +59,7 @@ class Programs:
         self.packer = Packer(self.slot_sizes, vocab, ADMIT_TOKENS)
         self.head = head_leaves(spec)
         self._vocab = vocab
+        self.mask_words = mask_words(vocab)
         self._leaves = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves)
 
     def step(self, bucket: Bucket, num_pages: int | None = None) -> jax.stages.Lowered:
@@ -86,6 +88,7 @@ class Programs:
                 slots.settings,
                 slots.tables,
                 slots.last_token,
+                self._struct((rows, self.mask_words), np.uint32),
             )
 
     def score(self) -> jax.stages.Lowered:

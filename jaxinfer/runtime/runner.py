@@ -29,9 +29,12 @@ from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
 from pallas_kernels.paged_attention.layout import KVLayout
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pending:
-    """A dispatched step whose results are on their way to the host."""
+    """A dispatched step whose results are on their way to the host.
+
+    With `late` its rows draw when `draw` is called, which must be before the next step is dispatched.
+    """
 
     plan: StepPlan
     drawing: list[int]  # the plan's rows that draw
@@ -40,6 +43,15 @@ class Pending:
     prompt: TokenScores | None
     logprobs: int  # alternatives that a drawing row asked for; -1: no row wants scores
     prompt_logprobs: int  # the same for prompts
+    late: Callable[[np.ndarray], StepOutput] | None = None
+    mask_shape: tuple[int, int] = (0, 0)  # that `draw` wants
+
+    def draw(self, masks: np.ndarray) -> None:
+        """Starts drawing. masks: `mask_shape` uint32, a fresh array that is not written again: for each of the rows
+        that draw, in order, the tokens that it may draw (bit i of word w: token 32 w + i), then what nobody reads."""
+        if self.late is None:
+            raise RuntimeError("this step has drawn already")
+        self.output, self.late = self.late(masks), None
 
     @property
     def ready(self) -> bool:
@@ -48,6 +60,8 @@ class Pending:
 
     def result(self) -> StepResult:
         """Waits for the step and returns its results for the plan's rows."""
+        if self.late is not None:
+            raise RuntimeError("this step has not drawn yet")
         tokens: list[list[int]] = [[] for _ in self.plan.rows]
         scores = None
         if self.output is None:
@@ -126,6 +140,7 @@ class Runner:
         self._slots: SlotState | None = None
         self._hidden: jax.Array | None = None
         self._nobody: tuple[Any, TableInputs] | None = None  # an admission of nothing, on the device
+        self._any_token: dict[int, jax.Array] = {}  # masks that let everything through, by rows, on the device
 
     # -- compiling --------------------------------------------------------------------------------------------------
 
@@ -238,7 +253,7 @@ class Runner:
         elif rows := next((n for n in self.row_counts if draw_name(n) == name), None):
             nobody = np.zeros((2, self.spec.max_rows), np.int32)
             nobody[1] = self._packer.spare_slot
-            jax.block_until_ready(self._draw(rows, self._put(nobody)))
+            jax.block_until_ready(self._draw(rows, self._put(nobody), self._any_token[rows]))
         else:
             bucket = next(bucket for bucket in self.ladder if bucket.name == name)
             jax.block_until_ready(self._run(bucket, self._put(self._packer.nothing(bucket))))
@@ -250,6 +265,8 @@ class Runner:
             make = jax.jit(lambda: (programs.zero_slots(), programs.zero_hidden()), out_shardings=programs.here)
             self._slots, self._hidden = make()
         self._nobody = self._put(programs.no_admission())
+        for rows in self.row_counts:
+            self._any_token[rows] = self._put(np.full((rows, programs.mask_words), 0xFFFFFFFF, np.uint32))
 
     def attention_backends(self) -> str:
         """Names of the attention backends that the layers use, for people. Raises Unsupported as the step would."""
@@ -279,8 +296,11 @@ class Runner:
 
     # -- running ----------------------------------------------------------------------------------------------------
 
-    def dispatch(self, plan: StepPlan) -> Pending:
-        """Starts a step and its copies to the host; does not wait. Raises ValueError outside the ladder."""
+    def dispatch(self, plan: StepPlan, *, late: bool = False) -> Pending:
+        """Starts a step and its copies to the host; does not wait. Raises ValueError outside the ladder.
+
+        late: starts the forward pass alone; `Pending.draw` then says what the rows that draw may draw.
+        """
         bucket = pick_bucket(self._usable, plan.num_tokens)
         self.padded_tokens += bucket.tokens - plan.num_tokens
         for inputs in self._packer.pack_admissions(plan):
@@ -288,13 +308,22 @@ class Runner:
         drawing = self._run(bucket, self._put(self._packer.pack(plan, bucket)))
         rows = rows_that_draw(plan)
         logprobs, prompt_logprobs = self._packer.most_logprobs(plan)
-        output = self._draw(pick_rows(self._usable_rows, len(rows)), drawing) if rows else None
+        count = pick_rows(self._usable_rows, len(rows)) if rows else 0
+        output = self._start_drawing(count, drawing, self._any_token[count]) if rows and not late else None
         prompt = None
         if prompt_logprobs >= 0:
             prompt = self._score(self._packer.pack_targets(plan, self.programs.tokens))
-        if output is not None and not self._blocks:
+        pending = Pending(plan, rows, drawing, output, prompt, logprobs, prompt_logprobs)
+        if rows and late:
+            pending.mask_shape = count, self.programs.mask_words
+            pending.late = lambda masks: self._start_drawing(count, drawing, self._put(masks))
+        return pending
+
+    def _start_drawing(self, rows: int, drawing: jax.Array, masks: jax.Array) -> StepOutput:
+        output = self._draw(rows, drawing, masks)
+        if not self._blocks:
             output.tokens.copy_to_host_async()
-        return Pending(plan, rows, drawing, output, prompt, logprobs, prompt_logprobs)
+        return output
 
     def _put(self, inputs: Any) -> Any:
         return jax.device_put(inputs, self.programs.here)
@@ -310,13 +339,13 @@ class Runner:
         )
         return drawing
 
-    def _draw(self, rows: int, drawing: jax.Array) -> StepOutput:
+    def _draw(self, rows: int, drawing: jax.Array, masks: jax.Array) -> StepOutput:
         """The program for so many rows."""
         assert self._slots is not None
         slots = self._slots
         output, last_token = self._call(
             draw_name(rows), self._head(), self._hidden, drawing, slots.num_computed, slots.settings, slots.tables,
-            slots.last_token,
+            slots.last_token, masks,
         )  # fmt: skip
         self._slots = replace(slots, last_token=last_token)
         return output
@@ -349,4 +378,5 @@ class Runner:
         if self._counter is not None:
             self._counter.close()
         self._kv, self._slots, self._hidden, self._leaves, self._executables = [], None, None, (), {}
+        self._any_token = {}
         self._usable = ()
