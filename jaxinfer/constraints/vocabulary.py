@@ -34,11 +34,16 @@ class _Tokens:
 
     def __call__(self, text: str) -> list[int]:
         """Tokens whose bytes are the text's. A tokenizer that would change it (that normalizes it, or has no token for
-        some of it) is not asked: then the longest tokens that match are taken, one after the other."""
+        some of it) is not asked: then the longest tokens that match are taken, one after the other, and where those do
+        not spell it either there are none."""
         ids = self._encode(text)
-        if self._special.isdisjoint(ids) and b"".join(map(self.tokens.__getitem__, ids)) == text.encode():
+        if self._spells(ids, text):
             return ids
-        return [] if self.fallback is None else self.fallback.greedy_tokenize(text)
+        ids = [] if self.fallback is None else self.fallback.greedy_tokenize(text)
+        return ids if self._spells(ids, text) else []
+
+    def _spells(self, ids: list[int], text: str) -> bool:
+        return self._special.isdisjoint(ids) and b"".join(map(self.tokens.__getitem__, ids)) == text.encode()
 
 
 class Vocabulary:
