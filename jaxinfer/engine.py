@@ -195,6 +195,8 @@ class EngineLoop:
         launched.pending.draw(masks)
         self._clock.lap(DISPATCH)
         for _, sequence, guide in guided:
+            if sequence.finished:
+                continue  # with another one of its request
             if not guide.error and (jumped := self.scheduler.jump(sequence)) is not None:
                 outputs.sequences.append(jumped)
             if guide.error:
