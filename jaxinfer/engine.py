@@ -15,11 +15,10 @@ import time
 import traceback
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from jaxinfer.constraints.matching import ConstraintError, Guide, Matching
+from jaxinfer.constraints.matching import ConstraintError, Guide
+from jaxinfer.engine_parts import Grammars, Inbox, LateStep, PendingStep, StepRunner, WarmUp
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import (
     Abort,
@@ -34,8 +33,9 @@ from jaxinfer.messages import (
     Submit,
     Warmed,
 )
+from jaxinfer.scheduling.request import Sequence
 from jaxinfer.scheduling.scheduler import DuplicateRequest, Scheduler
-from jaxinfer.scheduling.step_plan import PlanRow, StepPlan, StepResult
+from jaxinfer.scheduling.step_plan import PlanRow, StepPlan
 from jaxinfer.step_clock import DISPATCH, MASKS, MESSAGES, SCHEDULE, UPDATE, StepClock
 
 Post = Callable[[Any], None]
@@ -48,80 +48,21 @@ _WARM_UP_SECONDS = 0.05  # how often an idle engine looks for programs that were
 _GRAMMAR_SECONDS = 0.001  # the same for grammars, while requests wait for them
 
 
-class PendingStep(Protocol):
-    def result(self) -> StepResult: ...
-
-    @property
-    def mask_shape(self) -> tuple[int, int]:
-        """Of the masks that `draw` wants: rows and words of 32 bits."""
-        ...
-
-    def draw(self, masks: np.ndarray) -> None:
-        """Starts drawing, where the step was dispatched to draw late."""
-        ...
-
-    @property
-    def ready(self) -> bool:
-        """Whether the device has finished it."""
-        ...
-
-
-class StepRunner(Protocol):
-    """What the engine needs of a runner; tests bring a fake one."""
-
-    padded_tokens: int
-
-    def dispatch(self, plan: StepPlan, *, late: bool = False) -> PendingStep: ...
-
-    @property
-    def compilations(self) -> int: ...
-
-
-class WarmUp(Protocol):
-    """Programs that are compiled while steps run: a `Runner` that has begun."""
-
-    def adopt(self) -> None:
-        """Lets steps use what has been compiled since the last call. Does not wait."""
-        ...
-
-    @property
-    def token_budget(self) -> int:
-        """Tokens that a step may have by now."""
-        ...
-
-    @property
-    def whole(self) -> bool:
-        """Whether all programs are compiled."""
-        ...
-
-    @property
-    def compile_seconds(self) -> list[tuple[str, float]]: ...
-
-    def stop(self) -> None:
-        """Compiles nothing more."""
-        ...
-
-
-class Inbox(Protocol):
-    """A queue of messages: `queue.Queue`, or the process side's pipe reader."""
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any: ...
-
-
 class InFlight(NamedTuple):
-    """A dispatched step. padded: tokens it computes for nothing. launched: see StepClock."""
+    """A dispatched step. padded: tokens it computes for nothing. launched: see StepClock. late: it has yet to draw."""
 
     plan: StepPlan
     pending: PendingStep
     padded: int
     launched: float
+    late: LateStep | None = None
 
 
 class EngineLoop:
     """Turns messages into steps. `info` is what the engine settled on; `check` turns on integrity checks every step.
 
     warm_up: what goes on being compiled; until it is whole, steps have as many tokens as it says. on_warm is called
-    when it is, or when the loop ends before. matching: follows grammars; without it constraints are refused.
+    when it is, or when the loop ends before. grammars: without them constraints are refused.
     """
 
     def __init__(
@@ -133,7 +74,7 @@ class EngineLoop:
         check: bool = False,
         warm_up: WarmUp | None = None,
         on_warm: Callable[[], None] = lambda: None,
-        matching: Matching | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -141,7 +82,8 @@ class EngineLoop:
         self._check = check
         self._warm_up = warm_up
         self._on_warm = on_warm
-        self._matching = matching
+        self._matching = None if grammars is None else grammars.matching
+        self._late_runner = None if grammars is None else grammars.runner
         self._limits = scheduler.limits  # once all programs are compiled
         if warm_up is not None:
             self._fit_steps(warm_up)
@@ -159,11 +101,10 @@ class EngineLoop:
             self.scheduler.check_integrity(plan)
         self._clock.lap(SCHEDULE)
         done = self._in_flight
-        late = bool(self.scheduler.guided(plan))
-        launched = self._dispatch(plan, done, late) if plan else None
+        launched = self._dispatch(plan, done) if plan else None
         outputs = self._take(done) if done is not None else None
-        if late and launched is not None:
-            outputs = self._draw(launched, outputs or StepOutputs())
+        if launched is not None and launched.late is not None:
+            outputs = self._draw(launched.plan, launched.late, outputs or StepOutputs())
         self._in_flight = launched
         if self._check:
             self.scheduler.check_integrity()
@@ -171,12 +112,16 @@ class EngineLoop:
             raise RuntimeError("the scheduler has unfinished requests but plans nothing for them")
         return outputs
 
-    def _dispatch(self, plan: StepPlan, before: InFlight | None, late: bool) -> InFlight:
+    def _dispatch(self, plan: StepPlan, before: InFlight | None) -> InFlight:
         padded = self.runner.padded_tokens
         self._planned = plan, time.monotonic()
-        pending = self.runner.dispatch(plan, late=True) if late else self.runner.dispatch(plan)
+        late = None
+        if self._late_runner is not None and self.scheduler.guided(plan):
+            pending: PendingStep = (late := self._late_runner.dispatch_late(plan))
+        else:
+            pending = self.runner.dispatch(plan)
         launched = self._clock.launch(starved=before is not None and before.pending.ready)
-        return InFlight(plan, pending, self.runner.padded_tokens - padded, launched)
+        return InFlight(plan, pending, self.runner.padded_tokens - padded, launched, late)
 
     def _take(self, done: InFlight) -> StepOutputs:
         result = done.pending.result()
@@ -185,14 +130,17 @@ class EngineLoop:
         self._clock.lap(UPDATE)
         return outputs
 
-    def _draw(self, launched: InFlight, outputs: StepOutputs) -> StepOutputs:
+    def _draw(self, plan: StepPlan, late: LateStep, outputs: StepOutputs) -> StepOutputs:
         """Lets a step draw that was dispatched without, now that all tokens before are known; adds what grammars say
         without drawing. A row whose sequence has ended meanwhile may draw anything."""
         assert self._matching is not None
-        guided = [(row, sequence, sequence.guide) for row, sequence in self.scheduler.guided(launched.plan)]
-        masks = self._matching.masks([(row, guide) for row, _, guide in guided], *launched.pending.mask_shape)
+        guided: list[tuple[int, Sequence, Guide]] = []
+        for row, sequence in self.scheduler.guided(plan):
+            assert isinstance(sequence.guide, Guide)
+            guided.append((row, sequence, sequence.guide))
+        masks = self._matching.masks([(row, guide) for row, _, guide in guided], *late.mask_shape)
         self._clock.lap(MASKS)
-        launched.pending.draw(masks)
+        late.draw(masks)
         self._clock.lap(DISPATCH)
         for _, sequence, guide in guided:
             if sequence.finished:

@@ -16,6 +16,7 @@ from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
 from jaxinfer.constraints.matching import Matching
 from jaxinfer.constraints.vocabulary import ComingVocabulary
 from jaxinfer.engine import EngineLoop
+from jaxinfer.engine_parts import Grammars
 from jaxinfer.messages import EngineInfo, Progress
 from jaxinfer.models.model import Model
 from jaxinfer.runtime.compile_cache import compiling_into
@@ -226,7 +227,7 @@ def assemble_engine(
         check=check,
         warm_up=None if runner.whole else runner,
         on_warm=compiling.close,
-        matching=None if vocabulary is None else Matching(vocabulary),
+        grammars=None if vocabulary is None else Grammars(Matching(vocabulary), runner),
     )
 
 

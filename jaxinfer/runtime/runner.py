@@ -33,7 +33,7 @@ from pallas_kernels.paged_attention.layout import KVLayout
 class Pending:
     """A dispatched step whose results are on their way to the host.
 
-    With `late` its rows draw when `draw` is called, which must be before the next step is dispatched.
+    Of `Runner.dispatch_late` its rows draw when `draw` is called, which must be before the next step is dispatched.
     """
 
     plan: StepPlan
@@ -43,15 +43,16 @@ class Pending:
     prompt: TokenScores | None
     logprobs: int  # alternatives that a drawing row asked for; -1: no row wants scores
     prompt_logprobs: int  # the same for prompts
-    late: Callable[[np.ndarray], StepOutput] | None = None
+    late: Callable[[np.ndarray | None], tuple[StepOutput | None, TokenScores | None]] | None = None
     mask_shape: tuple[int, int] = (0, 0)  # that `draw` wants
 
-    def draw(self, masks: np.ndarray) -> None:
-        """Starts drawing. masks: `mask_shape` uint32, a fresh array that is not written again: for each of the rows
-        that draw, in order, the tokens that it may draw (bit i of word w: token 32 w + i), then what nobody reads."""
+    def draw(self, masks: np.ndarray | None) -> None:
+        """Starts drawing, and scoring prompts behind it. masks: None for any token; else `mask_shape` uint32, a fresh
+        array that is not written again: for each of the rows that draw, in order, the tokens that it may draw (bit i of
+        word w: token 32 w + i), then what nobody reads."""
         if self.late is None:
             raise RuntimeError("this step has drawn already")
-        self.output, self.late = self.late(masks), None
+        (self.output, self.prompt), self.late = self.late(masks), None
 
     @property
     def ready(self) -> bool:
@@ -253,7 +254,7 @@ class Runner:
         elif rows := next((n for n in self.row_counts if draw_name(n) == name), None):
             nobody = np.zeros((2, self.spec.max_rows), np.int32)
             nobody[1] = self._packer.spare_slot
-            jax.block_until_ready(self._draw(rows, self._put(nobody), self._any_token[rows]))
+            jax.block_until_ready(self._draw(rows, self._put(nobody)))
         else:
             bucket = next(bucket for bucket in self.ladder if bucket.name == name)
             jax.block_until_ready(self._run(bucket, self._put(self._packer.nothing(bucket))))
@@ -296,34 +297,36 @@ class Runner:
 
     # -- running ----------------------------------------------------------------------------------------------------
 
-    def dispatch(self, plan: StepPlan, *, late: bool = False) -> Pending:
-        """Starts a step and its copies to the host; does not wait. Raises ValueError outside the ladder.
+    def dispatch(self, plan: StepPlan) -> Pending:
+        """Starts a step and its copies to the host; does not wait. Raises ValueError outside the ladder."""
+        pending = self.dispatch_late(plan)
+        pending.draw(None)
+        return pending
 
-        late: starts the forward pass alone; `Pending.draw` then says what the rows that draw may draw.
-        """
+    def dispatch_late(self, plan: StepPlan) -> Pending:
+        """Starts a step's forward pass alone; `Pending.draw` then says what the rows that draw may draw."""
         bucket = pick_bucket(self._usable, plan.num_tokens)
         self.padded_tokens += bucket.tokens - plan.num_tokens
         for inputs in self._packer.pack_admissions(plan):
             self._run_admission(inputs)
         drawing = self._run(bucket, self._put(self._packer.pack(plan, bucket)))
         rows = rows_that_draw(plan)
-        logprobs, prompt_logprobs = self._packer.most_logprobs(plan)
         count = pick_rows(self._usable_rows, len(rows)) if rows else 0
-        output = self._start_drawing(count, drawing, self._any_token[count]) if rows and not late else None
-        prompt = None
-        if prompt_logprobs >= 0:
-            prompt = self._score(self._packer.pack_targets(plan, self.programs.tokens))
-        pending = Pending(plan, rows, drawing, output, prompt, logprobs, prompt_logprobs)
-        if rows and late:
-            pending.mask_shape = count, self.programs.mask_words
-            pending.late = lambda masks: self._start_drawing(count, drawing, self._put(masks))
+        pending = Pending(plan, rows, drawing, None, None, *self._packer.most_logprobs(plan))
+        pending.mask_shape = count, self.programs.mask_words
+        pending.late = partial(self._follow, pending)
         return pending
 
-    def _start_drawing(self, rows: int, drawing: jax.Array, masks: jax.Array) -> StepOutput:
-        output = self._draw(rows, drawing, masks)
-        if not self._blocks:
+    def _follow(self, pending: Pending, masks: np.ndarray | None) -> tuple[StepOutput | None, TokenScores | None]:
+        """What follows a forward pass."""
+        output = prompt = None
+        if pending.drawing:
+            output = self._draw(pending.mask_shape[0], pending.passed, None if masks is None else self._put(masks))
+        if pending.prompt_logprobs >= 0:
+            prompt = self._score(self._packer.pack_targets(pending.plan, self.programs.tokens))
+        if output is not None and not self._blocks:
             output.tokens.copy_to_host_async()
-        return output
+        return output, prompt
 
     def _put(self, inputs: Any) -> Any:
         return jax.device_put(inputs, self.programs.here)
@@ -339,10 +342,11 @@ class Runner:
         )
         return drawing
 
-    def _draw(self, rows: int, drawing: jax.Array, masks: jax.Array) -> StepOutput:
-        """The program for so many rows."""
+    def _draw(self, rows: int, drawing: jax.Array, masks: jax.Array | None = None) -> StepOutput:
+        """The program for so many rows. masks: None for any token."""
         assert self._slots is not None
         slots = self._slots
+        masks = self._any_token[rows] if masks is None else masks
         output, last_token = self._call(
             draw_name(rows), self._head(), self._hidden, drawing, slots.num_computed, slots.settings, slots.tables,
             slots.last_token, masks,

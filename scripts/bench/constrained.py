@@ -167,9 +167,10 @@ def masks_of(folder: Path, rows: int) -> None:
             while found is None:
                 taken = matching.take()
                 if taken:
-                    (_, found), *_ = taken
-                    if isinstance(found, Exception):
-                        raise SystemExit(str(found))
+                    (_, result), *_ = taken
+                    if not isinstance(result, list):
+                        raise SystemExit(str(result))
+                    found = result
             guides += found
         waited = time.perf_counter() - begin
         spent = walk(matching, guides, words, 60, np.random.default_rng(0))
