@@ -18,8 +18,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from jaxinfer.constraints.matching import ConstraintError, Guide
-from jaxinfer.engine_parts import Grammars, Inbox, LateStep, PendingStep, StepRunner, WarmUp
+from jaxinfer.engine_parts import ExpertLoads, Grammars, Inbox, LateStep, PendingStep, StepRunner, WarmUp
 from jaxinfer.errors import InvalidRequest
+from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.messages import (
     Abort,
     Died,
@@ -31,6 +32,7 @@ from jaxinfer.messages import (
     Shutdown,
     StepOutputs,
     Submit,
+    TellExpertLoad,
     Warmed,
 )
 from jaxinfer.scheduling.request import Sequence
@@ -62,7 +64,8 @@ class EngineLoop:
     """Turns messages into steps. `info` is what the engine settled on; `check` turns on integrity checks every step.
 
     warm_up: what goes on being compiled; until it is whole, steps have as many tokens as it says. on_warm is called
-    when it is, or when the loop ends before. grammars: without them constraints are refused.
+    when it is, or when the loop ends before. grammars: without them constraints are refused. expert_loads: of a model
+    with experts.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class EngineLoop:
         warm_up: WarmUp | None = None,
         on_warm: Callable[[], None] = lambda: None,
         grammars: Grammars | None = None,
+        expert_loads: ExpertLoads | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -84,6 +88,7 @@ class EngineLoop:
         self._on_warm = on_warm
         self._matching = None if grammars is None else grammars.matching
         self._late_runner = None if grammars is None else grammars.runner
+        self._expert_loads = expert_loads
         self._limits = scheduler.limits  # once all programs are compiled
         if warm_up is not None:
             self._fit_steps(warm_up)
@@ -261,8 +266,11 @@ class EngineLoop:
         if isinstance(message, Submit):
             self._submit(message, post)
         elif isinstance(message, Abort):
-            self._release(message.request_id, post)
+            if message.index is None:  # nothing was told of a request that waits, so no stop string was found in it
+                self._release(message.request_id, post)
             self.scheduler.abort(message.request_id, message.index)
+        elif isinstance(message, TellExpertLoad):
+            post(ExpertLoad() if self._expert_loads is None else self._expert_loads.now())
         elif isinstance(message, Drain):
             self._draining = True
         elif isinstance(message, Shutdown):
@@ -323,7 +331,9 @@ class EngineLoop:
             stats.constraint_seconds = self._matching.compile_seconds
         sequences = ended + (outputs.sequences if outputs is not None else [])
         prompts = outputs.prompts if outputs is not None else []
-        post(StepOutputs(sequences, prompts, stats.copy(), self._clock.times))
+        loads = self._expert_loads
+        load = None if loads is None else loads.report(idle=self.idle)
+        post(StepOutputs(sequences, prompts, stats.copy(), self._clock.times, load))
 
 
 def message_weight(message: Any) -> int:

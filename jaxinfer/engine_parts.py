@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from jaxinfer.constraints.matching import Matching
+from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.scheduling.step_plan import StepPlan, StepResult
 
 
@@ -73,6 +74,18 @@ class WarmUp(Protocol):
 
     def stop(self) -> None:
         """Compiles nothing more."""
+        ...
+
+
+class ExpertLoads(Protocol):
+    """What the experts of a model have computed: a runner's `ExpertCounts`."""
+
+    def report(self, *, idle: bool) -> ExpertLoad | None:
+        """What is known, when that is news. Waits for no step. idle: none is in flight."""
+        ...
+
+    def now(self) -> ExpertLoad:
+        """Everything that was dispatched. Waits for it."""
         ...
 
 

@@ -60,6 +60,7 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
         Route("/ready", information.ready, methods=["GET"]),
         Route("/version", information.version, methods=["GET"]),
         Route("/metrics", information.metrics, methods=["GET"]),
+        Route("/debug/experts", information.experts, methods=["GET"]),
         Route("/debug/requests/{name:path}", information.explain, methods=["GET"]),
         Route("/openapi.json", information.openapi, methods=["GET"]),
         *Page().routes(),
@@ -225,6 +226,14 @@ class Information:
             shown = repr(name if len(name) <= MAX_REQUEST_ID else name[:MAX_REQUEST_ID] + "...")
             message = f"request_id is {shown}; it is neither alive nor among the last {RECENT} requests"
             raise ApiError(404, message, param="request_id", code="request_not_found")
+        return _response(found)
+
+    async def experts(self, _: Request) -> Response:
+        """Every expert's tokens, as the engines have told them."""
+        name = self._api.frontend.ready_model().name
+        found = self._api.frontend.recorder.metrics.experts.described()
+        if found is None:
+            raise ApiError(404, f"the model {name!r} has no experts", code="no_experts")
         return _response(found)
 
     async def version(self, _: Request) -> Response:

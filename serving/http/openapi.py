@@ -56,6 +56,20 @@ _MODEL = _object(
         "max_model_len": _INTEGER,
     }
 )
+_RATIO = or_null({"type": "number"})
+_LOAD = _object(
+    {
+        "expert_tokens": _INTEGER,
+        "imbalance": _RATIO,
+        "layers": array_of(
+            _object(
+                {"layer": _INTEGER, "imbalance": _RATIO, "tokens": array_of(_INTEGER)},
+                device_imbalance=_RATIO,
+            )
+        ),
+    },
+    device_imbalance=_RATIO,
+)
 
 
 def _generated(kind: str, **content: Any) -> dict[str, Any]:
@@ -113,6 +127,7 @@ _ANSWERS: dict[str, dict[str, Any]] = {
             "seconds": _object({"total": {"type": "number"}}),
         }
     ),
+    "Experts": _object({"expert_parallel_size": _INTEGER, "since_start": _LOAD, "last_minute": _LOAD}),
     "Version": _object({"version": STRING}),
 }
 
@@ -128,6 +143,8 @@ def document() -> dict[str, Any]:
     for path in ("/health", "/ready"):
         paths[path]["get"]["responses"]["503"] = _content("State", "It is not")
     paths["/metrics"] = _plain("Metrics for Prometheus", "The metrics", "text/plain", STRING)
+    about = "How many tokens each expert of the model has computed, and how unevenly"
+    paths["/debug/experts"] = _get("Experts", about, 404, 503)
     about = "Where a request's time went"
     paths["/debug/requests/{request_id}"] = _get("Explanation", about, 404, parameter="request_id")
     paths["/version"] = _get("Version", "The server's version")
