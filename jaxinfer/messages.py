@@ -1,7 +1,8 @@
 """What crosses the engine's process boundary: small, picklable, standard library only.
 
-Towards the engine: `Submit`, `Abort`, `Drain`, `Shutdown`. From it: `Ready` once, `Warmed` once where that was said to
-come, one `StepOutputs` a step, `Rejected` for a request the engine cannot take, `Drained`, and `Died` as its last word.
+Towards the engine: `Submit`, `Abort`, `TellExpertLoad`, `Drain`, `Shutdown`. From it: `Ready` once, `Warmed` once where
+that was said to come, one `StepOutputs` a step, `Rejected` for a request the engine cannot take, `ExpertLoad` when
+asked for it, `Drained`, and `Died` as its last word.
 """
 
 from __future__ import annotations
@@ -9,9 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.sampling_params import MAX_LOGPROBS, SamplingParams
 
 NO_LOGITS = "the model's logits are not numbers (NaN) for this request, so that no token can be chosen"
+NO_TOKEN_LEFT = (
+    "no token can be chosen: the request's other fields (allowed_token_ids, bad_words, logit_bias ...) forbid all that "
+    "its structured output lets through, or the model's logits are not numbers (NaN)"
+)
 
 
 class Submit(NamedTuple):
@@ -20,6 +26,8 @@ class Submit(NamedTuple):
     tenant: whom it is charged to; tenants share a busy engine by their weights (see scheduling/tenants.py).
     interval: how many tokens of a sequence are told at a time, behind the first, which is told at once. Where nobody
     reads an answer before its end, most of the work for a token is telling of it.
+    constraint: a grammar, as llguidance's LLMatcher takes it, that every token of every answer must be let through by;
+    "" for none.
     """
 
     request_id: str
@@ -32,6 +40,7 @@ class Submit(NamedTuple):
     tenant: str = ""
     weight: float = 1.0
     interval: int = 1
+    constraint: str = ""
 
 
 class Abort(NamedTuple):
@@ -51,6 +60,11 @@ class Drain(NamedTuple):
 
 class Shutdown(NamedTuple):
     """Stop after the current step; whatever is unfinished is dropped."""
+
+
+class TellExpertLoad(NamedTuple):
+    """Asks for an `ExpertLoad` with all that was computed so far; the engine waits for the step that it has in flight.
+    What a step's news have of it (`StepOutputs.expert_load`) costs no such wait."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -86,7 +100,7 @@ class SequenceOutput(NamedTuple):
     none when it finished without one (abort, error). logprobs: an entry for each of them, None where the request asks
     for none.
 
-    "error" ends all sequences of a request at once, for the reason `NO_LOGITS`.
+    "error" ends all sequences of a request at once, for the reason that `message` says.
     """
 
     request_id: str
@@ -97,6 +111,7 @@ class SequenceOutput(NamedTuple):
     stop_token: int | None  # what ended it: one of stop_token_ids or an end token
     cached_tokens: int
     account: SequenceAccount | None = None  # with the finish reason
+    message: str = ""  # with "error"
 
     def followed_by(self, later: SequenceOutput) -> SequenceOutput:
         """Both as one."""
@@ -112,6 +127,7 @@ class SequenceOutput(NamedTuple):
             later.stop_token,
             later.cached_tokens,
             later.account,
+            later.message,
         )
 
 
@@ -138,6 +154,9 @@ class EngineStats:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     preemptions: int = 0
+    forced_tokens: int = 0  # known without drawing, since a grammar left no choice
+    constrained_requests: int = 0
+    constraint_seconds: float = 0.0  # compiling grammars, in threads
     prefix_queries: int = 0  # tokens looked up
     prefix_hits: int = 0  # tokens found
     compilations_after_ready: int = 0
@@ -150,8 +169,9 @@ class StepTimes(NamedTuple):
     """Where the engine's one thread spent its seconds since start-up; together the time that it was not idle.
 
     schedule: planning. dispatch: packing arrays and launching. device: waiting for results. update: taking them.
-    messages: reading submissions and posting outputs. starved_steps found the device without work when they were
-    launched; starved_seconds, the host's time before those launches, is the most that the device idled.
+    messages: reading submissions and posting outputs. masks: saying what grammars let through. starved_steps found the
+    device without work when they were launched; starved_seconds, the host's time before those launches, is the most
+    that the device idled.
     """
 
     schedule: float = 0.0
@@ -161,6 +181,7 @@ class StepTimes(NamedTuple):
     messages: float = 0.0
     starved_steps: int = 0
     starved_seconds: float = 0.0
+    masks: float = 0.0
 
 
 NO_TIMES = StepTimes()
@@ -169,12 +190,17 @@ NO_TIMES = StepTimes()
 @dataclass(slots=True)
 class StepOutputs:
     """Everything the engine has to say after one step, or after several where the listener was busy meanwhile (`add`):
-    one message, one wake-up of the listener."""
+    one message, one wake-up of the listener.
+
+    expert_load: since start-up, of models with experts: about once a second, and always with the last step before the
+    engine is idle; None in between.
+    """
 
     sequences: list[SequenceOutput] = field(default_factory=list)
     prompts: list[PromptScored] = field(default_factory=list)
     stats: EngineStats = field(default_factory=EngineStats)
     times: StepTimes = NO_TIMES
+    expert_load: ExpertLoad | None = None
 
     def add(self, later: StepOutputs) -> None:
         """Takes in a later step's news: a sequence's tokens join those that it has here, in order. An "error" stays
@@ -194,6 +220,7 @@ class StepOutputs:
                 mine[place] = mine[place].followed_by(output)
         self.prompts += later.prompts
         self.stats, self.times = later.stats, later.times
+        self.expert_load = later.expert_load or self.expert_load
 
 
 class Rejected(NamedTuple):
@@ -226,6 +253,7 @@ class EngineInfo(NamedTuple):
     max_logprobs: int = MAX_LOGPROBS  # alternatives that a request may ask for at a position
     num_page_tables: int = 1  # of a sequence: so many pages hold page_size tokens in all layers
     expert_parallel_size: int = 1
+    expert_layers: tuple[tuple[int, int], ...] = ()  # layers with experts, counted from 0: (layer, its experts)
     window_tokens: int | None = None  # of the longest sequence in the pool, where windows give pages back; else None
 
     @property

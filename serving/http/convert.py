@@ -52,7 +52,7 @@ def _check_ways(request: TextSampling) -> None:
     side, interval = request.truncation_side, request.stream_interval
     if side not in ("left", "right", None):
         raise InvalidRequest("truncation_side", side, "it must be left or right")
-    if side is not None and request.truncate_prompt_tokens is None:
+    if side is not None and getattr(request, "truncate_prompt_tokens", None) is None:
         ignored.without_effect("truncation_side", side, "it needs truncate_prompt_tokens")
     if interval is not None and interval < 1:
         raise InvalidRequest("stream_interval", interval, "it must be a positive integer")
@@ -142,17 +142,17 @@ def with_effort(
             name, effort, f"chat_template_kwargs has the {_EFFORT} {known[_EFFORT]!r}; give one of them"
         )
     meant = {_EFFORT: effort, _THINKING: effort != "none"}
-    read = [variable for variable in meant if _reads(context, variable)]
+    read = [variable for variable in meant if template_reads(variable, context)]
     if not read:
         ignored.without_effect(name, effort, f"the model's chat template reads no {_EFFORT} and no {_THINKING}")
     return {**{variable: meant[variable] for variable in read}, **known}
 
 
-def _reads(context: ModelContext, variable: str) -> bool:
-    """Whether a chat template of the model has the variable."""
+def template_reads(name: str, context: ModelContext) -> bool:
+    """Whether one of the model's chat templates has the variable."""
     source = None if context.tokenizer is None else context.tokenizer.chat_template
     sources = source.values() if isinstance(source, dict) else (source or "",)
-    return any(variable in template for template in sources)
+    return any(name in template for template in sources)
 
 
 def completion(request: CompletionRequest) -> list[GenerationRequest]:

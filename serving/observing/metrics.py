@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from jaxinfer.messages import EngineInfo, EngineStats, StepTimes
+from serving.observing.expert_load import ExpertLoads
 from serving.observing.record import FINISH_REASONS, RequestRecord
 
 if TYPE_CHECKING:
@@ -92,6 +93,9 @@ SPECS = (
     _counter("starved_seconds_total", "The host's time before those launches: the most that the device idled"),
     _counter("scheduled_tokens_total", "Tokens that steps computed for sequences"),
     _counter("padded_tokens_total", "Tokens that steps computed for nothing, to fill a compiled shape"),
+    _counter("constrained_requests_total", "Requests whose answers follow a grammar (structured output)"),
+    _counter("constraint_seconds_total", "Compiling grammars, in threads beside the engine's"),
+    _counter("forced_tokens_total", "Tokens known without drawing them, since a grammar left no choice"),
     _counter("compilations_after_ready_total", "Backend compilations since start-up; more than 0 is a fault"),
     _counter("requests_accepted_total", "Requests that the engine was given"),
     _counter("requests_refused_total", "Requests that were not; HTTP's or gRPC's status", "door", "code"),
@@ -103,6 +107,16 @@ SPECS = (
     _counter("tenant_device_seconds_total", "Finished requests' share of their steps' device time", "tenant"),
     _counter("ledger_lines_total", "Lines in the usage ledger: written, or lost because they could not be", "state"),
     _counter("audit_lines_total", "Lines in the audit log's file: written, or lost because they could not be", "state"),
+    _counter("expert_tokens_total", "Tokens that experts of this number computed, in all layers together", "expert"),
+    _gauge("expert_load_imbalance", "Busiest expert's tokens over the mean of a layer's, in the last minute", "layer"),
+    _gauge(
+        "expert_device_load_imbalance",
+        "The same of devices that experts are dealt to, each with its experts together",
+        "layer",
+    ),
+    _gauge("response_store_responses", "Responses that clients can go on from (--response-store)"),
+    _gauge("response_store_bytes", "What they take"),
+    _counter("response_store_evicted_total", "Responses that gave way to others before their time"),
     _gauge("engine_warming", "1 while requests are served and programs still compiled (--serve-while-warming)"),
     _gauge("engine_stuck", "1 while the engine owes news for longer than --unready-seconds"),
 )
@@ -154,6 +168,7 @@ class Metrics:
         self.stats, self.times = EngineStats(), StepTimes()
         self._engines: dict[int, tuple[EngineStats, StepTimes]] = {}  # each one's, by its number
         self.info: EngineInfo | None = None
+        self.experts = ExpertLoads(lambda: self.info)
         self.model = ""
         self.sources: list[Callable[[], Mapping[str, Any]]] = []
         self._ttft = self.histograms["time_to_first_token_seconds"]
@@ -253,12 +268,15 @@ class Metrics:
             },
             "engine_steps_total": stats.steps,
             "step_seconds_total": {
-                (part,): getattr(times, part) for part in ("schedule", "dispatch", "device", "update", "messages")
+                (part,): getattr(times, part) for part in StepTimes._fields if not part.startswith("starved_")
             },
             "starved_steps_total": times.starved_steps,
             "starved_seconds_total": times.starved_seconds,
             "scheduled_tokens_total": stats.scheduled_tokens,
             "padded_tokens_total": stats.padded_tokens,
+            "constrained_requests_total": stats.constrained_requests,
+            "constraint_seconds_total": stats.constraint_seconds,
+            "forced_tokens_total": stats.forced_tokens,
             "compilations_after_ready_total": stats.compilations_after_ready,
             "requests_refused_total": self.refused,
             "ignored_fields_total": self.ignored,
@@ -267,6 +285,7 @@ class Metrics:
         }
         if self.info is not None:
             found["cache_config_info"] = {(str(self.info.page_size), str(self.info.num_pages - 1)): 1}
+        found.update(self.experts.metrics())
         for source in self.sources:
             found.update(source())
         return found

@@ -63,6 +63,8 @@ CASES = [
     ("chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "a list of text parts"),
     ("chat/completions", {"messages": [{**CHAT["messages"][0], "x": 1}]}, "messages[0].x", "a message may have role"),
     ("chat/completions", {**CHAT, "logprob_token_ids": [5]}, "logprob_token_ids", "it needs logprobs"),
+    ("chat/completions", {**CHAT, "logprobs": True, "logprob_token_ids": [9999]}, "logprob_token_ids", "9999"),
+    ("chat/completions", {**CHAT, "logprobs": True, "logprob_token_ids": [1] * 129}, "logprob_token_ids", "at most 128"),
     ("chat/completions", {**CHAT, "logprobs": True, "logprob_token_ids": [5]}, "logprob_token_ids", "--max-logprobs"),
     ("completions", {"prompt": "x", "logprobs": 1, "echo": True, "logprob_token_ids": [5]},
      "logprob_token_ids", "echo"),
@@ -72,13 +74,13 @@ CASES = [
     ("responses", {"input": [{"role": "user", "content": "x", "y": 1}]}, "input[0].y", "a message may have"),
     ("responses", {"input": [{"type": "function_call", "call_id": 5, "name": "f"}]}, "input[0].call_id", "a string"),
     ("responses", {"input": [{"type": "reasoning", "encrypted_content": "x"}]}, "input[0].encrypted_content", "null"),
-    ("responses", {"input": "x", "include": ["file_search_call.results"]}, "include[0]", "only message.output_text"),
+    ("responses", {"input": "x", "include": ["file_search_call.results"]}, "include[0]", "no such output"),
     ("responses", {"input": "x", "top_logprobs": 1}, "top_logprobs", "it needs include"),
     ("responses", {"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type", "only functions are supported"),
     ("responses", {"input": "x", "reasoning": {"effort": "low"}}, "reasoning.effort", "template reads no"),
     ("responses", {"input": "x", "reasoning": {"summary": "detailed"}}, "reasoning.summary", "none is summarized"),
     ("responses", {"input": "x", "reasoning": {"x": 1}}, "reasoning.x", "not a field"),
-    ("responses", {"input": "x", "store": True}, "store", "nothing is stored"),
+    ("responses", {"input": "x", "store": True}, "store", "--response-store none"),
 ]  # fmt: skip
 
 
