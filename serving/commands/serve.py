@@ -20,7 +20,7 @@ from serving.commands.access_options import access_config, add_access_options, c
 from serving.commands.api_options import add_api_options, api_config
 from serving.commands.console import ServeConsole
 from serving.commands.early import check_model
-from serving.commands.http_options import add_http_options, check_http_options, http_config
+from serving.commands.http_options import add_http_options, check_http_options, http_config, store_limits
 from serving.commands.options import (
     add_model_options,
     add_observing_options,
@@ -202,7 +202,7 @@ def _serve(
             seed=arguments.seed,
             http_port=http_port,
             http=http_config(arguments),
-            api=api_config(arguments),
+            api=replace(api_config(arguments), response_store=store_limits(arguments)),
             observing=observing_config(arguments),
             access=access_config(arguments),
             gateways=GatewayConfig(arguments.gateways, folder),

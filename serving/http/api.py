@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgspec
@@ -28,16 +29,18 @@ from serving.http.models import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    ResponsesRequest,
     Sampling,
     TokenizeRequest,
 )
+from serving.http.render import rendered
 from serving.http.reply import Reply
+from serving.http.response_store import ResponseStore, StoreLimits
+from serving.http.response_turn import ResponseTurn
 from serving.http.responses import ResponsesReply
+from serving.http.responses_models import ResponsesRequest
 from serving.observing.record import NOWHERE, Origin
 from serving.request import (
     NO_TOKENS,
-    ChatPrompt,
     GenerationRequest,
     ModelContext,
     PreparedRequest,
@@ -51,6 +54,9 @@ from serving.text_worker import PART_BYTES
 T = TypeVar("T", bound=msgspec.Struct)
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+RENDER = "/render"  # behind the path of an endpoint that generates
+_OF_CHATS = ("tools", "add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
+_TOKENIZE_NAMES = {"template": "chat_template", "template_variables": "chat_template_kwargs"}
 COUNT_TOKENS = MESSAGES + "/count_tokens"
 _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input", MESSAGES: "messages"}
 
@@ -58,11 +64,16 @@ _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input", MESSAGE
 @dataclass(frozen=True)
 class ApiConfig:
     """tool_call_parser, reasoning_parser: see jaxinfer.text.answers. unknown_fields: what becomes of fields without an
-    effect, see ignored.py. Raises ConfigError for what cannot be."""
+    effect, see ignored.py. trust_request_chat_template: requests may bring templates, which are programs.
+    stream_interval: tokens that an event of a stream has at least, behind the first. response_store: None keeps no
+    responses. Raises ConfigError for what cannot be."""
 
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
     unknown_fields: UnknownFields = "report"
+    trust_request_chat_template: bool = False
+    stream_interval: int = 1
+    response_store: StoreLimits | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -72,13 +83,17 @@ class ApiConfig:
         if self.unknown_fields not in get_args(UnknownFields):
             allowed = " or ".join(get_args(UnknownFields))
             raise ConfigError(f"unknown_fields is {self.unknown_fields!r}; it must be {allowed}")
+        if self.stream_interval < 1:
+            raise ConfigError(f"stream_interval is {self.stream_interval}; it must be positive")
 
 
 class _Endpoint(NamedTuple):
+    """convert and reply of responses take a ResponseTurn besides."""
+
     kind: type[Sampling]
-    convert: Callable[[Any, ModelContext, OutputParserNames], list[GenerationRequest]]
+    convert: Callable[..., list[GenerationRequest]]
     names: Callable[[Any], Mapping[str, str]]
-    reply: Callable[[Any, Generation, ModelContext, OutputParserNames], Reply]
+    reply: Callable[..., Reply]
 
 
 ENDPOINTS: Mapping[str, _Endpoint] = {
@@ -97,12 +112,15 @@ ENDPOINTS: Mapping[str, _Endpoint] = {
 
 
 class Api:
-    """Serves once `open` was called with a model, and the frontend has it too."""
+    """Serves once `open` was called with a model, and the frontend has it too. responses: those that are kept."""
 
     def __init__(self, frontend: Frontend, config: ApiConfig) -> None:
         self.frontend = frontend
         self.form = OutputParserNames()
         self.config = config
+        self.responses = None if config.response_store is None else ResponseStore(config.response_store)
+        if self.responses is not None:
+            frontend.recorder.metrics.sources.append(self.responses.metrics)
 
     def open(self, model: ModelContext) -> None:
         template = None if model.tokenizer is None else model.tokenizer.chat_template
@@ -111,7 +129,12 @@ class Api:
     async def begin(self, path: str, body: Body, origin: Origin = NOWHERE) -> Reply:
         """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the
         user, whom the body names."""
-        endpoint = ENDPOINTS[path]
+        endpoint, cost = ENDPOINTS[path], _cost(body)
+        if path == RESPONSES:
+            turn = ResponseTurn(self.responses, origin.tenant)
+            bound = partial(endpoint.convert, turn=turn), partial(endpoint.reply, turn=turn)
+            endpoint = endpoint._replace(convert=bound[0], reply=bound[1])
+            cost += turn.size_of_named(body)
 
         def converted(model: ModelContext, prepare: Prepare) -> Any:
             with collecting(self.config.unknown_fields) as ignored:
@@ -119,7 +142,7 @@ class Api:
             return prepared, (request, model, ignored)
 
         try:
-            streams, (request, model, ignored) = await self.frontend.submit(_cost(body), converted, origin)
+            streams, (request, model, ignored) = await self.frontend.submit(cost, converted, origin)
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error, _PROMPTS[path]) from error
         generation = Generation(self.frontend, streams)
@@ -143,8 +166,10 @@ class Api:
                 raise InvalidRequest("return_token_ids", True, NO_TOKENS)
             with convert.in_names_of_the_client(endpoint.names(request)):
                 requests = endpoint.convert(request, model, self.form)
-                names = ignored.names
-                return prepare([replace(each, ignored=names) for each in requests] if names else requests), request
+                names, least = ignored.names, self.config.stream_interval
+                if names or least > 1:
+                    requests = [replace(r, ignored=names, interval=max(least, r.interval)) for r in requests]
+                return prepare(requests), request
         except (ApiError, InvalidRequest) as error:
             first = error if isinstance(error, ApiError) else from_invalid(error)
             if first.status != 400:
@@ -157,6 +182,20 @@ class Api:
             requests = endpoint.convert(request, model, self.form)
             check_fields(requests[0], model)
             self.frontend.check_room(requests)
+
+    async def render(self, path: str, body: Body) -> TextReply:
+        """What `begin` would hand to the engine. Raises ApiError."""
+        endpoint = ENDPOINTS[path]
+
+        def done(model: ModelContext) -> TextReply:
+            with collecting(self.config.unknown_fields) as ignored:
+                prepared, request = self._convert(
+                    endpoint, body, model, lambda requests: self.frontend.prepare(requests, model), ignored
+                )
+            prefix, one = ("cmpl-", False) if path == COMPLETIONS else ("chatcmpl-", True)
+            return TextReply(rendered(prepared, request, prefix, one=one), ignored)
+
+        return await self._run(body, done, _PROMPTS[path])
 
     # -- text -----------------------------------------------------------------------------------------------------
 
@@ -177,10 +216,14 @@ class Api:
                 except ApiError as error:
                     raise every_fault(body, kind, error, lambda _: None) from error
 
+        return await self._run(body, done)
+
+    async def _run(self, body: Body, done: Callable[[ModelContext], TextReply], prompt: str | None = None) -> TextReply:
+        """prompt: the field that the client has its text in."""
         try:
             reply = await self.frontend.run(_cost(body), done)
         except (Refusal, *BAD_INPUT) as error:
-            raise as_api_error(error) from error
+            raise as_api_error(error, prompt) from error
         self.frontend.recorder.ignored(reply.ignored.counts)
         return reply
 
@@ -188,7 +231,7 @@ class Api:
 class TextReply(NamedTuple):
     """An answer that needs no engine."""
 
-    body: dict[str, Any]
+    body: dict[str, Any] | list[dict[str, Any]]
     ignored: IgnoredFields
 
 
@@ -220,21 +263,17 @@ def _tokenize(request: TokenizeRequest, model: ModelContext) -> dict[str, Any]:
     if (request.prompt is None) == (request.messages is None):
         given = None if request.prompt is None else request.prompt
         raise InvalidRequest("prompt", given, "one of prompt and messages must be given")
-    with convert.in_names_of_the_client({"template_variables": "chat_template_kwargs"}):
+    with convert.in_names_of_the_client(_TOKENIZE_NAMES):
         if request.prompt is not None:
-            for name in ("tools", "add_generation_prompt", "chat_template_kwargs"):
+            for name in _OF_CHATS:
                 if getattr(request, name) not in (None, [], {}):
                     raise InvalidRequest(name, getattr(request, name), "it applies to messages only")
             ids = encode_prompt(TextPrompt(request.prompt, request.add_special_tokens is not False), model)
         else:
             if request.add_special_tokens is not None:
                 raise InvalidRequest("add_special_tokens", request.add_special_tokens, "it applies to a prompt only")
-            chat_prompt = ChatPrompt(
-                chat_input.messages(request.messages or ()),
-                chat_input.tools(request.tools) or None,
-                request.add_generation_prompt is not False,
-                variables=request.chat_template_kwargs or {},
-            )
+            tools = chat_input.tools(request.tools) or None
+            chat_prompt = convert.chat_prompt(request, tools, request.chat_template_kwargs or {})
             ids = encode_prompt(chat_prompt, model)
     result: dict[str, Any] = {"count": len(ids), "max_model_len": model.info.max_model_len, "tokens": ids}
     if request.return_token_strs:

@@ -19,13 +19,14 @@ from jaxinfer.text.answers import (
     Reasoning,
     collect,
 )
-from serving.http import chat_input, convert
+from serving.http import chat_input, convert, responses_tools
 from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs, prompt_logprobs
-from serving.http.models import ChatRequest, ResponsesRequest, Sampling
+from serving.http.models import ChatRequest, Sampling
 from serving.http.parts import Part
 from serving.http.reply import DONE, Reply, StreamUsage, sse
+from serving.http.responses_models import ResponsesRequest
 from serving.http.tokens import ShownTokens, Token
 from serving.pace import Pace
 from serving.request import ChatPrompt, GenerationRequest, ModelContext
@@ -66,14 +67,7 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
     variables = convert.with_effort(request.chat_template_kwargs, "reasoning_effort", effort, context, form)
     if request.documents is not None:
         variables["documents"] = request.documents
-    prompt = ChatPrompt(
-        chat_input.messages(request.messages),
-        offered,
-        request.add_generation_prompt is not False,
-        request.chat_template,
-        variables,
-    )
-    return [of_chat(request, prompt, given, context, form)]
+    return [of_chat(request, convert.chat_prompt(request, offered, variables), given, context, form)]
 
 
 def of_chat(
@@ -84,7 +78,9 @@ def of_chat(
     form: OutputParserNames,
 ) -> GenerationRequest:
     """Its answers are parsed. given: sampling fields."""
-    tools = None if prompt.tools is None else frozenset(tool["function"]["name"] for tool in prompt.tools)
+    tools = None
+    if prompt.tools is not None:
+        tools = {tool["function"]["name"]: tool["function"].get("parameters") for tool in prompt.tools}
     kept = kept_tokens(form, context.tokenizer, tools=tools is not None)
     return convert.generation(request, prompt, given, kept_tokens=kept, reading=partial(answer_reading, form, tools))
 
@@ -94,7 +90,8 @@ def offered_tools(request: ChatRequest | ResponsesRequest, form: OutputParserNam
     tools is one: clients send it with their usual tool_choice."""
     if request.tools is None and request.tool_choice not in (None, "none"):
         raise InvalidRequest("tool_choice", request.tool_choice, "it needs tools")
-    tools = chat_input.tools(request.tools, flat=isinstance(request, ResponsesRequest))
+    flat = isinstance(request, ResponsesRequest)
+    tools = responses_tools.functions(request.tools) if flat else chat_input.tools(request.tools)
     if not tools or request.tool_choice == "none":
         return None
     if form.tool_calls == "none":

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
+from serving.http.declaring import as_schema, doc, no_effect
 from serving.http.fragments import STRING, array_of, or_null, schema_of
-from serving.http.models import MAX_USER, REPLACE, NoEffect, Sampling
+from serving.http.models import MAX_USER, Sampling
 from serving.request import MAX_MESSAGES, MAX_TOOLS
 
 STOP_REASONS = ("end_turn", "max_tokens", "model_context_window_exceeded", "stop_sequence", "tool_use", "refusal")
@@ -28,27 +29,15 @@ _TOOL = schema_of(
 )
 
 
-def _doc(description: str, **schema: Any) -> Meta:
-    return Meta(description=description, extra_json_schema=schema)
-
-
-def _as(description: str, schema: dict[str, Any]) -> Meta:
-    return _doc(description, **{REPLACE: schema})
-
-
-def _no_effect(why: str, *neutral: Any) -> Meta:
-    return Meta(description=f"No effect: {why}", extra={"no effect": NoEffect(neutral, why)})
-
-
 class Thinking(Struct, kw_only=True, forbid_unknown_fields=True):
     type: Annotated[
         Literal["enabled", "adaptive", "between_tools", "disabled"],
-        _doc("disabled turns the chat template's thinking off, the others turn it on, where it has such a variable"),
+        doc("disabled turns the chat template's thinking off, the others turn it on, where it has such a variable"),
     ]
-    budget_tokens: Annotated[int | None, _no_effect("a model reasons as long as it wants, within max_tokens")] = None
+    budget_tokens: Annotated[int | None, no_effect("a model reasons as long as it wants, within max_tokens")] = None
     display: Annotated[
         Literal["summarized", "omitted"] | None,
-        _doc("omitted: thinking blocks come without their text; summarized: with it, as it is"),
+        doc("omitted: thinking blocks come without their text; summarized: with it, as it is"),
     ] = None
 
 
@@ -59,73 +48,72 @@ class OutputFormat(Struct, kw_only=True, forbid_unknown_fields=True):
 
 class OutputConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     effort: Annotated[
-        Effort | None, _doc("How much the model reasons, where its chat template has the variable reasoning_effort")
+        Effort | None, doc("How much the model reasons, where its chat template has the variable reasoning_effort")
     ] = None
-    format: Annotated[OutputFormat | None, _doc("Only null: there is no structured output")] = None
+    format: Annotated[OutputFormat | None, doc("Only null: there is no structured output")] = None
 
 
 class ToolChoice(Struct, kw_only=True, forbid_unknown_fields=True):
-    type: Annotated[Literal["auto", "any", "tool", "none"], _doc("Only auto and none")]
-    name: Annotated[str | None, _doc("With the type tool")] = None
-    disable_parallel_tool_use: Annotated[bool | None, _doc("true: at most one call in an answer")] = None
+    type: Annotated[Literal["auto", "any", "tool", "none"], doc("Only auto and none")]
+    name: Annotated[str | None, doc("With the type tool")] = None
+    disable_parallel_tool_use: Annotated[bool | None, doc("true: at most one call in an answer")] = None
 
 
 class Metadata(Struct, kw_only=True, forbid_unknown_fields=True):
-    user_id: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
+    user_id: Annotated[str | None, doc("As user", maxLength=MAX_USER)] = None
 
 
 # What both requests have.
 Messages = Annotated[
     list[dict[str, Any]],
-    _as(
+    as_schema(
         "The conversation: texts, documents that are text, search results, thinking, tool calls and their results",
         {**array_of(_TURN), "minItems": 1, "maxItems": MAX_MESSAGES},
+        null=False,
     ),
 ]
-System = Annotated[
-    str | list[dict[str, Any]] | None, _as("The system's message", {"anyOf": [_BLOCKS, {"type": "null"}]})
-]
+System = Annotated[str | list[dict[str, Any]] | None, as_schema("The system's message", _BLOCKS)]
 Tools = Annotated[
     list[dict[str, Any]] | None,
-    _as("Functions that the model may call", or_null({**array_of(_TOOL), "maxItems": MAX_TOOLS})),
+    as_schema("Functions that the model may call", {**array_of(_TOOL), "maxItems": MAX_TOOLS}),
 ]
-Choice = Annotated[ToolChoice | None, _doc("Whether the model may call")]
-Thought = Annotated[Thinking | None, _doc("Whether the model reasons")]
-Output = Annotated[OutputConfig | None, _doc("How the model answers")]
+Choice = Annotated[ToolChoice | None, doc("Whether the model may call")]
+Thought = Annotated[Thinking | None, doc("Whether the model reasons")]
+Output = Annotated[OutputConfig | None, doc("How the model answers")]
 Variables = Annotated[
-    dict[str, Any] | None, _doc('Further variables of the template, such as {"enable_thinking": false}')
+    dict[str, Any] | None, doc('Further variables of the template, such as {"enable_thinking": false}')
 ]
 CacheControl = Annotated[
-    dict[str, Any] | None, _no_effect("every prompt finds what it shares with earlier ones, marked or not")
+    dict[str, Any] | None, no_effect("every prompt finds what it shares with earlier ones, marked or not")
 ]
-Edits = Annotated[dict[str, Any] | None, _no_effect("the conversation is taken as it was sent", {}, {"edits": []})]
-Servers = Annotated[list[dict[str, Any]] | None, _no_effect("this server calls no other ones", [])]
-Speed = Annotated[str | None, _no_effect("there is one speed; priority orders requests", "standard")]
+Edits = Annotated[dict[str, Any] | None, no_effect("the conversation is taken as it was sent", {}, {"edits": []})]
+Servers = Annotated[list[dict[str, Any]] | None, no_effect("this server calls no other ones", [])]
+Speed = Annotated[str | None, no_effect("there is one speed; priority orders requests", "standard")]
 
 
 class MessagesRequest(Sampling, kw_only=True):
     """POST /v1/messages"""
 
-    max_tokens: Annotated[int, _doc("Most tokens of the answer; more is what the context leaves", minimum=1)]
+    max_tokens: Annotated[int, doc("Most tokens of the answer; more is what the context leaves", minimum=1)]
     messages: Messages
     system: System = None
-    stop_sequences: Annotated[list[str] | None, _doc("Strings that end the text, beside those of stop")] = None
+    stop_sequences: Annotated[list[str] | None, doc("Strings that end the text, beside those of stop")] = None
     tools: Tools = None
     tool_choice: Choice = None
     thinking: Thought = None
     output_config: Output = None
-    output_format: Annotated[OutputFormat | None, _doc("Older name of output_config.format")] = None
-    metadata: Annotated[Metadata | None, _doc("Whom the request is for")] = None  # type: ignore[assignment]
-    include_reasoning: Annotated[bool | None, _doc("Give the model's thinking (on)")] = None
+    output_format: Annotated[OutputFormat | None, doc("Older name of output_config.format")] = None
+    metadata: Annotated[Metadata | None, doc("Whom the request is for")] = None  # type: ignore[assignment]
+    include_reasoning: Annotated[bool | None, doc("Give the model's thinking (on)")] = None
     chat_template_kwargs: Variables = None
     cache_control: CacheControl = None
     context_management: Edits = None
     mcp_servers: Servers = None
     speed: Speed = None
-    container: Annotated[Any, _no_effect("no code runs here")] = None
-    inference_geo: Annotated[str | None, _no_effect("the model runs where this server does")] = None
+    container: Annotated[Any, no_effect("no code runs here")] = None
+    inference_geo: Annotated[str | None, no_effect("the model runs where this server does")] = None
     service_tier: Annotated[
-        str | None, _no_effect("there is one tier; priority orders requests", "auto", "standard_only")
+        str | None, no_effect("there is one tier; priority orders requests", "auto", "standard_only")
     ] = None
 
 
@@ -133,7 +121,7 @@ class MessageTokensRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/messages/count_tokens"""
 
     messages: Messages
-    model: Annotated[str | None, _doc("Name of the served model; may be left out")] = None
+    model: Annotated[str | None, doc("Name of the served model; may be left out")] = None
     system: System = None
     tools: Tools = None
     tool_choice: Choice = None

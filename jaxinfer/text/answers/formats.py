@@ -7,25 +7,46 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from jaxinfer.text.answers.calls import CallParser
+from jaxinfer.text.answers.deepseek import (
+    DeepSeekV3Parser,
+    DeepSeekV4Parser,
+    DeepSeekV31Parser,
+    DeepSeekV32Parser,
+    DeepSeekV41Parser,
+)
 from jaxinfer.text.answers.events import Event
+from jaxinfer.text.answers.gemma4 import Gemma4Parser
 from jaxinfer.text.answers.harmony import HarmonyParser, HarmonySplitter
 from jaxinfer.text.answers.harmony_header import TAGS
 from jaxinfer.text.answers.harmony_header import begun as harmony_begun
-from jaxinfer.text.answers.hermes import GraniteParser, HermesParser
+from jaxinfer.text.answers.hermes import GraniteParser, HermesParser, NemotronParser, Phi4MiniParser
 from jaxinfer.text.answers.llama3 import Llama3Parser
 from jaxinfer.text.answers.mistral import MistralParser
 from jaxinfer.text.answers.reasoning import ReasoningSplitter, ReasoningTags
+from jaxinfer.text.answers.spelling import CallSpelling
 from jaxinfer.text.answers.tagged import TaggedParser
+from jaxinfer.text.answers.xml_calls import GlmParser, Qwen3XmlParser
 
 CALL_FORMATS: dict[str, type[CallParser]] = {
     "hermes": HermesParser,
     "llama3": Llama3Parser,
     "mistral": MistralParser,
     "granite": GraniteParser,
+    "qwen3_xml": Qwen3XmlParser,
+    "glm45": GlmParser,
+    "gemma4": Gemma4Parser,
+    "nemotron": NemotronParser,
+    "phi4_mini": Phi4MiniParser,
+    "deepseek_v3": DeepSeekV3Parser,
+    "deepseek_v31": DeepSeekV31Parser,
+    "deepseek_v32": DeepSeekV32Parser,
+    "deepseek_v4": DeepSeekV4Parser,
+    "deepseek_v41": DeepSeekV41Parser,
 }
 REASONING_FORMATS = {
     "think": ReasoningTags("<think>", "</think>"),
     "mistral": ReasoningTags("[THINK]", "[/THINK]"),
+    "gemma4": ReasoningTags("<|channel>thought", "<channel|>", tokens=("<|channel>",)),
     # Granite 3.3's tags, and the sentences of 3.2, also as quantized models shorten them.
     "granite": ReasoningTags(
         "<think>",
@@ -39,10 +60,34 @@ REASONING_FORMATS = {
 # One format for both: gpt-oss's.
 HARMONY = "harmony"
 TOOL_CALL_NAMES = (*CALL_FORMATS, HARMONY)
+# How models write their calls; the first is the usual one.
+CALL_SPELLINGS: dict[str, tuple[CallSpelling, ...]] = {
+    **{name: parser.spellings for name, parser in CALL_FORMATS.items()},
+    HARMONY: HarmonyParser.spellings,
+}
 REASONING_NAMES = (*REASONING_FORMATS, HARMONY)
 # vLLM's names of formats that have another name here.
-TOOL_CALL_ALIASES = {"openai": HARMONY}
-REASONING_ALIASES = {"openai_gptoss": HARMONY}
+TOOL_CALL_ALIASES = {
+    "openai": HARMONY,
+    "qwen3_json": "hermes",
+    "granite4": "hermes",
+    "llama3_json": "llama3",
+    "llama4_json": "llama3",
+    "qwen3_coder": "qwen3_xml",
+    "glm47": "glm45",
+    "nemotron_json": "nemotron",
+    "phi4_mini_json": "phi4_mini",
+}
+REASONING_ALIASES = {
+    "openai_gptoss": HARMONY,
+    **dict.fromkeys(
+        (
+            *("qwen3", "deepseek_r1", "deepseek_v3", "deepseek_v4", "deepseek_v41", "glm45", "glm47", "holo2"),
+            *("nemotron_v3", "granite_thinking_parser"),
+        ),
+        "think",
+    ),
+}
 
 TOOL_CALL_PARSERS = ("auto", "none", *TOOL_CALL_NAMES, *TOOL_CALL_ALIASES)
 REASONING_PARSERS = ("auto", "none", *REASONING_NAMES, *REASONING_ALIASES)
@@ -63,11 +108,18 @@ class OutputParserNames(NamedTuple):
 
     tool_calls, reasoning: one of `TOOL_CALL_NAMES` and one of `REASONING_NAMES`, or "none".
     unopened: answers begin inside the reasoning, though the prompt does not open it.
+    variant: which of the format's spellings the model's template has (see `spelling`).
     """
 
     tool_calls: str = "none"
     reasoning: str = "none"
     unopened: bool = False
+    variant: int = 0
+
+    @property
+    def spelling(self) -> CallSpelling | None:
+        """How the model writes calls; None where it writes none."""
+        return None if self.tool_calls == "none" else CALL_SPELLINGS[self.tool_calls][self.variant]
 
     @property
     def is_harmony(self) -> bool:
@@ -131,7 +183,8 @@ class OutputParserNames(NamedTuple):
 class OutputParser:
     """Follows one answer. `push` and `finish` return what became certain.
 
-    tools: names of the tools that the request offers; None: it offers none, and then nothing is a call.
+    tools: names of the tools that the request offers, best with their parameters' JSON schemas (name -> schema), which
+        some formats need to tell texts from other values; None: it offers none, and then nothing is a call.
     begun: the answer begins inside the reasoning (see `OutputParserNames.begun`).
     whole: the answer is given whole, so whatever only its end can tell is judged by that: calls whose arguments are no
         JSON object are content, and a closing tag alone ends a reasoning. A stream cannot take back what it told.
@@ -168,5 +221,7 @@ class OutputParser:
     def push(self, text: str) -> list[Event]:
         return self._parser.push(text)
 
-    def finish(self) -> list[Event]:
-        return self._parser.finish()
+    def finish(self, *, cut: bool = False) -> list[Event]:
+        """cut: the answer was cut off (by max_tokens), so a call that is not complete says nothing. Otherwise the model
+        has ended there itself, and it is text."""
+        return self._parser.finish(cut=cut)

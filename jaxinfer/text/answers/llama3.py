@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxinfer.text.answers.calls import CallParser
 from jaxinfer.text.answers.events import Event
 from jaxinfer.text.answers.scanning import SPACE, Status, could_start
+from jaxinfer.text.answers.spelling import CallSpelling
 
 
 class Llama3Parser(CallParser):
@@ -13,7 +14,14 @@ class Llama3Parser(CallParser):
     commas, the tag."""
 
     tags = ("<|python_tag|>",)
+    spellings = (CallSpelling('{"name": "', '", "parameters": ', "}", between="; "),)
     start = "start"
+
+    @property
+    def within_call(self) -> bool:
+        """An object without the tag is taken for a call once it names a tool."""
+        named = self._state != "bare" or (self._scanner is not None and self._scanner.named)
+        return super().within_call and named
 
     def _in_start(self, events: list[Event]) -> bool:
         text = self._buffer.lstrip(SPACE)

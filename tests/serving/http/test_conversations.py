@@ -22,11 +22,14 @@ from jaxinfer.text.answers import (
     collect,
     output_parser_names,
 )
+from jaxinfer.text.answers.formats import CALL_SPELLINGS
 from jaxinfer.text.chat import ChatTemplates
 from serving.http import chat_input, responses_input
 from serving.http.answers import new_call_id
 from serving.http.decode import decode
-from serving.http.models import ChatRequest, ResponsesRequest
+from serving.http.models import ChatRequest
+from serving.http.response_turn import ResponseTurn
+from serving.http.responses_models import ResponsesRequest
 from tests.jaxinfer.text.answers import templates
 from tests.serving.harness import run
 from tests.serving.http.harness import http_serving, says
@@ -44,6 +47,13 @@ SHAPES = {
     "granite": [templates.GRANITE, templates.PHI4],
     "llama3": [templates.LLAMA3],
     "mistral": [templates.MISTRAL, templates.MISTRAL_NAMED],
+    "qwen3_xml": [templates.XML],
+    "glm45": [templates.ARG_KEYS, templates.ARG_KEYS_CLOSE],
+    "gemma4": [templates.GEMMA4],
+    "nemotron": [templates.NEMOTRON],
+    "deepseek_v3": [templates.DEEPSEEK],
+    "deepseek_v31": [templates.DEEPSEEK_V31],
+    "deepseek_v32": [templates.DEEPSEEK_V32],
     "harmony": [templates.HARMONY, templates.HARMONY_NARROW],
 }
 ARGUMENTS = [
@@ -78,7 +88,13 @@ def _call(form: str, name: str, arguments: str) -> str:
         "granite": f"<|tool_call|>[{call}]",
         "mistral": f"[TOOL_CALLS][{call}]",
     }
-    return tagged[form]
+    if form in tagged:
+        return tagged[form]
+    spelling = CALL_SPELLINGS[form][0]
+    try:
+        return spelling.spell_all([(name, arguments)]).encode("utf-8", "replace").decode("utf-8")
+    except (ValueError, AttributeError):  # no JSON object: as it is, where the arguments stand
+        return spelling.before_name + name + spelling.before_arguments + arguments + spelling.after_arguments
 
 
 @st.composite
@@ -168,7 +184,7 @@ def test_an_answer_can_be_sent_back(answer: tuple[str, str], reasoning: str, beg
     body = {"messages": [USER, *chat_turn(form, events)], "tools": TOOLS, "tool_choice": "auto"}
     chat = chat_input.messages(decode(msgspec.json.encode(body), ChatRequest).messages)
     body = {"input": [USER, *response_items(form, events)], "tools": [], "tool_choice": "auto"}
-    items = responses_input._messages(decode(msgspec.json.encode(body), ResponsesRequest))
+    items = responses_input._messages(decode(msgspec.json.encode(body), ResponsesRequest), ResponseTurn(None, ""))
     calls = sum(isinstance(event, CallName) for event in events)
     for template in SHAPES[name]:
         if template is templates.LLAMA3 and calls > 1:
@@ -194,7 +210,9 @@ def test_long_conversations_go_on(turns: list[tuple[tuple[str, str], bool]], rea
         chat += [*user, *chat_turn(form, events)]
         items += [*user, *response_items(form, events)]
     chat = chat_input.messages(decode(msgspec.json.encode({"messages": chat}), ChatRequest).messages)
-    items = responses_input._messages(decode(msgspec.json.encode({"input": items}), ResponsesRequest))
+    items = responses_input._messages(
+        decode(msgspec.json.encode({"input": items}), ResponsesRequest), ResponseTurn(None, "")
+    )
     for template in SHAPES[form.tool_calls]:
         if template is templates.LLAMA3 and not one_call:
             continue
@@ -208,10 +226,17 @@ def test_the_shapes_are_those_that_the_parsers_are_for() -> None:
         for form, shapes in SHAPES.items()
     }
     assert known == {
-        "hermes": ["hermes", "hermes", "none", "hermes", "none"],
+        "hermes": ["hermes", "hermes", "qwen3_xml", "hermes", "none"],
         "granite": ["granite", "granite"],
         "llama3": ["llama3"],
         "mistral": ["mistral", "mistral"],
+        "qwen3_xml": ["qwen3_xml"],
+        "glm45": ["glm45", "glm45"],
+        "gemma4": ["gemma4"],
+        "nemotron": ["nemotron"],
+        "deepseek_v3": ["deepseek_v3"],
+        "deepseek_v31": ["deepseek_v31"],
+        "deepseek_v32": ["deepseek_v32"],
         "harmony": ["harmony", "harmony"],
     }
 
@@ -231,7 +256,7 @@ def test_reasoning_that_cannot_be_shown_still_is_a_turn() -> None:
         ([text, shown, call], {"content": "ok", "reasoning_content": "hm", "tool_calls": 1}),
     ):
         body = msgspec.json.encode({"input": [USER, *turn, USER]})
-        _, answer, _ = responses_input._messages(decode(body, ResponsesRequest))
+        _, answer, _ = responses_input._messages(decode(body, ResponsesRequest), ResponseTurn(None, ""))
         assert answer.pop("role") == "assistant"
         assert {key: len(value) if key == "tool_calls" else value for key, value in answer.items()} == told
 
@@ -324,7 +349,8 @@ def test_an_answer_without_text_is_an_empty_message(answer: str, hidden: bool) -
                 assert [part["text"] for part in item["content"]] == [""]
                 assert item["status"] == response["status"]
                 messages = responses_input._messages(
-                    decode(msgspec.json.encode({"input": [USER, item, USER]}), ResponsesRequest)
+                    decode(msgspec.json.encode({"input": [USER, item, USER]}), ResponsesRequest),
+                    ResponseTurn(None, ""),
                 )
                 assert render(templates.MISTRAL, messages).count("[INST]") == 2
             kinds = [event["type"].removeprefix("response.") for event in events[2:]]

@@ -7,6 +7,7 @@ The walk is over the document that the server gives, so a field that is added wi
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,10 +16,10 @@ import httpx
 import pytest
 
 from jaxinfer.messages import Submit
-from serving.http import models
 from serving.http.decode import no_effects
-from serving.http.models import RECORDED, REFUSED
+from serving.http.models import RECORDED, REFUSED, ChatRequest, CompletionRequest
 from serving.http.openapi import document
+from serving.http.responses_models import ResponsesRequest
 from tests.serving.harness import run
 from tests.serving.http.demo_server import demo_server
 from tests.serving.http.harness import http_serving, says
@@ -44,7 +45,8 @@ BASES: dict[str, dict[str, Any]] = {
     "responses": {"input": STORY, "max_output_tokens": 20, "temperature": 1.5, "top_p": 1, "seed": 1},
 }
 PATHS = {"completion": "/v1/completions", "chat": "/v1/chat/completions", "responses": "/v1/responses"}
-SCHEMAS = {"completion": "CompletionRequest", "chat": "ChatRequest", "responses": "ResponsesRequest"}
+TYPES = {"completion": CompletionRequest, "chat": ChatRequest, "responses": ResponsesRequest}
+SCHEMAS = {kind: each.__name__ for kind, each in TYPES.items()}
 
 # "SCORED" stands for a prompt after which greedy decoding ends by itself, and its tokens; see `Walk`.
 GREEDY = {"temperature": 0}
@@ -77,6 +79,8 @@ TEXT: dict[str, tuple[Any, dict[str, Any]]] = {
     "stream_options": ({"include_usage": True}, {"stream": True}),
     "prompt_logprobs": (1, {}),
     "return_token_ids": (True, {}),
+    "bad_words": ("SOME WORD", {**GREEDY, "ENDS": True}),
+    "truncation_side": ("right", {"truncate_prompt_tokens": 2}),
 }
 EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
     "completion": {
@@ -95,6 +99,7 @@ EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "messages": ([{"role": "user", "content": "What is 2 + 2?"}], {}),
         "tools": ([ITEM], {}),
         "add_generation_prompt": (False, {}),
+        "continue_final_message": (True, {"messages": [*MESSAGES, {"role": "assistant", "content": "It is"}]}),
         "chat_template": ("terse", {}),
         "chat_template_kwargs": ({"style": "terse"}, {}),
         "documents": ([{"title": "t"}], {}),
@@ -118,6 +123,10 @@ EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "chat_template_kwargs": ({"style": "terse"}, {}),
         "metadata": ({"a": "b"}, {}),
         "reasoning": ({"effort": "low"}, {}),
+        "text": ({"verbosity": "low"}, {}),
+        "truncation": ("auto", {"TURNS": True}),
+        "store": (False, {}),
+        "previous_response_id": ("SOME RESPONSE", {}),
     },
 }
 # These show on a model that reasons and calls, or in what the engine is told.
@@ -126,6 +135,7 @@ FAKED = {
     "responses": {"include_reasoning": False, "parallel_tool_calls": False},
 }
 ENGINE = {"priority": -3}
+STREAMS = {"stream_interval"}  # see test_events_have_several_tokens
 NOT_NEUTRAL: dict[str, Any] = {"best_of": 5, "tool_choice": "required", "length_penalty": 2, "suffix": "end"}
 
 
@@ -136,7 +146,7 @@ def client(tmp_path_factory) -> Iterator[httpx.Client]:
 
 
 def without_effect(kind: str) -> set[str]:
-    return set(no_effects(getattr(models, SCHEMAS[kind])))
+    return set(no_effects(TYPES[kind]))
 
 
 def holds_no_effect(kind: str) -> set[str]:
@@ -151,7 +161,7 @@ def fields(kind: str) -> set[str]:
 @pytest.mark.parametrize("kind", list(PATHS))
 def test_every_field_is_accounted_for(kind):
     refused = {name for name in fields(kind) if name in (*REFUSED, "best_of")}  # some have an effect elsewhere
-    effects = {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE}
+    effects = {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *(STREAMS if kind != "responses" else ())}
     assert fields(kind) - effects - set(RECORDED) - without_effect(kind) - holds_no_effect(kind) == refused - effects
     assert effects <= fields(kind)
     assert {"user"} <= fields(kind)
@@ -175,7 +185,7 @@ class Walk:
             return response.status_code, [sorted(line) for line in response.text.splitlines() if "usage" in line][-1:]
         answer = _without_ids(response.json())
         if self.kind == "responses" and response.status_code == 200:  # the rest repeats the request
-            answer = {name: answer[name] for name in ("id", "status", "output", "usage", "metadata")}
+            answer = {name: answer[name] for name in ("id", "status", "output", "usage", "metadata", "store")}
         return response.status_code, answer
 
     def _filled(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -189,9 +199,17 @@ class Walk:
             body.update({"ignore_eos": True, "max_output_tokens" if self.kind == "responses" else "max_tokens": 60})
         if body.pop("LONG", False):
             body[text] = [{"role": "user", "content": LONG}] if self.kind == "chat" else LONG
+        if body.pop("TURNS", False):
+            answer = {"role": "assistant", "content": "So it was."}
+            body["input"] = [{"role": "user", "content": 4 * LONG}, answer, {"role": "user", "content": STORY}]
+            body["max_output_tokens"] = 200
         for name, value in body.items():
+            if value == "SOME RESPONSE":
+                body[name] = self.client.post(PATHS["responses"], json={"input": "hi"}).json()["id"]
             if value == "SOME TOKEN":
                 body[name] = [self.token]
+            elif value == "SOME WORD":
+                body[name] = [self.client.post("/detokenize", json={"tokens": [self.token]}).json()["prompt"]]
             elif value == "SOME BIAS":
                 body[name] = {str(self.token): -100}
         return {name: value for name, value in body.items() if value is not None}
@@ -246,7 +264,23 @@ def test_every_other_field_is_refused_by_name(client, kind):
             assert response.status_code == 200, (name, neutral, response.text)
 
 
-VALUES = {"store": True, "metadata": {"a": "b"}, "client_metadata": {"a": 1}, "thinking_token_budget": 5}
+def test_events_have_several_tokens(client):
+    texts = []
+    for interval in (None, 5):
+        body = {**BASES["completion"], "temperature": 0, "max_tokens": 12, "ignore_eos": True, "stream": True}
+        answer = client.post(PATHS["completion"], json={**body, "stream_interval": interval, "return_token_ids": True})
+        events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        counts = [len(event["choices"][0]["token_ids"]) for event in events]
+        texts.append("".join(event["choices"][0]["text"] for event in events))
+        assert sum(counts) == 12
+        if interval:
+            assert counts[0] == 1
+            assert min(counts[1:-1]) >= 5
+    assert texts[0] == texts[1]
+
+
+VALUES = {"store": True, "metadata": {"a": "b"}, "client_metadata": {"a": 1}, "max_tool_calls": 3}
+VALUES["thinking_token_budget"] = 5
 VALUES |= {name: {"type": "content"} for name in ("prediction", "web_search_options")}
 
 
@@ -258,9 +292,7 @@ def test_what_has_no_effect_is_named_and_changes_nothing(client, kind):
     assert walk.outcome(fields) == plain
     response = client.post(PATHS[kind], json={**BASES[kind], **fields})
     assert set(response.headers["x-jaxinfer-ignored"].split(", ")) == set(fields)
-    neutral = {
-        name: value for name, rule in no_effects(getattr(models, SCHEMAS[kind])).items() for value in rule.neutral
-    }
+    neutral = {name: value for name, rule in no_effects(TYPES[kind]).items() for value in rule.neutral}
     assert neutral
     response = client.post(PATHS[kind], json={**BASES[kind], **dict.fromkeys(fields), **neutral})
     assert (response.status_code, "x-jaxinfer-ignored" in response.headers) == (200, False)
