@@ -144,6 +144,20 @@ def test_reasoning_text_and_calls_are_blocks() -> None:
     run(test())
 
 
+def test_an_answer_goes_on_from_a_last_turn_of_its_own() -> None:
+    async def test() -> None:
+        async with http_serving(says(" greatest city.")) as s:
+            turns = [*BODY["messages"], {"role": "assistant", "content": [{"type": "text", "text": "Paris, the"}]}]
+            answer = await ask(s, messages=turns)
+            assert answer["content"] == [{"type": "text", "text": " greatest city."}]
+            shown = bytes(s.grpc.received(Submit)[-1].prompt_token_ids).decode()
+            assert shown == "<user>hi;<assistant>Paris, the"
+            counted = (await s.post(COUNT, messages=turns)).json()["input_tokens"]
+            assert counted == len(shown)
+
+    run(test())
+
+
 def test_how_an_answer_ends() -> None:
     async def test() -> None:
         async with http_serving(FakeOptions(max_model_len=64)) as s:
