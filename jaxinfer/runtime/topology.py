@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ def topology_mesh(name: str, expert: int | None = 1) -> Topology:
             description = topologies.get_topology_desc(name, platform="tpu", **single)
     except Exception as error:  # the plugins raise types of their own
         raise ConfigError(f"topology {name!r} cannot be described here: {error}") from error
-    devices = description.devices
+    devices: Sequence[Any] = description.devices
     memory = _HOPPER_MEMORY if match[1] else _TPU_MEMORY.get(devices[0].device_kind)
     return Topology(name, mesh_of(devices, len(devices) if expert is None else expert), memory)
 

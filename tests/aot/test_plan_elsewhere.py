@@ -18,7 +18,8 @@ sys.path.insert(0, str(ROOT / "scripts"))  # as `python scripts/compile_for.py` 
 from published_models import write_config
 
 SIZES = ["--max-num-seqs", "8", "--max-num-batched-tokens", "16", "--max-model-len", "1024"]
-MARGIN = 0.05  # of the temporaries: a plan compiles the step with a pool of another size
+# Of the temporaries, or bytes: a plan compiles the step with a pool of a few pages, which a compiler may move about.
+MARGIN, MARGIN_BYTES = 0.05, 1 << 20
 PAIRS = [
     pytest.param("small-moe-128", "v5e:2x2", ["--enable-expert-parallel"], marks=needs_libtpu),
     pytest.param("Qwen3-30B-A3B", "hopper:1", ["--quantization", "mxfp4"], marks=[needs_cuda, pytest.mark.slow]),
@@ -42,11 +43,9 @@ def test_a_plan_says_what_the_compiled_programs_need(name: str, topology: str, m
     assert plan["memory_bytes"] == compiled["memory"]
     assert plan["slot_bytes"] == compiled["resident"] - compiled["weights"] - compiled["pool"]
     needed = max(program["peak"] for program in compiled["programs"]) - compiled["resident"]
-    assert plan["temporary_bytes"] == pytest.approx(needed, rel=MARGIN)
-    assert (
-        sum(plan[part] for part in ("weight_bytes", "slot_bytes", "temporary_bytes", "pool_bytes"))
-        <= compiled["memory"]
-    )
+    assert plan["temporary_bytes"] == pytest.approx(needed, rel=MARGIN, abs=MARGIN_BYTES)
+    parts = ("weight_bytes", "slot_bytes", "temporary_bytes", "pool_bytes")
+    assert sum(plan[part] for part in parts) <= compiled["memory"]
 
 
 REFUSALS = [
