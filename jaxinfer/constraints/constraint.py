@@ -1,0 +1,72 @@
+"""The one string that crosses to the engine: what a client asks for, in the format that the model writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxinfer.constraints.answer import answer
+from jaxinfer.constraints.call_formats import call_format
+from jaxinfer.constraints.calls import ToolRules, call_messages, calls, functions, text_or_calls
+from jaxinfer.constraints.grammar import Grammar, TokenOf, either, no_tokens
+from jaxinfer.constraints.params import StructuredOutputsParams
+from jaxinfer.constraints.reasoning import Begun, final_message, in_channels, led, preamble
+from jaxinfer.errors import InvalidRequest
+from jaxinfer.text.answers import OutputParserNames
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerShape:
+    """What an answer consists of besides what is asked for.
+
+    Args:
+        form: The formats of the model's reasoning and calls.
+        begun: Where the prompt leaves the answer.
+        token_of: The token that is spelled exactly so.
+    """
+
+    form: OutputParserNames = field(default_factory=OutputParserNames)
+    begun: Begun = "not"
+    token_of: TokenOf = no_tokens
+
+
+def constraint_of(params: StructuredOutputsParams | None, rules: ToolRules | None, shape: AnswerShape) -> str:
+    """A grammar in llguidance's JSON form, for the whole answer from its first token on; "" where nothing is asked.
+
+    params: what the answer's text must be. rules: what is said of its calls; None where it may have none. Takes
+    milliseconds for long schemas, and lets go of the interpreter for part of that. Raises InvalidRequest.
+    """
+    if params is None and (rules is None or not rules.constrain):
+        return ""
+    grammar = Grammar(shape.token_of)
+    asked = None if params is None or (rules is not None and rules.required) else params
+    if shape.form.is_harmony:
+        return grammar.result(_in_channels(asked, rules, shape, grammar))
+    if rules is None:
+        assert asked is not None
+        return grammar.result(led(shape.form, shape.begun, answer(asked, grammar), grammar))
+    form = call_format(shape.form.tool_calls, shape.token_of)
+    if form is None:
+        allowed = f"calls in the format {shape.form.tool_calls} cannot be forced"
+        raise InvalidRequest("tool_choice", "required" if rules.required else "strict", allowed)
+    allowed_calls = functions(rules)
+    if rules.required:
+        expression = calls(form, allowed_calls, grammar, single=rules.single)
+    elif asked is None:
+        expression = text_or_calls(form, allowed_calls, grammar, single=rules.single)
+    else:
+        expression = either(answer(asked, grammar), calls(form, allowed_calls, grammar, single=rules.single))
+    return grammar.result(led(shape.form, shape.begun, expression, grammar))
+
+
+def _in_channels(
+    asked: StructuredOutputsParams | None, rules: ToolRules | None, shape: AnswerShape, grammar: Grammar
+) -> str:
+    text = grammar.any_text() if asked is None else answer(asked, grammar)
+    if shape.begun == "over":
+        return text
+    is_json = asked is not None and asked.kind in ("json", "json_object")
+    last = [] if rules is not None and rules.required else [final_message(text, grammar, is_json=is_json)]
+    if rules is not None:
+        call = call_messages(functions(rules), grammar)
+        last.append(f"({preamble(grammar)})? {call}")
+    return in_channels(shape.begun, either(*last), grammar)
