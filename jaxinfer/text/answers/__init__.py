@@ -25,6 +25,7 @@ from jaxinfer.text.answers.formats import (
     OutputParserNames,
 )
 from jaxinfer.text.answers.reasoning import ReasoningSplitter, ReasoningTags
+from jaxinfer.text.answers.spelling import CallSpelling, GemmaArguments, JsonArguments, ParameterArguments
 
 __all__ = [
     "PUT_IN",
@@ -33,10 +34,14 @@ __all__ = [
     "AnswerSplitter",
     "CallArguments",
     "CallName",
+    "CallSpelling",
     "Content",
     "Event",
+    "GemmaArguments",
+    "JsonArguments",
     "OutputParser",
     "OutputParserNames",
+    "ParameterArguments",
     "Reasoning",
     "ReasoningSplitter",
     "ReasoningTags",

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from jaxinfer.text.answers.events import Content, Event
 from jaxinfer.text.answers.scanning import SPACE, CallScanner, Status, could_start, find_tag, settled
+from jaxinfer.text.answers.spelling import CallSpelling
 
 _SHARE = 16  # a buffer that is kept whole gets more when that is this part of it
 
@@ -21,6 +22,7 @@ class CallParser(ABC):
 
     tags: tuple[str, ...]  # where a call begins
     more_tags: tuple[str, ...] = ()  # what else the format is made of
+    spellings: tuple[CallSpelling, ...]  # how models write it; the first is the usual one
     start = "text"  # the state to begin in; a state is a method, `_in_` before its name, that does a step
 
     def __init__(self, names: Collection[str], *, whole: bool = False) -> None:

@@ -15,6 +15,7 @@ from jaxinfer.text.answers.hermes import GraniteParser, HermesParser
 from jaxinfer.text.answers.llama3 import Llama3Parser
 from jaxinfer.text.answers.mistral import MistralParser
 from jaxinfer.text.answers.reasoning import ReasoningSplitter, ReasoningTags
+from jaxinfer.text.answers.spelling import CallSpelling
 from jaxinfer.text.answers.tagged import TaggedParser
 
 CALL_FORMATS: dict[str, type[CallParser]] = {
@@ -39,6 +40,11 @@ REASONING_FORMATS = {
 # One format for both: gpt-oss's.
 HARMONY = "harmony"
 TOOL_CALL_NAMES = (*CALL_FORMATS, HARMONY)
+# How models write their calls; the first is the usual one.
+CALL_SPELLINGS: dict[str, tuple[CallSpelling, ...]] = {
+    **{name: parser.spellings for name, parser in CALL_FORMATS.items()},
+    HARMONY: HarmonyParser.spellings,
+}
 REASONING_NAMES = (*REASONING_FORMATS, HARMONY)
 # vLLM's names of formats that have another name here.
 TOOL_CALL_ALIASES = {"openai": HARMONY}
@@ -63,11 +69,18 @@ class OutputParserNames(NamedTuple):
 
     tool_calls, reasoning: one of `TOOL_CALL_NAMES` and one of `REASONING_NAMES`, or "none".
     unopened: answers begin inside the reasoning, though the prompt does not open it.
+    variant: which of the format's spellings the model's template has (see `spelling`).
     """
 
     tool_calls: str = "none"
     reasoning: str = "none"
     unopened: bool = False
+    variant: int = 0
+
+    @property
+    def spelling(self) -> CallSpelling | None:
+        """How the model writes calls; None where it writes none."""
+        return None if self.tool_calls == "none" else CALL_SPELLINGS[self.tool_calls][self.variant]
 
     @property
     def is_harmony(self) -> bool:

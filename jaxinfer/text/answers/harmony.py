@@ -25,6 +25,7 @@ from jaxinfer.text.answers.events import PUT_IN, CallArguments, CallName, Conten
 from jaxinfer.text.answers.harmony_header import (
     ANALYSIS,
     CHANNEL,
+    CONSTRAIN,
     ENDS,
     FUNCTIONS,
     MESSAGE,
@@ -35,6 +36,7 @@ from jaxinfer.text.answers.harmony_header import (
     is_call,
 )
 from jaxinfer.text.answers.scanning import SPACE, could_start, find_tag, is_json_object
+from jaxinfer.text.answers.spelling import CallSpelling
 
 
 class HarmonyParser:
@@ -45,6 +47,14 @@ class HarmonyParser:
     """
 
     reasons = True
+    spellings = (
+        CallSpelling(
+            f"{CHANNEL}commentary to={FUNCTIONS}",
+            f" {CONSTRAIN}json{MESSAGE}",
+            "<|call|>",
+            between=f"{START}assistant",
+        ),
+    )
 
     def __init__(
         self, tools: Collection[str] | None, *, begun: bool = False, whole: bool = False, reasons: bool = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxinfer.text.answers.calls import ListedCallParser
 from jaxinfer.text.answers.events import Event
 from jaxinfer.text.answers.scanning import SPACE, could_start, find_tag
+from jaxinfer.text.answers.spelling import CallSpelling, listed
 
 
 class HermesParser(ListedCallParser):
@@ -16,6 +17,9 @@ class HermesParser(ListedCallParser):
     tags: tuple[str, ...] = ("<tool_call>",)
     closes: tuple[str, ...] = ("</tool_call>",)
     more_tags: tuple[str, ...] = closes
+    spellings: tuple[CallSpelling, ...] = (
+        CallSpelling('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", between="\n"),
+    )
     after = "close"
 
     def _in_close(self, events: list[Event]) -> bool:
@@ -46,3 +50,8 @@ class GraniteParser(HermesParser):
     tags = ("<|tool_call|>", "<tool_call>")
     closes = ("<|/tool_call|>", "</tool_call>")
     more_tags = closes
+    spellings = (
+        listed("<|tool_call|>[", "]"),
+        listed("<tool_call>[", "]"),
+        listed("<|tool_call|>[", "]<|/tool_call|>"),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxinfer.text.answers.calls import CallParser
 from jaxinfer.text.answers.events import Event
 from jaxinfer.text.answers.scanning import SPACE, Status, could_start
+from jaxinfer.text.answers.spelling import CallSpelling
 
 
 class Llama3Parser(CallParser):
@@ -13,6 +14,7 @@ class Llama3Parser(CallParser):
     commas, the tag."""
 
     tags = ("<|python_tag|>",)
+    spellings = (CallSpelling('{"name": "', '", "parameters": ', "}", between="; "),)
     start = "start"
 
     def _in_start(self, events: list[Event]) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from jaxinfer.text.answers.calls import ListedCallParser
 from jaxinfer.text.answers.events import CallArguments, CallName, Event
 from jaxinfer.text.answers.scanning import Status, ValueScanner, is_json_object
+from jaxinfer.text.answers.spelling import CallSpelling, listed
 
 # The newer form, up to the arguments: a name, perhaps the call's id, perhaps [ARGS].
 _NAMED = re.compile(r"\s*([\w.-]{1,128})\s{0,4}(?:\[CALL_ID\]\s*\w{1,64}\s*)?(?:\[ARGS\])?\s*(?=\{)")
@@ -20,6 +21,7 @@ class MistralParser(ListedCallParser):
 
     tags = ("[TOOL_CALLS]",)
     more_tags = ("[ARGS]", "[CALL_ID]")
+    spellings = (listed("[TOOL_CALLS][", "]"), CallSpelling("[TOOL_CALLS]", "[ARGS]", ""))
 
     def __init__(self, names: Collection[str], *, whole: bool = False) -> None:
         super().__init__(names, whole=whole)
