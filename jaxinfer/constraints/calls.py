@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxinfer.constraints.call_formats import CallFormat, Function, json_arguments
+from jaxinfer.constraints.arguments import Function, arguments, json_arguments
 from jaxinfer.constraints.checking import check_schema
-from jaxinfer.constraints.grammar import SPACE, Grammar, either, json_options
+from jaxinfer.constraints.grammar import SPACE, Grammar, either, json_options, pattern_of
 from jaxinfer.constraints.reasoning import call_message
 from jaxinfer.constraints.schema import usable_schema
 from jaxinfer.errors import InvalidRequest
+from jaxinfer.text.answers import CallSpelling
 
 MAX_CALLS = 32  # of one answer, where a grammar makes them
 
@@ -50,7 +51,7 @@ class ToolRules:
 def functions(rules: ToolRules) -> list[Function]:
     """What each call may be. Arguments of a function that is not strict are any object, where its schema is one that no
     grammar can be made of. Raises InvalidRequest for a strict one."""
-    return [Function(tool.name, _parameters(tool)) for tool in rules.tools]
+    return [Function(tool.name, _parameters(tool), tool.field) for tool in rules.tools]
 
 
 def _parameters(tool: Tool) -> Mapping[str, Any]:
@@ -67,34 +68,44 @@ def _parameters(tool: Tool) -> Mapping[str, Any]:
     return schema
 
 
-def calls(form: CallFormat, allowed: Sequence[Function], grammar: Grammar, *, single: bool) -> str:
+def calls(spelling: CallSpelling, allowed: Sequence[Function], grammar: Grammar, *, single: bool) -> str:
     """One call or several, as the whole of what is left of an answer."""
-    if not form.tag:
-        return behind_tag(form, allowed, grammar, single=single)
-    return f"{grammar.text(form.tag)} {behind_tag(form, allowed, grammar, single=single)}"
+    head = spelling.opening + spelling.before_name
+    return f"{grammar.text(head)} {_behind(spelling, allowed, grammar, single=single)}"
 
 
-def behind_tag(form: CallFormat, allowed: Sequence[Function], grammar: Grammar, *, single: bool) -> str:
-    """The same where the first tag stands already."""
-    one = grammar.rule(" | ".join(form.body(function, grammar) for function in allowed))
-    begin, between, end = grammar.text(form.open), grammar.text(form.between), grammar.text(form.close)
-    more = f"{{0,{MAX_CALLS - 1}}}"
-    if form.grouped:
-        others = "" if single else f"({between} {one}){more}"
-        return _joined(begin, one, others, end)
-    others = "" if single else f"({_joined(between, grammar.text(form.tag), begin, one, end)}){more}"
-    return _joined(begin, one, end, others)
+def text_or_calls(
+    spelling: CallSpelling, tags: Sequence[str], allowed: Sequence[Function], grammar: Grammar, *, single: bool
+) -> str:
+    """Text of the model's, in which calls follow where a tag stands: these are the end of the answer. tags: those that
+    a parser takes for the beginning of a call."""
+    rest = _behind(spelling, allowed, grammar, single=single)
+    head = spelling.opening + spelling.before_name
+    own = next((tag for tag in tags if head.startswith(tag)), "")
+    found = []
+    for tag in tags:
+        behind = head.partition(tag)[2] if tag in head else head[len(own) :]
+        found.append(_joined(grammar.until((tag,)), grammar.text(behind), rest))
+    if own:
+        return either(grammar.any_text(), *found)
+    # An answer that begins as calls do is one.
+    first = pattern_of(head.lstrip()[0])
+    text = grammar.terminal(rf"/[\x20\t\r\n]*([^\x20\t\r\n{first}](.|\n)*)?/")
+    return either(text, *found, f"{grammar.terminal(SPACE)}? {grammar.text(head)} {rest}")
 
 
-def text_or_calls(form: CallFormat, allowed: Sequence[Function], grammar: Grammar, *, single: bool) -> str:
-    """Text of the model's, in which calls follow where their tag stands: these are the end of the answer."""
-    rest = behind_tag(form, allowed, grammar, single=single)
-    text = grammar.any_text()
-    found = [f"{grammar.until(form.triggers)} {rest}"]
-    if not form.tag:  # an answer that begins as calls do is one
-        text = grammar.terminal(r"/[\x20\t\r\n]*([^\x20\t\r\n{](.|\n)*)?/")
-        found.append(f"{grammar.terminal(SPACE)}? {rest}")
-    return either(text, *found)
+def _behind(spelling: CallSpelling, allowed: Sequence[Function], grammar: Grammar, *, single: bool) -> str:
+    """From the name of the first call to the end of the last."""
+    one = grammar.rule(" | ".join(_call(function, spelling, grammar) for function in allowed))
+    next_call = _joined(grammar.text(spelling.between + spelling.before_name), one)
+    others = "" if single else f"({next_call}){{0,{MAX_CALLS - 1}}}"
+    return _joined(one, others, grammar.text(spelling.closing))
+
+
+def _call(function: Function, spelling: CallSpelling, grammar: Grammar) -> str:
+    """From its name on."""
+    head = grammar.text(function.name + spelling.before_arguments)
+    return _joined(head, arguments(function, spelling, grammar), grammar.text(spelling.after_arguments))
 
 
 def call_messages(allowed: Sequence[Function], grammar: Grammar) -> str:

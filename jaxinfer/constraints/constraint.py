@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jaxinfer.constraints.answer import answer
-from jaxinfer.constraints.call_formats import call_format
+from jaxinfer.constraints.arguments import can_be_written
 from jaxinfer.constraints.calls import ToolRules, call_messages, calls, functions, text_or_calls
 from jaxinfer.constraints.grammar import Grammar, TokenOf, either, no_tokens
 from jaxinfer.constraints.params import StructuredOutputsParams
@@ -44,18 +44,24 @@ def constraint_of(params: StructuredOutputsParams | None, rules: ToolRules | Non
     if rules is None:
         assert asked is not None
         return grammar.result(led(shape.form, shape.begun, answer(asked, grammar), grammar))
-    form = call_format(shape.form.tool_calls, shape.token_of)
-    if form is None:
-        allowed = f"calls in the format {shape.form.tool_calls} cannot be forced"
-        raise InvalidRequest("tool_choice", "required" if rules.required else "strict", allowed)
-    allowed_calls = functions(rules)
-    if rules.required:
-        expression = calls(form, allowed_calls, grammar, single=rules.single)
-    elif asked is None:
-        expression = text_or_calls(form, allowed_calls, grammar, single=rules.single)
-    else:
-        expression = either(answer(asked, grammar), calls(form, allowed_calls, grammar, single=rules.single))
+    if asked is None:
+        expression = _calls(rules, shape.form, grammar)
+    else:  # it is the alternative to calls, which must be whole ones then
+        forced = replace(rules, required=True)
+        expression = either(answer(asked, grammar), _calls(forced, shape.form, grammar))
     return grammar.result(led(shape.form, shape.begun, expression, grammar))
+
+
+def _calls(rules: ToolRules, form: OutputParserNames, grammar: Grammar) -> str:
+    """Calls where they are required, else text or calls. For formats of tags."""
+    spelling = form.spelling
+    if spelling is None or not can_be_written(spelling):
+        asked = ("tool_choice", "required") if rules.required else ("tools", "strict")
+        raise InvalidRequest(*asked, f"no grammar can be made of calls in the model's format, {form.tool_calls}")
+    allowed = functions(rules)
+    if rules.required:
+        return calls(spelling, allowed, grammar, single=rules.single)
+    return text_or_calls(spelling, form.call_tags, allowed, grammar, single=rules.single)
 
 
 def _in_channels(

@@ -30,7 +30,10 @@ CITY = {
 NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
 TREE = {
     "type": "object",
-    "properties": {"kind": {"enum": ["a\"b", "</tool_call>", "ü"]}, "list": {"type": "array", "items": {"type": "number"}}},
+    "properties": {
+        "kind": {"enum": ['a"b', "</tool_call>", "ü"]},
+        "list": {"type": "array", "items": {"type": "number"}},
+    },
     "required": ["kind"],
 }
 TOOLS = (
@@ -47,7 +50,10 @@ FORMS = {
     "hermes, think": (OutputParserNames("hermes", "think"), ()),
     "llama3": (OutputParserNames("llama3"), ("<|python_tag|>",)),
     "mistral": (OutputParserNames("mistral"), ("[TOOL_CALLS]",)),
-    "mistral, named": (OutputParserNames("mistral", "mistral"), ("[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]")),
+    "mistral, named": (
+        OutputParserNames("mistral", "mistral", variant=1),
+        ("[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"),
+    ),
     "granite": (OutputParserNames("granite", "granite"), ("<|tool_call|>",)),
     "harmony": (OutputParserNames("harmony", "harmony"), HARMONY_TAGS),
 }
@@ -60,7 +66,7 @@ def shape(name: str, begun: Begun = "not") -> AnswerShape:
 
 
 def read(name: str, text: str, begun: Begun, *, whole: bool) -> Any:
-    parser = OutputParser(FORMS[name][0], tools=set(SCHEMAS), begun=begun == "inside", whole=whole)
+    parser = OutputParser(FORMS[name][0]._replace(exact=True), tools=SCHEMAS, begun=begun == "inside", whole=whole)
     step = len(text) if whole else 3
     events = [event for i in range(0, len(text), max(step, 1)) for event in parser.push(text[i : i + step])]
     return collect([*events, *parser.finish()])
