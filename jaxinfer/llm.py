@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from jaxinfer.config import RuntimeConfig
+from jaxinfer.constraints.constraint import constrained
 from jaxinfer.engine import EngineLoop
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.generation_config import generation_defaults, generation_notes
@@ -225,6 +226,9 @@ class LLM:
             params = params.with_changes(max_tokens=left, min_tokens=min(params.min_tokens, left))
         if params.stop and self._tokenizer is None:
             raise InvalidRequest("stop", params.stop, "stop strings need a tokenizer, and this model has none")
+        if params.structured_outputs is not None and self._tokenizer is None:
+            asked = params.structured_outputs.kind
+            raise InvalidRequest("structured_outputs", asked, "it needs a tokenizer, and this model has none")
         return RequestStream(str(next(self._ids)), text, ids, params, self._tokenizer)
 
     def _token_ids(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, tuple[int, ...]]:
@@ -241,14 +245,25 @@ class LLM:
 
     def _submit_all(self, streams: Sequence[RequestStream], priority: Sequence[int]) -> None:
         self._check_alive()
-        for stream, level in zip(streams, priority, strict=True):
-            result, params = stream.result, stream.params
-            seed = self._seeds.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
-            ids = tuple(result.prompt_token_ids)
-            # Nobody reads an answer before its end, but a stop string must be found when it is complete.
-            interval = 1 if params.stop else self.info.max_model_len
-            now = time.monotonic()
-            self._inbox.put(Submit(result.request_id, ids, params, seed, level, now, interval=interval))
+        for submit in [self._submit(stream, level) for stream, level in zip(streams, priority, strict=True)]:
+            self._inbox.put(submit)
+
+    def _submit(self, stream: RequestStream, priority: int) -> Submit:
+        result, params = stream.result, stream.params
+        seed = self._seeds.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
+        # Nobody reads an answer before its end, but a stop string must be found when it is complete.
+        interval = 1 if params.stop else self.info.max_model_len
+        constraint, _ = constrained(params.structured_outputs, None, None, self._tokenizer)
+        return Submit(
+            result.request_id,
+            tuple(result.prompt_token_ids),
+            params.with_changes(structured_outputs=None),
+            seed,
+            priority,
+            time.monotonic(),
+            interval=interval,
+            constraint=constraint,
+        )
 
     def _collect(
         self, streams: dict[str, RequestStream], show: bool, on_finish: Callable[[RequestOutput], None] | None

@@ -14,6 +14,8 @@ from typing import Any
 
 import grpc
 
+from jaxinfer.constraints.calls import ToolRules
+from jaxinfer.constraints.constraint import constrained
 from jaxinfer.errors import Gathering, InvalidRequest, PromptTooLong, TooManyTokens, one_of
 from jaxinfer.messages import EngineInfo, Submit
 from jaxinfer.outputs import prompt_end_of
@@ -95,7 +97,7 @@ class GenerationRequest:
     parses the answers, if it does; where the model reasons first, stop strings wait for the answer then. suffix: what
     the server puts behind a request_id of the client's, to tell several of one name apart. shows_prompt: the answer has
     the prompt's text, which is made of its ids where the client gave those or a limit. user: whom the client serves, as
-    OpenAI's field says."""
+    OpenAI's field says. calls: what must hold for the calls of its answers, if they may have any."""
 
     prompt: Prompt
     sampling: Mapping[str, Any]
@@ -110,6 +112,7 @@ class GenerationRequest:
     reading: Callable[[Tokenizer, tuple[int, ...]], AnswerReading] | None = None
     shows_prompt: bool = False
     user: str = ""
+    calls: ToolRules | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +186,11 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
     reading = None
     if request.reading is not None and tokenizer is not None:
         reading = request.reading(tokenizer, ids)
+    constraint, reading = constrained(params.structured_outputs, request.calls, reading, tokenizer)
+    params = params.with_changes(structured_outputs=None)  # the engine is told by the constraint alone
+    salt = request.cache_salt
     return PreparedRequest(
-        Submit(request_id, ids, params, seed, request.priority, arrival=0.0, cache_salt=request.cache_salt),
+        Submit(request_id, ids, params, seed, request.priority, 0.0, cache_salt=salt, constraint=constraint),
         text,
         request.final_only,
         request.kept_tokens,

@@ -50,7 +50,7 @@ def test_every_sampling_field_of_http_is_one_of_these() -> None:
     common = {field.name for kind in (Sampling, TextSampling) for field in msgspec.structs.fields(kind)}
     about_the_request = {"model", "stream", "stream_options", "priority", "cache_salt", "request_id", "user"}
     about_the_answer = {"return_token_ids", "return_tokens_as_token_ids"}
-    refused = {"response_format", "use_beam_search", "length_penalty", "spaces_between_special_tokens", "best_of"}
+    refused = {"use_beam_search", "length_penalty", "spaces_between_special_tokens", "best_of"}
     own = common - about_the_request - about_the_answer - refused
     unknown = {
         name for name in own if name not in HALVES and HTTP_NAMES.get(name) not in HALVES and not _is_refused(name)

@@ -36,16 +36,18 @@ class ToolRules:
         tools: Those that may be called.
         required: There must be a call.
         single: There is one call at most.
+        limited: The client offers others too, which must not be called.
     """
 
     tools: tuple[Tool, ...]
     required: bool = False
     single: bool = False
+    limited: bool = False
 
     @property
     def constrain(self) -> bool:
         """Whether an answer needs a grammar for them."""
-        return self.required or any(tool.strict for tool in self.tools)
+        return self.required or self.limited or any(tool.strict for tool in self.tools)
 
 
 def functions(rules: ToolRules) -> list[Function]:

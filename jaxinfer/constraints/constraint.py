@@ -11,6 +11,7 @@ from jaxinfer.constraints.grammar import Grammar, TokenOf, either, no_tokens
 from jaxinfer.constraints.params import StructuredOutputsParams
 from jaxinfer.constraints.reasoning import Begun, final_message, in_channels, led, preamble
 from jaxinfer.errors import InvalidRequest
+from jaxinfer.text import AnswerReading, Tokenizer
 from jaxinfer.text.answers import OutputParserNames
 
 
@@ -27,6 +28,23 @@ class AnswerShape:
     form: OutputParserNames = field(default_factory=OutputParserNames)
     begun: Begun = "not"
     token_of: TokenOf = no_tokens
+
+
+def constrained(
+    params: StructuredOutputsParams | None,
+    rules: ToolRules | None,
+    reading: AnswerReading | None,
+    tokenizer: Tokenizer | None,
+) -> tuple[str, AnswerReading | None]:
+    """The constraint of the answers to a request, and how they are read under it. reading: None where nobody parses
+    them: they are text from their first token on. Raises InvalidRequest as `constraint_of`."""
+    if tokenizer is None:
+        return "", reading
+    if reading is None:
+        return constraint_of(params, rules, AnswerShape(token_of=tokenizer.token_id)), None
+    begun: Begun = "inside" if reading.begun else "over" if reading.over else "not"
+    constraint = constraint_of(params, rules, AnswerShape(reading.form, begun, tokenizer.token_id))
+    return constraint, reading._replace(form=reading.form._replace(exact=bool(constraint)))
 
 
 def constraint_of(params: StructuredOutputsParams | None, rules: ToolRules | None, shape: AnswerShape) -> str:

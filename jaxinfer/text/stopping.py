@@ -14,12 +14,13 @@ class AnswerReading(NamedTuple):
     """How the answers to one request are read by whoever parses them.
 
     tools: names of the tools that it offers, None for none. begun: answers begin inside the reasoning
-    (`OutputParserNames.begun`).
+    (`OutputParserNames.begun`). over: the prompt has closed the reasoning.
     """
 
     form: OutputParserNames
     tools: frozenset[str] | None = None
     begun: bool = False
+    over: bool = False
 
     def splitter(self) -> AnswerSplitter | None:
         """What finds the reasoning of one answer; None where the model writes none."""

@@ -12,7 +12,7 @@ from jaxinfer.sampling_params import check_token_ids
 from jaxinfer.text.answers import OutputParserNames, check_parser_names, output_parser_names
 from serving.errors import Refusal
 from serving.frontend.frontend import Frontend, Prepare
-from serving.http import chat, chat_input, convert, responses_input
+from serving.http import chat, chat_input, convert, responses_input, structured
 from serving.http.chat import ChatReply
 from serving.http.completions import CompletionReply
 from serving.http.decode import Body, decode
@@ -41,9 +41,11 @@ from serving.request import (
     check_model,
     encode_prompt,
 )
-from serving.text_worker import PART_BYTES
+from serving.text_worker import BESIDE, PART_BYTES
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+# Names in a body of which a grammar may have to be made.
+_CONSTRAINING = (b"response_format", b"structured_outputs", b'"strict"', b'"tool_choice"', b'"format"')
 _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input"}
 
 
@@ -72,12 +74,15 @@ ENDPOINTS: Mapping[str, _Endpoint] = {
     COMPLETIONS: _Endpoint(
         CompletionRequest,
         lambda request, _context, _form: convert.completion(request),
-        lambda _: {"token_ids": "prompt"},
+        lambda request: {"token_ids": "prompt", **structured.names_of_parts(request)},
         lambda request, generation, context, _form: CompletionReply(request, generation, context),
     ),
     CHAT: _Endpoint(ChatRequest, chat.to_requests, chat.names, ChatReply),
     RESPONSES: _Endpoint(
-        ResponsesRequest, responses_input.to_requests, lambda _: responses_input.NAMES, ResponsesReply
+        ResponsesRequest,
+        responses_input.to_requests,
+        lambda request: {**responses_input.NAMES, **structured.names_of_parts(request)},
+        ResponsesReply,
     ),
 }
 
@@ -93,6 +98,8 @@ class Api:
     def open(self, model: ModelContext) -> None:
         template = None if model.tokenizer is None else model.tokenizer.chat_template
         self.form = output_parser_names(self._config.tool_call_parser, self._config.reasoning_parser, template)
+        if self._config.tool_call_parser == "auto":
+            self.form = structured.with_forced_calls(self.form)
 
     async def begin(self, path: str, body: Body, origin: Origin = NOWHERE) -> Reply:
         """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the
@@ -158,7 +165,8 @@ class Api:
 
 def _cost(body: Body) -> int:
     """Its size for the text worker; a short body can have many values, each of them a prompt."""
-    return len(body) + (PART_BYTES * body.count(b",") if len(body) <= 4096 else 0)
+    size = len(body) + (PART_BYTES * body.count(b",") if len(body) <= 4096 else 0)
+    return max(size, BESIDE) if any(name in body for name in _CONSTRAINING) else size
 
 
 def as_api_error(error: Exception, prompt: str | None = None) -> ApiError:

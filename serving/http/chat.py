@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any
 
+from jaxinfer.constraints.calls import ToolRules
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.outputs import PROMPT
@@ -19,7 +20,7 @@ from jaxinfer.text.answers import (
     Reasoning,
     collect,
 )
-from serving.http import chat_input, convert
+from serving.http import chat_input, convert, structured
 from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs, prompt_logprobs
@@ -45,6 +46,7 @@ def names(request: ChatRequest) -> dict[str, str]:
         "prompt": "messages",
         "template": "chat_template",
         "template_variables": "chat_template_kwargs",
+        **structured.names_of_parts(request),
     }
 
 
@@ -61,6 +63,8 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
         raise InvalidRequest("top_logprobs", request.top_logprobs, "it needs logprobs")
     if request.logprobs:
         given["logprobs"] = request.top_logprobs or 0
+    choice = structured.tool_choice(request)
+    form = structured.writing_calls(form, choice)
     offered = offered_tools(request, form)
     effort = request.reasoning_effort
     variables = convert.with_effort(request.chat_template_kwargs, "reasoning_effort", effort, context, form)
@@ -73,7 +77,8 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
         request.chat_template,
         variables,
     )
-    return [of_chat(request, prompt, given, context, form)]
+    calls = structured.tool_rules(request, choice, offered)
+    return [of_chat(request, prompt, given, context, form, calls)]
 
 
 def of_chat(
@@ -82,11 +87,13 @@ def of_chat(
     given: Mapping[str, Any],
     context: ModelContext,
     form: OutputParserNames,
+    calls: ToolRules | None,
 ) -> GenerationRequest:
-    """Its answers are parsed. given: sampling fields."""
+    """Its answers are parsed. given: sampling fields. calls: see GenerationRequest."""
     tools = None if prompt.tools is None else frozenset(tool["function"]["name"] for tool in prompt.tools)
     kept = kept_tokens(form, context.tokenizer, tools=tools is not None)
-    return convert.generation(request, prompt, given, kept_tokens=kept, reading=partial(answer_reading, form, tools))
+    reading = partial(answer_reading, form, tools)
+    return convert.generation(request, prompt, given, kept_tokens=kept, reading=reading, calls=calls)
 
 
 def offered_tools(request: ChatRequest | ResponsesRequest, form: OutputParserNames) -> list[dict[str, Any]] | None:

@@ -147,8 +147,6 @@ def _checked_function(at: str, function: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if key not in _FUNCTION_KEYS:
             raise InvalidRequest(f"{at}.{key}", value, f"a function may have {', '.join(_FUNCTION_KEYS)}")
-        if key == "strict" and value:
-            raise InvalidRequest(f"{at}.strict", value, "only false is supported: there is no structured output")
         if not isinstance(value, _FUNCTION_KEYS[key]):
             raise InvalidRequest(f"{at}.{key}", value, f"it must be of type {_FUNCTION_KEYS[key].__name__}")
     if not _TOOL_NAME.fullmatch(function.get("name") or ""):

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from msgspec import Meta, Struct, defstruct
 
 from jaxinfer.sampling_params import FIELDS
-from serving.http.fragments import FLAT_TOOL, INPUT_ITEM, MESSAGE, TOOL
+from serving.http.fragments import (
+    FLAT_TOOL,
+    INPUT_ITEM,
+    MESSAGE,
+    RESPONSE_FORMAT,
+    STRUCTURED_OUTPUTS,
+    TEXT_OPTIONS,
+    TOOL,
+    TOOL_CHOICE,
+)
 from serving.request import MAX_CACHE_SALT, MAX_MESSAGES, MAX_REQUEST_ID, MAX_TOOLS
 
 MAX_PROMPTS = 1024  # of one completion request
@@ -58,6 +67,7 @@ _TYPES: Mapping[str, Any] = {
     "strings": str | list[str],
     "token_ids": list[int],
     "logit_bias": dict[str, float],
+    "structured": dict[str, Any],
 }
 
 
@@ -68,6 +78,8 @@ def _declared(name: str) -> Meta:
         return _ids(declared.sentence)
     if declared.kind == "logit_bias":
         return _doc(declared.sentence, propertyNames={"pattern": "^[0-9]+$"})
+    if declared.kind == "structured":
+        return _as(declared.sentence, STRUCTURED_OUTPUTS)
     if declared.kind == "boolean":
         return _doc(declared.sentence + (" (on)" if declared.default else ""))
     low = None if declared.low is None else min([declared.low, *declared.special])
@@ -126,7 +138,12 @@ class TextSampling(Sampling, kw_only=True):
     prompt_logprobs: Annotated[int | None, _declared("prompt_logprobs")] = None
     return_token_ids: Annotated[bool | None, _doc("Give token ids of prompt and answers")] = None
     return_tokens_as_token_ids: Annotated[bool | None, _doc('Name tokens in logprobs "token_id:15"')] = None
-    response_format: Annotated[Any, _doc('Only {"type": "text"}', enum=[{"type": "text"}, None])] = None
+    response_format: Annotated[Any, _as("What the text must be", RESPONSE_FORMAT)] = None
+    guided_json: Annotated[Any, _doc("Only null: use structured_outputs", enum=[None])] = None
+    guided_regex: Annotated[Any, _doc("Only null: use structured_outputs", enum=[None])] = None
+    guided_choice: Annotated[Any, _doc("Only null: use structured_outputs", enum=[None])] = None
+    guided_grammar: Annotated[Any, _doc("Only null: use structured_outputs", enum=[None])] = None
+    guided_whitespace_pattern: Annotated[Any, _doc("Only null: use structured_outputs", enum=[None])] = None
     use_beam_search: Annotated[Any, _doc("Only false", enum=[False, None])] = None
     length_penalty: Annotated[Any, _doc("Only 1", enum=[1, None])] = None
     spaces_between_special_tokens: Annotated[Any, _doc("Only true", enum=[True, None])] = None
@@ -189,7 +206,7 @@ class ChatRequest(TextSampling, kw_only=True):
     documents: Annotated[list[dict[str, Any]] | None, _doc("Documents for templates that take them")] = None
     include_reasoning: Annotated[bool | None, _doc("Give the model's reasoning (on)")] = None
     parallel_tool_calls: Annotated[bool | None, _doc("false: at most one call in an answer")] = None
-    tool_choice: Annotated[Any, _doc('"auto" or "none"', enum=["auto", "none", None])] = None
+    tool_choice: Annotated[Any, _as("Whether functions are called, and which", TOOL_CHOICE)] = None
     safety_identifier: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
     add_special_tokens: Annotated[Any, _doc("Only false: templates write them", enum=[False, None])] = None
     echo: Annotated[Any, _doc("Only false", enum=[False, None])] = None
@@ -236,15 +253,13 @@ class ResponsesRequest(Sampling, kw_only=True):
     ] = None
     include_reasoning: Annotated[bool | None, _doc("Give the model's reasoning (on)")] = None
     parallel_tool_calls: Annotated[bool | None, _doc("false: at most one call in an answer")] = None
-    tool_choice: Annotated[Any, _doc('"auto" or "none"', enum=["auto", "none", None])] = None
+    tool_choice: Annotated[Any, _as("Whether functions are called, and which", TOOL_CHOICE)] = None
     chat_template_kwargs: Annotated[
         dict[str, Any] | None, _doc('Further variables of the template, such as {"enable_thinking": false}')
     ] = None
     metadata: Annotated[dict[str, str] | None, _doc("Comes back with the answer")] = None
     safety_identifier: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
-    text: Annotated[Any, _doc('Only {"format": {"type": "text"}}', enum=[{"format": {"type": "text"}}, {}, None])] = (
-        None
-    )
+    text: Annotated[Any, _as("What the text must be", TEXT_OPTIONS)] = None
     truncation: Annotated[Any, _doc("Only disabled", enum=["disabled", None])] = None
     store: Annotated[Any, _doc("Only false: nothing is stored", enum=[False, None])] = None
     stream_options: Annotated[
@@ -291,17 +306,14 @@ _NOT_STORED = Refused((), "nothing is stored here")
 
 # Whatever is not neutral is refused with the reason.
 REFUSED: Mapping[str, Refused] = {
-    "response_format": Refused(
-        ({"type": "text"},), 'only {"type": "text"} is supported: there is no structured output'
-    ),
-    "text": Refused(
-        ({"format": {"type": "text"}}, {}), "only the format text is supported: there is no structured output"
-    ),
+    **{
+        f"guided_{name}": Refused((), f"it is replaced by structured_outputs.{name}")
+        for name in ("json", "regex", "choice", "grammar", "whitespace_pattern")
+    },
     "use_beam_search": Refused((False,), "beam search is not supported"),
     "length_penalty": Refused((1,), "it belongs to beam search, which is not supported"),
     "spaces_between_special_tokens": Refused((True,), "only true is supported"),
     "suffix": Refused((), "filling in before a suffix is not supported"),
-    "tool_choice": Refused(("auto", "none"), 'only "auto" and "none" are supported: calls cannot be forced'),
     "continue_final_message": Refused((False,), "only false is supported"),
     "add_special_tokens": Refused((False,), "only false is supported: chat templates write the special tokens"),
     "echo": Refused((False,), "only completions echo their prompt"),

@@ -244,7 +244,7 @@ class ResponsesReply(Reply):
             "reasoning": None if effort is None else {"effort": effort, "summary": None},
             "store": False,
             "temperature": params.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": (request.text or {}).get("format") or {"type": "text"}},
             "tool_choice": request.tool_choice or "auto",
             "tools": as_sent(request.tools),
             "top_p": params.top_p,

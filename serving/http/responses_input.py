@@ -8,7 +8,7 @@ from typing import Any
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import OutputParserNames
 from jaxinfer.text.conversation import as_arguments, joined
-from serving.http import chat_input, convert
+from serving.http import chat_input, convert, structured
 from serving.http.chat import of_chat, offered_tools
 from serving.http.models import MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE, ResponsesRequest
 from serving.request import MAX_MESSAGES, ChatPrompt, GenerationRequest, ModelContext, check_count
@@ -45,11 +45,14 @@ def to_requests(request: ResponsesRequest, context: ModelContext, form: OutputPa
         given["logprobs"] = request.top_logprobs or 0
     elif request.top_logprobs:
         raise InvalidRequest("top_logprobs", request.top_logprobs, f"it needs include with {LOGPROBS}")
+    choice = structured.tool_choice(request)
+    form = structured.writing_calls(form, choice)
     offered = offered_tools(request, form)
     effort = None if request.reasoning is None else request.reasoning.effort
     variables = convert.with_effort(request.chat_template_kwargs, "reasoning.effort", effort, context, form)
     prompt = ChatPrompt(_messages(request), offered, variables=variables)
-    return [of_chat(request, prompt, given, context, form)]
+    calls = structured.tool_rules(request, choice, offered)
+    return [of_chat(request, prompt, given, context, form, calls)]
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:

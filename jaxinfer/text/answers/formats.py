@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from jaxinfer.text.answers.calls import CallParser
 from jaxinfer.text.answers.events import Event
 from jaxinfer.text.answers.harmony import HarmonyParser, HarmonySplitter
-from jaxinfer.text.answers.harmony_header import TAGS
+from jaxinfer.text.answers.harmony_header import TAGS, answering
 from jaxinfer.text.answers.harmony_header import begun as harmony_begun
 from jaxinfer.text.answers.hermes import GraniteParser, HermesParser
 from jaxinfer.text.answers.llama3 import Llama3Parser
@@ -71,6 +71,7 @@ class OutputParserNames(NamedTuple):
     unopened: answers begin inside the reasoning, though the prompt does not open it.
     variant: which of the format's spellings the model's template has (see `spelling`).
     exact: a grammar makes the answers keep to the formats, so nothing in them need be guessed.
+    forced: a format for calls that a grammar makes a model write whose template shows none; "" where there is none.
     """
 
     tool_calls: str = "none"
@@ -78,6 +79,7 @@ class OutputParserNames(NamedTuple):
     unopened: bool = False
     variant: int = 0
     exact: bool = False
+    forced: str = ""
 
     @property
     def spelling(self) -> CallSpelling | None:
@@ -124,6 +126,13 @@ class OutputParserNames(NamedTuple):
         if turn and (tags.open in end or tags.close in end):
             return end.rfind(tags.open) > end.rfind(tags.close)
         return end.endswith(tags.open) or (self.unopened and not end.endswith(tags.close))
+
+    def over(self, prompt_end: str) -> bool:
+        """Whether the prompt that ends with this text has closed the reasoning, so that the answer itself follows."""
+        if self.is_harmony:
+            return answering(prompt_end)
+        tags = self.tags
+        return tags is not None and prompt_end.rstrip().endswith(tags.closes)
 
     def splitter(self, *, tools: Collection[str] | None, begun: bool = False) -> AnswerSplitter | None:
         """What tells reasoning from answer, for one answer; None where the model writes no reasoning. Arguments are
