@@ -11,7 +11,7 @@ from typing import Any
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 _CLOSING = frozenset(b'"}]')
-_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCXYZ0123456789 _-.,:;<>/{}[]()\"\\'|=\n\xc3\xa9\xe4\xb8\xad")
+_PLAIN = frozenset([*range(32, 127), *b"\n\xc3\xa9\xe4\xb8\xad"])
 
 
 class Bytes:
