@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import NamedTuple
 
 from jaxinfer.text.answers import AnswerSplitter, Event, OutputParserNames
@@ -13,12 +14,12 @@ from jaxinfer.text.stop import Held, StopStrings
 class AnswerReading(NamedTuple):
     """How the answers to one request are read by whoever parses them.
 
-    tools: names of the tools that it offers, None for none. begun: answers begin inside the reasoning
-    (`OutputParserNames.begun`). over: the prompt has closed the reasoning.
+    tools: the tools that it offers (see OutputParser), None for none. begun: answers begin inside the reasoning
+    (`OutputParserNames.begun`). over: the prompt has closed it.
     """
 
     form: OutputParserNames
-    tools: frozenset[str] | None = None
+    tools: Collection[str] | None = None
     begun: bool = False
     over: bool = False
 

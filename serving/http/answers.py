@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from jaxinfer.outputs import Delta
 from jaxinfer.text import AnswerReading, Tokenizer
@@ -54,9 +55,9 @@ def kept_tokens(form: OutputParserNames, tokenizer: Tokenizer | None, *, tools: 
 
 
 def answer_reading(
-    form: OutputParserNames, tools: frozenset[str] | None, tokenizer: Tokenizer, prompt: tuple[int, ...]
+    form: OutputParserNames, tools: Mapping[str, Any] | None, tokenizer: Tokenizer, prompt: tuple[int, ...]
 ) -> AnswerReading:
-    """How answers to this prompt are read."""
+    """How answers to this prompt are read. tools: name -> the parameters' JSON schema."""
     end, turn = _end_of_prompt(form, tokenizer, prompt)
     return AnswerReading(form, tools, form.begun(end, turn=turn), form.over(end))
 
@@ -109,7 +110,7 @@ class GrowingAnswer:
                 yield joined(parts), work
                 parts, work = [], _STEPS_PER_PUSH
         if delta.finish_reason is not None:
-            parts += self._wanted(self._parts.finish())
+            parts += self._wanted(self._parts.finish(cut=delta.finish_reason == "length"))
             called = self.calls and delta.finish_reason == "stop"
             self.finish_reason = "tool_calls" if called else delta.finish_reason
             self.stop_reason = delta.stop_reason

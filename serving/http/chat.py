@@ -90,7 +90,9 @@ def of_chat(
     calls: ToolRules | None,
 ) -> GenerationRequest:
     """Its answers are parsed. given: sampling fields. calls: see GenerationRequest."""
-    tools = None if prompt.tools is None else frozenset(tool["function"]["name"] for tool in prompt.tools)
+    tools = None
+    if prompt.tools is not None:
+        tools = {tool["function"]["name"]: tool["function"].get("parameters") for tool in prompt.tools}
     kept = kept_tokens(form, context.tokenizer, tools=tools is not None)
     reading = partial(answer_reading, form, tools)
     return convert.generation(request, prompt, given, kept_tokens=kept, reading=reading, calls=calls)

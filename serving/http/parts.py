@@ -78,9 +78,10 @@ class PartedAnswer:
             self._last = parts[-1].event
         return parts
 
-    def finish(self) -> list[Part]:
+    def finish(self, *, cut: bool = False) -> list[Part]:
+        """cut: see OutputParser.finish."""
         was = self._parser.reasoning
-        parts = self._assign(self._parser.finish())
+        parts = self._assign(self._parser.finish(cut=cut))
         if isinstance(self._last, CallName | CallArguments):
             self._close(parts, CallArguments(""))
         if self._open:
@@ -206,7 +207,8 @@ def joined(parts: list[Part]) -> list[Part]:
     for part in parts:
         last = result[-1] if result else None
         event = part.event
-        apart = last is None or (last.event is not None and last.event.at == PUT_IN)
+        put_in = last is not None and last.event is not None and last.event.at == PUT_IN
+        apart = put_in and not isinstance(event, CallArguments)
         if last is None or apart or type(event) is not type(last.event) or isinstance(event, CallName):
             result.append(Part(event, list(part.tokens)))
             continue

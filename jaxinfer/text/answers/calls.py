@@ -9,6 +9,7 @@ from jaxinfer.text.answers.events import Content, Event
 from jaxinfer.text.answers.scanning import SPACE, CallScanner, Status, could_start, find_tag, settled
 from jaxinfer.text.answers.spelling import CallSpelling
 
+_CUT_TAG = 2  # characters of a tag from which on an answer counts as cut inside of it
 _SHARE = 16  # a buffer that is kept whole gets more when that is this part of it
 
 
@@ -16,8 +17,8 @@ class CallParser(ABC):
     """Takes text, tells content and tool calls.
 
     White space next to a call belongs to neither. What looks like a call and turns out to be none is content.
-    names: the tools that the request offers. whole: the answer is given whole, so a call can wait until its arguments
-    are complete, and is none where they are no JSON object; otherwise it is told as it is written.
+    names: the tools that the request offers, see OutputParser. whole: the answer is given whole, so a call can wait
+    until its arguments are complete, and is none where they are no JSON object; otherwise it is told as it is written.
     """
 
     tags: tuple[str, ...]  # where a call begins
@@ -62,18 +63,26 @@ class CallParser(ABC):
         while self._buffer and self.step(events):
             pass
 
-    def finish(self, events: list[Event]) -> None:
+    def finish(self, events: list[Event], *, cut: bool = False) -> None:
+        """cut: the answer was cut off, so what may be the beginning of a call is one, and says nothing."""
         self._read("".join(self._pieces), events)
         self._pieces, self._waiting, self._final = [], 0, True
         while self.step(events):
             pass
+        rest = self._buffer.strip(SPACE)
+        begins = any(could_start(rest, tag) for tag in self.tags)
         # Behind a call the beginning of a tag is the next call, cut off.
-        cut = self._behind_call and any(could_start(self._buffer.strip(SPACE), tag) for tag in self.tags)
-        if self._buffer and not cut:
+        begun = begins and (self._behind_call or (cut and len(rest) >= _CUT_TAG))
+        if self._buffer and not begun and not (cut and self.within_call):
             self.tell(self._buffer, events)
         if self._gap and not self._called:
             events.append(Content(self._gap))
         self._buffer = self._gap = ""
+
+    @property
+    def within_call(self) -> bool:
+        """The text that waits begins with what may be a call."""
+        return self._state not in ("text", self.start)
 
     def step(self, events: list[Event]) -> bool:
         """Takes what is certain from the front of the buffer; False when it needs more text (or, at the end, has

@@ -2,8 +2,8 @@
 
 A tag alone says little: <tool_call> stands before JSON (Hermes, Qwen), before <function=...> (Qwen3-Coder), before a
 name and <arg_key> (GLM), before a list (Granite). So the template renders a conversation with a call in it, and the
-format is the one whose parser reads that very call. Templates that render no calls are judged by what they tell the
-model to write. Where neither says, the format is not known.
+format is the one whose parser reads that very call; which of its spellings shows there too. Templates that render no
+calls are judged by what they tell the model to write. Where neither says, the format is not known.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from jaxinfer.errors import ChatTemplateError
 from jaxinfer.text.answers.events import collect
 from jaxinfer.text.answers.formats import (
+    CALL_SPELLINGS,
     HARMONY,
     REASONING_ALIASES,
     REASONING_FORMATS,
@@ -26,11 +27,18 @@ from jaxinfer.text.answers.formats import (
     OutputParserNames,
 )
 from jaxinfer.text.answers.harmony_header import ANALYSIS, CHANNEL
+from jaxinfer.text.answers.spelling import CallSpelling
 from jaxinfer.text.chat import ChatTemplates
 
 _NAME, _ARGUMENTS = "look_up_tide", {"harbour": "Brest <3", "days": 2}
 _CALL = {"id": "a1b2c3d4e", "type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
-_PARAMETERS = {"type": "object", "properties": {"harbour": {"type": "string", "description": "Its name"}}}
+_PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "harbour": {"type": "string", "description": "Its name"},
+        "days": {"type": "integer", "description": "How many"},
+    },
+}
 _TOOL = {
     "type": "function",
     "function": {"name": _NAME, "description": "Tides of a harbour", "parameters": _PARAMETERS},
@@ -39,6 +47,7 @@ _USER = {"role": "user", "content": "Tides?"}
 _ASSISTANT = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
 _RESULT = {"role": "tool", "name": _NAME, "tool_call_id": _CALL["id"], "content": "high at 6"}
 _SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+_LEFT = re.compile(r"<[^<>]*(?:call|function|invoke)[^<>]*>", re.IGNORECASE)  # tags that no parser has understood
 # What a template tells the model to write, as it says it.
 _INSTRUCTIONS = (
     ("granite", re.compile(r"<\|tool_call\|>\s*(?:followed by a JSON list|\[)")),
@@ -54,11 +63,12 @@ def output_parser_names(tool_calls: str, reasoning: str, template: str | dict[st
     sources = tuple(template.values()) if isinstance(template, dict) else (template or "",)
     everything = "\n".join(sources)
     given = {tool_calls, reasoning} - {"auto", "none"}
+    for_tools = _for_tools(template)
     if tool_calls == "auto":
-        tool_calls = _beside(given, _tool_calls(_for_tools(template)))
+        tool_calls = _beside(given, _tool_calls(for_tools))
     if reasoning == "auto":
         reasoning = _beside(given, _reasoning(everything))
-    form = OutputParserNames(tool_calls, reasoning)
+    form = OutputParserNames(tool_calls, reasoning, variant=_variant(tool_calls, for_tools))
     tags = form.tags
     # Such templates cut the reasoning off in later turns by its end: DeepSeek-R1's models may leave the beginning out.
     unopened = tags is not None and tags.close in everything and not any(tag in everything for tag in tags.opens)
@@ -102,25 +112,52 @@ def _reasoning(source: str) -> str:
         return HARMONY
     granite = REASONING_FORMATS["granite"]
     assert granite.answer is not None
-    if granite.answer[0] in source or any(tag in source for tag in granite.other_closes):
+    if "".join(granite.answer) in source or any(tag in source for tag in granite.other_closes):
         return "granite"
     return next((name for name, tags in REASONING_FORMATS.items() if tags.close in source), "none")
 
 
 @lru_cache(maxsize=64)
 def _tool_calls(source: str) -> str:
+    turn = _turn(source)
+    if turn:
+        names = [name for name in TOOL_CALL_NAMES if _reads(name, turn)]
+        return max(names, key=lambda name: max(_likeness(each, turn) for each in CALL_SPELLINGS[name]), default="none")
+    told = _render(source, [_USER], prompt=True) or _render(source, [_USER], prompt=False) or source
+    return next((name for name, pattern in _INSTRUCTIONS if pattern.search(told)), "none")
+
+
+@lru_cache(maxsize=64)
+def _turn(source: str) -> str:
+    """What the template writes of the probe's call, and around it; "" where it shows none."""
     asked = _render(source, [_USER], prompt=False)
     opened = _render(source, [_USER], prompt=True)
     called = _render(source, [_USER, _ASSISTANT], prompt=False) or _render(
         source, [_USER, _ASSISTANT, _RESULT], prompt=True
     )
-    if called is not None:
-        begin = opened if opened and called.startswith(opened) else _common(asked or "", called)
-        turn = called[len(begin) :]
-        if _NAME in turn:
-            return next((name for name in TOOL_CALL_NAMES if _reads(name, turn)), "none")
-    told = opened or asked or source
-    return next((name for name, pattern in _INSTRUCTIONS if pattern.search(told)), "none")
+    if called is None:
+        return ""
+    begin = opened if opened and called.startswith(opened) else _common(asked or "", called)
+    turn = called[len(begin) :]
+    return turn if _NAME in turn else ""
+
+
+def _variant(tool_calls: str, source: str) -> int:
+    """Which of the format's spellings is most like what the template writes; the first where it writes no call."""
+    spellings = CALL_SPELLINGS.get(tool_calls, ())
+    turn = _turn(source) if len(spellings) > 1 else ""
+    return max(range(len(spellings)), key=lambda i: _likeness(spellings[i], turn), default=0)
+
+
+def _likeness(spelling: CallSpelling, turn: str) -> int:
+    """How many characters of the spelling stand in the turn."""
+    parts = (
+        spelling.opening.strip(),
+        spelling.before_name + _NAME + spelling.before_arguments,
+        spelling.before_arguments,
+        (spelling.after_arguments + spelling.closing).strip(),
+    )
+    return sum(len(part) for part in parts if part in turn)
 
 
 def _common(first: str, second: str) -> str:
@@ -146,7 +183,9 @@ def _render(source: str, messages: list[dict[str, Any]], *, prompt: bool) -> str
 
 
 def _reads(name: str, turn: str) -> bool:
-    """Whether the format's parser finds the call that the template has written, and nothing else."""
-    parser = OutputParser(OutputParserNames(name), tools=(_NAME,), whole=True)
+    """Whether the format's parser finds the call that the template has written, and nothing else of the kind."""
+    parser = OutputParser(OutputParserNames(name), tools={_NAME: _PARAMETERS}, whole=True)
     answer = collect([*parser.push(turn), *parser.finish()])
-    return [(call.name, json.loads(call.arguments)) for call in answer.calls] == [(_NAME, _ARGUMENTS)]
+    return not _LEFT.search(answer.content) and [(call.name, json.loads(call.arguments)) for call in answer.calls] == [
+        (_NAME, _ARGUMENTS)
+    ]

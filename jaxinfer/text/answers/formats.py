@@ -7,26 +7,46 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from jaxinfer.text.answers.calls import CallParser
+from jaxinfer.text.answers.deepseek import (
+    DeepSeekV3Parser,
+    DeepSeekV4Parser,
+    DeepSeekV31Parser,
+    DeepSeekV32Parser,
+    DeepSeekV41Parser,
+)
 from jaxinfer.text.answers.events import Event
+from jaxinfer.text.answers.gemma4 import Gemma4Parser
 from jaxinfer.text.answers.harmony import HarmonyParser, HarmonySplitter
 from jaxinfer.text.answers.harmony_header import TAGS, answering
 from jaxinfer.text.answers.harmony_header import begun as harmony_begun
-from jaxinfer.text.answers.hermes import GraniteParser, HermesParser
+from jaxinfer.text.answers.hermes import GraniteParser, HermesParser, NemotronParser, Phi4MiniParser
 from jaxinfer.text.answers.llama3 import Llama3Parser
 from jaxinfer.text.answers.mistral import MistralParser
 from jaxinfer.text.answers.reasoning import ReasoningSplitter, ReasoningTags
 from jaxinfer.text.answers.spelling import CallSpelling
 from jaxinfer.text.answers.tagged import TaggedParser
+from jaxinfer.text.answers.xml_calls import GlmParser, Qwen3XmlParser
 
 CALL_FORMATS: dict[str, type[CallParser]] = {
     "hermes": HermesParser,
     "llama3": Llama3Parser,
     "mistral": MistralParser,
     "granite": GraniteParser,
+    "qwen3_xml": Qwen3XmlParser,
+    "glm45": GlmParser,
+    "gemma4": Gemma4Parser,
+    "nemotron": NemotronParser,
+    "phi4_mini": Phi4MiniParser,
+    "deepseek_v3": DeepSeekV3Parser,
+    "deepseek_v31": DeepSeekV31Parser,
+    "deepseek_v32": DeepSeekV32Parser,
+    "deepseek_v4": DeepSeekV4Parser,
+    "deepseek_v41": DeepSeekV41Parser,
 }
 REASONING_FORMATS = {
     "think": ReasoningTags("<think>", "</think>"),
     "mistral": ReasoningTags("[THINK]", "[/THINK]"),
+    "gemma4": ReasoningTags("<|channel>thought", "<channel|>", tokens=("<|channel>",)),
     # Granite 3.3's tags, and the sentences of 3.2, also as quantized models shorten them.
     "granite": ReasoningTags(
         "<think>",
@@ -47,8 +67,27 @@ CALL_SPELLINGS: dict[str, tuple[CallSpelling, ...]] = {
 }
 REASONING_NAMES = (*REASONING_FORMATS, HARMONY)
 # vLLM's names of formats that have another name here.
-TOOL_CALL_ALIASES = {"openai": HARMONY}
-REASONING_ALIASES = {"openai_gptoss": HARMONY}
+TOOL_CALL_ALIASES = {
+    "openai": HARMONY,
+    "qwen3_json": "hermes",
+    "granite4": "hermes",
+    "llama3_json": "llama3",
+    "llama4_json": "llama3",
+    "qwen3_coder": "qwen3_xml",
+    "glm47": "glm45",
+    "nemotron_json": "nemotron",
+    "phi4_mini_json": "phi4_mini",
+}
+REASONING_ALIASES = {
+    "openai_gptoss": HARMONY,
+    **dict.fromkeys(
+        (
+            *("qwen3", "deepseek_r1", "deepseek_v3", "deepseek_v4", "deepseek_v41", "glm45", "glm47", "holo2"),
+            *("nemotron_v3", "granite_thinking_parser"),
+        ),
+        "think",
+    ),
+}
 
 TOOL_CALL_PARSERS = ("auto", "none", *TOOL_CALL_NAMES, *TOOL_CALL_ALIASES)
 REASONING_PARSERS = ("auto", "none", *REASONING_NAMES, *REASONING_ALIASES)
@@ -163,7 +202,8 @@ class OutputParserNames(NamedTuple):
 class OutputParser:
     """Follows one answer. `push` and `finish` return what became certain.
 
-    tools: names of the tools that the request offers; None: it offers none, and then nothing is a call.
+    tools: names of the tools that the request offers, best with their parameters' JSON schemas (name -> schema), which
+        some formats need to tell texts from other values; None: it offers none, and then nothing is a call.
     begun: the answer begins inside the reasoning (see `OutputParserNames.begun`).
     whole: the answer is given whole, so whatever only its end can tell is judged by that: calls whose arguments are no
         JSON object are content, and a closing tag alone ends a reasoning. A stream cannot take back what it told.
@@ -200,5 +240,7 @@ class OutputParser:
     def push(self, text: str) -> list[Event]:
         return self._parser.push(text)
 
-    def finish(self) -> list[Event]:
-        return self._parser.finish()
+    def finish(self, *, cut: bool = False) -> list[Event]:
+        """cut: the answer was cut off (by max_tokens), so a call that is not complete says nothing. Otherwise the model
+        has ended there itself, and it is text."""
+        return self._parser.finish(cut=cut)

@@ -38,6 +38,8 @@ from jaxinfer.text.answers.harmony_header import (
 from jaxinfer.text.answers.scanning import SPACE, could_start, find_tag, is_json_object
 from jaxinfer.text.answers.spelling import CallSpelling
 
+_LEAST_OF_A_TAG = 2  # characters of a tag from which on an answer counts as cut inside of it
+
 
 class HarmonyParser:
     """Follows one answer, of which `push` and `finish` return what became certain.
@@ -72,6 +74,7 @@ class HarmonyParser:
         self._arguments: _Arguments | None = None  # of a call
         self._told: set[type[Event]] = set()  # kinds of text that earlier messages had
         self._fresh = True  # nothing of this message was told
+        self._cut = False  # the answer was cut off
         self._ends: tuple[str, ...] = ENDS  # what ends it
 
     @property
@@ -96,7 +99,9 @@ class HarmonyParser:
             pass
         return events
 
-    def finish(self) -> list[Event]:
+    def finish(self, *, cut: bool = False) -> list[Event]:
+        """cut: see CallParser.finish; a tag that is cut off says nothing then either."""
+        self._cut = cut
         events: list[Event] = []
         while self._buffer and self._step(events, final=True):
             pass
@@ -141,7 +146,10 @@ class HarmonyParser:
     def _read_text(self, events: list[Event], final: bool) -> bool:
         found = find_tag(self._buffer, self._ends)
         if found is None:
-            self._tell(len(self._buffer) - (0 if final else _cut_tag(self._buffer, self._ends)), events)
+            waits = _cut_tag(self._buffer, self._ends)
+            if final and (not self._cut or waits < _LEAST_OF_A_TAG):
+                waits = 0
+            self._tell(len(self._buffer) - waits, events)
             return False
         end, tag = found
         self._tell(end, events)
@@ -178,8 +186,8 @@ class HarmonyParser:
 
     def _end_message(self, events: list[Event]) -> None:
         if self._arguments is not None:
-            text = self._arguments.finish(events)
-            if text:  # no call: what it would have been called with is for the reader
+            text = self._arguments.finish(events, cut=self._cut)
+            if text and not self._cut:  # no call: what it would have been called with is for the reader
                 self._tell_text(text, self._arguments.at, Content, events)
         self._header = self._arguments = None
 
@@ -224,12 +232,12 @@ class _Arguments:
         rest = waiting[len(body) :]
         self._texts, self.waiting = [rest] if rest else [], len(rest)
 
-    def finish(self, events: list[Event]) -> str:
-        """What turned out to be no arguments."""
+    def finish(self, events: list[Event], *, cut: bool) -> str:
+        """What turned out to be no arguments. cut: the message has no end, so no text is not yet {}."""
         text = "".join(self._texts).rstrip(SPACE)
         self.waiting = 0
         empty = text in ("", "null")
-        if self._begun:
+        if self._begun or (cut and not text):
             return ""
         if self._whole:
             if not (empty or is_json_object(text)):

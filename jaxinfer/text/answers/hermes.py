@@ -19,11 +19,12 @@ class HermesParser(ListedCallParser):
     more_tags: tuple[str, ...] = closes
     spellings: tuple[CallSpelling, ...] = (
         CallSpelling('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", between="\n"),
+        listed("<tool_call>[", "]</tool_call>"),
     )
     after = "close"
 
     def _in_close(self, events: list[Event]) -> bool:
-        text = self._buffer.lstrip(SPACE)
+        text = self._buffer.lstrip(SPACE + "}]")  # models write a bracket too many
         close = next((tag for tag in self.closes if text.startswith(tag)), None)
         if close is not None:
             self._buffer = text[len(close) :]
@@ -44,6 +45,15 @@ class HermesParser(ListedCallParser):
         return False
 
 
+class NemotronParser(HermesParser):
+    """<TOOLCALL>[{"name": ..., "arguments": {...}}, ...]</TOOLCALL>: Nemotron Nano 2, Llama-Nemotron."""
+
+    tags = ("<TOOLCALL>",)
+    closes = ("</TOOLCALL>",)
+    more_tags = closes
+    spellings = (listed("<TOOLCALL>[", "]</TOOLCALL>"),)
+
+
 class GraniteParser(HermesParser):
     """<|tool_call|> or <tool_call>, then a list of objects, usually without a closing tag: Granite 3, Phi-4-mini."""
 
@@ -55,3 +65,17 @@ class GraniteParser(HermesParser):
         listed("<tool_call>[", "]"),
         listed("<|tool_call|>[", "]<|/tool_call|>"),
     )
+
+
+class Phi4MiniParser(GraniteParser):
+    """functools[{"name": ..., "arguments": {...}}, ...]: Phi-4-mini with vLLM's template, and without."""
+
+    tags = ("functools", "<|tool_call|>")
+    closes = ("<|/tool_call|>",)
+    more_tags = closes
+    spellings = (listed("functools[", "]"), listed("<|tool_call|>[", "]<|/tool_call|>"))
+
+    def _in_tagged(self, events: list[Event]) -> bool:
+        if self._tag != "functools" or self._buffer == self._tag or self._buffer[len(self._tag)] == "[":
+            return super()._in_tagged(events)
+        return self._without_object(events)  # Python's module

@@ -17,6 +17,12 @@ class Llama3Parser(CallParser):
     spellings = (CallSpelling('{"name": "', '", "parameters": ', "}", between="; "),)
     start = "start"
 
+    @property
+    def within_call(self) -> bool:
+        """An object without the tag is taken for a call once it names a tool."""
+        named = self._state != "bare" or (self._scanner is not None and self._scanner.named)
+        return super().within_call and named
+
     def _in_start(self, events: list[Event]) -> bool:
         text = self._buffer.lstrip(SPACE)
         if not text:

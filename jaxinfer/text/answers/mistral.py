@@ -40,7 +40,7 @@ class MistralParser(ListedCallParser):
                 self._buffer = self._buffer[self._begin :]
             self._state = "held" if self._whole else "arguments"
             return True
-        if not self._final and _NAMED_SO_FAR.fullmatch(self._buffer, tag):
+        if _NAMED_SO_FAR.fullmatch(self._buffer, tag):
             return False
         return super()._without_object(events)
 

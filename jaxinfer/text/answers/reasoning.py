@@ -15,13 +15,15 @@ _CUT_TAG = 2  # characters of a closing tag in brackets from which on an answer 
 
 
 class ReasoningTags(NamedTuple):
-    """What stands around the reasoning, and other spellings of it. answer: tags around what follows, or None."""
+    """What stands around the reasoning, and other spellings of it. answer: tags around what follows, or
+    None. tokens: special tokens of which tags are made."""
 
     open: str
     close: str
     other_opens: tuple[str, ...] = ()
     other_closes: tuple[str, ...] = ()
     answer: tuple[str, str] | None = None
+    tokens: tuple[str, ...] = ()
 
     @property
     def opens(self) -> tuple[str, ...]:
@@ -33,7 +35,7 @@ class ReasoningTags(NamedTuple):
 
     @property
     def all(self) -> tuple[str, ...]:
-        return (*self.opens, *self.closes, *(self.answer or ()))
+        return (*self.opens, *self.closes, *(self.answer or ()), *self.tokens)
 
 
 class ReasoningSplitter:
@@ -247,7 +249,7 @@ class ReasoningSplitter:
 
     def _skip_tags(self) -> bool:
         """Drops what may stand before the answer: the closing tag again, and the answer's own opening."""
-        tags = (*self._tags.closes, *(self._tags.answer or ())[:1])
+        tags = () if self._open_answer else (*self._tags.closes, *(self._tags.answer or ())[:1])
         while (tag := next((tag for tag in tags if self._buffer.startswith(tag)), None)) is not None:
             self._buffer = self._buffer[len(tag) :].lstrip(SPACE)
             if tag not in self._tags.closes:

@@ -28,6 +28,16 @@ def settled(text: str, tags: Sequence[str]) -> int:
     return len(text[:end].rstrip(SPACE))
 
 
+def may_begin(text: str, start: int, tags: Sequence[str]) -> int:
+    """Where behind `start` a tag may begin whose end is not there yet; the text's end where none does."""
+    longest = max(map(len, tags))
+    for position in range(max(start, len(text) - longest + 1), len(text)):
+        rest = text[position:]
+        if any(tag.startswith(rest) for tag in tags):
+            return position
+    return len(text)
+
+
 def could_start(text: str, tag: str) -> bool:
     """Whether `text`, so far, is the beginning of `tag`."""
     return len(text) < len(tag) and tag.startswith(text)
@@ -106,6 +116,11 @@ class CallScanner:
         self._streaming = False
         self.told = False
         self.status = Status.OPEN
+
+    @property
+    def named(self) -> bool:
+        """The name is there, and one that makes a call."""
+        return self._name is not None and self.status is not Status.BAD
 
     def feed(self, text: str, start: int, events: list[Event]) -> int:
         """Reads on from `start`, appends what is certain; returns the position behind the last character taken."""
@@ -230,10 +245,16 @@ class CallScanner:
 
 def is_json_object(text: str) -> bool:
     """Whether a text is a JSON object, as strictly as clients read it: no NaN, no raw line break in a string."""
+    return text.lstrip(SPACE).startswith("{") and is_json(text)
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is a JSON value, as strictly as clients read it."""
     try:
-        return isinstance(json.loads(text, parse_constant=_refuse), dict)
+        json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return False
+    return True
 
 
 def _refuse(constant: str) -> None:

@@ -46,14 +46,15 @@ class TaggedParser:
         self._push_rest(text, events)
         return events
 
-    def finish(self) -> list[Event]:
+    def finish(self, *, cut: bool = False) -> list[Event]:
+        """cut: see CallParser.finish."""
         events: list[Event] = []
         space = "".join(self._space)
         self._push_rest(space if self._reasoning is None else self._reasoning.push(space, events), events)
         if self._reasoning is not None:
             self._push_rest(self._reasoning.finish(events), events)
         if self._calls is not None:
-            self._calls.finish(events)
+            self._calls.finish(events, cut=cut)
         return events
 
     def _push_rest(self, text: str, events: list[Event]) -> None:

@@ -22,6 +22,7 @@ from jaxinfer.text.answers import (
     collect,
     output_parser_names,
 )
+from jaxinfer.text.answers.formats import CALL_SPELLINGS
 from jaxinfer.text.chat import ChatTemplates
 from serving.http import chat_input, responses_input
 from serving.http.answers import new_call_id
@@ -44,6 +45,13 @@ SHAPES = {
     "granite": [templates.GRANITE, templates.PHI4],
     "llama3": [templates.LLAMA3],
     "mistral": [templates.MISTRAL, templates.MISTRAL_NAMED],
+    "qwen3_xml": [templates.XML],
+    "glm45": [templates.ARG_KEYS, templates.ARG_KEYS_CLOSE],
+    "gemma4": [templates.GEMMA4],
+    "nemotron": [templates.NEMOTRON],
+    "deepseek_v3": [templates.DEEPSEEK],
+    "deepseek_v31": [templates.DEEPSEEK_V31],
+    "deepseek_v32": [templates.DEEPSEEK_V32],
     "harmony": [templates.HARMONY, templates.HARMONY_NARROW],
 }
 ARGUMENTS = [
@@ -78,7 +86,13 @@ def _call(form: str, name: str, arguments: str) -> str:
         "granite": f"<|tool_call|>[{call}]",
         "mistral": f"[TOOL_CALLS][{call}]",
     }
-    return tagged[form]
+    if form in tagged:
+        return tagged[form]
+    spelling = CALL_SPELLINGS[form][0]
+    try:
+        return spelling.spell_all([(name, arguments)]).encode("utf-8", "replace").decode("utf-8")
+    except (ValueError, AttributeError):  # no JSON object: as it is, where the arguments stand
+        return spelling.before_name + name + spelling.before_arguments + arguments + spelling.after_arguments
 
 
 @st.composite
@@ -208,10 +222,17 @@ def test_the_shapes_are_those_that_the_parsers_are_for() -> None:
         for form, shapes in SHAPES.items()
     }
     assert known == {
-        "hermes": ["hermes", "hermes", "none", "hermes", "none"],
+        "hermes": ["hermes", "hermes", "qwen3_xml", "hermes", "none"],
         "granite": ["granite", "granite"],
         "llama3": ["llama3"],
         "mistral": ["mistral", "mistral"],
+        "qwen3_xml": ["qwen3_xml"],
+        "glm45": ["glm45", "glm45"],
+        "gemma4": ["gemma4"],
+        "nemotron": ["nemotron"],
+        "deepseek_v3": ["deepseek_v3"],
+        "deepseek_v31": ["deepseek_v31"],
+        "deepseek_v32": ["deepseek_v32"],
         "harmony": ["harmony", "harmony"],
     }
 

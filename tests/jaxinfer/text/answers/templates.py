@@ -54,6 +54,51 @@ DEEPSEEK = _chatml(
     "<\uff5ctool\u2581calls\u2581begin\uff5c><\uff5ctool\u2581call\u2581begin\uff5c>function<\uff5ctool\u2581sep\uff5c>"
     "{{ f.name }}\n```json\n{{ f.arguments | tojson }}\n```<\uff5ctool\u2581call\u2581end\uff5c>"
 )
+DEEPSEEK_V31 = _chatml(
+    "{{ '<\uff5ctool\u2581calls\u2581begin\uff5c>' if loop.first }}<\uff5ctool\u2581call\u2581begin\uff5c>{{ f.name }}<\uff5ctool\u2581sep\uff5c>"
+    "{{ f.arguments | tojson }}<\uff5ctool\u2581call\u2581end\uff5c>{{ '<\uff5ctool\u2581calls\u2581end\uff5c>' if loop.last }}"
+)
+DEEPSEEK_V32 = _chatml(
+    "{%- if loop.first %}\n\n<\uff5cDSML\uff5cfunction_calls>\n{% endif %}"
+    """<\uff5cDSML\uff5cinvoke name="{{ f.name }}">\n{% for k, v in f.arguments | items %}"""
+    """<\uff5cDSML\uff5cparameter name="{{ k }}" string="{{ 'true' if v is string else 'false' }}">"""
+    "{{ v if v is string else v | tojson }}</\uff5cDSML\uff5cparameter>\n{% endfor %}</\uff5cDSML\uff5cinvoke>\n"
+    "{%- if loop.last %}</\uff5cDSML\uff5cfunction_calls>{% endif %}"
+)
+DEEPSEEK_V4 = DEEPSEEK_V32.replace("function_calls", "tool_calls")
+DEEPSEEK_V41 = (
+    DEEPSEEK_V32.replace("\uff5cfunction_calls", "\uff5c calls")
+    .replace("DSML\uff5cinvoke", "DSML\uff5c invoke")
+    .replace("DSML\uff5cparameter", "DSML\uff5c parameter")
+)
+# GLM 4.7 leaves the line breaks out.
+ARG_KEYS_CLOSE = _chatml(
+    "<tool_call>{{ f.name }}{% for k, v in f.arguments | items %}<arg_key>{{ k }}</arg_key>"
+    "<arg_value>{{ v if v is string else v | tojson }}</arg_value>{% endfor %}</tool_call>"
+)
+NEMOTRON = _chatml(
+    "{{ '<TOOLCALL>[' if loop.first }}"
+    """{{ '{"name": "' + f.name + '", "arguments": ' + (f.arguments | tojson) + '}' }}"""
+    "{{ ']</TOOLCALL>' if loop.last else ', ' }}"
+)
+FUNCTOOLS = _chatml(
+    "{{ ' functools[' if loop.first }}"
+    """{{ '{"name": "' + f.name + '", "arguments": ' + (f.arguments | tojson) + '}' }}"""
+    "{{ ']' if loop.last else ', ' }}"
+)
+GEMMA4 = (
+    "{%- macro written(v) %}{% if v is string %}<|\"|>{{ v }}<|\"|>{% elif v is boolean %}{{ 'true' if v else 'false' }}"
+    "{% else %}{{ v }}{% endif %}{% endmacro %}"
+    "{%- for m in messages %}{%- if m.role == 'tool' %}<|tool_response>response:f{value:{{ written(m.content) }}}<tool_response|>"
+    "{%- else %}{{ '<|turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}"
+    "{%- for call in m.tool_calls or [] %}{{ '<|tool_call>call:' + call.function.name + '{' }}"
+    "{%- for k, v in call.function.arguments | dictsort %}{{ k }}:{{ written(v) }}{{ '' if loop.last else ',' }}{% endfor %}}<tool_call|>"
+    "{%- endfor %}{%- if m.tool_calls %}<|tool_response>{% else %}{{ m.content.split('<channel|>')[-1] + '<turn|>\n' }}{% endif %}"
+    "{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|turn>model\n' }}{{ '<|channel>thought\n<channel|>' if not enable_thinking }}{%- endif %}"
+)
+# Seed-OSS: Qwen3's functions with other tags around.
+SEED = XML.replace("tool_call>", "seed:tool_call>")
 FUNCTIONARY = _chatml("<function={{ f.name }}>{{ f.arguments | tojson }}</function>")
 MINIMAX = _chatml(
     """<minimax:tool_call>\n<invoke name="{{ f.name }}">{% for k, v in f.arguments | items %}"""

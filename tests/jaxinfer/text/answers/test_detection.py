@@ -18,12 +18,22 @@ KNOWN = {
     "LLAMA3": "llama3",
     "MISTRAL": "mistral",
     "MISTRAL_NAMED": "mistral",
+    "XML": "qwen3_xml",
+    "ARG_KEYS": "glm45",
+    "ARG_KEYS_CLOSE": "glm45",
+    "DEEPSEEK": "deepseek_v3",
+    "DEEPSEEK_V31": "deepseek_v31",
+    "DEEPSEEK_V32": "deepseek_v32",
+    "DEEPSEEK_V4": "deepseek_v4",
+    "DEEPSEEK_V41": "deepseek_v41",
+    "NEMOTRON": "nemotron",
+    "FUNCTOOLS": "phi4_mini",
+    "GEMMA4": "gemma4",
     "HARMONY": "harmony",
     "HARMONY_NARROW": "harmony",
 }
 UNKNOWN = [
-    *("XML", "ARG_KEYS", "YAML", "OTHER_KEYS", "PYTHONIC", "KIMI", "DEEPSEEK", "FUNCTIONARY", "MINIMAX", "COMMAND_R"),
-    *("LLAMA4", "NO_TOOLS"),
+    *("YAML", "OTHER_KEYS", "PYTHONIC", "KIMI", "FUNCTIONARY", "MINIMAX", "COMMAND_R", "LLAMA4", "NO_TOOLS", "SEED"),
 ]
 
 
@@ -35,6 +45,34 @@ def test_formats_are_known_by_the_calls_that_templates_write(name: str) -> None:
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_other_formats_with_the_same_tags_are_not(name: str) -> None:
     assert output_parser_names("auto", "none", getattr(templates, name)).tool_calls == "none"
+
+
+@pytest.mark.parametrize(
+    ("name", "opening"),
+    [
+        *(
+            ("HERMES", '<tool_call>\n{"name": "'),
+            ("LISTED", '<tool_call>[{"name": "'),
+            ("XML", "<tool_call>\n<function="),
+        ),
+        *(("ARG_KEYS", "<tool_call>"), ("PHI4", '<|tool_call|>[{"name": "'), ("GRANITE", '<|tool_call|>[{"name": "')),
+        *(("MISTRAL", '[TOOL_CALLS][{"name": "'), ("MISTRAL_NAMED", "[TOOL_CALLS]"), ("GEMMA4", "<|tool_call>call:")),
+    ],
+)
+def test_the_spelling_is_the_one_that_the_template_shows(name: str, opening: str) -> None:
+    spelling = output_parser_names("auto", "none", getattr(templates, name)).spelling
+    assert spelling is not None
+    assert spelling.opening + spelling.before_name == opening
+
+
+def test_line_breaks_between_tags_are_of_the_spelling() -> None:
+    loose, close = (
+        output_parser_names("glm47", "none", template).spelling
+        for template in (templates.ARG_KEYS, templates.ARG_KEYS_CLOSE)
+    )
+    assert loose is not None
+    assert close is not None
+    assert (loose.before_arguments, close.before_arguments) == ("\n", "")
 
 
 def test_every_template_is_judged() -> None:
@@ -62,7 +100,7 @@ def test_the_template_for_tools_is_the_one_that_is_judged() -> None:
     assert output_parser_names("auto", "auto", {"default": "x", "tool_use": templates.MISTRAL}).tool_calls == "mistral"
     assert output_parser_names("auto", "auto", {"default": templates.HERMES, "rag": "x"}).tool_calls == "hermes"
     assert (
-        output_parser_names("auto", "auto", {"tool_use": templates.XML, "default": templates.HERMES}).tool_calls
+        output_parser_names("auto", "auto", {"tool_use": templates.YAML, "default": templates.HERMES}).tool_calls
         == "none"
     )
     assert output_parser_names("auto", "auto", {"rag": templates.HERMES}).tool_calls == "none"
@@ -73,6 +111,8 @@ def test_the_template_for_tools_is_the_one_that_is_judged() -> None:
     [
         ("<think> </think>", OutputParserNames("none", "think")),
         ("content.split('</think>')", OutputParserNames("none", "think", unopened=True)),
+        ("<|channel>thought <channel|>", OutputParserNames("none", "gemma4")),
+        ("<think></think> <response>{{ result }}</response>", OutputParserNames("none", "think")),
         ("[THINK] [/THINK]", OutputParserNames("none", "mistral")),
         ("'<|start|>assistant<|channel|>analysis<|message|>'", OutputParserNames("none", "harmony")),
         ("'<|channel|>' + channel for channel in ['analysis', 'final']", OutputParserNames("none", "harmony")),
@@ -94,8 +134,10 @@ def test_reasoning_is_known_by_its_tags(source: str, expected: OutputParserNames
 def test_a_format_that_is_given_wins() -> None:
     assert output_parser_names("none", "none", templates.QWEN3) == OutputParserNames()
     assert output_parser_names("mistral", "think", None) == OutputParserNames("mistral", "think")
+    assert output_parser_names("qwen3_coder", "deepseek_r1", None) == OutputParserNames("qwen3_xml", "think")
+    assert output_parser_names("llama3_json", "qwen3", None) == OutputParserNames("llama3", "think")
     with pytest.raises(
-        ValueError, match="tool_calls is 'xml'; it must be one of none, hermes, llama3, mistral, granite, harmony"
+        ValueError, match="tool_calls is 'xml'; it must be one of none, hermes, llama3, mistral, granite, qwen3_xml, "
     ):
         output_parser_names("xml", "auto", None)
 
