@@ -7,21 +7,13 @@ tests/jaxinfer/constraints/test_calls_are_found.py draws calls of every format a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from jaxinfer.constraints.function import Function
+from jaxinfer.constraints.gemma_arguments import as_members
 from jaxinfer.constraints.grammar import Grammar, json_options
-from jaxinfer.text.answers import CallSpelling, JsonArguments
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    """A function that may be called. parameters: a usable schema of an object, which its arguments must match. field:
-    where in the request that stands."""
-
-    name: str
-    parameters: Mapping[str, Any]
-    field: str = "tools"
+from jaxinfer.constraints.parameters import as_parameters
+from jaxinfer.text.answers import CallSpelling, GemmaArguments, JsonArguments, ParameterArguments
 
 
 def json_arguments(function: Function, grammar: Grammar) -> str:
@@ -33,7 +25,11 @@ def _as_json(function: Function, _: JsonArguments, grammar: Grammar) -> str:
     return json_arguments(function, grammar)
 
 
-_WRITERS: Mapping[type, Callable[[Function, Any, Grammar], str]] = {JsonArguments: _as_json}
+_WRITERS: Mapping[type, Callable[[Function, Any, Grammar], str]] = {
+    JsonArguments: _as_json,
+    ParameterArguments: as_parameters,
+    GemmaArguments: as_members,
+}
 
 
 def can_be_written(spelling: CallSpelling) -> bool:

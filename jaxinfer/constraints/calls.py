@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxinfer.constraints.arguments import Function, arguments, json_arguments
+from jaxinfer.constraints.arguments import arguments, json_arguments
 from jaxinfer.constraints.checking import check_schema
+from jaxinfer.constraints.function import Function
 from jaxinfer.constraints.grammar import SPACE, Grammar, either, json_options, pattern_of
 from jaxinfer.constraints.reasoning import call_message
 from jaxinfer.constraints.schema import usable_schema
@@ -53,7 +54,7 @@ class ToolRules:
 def functions(rules: ToolRules) -> list[Function]:
     """What each call may be. Arguments of a function that is not strict are any object, where its schema is one that no
     grammar can be made of. Raises InvalidRequest for a strict one."""
-    return [Function(tool.name, _parameters(tool), tool.field) for tool in rules.tools]
+    return [Function(tool.name, _parameters(tool), tool.field, tool.strict) for tool in rules.tools]
 
 
 def _parameters(tool: Tool) -> Mapping[str, Any]:

@@ -90,6 +90,15 @@ class Grammar:
             either.append(f"{self.any_text()} <[{','.join(map(str, tokens))}]>")
         return self.rule(" | ".join(either))
 
+    def ended(self, body: str, end: str) -> str:
+        """A text that a terminal's expression allows, up to where `end` stands for the first time behind one."""
+        lazy = self._named("rule", self.terminal(f"({body}) {literal(end)}"), "[lazy]")
+        mark = next((mark for mark in _MARK.finditer(end) if self._token_of(mark[0]) is not None), None)
+        if mark is None:
+            return lazy
+        head = f"({body}) {literal(end[: mark.start()])}".rstrip()
+        return either(lazy, f"{self.terminal(head)} {self.text(end[mark.start() :])}")
+
     def _part(self, part: dict[str, Any]) -> str:
         known = next((name for name, other in self._parts.items() if other == part), None)
         if known is None:
