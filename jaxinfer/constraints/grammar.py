@@ -1,4 +1,4 @@
-"""Builds a constraint: Lark rules that refer to schemas and grammars beside them (llguidance's docs/syntax.md)."""
+"""Builds a constraint: Lark rules that refer to schemas and grammars beside them (llguidance documents its syntax)."""
 
 from __future__ import annotations
 

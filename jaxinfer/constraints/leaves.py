@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxinfer.constraints.grammar import Grammar, json_options, pattern_of
-from jaxinfer.constraints.schema import at, escaped
+from jaxinfer.constraints.schema import ANNOTATIONS, at, escaped
 from jaxinfer.errors import InvalidRequest
 
-_ANNOTATIONS = ("$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated", "description", "title")
-_ANNOTATIONS += ("discriminator", "example", "examples", "readOnly", "writeOnly")
 _OF_TEXT = frozenset({"type", "enum", "const", "minLength", "maxLength", "pattern"})
 _REFERENCES = 16  # that lead to each other
 
@@ -51,7 +49,7 @@ class Parts:
 
     def members(self, leaf: Leaf) -> list[tuple[str, bool, Any, str]]:
         """(name, whether it is required, schema, pointer) of an object's members, in order."""
-        known = {"type", "properties", "required", "additionalProperties", *_ANNOTATIONS}
+        known = {"type", "properties", "required", "additionalProperties", *ANNOTATIONS}
         unknown = next((name for name in leaf.schema if name not in known), None)
         if unknown is not None:
             raise self.refuse(f"{leaf.pointer}/{unknown}", leaf.schema[unknown], "no grammar can be made of it")
@@ -69,7 +67,7 @@ class Parts:
         """The alternatives of a value."""
         if not isinstance(schema, Mapping):
             schema = {} if schema is True else {"enum": []}
-        own = {name: value for name, value in schema.items() if name not in _ANNOTATIONS}
+        own = {name: value for name, value in schema.items() if name not in ANNOTATIONS}
         if depth > _REFERENCES:
             raise self.refuse(pointer, schema, "references must not lead to themselves")
         choice = next((name for name in ("anyOf", "oneOf", "$ref", "allOf") if name in own), None)

@@ -22,7 +22,7 @@ MAX_ENUM_VALUES = 5000  # of all enums together
 MAX_PATTERN = 8192  # characters
 MAX_COUNT = 1 << 20  # of minLength, maxItems and the like
 
-# Each keyword with an effect on the grammar: see llguidance, docs/json_schema.md.
+# Each keyword with an effect on the grammar, as llguidance documents them.
 _IN_LIST = ("anyOf", "oneOf", "allOf", "prefixItems")
 _IN_OBJECT = ("properties", "patternProperties", "$defs", "definitions")
 _ONE = ("items", "additionalItems", "additionalProperties")
