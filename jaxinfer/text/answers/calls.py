@@ -73,9 +73,10 @@ class CallParser(ABC):
         begins = any(could_start(rest, tag) for tag in self.tags)
         # Behind a call the beginning of a tag is the next call, cut off.
         begun = begins and (self._behind_call or (cut and len(rest) >= _CUT_TAG))
-        if self._buffer and not begun and not (cut and self.within_call):
+        begun = begun or (cut and self.within_call)
+        if self._buffer and not begun:
             self.tell(self._buffer, events)
-        if self._gap and not self._called:
+        if self._gap and not self._called and not begun:
             events.append(Content(self._gap))
         self._buffer = self._gap = ""
 

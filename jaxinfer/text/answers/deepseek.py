@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from jaxinfer.text.answers.named import Ahead, NamedCallParser, Part
+from jaxinfer.text.answers.named import Ahead, Head, NamedCallParser, Part
 from jaxinfer.text.answers.readers import ArgumentsReader, JsonReader, ParameterReader, ParameterTags
 from jaxinfer.text.answers.spelling import CallSpelling, ParameterArguments
 
@@ -22,7 +22,9 @@ class DeepSeekV31Parser(NamedCallParser):
     sections = ((_CALLS, _CALLS_END),)
     tags = (_CALLS, _CALL)
     more_tags = (_CALLS_END, _CALL_END, _SEP)
-    heads = ((_CALL, (Part.SPACES, Part.NAME, Part.SPACES, _SEP, Part.SPACES, Ahead(("{",)))),)
+    heads: tuple[tuple[str, Head], ...] = (
+        (_CALL, (Part.SPACES, Part.NAME, Part.SPACES, _SEP, Part.SPACES, Ahead(("{",)))),
+    )
     closes: tuple[str, ...] = (_CALL_END,)
     spellings = (CallSpelling(_CALL, _SEP, _CALL_END, _CALLS, "", _CALLS_END),)
 

@@ -64,9 +64,7 @@ class GemmaReader(ArgumentsReader):
             if text[position] == "}":
                 self._close(told)
             return position + 1
-        if could_start(text[position:], _QUOTE):
-            return None
-        begin = position
+        begin = position  # no colon is in the quotes, so where they are not complete there is none yet
         if text.startswith(_QUOTE, position):
             begin = position + len(_QUOTE)
             end = text.find(_QUOTE, begin)

@@ -57,10 +57,10 @@ class NemotronParser(HermesParser):
 class GraniteParser(HermesParser):
     """<|tool_call|> or <tool_call>, then a list of objects, usually without a closing tag: Granite 3, Phi-4-mini."""
 
-    tags = ("<|tool_call|>", "<tool_call>")
-    closes = ("<|/tool_call|>", "</tool_call>")
-    more_tags = closes
-    spellings = (
+    tags: tuple[str, ...] = ("<|tool_call|>", "<tool_call>")
+    closes: tuple[str, ...] = ("<|/tool_call|>", "</tool_call>")
+    more_tags: tuple[str, ...] = closes
+    spellings: tuple[CallSpelling, ...] = (
         listed("<|tool_call|>[", "]"),
         listed("<tool_call>[", "]"),
         listed("<|tool_call|>[", "]<|/tool_call|>"),

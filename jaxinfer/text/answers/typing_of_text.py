@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxinfer.text.answers.scanning import SPACE, is_json
 
 _TEXT = frozenset({"string"})
-_MAX_DEPTH = 16  # of references and alternatives within each other
-_WORDS = {"true": "true", "false": "false", "null": "null", "none": "null"}
+_WORDS = {"True": "true", "False": "false", "None": "null"}
 _KINDS = {
     str: _TEXT,
     bool: frozenset({"boolean"}),
@@ -36,15 +36,15 @@ class ValueSchema:
 
     def types(self) -> frozenset[str] | None:
         """JSON Schema's names of the types that the value may have; None where the schema names none."""
-        return frozenset(_types(self._root, self._node, 0)) or None
+        return frozenset(_types(self._root, self._node)) or None
 
     def member(self, key: str) -> ValueSchema:
         """Of an object's member."""
-        return ValueSchema(self._root, _below(self._root, self._node, "properties", key, 0))
+        return ValueSchema(self._root, _below(self._root, self._node, "properties", key))
 
     def item(self) -> ValueSchema:
         """Of a list's items."""
-        return ValueSchema(self._root, _below(self._root, self._node, "items", None, 0))
+        return ValueSchema(self._root, _below(self._root, self._node, "items", None))
 
 
 def typed(text: str, types: frozenset[str] | None) -> str:
@@ -56,7 +56,7 @@ def typed(text: str, types: frozenset[str] | None) -> str:
     if types == _TEXT:
         return json.dumps(text, ensure_ascii=False)
     value = text.strip(SPACE)
-    value = _WORDS.get(value.lower(), value)
+    value = value.lower() if value.lower() in _WORDS.values() else _WORDS.get(value, value)
     found = value if is_json(value) else _mended(value)
     if found is not None and (types is None or "string" not in types or _kinds(found) & (types - _TEXT)):
         return found
@@ -81,31 +81,38 @@ def _kinds(text: str) -> frozenset[str]:
     return _KINDS[type(value)]
 
 
-def _types(root: object, node: object, depth: int) -> set[str]:
-    if not isinstance(node, Mapping) or depth > _MAX_DEPTH:
-        return set()
+def _reached(root: object, node: object) -> Iterator[Mapping[str, Any]]:
+    """The node, and every part of the schema that it refers to or is made of, each once."""
+    waiting, seen = deque([node]), set[int]()
+    while waiting:
+        part = waiting.popleft()
+        if isinstance(part, Mapping) and id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            waiting.extend(_alternatives(root, part))
+
+
+def _types(root: object, node: object) -> set[str]:
     found: set[str] = set()
-    named = node.get("type")
-    found.update(name for name in (named if isinstance(named, list) else [named]) if isinstance(name, str))
-    values = node["enum"] if isinstance(node.get("enum"), list) else [node["const"]] if "const" in node else []
-    if not found:
-        found.update(*(_kinds(json.dumps(value)) for value in values))
-    for inner in _alternatives(root, node):
-        found |= _types(root, inner, depth + 1)
+    for part in _reached(root, node):
+        named = part.get("type")
+        own = {name for name in (named if isinstance(named, list) else [named]) if isinstance(name, str)}
+        if not own:
+            values = part["enum"] if isinstance(part.get("enum"), list) else [part["const"]] if "const" in part else []
+            own.update(*(_kinds(json.dumps(value)) for value in values))
+        found |= own
     return found
 
 
-def _below(root: object, node: object, keyword: str, key: str | None, depth: int) -> object:
+def _below(root: object, node: object, keyword: str, key: str | None) -> object:
     """The schema under node[keyword], and there under `key` unless that is None; None where there is none."""
-    if not isinstance(node, Mapping) or depth > _MAX_DEPTH:
-        return None
-    inner = node.get(keyword)
-    if key is not None:
-        inner = inner.get(key) if isinstance(inner, Mapping) else None
-    if inner is not None:
-        return inner
-    found = (_below(root, other, keyword, key, depth + 1) for other in _alternatives(root, node))
-    return next((each for each in found if each is not None), None)
+    for part in _reached(root, node):
+        inner = part.get(keyword)
+        if key is not None:
+            inner = inner.get(key) if isinstance(inner, Mapping) else None
+        if inner is not None:
+            return inner
+    return None
 
 
 def _alternatives(root: object, node: Mapping[str, Any]) -> list[object]:
