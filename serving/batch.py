@@ -221,8 +221,10 @@ class BatchRun:
 
     async def _work(self, api: Api, entries: Iterator[tuple[str, str, bytes]]) -> None:
         for custom_id, url, body in entries:
-            status, request_id, answer = await self._answer(api, url, body)
+            status, request_id, answer, ignored = await self._answer(api, url, body)
             response = {"status_code": status, "request_id": request_id, "body": answer}
+            if ignored:
+                response["ignored"] = ignored
             line = {
                 "id": _LINE_ID + secrets.token_hex(12),
                 "custom_id": custom_id,
@@ -232,19 +234,20 @@ class BatchRun:
             self._output.write(b"".join([part async for part in json_text.encode_in_parts(line)]))
             self._count(status, answer)
 
-    async def _answer(self, api: Api, url: str, body: bytes) -> tuple[int, str, dict[str, Any]]:
+    async def _answer(self, api: Api, url: str, body: bytes) -> tuple[int, str, dict[str, Any], tuple[str, ...]]:
+        """Status, the request's id, the answer's body, and what of the request had no effect."""
         try:
             reply = await api.begin(url, body)
         except ApiError as error:
-            return error.status, "", self._unless_over(api, error)
+            return error.status, "", self._unless_over(api, error), ()
         try:
             request_id = reply.generation.streams[0].prepared.request_id
             if reply.stream:
-                return 400, request_id, invalid("stream", "stream is True; a batch gives whole answers").body
-            return 200, request_id, dict(await reply.result())
+                return 400, request_id, invalid("stream", "stream is True; a batch gives whole answers").body, ()
+            return 200, request_id, dict(await reply.result()), reply.ignored.names
         except Refusal as refusal:
             failed = from_refusal(refusal)
-            return failed.status, "", self._unless_over(api, failed)
+            return failed.status, "", self._unless_over(api, failed), ()
         finally:
             reply.close()
 

@@ -1,5 +1,6 @@
-"""What the log says of a request that was not taken: which field and why, in the server's own words. Values, and names
-that the client made up, are its content and stay out of it."""
+"""What the log says of a request that was not taken: which field and why, in the server's own words. Values are the
+client's content and stay out of it; names of fields over HTTP are told, escaped and bounded, and elsewhere, where names
+can be content too, as far as they are the server's."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from protos.jaxinfer.v1 import inference_pb2
 from serving.errors import Refusal
 from serving.http import models
 from serving.http.errors import ApiError
+from serving.http.ignored import escaped
 from serving.observing.record import Origin
 
 _ACCESS = logging.getLogger("serving.access")
@@ -50,7 +52,7 @@ class Told(NamedTuple):
 def told(error: Exception) -> list[Told]:
     """Every fault of a refused request."""
     if isinstance(error, ApiError):
-        return [Told(known_part(fault.param), fault.reason) for fault in error.faults]
+        return [Told(None if fault.param is None else escaped(fault.param), fault.reason) for fault in error.faults]
     if isinstance(error, InvalidRequest):
         return [Told(known_part(fault.field), fault.allowed) for fault in faults_of(error)]
     if isinstance(error, Refusal):

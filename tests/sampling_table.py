@@ -45,6 +45,8 @@ HTTP_NAMES = {
     "max_output_tokens": "max_tokens",
     "top_logprobs": "logprobs",
     "logprobs": "logprobs",
+    "bad_words": "bad_token_ids",
+    "truncation_side": "truncate_prompt_tokens",
     "response_format": "structured_outputs",
     "text": "structured_outputs",
 }

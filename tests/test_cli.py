@@ -228,7 +228,7 @@ def run(argv: list[str]) -> int:
 
 def test_names_may_be_spelt_with_underscores():
     given = PARSERS["serve"].parse_args(["--max_model_len=64", "--http_port", "9", "--served-model-name", "a_b"])
-    assert (given.max_model_len, given.http_port, given.served_model_name) == (64, 9, "a_b")
+    assert (given.max_model_len, given.http_port, given.served_model_name) == (64, 9, ["a_b"])
 
 
 def test_keys_alone_names_its_commands(capsys):

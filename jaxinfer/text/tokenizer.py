@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -189,6 +191,16 @@ class Tokenizer:
         """The folder's chat template: its source, or name -> source where it has several; None when it has none."""
         return self._chat.source
 
+    def with_chat_template(self, source: str, where: str) -> Tokenizer:
+        """The same tokenizer with a chat template (Jinja) in the place of the folder's. where: for messages. Raises
+        ChatTemplateError where it does not compile."""
+        chat = ChatTemplates(source, where)
+        chat.check()
+        found = copy.copy(self)
+        found._chat = chat
+        found.content_digest = hashlib.sha256(f"{self.content_digest}{source}".encode()).hexdigest()
+        return found
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -196,6 +208,7 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
+        continue_final: bool = False,
         **template_kwargs: Any,
     ) -> str:
         """Renders a conversation as transformers' apply_chat_template(tokenize=False) does.
@@ -211,6 +224,8 @@ class Tokenizer:
             tools: JSON schemas of callable functions.
             template: Jinja source, or the name of one of the folder's templates; default: the folder's own
                 ("tool_use", where there is one and tools are given).
+            continue_final: end with the last message's text, without what closes a message, for the model to
+                go on with it; instead of `add_generation_prompt`.
             **template_kwargs: further variables of the template (`documents`, `enable_thinking`, ...). They win over
                 the special tokens, which are variables too.
 
@@ -226,6 +241,7 @@ class Tokenizer:
             variables=template_kwargs,
             special_tokens=self._special_tokens,
             settle=True,
+            continue_final=continue_final,
         )
 
     def encode_chat(

@@ -7,7 +7,7 @@ import datetime
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from serving.errors import DEFAULT_RETRY_MS, Refusal, exhausted
 _LOG = logging.getLogger("serving.access")
 _AUDIT = logging.getLogger("serving.audit")
 _REFRESH_SECONDS = 1.0
+GIVEN = Caller(key="--api-key")  # whoever has a key that was given on the command line may do everything
 
 
 class AccessError(Exception):
@@ -31,14 +32,15 @@ class AccessError(Exception):
 
 @dataclass(frozen=True)
 class AccessConfig:
-    """keys: file of API keys; None lets everybody in."""
+    """keys: file of API keys. given: keys as they are, of one operator. Without either everybody is let in."""
 
     keys: Path | None = None
     tls: TlsConfig | None = None
+    given: tuple[str, ...] = field(default=(), repr=False)
 
     def check(self, hosts: Iterable[str]) -> None:
         """Raises AccessError: a key that crosses a network in the clear is no secret."""
-        if self.keys is None or self.tls is not None:
+        if (self.keys is None and not self.given) or self.tls is not None:
             return
         for host in hosts:
             if not is_loopback(host):
@@ -49,7 +51,7 @@ class AccessConfig:
 
 
 class Access:
-    """Raises AccessError. Without keys every call is ANYONE's and nothing is limited.
+    """Raises AccessError. Without any key every call is ANYONE's and nothing is limited.
 
     audit_sinks: each gets every entry of the audit log, beside the log itself.
     """
@@ -59,6 +61,7 @@ class Access:
         self.limiter = Limiter()
         self._path = config.keys
         self._keys: keys.KeySet | None = None
+        self._given = tuple(map(keys.digest_of, config.given))
         self.audit_sinks: list[Callable[[dict[str, Any]], None]] = []
         try:
             self.tls = None if config.tls is None else Tls(config.tls)
@@ -75,20 +78,22 @@ class Access:
     @property
     def open(self) -> bool:
         """Nobody needs a key."""
-        return self._keys is None
+        return self._keys is None and not self._given
 
     # -- who ------------------------------------------------------------------------------------------------------
 
     def caller(self, presented: str | None) -> Caller:
         """Whose key this is. Raises Refusal. The message never quotes what was presented."""
-        if self._keys is None:
+        if self.open:
             return ANYONE
         if not presented:
             raise Refusal(grpc.StatusCode.UNAUTHENTICATED, "no API key is given; it goes into Authorization: Bearer")
-        found = self._keys.find(presented)
-        if found is None:
+        found = None if self._keys is None else self._keys.find(presented)
+        if found is not None:
+            return found[0]
+        if not keys.is_one_of(presented, self._given):
             raise Refusal(grpc.StatusCode.UNAUTHENTICATED, "the API key is not one of this server's, or has expired")
-        return found[0]
+        return GIVEN
 
     def permit(self, caller: Caller, role: str | None) -> None:
         """Raises Refusal unless the caller has the role; None: any will do."""

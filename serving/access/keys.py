@@ -106,6 +106,15 @@ def digest_of(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def is_one_of(presented: str, digests: Sequence[str]) -> bool:
+    """All are compared, each in constant time."""
+    if len(presented) > MAX_KEY_LENGTH:
+        return False
+    digest = digest_of(presented)
+    found = [hmac.compare_digest(digest, each) for each in digests]
+    return any(found)
+
+
 def parse(text: str, where: str) -> KeySet:
     """Raises KeysError naming what is wrong; no secret is in the file, so none is in the message."""
     try:

@@ -9,8 +9,10 @@ from typing import Any
 import grpc
 
 from serving.access.access import AccessConfig
+from serving.access.keys import MAX_KEY_LENGTH
 from serving.access.tls import TlsConfig
 from serving.commands.parsing import CommandError
+from serving.commands.vllm_options import Listed
 
 
 def add_access_options(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +24,20 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         help="calls need a key of this file, made by `jaxinfer keys` (default: none needed)",
     )
     group.add_argument(
-        "--tls-cert", type=Path, metavar="FILE", help="certificate chain of both ports, PEM (default: no TLS)"
+        "--api-key",
+        action=Listed,
+        nargs="+",
+        type=_key,
+        metavar="KEY",
+        default=[],
+        help="or one of these, which may do everything; others on this machine can see them (default: none)",
+    )
+    group.add_argument(
+        "--tls-cert",
+        "--ssl-certfile",
+        type=Path,
+        metavar="FILE",
+        help="certificate chain of both ports, PEM (default: no TLS)",
     )
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
     group.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="clients need a certificate that this signed")
@@ -33,7 +48,13 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
 
 
 def access_config(arguments: argparse.Namespace) -> AccessConfig:
-    return AccessConfig(arguments.api_keys, _tls(arguments))
+    return AccessConfig(arguments.api_keys, _tls(arguments), tuple(arguments.api_key))
+
+
+def _key(text: str) -> str:
+    if not (1 <= len(text) <= MAX_KEY_LENGTH and text.isascii() and text.isprintable() and " " not in text):
+        raise argparse.ArgumentTypeError(f"it must be 1 to {MAX_KEY_LENGTH} ASCII characters without spaces")
+    return text
 
 
 def _tls(arguments: argparse.Namespace) -> TlsConfig | None:

@@ -7,6 +7,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,14 +20,15 @@ from jaxinfer.errors import BAD_INPUT
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError
 from serving.batch import BatchError, BatchProgress, BatchRun, Output, read_input
+from serving.commands.api_options import add_api_options, api_config
 from serving.commands.early import check_model
 from serving.commands.local_engine import local_engine
-from serving.commands.options import add_model_options, add_parser_options, add_runtime_options, runtime_config
+from serving.commands.options import add_model_options, add_runtime_options, runtime_config
 from serving.commands.parsing import BAD_INPUT as BAD_INPUT_CODE
 from serving.commands.parsing import FAILURE, INTERRUPTED, CommandError, CommandParser, fail
 from serving.commands.progress import PlainLines, ProgressView
 from serving.engine_process import Build
-from serving.http.api import Api, ApiConfig
+from serving.http.api import Api
 
 _AHEAD = 2  # requests under way for each sequence of a step, so that the engine never waits
 
@@ -49,7 +51,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--served-model-name", metavar="NAME", help="name of the model in the requests (default: its hub id or folder)"
     )
-    add_parser_options(parser)
+    add_api_options(parser)
     add_model_options(parser)
     add_runtime_options(parser)
     return parser
@@ -108,7 +110,9 @@ async def _run(
     view: _View,
 ) -> None:
     async with local_engine(arguments, hub_cache, build) as (frontend, context):
-        api = Api(frontend, ApiConfig(arguments.tool_call_parser, arguments.reasoning_parser))
+        api = Api(frontend, api_config(arguments))
+        context = replace(context, trusts_chat_templates=api.config.trust_request_chat_template)
+        frontend.open(context)
         api.open(context)
         view.start(run.progress)
         await run.run(api, _AHEAD * context.info.max_num_seqs)

@@ -11,12 +11,12 @@ from typing import Any, get_args
 from checkpoints.files import GENERATION_CONFIG_FILE, CheckpointError
 from checkpoints.folder import read_config
 from jaxinfer.config import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, KvCacheDtype, Quantization, RuntimeConfig
-from jaxinfer.errors import InvalidRequest
+from jaxinfer.errors import ChatTemplateError, InvalidRequest
 from jaxinfer.generation_config import generation_defaults, generation_notes
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.text import Tokenizer, TokenizerError, load_tokenizer
-from jaxinfer.text.answers import REASONING_PARSERS, TOOL_CALL_PARSERS
 from serving.commands.parsing import spelled
+from serving.commands.vllm_options import length, size
 from serving.observing.ledger import MAX_BYTES
 from serving.observing.logs import LEVELS, LogFormat
 from serving.observing.metrics import PREFIXES
@@ -47,11 +47,11 @@ def add_runtime_options(parser: argparse.ArgumentParser, *, bundle: bool = True)
         without="as the checkpoint has them",
     )
     add("--device", choices=("cpu", "gpu", "tpu"), help="where to run", without="what JAX finds")
-    add("--max-model-len", type=int, metavar="N", help="longest prompt and output together, tokens", without=_LENGTH)
+    add("--max-model-len", type=length, metavar="N", help="longest prompt and output together, tokens", without=_LENGTH)
     add("--max-num-seqs", type=int, metavar="N", help="sequences in one step", without=_by_device(MAX_NUM_SEQS))
     add(
         "--max-num-batched-tokens",
-        type=int,
+        type=size,
         metavar="N",
         help="tokens in one step",
         without=f"{_by_device(MAX_NUM_BATCHED_TOKENS)}, at least --max-num-seqs",
@@ -136,27 +136,21 @@ def runtime_config(arguments: argparse.Namespace) -> RuntimeConfig:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--generation-config",
+        type=lambda text: _NONE if text == "vllm" else text,  # vLLM's name for it
         choices=("auto", _NONE),
         default="auto",
-        help="auto: the model's generation_config.json sets defaults of sampling; none: it does not",
+        help="auto: the model's generation_config.json sets defaults of sampling; none, or vllm: it does not",
     )
     parser.add_argument("--skip-tokenizer-init", action="store_true", help="load no tokenizer: prompts are token ids")
 
 
 def model_name(arguments: argparse.Namespace, folder: Path) -> str:
     """What clients call the model: as the user says, else its hub id or its folder's name."""
-    given: str | None = getattr(arguments, "served_model_name", None)
+    given: str | list[str] | None = getattr(arguments, "served_model_name", None)
+    if isinstance(given, list):  # answers say the first
+        given = given[0] if given else None
     is_hub_id = arguments.model is not None and not Path(arguments.model).expanduser().is_dir()
     return given or (arguments.model if is_hub_id else folder.resolve().name)
-
-
-def add_parser_options(parser: argparse.ArgumentParser) -> None:
-    for name, choices, what in (
-        ("--tool-call-parser", TOOL_CALL_PARSERS, "tool calls"),
-        ("--reasoning-parser", REASONING_PARSERS, "its reasoning"),
-    ):
-        how = f"how the model writes {what}; auto: judged by its chat template"
-        parser.add_argument(name, choices=choices, default="auto", help=how)
 
 
 def add_observing_options(parser: argparse.ArgumentParser) -> None:
@@ -213,11 +207,17 @@ def generation_config_notes(folder: Path, generation_config: str) -> tuple[str, 
     return generation_notes(read_config(folder)[1]) if generation_config == "auto" else ()
 
 
-def tokenizer_of(folder: Path, *, skip: bool) -> Tokenizer | None:
-    """Raises TokenizerError, with the way out."""
+def tokenizer_of(folder: Path, *, skip: bool, chat_template: str | None = None) -> Tokenizer | None:
+    """chat_template: in the place of the folder's own. Raises TokenizerError, with the way out."""
     if skip:
         return None
     try:
-        return load_tokenizer(folder)
+        found = load_tokenizer(folder)
     except TokenizerError as error:
         raise TokenizerError(f"{error} (--skip-tokenizer-init serves token ids without one)") from error
+    if chat_template is None:
+        return found
+    try:
+        return found.with_chat_template(chat_template, "--chat-template")
+    except ChatTemplateError as error:
+        raise TokenizerError(f"--chat-template: {error}") from error

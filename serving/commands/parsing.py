@@ -7,7 +7,7 @@ import difflib
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 BAD_INPUT = 2  # exit code of what cannot be, as argparse has it
@@ -23,6 +23,18 @@ _WORDS = (
     (r"^(\S+): ignored explicit argument (.*)$", r"\1 takes no value, and \2 was given"),
     (r"^ambiguous option: (\S+) could match (.*)$", r"\1 could be \2: say which"),
 )
+# vLLM's names of options, and ours: taken wherever the command has ours.
+ALIASES: Mapping[str, str] = {
+    "-tp": "--tensor-parallel-size",
+    "-ep": "--enable-expert-parallel",
+    "-q": "--quantization",
+    "--block-size": "--page-size",
+    "--num-gpu-blocks-override": "--num-pages",
+    "--device-memory-utilization": "--gpu-memory-utilization",
+    "--shutdown-timeout": "--grace-seconds",
+    "--ssl-certfile": "--tls-cert",
+    "--ssl-keyfile": "--tls-key",
+}
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 
@@ -80,7 +92,8 @@ def spelled(value: Any) -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse whose errors are one line that says what may have been meant. `_` in an option's name is taken as `-`.
+    """argparse whose errors are one line that says what may have been meant. `_` in an option's name is taken as `-`, a
+    name of ALIASES as what it stands for.
 
     A type's function raises ArgumentTypeError with what the value "must be". Exits with `BAD_INPUT`, as argparse does.
     """
@@ -99,9 +112,11 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        given = [self._spelt(text) for text in (sys.argv[1:] if args is None else args)]
+        given = list(sys.argv[1:] if args is None else args)
+        options = given.index("--") if "--" in given else len(given)
+        given[:options] = map(self._spelt, given[:options])
         if self._subparsers is None:  # a misspelt name is told before what is missing because of it
-            for text in given[: given.index("--") if "--" in given else None]:
+            for text in given[:options]:
                 if self._is_unknown(text.partition("=")[0]):
                     self._refuse(text.partition("=")[0])
         found: tuple[argparse.Namespace, list[str]] = super().parse_known_args(given, namespace)
@@ -109,8 +124,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def _spelt(self, text: str) -> str:
         name, equals, value = text.partition("=")
-        dashed = name.replace("_", "-")
-        return f"{dashed}{equals}{value}" if name.startswith("--") and dashed in self._option_string_actions else text
+        dashed = name.replace("_", "-") if name.startswith("--") else name
+        ours = ALIASES.get(dashed, dashed)
+        return f"{ours}{equals}{value}" if name.startswith("-") and ours in self._option_string_actions else text
 
     def _is_unknown(self, name: str) -> bool:
         if not name.startswith("--") or " " in name:
@@ -123,7 +139,10 @@ class CommandParser(argparse.ArgumentParser):
                 if not action.option_strings and text.lstrip("-") == action.dest.rstrip("s"):
                     usage = " ".join(self.format_usage().split())
                     self.error(f"there is no option {text}; {action.metavar} is given without one: {usage}")
-            hint = meant(text, self._option_string_actions) or f"; {self.prog} --help lists those there are"
+            aliases = [name for name, ours in ALIASES.items() if ours in self._option_string_actions]
+            hint = (
+                meant(text, [*self._option_string_actions, *aliases]) or f"; {self.prog} --help lists those there are"
+            )
             self.error(f"there is no option {text}{hint}")
         self.error(f"{text!r} is one argument too many; {' '.join(self.format_usage().split())}")
 

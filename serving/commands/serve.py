@@ -17,13 +17,13 @@ from jaxinfer.errors import InvalidRequest
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError
 from serving.commands.access_options import access_config, add_access_options, check_access_options
+from serving.commands.api_options import add_api_options, api_config
 from serving.commands.console import ServeConsole
 from serving.commands.early import check_model
 from serving.commands.http_options import add_http_options, check_http_options, http_config
 from serving.commands.options import (
     add_model_options,
     add_observing_options,
-    add_parser_options,
     add_runtime_options,
     generation_config_notes,
     model_name,
@@ -33,10 +33,10 @@ from serving.commands.options import (
     tokenizer_of,
 )
 from serving.commands.parsing import CommandParser, fail, meant
+from serving.commands.vllm_options import Listed, add_options_without_effect, notes_of, settle_model
 from serving.engine_process import EXIT_REFUSED, Build, EngineProcess, build_model_engine
 from serving.gateways.services import GatewayConfig
 from serving.grpc_server import names as gateways
-from serving.http.api import ApiConfig
 from serving.observing.logs import EngineLogs, logging_to, tame_loop
 from serving.server import Server, ServerConfig, ServerError
 
@@ -73,21 +73,33 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         default=",".join(gateways.SERVICES),
         help=f"services of others on the gRPC port: {' and '.join(gateways.SERVICES)}, or none (docs/gateways.md)",
     )
-    add_parser_options(parser)
+    add_api_options(parser)
     _add_own_options(parser)
     add_http_options(parser)
     add_access_options(parser)
     add_observing_options(parser)
     add_runtime_options(parser)
+    add_options_without_effect(parser)
     return parser
 
 
 def _add_own_options(parser: argparse.ArgumentParser) -> None:
     """What the server is called, and how long it waits for whom."""
     parser.add_argument(
-        "--served-model-name", metavar="NAME", help="name of the model towards clients (default: its hub id or folder)"
+        "--served-model-name",
+        action=Listed,
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names of the model towards clients; answers say the first (default: its hub id or folder)",
     )
     add_model_options(parser)
+    parser.add_argument(
+        "--chat-template",
+        type=_template,
+        metavar="FILE",
+        help="a Jinja template, or the template itself (default: the model's own)",
+    )
     parser.add_argument(
         "--seed", type=int, metavar="N", help="makes the seeds of requests without one repeatable (default: drawn)"
     )
@@ -99,7 +111,11 @@ def _add_own_options(parser: argparse.ArgumentParser) -> None:
         help="sequences that may wait for a place",
     )
     parser.add_argument(
-        "--grace-seconds", type=float, metavar="S", default=_DEFAULTS.grace_seconds, help="for running work on SIGTERM"
+        "--grace-seconds",
+        type=float,
+        metavar="S",
+        default=_DEFAULTS.grace_seconds,
+        help="for running work on SIGTERM",
     )
     parser.add_argument(
         "--serve-while-warming",
@@ -134,11 +150,12 @@ def main(
     build: another engine, for tests."""
     parser = make_parser(program)
     arguments = parser.parse_args(argv)
+    settle_model(arguments)
     _check(parser, arguments)
     console = ServeConsole(
         called,
         secure=arguments.tls_cert is not None,
-        keys=arguments.api_keys is not None,
+        keys=arguments.api_keys is not None or bool(arguments.api_key),
         detailed=arguments.log_level == "debug",
     )
     with logging_to(form=arguments.log_format, level=arguments.log_level, content=arguments.log_content):
@@ -170,16 +187,20 @@ def _serve(
             host=arguments.host,
             port=arguments.port,
             name=name,
+            aliases=tuple(dict.fromkeys(arguments.served_model_name[1:])),
             max_waiting=arguments.max_waiting,
             grace_seconds=arguments.grace_seconds,
             unready_seconds=arguments.unready_seconds,
             stall_seconds=arguments.stall_seconds,
             sampling_defaults=sampling_defaults(folder, arguments.generation_config),
-            notes=generation_config_notes(folder, arguments.generation_config),
+            notes=(
+                *generation_config_notes(folder, arguments.generation_config),
+                *notes_of(arguments.without_effect),
+            ),
             seed=arguments.seed,
             http_port=http_port,
             http=http_config(arguments),
-            api=ApiConfig(arguments.tool_call_parser, arguments.reasoning_parser),
+            api=api_config(arguments),
             observing=observing_config(arguments),
             access=access_config(arguments),
             gateways=GatewayConfig(arguments.gateways, folder),
@@ -190,7 +211,9 @@ def _serve(
         server = Server(
             config,
             functools.partial(EngineProcess.started, _with_logs(make_engine, arguments)),
-            functools.partial(tokenizer_of, folder, skip=arguments.skip_tokenizer_init),
+            functools.partial(
+                tokenizer_of, folder, skip=arguments.skip_tokenizer_init, chat_template=arguments.chat_template
+            ),
             console,
         )
         return asyncio.run(_run(server))
@@ -217,6 +240,17 @@ def _http_port(text: str) -> int | None:
     return int(text)
 
 
+def _template(text: str) -> str:
+    """The template of a file; a text with Jinja's marks is one itself, as vLLM takes it."""
+    try:
+        if not ("{%" in text or "{{" in text):
+            return Path(text).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+        raise argparse.ArgumentTypeError(f"it must be a file, or a Jinja template ({reason})") from error
+    return text.replace("\\n", "\n")
+
+
 def _gateways(text: str) -> tuple[str, ...]:
     names = () if text == "none" else tuple(text.split(","))
     for name in names:
@@ -232,7 +266,10 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
     if not 0 <= arguments.port <= 65_535:
         parser.error(f"--port is {arguments.port}; it must be from 0 to 65535")
     if arguments.port and getattr(arguments, "http_port", DEFAULT_HTTP_PORT) == arguments.port:
-        parser.error(f"--port and --http-port are both {arguments.port}; gRPC and HTTP need a port each")
+        parser.error(
+            f"--port and --http-port are both {arguments.port}; gRPC and HTTP need a port each, and --http-port is "
+            "what vLLM calls --port"
+        )
     for name in ("max_waiting", "grace_seconds", "unready_seconds", "stall_seconds"):
         if not getattr(arguments, name) >= 0:  # also refuses NaN
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 0 or more")

@@ -176,7 +176,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         if not request.name:
             raise InvalidRequest("name", "", "it must name a model")
         model = self._frontend.model
-        served = model is not None and request.name == model.name and request.version in ("", VERSION)
+        served = model is not None and request.name in model.names and request.version in ("", VERSION)
         return pb.ModelReadyResponse(ready=served and not self._frontend.state)
 
     @answering
@@ -241,9 +241,9 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
 
 def _check_model(name_field: str, name: str, version_field: str, version: str, model: ModelContext) -> None:
     """Raises Refusal."""
-    for field, value, served in ((name_field, name, model.name), (version_field, version or VERSION, VERSION)):
-        if value != served:
-            message = str(InvalidRequest(field, value, f"this server serves {served!r} only"))
+    for field, value, served in ((name_field, name, model.names), (version_field, version or VERSION, (VERSION,))):
+        if value not in served:
+            message = str(InvalidRequest(field, value, f"this server serves {' and '.join(map(repr, served))} only"))
             raise Refusal(grpc.StatusCode.NOT_FOUND, message)
 
 

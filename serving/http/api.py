@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar, get_args
+
+import msgspec
 
 from jaxinfer.config import ConfigError
 from jaxinfer.errors import BAD_INPUT, ChatMessageError, ChatTemplateError, InvalidRequest, StopStringError
@@ -19,6 +21,7 @@ from serving.http.decode import Body, decode
 from serving.http.errors import ApiError, from_invalid, from_refusal, invalid
 from serving.http.every_fault import every_fault
 from serving.http.generation import Generation
+from serving.http.ignored import IgnoredFields, UnknownFields, collecting
 from serving.http.models import (
     ChatRequest,
     CompletionRequest,
@@ -27,12 +30,12 @@ from serving.http.models import (
     Sampling,
     TokenizeRequest,
 )
+from serving.http.render import rendered
 from serving.http.reply import Reply
 from serving.http.responses import ResponsesReply
 from serving.observing.record import NOWHERE, Origin
 from serving.request import (
     NO_TOKENS,
-    ChatPrompt,
     GenerationRequest,
     ModelContext,
     PreparedRequest,
@@ -43,24 +46,40 @@ from serving.request import (
 )
 from serving.text_worker import BESIDE, PART_BYTES
 
+T = TypeVar("T", bound=msgspec.Struct)
+
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 # Names in a body of which a grammar may have to be made.
 _CONSTRAINING = (b"response_format", b"structured_outputs", b'"strict"', b'"tool_choice"', b'"format"')
+RENDER = "/render"  # behind the path of an endpoint that generates
+_OF_CHATS = ("tools", "add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
+_TOKENIZE_NAMES = {"template": "chat_template", "template_variables": "chat_template_kwargs"}
 _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input"}
 
 
 @dataclass(frozen=True)
 class ApiConfig:
-    """tool_call_parser, reasoning_parser: see jaxinfer.text.answers. Raises ConfigError for those that cannot be."""
+    """tool_call_parser, reasoning_parser: see jaxinfer.text.answers. unknown_fields: what becomes of fields without an
+    effect, see ignored.py. trust_request_chat_template: requests may bring templates, which are programs.
+    stream_interval: tokens that an event of a stream has at least, behind the first. Raises ConfigError for what cannot
+    be."""
 
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
+    unknown_fields: UnknownFields = "report"
+    trust_request_chat_template: bool = False
+    stream_interval: int = 1
 
     def __post_init__(self) -> None:
         try:
             check_parser_names(self.tool_call_parser, self.reasoning_parser)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        if self.unknown_fields not in get_args(UnknownFields):
+            allowed = " or ".join(get_args(UnknownFields))
+            raise ConfigError(f"unknown_fields is {self.unknown_fields!r}; it must be {allowed}")
+        if self.stream_interval < 1:
+            raise ConfigError(f"stream_interval is {self.stream_interval}; it must be positive")
 
 
 class _Endpoint(NamedTuple):
@@ -93,12 +112,12 @@ class Api:
     def __init__(self, frontend: Frontend, config: ApiConfig) -> None:
         self.frontend = frontend
         self.form = OutputParserNames()
-        self._config = config
+        self.config = config
 
     def open(self, model: ModelContext) -> None:
         template = None if model.tokenizer is None else model.tokenizer.chat_template
-        self.form = output_parser_names(self._config.tool_call_parser, self._config.reasoning_parser, template)
-        if self._config.tool_call_parser == "auto":
+        self.form = output_parser_names(self.config.tool_call_parser, self.config.reasoning_parser, template)
+        if self.config.tool_call_parser == "auto":
             self.form = structured.with_forced_calls(self.form)
 
     async def begin(self, path: str, body: Body, origin: Origin = NOWHERE) -> Reply:
@@ -107,22 +126,26 @@ class Api:
         endpoint = ENDPOINTS[path]
 
         def converted(model: ModelContext, prepare: Prepare) -> Any:
-            prepared, request = self._convert(endpoint, body, model, prepare)
-            return prepared, (request, model)
+            with collecting(self.config.unknown_fields) as ignored:
+                prepared, request = self._convert(endpoint, body, model, prepare, ignored)
+            return prepared, (request, model, ignored)
 
         try:
-            streams, (request, model) = await self.frontend.submit(_cost(body), converted, origin)
+            streams, (request, model, ignored) = await self.frontend.submit(_cost(body), converted, origin)
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error, _PROMPTS[path]) from error
         generation = Generation(self.frontend, streams)
         try:
-            return endpoint.reply(request, generation, model, self.form)
+            self.frontend.recorder.ignored(ignored.counts)
+            reply = endpoint.reply(request, generation, model, self.form)
+            reply.ignored = ignored
+            return reply
         except BaseException:
             generation.close()
             raise
 
     def _convert(
-        self, endpoint: _Endpoint, body: Body, model: ModelContext, prepare: Prepare
+        self, endpoint: _Endpoint, body: Body, model: ModelContext, prepare: Prepare, ignored: IgnoredFields
     ) -> tuple[list[PreparedRequest], Sampling]:
         """Raises ApiError with all faults that are found, one of BAD_INPUT, or Refusal."""
         try:
@@ -131,7 +154,11 @@ class Api:
             if not model.gives_tokens and getattr(request, "return_token_ids", None):
                 raise InvalidRequest("return_token_ids", True, NO_TOKENS)
             with convert.in_names_of_the_client(endpoint.names(request)):
-                return prepare(endpoint.convert(request, model, self.form)), request
+                requests = endpoint.convert(request, model, self.form)
+                names, least = ignored.names, self.config.stream_interval
+                if names or least > 1:
+                    requests = [replace(r, ignored=names, interval=max(least, r.interval)) for r in requests]
+                return prepare(requests), request
         except (ApiError, InvalidRequest) as error:
             first = error if isinstance(error, ApiError) else from_invalid(error)
             if first.status != 400:
@@ -145,22 +172,53 @@ class Api:
             check_fields(requests[0], model)
             self.frontend.check_room(requests)
 
+    async def render(self, path: str, body: Body) -> TextReply:
+        """What `begin` would hand to the engine. Raises ApiError."""
+        endpoint = ENDPOINTS[path]
+
+        def done(model: ModelContext) -> TextReply:
+            with collecting(self.config.unknown_fields) as ignored:
+                prepared, request = self._convert(
+                    endpoint, body, model, lambda requests: self.frontend.prepare(requests, model), ignored
+                )
+            prefix, one = ("cmpl-", False) if path == COMPLETIONS else ("chatcmpl-", True)
+            return TextReply(rendered(prepared, request, prefix, one=one), ignored)
+
+        return await self._run(body, done, _PROMPTS[path])
+
     # -- text -----------------------------------------------------------------------------------------------------
 
-    async def tokenize(self, body: Body) -> dict[str, Any]:
-        return await self._text(body, _tokenize)
+    async def tokenize(self, body: Body) -> TextReply:
+        return await self._text(body, TokenizeRequest, _tokenize)
 
-    async def detokenize(self, body: Body) -> dict[str, Any]:
-        return await self._text(body, _detokenize)
+    async def detokenize(self, body: Body) -> TextReply:
+        return await self._text(body, DetokenizeRequest, _detokenize)
 
-    async def _text(self, body: Body, work: Callable[[Body, ModelContext], dict[str, Any]]) -> dict[str, Any]:
+    async def _text(self, body: Body, kind: type[T], work: Callable[[T, ModelContext], dict[str, Any]]) -> TextReply:
+        def done(model: ModelContext) -> TextReply:
+            with collecting(self.config.unknown_fields) as ignored:
+                try:
+                    return TextReply(work(decode(body, kind), model), ignored)
+                except ApiError as error:
+                    raise every_fault(body, kind, error, lambda _: None) from error
+
+        return await self._run(body, done)
+
+    async def _run(self, body: Body, done: Callable[[ModelContext], TextReply], prompt: str | None = None) -> TextReply:
+        """prompt: the field that the client has its text in."""
         try:
-            return await self.frontend.run(_cost(body), lambda model: work(body, model))
+            reply = await self.frontend.run(_cost(body), done)
         except (Refusal, *BAD_INPUT) as error:
-            raise as_api_error(error) from error
-        except ApiError as error:
-            kind = TokenizeRequest if work is _tokenize else DetokenizeRequest
-            raise every_fault(body, kind, error, lambda _: None) from error
+            raise as_api_error(error, prompt) from error
+        self.frontend.recorder.ignored(reply.ignored.counts)
+        return reply
+
+
+class TextReply(NamedTuple):
+    """An answer that needs no engine."""
+
+    body: dict[str, Any] | list[dict[str, Any]]
+    ignored: IgnoredFields
 
 
 def _cost(body: Body) -> int:
@@ -187,27 +245,22 @@ def as_api_error(error: Exception, prompt: str | None = None) -> ApiError:
     return invalid(prompt, message, reason="the text cannot be tokenized")
 
 
-def _tokenize(body: Body, model: ModelContext) -> dict[str, Any]:
-    request = decode(body, TokenizeRequest)
+def _tokenize(request: TokenizeRequest, model: ModelContext) -> dict[str, Any]:
     check_model(request.model or "", model)
     if (request.prompt is None) == (request.messages is None):
         given = None if request.prompt is None else request.prompt
         raise InvalidRequest("prompt", given, "one of prompt and messages must be given")
-    with convert.in_names_of_the_client({"template_variables": "chat_template_kwargs"}):
+    with convert.in_names_of_the_client(_TOKENIZE_NAMES):
         if request.prompt is not None:
-            for name in ("tools", "add_generation_prompt", "chat_template_kwargs"):
+            for name in _OF_CHATS:
                 if getattr(request, name) not in (None, [], {}):
                     raise InvalidRequest(name, getattr(request, name), "it applies to messages only")
             ids = encode_prompt(TextPrompt(request.prompt, request.add_special_tokens is not False), model)
         else:
             if request.add_special_tokens is not None:
                 raise InvalidRequest("add_special_tokens", request.add_special_tokens, "it applies to a prompt only")
-            chat_prompt = ChatPrompt(
-                chat_input.messages(request.messages or ()),
-                chat_input.tools(request.tools) or None,
-                request.add_generation_prompt is not False,
-                variables=request.chat_template_kwargs or {},
-            )
+            tools = chat_input.tools(request.tools) or None
+            chat_prompt = convert.chat_prompt(request, tools, request.chat_template_kwargs or {})
             ids = encode_prompt(chat_prompt, model)
     result: dict[str, Any] = {"count": len(ids), "max_model_len": model.info.max_model_len, "tokens": ids}
     if request.return_token_strs:
@@ -216,8 +269,7 @@ def _tokenize(body: Body, model: ModelContext) -> dict[str, Any]:
     return result
 
 
-def _detokenize(body: Body, model: ModelContext) -> dict[str, Any]:
-    request = decode(body, DetokenizeRequest)
+def _detokenize(request: DetokenizeRequest, model: ModelContext) -> dict[str, Any]:
     check_model(request.model or "", model)
     if model.tokenizer is None:
         raise InvalidRequest("tokens", request.tokens, "this server runs without a tokenizer")

@@ -70,15 +70,8 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
     variables = convert.with_effort(request.chat_template_kwargs, "reasoning_effort", effort, context, form)
     if request.documents is not None:
         variables["documents"] = request.documents
-    prompt = ChatPrompt(
-        chat_input.messages(request.messages),
-        offered,
-        request.add_generation_prompt is not False,
-        request.chat_template,
-        variables,
-    )
     calls = structured.tool_rules(request, choice, offered)
-    return [of_chat(request, prompt, given, context, form, calls)]
+    return [of_chat(request, convert.chat_prompt(request, offered, variables), given, context, form, calls)]
 
 
 def of_chat(

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.conversation import TEXT_PARTS, as_arguments, joined, of_another_modality
+from serving.http import ignored
 from serving.request import MAX_MESSAGES, MAX_TOOLS, check_count
 
 _MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking")
@@ -19,6 +20,8 @@ _TEXT_KEYS = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinkin
 # Clients and proxies send these beside a message, or with an answer that they send back. They say nothing that a
 # template could show; vLLM passes over them too.
 _DROPPED_KEYS = ("annotations", "id", "cache_control", "provider_specific_fields", "reasoning_details")
+# What these say would have to reach the model, and cannot: to leave them out would answer another conversation.
+_REFUSED_KEYS = ("audio", "function_call")
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _FUNCTION_KEYS = {"name": str, "description": str, "parameters": dict, "strict": bool}
 # OpenAI: to leave parameters out is to define a function without any.
@@ -43,13 +46,20 @@ def _message(name: str, message: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     refusal = message.get("refusal")
     for key, value in message.items():
-        if key in _DROPPED_KEYS or _is_absent(key, value):
+        if _is_absent(key, value):
             continue
-        if key == "refusal" and isinstance(value, str):
-            continue
-        if key not in _MESSAGE_KEYS:
-            raise InvalidRequest(f"{name}.{key}", value, f"a message may have {', '.join(_MESSAGE_KEYS)}")
-        result[key] = value
+        if key == "refusal":
+            if not isinstance(value, str):
+                raise InvalidRequest(f"{name}.refusal", value, "it must be a string")
+        elif key in _MESSAGE_KEYS:
+            result[key] = value
+        elif key in _DROPPED_KEYS:
+            ignored.passed_over(f"{name}.{key}", key)
+        else:
+            allowed = f"a message may have {', '.join(_MESSAGE_KEYS)}"
+            if key in _REFUSED_KEYS:
+                raise InvalidRequest(f"{name}.{key}", value, allowed)
+            ignored.unknown(f"{name}.{key}", value, _MESSAGE_KEYS, allowed)
     role = result.get("role")
     if not isinstance(role, str) or not role:
         raise InvalidRequest(
@@ -100,6 +110,9 @@ def _part_text(name: str, part: Any, kinds: Mapping[str, str]) -> str | None:
     text = part.get(key)
     if not isinstance(text, str) and not (text is None and key in part):
         raise InvalidRequest(f"{name}.{key}", text, "it must be a string")
+    for other, value in part.items():
+        if other not in ("type", key) and not says_nothing(value):
+            ignored.passed_over(f"{name}.{other}", other if other in _DROPPED_KEYS else ignored.OTHER)
     return text
 
 
@@ -146,7 +159,9 @@ def _checked_function(at: str, function: Mapping[str, Any]) -> dict[str, Any]:
         if says_nothing(value):
             continue
         if key not in _FUNCTION_KEYS:
-            raise InvalidRequest(f"{at}.{key}", value, f"a function may have {', '.join(_FUNCTION_KEYS)}")
+            allowed = f"a function may have {', '.join(_FUNCTION_KEYS)}"
+            ignored.unknown(f"{at}.{key}", value, tuple(_FUNCTION_KEYS), allowed)
+            continue
         if not isinstance(value, _FUNCTION_KEYS[key]):
             raise InvalidRequest(f"{at}.{key}", value, f"it must be of type {_FUNCTION_KEYS[key].__name__}")
     if not _TOOL_NAME.fullmatch(function.get("name") or ""):
@@ -158,9 +173,9 @@ def _checked_function(at: str, function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _function(at: str, tool: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    unknown = next((k for k, v in tool.items() if k not in ("type", "function") and not says_nothing(v)), None)
-    if unknown is not None:
-        raise InvalidRequest(f"{at}.{unknown}", tool[unknown], "a tool has type and function")
+    for key, value in tool.items():
+        if key not in ("type", "function") and not says_nothing(value):
+            ignored.unknown(f"{at}.{key}", value, ("type", "function"), "a tool has type and function")
     function = tool.get("function")
     if not isinstance(function, dict):
         raise InvalidRequest(f"{at}.function", function, "it must be an object")

@@ -12,13 +12,22 @@ from jaxinfer.errors import ChatTemplateError, InvalidRequest, renamed
 from jaxinfer.sampling_fields import Kind
 from jaxinfer.sampling_params import FIELDS, MAX_TOKEN_LIST, clamped_bias
 from jaxinfer.text.answers import OutputParserNames
-from serving.http import structured
-from serving.http.models import EFFORTS, MAX_PROMPTS, CompletionRequest, Sampling, StreamOptions, TextSampling
-from serving.request import GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt, check_count
+from serving.http import chat_input, ignored, structured
+from serving.http.models import (
+    EFFORTS,
+    MAX_PROMPTS,
+    ChatRequest,
+    CompletionRequest,
+    Sampling,
+    StreamOptions,
+    TextSampling,
+    TokenizeRequest,
+)
+from serving.request import ChatPrompt, GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt, check_count
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's
 HARMONY_EFFORTS = ("low", "medium", "high")  # that the models were trained with
-_EFFORT = "reasoning_effort"  # as templates call it
+_EFFORT, _THINKING = "reasoning_effort", "enable_thinking"  # as templates call them
 
 
 def sampling(request: Sampling) -> dict[str, Any]:
@@ -32,9 +41,23 @@ def sampling(request: Sampling) -> dict[str, Any]:
     if isinstance(request, TextSampling):
         if request.prompt_logprobs is not None and request.stream:
             raise InvalidRequest("prompt_logprobs", request.prompt_logprobs, "it needs an answer without stream")
+        _check_ways(request)
         if not request.stream and request.stream_options not in (None, StreamOptions()):
             raise InvalidRequest("stream_options", msgspec.to_builtins(request.stream_options), "it needs stream")
     return given
+
+
+def _check_ways(request: TextSampling) -> None:
+    """Of fields that say how another one is meant."""
+    side, interval = request.truncation_side, request.stream_interval
+    if side not in ("left", "right", None):
+        raise InvalidRequest("truncation_side", side, "it must be left or right")
+    if side is not None and request.truncate_prompt_tokens is None:
+        ignored.without_effect("truncation_side", side, "it needs truncate_prompt_tokens")
+    if interval is not None and interval < 1:
+        raise InvalidRequest("stream_interval", interval, "it must be a positive integer")
+    if interval is not None and not request.stream:
+        ignored.without_effect("stream_interval", interval, "it needs stream")
 
 
 def _plain(kind: Kind, value: Any) -> Any:
@@ -52,6 +75,10 @@ def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
 
 
 def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **more: Any) -> GenerationRequest:
+    if isinstance(request, TextSampling):
+        more["keeps_beginning"] = request.truncation_side == "right"
+        more["bad_words"] = tuple(request.bad_words or ())
+        more["interval"] = request.stream_interval or 1
     return GenerationRequest(
         prompt,
         given,
@@ -65,11 +92,29 @@ def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **mo
     )
 
 
+def chat_prompt(
+    request: ChatRequest | TokenizeRequest, offered: list[dict[str, Any]] | None, variables: Mapping[str, Any]
+) -> ChatPrompt:
+    """offered: the tools that the model gets to see. Raises InvalidRequest."""
+    continued = bool(request.continue_final_message)
+    if continued and request.add_generation_prompt:
+        raise InvalidRequest("add_generation_prompt", True, "it does not go with continue_final_message")
+    return ChatPrompt(
+        chat_input.messages(request.messages or ()),
+        offered,
+        not continued and request.add_generation_prompt is not False,
+        request.chat_template,
+        variables,
+        continued,
+    )
+
+
 def with_effort(
     variables: Mapping[str, Any] | None, name: str, effort: str | None, context: ModelContext, form: OutputParserNames
 ) -> dict[str, Any]:
-    """The variables of the chat template, with the effort to reason that the request's field `name` asks for. Raises
-    InvalidRequest where the model would not know of it."""
+    """The variables of the chat template, with the effort that the request's field `name` asks for, and whether to
+    reason at all, as far as the template reads them; an effort that it does not read is reported. Raises
+    InvalidRequest."""
     known = dict(variables or {})
     if effort is None:
         return known
@@ -80,11 +125,18 @@ def with_effort(
         raise InvalidRequest(
             name, effort, f"chat_template_kwargs has the {_EFFORT} {known[_EFFORT]!r}; give one of them"
         )
+    meant = {_EFFORT: effort, _THINKING: effort != "none"}
+    read = [variable for variable in meant if _reads(context, variable)]
+    if not read:
+        ignored.without_effect(name, effort, f"the model's chat template reads no {_EFFORT} and no {_THINKING}")
+    return {**{variable: meant[variable] for variable in read}, **known}
+
+
+def _reads(context: ModelContext, variable: str) -> bool:
+    """Whether a chat template of the model has the variable."""
     source = None if context.tokenizer is None else context.tokenizer.chat_template
     sources = source.values() if isinstance(source, dict) else (source or "",)
-    if not any(_EFFORT in template for template in sources):
-        raise InvalidRequest(name, effort, f"only null is supported: the model's chat template reads no {_EFFORT}")
-    return {**known, _EFFORT: effort}
+    return any(variable in template for template in sources)
 
 
 def completion(request: CompletionRequest) -> list[GenerationRequest]:

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from jaxinfer.errors import InvalidRequest
+from serving.http import ignored
 from serving.http.errors import ApiError, from_invalid, invalid
-from serving.http.models import MAX_USER, RECORDED, REFUSED
+from serving.http.known_fields import known_fields_only
+from serving.http.models import MAX_USER, RECORDED, REFUSED, NoEffect
 from serving.http.whole_numbers import with_whole_numbers
 from serving.json_weight import MAX_WEIGHT, is_too_heavy, up_to_long_name
 
@@ -30,12 +32,14 @@ _WORDS = {
     "object": "an object",
 }
 _MISSING = object()
+_UNKNOWN_FIELD = "Object contains unknown field"
 
 _LONGEST_NAME = 100  # characters of a field that nobody knows, in an error
 
 
 def decode(body: Body, kind: type[T]) -> T:
-    """Raises ApiError."""
+    """Names that nobody knows are reported, or refused (see ignored.py). Raises ApiError, or InvalidRequest for a value
+    that is not taken."""
     if is_too_heavy(body):
         message = f"the request's body has too many values; {MAX_WEIGHT} numbers are taken, or fewer lists and objects"
         raise ApiError(413, message, code="body_too_large")
@@ -44,7 +48,7 @@ def decode(body: Body, kind: type[T]) -> T:
         try:
             request = msgspec.json.decode(body, type=kind)
         except msgspec.ValidationError as error:
-            request = _with_whole_numbers(error, body, kind)  # which reads what is behind the faulty value, too
+            request = _mended(error, body, kind)  # which reads what is behind the faulty value, too
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         said = "it is empty" if not body or body.isspace() else str(error)
         raise invalid(None, f"the body is not JSON: {said}", "invalid_json") from error
@@ -63,22 +67,33 @@ def _refuse_long_name(body: Body, kind: type[msgspec.Struct]) -> None:
     try:
         msgspec.json.decode(beginning, type=kind)
     except msgspec.ValidationError as error:
-        if str(error).startswith("Object contains unknown field"):
+        if str(error).startswith(_UNKNOWN_FIELD):
             raise explain(error, beginning, kind) from error
 
 
-def _with_whole_numbers(error: msgspec.ValidationError, body: Body, kind: type[T]) -> T:
-    """The request where all that is wrong are integers written as 16.0. Raises ApiError."""
-    if "got `float`" not in str(error):
+def _mended(error: msgspec.ValidationError, body: Body, kind: type[T]) -> T:
+    """The request where all that is wrong are integers written as 16.0, and names to be reported. Raises ApiError."""
+    said = str(error)
+    unknown = ignored.reporting() and said.startswith(_UNKNOWN_FIELD)
+    if not unknown and "got `float`" not in said:
         raise explain(error, body, kind) from error
+    value = as_taken(msgspec.json.decode(body), kind)
     try:
-        return msgspec.convert(with_whole_numbers(msgspec.json.decode(body), kind), kind)
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as other:
         raise explain(other, body, kind) from other
 
 
+def as_taken(value: Any, kind: type[msgspec.Struct]) -> Any:
+    """Decoded JSON, with whole numbers as integers and without the names that are reported."""
+    value = known_fields_only(value, kind) if ignored.reporting() else value
+    return with_whole_numbers(value, kind)
+
+
 def refuse(request: msgspec.Struct, prefix: str = "") -> None:
-    """Raises InvalidRequest for a field that is taken with its neutral values only and has another."""
+    """Raises InvalidRequest for a field that is taken with its neutral values only and has another. What has no effect
+    is reported."""
+    no_effect = no_effects(type(request))
     for name in request.__struct_fields__:
         value = getattr(request, name)
         if value is None or value is msgspec.UNSET:
@@ -87,6 +102,9 @@ def refuse(request: msgspec.Struct, prefix: str = "") -> None:
             refuse(value, f"{prefix}{name}.")
         elif name in RECORDED and len(value) > MAX_USER:
             raise InvalidRequest(name, value, f"at most {MAX_USER} characters are allowed")
+        elif name in no_effect:
+            if not any(_same(value, neutral) for neutral in no_effect[name].neutral):
+                ignored.without_effect(prefix + name, value, no_effect[name].why)
         elif name in _untyped(type(request)):
             rule = REFUSED.get(prefix + name)
             if rule is not None and not any(_same(value, neutral) for neutral in rule.neutral):
@@ -95,6 +113,15 @@ def refuse(request: msgspec.Struct, prefix: str = "") -> None:
 
 def _same(value: Any, neutral: Any) -> bool:
     return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+@cache
+def no_effects(kind: type[msgspec.Struct]) -> dict[str, NoEffect]:
+    """The fields of `kind` that are known to have none."""
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    marks = {field.name: getattr(field.type, "extra", None) or {} for field in info.fields}
+    return {name: mark["no effect"] for name, mark in marks.items() if "no effect" in mark}
 
 
 @cache
@@ -123,7 +150,7 @@ def explain(error: msgspec.ValidationError, body: Body, kind: type[msgspec.Struc
         close = difflib.get_close_matches(own, kind.__struct_fields__, n=1) if not path else []
         hint = f"; did you mean {close[0]}?" if close else ""
         message = f"{name} is not a field of this request{hint}"
-        return invalid(name, message, "unknown_parameter", "it is no field of this request")
+        return invalid(name, message, "unknown_parameter", ignored.UNKNOWN)
     if not path:
         return invalid(None, "the body must be a JSON object")
     value = _value_at(body, path)

@@ -13,7 +13,12 @@ from serving.http.body import App, Receive, Scope, Send
 
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s*]+")  # RFC 6454: no path, not even a slash
 _METHOD = _HEADER = re.compile(r"\*|[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110's token
-EXPOSED = ("x-request-id", "retry-after", "retry-after-ms")  # headers of ours that a page's script may read
+EXPOSED = (
+    "x-request-id",
+    "x-jaxinfer-ignored",
+    "retry-after",
+    "retry-after-ms",
+)  # headers of ours that a page's script may read
 
 
 class CorsError(ValueError):

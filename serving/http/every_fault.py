@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from jaxinfer.errors import MAX_FAULTS, InvalidRequest, faults_of
-from serving.http.decode import Body, explain, refuse
+from serving.http.decode import Body, as_taken, explain, refuse
 from serving.http.errors import ApiError, all_of, from_invalid
-from serving.http.whole_numbers import with_whole_numbers
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -29,7 +28,7 @@ def every_fault(body: Body, kind: type[T], first: ApiError, check: Callable[[T],
     value = _object(body) if len(body) <= MAX_BYTES else None
     if value is None:
         return first
-    value = with_whole_numbers(value, kind)
+    value = as_taken(value, kind)
     found: list[ApiError] = []
     mended: set[str] = set()
     while len(found) < MAX_FAULTS:

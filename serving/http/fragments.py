@@ -60,6 +60,7 @@ MESSAGE: dict[str, Any] = {
                 for key in ("tool_call_id", "reasoning_content", "reasoning", "thinking")
             },
             "refusal": {"anyOf": [STRING, NOTHING]},
+            **{key: {"description": "Cannot reach the model", **NOTHING} for key in ("audio", "function_call")},
             **{
                 key: {"description": "Of an answer that is sent back, or of a proxy; nothing is made of it"}
                 for key in ("annotations", "id", "cache_control", "provider_specific_fields", "reasoning_details")

@@ -1,8 +1,9 @@
-"""The requests of the HTTP server, as types: they decode JSON, refuse what they do not know, and become the document.
+"""The requests of the HTTP server, as types: they decode JSON, find what they do not know, and become the document.
 
 Names are OpenAI's; fields that OpenAI does not have are named as vLLM names them. null means "not given" everywhere.
 What sampling fields are, and their ranges, is declared once, with `SamplingParams`, which checks them for every server.
-Every field takes effect, goes to the usage ledger (RECORDED), or is refused by name (REFUSED): see tests/serving/http.
+Every field takes effect, goes to the usage ledger (RECORDED), is reported to have no effect (NoEffect), or is refused
+by name (REFUSED): see tests/serving/http.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ MAX_PROMPTS = 1024  # of one completion request
 MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512  # pairs, characters: OpenAI's
 MAX_USER = 512  # characters
 
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")  # OpenAI's
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # OpenAI's, and Anthropic's
 _EFFORT = "How much the model reasons, where its chat template asks; gpt-oss knows low, medium and high"
+_TEMPLATE = "Name of one of the model's chat templates; with --trust-request-chat-template also a template (Jinja)"
+_BUDGET = "nothing ends a model's reasoning but the model: max_completion_tokens counts it"
 REPLACE = "x-replace"
 _TEXT = {"type": "string"}  # an empty one is a prompt where the tokenizer adds a token of its own
 _TOKEN_ID = {"type": "integer", "minimum": 0}
@@ -58,6 +61,17 @@ class Refused(NamedTuple):
 
     neutral: tuple[Any, ...]
     why: str
+
+
+class NoEffect(NamedTuple):
+    """A field that is known, and of which nothing follows. Whatever is not neutral is reported (see ignored.py)."""
+
+    neutral: tuple[Any, ...]
+    why: str
+
+
+def _no_effect(why: str, *neutral: Any) -> Meta:
+    return Meta(description=f"No effect: {why}", extra={"no effect": NoEffect(neutral, why)})
 
 
 _TYPES: Mapping[str, Any] = {
@@ -122,12 +136,27 @@ class Sampling(_Declared, kw_only=True, forbid_unknown_fields=True):
         _doc("Becomes part of the answer's id; unique among the requests that are alive", maxLength=MAX_REQUEST_ID),
     ] = None
     user: Annotated[str | None, _doc("Your end user; recorded for the usage ledger", maxLength=MAX_USER)] = None
+    safety_identifier: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
+    prompt_cache_key: Annotated[
+        str | None, _no_effect("every prompt finds what it shares with earlier ones, whatever its key")
+    ] = None
+    prompt_cache_retention: Annotated[
+        str | None, _no_effect("what prompts share stays until its room is needed, the longest unused first to go")
+    ] = None
+    service_tier: Annotated[
+        str | None, _no_effect("there is one tier; priority orders requests", "auto", "default")
+    ] = None
+    store: Annotated[bool | None, _no_effect("nothing is stored", False)] = None
+    metadata: Annotated[dict[str, Any] | None, _no_effect("nothing is stored that it could describe", {})] = None
+    client_metadata: Annotated[dict[str, Any] | None, _no_effect("it tells of the client, not of the request", {})] = (
+        None
+    )
 
 
 class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: Annotated[bool | None, _doc("A last event with the usage of the whole request")] = None
     continuous_usage_stats: Annotated[bool | None, _doc("The usage so far in every event")] = None
-    include_obfuscation: Annotated[Any, _doc("Only false: nothing is obfuscated", enum=[False, None])] = None
+    include_obfuscation: Annotated[bool | None, _no_effect("nothing is obfuscated", False)] = None
 
 
 class TextSampling(Sampling, kw_only=True):
@@ -144,6 +173,16 @@ class TextSampling(Sampling, kw_only=True):
     guided_choice: Annotated[Any, _doc("Only null: use structured_outputs", enum=[None])] = None
     guided_grammar: Annotated[Any, _doc("Only null: use structured_outputs", enum=[None])] = None
     guided_whitespace_pattern: Annotated[Any, _doc("Only null: use structured_outputs", enum=[None])] = None
+    truncation_side: Annotated[
+        str | None,
+        _doc("With truncate_prompt_tokens: left cuts the beginning off, right the end", enum=["left", "right", None]),
+    ] = None
+    bad_words: Annotated[
+        list[str] | None, _as("Words of one token each that are never generated", _list({"type": "string"}))
+    ] = None
+    stream_interval: Annotated[
+        int | None, _doc("With stream: tokens that an event has at least, behind the first", minimum=1)
+    ] = None
     use_beam_search: Annotated[Any, _doc("Only false", enum=[False, None])] = None
     length_penalty: Annotated[Any, _doc("Only 1", enum=[1, None])] = None
     spaces_between_special_tokens: Annotated[Any, _doc("Only true", enum=[True, None])] = None
@@ -192,11 +231,13 @@ class ChatRequest(TextSampling, kw_only=True):
         _as("Functions that the model may call", _list(TOOL, maxItems=MAX_TOOLS)),
     ] = None
     add_generation_prompt: Annotated[bool | None, _doc("Open the assistant's message (on)")] = None
-    chat_template: Annotated[str | None, _doc("Name of one of the model's chat templates")] = None
+    chat_template: Annotated[str | None, _doc(_TEMPLATE)] = None
     chat_template_kwargs: Annotated[
         dict[str, Any] | None, _doc('Further variables of the template, such as {"enable_thinking": false}')
     ] = None
-    continue_final_message: Annotated[Any, _doc("Only false", enum=[False, None])] = None
+    continue_final_message: Annotated[
+        bool | None, _doc("Go on with the last message; add_generation_prompt is off")
+    ] = None
     max_tokens: Annotated[int | None, _doc("Older name of max_completion_tokens", minimum=1)] = None
     max_completion_tokens: Annotated[
         int | None, _doc("Most tokens of an answer; left out, or more: what the context leaves", minimum=1)
@@ -207,25 +248,30 @@ class ChatRequest(TextSampling, kw_only=True):
     include_reasoning: Annotated[bool | None, _doc("Give the model's reasoning (on)")] = None
     parallel_tool_calls: Annotated[bool | None, _doc("false: at most one call in an answer")] = None
     tool_choice: Annotated[Any, _as("Whether functions are called, and which", TOOL_CHOICE)] = None
-    safety_identifier: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
     add_special_tokens: Annotated[Any, _doc("Only false: templates write them", enum=[False, None])] = None
     echo: Annotated[Any, _doc("Only false", enum=[False, None])] = None
     functions: Annotated[Any, _doc("Only null or []: use tools", enum=[[], None])] = None
     function_call: Annotated[Any, _doc("Only null, auto or none: use tool_choice", enum=["auto", "none", None])] = None
     modalities: Annotated[Any, _doc('Only ["text"]', enum=[["text"], None])] = None
     audio: Annotated[Any, _doc("Only null", enum=[None])] = None
-    prediction: Annotated[Any, _doc("Only null", enum=[None])] = None
+    prediction: Annotated[
+        dict[str, Any] | None, _no_effect("what the answer may be makes it no faster here; it changes no answer", {})
+    ] = None
     reasoning_effort: Annotated[str | None, _doc(_EFFORT, enum=[*EFFORTS, None])] = None
-    verbosity: Annotated[Any, _doc("Only null", enum=[None])] = None
-    service_tier: Annotated[Any, _doc("Only auto or default", enum=["auto", "default", None])] = None
-    store: Annotated[Any, _doc("Only false: nothing is stored", enum=[False, None])] = None
-    metadata: Annotated[Any, _doc("Only null or {}: nothing is stored", enum=[{}, None])] = None
-    web_search_options: Annotated[Any, _doc("Only null", enum=[None])] = None
+    thinking_token_budget: Annotated[int | None, _no_effect(_BUDGET)] = None
+    verbosity: Annotated[
+        str | None, _no_effect("chat templates have no word for it: ask for short answers in a message")
+    ] = None
+    web_search_options: Annotated[dict[str, Any] | None, _no_effect("nothing is searched here")] = None
 
 
 class ReasoningOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     effort: Annotated[str | None, _doc(_EFFORT, enum=[*EFFORTS, None])] = None
-    summary: Annotated[Any, _doc("Only auto: none are made", enum=["auto", None])] = None
+    summary: Annotated[str | None, _no_effect("reasoning comes as it is, none is summarized", "none")] = None
+
+
+class ResponsesStreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
+    include_obfuscation: Annotated[bool | None, _no_effect("nothing is obfuscated", False)] = None
 
 
 class ResponsesRequest(Sampling, kw_only=True):
@@ -258,20 +304,15 @@ class ResponsesRequest(Sampling, kw_only=True):
         dict[str, Any] | None, _doc('Further variables of the template, such as {"enable_thinking": false}')
     ] = None
     metadata: Annotated[dict[str, str] | None, _doc("Comes back with the answer")] = None
-    safety_identifier: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
     text: Annotated[Any, _as("What the text must be", TEXT_OPTIONS)] = None
     truncation: Annotated[Any, _doc("Only disabled", enum=["disabled", None])] = None
-    store: Annotated[Any, _doc("Only false: nothing is stored", enum=[False, None])] = None
-    stream_options: Annotated[
-        Any, _doc("Only without obfuscation", enum=[{"include_obfuscation": False}, {}, None])
-    ] = None
+    stream_options: Annotated[ResponsesStreamOptions | None, _doc("Usage always comes")] = None
     background: Annotated[Any, _doc("Only false", enum=[False, None])] = None
     previous_response_id: Annotated[Any, _doc("Only null: nothing is stored", enum=[None])] = None
     conversation: Annotated[Any, _doc("Only null: nothing is stored", enum=[None])] = None
     prompt: Annotated[Any, _doc("Only null", enum=[None])] = None
     reasoning: Annotated[ReasoningOptions | None, _doc("How the model reasons")] = None
     max_tool_calls: Annotated[Any, _doc("Only null", enum=[None])] = None
-    service_tier: Annotated[Any, _doc("Only auto or default", enum=["auto", "default", None])] = None
 
 
 class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -289,6 +330,8 @@ class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
         _as("With messages only", _list(TOOL, maxItems=MAX_TOOLS)),
     ] = None
     add_generation_prompt: Annotated[bool | None, _doc("With messages only (on)")] = None
+    continue_final_message: Annotated[bool | None, _doc("With messages only")] = None
+    chat_template: Annotated[str | None, _doc("With messages only")] = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, _doc("With messages only")] = None
     return_token_strs: Annotated[bool | None, _doc("Give the tokens' spellings too")] = None
 
@@ -314,28 +357,18 @@ REFUSED: Mapping[str, Refused] = {
     "length_penalty": Refused((1,), "it belongs to beam search, which is not supported"),
     "spaces_between_special_tokens": Refused((True,), "only true is supported"),
     "suffix": Refused((), "filling in before a suffix is not supported"),
-    "continue_final_message": Refused((False,), "only false is supported"),
     "add_special_tokens": Refused((False,), "only false is supported: chat templates write the special tokens"),
     "echo": Refused((False,), "only completions echo their prompt"),
     "functions": Refused(([],), "it is replaced by tools"),
     "function_call": Refused(("auto", "none"), "it is replaced by tool_choice"),
     "modalities": Refused((["text"],), 'only ["text"] is supported'),
     "audio": _NOTHING,
-    "prediction": _NOTHING,
-    "verbosity": _NOTHING,
-    "web_search_options": _NOTHING,
     "prompt": _NOTHING,
     "max_tool_calls": _NOTHING,
-    "reasoning.summary": Refused(("auto",), 'only "auto" is supported: this server makes no summaries'),
-    "service_tier": Refused(("auto", "default"), 'only "auto" and "default" are supported'),
-    "store": Refused((False,), "nothing is stored here: only false is supported"),
-    "metadata": Refused(({},), "nothing is stored here"),
     "background": Refused((False,), "only false is supported"),
     "previous_response_id": _NOT_STORED,
     "conversation": _NOT_STORED,
-    "stream_options": Refused(({}, {"include_obfuscation": False}), "nothing is obfuscated, and usage always comes"),
     "truncation": Refused(("disabled",), 'only "disabled" is supported; truncate_prompt_tokens cuts a prompt'),
-    "stream_options.include_obfuscation": Refused((False,), "nothing is obfuscated: only false is supported"),
 }
 # Accepted and without effect on the answer: they name whom a request is for.
 RECORDED = ("user", "safety_identifier")

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from jaxinfer import __version__
-from serving.http.fragments import STRING, array_of, or_null, schema_of
+from serving.http.fragments import NOTHING, STRING, array_of, or_null, schema_of
+from serving.http.ignored import UnknownFields
 from serving.http.models import (
     REPLACE,
     ChatRequest,
@@ -21,10 +22,13 @@ _POSTS: dict[str, tuple[type[msgspec.Struct], str, bool, str]] = {
     "/v1/completions": (CompletionRequest, "Completion", True, "Text that goes on from a prompt"),
     "/v1/chat/completions": (ChatRequest, "ChatCompletion", True, "The assistant's next message in a conversation"),
     "/v1/responses": (ResponsesRequest, "Response", True, "The same in the shape of the Responses API, nothing stored"),
+    "/v1/completions/render": (CompletionRequest, "RenderedList", False, "What such a request gives the engine"),
+    "/v1/chat/completions/render": (ChatRequest, "Rendered", False, "What such a request gives the engine"),
     "/tokenize": (TokenizeRequest, "Tokens", False, "The tokens that a prompt or a conversation becomes"),
     "/detokenize": (DetokenizeRequest, "Prompt", False, "The text of tokens"),
 }
 _INTEGER: dict[str, Any] = {"type": "integer"}
+_BOOLEAN: dict[str, Any] = {"type": "boolean"}
 _ERRORS = {
     400: "A field is not as it must be; param names it",
     401: "No valid API key",
@@ -54,6 +58,20 @@ _MODEL = _object(
         "owned_by": STRING,
         "root": STRING,
         "max_model_len": _INTEGER,
+        "permission": array_of({"type": "object"}),
+        "capabilities": _object(dict.fromkeys(("completion", "chat", "tools", "reasoning"), _BOOLEAN)),
+    }
+)
+
+
+_RENDERED = _object(
+    {
+        "request_id": STRING,
+        "token_ids": array_of(_INTEGER),
+        "sampling_params": {"type": "object"},
+        "model": or_null(STRING),
+        "stream": _BOOLEAN,
+        "priority": _INTEGER,
     }
 )
 
@@ -98,6 +116,10 @@ _ANSWERS: dict[str, dict[str, Any]] = {
         {"count": _INTEGER, "max_model_len": _INTEGER, "tokens": array_of(_INTEGER)}, token_strs=array_of(STRING)
     ),
     "Prompt": _object({"prompt": STRING}),
+    "Rendered": _RENDERED,
+    "RenderedList": array_of(_RENDERED),
+    "Load": _object({"server_load": _INTEGER}),
+    "ServerInfo": _object({"vllm_config": {}, "vllm_env": {"type": "object"}, "system_env": {"type": "object"}}),
     "Error": _object(
         {"error": _object({"message": STRING, "type": STRING, "param": or_null(STRING), "code": or_null(STRING)})}
     ),
@@ -117,7 +139,8 @@ _ANSWERS: dict[str, dict[str, Any]] = {
 }
 
 
-def document() -> dict[str, Any]:
+def document(unknown_fields: UnknownFields = "report") -> dict[str, Any]:
+    """unknown_fields: where they are refused, objects say that they have no further ones."""
     kinds = [kind for kind, *_ in _POSTS.values()]
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {path: {"post": _post(path)} for path in _POSTS}
@@ -125,19 +148,35 @@ def document() -> dict[str, Any]:
     paths["/v1/models/{model}"] = _get("Model", "The served model", 404, 503, parameter="model")
     paths["/health"] = _get("State", "Whether the server is alive: loaded, and its engine runs")
     paths["/ready"] = _get("State", "Whether the server takes work")
-    for path in ("/health", "/ready"):
+    paths["/ping"] = _get("State", "As /health")
+    paths["/load"] = _get("Load", "Requests whose answer is under way")
+    paths["/server_info"] = _get("ServerInfo", "What is served and how, for its operator", 503)
+    for path in ("/health", "/ready", "/ping"):
         paths[path]["get"]["responses"]["503"] = _content("State", "It is not")
     paths["/metrics"] = _plain("Metrics for Prometheus", "The metrics", "text/plain", STRING)
     about = "Where a request's time went"
     paths["/debug/requests/{request_id}"] = _get("Explanation", about, 404, parameter="request_id")
     paths["/version"] = _get("Version", "The server's version")
     paths["/openapi.json"] = _plain("This document", "OpenAPI", "application/json", {"type": "object"})
+    requests = {name: _replaced(schema) for name, schema in schemas.items()}
+    if unknown_fields == "report":
+        requests = _open(requests)
     return {
         "openapi": "3.1.0",
         "info": {"title": "jaxinfer", "version": __version__},
         "paths": paths,
-        "components": {"schemas": {**{name: _replaced(schema) for name, schema in schemas.items()}, **_ANSWERS}},
+        "components": {"schemas": {**requests, **_ANSWERS}},
     }
+
+
+def _open(schema: Any) -> Any:
+    """Where objects may have fields that the schema does not name."""
+    if isinstance(schema, list):
+        return [_open(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = schema.get("additionalProperties") in (False, NOTHING)
+    return {name: _open(each) for name, each in schema.items() if not (closed and name == "additionalProperties")}
 
 
 def _replaced(schema: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +205,7 @@ def _post(path: str) -> dict[str, Any]:
     statuses = [status for status in _ERRORS if streams or status not in (409, 500)]
     return {
         "summary": summary,
-        "operationId": kind.__name__.removesuffix("Request").lower(),
+        "operationId": kind.__name__.removesuffix("Request").lower() + ("_render" if "Rendered" in answer else ""),
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}},

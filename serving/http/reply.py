@@ -11,6 +11,7 @@ from serving import json_text
 from serving.errors import Refusal
 from serving.http.errors import ApiError, from_refusal
 from serving.http.generation import Generation
+from serving.http.ignored import IgnoredFields
 from serving.http.models import StreamOptions
 
 DONE = b"data: [DONE]\n\n"
@@ -30,13 +31,21 @@ async def sse_in_parts(data: Any) -> AsyncIterator[bytes]:
 
 
 class Reply(ABC):
-    """One answer under way: `result` gives it whole, `events` in pieces. `close` ends what still runs."""
+    """One answer under way: `result` gives it whole, `events` in pieces. `close` ends what still runs. ignored: what of
+    its request had no effect."""
 
     def __init__(self, generation: Generation, model: str, *, stream: bool) -> None:
         self.generation = generation
         self.stream = stream
         self.model = model
         self.created = int(time.time())
+        self.ignored = IgnoredFields()
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Of an answer with status 200."""
+        name = self.generation.streams[0].prepared.request_id
+        return [(b"x-request-id", name.encode("ascii")), *self.ignored.headers]
 
     @abstractmethod
     async def result(self) -> Mapping[str, Any]:

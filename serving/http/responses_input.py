@@ -8,7 +8,7 @@ from typing import Any
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import OutputParserNames
 from jaxinfer.text.conversation import as_arguments, joined
-from serving.http import chat_input, convert, structured
+from serving.http import chat_input, convert, ignored, structured
 from serving.http.chat import of_chat, offered_tools
 from serving.http.models import MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE, ResponsesRequest
 from serving.request import MAX_MESSAGES, ChatPrompt, GenerationRequest, ModelContext, check_count
@@ -84,7 +84,8 @@ def _add_item(name: str, item: Mapping[str, Any], messages: list[dict[str, Any]]
         raise InvalidRequest(f"{name}.type", kind, f"only {', '.join(_ITEM_KEYS)} are supported")
     for key, value in item.items():
         if key not in _ITEM_KEYS[kind] and not chat_input.says_nothing(value):
-            raise InvalidRequest(f"{name}.{key}", value, f"a {kind} may have {', '.join(_ITEM_KEYS[kind])}")
+            allowed = f"a {kind} may have {', '.join(_ITEM_KEYS[kind])}"
+            ignored.unknown(f"{name}.{key}", value, _ITEM_KEYS[kind], allowed)
     if kind == "message":
         _add_message(name, item, messages)
     elif kind == "function_call":

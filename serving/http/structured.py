@@ -9,6 +9,7 @@ from jaxinfer.constraints.calls import Tool, ToolRules
 from jaxinfer.constraints.params import FIELD
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import OutputParserNames
+from serving.http import ignored
 from serving.http.models import ChatRequest, ResponsesRequest, Sampling, TextSampling
 
 _FORMATS = ("text", "json_object", "json_schema", "structural_tag")
@@ -68,8 +69,10 @@ def _text_format(text: Any) -> Any:
     if not isinstance(text, Mapping):
         raise InvalidRequest("text", text, "it must be an object with a format")
     for key, value in text.items():
-        if key not in ("format", "verbosity") and value is not None:
-            raise InvalidRequest(f"text.{key}", value, "it may have format and verbosity")
+        if key == "verbosity" and value is not None:
+            ignored.without_effect("text.verbosity", value, "chat templates have no word for it")
+        elif key != "format" and value is not None:
+            ignored.unknown(f"text.{key}", value, ("format", "verbosity"), "it may have format and verbosity")
     return text.get("format")
 
 
@@ -101,9 +104,9 @@ def _response_format(name: str, wanted: Any, *, flat: bool = False) -> dict[str,
 
 
 def _check_keys(name: str, value: Mapping[str, Any], known: Sequence[str]) -> None:
-    unknown = next((key for key, each in value.items() if key not in known and each is not None), None)
-    if unknown is not None:
-        raise InvalidRequest(f"{name}.{unknown}", value[unknown], f"it may have {', '.join(known)}")
+    for key, each in value.items():
+        if key not in known and each is not None:
+            ignored.unknown(f"{name}.{key}", each, known, f"it may have {', '.join(known)}")
 
 
 # -- calls of tools ---------------------------------------------------------------------------------------------------

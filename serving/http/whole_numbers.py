@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import msgspec
+
+from serving.http.struct_types import fields_of, members_of
 
 _Type = msgspec.inspect.Type
 
@@ -19,7 +20,7 @@ def with_whole_numbers(value: Any, kind: type[msgspec.Struct]) -> Any:
 def _struct(value: Any, kind: type[msgspec.Struct]) -> Any:
     if not isinstance(value, dict):
         return value
-    fields = _fields(kind)
+    fields = fields_of(kind)
     return {name: _value(each, fields[name]) if name in fields else each for name, each in value.items()}
 
 
@@ -29,7 +30,7 @@ def _value(value: Any, types: tuple[_Type, ...]) -> Any:
         return int(value) if _takes_ints_alone(types) and value.is_integer() else value
     for each in types:
         if isinstance(value, list) and isinstance(each, msgspec.inspect.ListType):
-            return _list(value, _members(each.item_type))
+            return _list(value, members_of(each.item_type))
         if isinstance(value, dict) and isinstance(each, msgspec.inspect.StructType):
             return _struct(value, each.cls)
     return value
@@ -49,16 +50,3 @@ def _takes_ints_alone(types: tuple[_Type, ...]) -> bool:
     """Of all kinds of numbers."""
     takes_float = any(isinstance(each, msgspec.inspect.FloatType | msgspec.inspect.AnyType) for each in types)
     return not takes_float and any(isinstance(each, msgspec.inspect.IntType) for each in types)
-
-
-@cache
-def _fields(kind: type[msgspec.Struct]) -> dict[str, tuple[_Type, ...]]:
-    info = msgspec.inspect.type_info(kind)
-    assert isinstance(info, msgspec.inspect.StructType)
-    return {field.encode_name: _members(field.type) for field in info.fields}
-
-
-def _members(kind: _Type) -> tuple[_Type, ...]:
-    if isinstance(kind, msgspec.inspect.Metadata):
-        return _members(kind.type)
-    return tuple(kind.types) if isinstance(kind, msgspec.inspect.UnionType) else (kind,)

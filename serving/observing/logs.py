@@ -211,6 +211,7 @@ def log_access(record: RequestRecord) -> None:
         "first_token_ms": milliseconds(first - record.received) if first else None,
         "total_ms": milliseconds(sum(phases.values())),
         "device_ms": milliseconds(record.device_seconds),
+        **({"ignored": list(record.ignored)} if record.ignored else {}),
         **(record.content or {}),
     }
     _ACCESS.info("request", extra={"fields": fields})

@@ -95,6 +95,9 @@ SPECS = (
     _counter("compilations_after_ready_total", "Backend compilations since start-up; more than 0 is a fault"),
     _counter("requests_accepted_total", "Requests that the engine was given"),
     _counter("requests_refused_total", "Requests that were not; HTTP's or gRPC's status", "door", "code"),
+    _counter(
+        "ignored_fields_total", "Fields of HTTP requests that had no effect; other: of names unknown here", "field"
+    ),
     _gauge("requests_open", "Requests whose answer is under way"),
     _counter("tenant_tokens_total", "Tokens of finished requests, by kind", "tenant", "kind"),
     _counter("tenant_device_seconds_total", "Finished requests' share of their steps' device time", "tenant"),
@@ -145,6 +148,7 @@ class Metrics:
         self.finished_seconds: Counter[str] = Counter()  # from arrival to end, by the reason of the end
         self.last_arrival = 0.0  # Unix time, of the finished requests
         self.refused: Counter[tuple[str, ...]] = Counter()
+        self.ignored: Counter[tuple[str, ...]] = Counter()
         self.tenant_tokens: Counter[tuple[str, ...]] = Counter()
         self.tenant_device: Counter[tuple[str, ...]] = Counter()
         self.stats, self.times = EngineStats(), StepTimes()
@@ -257,6 +261,7 @@ class Metrics:
             "padded_tokens_total": stats.padded_tokens,
             "compilations_after_ready_total": stats.compilations_after_ready,
             "requests_refused_total": self.refused,
+            "ignored_fields_total": self.ignored,
             "tenant_tokens_total": self.tenant_tokens,
             "tenant_device_seconds_total": self.tenant_device,
         }

@@ -62,6 +62,8 @@ class RequestRecord:
     running: int = 0  # sequences that the engine has not ended
     prompt_counted: bool = False
     failed: bool = False
+    ignored: tuple[str, ...] = ()  # names of what of the request had no effect, escaped
+    asked_tokens: int | None = None  # the max_tokens that the client gave
     content: dict[str, Any] | None = None  # prompt and outputs, only where the operator wants them in the log
 
     @classmethod
@@ -83,6 +85,8 @@ class RequestRecord:
             completion_tokens=[0] * n,
             last_tokens=[0.0] * n,
             running=n,
+            ignored=prepared.ignored,
+            asked_tokens=prepared.asked_tokens,
         )
 
     def engine_says(self, output: SequenceOutput) -> None:

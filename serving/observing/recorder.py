@@ -105,6 +105,11 @@ class Recorder:
             except Exception:  # who observes must not take down what is observed
                 _LOG.exception("request %s is missing in one of the records", record.request_id)
 
+    def ignored(self, counts: Mapping[str, int]) -> None:
+        """Fields of one request that had no effect, by the label that each has in the metric."""
+        for field, count in counts.items():
+            self.metrics.ignored[field,] += count
+
     def refused(self, origin: Origin, code: str, error: Exception) -> None:
         self.metrics.refused[origin.server, code] += 1
         for sink in self.refusal_sinks:
@@ -143,6 +148,10 @@ def explanation(record: RequestRecord, *, alive: bool) -> dict[str, Any]:
         "cached_tokens": record.cached_tokens,
         "completion_tokens": record.output_tokens,
     }
+    if record.asked_tokens is not None and record.asked_tokens > record.max_tokens:
+        result["max_tokens_asked"] = record.asked_tokens  # more than prompt, context and pool left
+    if record.ignored:
+        result["ignored"] = list(record.ignored)
     if alive:
         now = time.monotonic()
         first = record.first_token

@@ -64,7 +64,7 @@ def test_every_kind_of_request_is_answered_or_refused(model, tmp_path):
     chat = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 3}
     source = write(
         tmp_path / "in.jsonl",
-        request("text", prompt="x", temperature=0, max_tokens=5, model="tiny"),
+        request("text", prompt="x", temperature=0, max_tokens=5, model="tiny", unheard_of=1, store=True),
         "",
         request("chat", "/v1/chat/completions", **chat),
         request("response", "/v1/responses", input="x", temperature=0, max_output_tokens=4),
@@ -81,6 +81,8 @@ def test_every_kind_of_request_is_answered_or_refused(model, tmp_path):
         "text": 200, "chat": 200, "response": 200, "bad": 400, "no such model": 404, "stream": 400,
     }  # fmt: skip
     assert answers["text"]["response"]["body"]["choices"][0]["text"] == "abcde"
+    assert answers["text"]["response"]["ignored"] == ["unheard_of", "store"]
+    assert "ignored" not in answers["chat"]["response"]
     assert answers["chat"]["response"]["body"]["choices"][0]["message"]["content"] == "abc"
     assert answers["response"]["response"]["body"]["output"][0]["content"][0]["text"] == "abcd"
     assert answers["bad"]["response"]["body"]["error"]["param"] == "temperature"

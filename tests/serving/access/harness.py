@@ -104,9 +104,11 @@ async def guarded(
     tls: TlsConfig | None = None,
     authority: Authority | None = None,
     options: FakeOptions | None = None,
+    given: tuple[str, ...] = (),
     **config: Any,
 ) -> AsyncIterator[Guarded]:
-    access = AccessConfig(None if keys is None else keys.path, tls)
+    """given: keys of the command line."""
+    access = AccessConfig(None if keys is None else keys.path, tls, given)
     server, links, _ = make_server(options or FakeOptions(), http_port=0, access=access, **config)
     await server.start()
     try:

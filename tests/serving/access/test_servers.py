@@ -13,6 +13,7 @@ import pytest
 
 from jaxinfer.messages import Submit
 from protos.jaxinfer.v1 import inference_pb2 as pb
+from serving.access.access import AccessConfig, AccessError
 from serving.server import Server, ServerError
 from tests.fakes import FakeOptions
 from tests.serving.access.harness import Keys, bearer, guarded
@@ -48,6 +49,31 @@ def test_openai_client_with_keys(tmp_path: Path) -> None:
             assert error.body["message"] == "the API key's roles are admin; this call needs infer"
 
     run(test())
+
+
+def test_keys_of_the_command_line(tmp_path: Path) -> None:
+    keys = Keys(tmp_path)
+    of_file = keys.new()
+
+    async def test() -> None:
+        for file in (None, keys):
+            async with guarded(file, given=("first", "second"), name="fake") as s:
+                for key in ("first", "second", *([of_file] if file else [])):
+                    async with s.http(key) as client:
+                        assert (await client.post("/v1/completions", json={"prompt": "a"})).status_code == 200
+                        wanted = 403 if key == of_file else 200  # the others may do everything
+                        assert (await client.get("/metrics")).status_code == wanted
+                for wrong in ("firs", "firstsecond", "x" * 300, WRONG):
+                    async with s.http(wrong) as client:
+                        answer = await client.post("/v1/completions", json={"prompt": "a"})
+                        assert (answer.status_code, "first" in answer.text) == (401, False)
+                async with s.grpc() as stub:
+                    await collect(stub.Generate(greedy(), metadata=bearer("first")))
+                    assert (await status(stub.Generate(greedy()))).code() == grpc.StatusCode.UNAUTHENTICATED
+
+    run(test())
+    with pytest.raises(AccessError, match="with API keys it must be a loopback address"):
+        AccessConfig(given=("k",)).check(["0.0.0.0"])
 
 
 def test_every_path_has_its_role(tmp_path: Path) -> None:

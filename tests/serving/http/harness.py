@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -70,9 +71,9 @@ def greedy_chat(text: str = "hi") -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def http_serving(options: FakeOptions | None = None, **config: Any) -> AsyncIterator[HttpServer]:
-    """Keywords are `serving`'s, and tool_call_parser and reasoning_parser."""
-    parsers = {name: config.pop(name) for name in ("tool_call_parser", "reasoning_parser") if name in config}
-    async with serving(options, http_port=0, api=ApiConfig(**parsers), **config) as running:
+    """Keywords are `serving`'s and ApiConfig's."""
+    api = {field.name: config.pop(field.name) for field in dataclasses.fields(ApiConfig) if field.name in config}
+    async with serving(options, http_port=0, api=ApiConfig(**api), **config) as running:
         url = f"http://{running.server.http_address}"
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
             yield HttpServer(running, url, client)

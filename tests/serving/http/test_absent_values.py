@@ -150,6 +150,7 @@ def test_what_is_not_text_is_still_refused() -> None:
                 ({"audio": {"id": "a"}}, "messages[0].audio"),
                 ({"function_call": {"name": "f"}}, "messages[0].function_call"),
                 ({"name": 5}, "messages[0].name"),
+                ({"refusal": True}, "messages[0].refusal"),
             ):
                 error = await s.refused("/v1/chat/completions", messages=[{"role": "assistant", **message}])
                 assert error["param"] == param, error

@@ -11,11 +11,14 @@ import httpx
 import pytest
 
 from jaxinfer.messages import Abort, Drain
+from protos.open_inference import grpc_service_pb2 as pb
 from serving.http import body, protocol
 from serving.http.completions import CompletionReply
 from serving.http.errors import ApiError
 from serving.server import ServerError
 from tests.fakes import FakeOptions
+from tests.serving.gateways.harness import BOTH
+from tests.serving.gateways.test_open_inference import stub
 from tests.serving.harness import collect, greedy, make_server, run, until
 from tests.serving.http.harness import HttpServer, greedy_chat, http_serving
 
@@ -165,6 +168,32 @@ def test_loading_and_ready():
             card = (await s.http.get("/v1/models")).json()["data"][0]
             assert (card["id"], card["max_model_len"]) == ("fake", 4096)
             assert error(await s.http.get("/v1/models/other"), 404)["code"] == "model_not_found"
+
+    run(test())
+
+
+def test_every_name_of_the_model_is_taken_and_listed():
+    async def test():
+        async with http_serving(name="first", aliases=("second", "org/third"), gateways=BOTH) as s:
+            cards = (await s.http.get("/v1/models")).json()["data"]
+            assert [card["id"] for card in cards] == ["first", "second", "org/third"]
+            for name in ("first", "second", "org/third"):
+                assert (await s.http.get(f"/v1/models/{name}")).json() == next(c for c in cards if c["id"] == name)
+                assert (await s.complete(model=name))["model"] == "first"
+                request = greedy()
+                request.model = name
+                await collect(s.grpc.stub.Generate(request))
+                ready = await stub(s.grpc).ModelReady(pb.ModelReadyRequest(name=name))
+                assert ready.ready
+            said = error(await s.post("/v1/completions", prompt="a", model="fourth"), 404)["message"]
+            assert "this server serves 'first' and 'second' and 'org/third' only" in said
+            card = cards[0]
+            assert (card["owned_by"], card["max_model_len"], card["root"]) == ("jaxinfer", 4096, "fake")
+            assert card["permission"][0]["allow_sampling"] is True
+            assert card["capabilities"] == {"completion": True, "chat": True, "tools": False, "reasoning": False}
+        async with http_serving(tool_call_parser="hermes", reasoning_parser="think") as s:
+            card = (await s.http.get("/v1/models/fake")).json()
+            assert card["capabilities"] == {"completion": True, "chat": True, "tools": True, "reasoning": True}
 
     run(test())
 

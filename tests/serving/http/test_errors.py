@@ -72,15 +72,15 @@ CASES = [
     ("responses", {"input": "x", "top_logprobs": 1}, "top_logprobs", "it needs include"),
     ("responses", {"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type", "only functions are supported"),
     ("responses", {"input": "x", "reasoning": {"effort": "low"}}, "reasoning.effort", "template reads no"),
-    ("responses", {"input": "x", "reasoning": {"summary": "detailed"}}, "reasoning.summary", "makes no summaries"),
+    ("responses", {"input": "x", "reasoning": {"summary": "detailed"}}, "reasoning.summary", "none is summarized"),
     ("responses", {"input": "x", "reasoning": {"x": 1}}, "reasoning.x", "not a field"),
-    ("responses", {"input": "x", "store": True}, "store", "nothing is stored here"),
+    ("responses", {"input": "x", "store": True}, "store", "nothing is stored"),
 ]  # fmt: skip
 
 
 def test_every_fault_is_named():
     async def test():
-        async with http_serving(max_waiting=1025) as s:
+        async with http_serving(max_waiting=1025, unknown_fields="refuse") as s:
             for path, body, param, words in CASES:
                 if words is None:
                     assert (await s.post("/v1/" + path, **body)).status_code == 200
@@ -108,7 +108,7 @@ def test_every_fault_is_named():
 )
 def test_tools(tools, param):
     async def test():
-        async with http_serving(tool_call_parser="hermes") as s:
+        async with http_serving(tool_call_parser="hermes", unknown_fields="refuse") as s:
             assert (await s.refused("/v1/chat/completions", **CHAT, tools=tools))["param"] == param
 
     run(test())

@@ -85,7 +85,7 @@ def test_all_are_told():
         assert error["param"] == faults[0].split(" ")[0]
 
     async def test():
-        async with http_serving(tool_call_parser="hermes") as s:
+        async with http_serving(tool_call_parser="hermes", unknown_fields="refuse") as s:
             for case in CASES:
                 await check(s, *case)
 
@@ -94,7 +94,7 @@ def test_all_are_told():
 
 def test_a_fault_alone_is_told_as_ever_and_no_consequence_is_a_fault():
     async def test():
-        async with http_serving() as s:
+        async with http_serving(unknown_fields="refuse") as s:
             for path, body, message in (
                 ("completions", {"prompt": "x", "n": 0}, "n is 0; it must be an integer from 1 to 64"),
                 # Without its faulty value, one field would lack what it needs.
@@ -133,7 +133,7 @@ def test_very_many_faults_are_counted():
     assert str(faults) == "2 faults: (1) a is 1; x; (2) b is 2; y"
 
     async def test():
-        async with http_serving() as s:
+        async with http_serving(unknown_fields="refuse") as s:
             unknown = {f"field_{i}": i for i in range(200)}
             message = (await s.refused("/v1/completions", prompt="x", **unknown))["message"]
             assert message.startswith(f"{MAX_FAULTS} faults: ")
@@ -210,15 +210,15 @@ def logged(work: Callable[[HttpServer], Any], **settings: Any) -> list[dict[str,
 
 
 def test_the_log_names_field_and_reason_and_no_content():
-    secret = "kanarienvogel"
+    secret, name = "kanarienvogel", "zaunkönig"  # a name is told, a value never
 
     async def work(s: HttpServer) -> None:
         for path, body in (
             ("completions", {"prompt": secret, "temperature": -1}),
-            ("completions", {"prompt": secret, secret: 1}),
-            ("completions", {"prompt": secret, "top_p": 2, "logit_bias": {secret: 1}, secret: 1}),
+            ("completions", {"prompt": secret, name: secret}),
+            ("completions", {"prompt": secret, "top_p": 2, "logit_bias": {secret: 1}, name: secret}),
             ("completions", {"prompt": secret, "model": secret}),
-            ("chat/completions", {"messages": [USER, {**USER, secret: 1}]}),
+            ("chat/completions", {"messages": [USER, {**USER, name: secret}]}),
             ("chat/completions", {"messages": [{"role": "user", "content": [{"type": secret}]}]}),
         ):
             assert (await s.post("/v1/" + path, **body)).status_code in (400, 404)
@@ -232,14 +232,15 @@ def test_the_log_names_field_and_reason_and_no_content():
         await status(infer_stub(s.grpc).ModelInfer(request))
         await status(vllm_stub(s.grpc).Generate(generate(secret, n=65)))
 
-    events = logged(work)
+    events = logged(work, unknown_fields="refuse")
     assert secret not in json.dumps(events)
+    told = "zaunk%C3%B6nig"
     assert [(event["param"], event["reason"]) for event in events] == [
         ("temperature", "it must be a number from 0 to 100"),
-        (None, "it is no field of this request"),
-        (None, "it is no field of this request"),
+        (told, "it is no field of this request"),
+        (told, "it is no field of this request"),
         ("model", "there is none of this name"),
-        ("messages[1]", events[4]["reason"]),
+        (f"messages[1].{told}", events[4]["reason"]),
         (
             "messages[0].content[0].type",
             "only text and input_text and output_text and refusal and thinking parts are supported",

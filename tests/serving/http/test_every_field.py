@@ -1,4 +1,5 @@
-"""No field of the OpenAPI document is ignored: it changes the output of a real model, or is refused by its name.
+"""No field of the OpenAPI document is ignored: it changes the output of a real model, is refused by its name, or the
+answer's header names it.
 
 The walk is over the document that the server gives, so a field that is added without an effect fails here.
 """
@@ -6,6 +7,7 @@ The walk is over the document that the server gives, so a field that is added wi
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +16,8 @@ import httpx
 import pytest
 
 from jaxinfer.messages import Submit
+from serving.http import models
+from serving.http.decode import no_effects
 from serving.http.models import RECORDED, REFUSED
 from serving.http.openapi import document
 from tests.serving.harness import run
@@ -74,6 +78,8 @@ TEXT: dict[str, tuple[Any, dict[str, Any]]] = {
     "stream_options": ({"include_usage": True}, {"stream": True}),
     "prompt_logprobs": (1, {}),
     "return_token_ids": (True, {}),
+    "bad_words": ("SOME WORD", {**GREEDY, "ENDS": True}),
+    "truncation_side": ("right", {"truncate_prompt_tokens": 2}),
 }
 EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
     "completion": {
@@ -92,6 +98,7 @@ EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "messages": ([{"role": "user", "content": "What is 2 + 2?"}], {}),
         "tools": ([ITEM], {}),
         "add_generation_prompt": (False, {}),
+        "continue_final_message": (True, {"messages": [*MESSAGES, {"role": "assistant", "content": "It is"}]}),
         "chat_template": ("terse", {}),
         "chat_template_kwargs": ({"style": "terse"}, {}),
         "documents": ([{"title": "t"}], {}),
@@ -129,6 +136,7 @@ FORM = {
     "response_format": {"type": "json_object"},
     "text": {"format": {"type": "json_object"}},
 }
+STREAMS = {"stream_interval"}  # see test_events_have_several_tokens
 NOT_NEUTRAL: dict[str, Any] = {"best_of": 5, "length_penalty": 2, "suffix": "end"}
 
 
@@ -136,6 +144,15 @@ NOT_NEUTRAL: dict[str, Any] = {"best_of": 5, "length_penalty": 2, "suffix": "end
 def client(tmp_path_factory) -> Iterator[httpx.Client]:
     with demo_server(tmp_path_factory.mktemp("model")) as client:
         yield client
+
+
+def without_effect(kind: str) -> set[str]:
+    return set(no_effects(getattr(models, SCHEMAS[kind])))
+
+
+def holds_no_effect(kind: str) -> set[str]:
+    """Objects of which no field has one: test_ignored_fields.py."""
+    return {"stream_options"} if kind == "responses" else set()
 
 
 def fields(kind: str) -> set[str]:
@@ -149,8 +166,8 @@ def forms(kind: str) -> set[str]:
 @pytest.mark.parametrize("kind", list(PATHS))
 def test_every_field_is_accounted_for(kind):
     refused = {name for name in fields(kind) if name in (*REFUSED, "best_of")}  # some have an effect elsewhere
-    effects = {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *forms(kind)}
-    assert fields(kind) - effects - set(RECORDED) == refused - effects
+    effects = {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *forms(kind), *(STREAMS if kind != "responses" else ())}
+    assert fields(kind) - effects - set(RECORDED) - without_effect(kind) - holds_no_effect(kind) == refused - effects
     assert effects <= fields(kind)
     assert {"user"} <= fields(kind)
 
@@ -190,6 +207,8 @@ class Walk:
         for name, value in body.items():
             if value == "SOME TOKEN":
                 body[name] = [self.token]
+            elif value == "SOME WORD":
+                body[name] = [self.client.post("/detokenize", json={"tokens": [self.token]}).json()["prompt"]]
             elif value == "SOME BIAS":
                 body[name] = {str(self.token): -100}
         return {name: value for name, value in body.items() if value is not None}
@@ -225,7 +244,12 @@ def test_every_effect_changes_the_output(client, kind):
 
 @pytest.mark.parametrize("kind", list(PATHS))
 def test_every_other_field_is_refused_by_name(client, kind):
-    refused = fields(kind) - {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *RECORDED, *forms(kind)}
+    refused = (
+        fields(kind)
+        - {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *RECORDED, *forms(kind)}
+        - without_effect(kind)
+        - holds_no_effect(kind)
+    )
     for name in sorted(refused):
         value = NOT_NEUTRAL.get(name, "unheard-of")
         response = client.post(PATHS[kind], json={**BASES[kind], name: value})
@@ -234,9 +258,43 @@ def test_every_other_field_is_refused_by_name(client, kind):
         assert error["param"] == name
         assert str(value) in error["message"]
         for neutral in (*REFUSED[name].neutral, None) if name in REFUSED else (1, None):
-            stream = {"stream": True} if name == "stream_options" else {}
-            response = client.post(PATHS[kind], json={**BASES[kind], **stream, name: neutral})
+            response = client.post(PATHS[kind], json={**BASES[kind], name: neutral})
             assert response.status_code == 200, (name, neutral, response.text)
+
+
+def test_events_have_several_tokens(client):
+    texts = []
+    for interval in (None, 5):
+        body = {**BASES["completion"], "temperature": 0, "max_tokens": 12, "ignore_eos": True, "stream": True}
+        answer = client.post(PATHS["completion"], json={**body, "stream_interval": interval, "return_token_ids": True})
+        events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        counts = [len(event["choices"][0]["token_ids"]) for event in events]
+        texts.append("".join(event["choices"][0]["text"] for event in events))
+        assert sum(counts) == 12
+        if interval:
+            assert counts[0] == 1
+            assert min(counts[1:-1]) >= 5
+    assert texts[0] == texts[1]
+
+
+VALUES = {"store": True, "metadata": {"a": "b"}, "client_metadata": {"a": 1}, "thinking_token_budget": 5}
+VALUES |= {name: {"type": "content"} for name in ("prediction", "web_search_options")}
+
+
+@pytest.mark.parametrize("kind", list(PATHS))
+def test_what_has_no_effect_is_named_and_changes_nothing(client, kind):
+    walk = Walk(client, kind)
+    plain = walk.outcome({})
+    fields = {name: VALUES.get(name, "text") for name in without_effect(kind)}
+    assert walk.outcome(fields) == plain
+    response = client.post(PATHS[kind], json={**BASES[kind], **fields})
+    assert set(response.headers["x-jaxinfer-ignored"].split(", ")) == set(fields)
+    neutral = {
+        name: value for name, rule in no_effects(getattr(models, SCHEMAS[kind])).items() for value in rule.neutral
+    }
+    assert neutral
+    response = client.post(PATHS[kind], json={**BASES[kind], **dict.fromkeys(fields), **neutral})
+    assert (response.status_code, "x-jaxinfer-ignored" in response.headers) == (200, False)
 
 
 def test_another_tool_and_parts_that_are_no_text_are_refused(client):
@@ -249,7 +307,6 @@ def test_another_tool_and_parts_that_are_no_text_are_refused(client):
         ({"tools": [ITEM], "tool_choice": "unheard-of"}, "tool_choice"),
         ({"response_format": {"type": "unheard-of"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
-        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
     ):
         response = client.post(PATHS["chat"], json={**BASES["chat"], **change})
         assert (response.status_code, response.json()["error"]["param"]) == (400, param)

@@ -181,7 +181,6 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [  # kind, fields, param, 
         "give one of them",
     ),
     ("chat", {"response_format": {"type": "xml"}}, "response_format", "text, json_object, json_schema"),
-    ("chat", {"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema", "may have"),
     ("chat", {"guided_json": {}}, "guided_json", "replaced by structured_outputs.json"),
     ("completion", {"guided_regex": "a"}, "guided_regex", "replaced by structured_outputs.regex"),
     ("chat", {"tool_choice": "required"}, "tool_choice", "it needs tools"),
@@ -290,6 +289,20 @@ def test_reasoning_comes_first() -> None:
             assert accepts(found, '{"n": 7}')
             assert not accepts(found, "<think>a")
             assert not accepts(found, '<think>a</think>\n\n{"m": 7}')
+
+    run(test())
+
+
+def test_what_has_no_meaning_beside_a_form_is_named() -> None:
+    async def test() -> None:
+        async with http_serving(says("{}")) as s:
+            for kind, fields, name in (
+                ("chat", {"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema"),
+                ("responses", {"text": {"verbosity": "low"}}, "text.verbosity"),
+                ("responses", {"text": {"format": {"type": "json_object", "x": 1}}}, "text.format.x"),
+            ):
+                response = await s.post(PATHS[kind], **BASES[kind], **fields)
+                assert (response.status_code, response.headers["x-jaxinfer-ignored"]) == (200, name)
 
     run(test())
 

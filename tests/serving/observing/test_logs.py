@@ -34,7 +34,6 @@ CANARIES = (
     "kanaria-stop",
     "kanaria-user",
     "kanaria-salt",
-    "kanaria-feld",
     "kanaria-model",
     "kanaria-pfad",
 )
@@ -43,17 +42,17 @@ OUTPUT = "zeisig und fink "
 
 async def drive(s: HttpServer) -> None:
     """Requests of every kind that go well or badly, all of them with canaries in them."""
-    prompt, stop, user, salt, name, model, path = CANARIES
+    prompt, stop, user, salt, model, path = CANARIES
     await s.complete(prompt=prompt, stop=stop, user=user, cache_salt=salt)
     await s.chat(prompt, tools=[{"type": "function", "function": {"name": "f", "description": prompt}}])
     await s.events("/v1/chat/completions", messages=[{"role": "user", "content": prompt}], max_tokens=5)
     await s.post("/v1/responses", input=prompt, instructions=prompt, max_output_tokens=5)
+    await s.complete(prompt=prompt, unheard_of=prompt)
     await s.post("/tokenize", prompt=prompt)
     await collect(s.grpc.stub.Generate(greedy(prompt, stop=[stop])))
     for bad in (
         {"prompt": prompt, "max_tokens": -1},
         {"prompt": prompt, "suffix": prompt},
-        {"prompt": prompt, name: prompt},
         {"prompt": prompt, "model": model},
         {"prompt": prompt, "stop": [stop] * 99},
         {"prompt": prompt, "logit_bias": {prompt: 1}},
@@ -161,7 +160,7 @@ def test_content_is_there_when_it_is_asked_for(monkeypatch):
     assert first["outputs"] == [OUTPUT[:8]]
     chat = next(e for e in events if e.get("endpoint") == "/v1/chat/completions")
     assert CANARIES[0] in chat["prompt"]  # as the template rendered it
-    assert any(CANARIES[3 + 1] in e.get("reason", "") for e in events)
+    assert any(CANARIES[4] in e.get("reason", "") for e in events)
     assert f"cannot do '{CANARIES[0]}'" in text
     assert WITHHELD not in text
 
