@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from jaxinfer.errors import InvalidRequest
+from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.messages import (
     Abort,
     Died,
@@ -27,6 +28,7 @@ from jaxinfer.messages import (
     Shutdown,
     StepOutputs,
     Submit,
+    TellExpertLoad,
     Warmed,
 )
 from jaxinfer.scheduling.scheduler import DuplicateRequest, Scheduler
@@ -87,6 +89,18 @@ class WarmUp(Protocol):
         ...
 
 
+class ExpertLoads(Protocol):
+    """What the experts of a model have computed: a runner's `ExpertCounts`."""
+
+    def report(self, *, idle: bool) -> ExpertLoad | None:
+        """What is known, when that is news. Waits for no step. idle: none is in flight."""
+        ...
+
+    def now(self) -> ExpertLoad:
+        """Everything that was dispatched. Waits for it."""
+        ...
+
+
 class Inbox(Protocol):
     """A queue of messages: `queue.Queue`, or the process side's pipe reader."""
 
@@ -106,7 +120,7 @@ class EngineLoop:
     """Turns messages into steps. `info` is what the engine settled on; `check` turns on integrity checks every step.
 
     warm_up: what goes on being compiled; until it is whole, steps have as many tokens as it says. on_warm is called
-    when it is, or when the loop ends before.
+    when it is, or when the loop ends before. expert_loads: of a model with experts.
     """
 
     def __init__(
@@ -118,6 +132,7 @@ class EngineLoop:
         check: bool = False,
         warm_up: WarmUp | None = None,
         on_warm: Callable[[], None] = lambda: None,
+        expert_loads: ExpertLoads | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -125,6 +140,7 @@ class EngineLoop:
         self._check = check
         self._warm_up = warm_up
         self._on_warm = on_warm
+        self._expert_loads = expert_loads
         self._limits = scheduler.limits  # once all programs are compiled
         if warm_up is not None:
             self._fit_steps(warm_up)
@@ -265,6 +281,8 @@ class EngineLoop:
             self._submit(message, post)
         elif isinstance(message, Abort):
             self.scheduler.abort(message.request_id, message.index)
+        elif isinstance(message, TellExpertLoad):
+            post(ExpertLoad() if self._expert_loads is None else self._expert_loads.now())
         elif isinstance(message, Drain):
             self._draining = True
         elif isinstance(message, Shutdown):
@@ -292,7 +310,9 @@ class EngineLoop:
         stats.padded_tokens = self.runner.padded_tokens
         sequences = ended + (outputs.sequences if outputs is not None else [])
         prompts = outputs.prompts if outputs is not None else []
-        post(StepOutputs(sequences, prompts, stats.copy(), self._clock.times))
+        loads = self._expert_loads
+        load = None if loads is None else loads.report(idle=self.idle)
+        post(StepOutputs(sequences, prompts, stats.copy(), self._clock.times, load))
 
 
 def message_weight(message: Any) -> int:

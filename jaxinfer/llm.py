@@ -17,6 +17,7 @@ from jaxinfer.config import RuntimeConfig
 from jaxinfer.constraints.constraint import constrained
 from jaxinfer.engine import EngineLoop
 from jaxinfer.errors import InvalidRequest
+from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.generation_config import generation_defaults, generation_notes
 from jaxinfer.messages import (
     NO_LOGITS,
@@ -29,6 +30,7 @@ from jaxinfer.messages import (
     Shutdown,
     StepOutputs,
     Submit,
+    TellExpertLoad,
 )
 from jaxinfer.model_path import hub_cache_from, resolve_model
 from jaxinfer.outputs import RequestOutput, RequestStream
@@ -114,6 +116,7 @@ class LLM:
         self._outbox: queue.Queue[Any] = queue.Queue()
         self._dead: str | None = None
         self._stats = EngineStats()
+        self._expert_load: ExpertLoad | None = None
         self._thread = threading.Thread(
             target=_run_quietly, args=(engine, self._inbox, self._outbox.put), name="jaxinfer-engine", daemon=True
         )
@@ -181,6 +184,18 @@ class LLM:
     def stats(self) -> EngineStats:
         """The engine's counters as of its last step."""
         return self._stats
+
+    def expert_load(self) -> ExpertLoad:
+        """How many tokens each expert has computed since the engine started, and how unevenly; without layers in a
+        model without experts. `later.since(earlier)` is what came between two calls. Waits for what is being
+        generated. Raises EngineDead."""
+        with self._lock:
+            self._check_alive()
+            self._inbox.put(TellExpertLoad())
+            self._expert_load = None
+            while self._expert_load is None:
+                self._take({})
+            return self._expert_load
 
     def close(self) -> None:
         """Stops the engine's thread. Idempotent."""
@@ -292,6 +307,8 @@ class LLM:
         if isinstance(message, Rejected) and message.request_id in streams:
             raise InvalidRequest("request", message.request_id, message.message)
         finished: list[str] = []
+        if isinstance(message, ExpertLoad):
+            self._expert_load = message
         if isinstance(message, StepOutputs):
             self._stats = message.stats
             for scored in message.prompts:

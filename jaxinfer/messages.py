@@ -1,7 +1,8 @@
 """What crosses the engine's process boundary: small, picklable, standard library only.
 
-Towards the engine: `Submit`, `Abort`, `Drain`, `Shutdown`. From it: `Ready` once, `Warmed` once where that was said to
-come, one `StepOutputs` a step, `Rejected` for a request the engine cannot take, `Drained`, and `Died` as its last word.
+Towards the engine: `Submit`, `Abort`, `TellExpertLoad`, `Drain`, `Shutdown`. From it: `Ready` once, `Warmed` once where
+that was said to come, one `StepOutputs` a step, `Rejected` for a request the engine cannot take, `ExpertLoad` when
+asked for it, `Drained`, and `Died` as its last word.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.sampling_params import MAX_LOGPROBS, SamplingParams
 
 NO_LOGITS = "the model's logits are not numbers (NaN) for this request, so that no token can be chosen"
@@ -54,6 +56,11 @@ class Drain(NamedTuple):
 
 class Shutdown(NamedTuple):
     """Stop after the current step; whatever is unfinished is dropped."""
+
+
+class TellExpertLoad(NamedTuple):
+    """Asks for an `ExpertLoad` with all that was computed so far; the engine waits for the step that it has in flight.
+    What a step's news have of it (`StepOutputs.expert_load`) costs no such wait."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -172,12 +179,17 @@ NO_TIMES = StepTimes()
 @dataclass(slots=True)
 class StepOutputs:
     """Everything the engine has to say after one step, or after several where the listener was busy meanwhile (`add`):
-    one message, one wake-up of the listener."""
+    one message, one wake-up of the listener.
+
+    expert_load: since start-up, of models with experts: about once a second, and always with the last step before the
+    engine is idle; None in between.
+    """
 
     sequences: list[SequenceOutput] = field(default_factory=list)
     prompts: list[PromptScored] = field(default_factory=list)
     stats: EngineStats = field(default_factory=EngineStats)
     times: StepTimes = NO_TIMES
+    expert_load: ExpertLoad | None = None
 
     def add(self, later: StepOutputs) -> None:
         """Takes in a later step's news: a sequence's tokens join those that it has here, in order. An "error" stays
@@ -197,6 +209,7 @@ class StepOutputs:
                 mine[place] = mine[place].followed_by(output)
         self.prompts += later.prompts
         self.stats, self.times = later.stats, later.times
+        self.expert_load = later.expert_load or self.expert_load
 
 
 class Rejected(NamedTuple):
@@ -229,6 +242,7 @@ class EngineInfo(NamedTuple):
     max_logprobs: int = MAX_LOGPROBS  # alternatives that a request may ask for at a position
     num_page_tables: int = 1  # of a sequence: so many pages hold page_size tokens in all layers
     expert_parallel_size: int = 1
+    expert_layers: tuple[tuple[int, int], ...] = ()  # layers with experts, counted from 0: (layer, its experts)
     window_tokens: int | None = None  # of the longest sequence in the pool, where windows give pages back; else None
 
     @property

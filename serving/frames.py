@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.messages import (
     EngineStats,
     PromptScored,
@@ -39,6 +40,7 @@ class _Step(NamedTuple):
     prompts: list[PromptScored]
     stats: EngineStats
     times: StepTimes
+    expert_load: ExpertLoad | None
 
 
 _sequence = partial(tuple.__new__, SequenceOutput)  # of its fields, which were a SequenceOutput's before
@@ -47,7 +49,8 @@ _sequence = partial(tuple.__new__, SequenceOutput)  # of its fields, which were 
 def pack(message: Any) -> bytes:
     """One frame."""
     if isinstance(message, StepOutputs):
-        message = _Step(tuple(zip(*message.sequences, strict=True)), message.prompts, message.stats, message.times)
+        columns = tuple(zip(*message.sequences, strict=True))
+        message = _Step(columns, message.prompts, message.stats, message.times, message.expert_load)
     body = pickle.dumps(message, protocol=5)
     return _HEADER.pack(len(body)) + body
 
@@ -56,7 +59,7 @@ def _unpack(body: bytes) -> Any:
     message = pickle.loads(body)
     if isinstance(message, _Step):
         sequences = [*map(_sequence, zip(*message.columns, strict=True))]
-        return StepOutputs(sequences, message.prompts, message.stats, message.times)
+        return StepOutputs(sequences, message.prompts, message.stats, message.times, message.expert_load)
     return message
 
 

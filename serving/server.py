@@ -30,11 +30,10 @@ from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 from serving import garbage
 from serving.access.access import Access, AccessConfig, AccessError
-from serving.access.caller import CALLER
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED
 from serving.errors import unavailable
 from serving.filters.contract import Filter, FilterError, load_filter
-from serving.filters.inputs import filtered
+from serving.filters.inputs import prompt_filter
 from serving.frontend.engine_link import EngineEnd, StartedEngine
 from serving.frontend.frontend import Frontend
 from serving.frontend.watchdog import watch
@@ -50,6 +49,7 @@ from serving.observing.setup import Observing, ObservingConfig
 from serving.observing.tracing import TracingError
 from serving.refusal_log import refusal_log
 from serving.request import ModelContext, sampling_params
+from serving.stable_prefix import StablePrefix
 from serving.text_worker import TextWorker
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
@@ -77,6 +77,7 @@ class ServerConfig:
     what the model's generation config sets, by SamplingParams' names. notes: more to say when the model is ready. seed:
     starts the seeds that requests without one get; None draws each from the system. http_port: None starts no HTTP
     server. gateways: services of others on the gRPC port. input_filter, output_filter: see serving.filters.contract.
+    stable_prefix: changes conversations (see serving.stable_prefix).
     """
 
     host: str = "127.0.0.1"
@@ -99,6 +100,7 @@ class ServerConfig:
     gateways: GatewayConfig = field(default_factory=GatewayConfig)
     input_filter: str | None = None
     output_filter: str | None = None
+    stable_prefix: StablePrefix | None = None
 
 
 class Observer(Protocol):
@@ -395,6 +397,5 @@ def model_context(
         aliases=config.aliases,
         trusts_chat_templates=config.api.trust_request_chat_template,
     )
-    if input_filter is None:
-        return found
-    return replace(found, filter_prompt=lambda prompt: filtered(prompt, input_filter, CALLER.get().tenant, tokenizer))
+    changes = prompt_filter(input_filter, config.stable_prefix, tokenizer)
+    return found if changes is None else replace(found, filter_prompt=changes)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxinfer.engine import MESSAGES_A_STEP, message_weight
+from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.messages import (
     Abort,
     Died,
@@ -67,6 +68,8 @@ class FakeOptions:
     warm_at_step: int | None = None  # serves while warming until then
     eos_after: int | None = None  # tokens until a sequence ends by itself
     vocab_size: int = VOCAB_SIZE
+    expert_layers: tuple[tuple[int, int], ...] = ()  # a token goes to one expert of each, by its id and the layer
+    devices: int = 1  # that experts are dealt to
 
     def build(self, progress: Callable[[Progress], None]) -> FakeEngine:
         for done in range(3):
@@ -121,7 +124,10 @@ class FakeEngine:
             notes=("max_model_len is 4096, the model's own",),
             executables=(("T8 S8", 0.25), ("T64 S8", 0.5)),
             extra={},
+            expert_layers=o.expert_layers,
+            expert_parallel_size=o.devices,
         )
+        self._experts = [[0] * count for _, count in o.expert_layers]
 
     @property
     def warming(self) -> bool:
@@ -230,7 +236,18 @@ class FakeEngine:
         stats.total_pages = o.num_pages - 1
         stats.free_pages = o.num_pages - 1 - sum(self._pages(s.submit) for s in self._running)
         stats.generated_tokens += len(outputs)
-        return StepOutputs(outputs, prompts, stats.copy())
+        load = self._load([token for output in outputs for token in output.token_ids])
+        return StepOutputs(outputs, prompts, stats.copy(), expert_load=load)
+
+    def _load(self, token_ids: list[int]) -> ExpertLoad | None:
+        """Told in every third step, and in the last one of busy times."""
+        layers = self.options.expert_layers
+        for (layer, count), tokens in zip(layers, self._experts, strict=True):
+            for token in token_ids:
+                tokens[(token + layer) % count] += 1
+        if not layers or (self._stats.steps % 3 and (self._running or self._waiting)):
+            return None
+        return ExpertLoad(tuple(layer for layer, _ in layers), tuple(map(tuple, self._experts)), self._stats.steps)
 
     def _next(self, sequence: _Sequence) -> SequenceOutput:
         submit, params, position = sequence.submit, sequence.submit.params, sequence.tokens

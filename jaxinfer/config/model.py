@@ -99,6 +99,12 @@ class ModelConfig:
         """The attention of each layer that has it."""
         return tuple(layer.attention for layer in self.layers if layer.attention is not None)
 
+    @cached_property
+    def expert_layers(self) -> tuple[tuple[int, int], ...]:
+        """The layers that have experts, counted from 0, each with the number of its experts."""
+        parts = enumerate(layer.feed_forward for layer in self.layers)
+        return tuple((i, part.num_experts) for i, part in parts if isinstance(part, MoeConfig))
+
     @property
     def kept_kv_heads(self) -> int:
         """KV heads that every layer keeps of a token: the least common multiple of the layers' numbers, since pages of

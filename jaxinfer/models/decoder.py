@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxinfer.config import LinearConfig, ModelConfig, MoeConfig, require
 from jaxinfer.models.context import Attend, KvLayer, Place, StepContext
-from jaxinfer.models.layer_loop import run_layers
+from jaxinfer.models.layer_loop import add_tokens, run_layers
 from jaxinfer.models.layers.attention import Attention
 from jaxinfer.models.layers.embedding import VocabularyMatrix
 from jaxinfer.models.layers.linear import Multiply, product, scale
@@ -63,10 +63,11 @@ class DecoderLayer(nnx.Module):
 
     def __call__(
         self, hidden: jax.Array, context: StepContext, attend: Attend | None, kv_layer: KvLayer
-    ) -> tuple[jax.Array, KvLayer]:
-        """hidden (T, D) -> (T, D) and the layer's KV, which `attend` writes and reads; None where there is no
-        attention, which leaves `kv_layer` as it is."""
-        normalize = context.normalize
+    ) -> tuple[jax.Array, KvLayer, jax.Array | None]:
+        """hidden (T, D) -> (T, D); the layer's KV, which `attend` writes and reads; and how many tokens each of its
+        experts had, (E,) int32, None in a layer without experts. attend is None where there is no attention, which
+        leaves `kv_layer` as it is."""
+        normalize, tokens = context.normalize, None
         if self.mixer is not None:
             x = self.attention_norm(hidden, normalize) if self.pre_norm else hidden
             if isinstance(self.attention, Attention):
@@ -77,16 +78,16 @@ class DecoderLayer(nnx.Module):
             hidden = self._add(hidden, self.attention_post_norm(x, normalize) if self.post_norm else x)
         if self.feed_forward is not None:
             x = self.mlp_norm(hidden, normalize) if self.pre_norm else hidden
-            x = self._feed_forward(x, context)
+            x, tokens = self._feed_forward(x, context)
             hidden = self._add(hidden, self.mlp_post_norm(x, normalize) if self.post_norm else x)
-        return hidden, kv_layer
+        return hidden, kv_layer, tokens
 
-    def _feed_forward(self, x: jax.Array, context: StepContext) -> jax.Array:
+    def _feed_forward(self, x: jax.Array, context: StepContext) -> tuple[jax.Array, jax.Array | None]:
         if isinstance(self.feed_forward, MoeConfig):
             return self.moe(x, context.valid, context.multiply, context.multiply_experts, context.gate)
         if isinstance(self.mlp, Straight):
-            return self.mlp(x, context.multiply)
-        return self.mlp(x, context.multiply, context.gate)
+            return self.mlp(x, context.multiply), None
+        return self.mlp(x, context.multiply, context.gate), None
 
     def _add(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
         if self.residual_multiplier != 1.0:
@@ -107,6 +108,9 @@ class Decoder(nnx.Module):
         places = config.cache_groups.places()
         # Page table and array of the cache that each layer uses; None: it keeps nothing.
         self.places = tuple(places.get(layer) for layer in range(config.num_layers))
+        counted = [layer for layer, _ in config.expert_layers]
+        # Row of each layer in the counts of its experts' tokens; None: it has no experts.
+        self.count_rows = tuple(counted.index(i) if i in counted else None for i in range(config.num_layers))
         self.embed = VocabularyMatrix(config, shape.vocab, "vocab_in", dtype, rngs)
         self.layers = nnx.List([DecoderLayer(config, shape, layer, dtype, rngs) for layer in range(config.num_layers)])
         self.final_norm = RMSNorm(config, (config.hidden_size,), ("embed",), dtype)
@@ -117,13 +121,24 @@ class Decoder(nnx.Module):
     def hidden_states(
         self, token_ids: jax.Array, context: StepContext, cache: Sequence[KvLayer]
     ) -> tuple[jax.Array, list[KvLayer]]:
-        """Hidden states after the final norm, (T, D), and the cache with this step's tokens written.
+        """`counted_states` where nobody counts what experts do."""
+        hidden, pages, _ = self.counted_states(token_ids, context, cache, None)
+        return hidden, pages
+
+    def counted_states(
+        self, token_ids: jax.Array, context: StepContext, cache: Sequence[KvLayer], expert_tokens: jax.Array | None
+    ) -> tuple[jax.Array, list[KvLayer], jax.Array | None]:
+        """Hidden states after the final norm, (T, D), the cache with this step's tokens written, and `expert_tokens`
+        with this step's added.
 
         token_ids: (T,) int32. cache: K and V pages of each of the `depth` pool arrays of `ModelConfig.cache_groups`,
         which layers of several page tables share; where `context.looped`, one pair that has them all, one behind the
         other: depth * P pages, those of array i from page i * P on. A token's result does not depend on the other
         tokens except through `context.attention`, bit for bit, as long as T is at least 8 (XLA:CPU reduces smaller
         arrays differently).
+
+        expert_tokens: (layers with experts, most experts of a layer) integers, how many tokens each expert has had, a
+        row for each of `ModelConfig.expert_layers`; None: nothing is counted.
 
         Raises ValueError if the cache has another number of arrays, or of pages that all of them cannot have.
         """
@@ -133,13 +148,15 @@ class Decoder(nnx.Module):
             raise ValueError(f"the cache has {len(cache)} arrays; {wanted}")
         hidden, pages = self.embed.embed(token_ids), list(cache)
         if context.looped:
-            hidden, pages[0] = run_layers(self.layers, self.places, hidden, context, pages[0])
+            carry = hidden, pages[0], expert_tokens
+            hidden, pages[0], expert_tokens = run_layers(self.layers, self.places, self.count_rows, context, carry)
         else:
-            for layer, place in zip(self.layers, self.places, strict=True):
+            for layer, place, row in zip(self.layers, self.places, self.count_rows, strict=True):
                 table, array = (None, 0) if place is None else place
                 attend = None if table is None else context.attention(Place(table))
-                hidden, pages[array] = layer(hidden, context, attend, pages[array])
-        return self.final_norm(hidden, context.normalize), pages
+                hidden, pages[array], tokens = layer(hidden, context, attend, pages[array])
+                expert_tokens = add_tokens(expert_tokens, row, tokens)
+        return self.final_norm(hidden, context.normalize), pages, expert_tokens
 
     def logits(self, hidden: jax.Array, multiply: Multiply = product) -> jax.Array:
         """hidden (R, D) after the final norm -> (R, V') float32; entries of padded vocabulary are -inf."""

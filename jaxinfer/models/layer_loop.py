@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxinfer.models.context import Attend, KvLayer, Place, StepContext
+from jaxinfer.models.context import Attend, KvLayer, Number, Place, StepContext
 from jaxinfer.models.layer_choice import LayerChoice, Matrix
 from jaxinfer.models.parameters import facts_of
 
@@ -69,49 +69,67 @@ def kinds_of(layers: Sequence[nnx.Module]) -> list[int]:
     return kinds
 
 
+# What goes from layer to layer: hidden states (T, D), the pages of all arrays, one behind the other, and the tokens of
+# each expert (see `Decoder.counted_states`).
+Carry = tuple[jax.Array, KvLayer, jax.Array | None]
+
+
 def run_layers(
     layers: Sequence[nnx.Module],
     places: Sequence[tuple[int, int] | None],
-    hidden: jax.Array,
+    count_rows: Sequence[int | None],
     context: StepContext,
-    pages: KvLayer,
-) -> tuple[jax.Array, KvLayer]:
-    """All layers in their order, those that are alike as turns of a loop: hidden (T, D) and the new pages.
+    carry: Carry,
+) -> Carry:
+    """All layers in their order, those that are alike as turns of a loop.
 
-    Hidden states and pages are what the loop carries, which is updated in place. A matrix is chosen where it is
-    multiplied by and nowhere else: XLA:CPU would copy what a scan gives to a layer.
+    What the loop carries is updated in place. A matrix is chosen where it is multiplied by and nowhere else: XLA:CPU
+    would copy what a scan gives to a layer.
 
     Args:
-        places: of every layer, the number of its page table, and that of its array among those that `pages` has; None
-            for one without attention.
-        pages: of all arrays, one behind the other.
+        places: of every layer, the number of its page table, and that of its array among those that the pages are of;
+            None for one without attention.
+        count_rows: of every layer, its experts' row among the counted tokens; None for one without experts.
 
     Raises ValueError if the arrays cannot be of one size.
     """
     depth = max(place[1] for place in places if place is not None) + 1
-    total = pages[0].shape[0]
+    total = carry[1][0].shape[0]
     if total % depth:
         raise ValueError(f"the cache has {total} pages; for {depth} arrays of one size it must have a multiple")
     begins = [None if place is None else Place(place[0], place[1] * (total // depth)) for place in places]
     for stretch in stretches(kinds_of(layers)):
         if stretch.turns == 1:
             for i in range(stretch.start, stretch.start + stretch.period):
-                hidden, pages = layers[i](hidden, context, _attention(context, begins[i]), pages)
+                carry = _run(layers[i], context, begins[i], count_rows[i], carry)
             continue
         members = [stretch.layers(position) for position in range(stretch.period)]
-        looped = [_Looped([layers[i] for i in alike], [begins[i] for i in alike]) for alike in members]
-        hidden, pages = jax.lax.fori_loop(0, stretch.turns, partial(_turn, looped, context), (hidden, pages))
-    return hidden, pages
+        looped = [
+            _Looped([layers[i] for i in alike], [begins[i] for i in alike], [count_rows[i] for i in alike])
+            for alike in members
+        ]
+        carry = jax.lax.fori_loop(0, stretch.turns, partial(_turn, looped, context), carry)
+    return carry
 
 
-def _turn(
-    layers: Sequence[_Looped], context: StepContext, index: jax.Array, carry: tuple[jax.Array, KvLayer]
-) -> tuple[jax.Array, KvLayer]:
-    hidden, pages = carry
+def add_tokens(expert_tokens: jax.Array | None, row: Number | None, tokens: jax.Array | None) -> jax.Array | None:
+    """`expert_tokens` with a layer's tokens (E,) in its row; as it was where nobody counts or nothing is counted."""
+    if expert_tokens is None or tokens is None:
+        return expert_tokens
+    whole = jnp.pad(tokens, (0, expert_tokens.shape[1] - tokens.shape[0]))
+    return expert_tokens.at[row].add(whole.astype(expert_tokens.dtype), mode="promise_in_bounds")
+
+
+def _turn(layers: Sequence[_Looped], context: StepContext, index: jax.Array, carry: Carry) -> Carry:
     for layer in layers:
-        attend = _attention(context, layer.place(index))
-        hidden, pages = layer.at(index)(hidden, context, attend, pages)
-    return hidden, pages
+        carry = _run(layer.at(index), context, layer.place(index), layer.count_row(index), carry)
+    return carry
+
+
+def _run(layer: Any, context: StepContext, place: Place | None, count_row: Number | None, carry: Carry) -> Carry:
+    hidden, pages, expert_tokens = carry
+    hidden, pages, tokens = layer(hidden, context, _attention(context, place), pages)
+    return hidden, pages, add_tokens(expert_tokens, count_row, tokens)
 
 
 def _attention(context: StepContext, place: Place | None) -> Attend | None:
@@ -119,9 +137,11 @@ def _attention(context: StepContext, place: Place | None) -> Attend | None:
 
 
 class _Looped:
-    """Layers of one kind and their places, of which one is picked in each turn. Made before the loop begins."""
+    """Layers of one kind, their places and rows, of which one is picked in each turn. Made before the loop begins."""
 
-    def __init__(self, layers: Sequence[nnx.Module], places: Sequence[Place | None]) -> None:
+    def __init__(
+        self, layers: Sequence[nnx.Module], places: Sequence[Place | None], count_rows: Sequence[int | None]
+    ) -> None:
         parts = [nnx.split(layer) for layer in layers]
         self._graphdef = parts[0][0]
         states = [dict(nnx.to_flat_state(state)) for _, state in parts]
@@ -135,6 +155,7 @@ class _Looped:
                 self._small[path] = variable, jnp.stack(values)
         self._tables = [place.table for place in places if place is not None]
         self._first_pages = [place.first_page for place in places if place is not None]
+        self._count_rows = [row for row in count_rows if row is not None]
 
     def at(self, index: jax.Array) -> Any:
         """The layer of turn `index` () int32: its matrices are `LayerChoice`s, everything else is picked."""
@@ -151,6 +172,10 @@ class _Looped:
         same = len(set(self._tables)) == 1
         table = self._tables[0] if same else _item(jnp.array(self._tables, jnp.int32), index)
         return Place(table, _item(jnp.array(self._first_pages, jnp.int32), index))
+
+    def count_row(self, index: jax.Array) -> Number | None:
+        """The row of the experts of turn `index`; None for layers without experts."""
+        return _item(jnp.array(self._count_rows, jnp.int32), index) if self._count_rows else None
 
 
 def _item(values: jax.Array, index: jax.Array) -> jax.Array:

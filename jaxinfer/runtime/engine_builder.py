@@ -150,7 +150,7 @@ def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayou
         needs.append(DRAWING_COPIES * rows * model.shape.vocab * 4)
     else:
         needs += [_beside(program.compile(), device) for program in (programs.draw(rows), programs.score())]
-    state = programs.abstract_slots(), programs.abstract_hidden()
+    state = programs.abstract_slots(), programs.abstract_hidden(), programs.abstract_expert_tokens()
     kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
     return StepProbe(bucket.name, max(needs), kept, collectives(step.as_text() or "") if mesh.size > 1 else {})
 
@@ -222,6 +222,7 @@ def assemble_engine(
         check=check,
         warm_up=None if runner.whole else runner,
         on_warm=compiling.close,
+        expert_loads=runner.expert_counts,
     )
 
 
@@ -245,6 +246,7 @@ def engine_info(model: Model, mesh: Mesh, sizes: Sizes, runner: Runner) -> Engin
         dtype=model.dtype,
         tensor_parallel_size=tensor_size(mesh),
         expert_parallel_size=expert_size(mesh),
+        expert_layers=model.config.expert_layers,
         device=f"{mesh.size} x {device.device_kind}",
         backends={"paged_attention": runner.attention_backends(), "products": runner.spec.product_backend},
         eos_token_ids=model.config.eos_token_ids,

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxinfer.runtime.buckets import Bucket
 from jaxinfer.runtime.draw import draw, head_leaves, score
+from jaxinfer.runtime.expert_counts import count_shape
 from jaxinfer.runtime.inputs import SlotSizes, SlotState, TableInputs
 from jaxinfer.runtime.kv_cache import Sizes, abstract_pool
 from jaxinfer.runtime.packing import Packer
@@ -66,11 +67,12 @@ class Programs:
         kv = abstract_pool(self.layout, depth, num_pages or self.sizes.num_pages, self.spec.mesh, looped=looped)
         layout = self.packer.layout(bucket)
         inputs = self._struct((layout.size,), np.int32)
-        shardings = (self.here, jax.tree.map(lambda s: s.sharding, kv), self.here, self.here)
+        state = kv, self.abstract_slots(), self.abstract_hidden(), self.abstract_expert_tokens()
+        shardings = (self.here, *jax.tree.map(lambda s: s.sharding, state))
         function = partial(step, self.spec, layout)
         with jax.set_mesh(self.spec.mesh):
-            jitted = jax.jit(function, donate_argnums=(1, 2, 3), out_shardings=shardings)
-            return jitted.lower(self._leaves, kv, self.abstract_slots(), self.abstract_hidden(), inputs)
+            jitted = jax.jit(function, donate_argnums=(1, 2, 3, 4), out_shardings=shardings)
+            return jitted.lower(self._leaves, *state, inputs)
 
     def draw(self, rows: int) -> jax.stages.Lowered:
         """The program that draws for up to so many rows."""
@@ -134,6 +136,11 @@ class Programs:
 
     def abstract_hidden(self) -> jax.ShapeDtypeStruct:
         return self._struct((self.tokens, self.spec.config.hidden_size), jnp.dtype(self.spec.dtype))
+
+    def abstract_expert_tokens(self) -> jax.ShapeDtypeStruct | None:
+        """What steps count their experts' tokens in; None in a model without experts."""
+        layers = self.spec.config.expert_layers
+        return self._struct(count_shape(layers), np.uint32) if layers else None
 
     def _head_leaves(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         return tuple(self._leaves[index] for index in self.head)

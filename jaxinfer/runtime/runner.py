@@ -15,6 +15,7 @@ from jaxinfer.runtime.buckets import Bucket, buckets_of, drawing_rows, make_ladd
 from jaxinfer.runtime.compile_counter import CompileCounter
 from jaxinfer.runtime.compiling import Compiling, Obtained
 from jaxinfer.runtime.executables import Compiler, Executable, ExecutableSource, Lower
+from jaxinfer.runtime.expert_counts import ExpertCounts
 from jaxinfer.runtime.inputs import AdmitInputs, SlotState, StepOutput, TableInputs
 from jaxinfer.runtime.kv_cache import Sizes, make_pool
 from jaxinfer.runtime.packing import rows_that_draw
@@ -82,6 +83,9 @@ class Runner:
 
     Args:
         step_sizes: tokens of the buckets, instead of a ladder.
+
+    Attributes:
+        expert_counts: how many tokens each expert has had; None in a model without experts.
     """
 
     def __init__(
@@ -126,6 +130,8 @@ class Runner:
         self._slots: SlotState | None = None
         self._hidden: jax.Array | None = None
         self._nobody: tuple[Any, TableInputs] | None = None  # an admission of nothing, on the device
+        layers = self.spec.config.expert_layers
+        self.expert_counts = ExpertCounts(layers, self._put) if layers else None
 
     # -- compiling --------------------------------------------------------------------------------------------------
 
@@ -249,6 +255,8 @@ class Runner:
             self._kv = make_pool(self.layout, depth, self.sizes.num_pages, self.spec.mesh, looped=looped)
             make = jax.jit(lambda: (programs.zero_slots(), programs.zero_hidden()), out_shardings=programs.here)
             self._slots, self._hidden = make()
+        if self.expert_counts is not None:
+            self.expert_counts.restart()
         self._nobody = self._put(programs.no_admission())
 
     def attention_backends(self) -> str:
@@ -286,6 +294,8 @@ class Runner:
         for inputs in self._packer.pack_admissions(plan):
             self._run_admission(inputs)
         drawing = self._run(bucket, self._put(self._packer.pack(plan, bucket)))
+        if self.expert_counts is not None:
+            self.expert_counts.stepped()
         rows = rows_that_draw(plan)
         logprobs, prompt_logprobs = self._packer.most_logprobs(plan)
         output = self._draw(pick_rows(self._usable_rows, len(rows)), drawing) if rows else None
@@ -305,9 +315,13 @@ class Runner:
 
     def _run(self, bucket: Bucket, inputs: jax.Array) -> jax.Array:
         """A forward pass; what it says of the rows that draw."""
-        drawing, self._kv, self._slots, self._hidden = self._call(
-            bucket.name, self._leaves, self._kv, self._slots, self._hidden, inputs
+        counts = self.expert_counts
+        expert_tokens = None if counts is None else counts.array
+        drawing, self._kv, self._slots, self._hidden, expert_tokens = self._call(
+            bucket.name, self._leaves, self._kv, self._slots, self._hidden, expert_tokens, inputs
         )
+        if counts is not None:
+            counts.array = expert_tokens
         return drawing
 
     def _draw(self, rows: int, drawing: jax.Array) -> StepOutput:

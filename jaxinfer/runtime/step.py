@@ -202,16 +202,18 @@ def step(
     kv: KVCache,
     slots: SlotState,
     hidden: jax.Array,
+    expert_tokens: jax.Array | None,
     packed: jax.Array,
-) -> tuple[jax.Array, KVCache, SlotState, jax.Array]:
+) -> tuple[jax.Array, KVCache, SlotState, jax.Array, jax.Array | None]:
     """One forward pass over a ragged batch.
 
-    `kv`, `slots` and `hidden` are donated by the caller. `hidden` (at least T, D) is where the hidden states after the
-    final norm go, from the first entry on: what draws and what scores read them there, whatever T is.
+    All but `leaves` and `packed` are donated by the caller. `hidden` (at least T, D) is where the hidden states after
+    the final norm go, from the first entry on: what draws and what scores read them there, whatever T is. The step adds
+    its tokens to `expert_tokens` (`ExpertCounts.array`), which is None in a model without experts.
 
     Returns:
         (2, M) int32: of the rows that draw, in their order, the entry of their last token in `hidden` and their slot;
-        then the first entry and the spare slot. KV, slots and hidden states.
+        then the first entry and the spare slot. KV, slots, hidden states and the experts' tokens.
     """
     decoder: Decoder = nnx.merge(spec.graphdef, jax.tree.unflatten(spec.treedef, leaves))
     inputs = layout.unpack(packed)
@@ -231,7 +233,7 @@ def step(
         valid=tokens.valid,
         looped=spec.looped,
     )
-    states, kv = decoder.hidden_states(tokens.ids, context, kv)
+    states, kv, expert_tokens = decoder.counted_states(tokens.ids, context, kv, expert_tokens)
     # Counted when consumed as an input: at sampling time the counts then cover the whole sequence, and a recomputed
     # sequence counts the same as one that was never preempted.
     tables = count_inputs(
@@ -247,7 +249,7 @@ def step(
         tables=tables,
     )
     hidden = lax.dynamic_update_slice(hidden, states, (0, 0))
-    return _drawing(inputs, row_ends, spare, spec.max_rows), kv, slots, hidden
+    return _drawing(inputs, row_ends, spare, spec.max_rows), kv, slots, hidden, expert_tokens
 
 
 def _drawing(inputs: StepInputs, row_ends: jax.Array, spare: int, most: int) -> jax.Array:

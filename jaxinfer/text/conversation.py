@@ -36,7 +36,7 @@ Message = dict[str, Any]
 
 _INSTRUCTING = ("system", "developer")  # roles
 
-_FIRST, _SECOND = "Tide one.", "Tide two."
+_FIRST, _SECOND, _THIRD = "Tide one.", "Tide two.", "Tide three."
 _ASKED = {"role": "user", "content": "?"}
 _PARTS = [{"type": "text", "text": _FIRST}, {"type": "text", "text": _SECOND}]
 _RAW = re.compile(r"""['"](?:type|text)['"]""")  # a list that is written as it is
@@ -89,6 +89,14 @@ class TemplateUse:
         heads = [{"role": "system", "content": _FIRST}, {"role": "developer", "content": _SECOND}]
         shown = self._shown([*heads, _ASKED])
         return shown is None or not (_FIRST in shown and _SECOND in shown)
+
+    @cached_property
+    def instruction_within(self) -> bool:
+        """Whether the template shows a system message that stands behind a turn of the user's, in its place."""
+        system, asked = {"role": "system", "content": _FIRST}, {"role": "user", "content": _SECOND}
+        shown = self._shown([system, asked, {**system, "content": _THIRD}]) or ""
+        places = [shown.find(text) for text in (_FIRST, _SECOND, _THIRD)]
+        return places[0] >= 0 and places == sorted(places)
 
     @cached_property
     def one_call(self) -> bool:
@@ -235,10 +243,43 @@ def for_template(messages: Sequence[Message], use: TemplateUse) -> list[Message]
         messages = _one_instruction(messages, use)
     elif use.knows_developer and any(message["role"] == "system" for message in messages[1:]):
         messages = _one_instruction(messages, use)
+    if _has_instruction_within(messages) and not use.instruction_within:
+        messages = _without_instruction_within(messages)
     if any(len(message.get("tool_calls", ())) > 1 for message in messages) and use.one_call:
         messages = _one_call_each(messages)
     messages = [_without_text_beside_reasoning(message, use) for message in messages]
     return [{**message, "content": _as_taken(message, use)} for message in messages]
+
+
+def _has_instruction_within(messages: Sequence[Message]) -> bool:
+    begun = False
+    for message in messages:
+        if begun and message["role"] == "system":
+            return True
+        begun = begun or message["role"] != "system"
+    return False
+
+
+def _without_instruction_within(messages: Sequence[Message]) -> list[Message]:
+    """Later system messages as the user's, in their places: where that leaves two of the user's turns beside each
+    other, they are one."""
+    result: list[Message] = []
+    begun = joins = False  # joins: the last turn is the user's, and some of it was a system message
+    for message in messages:
+        within = begun and message["role"] == "system"
+        begun = begun or message["role"] != "system"
+        asks = within or message["role"] == "user"
+        if asks and result and result[-1]["role"] == "user" and (within or joins):
+            content = [*_as_parts(result[-1].get("content")), *_as_parts(message.get("content"))]
+            result[-1] = {**result[-1], "content": content}
+        else:
+            result.append({**message, "role": "user"} if within else message)
+        joins = asks and (within or joins)
+    return result
+
+
+def _as_parts(content: str | list[Any] | None) -> list[Any]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
 
 
 def _without_text_beside_reasoning(message: Message, use: TemplateUse) -> Message:

@@ -16,17 +16,13 @@ import random
 import statistics
 import sys
 import time
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxinfer.config import RuntimeConfig
 from jaxinfer.engine import EngineLoop
 from jaxinfer.llm import build_engine
 from jaxinfer.messages import Submit
-from jaxinfer.models.layers import moe
+from jaxinfer.runtime.expert_counts import ExpertCounts
+from jaxinfer.runtime.runner import Runner
 from jaxinfer.sampling_params import SamplingParams
 
 WARM = 12  # steps before the clock runs: admission, and the first of each shape
@@ -35,23 +31,26 @@ ROWS = 16
 _LENGTH = 1024
 
 
-def count_touched(counts: list[int]) -> None:
-    """From here on every layer of experts that is run adds its number of experts that have tokens to `counts`."""
-    original = moe._mixed
+class Touched:
+    """How many experts have tokens in each layer of each step. Asking waits for the step."""
 
-    def counted(expert: Any, count: int, x: jax.Array, chosen: jax.Array, *rest: Any) -> jax.Array:
-        has = jnp.any(chosen.reshape(-1)[:, None] == jnp.arange(count), axis=0)
-        jax.debug.callback(lambda number: counts.append(int(np.asarray(number))), jnp.sum(has))
-        return original(expert, count, x, chosen, *rest)
+    def __init__(self, counts: ExpertCounts) -> None:
+        self.numbers: list[int] = []
+        self._counts, self._before = counts, counts.now()
 
-    moe._mixed = counted  # type: ignore[assignment]
+    def look(self) -> None:
+        """After each step that was dispatched."""
+        now = self._counts.now()
+        self.numbers += [sum(n > 0 for n in row) for row in now.since(self._before).tokens if any(row)]
+        self._before = now
 
 
 class Side:
-    """An engine and where its stream of requests is."""
+    """An engine and where its stream of requests is. touched: looks after each step."""
 
-    def __init__(self, engine: EngineLoop) -> None:
+    def __init__(self, engine: EngineLoop, touched: Touched | None = None) -> None:
         self.engine, self.rng, self.serial = engine, random.Random(0), 0
+        self._touched = touched
 
     def run(self, rows: int, prompt: int, steps: int) -> dict[str, float]:
         """See the module."""
@@ -62,10 +61,10 @@ class Side:
             self.engine.scheduler.add(Submit(f"r{self.serial}", tokens, params, self.serial, 0, time.monotonic()))
             self.serial += 1
         for _ in range(WARM if steps else 0):
-            self.engine.step()
+            self._step()
         before = time.perf_counter(), time.process_time()
         for _ in range(steps):
-            self.engine.step()
+            self._step()
         if not steps:
             self._finish()
         after = time.perf_counter(), time.process_time()
@@ -73,9 +72,14 @@ class Side:
         wall, process = ((end - begin) / max(steps, 1) for begin, end in zip(before, after, strict=True))
         return {"wall": wall, "process": process}
 
+    def _step(self) -> None:
+        self.engine.step()
+        if self._touched is not None:
+            self._touched.look()
+
     def _finish(self) -> None:
         while self.engine.scheduler.has_unfinished or not self.engine.idle:
-            self.engine.step()
+            self._step()
 
 
 def main() -> None:
@@ -83,9 +87,6 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--touched", action="store_true")
     args = parser.parse_args()
-    counts: list[int] = []
-    if args.touched:
-        count_touched(counts)
     runtime = RuntimeConfig(
         max_num_seqs=ROWS,
         max_num_batched_tokens=LARGEST,
@@ -93,13 +94,16 @@ def main() -> None:
         device="cpu",
         enable_prefix_caching=False,
     )
-    side = Side(build_engine(args.model, runtime))
+    engine = build_engine(args.model, runtime)
+    assert isinstance(engine.runner, Runner)
+    counts = engine.runner.expert_counts
+    touched = Touched(counts) if args.touched and counts is not None else None
+    side = Side(engine, touched)
     for line in sys.stdin:
-        counts.clear()
         found = side.run(**json.loads(line))
-        jax.effects_barrier()
-        if counts:
-            found["touched"] = statistics.fmean(counts)
+        if touched is not None:
+            found["touched"] = statistics.fmean(touched.numbers)
+            touched.numbers.clear()
         print(json.dumps(found), flush=True)
 
 

@@ -8,6 +8,7 @@ import math
 
 from serving.http.envelope import CorsConfig, CorsError
 from serving.http.http_server import KEEP_ALIVE_SECONDS, HttpConfig
+from serving.http.response_store import DEFAULT_BYTES, DEFAULT_SECONDS, StoreLimits
 
 _LIST = "it must be a JSON list of strings, as '[\"*\"]'"
 
@@ -21,6 +22,20 @@ def add_http_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         default=KEEP_ALIVE_SECONDS,
         help="how long a connection may be idle between two requests; 0 closes it behind each answer",
+    )
+    group.add_argument(
+        "--response-store",
+        type=_bytes,
+        metavar="BYTES",
+        default=DEFAULT_BYTES,
+        help="room for responses that clients go on from (previous_response_id); none keeps no response",
+    )
+    group.add_argument(
+        "--response-store-seconds",
+        type=_positive_seconds,
+        metavar="S",
+        default=DEFAULT_SECONDS,
+        help="how long a response is kept that nobody uses",
     )
     for name, default, what in (
         (
@@ -48,6 +63,13 @@ def http_config(arguments: argparse.Namespace) -> HttpConfig:
     return HttpConfig(arguments.http_keep_alive, cors)
 
 
+def store_limits(arguments: argparse.Namespace) -> StoreLimits | None:
+    """None: no response is kept."""
+    if arguments.response_store is None:
+        return None
+    return StoreLimits(arguments.response_store, arguments.response_store_seconds)
+
+
 def check_http_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Ends the program with a word on the option that cannot be."""
     try:
@@ -67,6 +89,21 @@ def _strings(text: str) -> list[str]:
     if not isinstance(found, list) or not all(isinstance(each, str) and each for each in found):
         raise argparse.ArgumentTypeError(_LIST)
     return found
+
+
+def _bytes(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 63):
+        raise argparse.ArgumentTypeError("it must be a number of bytes, 1 or more, or none")
+    return int(text)
+
+
+def _positive_seconds(text: str) -> float:
+    value = _seconds(text)
+    if not value:
+        raise argparse.ArgumentTypeError("it must be more than 0")
+    return value
 
 
 def _seconds(text: str) -> float:

@@ -20,7 +20,7 @@ from serving.commands.access_options import access_config, add_access_options, c
 from serving.commands.api_options import add_api_options, api_config
 from serving.commands.console import ServeConsole
 from serving.commands.early import check_model
-from serving.commands.http_options import add_http_options, check_http_options, http_config
+from serving.commands.http_options import add_http_options, check_http_options, http_config, store_limits
 from serving.commands.options import (
     add_model_options,
     add_observing_options,
@@ -39,6 +39,7 @@ from serving.gateways.services import GatewayConfig
 from serving.grpc_server import names as gateways
 from serving.observing.logs import EngineLogs, logging_to, tame_loop
 from serving.server import Server, ServerConfig, ServerError
+from serving.stable_prefix import StablePrefix
 
 _DEFAULTS = ServerConfig()
 DEFAULT_HTTP_PORT = 8000  # vLLM's
@@ -75,6 +76,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     )
     add_api_options(parser)
     _add_own_options(parser)
+    _add_stable_prefix(parser)
     add_http_options(parser)
     add_access_options(parser)
     add_observing_options(parser)
@@ -200,12 +202,13 @@ def _serve(
             seed=arguments.seed,
             http_port=http_port,
             http=http_config(arguments),
-            api=api_config(arguments),
+            api=replace(api_config(arguments), response_store=store_limits(arguments)),
             observing=observing_config(arguments),
             access=access_config(arguments),
             gateways=GatewayConfig(arguments.gateways, folder),
             input_filter=arguments.input_filter,
             output_filter=arguments.output_filter,
+            stable_prefix=arguments.stable_prefix,
         )
         console.start(__version__, name, str(folder))
         server = Server(
@@ -230,6 +233,25 @@ def _with_logs(build: Build, arguments: argparse.Namespace) -> Build:
 async def _run(server: Server) -> int:
     tame_loop(asyncio.get_running_loop())
     return await server.run()
+
+
+def _add_stable_prefix(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stable-prefix",
+        type=_stable_prefix,
+        nargs="?",
+        const=StablePrefix(),
+        metavar="REGEX",
+        help="moves first lines of system messages that match to the end of the conversation, so that requests which "
+        "differ in them share a cached prefix; without REGEX: headers (x-...:) and lines with a date",
+    )
+
+
+def _stable_prefix(text: str) -> StablePrefix:
+    try:
+        return StablePrefix(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _http_port(text: str) -> int | None:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.text import Tokenizer
 from jaxinfer.text.conversation import TEXT_PARTS
+from serving.access.caller import CALLER
 from serving.filters.contract import Filter, Subject, judge, replaced
 from serving.request import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 
 _LONGEST_PART = 200  # characters
+
+
+def prompt_filter(
+    judging: Filter | None, then: Callable[[Prompt], Prompt] | None, tokenizer: Tokenizer | None
+) -> Callable[[Prompt], Prompt] | None:
+    """What becomes of each prompt of a request: the input filter's verdict for its caller's tenant, and then `then`."""
+    if judging is None:
+        return then
+
+    def changed(prompt: Prompt) -> Prompt:
+        judged = filtered(prompt, judging, CALLER.get().tenant, tokenizer)
+        return judged if then is None else then(judged)
+
+    return changed
 
 
 def filtered(prompt: Prompt, judging: Filter, tenant: str, tokenizer: Tokenizer | None) -> Prompt:

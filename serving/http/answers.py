@@ -19,11 +19,11 @@ _STEPS_PER_PUSH = 16
 _PROMPT_END = 16  # tokens at the end of a prompt in which an opened reasoning is looked for
 
 
-def new_call_id(form: OutputParserNames) -> str:
+def new_call_id(form: OutputParserNames, prefix: str = "call_") -> str:
     """Mistral's chat templates insist on nine letters and digits when the id comes back."""
     if form.tool_calls == "mistral":
         return "".join(secrets.choice(_LETTERS) for _ in range(9))
-    return "call_" + secrets.token_hex(12)
+    return prefix + secrets.token_hex(12)
 
 
 def reasoning_begun(form: OutputParserNames, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgspec
@@ -14,25 +15,29 @@ from jaxinfer.sampling_params import check_token_ids
 from jaxinfer.text.answers import OutputParserNames, check_parser_names, output_parser_names
 from serving.errors import Refusal
 from serving.frontend.frontend import Frontend, Prepare
-from serving.http import chat, chat_input, convert, responses_input, structured
+from serving.http import chat, chat_input, convert, messages_input, responses_input, structured
 from serving.http.chat import ChatReply
 from serving.http.completions import CompletionReply
 from serving.http.decode import Body, decode
-from serving.http.errors import ApiError, from_invalid, from_refusal, invalid
+from serving.http.errors import MESSAGES, ApiError, from_invalid, from_refusal, invalid
 from serving.http.every_fault import every_fault
 from serving.http.generation import Generation
 from serving.http.ignored import IgnoredFields, UnknownFields, collecting
+from serving.http.messages import MessagesReply
+from serving.http.messages_models import MessagesRequest, MessageTokensRequest
 from serving.http.models import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    ResponsesRequest,
     Sampling,
     TokenizeRequest,
 )
 from serving.http.render import rendered
 from serving.http.reply import Reply
+from serving.http.response_store import ResponseStore, StoreLimits
+from serving.http.response_turn import ResponseTurn
 from serving.http.responses import ResponsesReply
+from serving.http.responses_models import ResponsesRequest
 from serving.observing.record import NOWHERE, Origin
 from serving.request import (
     NO_TOKENS,
@@ -54,21 +59,23 @@ _CONSTRAINING = (b"response_format", b"structured_outputs", b'"strict"', b'"tool
 RENDER = "/render"  # behind the path of an endpoint that generates
 _OF_CHATS = ("tools", "add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
 _TOKENIZE_NAMES = {"template": "chat_template", "template_variables": "chat_template_kwargs"}
-_PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input"}
+COUNT_TOKENS = MESSAGES + "/count_tokens"
+_PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input", MESSAGES: "messages"}
 
 
 @dataclass(frozen=True)
 class ApiConfig:
     """tool_call_parser, reasoning_parser: see jaxinfer.text.answers. unknown_fields: what becomes of fields without an
     effect, see ignored.py. trust_request_chat_template: requests may bring templates, which are programs.
-    stream_interval: tokens that an event of a stream has at least, behind the first. Raises ConfigError for what cannot
-    be."""
+    stream_interval: tokens that an event of a stream has at least, behind the first. response_store: None keeps no
+    responses. Raises ConfigError for what cannot be."""
 
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
     unknown_fields: UnknownFields = "report"
     trust_request_chat_template: bool = False
     stream_interval: int = 1
+    response_store: StoreLimits | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -83,10 +90,12 @@ class ApiConfig:
 
 
 class _Endpoint(NamedTuple):
+    """convert and reply of responses take a ResponseTurn besides."""
+
     kind: type[Sampling]
-    convert: Callable[[Any, ModelContext, OutputParserNames], list[GenerationRequest]]
+    convert: Callable[..., list[GenerationRequest]]
     names: Callable[[Any], Mapping[str, str]]
-    reply: Callable[[Any, Generation, ModelContext, OutputParserNames], Reply]
+    reply: Callable[..., Reply]
 
 
 ENDPOINTS: Mapping[str, _Endpoint] = {
@@ -103,16 +112,20 @@ ENDPOINTS: Mapping[str, _Endpoint] = {
         lambda request: {**responses_input.NAMES, **structured.names_of_parts(request)},
         ResponsesReply,
     ),
+    MESSAGES: _Endpoint(MessagesRequest, messages_input.to_requests, messages_input.names, MessagesReply),
 }
 
 
 class Api:
-    """Serves once `open` was called with a model, and the frontend has it too."""
+    """Serves once `open` was called with a model, and the frontend has it too. responses: those that are kept."""
 
     def __init__(self, frontend: Frontend, config: ApiConfig) -> None:
         self.frontend = frontend
         self.form = OutputParserNames()
         self.config = config
+        self.responses = None if config.response_store is None else ResponseStore(config.response_store)
+        if self.responses is not None:
+            frontend.recorder.metrics.sources.append(self.responses.metrics)
 
     def open(self, model: ModelContext) -> None:
         template = None if model.tokenizer is None else model.tokenizer.chat_template
@@ -123,7 +136,12 @@ class Api:
     async def begin(self, path: str, body: Body, origin: Origin = NOWHERE) -> Reply:
         """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the
         user, whom the body names."""
-        endpoint = ENDPOINTS[path]
+        endpoint, cost = ENDPOINTS[path], _cost(body)
+        if path == RESPONSES:
+            turn = ResponseTurn(self.responses, origin.tenant)
+            bound = partial(endpoint.convert, turn=turn), partial(endpoint.reply, turn=turn)
+            endpoint = endpoint._replace(convert=bound[0], reply=bound[1])
+            cost += turn.size_of_named(body)
 
         def converted(model: ModelContext, prepare: Prepare) -> Any:
             with collecting(self.config.unknown_fields) as ignored:
@@ -131,7 +149,7 @@ class Api:
             return prepared, (request, model, ignored)
 
         try:
-            streams, (request, model, ignored) = await self.frontend.submit(_cost(body), converted, origin)
+            streams, (request, model, ignored) = await self.frontend.submit(cost, converted, origin)
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error, _PROMPTS[path]) from error
         generation = Generation(self.frontend, streams)
@@ -193,6 +211,9 @@ class Api:
 
     async def detokenize(self, body: Body) -> TextReply:
         return await self._text(body, DetokenizeRequest, _detokenize)
+
+    async def count_tokens(self, body: Body) -> TextReply:
+        return await self._text(body, MessageTokensRequest, lambda given, model: _count_tokens(given, model, self.form))
 
     async def _text(self, body: Body, kind: type[T], work: Callable[[T, ModelContext], dict[str, Any]]) -> TextReply:
         def done(model: ModelContext) -> TextReply:
@@ -267,6 +288,12 @@ def _tokenize(request: TokenizeRequest, model: ModelContext) -> dict[str, Any]:
         assert model.tokenizer is not None
         result["token_strs"] = [model.tokenizer.token_to_piece(token) for token in ids]
     return result
+
+
+def _count_tokens(request: MessageTokensRequest, model: ModelContext, form: OutputParserNames) -> dict[str, Any]:
+    check_model(request.model or "", model)
+    with convert.in_names_of_the_client(messages_input.NAMES):
+        return {"input_tokens": len(encode_prompt(messages_input.to_prompt(request, model, form), model))}
 
 
 def _detokenize(request: DetokenizeRequest, model: ModelContext) -> dict[str, Any]:

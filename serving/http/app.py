@@ -20,15 +20,16 @@ from starlette.routing import Route
 
 from serving import garbage, json_text
 from serving.errors import Refusal, RequestError
-from serving.http.api import CHAT, COMPLETIONS, ENDPOINTS, RENDER, Api, TextReply, as_api_error
+from serving.http.api import CHAT, COMPLETIONS, COUNT_TOKENS, ENDPOINTS, RENDER, Api, TextReply, as_api_error
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.decode import Body
 from serving.http.envelope import CorsConfig, enveloped
-from serving.http.errors import ApiError, error_response, internal
+from serving.http.errors import ApiError, as_answered, error_response, internal, new_request_id, speaks_anthropic
 from serving.http.gate import HttpGate
 from serving.http.information import Information
 from serving.http.page import Page
 from serving.http.reply import Reply
+from serving.http.stored_responses import responses_routes
 from serving.observing.record import Origin
 from serving.observing.tracing import TRACE_HEADERS
 
@@ -54,6 +55,8 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
     routes += [
         Route("/tokenize", Answer(api, reader, "/tokenize", api.tokenize), methods=["POST"]),
         Route("/detokenize", Answer(api, reader, "/detokenize", api.detokenize), methods=["POST"]),
+        *responses_routes(api),
+        Route(COUNT_TOKENS, Answer(api, reader, COUNT_TOKENS, api.count_tokens), methods=["POST"]),
         Route("/v1/models", information.models, methods=["GET"]),
         Route("/v1/models/{name:path}", information.model, methods=["GET"]),
         Route("/health", information.health, methods=["GET"]),
@@ -63,6 +66,7 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
         Route("/ready", information.ready, methods=["GET"]),
         Route("/version", information.version, methods=["GET"]),
         Route("/metrics", information.metrics, methods=["GET"]),
+        Route("/debug/experts", information.experts, methods=["GET"]),
         Route("/debug/requests/{name:path}", information.explain, methods=["GET"]),
         Route("/openapi.json", information.openapi, methods=["GET"]),
         *Page().routes(),
@@ -94,7 +98,7 @@ class Generate:
         except ApiError as error:
             body = bytearray()  # else it would be there as long as this frame; see `garbage.let_go`
             self._api.frontend.recorder.refused(origin, str(error.status), error)
-            await send_error(send, error)
+            await send_error(send, error, self._path)
             return
         watch = asyncio.create_task(_watch(receive, reply))
         try:
@@ -103,7 +107,7 @@ class Generate:
             else:
                 await send_json(send, 200, await reply.result(), reply.headers)
         except RequestError as error:
-            await send_error(send, as_api_error(error))
+            await send_error(send, as_api_error(error), self._path)
         finally:
             watch.cancel()
             reply.close()
@@ -152,12 +156,15 @@ class Answer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             reply = await self._work(await self._reader.read(scope, receive))
-            await send_json(send, 200, reply.body, reply.ignored.headers)
+            headers = list(reply.ignored.headers)
+            if speaks_anthropic(self._path):
+                headers.append((b"request-id", new_request_id().encode()))
+            await send_json(send, 200, reply.body, headers)
         except ClientGone:
             return
         except ApiError as error:
             self._api.frontend.recorder.refused(Origin("http", self._path), str(error.status), error)
-            await send_error(send, error)
+            await send_error(send, error, self._path)
 
 
 # -- sending ----------------------------------------------------------------------------------------------------------
@@ -174,18 +181,19 @@ async def send_json(send: Send, status: int, data: Any, headers: Iterable[tuple[
     await send({"type": "http.response.body", "body": parts[-1], "more_body": False})
 
 
-async def send_error(send: Send, error: ApiError) -> None:
+async def send_error(send: Send, error: ApiError, path: str) -> None:
     garbage.let_go(error, raised=False)  # with the body, which can have megabytes
-    await send_json(send, error.status, error.body, error.headers)
+    body, headers = as_answered(error, path)
+    await send_json(send, error.status, body, headers)
 
 
-async def _failed(_: Request, error: Exception) -> Response:
-    return error_response(as_api_error(error))
+async def _failed(request: Request, error: Exception) -> Response:
+    return error_response(as_api_error(error), request.url.path)
 
 
-async def _unforeseen(_: Request, error: Exception) -> Response:
+async def _unforeseen(request: Request, error: Exception) -> Response:
     """uvicorn writes the traceback to the log."""
-    return error_response(internal(error))
+    return error_response(internal(error), request.url.path)
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
@@ -201,4 +209,6 @@ async def _unrouted(request: Request, error: Exception) -> Response:
         )
     else:
         found = ApiError(error.status_code, str(error.detail))
-    return Response(found.encoded, found.status, error.headers, media_type="application/json")
+    answer = error_response(found, path)
+    answer.headers.update(error.headers or {})
+    return answer

@@ -20,13 +20,14 @@ from jaxinfer.text.answers import (
     Reasoning,
     collect,
 )
-from serving.http import chat_input, convert, structured
+from serving.http import chat_input, convert, responses_tools, structured
 from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs, prompt_logprobs
-from serving.http.models import ChatRequest, ResponsesRequest
+from serving.http.models import ChatRequest, Sampling
 from serving.http.parts import Part
 from serving.http.reply import DONE, Reply, StreamUsage, sse
+from serving.http.responses_models import ResponsesRequest
 from serving.http.tokens import ShownTokens, Token
 from serving.pace import Pace
 from serving.request import ChatPrompt, GenerationRequest, ModelContext
@@ -75,12 +76,12 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
 
 
 def of_chat(
-    request: ChatRequest | ResponsesRequest,
+    request: Sampling,
     prompt: ChatPrompt,
     given: Mapping[str, Any],
     context: ModelContext,
     form: OutputParserNames,
-    calls: ToolRules | None,
+    calls: ToolRules | None = None,
 ) -> GenerationRequest:
     """Its answers are parsed. given: sampling fields. calls: see GenerationRequest."""
     tools = None
@@ -96,7 +97,8 @@ def offered_tools(request: ChatRequest | ResponsesRequest, form: OutputParserNam
     tools is one: clients send it with their usual tool_choice."""
     if request.tools is None and request.tool_choice not in (None, "none"):
         raise InvalidRequest("tool_choice", request.tool_choice, "it needs tools")
-    tools = chat_input.tools(request.tools, flat=isinstance(request, ResponsesRequest))
+    flat = isinstance(request, ResponsesRequest)
+    tools = responses_tools.functions(request.tools) if flat else chat_input.tools(request.tools)
     if not tools or request.tool_choice == "none":
         return None
     if form.tool_calls == "none":

@@ -141,17 +141,21 @@ def _tool_calls(name: str, calls: Any) -> list[dict[str, Any]]:
     return result
 
 
-def tools(given: Sequence[Mapping[str, Any]] | None, *, flat: bool = False) -> list[dict[str, Any]]:
-    """The tools as templates read them, in chat completions' shape. flat: as the Responses API writes them."""
+def tools(given: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """The tools as templates read them, in chat completions' shape."""
     check_count("tools", given or (), MAX_TOOLS, "tools")
     result = []
     for i, tool in enumerate(given or ()):
         at = f"tools[{i}]"
         if not (says_nothing(tool.get("type")) or tool["type"] == "function"):
             raise InvalidRequest(f"{at}.type", tool.get("type"), "only functions are supported")
-        at, function = (at, {k: v for k, v in tool.items() if k != "type"}) if flat else _function(at, tool)
-        result.append({"type": "function", "function": _checked_function(at, function)})
+        result.append({"type": "function", "function": _checked_function(*_function(at, tool))})
     return result
+
+
+def flat_function(at: str, tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A function as the Responses API writes it, without the envelope of chat completions."""
+    return _checked_function(at, {key: value for key, value in tool.items() if key != "type"})
 
 
 def _checked_function(at: str, function: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,12 +168,17 @@ def _checked_function(at: str, function: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if not isinstance(value, _FUNCTION_KEYS[key]):
             raise InvalidRequest(f"{at}.{key}", value, f"it must be of type {_FUNCTION_KEYS[key].__name__}")
-    if not _TOOL_NAME.fullmatch(function.get("name") or ""):
-        allowed = "it must be 1 to 64 letters, digits, dots, underscores or dashes"
-        raise InvalidRequest(f"{at}.name", function.get("name"), allowed)
+    tool_name(f"{at}.name", function.get("name"))
     wanted = ("name", "description", "parameters")
     kept = {k: v for k, v in function.items() if k in wanted and (v == "" or not says_nothing(v))}
     return {**kept, "parameters": kept.get("parameters") or dict(_NO_PARAMETERS)}
+
+
+def tool_name(at: str, name: Any) -> str:
+    """Raises InvalidRequest."""
+    if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
+        raise InvalidRequest(at, name, "it must be 1 to 64 letters, digits, dots, underscores or dashes")
+    return name
 
 
 def _function(at: str, tool: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -126,17 +126,17 @@ def with_effort(
             name, effort, f"chat_template_kwargs has the {_EFFORT} {known[_EFFORT]!r}; give one of them"
         )
     meant = {_EFFORT: effort, _THINKING: effort != "none"}
-    read = [variable for variable in meant if _reads(context, variable)]
+    read = [variable for variable in meant if template_reads(variable, context)]
     if not read:
         ignored.without_effect(name, effort, f"the model's chat template reads no {_EFFORT} and no {_THINKING}")
     return {**{variable: meant[variable] for variable in read}, **known}
 
 
-def _reads(context: ModelContext, variable: str) -> bool:
-    """Whether a chat template of the model has the variable."""
+def template_reads(name: str, context: ModelContext) -> bool:
+    """Whether one of the model's chat templates has the variable."""
     source = None if context.tokenizer is None else context.tokenizer.chat_template
     sources = source.values() if isinstance(source, dict) else (source or "",)
-    return any(variable in template for template in sources)
+    return any(name in template for template in sources)
 
 
 def completion(request: CompletionRequest) -> list[GenerationRequest]:

@@ -11,9 +11,10 @@ import msgspec
 
 from jaxinfer.errors import InvalidRequest
 from serving.http import ignored
+from serving.http.declaring import NoEffect
 from serving.http.errors import ApiError, from_invalid, invalid
 from serving.http.known_fields import known_fields_only
-from serving.http.models import MAX_USER, RECORDED, REFUSED, NoEffect
+from serving.http.models import MAX_USER, RECORDED, REFUSED
 from serving.http.whole_numbers import with_whole_numbers
 from serving.json_weight import MAX_WEIGHT, is_too_heavy, up_to_long_name
 

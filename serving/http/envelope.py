@@ -15,6 +15,7 @@ _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s*]+")  # RFC 6454: no pa
 _METHOD = _HEADER = re.compile(r"\*|[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110's token
 EXPOSED = (
     "x-request-id",
+    "request-id",
     "x-jaxinfer-ignored",
     "retry-after",
     "retry-after-ms",

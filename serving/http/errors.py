@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,18 @@ _STATUS: dict[grpc.StatusCode, tuple[int, str, str | None]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: (429, "rate_limit_error", "server_full"),
     grpc.StatusCode.UNAVAILABLE: (503, "service_unavailable_error", "server_unavailable"),
     grpc.StatusCode.INTERNAL: (500, "server_error", None),
+}
+# The Messages API has a shape of its own: HTTP's status -> the error's type, as Anthropic documents them.
+MESSAGES = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
 }
 _CHALLENGE = ((b"www-authenticate", b"Bearer"),)
 _FIELD = re.compile(r"([a-z][a-z0-9_]*(?:\[\d+\]|\.[a-z0-9_]+)*) is ")
@@ -112,9 +125,33 @@ def from_refusal(refusal: Refusal) -> ApiError:
     )
 
 
-def error_response(error: ApiError) -> Response:
-    headers = {name.decode(): value.decode() for name, value in error.headers}
-    return Response(error.encoded, error.status, headers, media_type="application/json")
+def anthropic_body(error: ApiError, request_id: str) -> dict[str, Any]:
+    """The error as the Messages API writes it."""
+    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+
+
+def new_request_id() -> str:
+    """Of an answer that comes from no engine."""
+    return "req_" + secrets.token_hex(12)
+
+
+def speaks_anthropic(path: str) -> bool:
+    return path == MESSAGES or path.startswith(MESSAGES + "/")
+
+
+def as_answered(error: ApiError, path: str) -> tuple[dict[str, Any], list[tuple[bytes, bytes]]]:
+    """Body and headers of the error as clients of this path read them."""
+    if not speaks_anthropic(path):
+        return error.body, error.headers
+    request_id = new_request_id()
+    return anthropic_body(error, request_id), [*error.headers, (b"request-id", request_id.encode())]
+
+
+def error_response(error: ApiError, path: str) -> Response:
+    body, headers = as_answered(error, path)
+    named = {name.decode(): value.decode() for name, value in headers}
+    return Response(json_text.encode(body), error.status, named, media_type="application/json")
 
 
 def internal(error: Exception) -> ApiError:

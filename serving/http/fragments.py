@@ -82,7 +82,19 @@ TOOL: dict[str, Any] = {
     **schema_of({**_TOOL_TYPE, "function": _FUNCTION_OF_TOOL}, "function"),
     "additionalProperties": NOTHING,
 }
-FLAT_TOOL: dict[str, Any] = {**schema_of({**_TOOL_TYPE, **FUNCTION}, "name"), "additionalProperties": NOTHING}
+_FLAT_TOOL: dict[str, Any] = {**schema_of({**_TOOL_TYPE, **FUNCTION}, "name"), "additionalProperties": NOTHING}
+_NAMESPACE: dict[str, Any] = schema_of(
+    {
+        "type": {"enum": ["namespace"]},
+        "name": FUNCTION["name"],
+        "description": FUNCTION["description"],
+        "tools": array_of(_FLAT_TOOL),
+    },
+    "type",
+    "name",
+    "tools",
+)
+RESPONSES_TOOL: dict[str, Any] = {"anyOf": [_FLAT_TOOL, _NAMESPACE]}
 
 
 def _item(kind: str, required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
@@ -99,7 +111,14 @@ INPUT_ITEM: dict[str, Any] = {
             "properties": {**_MESSAGE_ITEM["properties"], "type": {"enum": ["message", None]}},
             "required": ["role"],
         },
-        _item("function_call", ("call_id", "name"), call_id=STRING, name=STRING, arguments=ARGUMENTS),
+        _item(
+            "function_call",
+            ("call_id", "name"),
+            call_id=STRING,
+            name=STRING,
+            namespace={"type": ["string", "null"]},
+            arguments=ARGUMENTS,
+        ),
         _item("function_call_output", ("call_id",), call_id=STRING, output=CONTENT),
         _item(
             "reasoning",
@@ -107,6 +126,7 @@ INPUT_ITEM: dict[str, Any] = {
             content={"anyOf": [STRING, _parts(reasoning_text="text", text="text"), {"type": "null"}]},
             summary={"anyOf": [STRING, _parts(summary_text="text"), {"type": "null"}]},
         ),
+        _item("item_reference", ("id",), id=STRING),
     ]
 }
 
@@ -144,18 +164,8 @@ RESPONSE_FORMAT: dict[str, Any] = {
         ),
     ]
 }
-TEXT_OPTIONS: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "format": or_null(
-            {
-                "anyOf": [
-                    *_PLAIN_FORMATS,
-                    schema_of({"type": {"enum": ["json_schema"]}, **_NAMED_SCHEMA}, "type", "schema"),
-                ]
-            }
-        )
-    },
+TEXT_FORMAT: dict[str, Any] = {
+    "anyOf": [*_PLAIN_FORMATS, schema_of({"type": {"enum": ["json_schema"]}, **_NAMED_SCHEMA}, "type", "schema")]
 }
 _FUNCTION_BY_NAME = {
     "anyOf": [

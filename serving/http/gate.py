@@ -61,7 +61,7 @@ class HttpGate:
         try:
             CALLER.set(self._access.admit(_presented(scope), role, "http", endpoint))
         except Refusal as refusal:
-            await error_response(from_refusal(refusal))(scope, receive, send)
+            await error_response(from_refusal(refusal), scope["path"])(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

@@ -36,10 +36,11 @@ class Usage(NamedTuple):
         return usage
 
     def responses(self, reasoning: int) -> dict[str, Any]:
-        """As the Responses API writes it."""
+        """As the Responses API writes it. OpenAI's clients need the number of tokens whose place in the cache costs
+        something: none here."""
         return {
             "input_tokens": self.prompt,
-            "input_tokens_details": {"cached_tokens": self.cached},
+            "input_tokens_details": {"cached_tokens": self.cached, "cache_write_tokens": 0},
             "output_tokens": self.completion,
             "output_tokens_details": {"reasoning_tokens": reasoning},
             "total_tokens": self.prompt + self.completion,

@@ -129,6 +129,14 @@ class Information:
             raise ApiError(404, message, param="request_id", code="request_not_found")
         return _response(found)
 
+    async def experts(self, _: Request) -> Response:
+        """Every expert's tokens, as the engines have told them."""
+        name = self._api.frontend.ready_model().name
+        found = self._api.frontend.recorder.metrics.experts.described()
+        if found is None:
+            raise ApiError(404, f"the model {name!r} has no experts", code="no_experts")
+        return _response(found)
+
     async def version(self, _: Request) -> Response:
         return _response({"version": __version__})
 

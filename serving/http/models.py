@@ -9,69 +9,32 @@ by name (REFUSED): see tests/serving/http.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct, defstruct
 
 from jaxinfer.sampling_params import FIELDS
-from serving.http.fragments import (
-    FLAT_TOOL,
-    INPUT_ITEM,
-    MESSAGE,
-    RESPONSE_FORMAT,
-    STRUCTURED_OUTPUTS,
-    TEXT_OPTIONS,
-    TOOL,
-    TOOL_CHOICE,
-)
+from serving.http.declaring import Refused
+from serving.http.declaring import as_schema as _as
+from serving.http.declaring import doc as _doc
+from serving.http.declaring import list_of as _list
+from serving.http.declaring import no_effect as _no_effect
+from serving.http.fragments import MESSAGE, RESPONSE_FORMAT, STRUCTURED_OUTPUTS, TOOL, TOOL_CHOICE
 from serving.request import MAX_CACHE_SALT, MAX_MESSAGES, MAX_REQUEST_ID, MAX_TOOLS
 
 MAX_PROMPTS = 1024  # of one completion request
-MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512  # pairs, characters: OpenAI's
 MAX_USER = 512  # characters
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # OpenAI's, and Anthropic's
-_EFFORT = "How much the model reasons, where its chat template asks; gpt-oss knows low, medium and high"
+EFFORT = "How much the model reasons, where its chat template asks; gpt-oss knows low, medium and high"
 _TEMPLATE = "Name of one of the model's chat templates; with --trust-request-chat-template also a template (Jinja)"
 _BUDGET = "nothing ends a model's reasoning but the model: max_completion_tokens counts it"
-REPLACE = "x-replace"
 _TEXT = {"type": "string"}  # an empty one is a prompt where the tokenizer adds a token of its own
 _TOKEN_ID = {"type": "integer", "minimum": 0}
 
 
-def _doc(description: str, **schema: Any) -> Meta:
-    return Meta(description=description, extra_json_schema=schema)
-
-
-def _as(description: str, schema: dict[str, Any], *, null: bool = True) -> Meta:
-    """The document says `schema` where the type is checked by hand (see openapi.py)."""
-    return _doc(description, **{REPLACE: {"anyOf": [schema, {"type": "null"}]} if null else schema})
-
-
-def _list(items: dict[str, Any], **limits: int) -> dict[str, Any]:
-    return {"type": "array", "items": items, **limits}
-
-
 def _ids(description: str, *, null: bool = True) -> Meta:
     return _as(description, _list(_TOKEN_ID), null=null)
-
-
-class Refused(NamedTuple):
-    """A field of OpenAI or vLLM that is taken with its neutral values only."""
-
-    neutral: tuple[Any, ...]
-    why: str
-
-
-class NoEffect(NamedTuple):
-    """A field that is known, and of which nothing follows. Whatever is not neutral is reported (see ignored.py)."""
-
-    neutral: tuple[Any, ...]
-    why: str
-
-
-def _no_effect(why: str, *neutral: Any) -> Meta:
-    return Meta(description=f"No effect: {why}", extra={"no effect": NoEffect(neutral, why)})
 
 
 _TYPES: Mapping[str, Any] = {
@@ -257,62 +220,12 @@ class ChatRequest(TextSampling, kw_only=True):
     prediction: Annotated[
         dict[str, Any] | None, _no_effect("what the answer may be makes it no faster here; it changes no answer", {})
     ] = None
-    reasoning_effort: Annotated[str | None, _doc(_EFFORT, enum=[*EFFORTS, None])] = None
+    reasoning_effort: Annotated[str | None, _doc(EFFORT, enum=[*EFFORTS, None])] = None
     thinking_token_budget: Annotated[int | None, _no_effect(_BUDGET)] = None
     verbosity: Annotated[
         str | None, _no_effect("chat templates have no word for it: ask for short answers in a message")
     ] = None
     web_search_options: Annotated[dict[str, Any] | None, _no_effect("nothing is searched here")] = None
-
-
-class ReasoningOptions(Struct, kw_only=True, forbid_unknown_fields=True):
-    effort: Annotated[str | None, _doc(_EFFORT, enum=[*EFFORTS, None])] = None
-    summary: Annotated[str | None, _no_effect("reasoning comes as it is, none is summarized", "none")] = None
-
-
-class ResponsesStreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
-    include_obfuscation: Annotated[bool | None, _no_effect("nothing is obfuscated", False)] = None
-
-
-class ResponsesRequest(Sampling, kw_only=True):
-    """POST /v1/responses"""
-
-    input: Annotated[
-        str | list[dict[str, Any]],
-        _as(
-            "A user's message, or a list of messages, function calls and their outputs; only text parts",
-            {"anyOf": [_TEXT, _list(INPUT_ITEM, minItems=1, maxItems=MAX_MESSAGES)]},
-            null=False,
-        ),
-    ]
-    instructions: Annotated[str | None, _doc("The system's message")] = None
-    max_output_tokens: Annotated[
-        int | None, _doc("Most tokens of the answer; left out, or more: what the context leaves", minimum=1)
-    ] = None
-    top_logprobs: Annotated[int | None, _doc("Alternatives per token; needs include", minimum=0)] = None
-    include: Annotated[
-        list[str] | None, _as("What to give besides", _list({"enum": ["message.output_text.logprobs"]}))
-    ] = None
-    tools: Annotated[
-        list[dict[str, Any]] | None,
-        _as("Functions that the model may call", _list(FLAT_TOOL, maxItems=MAX_TOOLS)),
-    ] = None
-    include_reasoning: Annotated[bool | None, _doc("Give the model's reasoning (on)")] = None
-    parallel_tool_calls: Annotated[bool | None, _doc("false: at most one call in an answer")] = None
-    tool_choice: Annotated[Any, _as("Whether functions are called, and which", TOOL_CHOICE)] = None
-    chat_template_kwargs: Annotated[
-        dict[str, Any] | None, _doc('Further variables of the template, such as {"enable_thinking": false}')
-    ] = None
-    metadata: Annotated[dict[str, str] | None, _doc("Comes back with the answer")] = None
-    text: Annotated[Any, _as("What the text must be", TEXT_OPTIONS)] = None
-    truncation: Annotated[Any, _doc("Only disabled", enum=["disabled", None])] = None
-    stream_options: Annotated[ResponsesStreamOptions | None, _doc("Usage always comes")] = None
-    background: Annotated[Any, _doc("Only false", enum=[False, None])] = None
-    previous_response_id: Annotated[Any, _doc("Only null: nothing is stored", enum=[None])] = None
-    conversation: Annotated[Any, _doc("Only null: nothing is stored", enum=[None])] = None
-    prompt: Annotated[Any, _doc("Only null", enum=[None])] = None
-    reasoning: Annotated[ReasoningOptions | None, _doc("How the model reasons")] = None
-    max_tool_calls: Annotated[Any, _doc("Only null", enum=[None])] = None
 
 
 class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -345,7 +258,6 @@ class DetokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 _NOTHING = Refused((), "it is not supported")
-_NOT_STORED = Refused((), "nothing is stored here")
 
 # Whatever is not neutral is refused with the reason.
 REFUSED: Mapping[str, Refused] = {
@@ -364,11 +276,8 @@ REFUSED: Mapping[str, Refused] = {
     "modalities": Refused((["text"],), 'only ["text"] is supported'),
     "audio": _NOTHING,
     "prompt": _NOTHING,
-    "max_tool_calls": _NOTHING,
-    "background": Refused((False,), "only false is supported"),
-    "previous_response_id": _NOT_STORED,
-    "conversation": _NOT_STORED,
-    "truncation": Refused(("disabled",), 'only "disabled" is supported; truncate_prompt_tokens cuts a prompt'),
+    "background": Refused((False,), "only false is supported: an answer ends with its request"),
+    "conversation": Refused((), "conversations are not kept as such: previous_response_id goes on from a response"),
 }
 # Accepted and without effect on the answer: they name whom a request is for.
 RECORDED = ("user", "safety_identifier")

@@ -7,33 +7,42 @@ from typing import Any
 import msgspec
 
 from jaxinfer import __version__
+from serving.http.declaring import REPLACE
+from serving.http.errors import MESSAGES, speaks_anthropic
 from serving.http.fragments import NOTHING, STRING, array_of, or_null, schema_of
 from serving.http.ignored import UnknownFields
+from serving.http.messages_models import STOP_REASONS, MessagesRequest, MessageTokensRequest
 from serving.http.models import (
-    REPLACE,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    ResponsesRequest,
     TokenizeRequest,
 )
+from serving.http.responses_models import LISTED, MAX_LISTED, ResponsesRequest
 
 _POSTS: dict[str, tuple[type[msgspec.Struct], str, bool, str]] = {
     "/v1/completions": (CompletionRequest, "Completion", True, "Text that goes on from a prompt"),
     "/v1/chat/completions": (ChatRequest, "ChatCompletion", True, "The assistant's next message in a conversation"),
-    "/v1/responses": (ResponsesRequest, "Response", True, "The same in the shape of the Responses API, nothing stored"),
+    "/v1/responses": (ResponsesRequest, "Response", True, "The same in the shape of the Responses API"),
     "/v1/completions/render": (CompletionRequest, "RenderedList", False, "What such a request gives the engine"),
     "/v1/chat/completions/render": (ChatRequest, "Rendered", False, "What such a request gives the engine"),
+    MESSAGES: (MessagesRequest, "Message", True, "The same in the shape of Anthropic's Messages API"),
+    MESSAGES + "/count_tokens": (
+        MessageTokensRequest,
+        "MessageTokens",
+        False,
+        "The number of a message's prompt tokens",
+    ),
     "/tokenize": (TokenizeRequest, "Tokens", False, "The tokens that a prompt or a conversation becomes"),
     "/detokenize": (DetokenizeRequest, "Prompt", False, "The text of tokens"),
 }
 _INTEGER: dict[str, Any] = {"type": "integer"}
 _BOOLEAN: dict[str, Any] = {"type": "boolean"}
 _ERRORS = {
-    400: "A field is not as it must be; param names it",
+    400: "A field is not as it must be; param, or the message's beginning, names it",
     401: "No valid API key",
     403: "The API key lacks the role",
-    404: "The model, or the request, is not there",
+    404: "The model, the request or the response is not there",
     408: "The request did not come in time",
     409: "request_id is in use",
     413: "The body is too large",
@@ -74,6 +83,20 @@ _RENDERED = _object(
         "priority": _INTEGER,
     }
 )
+_RATIO = or_null({"type": "number"})
+_LOAD = _object(
+    {
+        "expert_tokens": _INTEGER,
+        "imbalance": _RATIO,
+        "layers": array_of(
+            _object(
+                {"layer": _INTEGER, "imbalance": _RATIO, "tokens": array_of(_INTEGER)},
+                device_imbalance=_RATIO,
+            )
+        ),
+    },
+    device_imbalance=_RATIO,
+)
 
 
 def _generated(kind: str, **content: Any) -> dict[str, Any]:
@@ -112,6 +135,39 @@ _ANSWERS: dict[str, dict[str, Any]] = {
             "usage": _object({"input_tokens": _INTEGER, "output_tokens": _INTEGER, "total_tokens": _INTEGER}),
         }
     ),
+    "DeletedResponse": _object({"id": STRING, "object": {"const": "response"}, "deleted": {"const": True}}),
+    "Items": _object(
+        {
+            "object": {"const": "list"},
+            "data": array_of(_object({"id": STRING, "type": STRING})),
+            "first_id": or_null(STRING),
+            "last_id": or_null(STRING),
+            "has_more": {"type": "boolean"},
+        }
+    ),
+    "Message": _object(
+        {
+            "id": STRING,
+            "type": {"const": "message"},
+            "role": {"const": "assistant"},
+            "model": STRING,
+            "content": array_of(_object({"type": {"enum": ["text", "thinking", "tool_use"]}})),
+            "stop_reason": {"enum": [*STOP_REASONS]},
+            "stop_sequence": or_null(STRING),
+            "usage": _object(
+                {
+                    "input_tokens": _INTEGER,
+                    "cache_creation_input_tokens": _INTEGER,
+                    "cache_read_input_tokens": _INTEGER,
+                    "output_tokens": _INTEGER,
+                }
+            ),
+        }
+    ),
+    "MessageTokens": _object({"input_tokens": _INTEGER}),
+    "MessageError": _object(
+        {"type": {"const": "error"}, "error": _object({"type": STRING, "message": STRING}), "request_id": STRING}
+    ),
     "Tokens": _object(
         {"count": _INTEGER, "max_model_len": _INTEGER, "tokens": array_of(_INTEGER)}, token_strs=array_of(STRING)
     ),
@@ -135,6 +191,7 @@ _ANSWERS: dict[str, dict[str, Any]] = {
             "seconds": _object({"total": {"type": "number"}}),
         }
     ),
+    "Experts": _object({"expert_parallel_size": _INTEGER, "since_start": _LOAD, "last_minute": _LOAD}),
     "Version": _object({"version": STRING}),
 }
 
@@ -144,6 +201,7 @@ def document(unknown_fields: UnknownFields = "report") -> dict[str, Any]:
     kinds = [kind for kind, *_ in _POSTS.values()]
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {path: {"post": _post(path)} for path in _POSTS}
+    paths |= _stored_responses()
     paths["/v1/models"] = _get("Models", "The served model, as a list", 503)
     paths["/v1/models/{model}"] = _get("Model", "The served model", 404, 503, parameter="model")
     paths["/health"] = _get("State", "Whether the server is alive: loaded, and its engine runs")
@@ -154,6 +212,8 @@ def document(unknown_fields: UnknownFields = "report") -> dict[str, Any]:
     for path in ("/health", "/ready", "/ping"):
         paths[path]["get"]["responses"]["503"] = _content("State", "It is not")
     paths["/metrics"] = _plain("Metrics for Prometheus", "The metrics", "text/plain", STRING)
+    about = "How many tokens each expert of the model has computed, and how unevenly"
+    paths["/debug/experts"] = _get("Experts", about, 404, 503)
     about = "Where a request's time went"
     paths["/debug/requests/{request_id}"] = _get("Explanation", about, 404, parameter="request_id")
     paths["/version"] = _get("Version", "The server's version")
@@ -166,6 +226,28 @@ def document(unknown_fields: UnknownFields = "report") -> dict[str, Any]:
         "info": {"title": "jaxinfer", "version": __version__},
         "paths": paths,
         "components": {"schemas": {**requests, **_ANSWERS}},
+    }
+
+
+def _stored_responses() -> dict[str, Any]:
+    """About responses that are kept."""
+    path, one = "/v1/responses/{response_id}", {"parameter": "response_id"}
+    deleted = _get("DeletedResponse", "Lets a stored response go", 404, **one)["get"]
+    cancelled = _get("Error", "Ends a response that runs in the background, of which there are none", 404, **one)["get"]
+    cancelled["responses"]["400"] = cancelled["responses"].pop("200") | {"description": "The response has ended"}
+    items = _get("Items", "What a stored response was given, and the conversation before it", 400, 404, **one)
+    items["get"]["parameters"] += [
+        {"name": name, "in": "query", "schema": schema}
+        for name, schema in (
+            ("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": LISTED}),
+            ("order", {"enum": ["asc", "desc"], "default": "desc"}),
+            ("after", {"type": "string", "description": "The last item of the page before"}),
+        )
+    ]
+    return {
+        path: {**_get("Response", "A stored response", 404, **one), "delete": deleted},
+        path + "/cancel": {"post": cancelled},
+        path + "/input_items": items,
     }
 
 
@@ -203,6 +285,7 @@ def _post(path: str) -> dict[str, Any]:
     if streams:
         ok["content"]["text/event-stream"] = {"schema": _object({"data": STRING}, event=STRING)}
     statuses = [status for status in _ERRORS if streams or status not in (409, 500)]
+    error = "MessageError" if speaks_anthropic(path) else "Error"
     return {
         "summary": summary,
         "operationId": kind.__name__.removesuffix("Request").lower() + ("_render" if "Rendered" in answer else ""),
@@ -210,7 +293,7 @@ def _post(path: str) -> dict[str, Any]:
             "required": True,
             "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}},
         },
-        "responses": {"200": ok, **{str(status): _content("Error", _ERRORS[status]) for status in statuses}},
+        "responses": {"200": ok, **{str(status): _content(error, _ERRORS[status]) for status in statuses}},
     }
 
 

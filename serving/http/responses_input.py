@@ -10,10 +10,35 @@ from jaxinfer.text.answers import OutputParserNames
 from jaxinfer.text.conversation import as_arguments, joined
 from serving.http import chat_input, convert, ignored, structured
 from serving.http.chat import of_chat, offered_tools
-from serving.http.models import MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE, ResponsesRequest
+from serving.http.response_turn import NO_STORE, ResponseTurn
+from serving.http.responses_models import (
+    MAX_METADATA,
+    MAX_METADATA_KEY,
+    MAX_METADATA_VALUE,
+    VERBOSITIES,
+    ResponsesRequest,
+)
+from serving.http.responses_tools import FunctionName
+from serving.http.truncation import shortened
 from serving.request import MAX_MESSAGES, ChatPrompt, GenerationRequest, ModelContext, check_count
 
 LOGPROBS = "message.output_text.logprobs"
+# What OpenAI's clients may ask for besides. Reasoning is never encrypted here, so that is null; the rest belongs to
+# tools that this server does not run.
+_NOTHING_TO_INCLUDE: Mapping[str, str] = {
+    "reasoning.encrypted_content": "",
+    **dict.fromkeys(
+        (
+            "code_interpreter_call.outputs",
+            "computer_call_output.output.image_url",
+            "file_search_call.results",
+            "message.input_image.image_url",
+            "web_search_call.action.sources",
+            "web_search_call.results",
+        ),
+        "this server has no such output",
+    ),
+}
 
 NAMES = {
     "max_tokens": "max_output_tokens",
@@ -26,33 +51,74 @@ _REASONING_PARTS = {"reasoning_text": "text", "text": "text"}
 _SUMMARY_PARTS = {"summary_text": "text"}
 _ITEM_KEYS: Mapping[str, tuple[str, ...]] = {
     "message": ("type", "role", "content", "id", "status", "phase"),
-    "function_call": ("type", "call_id", "name", "arguments", "id", "status"),
+    "function_call": ("type", "call_id", "name", "namespace", "arguments", "id", "status"),
     "function_call_output": ("type", "call_id", "output", "id", "status"),
+    "custom_tool_call": ("type", "call_id", "name", "namespace", "input", "id", "status"),
+    "custom_tool_call_output": ("type", "call_id", "output", "id", "status"),
     "reasoning": ("type", "content", "summary", "id", "status", "encrypted_content"),
 }
+# Of tools that this server does not run, and of other servers' ways to keep a conversation: nothing that a template
+# could show. They are passed over, and reported.
+_OTHER_ITEMS = (
+    *("additional_tools", "apply_patch_call", "apply_patch_call_output", "code_interpreter_call", "compaction"),
+    *("compaction_summary", "compaction_trigger", "computer_call", "computer_call_output", "configuration_update"),
+    *("context_compaction", "file_search_call", "image_generation_call", "local_shell_call", "local_shell_call_output"),
+    *("mcp_approval_request", "mcp_approval_response", "mcp_call", "mcp_list_tools", "program", "program_output"),
+    *("shell_call", "shell_call_output", "tool_search_call", "tool_search_output", "web_search_call"),
+)
 
 
-def to_requests(request: ResponsesRequest, context: ModelContext, form: OutputParserNames) -> list[GenerationRequest]:
-    """Raises InvalidRequest."""
+def to_requests(
+    request: ResponsesRequest, context: ModelContext, form: OutputParserNames, turn: ResponseTurn
+) -> list[GenerationRequest]:
+    """Raises InvalidRequest, or ApiError for a response that is not kept."""
     given = convert.sampling(request)
     _check_metadata(request.metadata or {})
     if request.max_output_tokens is not None:
         given["max_tokens"] = request.max_output_tokens
-    for i, name in enumerate(request.include or ()):
-        if name != LOGPROBS:
-            raise InvalidRequest(f"include[{i}]", name, f"only {LOGPROBS} is supported")
-    if request.include:
-        given["logprobs"] = request.top_logprobs or 0
-    elif request.top_logprobs:
-        raise InvalidRequest("top_logprobs", request.top_logprobs, f"it needs include with {LOGPROBS}")
+    _check_include(request, given)
+    if request.truncation not in (None, "auto", "disabled"):
+        raise InvalidRequest("truncation", request.truncation, "it must be auto or disabled")
+    if request.store and not turn.can_keep:
+        ignored.without_effect("store", True, NO_STORE)
     choice = structured.tool_choice(request)
     form = structured.writing_calls(form, choice)
     offered = offered_tools(request, form)
+    calls = structured.tool_rules(request, choice, offered)
     effort = None if request.reasoning is None else request.reasoning.effort
     variables = convert.with_effort(request.chat_template_kwargs, "reasoning.effort", effort, context, form)
-    prompt = ChatPrompt(_messages(request), offered, variables=variables)
-    calls = structured.tool_rules(request, choice, offered)
+    if request.text is not None and request.text.verbosity is not None:
+        variables = _with_verbosity(variables, request.text.verbosity, context)
+    prompt = ChatPrompt(_messages(request, turn), offered, variables=variables)
+    if request.truncation == "auto" and "truncate_prompt_tokens" not in given:
+        prompt = shortened(prompt, context, given.get("max_tokens"))
     return [of_chat(request, prompt, given, context, form, calls)]
+
+
+def _check_include(request: ResponsesRequest, given: dict[str, Any]) -> None:
+    wanted = request.include or ()
+    for i, name in enumerate(wanted):
+        if name != LOGPROBS and name not in _NOTHING_TO_INCLUDE:
+            known = ", ".join((LOGPROBS, *_NOTHING_TO_INCLUDE))
+            raise InvalidRequest(f"include[{i}]", name, f"it must be one of {known}")
+        if _NOTHING_TO_INCLUDE.get(name):
+            ignored.without_effect(f"include[{i}]", name, _NOTHING_TO_INCLUDE[name])
+    if LOGPROBS in wanted:
+        given["logprobs"] = request.top_logprobs or 0
+    elif request.top_logprobs:
+        raise InvalidRequest("top_logprobs", request.top_logprobs, f"it needs include with {LOGPROBS}")
+
+
+def _with_verbosity(variables: Mapping[str, Any], verbosity: str, context: ModelContext) -> dict[str, Any]:
+    if verbosity not in VERBOSITIES:
+        raise InvalidRequest("text.verbosity", verbosity, f"it must be {', '.join(VERBOSITIES[:-1])} or high")
+    if not convert.template_reads("verbosity", context):
+        ignored.without_effect("text.verbosity", verbosity, "the model's chat template reads no verbosity")
+        return dict(variables)
+    if variables.get("verbosity", verbosity) != verbosity:
+        other = f"chat_template_kwargs has the verbosity {variables['verbosity']!r}; give one of them"
+        raise InvalidRequest("text.verbosity", verbosity, other)
+    return {**variables, "verbosity": verbosity}
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:
@@ -63,34 +129,39 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
             raise InvalidRequest("metadata", f"a pair of {len(key)} and {len(value)} characters", allowed)
 
 
-def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
+def _messages(request: ResponsesRequest, turn: ResponseTurn) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if request.instructions:
         messages.append({"role": "system", "content": request.instructions})
-    if isinstance(request.input, str):
-        messages.append({"role": "user", "content": request.input})
-    else:
-        if not request.input:
-            raise InvalidRequest("input", [], "it must hold at least one item")
-        check_count("input", request.input, MAX_MESSAGES, "items")
-        for i, item in enumerate(request.input):
-            _add_item(f"input[{i}]", item, messages)
+    if not request.input and not isinstance(request.input, str):
+        raise InvalidRequest("input", [], "it must hold at least one item")
+    check_count("input", request.input if isinstance(request.input, list) else (), MAX_MESSAGES, "items")
+    with ignored.collecting("report"):  # what its request had no use for was told then
+        for i, item in enumerate(turn.earlier(request.previous_response_id)):
+            _add_item(f"previous_response_id[{i}]", item, messages)
+    for i, item in enumerate(turn.given(request.input)):
+        _add_item(f"input[{i}]", item, messages)
+    if not messages:
+        raise InvalidRequest("input", [item.get("type") for item in turn.own], "it must hold a message")
     return messages
 
 
 def _add_item(name: str, item: Mapping[str, Any], messages: list[dict[str, Any]]) -> None:
     kind = "message" if chat_input.says_nothing(item.get("type")) else item["type"]
+    if kind in _OTHER_ITEMS:
+        ignored.without_effect(f"{name}.type", kind, f"only {', '.join(_ITEM_KEYS)} reach the model")
+        return
     if not isinstance(kind, str) or kind not in _ITEM_KEYS:
-        raise InvalidRequest(f"{name}.type", kind, f"only {', '.join(_ITEM_KEYS)} are supported")
+        raise InvalidRequest(f"{name}.type", kind, f"only {', '.join(_ITEM_KEYS)} and item_reference are supported")
     for key, value in item.items():
         if key not in _ITEM_KEYS[kind] and not chat_input.says_nothing(value):
             allowed = f"a {kind} may have {', '.join(_ITEM_KEYS[kind])}"
             ignored.unknown(f"{name}.{key}", value, _ITEM_KEYS[kind], allowed)
     if kind == "message":
         _add_message(name, item, messages)
-    elif kind == "function_call":
+    elif kind in ("function_call", "custom_tool_call"):
         _turn(messages).setdefault("tool_calls", []).append(_call(name, item))
-    elif kind == "function_call_output":
+    elif kind in ("function_call_output", "custom_tool_call_output"):
         output = chat_input.text_of(f"{name}.output", item.get("output"))
         messages.append({"role": "tool", **_call_id(name, item), "content": output})
     else:
@@ -123,8 +194,8 @@ def _add_reasoning(name: str, item: Mapping[str, Any], messages: list[dict[str, 
     reasoning = reasoning or chat_input.text_of(f"{name}.summary", item.get("summary"), _SUMMARY_PARTS)
     if not reasoning:
         if item.get("encrypted_content"):
-            allowed = "it must be null, or come with content: this server cannot read it"
-            raise InvalidRequest(f"{name}.encrypted_content", item["encrypted_content"], allowed)
+            why = "it must be null, or come with content: this server cannot read it"
+            ignored.without_effect(f"{name}.encrypted_content", item["encrypted_content"], why)
         if messages and messages[-1]["role"] in ("user", "tool"):
             _turn(messages)  # an answer was here, whatever it thought: the user's turns around it stay apart
         return
@@ -147,9 +218,17 @@ def _turn(messages: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _call(name: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool that is no function takes a text, which its call's `input` is."""
+    given = item.get("namespace")
+    namespace = "" if chat_input.says_nothing(given) else _text(f"{name}.namespace", given)
+    arguments = (
+        {"input": _text(f"{name}.input", item.get("input"))}
+        if item["type"] == "custom_tool_call"
+        else item.get("arguments")
+    )
     function = {
-        "name": _text(f"{name}.name", item.get("name")),
-        "arguments": as_arguments(item.get("arguments")),
+        "name": FunctionName(namespace, _text(f"{name}.name", item.get("name"))).shown,
+        "arguments": as_arguments(arguments),
     }
     call_id = _call_id(name, item)
     return {"id": call_id["tool_call_id"], "type": "function", "function": function}
@@ -163,10 +242,3 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise InvalidRequest(name, value, "it must be a string")
     return value
-
-
-def as_sent(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """The tools as a response repeats them."""
-    return [
-        {"strict": False, "parameters": {}, **{k: v for k, v in tool.items() if v is not None}} for tool in tools or ()
-    ]

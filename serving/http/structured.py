@@ -10,7 +10,9 @@ from jaxinfer.constraints.params import FIELD
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import OutputParserNames
 from serving.http import ignored
-from serving.http.models import ChatRequest, ResponsesRequest, Sampling, TextSampling
+from serving.http.models import ChatRequest, Sampling, TextSampling
+from serving.http.responses_models import ResponsesRequest
+from serving.http.responses_tools import FunctionName
 
 _FORMATS = ("text", "json_object", "json_schema", "structural_tag")
 _SCHEMA_KEYS = ("name", "schema", "strict", "description")
@@ -40,7 +42,7 @@ def form_of(request: Sampling) -> dict[str, Any]:
         name, wanted = "response_format", request.response_format
         asked = None if wanted is None else _response_format(name, wanted)
     elif isinstance(request, ResponsesRequest):
-        name, wanted = "text.format", _text_format(request.text)
+        name, wanted = "text.format", None if request.text is None else request.text.format
         asked = None if wanted is None else _response_format(name, wanted, flat=True)
     else:
         return {}
@@ -61,19 +63,6 @@ def names_of_parts(request: Sampling) -> dict[str, str]:
         f"{FIELD}.json": "response_format.json_schema.schema",
         f"{FIELD}.structural_tag": "response_format",
     }
-
-
-def _text_format(text: Any) -> Any:
-    if text is None:
-        return None
-    if not isinstance(text, Mapping):
-        raise InvalidRequest("text", text, "it must be an object with a format")
-    for key, value in text.items():
-        if key == "verbosity" and value is not None:
-            ignored.without_effect("text.verbosity", value, "chat templates have no word for it")
-        elif key != "format" and value is not None:
-            ignored.unknown(f"text.{key}", value, ("format", "verbosity"), "it may have format and verbosity")
-    return text.get("format")
 
 
 def _response_format(name: str, wanted: Any, *, flat: bool = False) -> dict[str, Any] | None:
@@ -173,15 +162,16 @@ def tool_rules(
     return ToolRules(tuple(tools), choice.forces, single, limited=len(tools) < len(known))
 
 
-def _functions(tools: Sequence[Any], at: str) -> Iterator[tuple[str, tuple[str, bool]]]:
-    """(name, (where its parameters stand in the request, whether it is strict)) of each function, those in namespaces
-    too."""
+def _functions(tools: Sequence[Any], at: str, namespace: str = "") -> Iterator[tuple[str, tuple[str, bool]]]:
+    """(name as the model sees it, (where its parameters stand in the request, whether it is strict)) of each function,
+    those in namespaces too."""
     for i, tool in enumerate(tools):
         if not isinstance(tool, Mapping):
             continue
         if isinstance(tool.get("tools"), list):
-            yield from _functions(tool["tools"], f"{at}[{i}].tools")
+            yield from _functions(tool["tools"], f"{at}[{i}].tools", str(tool.get("name")))
         inner = tool.get("function")
         function, place = (inner, f"{at}[{i}].function") if isinstance(inner, Mapping) else (tool, f"{at}[{i}]")
         if isinstance(function.get("name"), str):
-            yield function["name"], (f"{place}.parameters", function.get("strict") is True)
+            shown = FunctionName(namespace, function["name"]).shown
+            yield shown, (f"{place}.parameters", function.get("strict") is True)

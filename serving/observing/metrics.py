@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from jaxinfer.messages import EngineInfo, EngineStats, StepTimes
+from serving.observing.expert_load import ExpertLoads
 from serving.observing.record import FINISH_REASONS, RequestRecord
 
 if TYPE_CHECKING:
@@ -103,6 +104,16 @@ SPECS = (
     _counter("tenant_device_seconds_total", "Finished requests' share of their steps' device time", "tenant"),
     _counter("ledger_lines_total", "Lines in the usage ledger: written, or lost because they could not be", "state"),
     _counter("audit_lines_total", "Lines in the audit log's file: written, or lost because they could not be", "state"),
+    _counter("expert_tokens_total", "Tokens that experts of this number computed, in all layers together", "expert"),
+    _gauge("expert_load_imbalance", "Busiest expert's tokens over the mean of a layer's, in the last minute", "layer"),
+    _gauge(
+        "expert_device_load_imbalance",
+        "The same of devices that experts are dealt to, each with its experts together",
+        "layer",
+    ),
+    _gauge("response_store_responses", "Responses that clients can go on from (--response-store)"),
+    _gauge("response_store_bytes", "What they take"),
+    _counter("response_store_evicted_total", "Responses that gave way to others before their time"),
     _gauge("engine_warming", "1 while requests are served and programs still compiled (--serve-while-warming)"),
     _gauge("engine_stuck", "1 while the engine owes news for longer than --unready-seconds"),
 )
@@ -154,6 +165,7 @@ class Metrics:
         self.stats, self.times = EngineStats(), StepTimes()
         self._engines: dict[int, tuple[EngineStats, StepTimes]] = {}  # each one's, by its number
         self.info: EngineInfo | None = None
+        self.experts = ExpertLoads(lambda: self.info)
         self.model = ""
         self.sources: list[Callable[[], Mapping[str, Any]]] = []
         self._ttft = self.histograms["time_to_first_token_seconds"]
@@ -267,6 +279,7 @@ class Metrics:
         }
         if self.info is not None:
             found["cache_config_info"] = {(str(self.info.page_size), str(self.info.num_pages - 1)): 1}
+        found.update(self.experts.metrics())
         for source in self.sources:
             found.update(source())
         return found

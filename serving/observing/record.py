@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.messages import SequenceAccount, SequenceOutput
 from serving.access.caller import CALLER, Caller
 from serving.request import PreparedRequest
@@ -62,6 +63,8 @@ class RequestRecord:
     running: int = 0  # sequences that the engine has not ended
     prompt_counted: bool = False
     failed: bool = False
+    load_before: ExpertLoad | None = None  # its engine's, when it came; None in a model without experts
+    load_during: dict[str, Any] | None = None  # until a report that has all of its steps; JSON
     ignored: tuple[str, ...] = ()  # names of what of the request had no effect, escaped
     asked_tokens: int | None = None  # the max_tokens that the client gave
     content: dict[str, Any] | None = None  # prompt and outputs, only where the operator wants them in the log

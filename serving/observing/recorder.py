@@ -8,8 +8,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.messages import SequenceOutput, StepOutputs
 from jaxinfer.outputs import Delta
+from serving.observing.expert_load import imbalance
 from serving.observing.metrics import Metrics
 from serving.observing.record import Origin, RequestRecord
 from serving.request import PreparedRequest
@@ -33,6 +35,7 @@ class Recorder:
         self._live: dict[str, RequestRecord] = {}  # by the engine's id, until the engine has ended it too
         self._closed: set[str] = set()  # of those, the ones that nobody reads any more
         self._recent: OrderedDict[str, RequestRecord] = OrderedDict()
+        self._unloaded: list[tuple[RequestRecord, int]] = []  # ended, at which step; no report has all of them yet
         self._most_recent = recent
 
     # -- a request's life -----------------------------------------------------------------------------------------
@@ -40,6 +43,7 @@ class Recorder:
     def begin(self, prepared: PreparedRequest, engine_id: str, origin: Origin, engine: int = 0) -> RequestRecord:
         """engine: the number of the one that it goes to."""
         record = RequestRecord.of(prepared, engine_id, origin, self.metrics.model, engine)
+        record.load_before = self.metrics.experts.latest(engine)
         self._live[engine_id] = record
         return record
 
@@ -48,15 +52,38 @@ class Recorder:
         self.metrics.step(step.stats, step.times, engine)
         for output in step.sequences:
             if output.finish_reason is not None:
-                self._engine_says(output)
+                self._engine_says(output, step.stats.steps)
+        if step.expert_load is not None:
+            self._experts_say(step.expert_load, engine)
 
-    def _engine_says(self, output: SequenceOutput) -> None:
+    def _engine_says(self, output: SequenceOutput, steps: int) -> None:
         record = self._live.get(output.request_id)
         if record is None:
             return
         record.engine_says(output)
-        if not record.running and record.engine_id in self._closed:
+        if record.running:
+            return
+        if record.load_before is not None:
+            self._unloaded.append((record, steps))
+        if record.engine_id in self._closed:
             self._finish(record)
+
+    def _experts_say(self, load: ExpertLoad, engine: int) -> None:
+        """An engine's report: what its experts did during the requests that ended before it."""
+        self.metrics.experts.tell(load, engine)
+        waiting, self._unloaded = self._unloaded, []
+        found: dict[int, dict[str, Any]] = {}  # many requests come between the same reports
+        for record, steps in waiting:
+            before = record.load_before
+            if record.engine != engine or steps > load.steps or before is None:
+                self._unloaded.append((record, steps))
+                continue
+            if id(before) not in found:
+                found[id(before)] = imbalance(load.since(before), self.metrics.experts.devices)
+            record.load_during = found[id(before)]
+        for record, _ in waiting:
+            if record.load_during is not None:
+                record.load_before = None  # thousands of numbers
 
     def delta(self, record: RequestRecord, delta: Delta, now: float) -> None:
         """What a client gets of one sequence."""
@@ -85,6 +112,7 @@ class Recorder:
     def engine_ended(self, engine: int, *, failed: bool) -> None:
         """Nothing more will be heard of those of its requests that nobody reads; the others are finished when they are
         closed."""
+        self._unloaded = [(record, steps) for record, steps in self._unloaded if record.engine != engine]
         for record in [record for record in self._live.values() if record.engine == engine]:
             record.running = 0
             record.failed = record.failed or (failed and len(record.reasons) < record.n)
@@ -127,9 +155,19 @@ class Recorder:
         """Where a request's time went and what it took; None when it is neither alive nor among the last."""
         for record in self._live.values():
             if record.request_id == request_id:
-                return explanation(record, alive=True)
+                return {**explanation(record, alive=True), **self._expert_load(record)}
         found = self._recent.get(request_id)
-        return None if found is None else explanation(found, alive=False)
+        return None if found is None else {**explanation(found, alive=False), **self._expert_load(found)}
+
+    def _expert_load(self, record: RequestRecord) -> dict[str, Any]:
+        """Nothing in a model without experts."""
+        experts = self.metrics.experts
+        latest = experts.latest(record.engine)
+        if latest is None:
+            return {}
+        if record.load_during is None and record.load_before is not None:
+            return {"expert_load": imbalance(latest.since(record.load_before), experts.devices)}
+        return {"expert_load": record.load_during}
 
 
 def explanation(record: RequestRecord, *, alive: bool) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def experts_of(model: Model, x: np.ndarray, mesh: Mesh) -> np.ndarray:
     """What the experts of layer 1 make of x (T, D)."""
 
     def run(params: Any, x: jax.Array) -> jax.Array:
-        return nnx.merge(model.graphdef, params).layers[1].moe(x, None)
+        return nnx.merge(model.graphdef, params).layers[1].moe(x, None)[0]
 
     with jax.set_mesh(mesh):
         return np.asarray(jax.jit(run)(model.params, x))

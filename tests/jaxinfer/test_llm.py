@@ -13,6 +13,7 @@ import pytest
 from jaxinfer import LLM, SamplingParams
 from jaxinfer.config import ConfigError
 from jaxinfer.errors import InvalidRequest
+from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.llm import EngineDead
 from jaxinfer.outputs import RequestOutput
 from tests.golden_recipe import load_case, write_checkpoint
@@ -181,3 +182,21 @@ def test_unknown_models_and_settings() -> None:
 def test_importing_jaxinfer_does_not_import_jax() -> None:
     script = "import sys, jaxinfer; jaxinfer.SamplingParams(); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+
+
+@pytest.mark.longer
+def test_experts_tell_what_they_computed(tmp_path: Path, llm: LLM) -> None:
+    case = load_case("qwen3_moe")
+    folder = write_checkpoint(case, tmp_path)
+    with LLM(folder, compilation_cache_dir=None, max_model_len=160, **SETTINGS) as model:
+        assert model.expert_load() == ExpertLoad.zeros(model.info.expert_layers)
+        totals = []
+        for prompt in case.prompts[:2]:
+            before = model.expert_load()
+            model.generate(list(prompt), GREEDY)
+            totals.append(model.expert_load().since(before).total)
+        each = case.config["num_experts_per_tok"] * len(model.info.expert_layers)
+        assert totals == [each * (len(prompt) + 12 - 1) for prompt in case.prompts[:2]]
+    with pytest.raises(EngineDead, match="this LLM was closed"):
+        model.expert_load()
+    assert llm.expert_load() == ExpertLoad()

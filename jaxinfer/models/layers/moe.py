@@ -143,24 +143,36 @@ class Moe(nnx.Module):
         multiply: Multiply = product,
         multiply_experts: MultiplyExperts | None = None,
         gate: Gate = gated,
-    ) -> jax.Array:
-        """(T, D) -> (T, D). valid: (T,) bool, tokens that are real; others go to no expert; None: all are real."""
+    ) -> tuple[jax.Array, jax.Array]:
+        """(T, D) -> (T, D), and how many tokens each expert had: (E,) int32.
+
+        valid: (T,) bool, tokens that are real; others go to no expert; None: all are real.
+        """
         run = expert_product(DeviceTarget("cpu", "cpu")) if multiply_experts is None else multiply_experts
         products = self.router.wide(x, multiply)  # (T, E) float32
         correction = None if self.correction is None else self.correction.get_value()
         chosen, weights = route(self.moe.router, products, correction)
         if valid is not None:
             chosen = jnp.where(valid[:, None], chosen, self.moe.num_experts)
-        y = constrain(self._mix(x, chosen, weights, run, gate), "batch", "embed")
+        tokens = _tokens_of_each(chosen, self.moe.num_experts)
+        y = constrain(self._mix(x, chosen, weights, tokens, run, gate), "batch", "embed")
         if self.moe.shared is not None:
             shared = self.shared(x, multiply, gate).astype(jnp.float32)
             if self.moe.shared_gate:
                 shared = shared * jax.nn.sigmoid(self.shared_gate.wide(x, multiply))
             y = y + shared
-        return y.astype(x.dtype)
+        return y.astype(x.dtype), tokens
 
-    def _mix(self, x: jax.Array, chosen: jax.Array, weights: jax.Array, run: MultiplyExperts, gate: Gate) -> jax.Array:
-        """The weighted sum of the chosen experts' results: (T, D) float32."""
+    def _mix(
+        self,
+        x: jax.Array,
+        chosen: jax.Array,
+        weights: jax.Array,
+        tokens: jax.Array,
+        run: MultiplyExperts,
+        gate: Gate,
+    ) -> jax.Array:
+        """The weighted sum of the chosen experts' results: (T, D) float32. tokens: (E,) int32, of each expert."""
 
         def value(bias: nnx.Param | None) -> jax.Array | None:
             return None if bias is None else bias.get_value()
@@ -173,27 +185,31 @@ class Moe(nnx.Module):
         )
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
-            return _mixed(self.moe.expert, self.moe.num_experts, x, chosen, weights, experts, run, gate)
+            return _mixed(self.moe.expert, x, chosen, weights, tokens, experts, run, gate)
 
         # Every device has every token, since attention is split by heads, and computes those of its own experts: one
         # all-reduce of the results is sent. docs/architecture.md (Experts on several devices) counts what it would cost
         # to send tokens to their experts instead.
-        def share(x: jax.Array, chosen: jax.Array, weights: jax.Array, experts: _Weights) -> jax.Array:
+        def share(
+            x: jax.Array, chosen: jax.Array, weights: jax.Array, tokens: jax.Array, experts: _Weights
+        ) -> jax.Array:
             """One device's experts, and its part of their width."""
             count = self.moe.num_experts // mesh.shape[EXPERT_AXIS]
-            here = chosen - jax.lax.axis_index(EXPERT_AXIS) * count
+            first_here = jax.lax.axis_index(EXPERT_AXIS) * count
+            here = chosen - first_here
             here = jnp.where((here >= 0) & (here < count), here, count)
+            sizes = jax.lax.dynamic_slice_in_dim(tokens, first_here, count)
             if experts.down_bias is not None:  # added once, not by every part of the width
                 first = jax.lax.axis_index(TENSOR_AXIS) == 0
                 experts = dataclasses.replace(experts, down_bias=jnp.where(first, experts.down_bias, 0))
-            y = _mixed(self.moe.expert, count, x, here, weights, experts, run, gate)
+            y = _mixed(self.moe.expert, x, here, weights, sizes, experts, run, gate)
             return jax.lax.psum(y, MODEL_AXES)
 
         # Kernels' loops start from constants, which check_vma would refuse to carry.
         whole = PartitionSpec()
-        specs = (whole, whole, whole, self._specs(experts))
+        specs = (whole, whole, whole, whole, self._specs(experts))
         return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)(
-            x, chosen, weights, experts
+            x, chosen, weights, tokens, experts
         )
 
     def _specs(self, experts: _Weights) -> _Weights:
@@ -218,26 +234,32 @@ class Moe(nnx.Module):
         )
 
 
+def _tokens_of_each(chosen: jax.Array, count: int) -> jax.Array:
+    """How many tokens have chosen each of `count` experts, (count,) int32. chosen: (T, k) int32; `count`: none."""
+    return jnp.sum(chosen.reshape(-1)[:, None] == jnp.arange(count), axis=0, dtype=jnp.int32)
+
+
 def _mixed(
     expert: MlpConfig,
-    count: int,
     x: jax.Array,
     chosen: jax.Array,
     weights: jax.Array,
+    sizes: jax.Array,
     experts: _Weights,
     multiply: MultiplyExperts,
     gate: Gate,
 ) -> jax.Array:
     """The weighted sum of what the chosen experts make of each token: (T, D) float32.
 
-    expert, count: what each of the experts here is, and how many they are.
-    chosen: (T, k) int32, each token's experts; `count` stands for one that is not here and adds nothing.
+    expert: what each of the experts here is.
+    chosen: (T, k) int32, each token's experts; their number stands for one that is not here and adds nothing.
     weights: (T, k) float32. Sums are made in the order of a token's experts, whoever stands beside it.
+    sizes: int32, tokens of each expert here.
     """
     tokens, k = chosen.shape
+    count = sizes.shape[0]
     flat = chosen.reshape(-1)
     order = jnp.argsort(flat)  # stable
-    sizes = jnp.sum(flat[:, None] == jnp.arange(count), axis=0, dtype=jnp.int32)
     rows = x[order // k]  # (R, D)
     expert_of_row = flat[order]
     hidden = multiply(rows, experts.gate_up, sizes)  # (R, 2, F')

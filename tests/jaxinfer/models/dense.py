@@ -259,13 +259,20 @@ class DenseModel:
 
     def apply(self, params: Any, batch: Batch) -> jax.Array:
         """-> (T, V') logits of every token; pure, for jit."""
+        return self.counted(params, batch)[0]
+
+    def counted(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+        """The same, and how many tokens each expert has had, padding included; None in a model without."""
         decoder = nnx.merge(self.graphdef, params)
         groups = self.config.cache_groups
         attention = by_table([dense_attention(batch.sequences)] * groups.num_tables)
         places = batch.positions, batch.sequences, batch.rope_variants
         context = StepContext.of(self.config.ropes, *places, attention, multiply_experts=expert_of_each_row)
-        hidden, _ = decoder.hidden_states(batch.token_ids, context, [(jnp.zeros(0), jnp.zeros(0))] * groups.depth)
-        return decoder.logits(hidden)
+        experts = [count for _, count in self.config.expert_layers]
+        none = jnp.zeros((len(experts), max(experts)), jnp.uint32) if experts else None
+        cache = [(jnp.zeros(0), jnp.zeros(0))] * groups.depth
+        hidden, _, tokens = decoder.counted_states(batch.token_ids, context, cache, none)
+        return decoder.logits(hidden), tokens
 
     def logits(self, prompts: Sequence[Sequence[int]], run: Any = None) -> list[np.ndarray]:
         """(len(prompt), V) float32 logits of each prompt, all computed as one batch; `run` stands in for `apply`."""

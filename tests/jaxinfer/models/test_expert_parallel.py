@@ -1,4 +1,4 @@
-"""Experts dealt to several (virtual) devices: the logits of one device, and no collective but the two of each layer.
+"""Experts dealt to several (virtual) devices: logits and counts of one device, no collective but the two of each layer.
 
 The model on one device is compared with transformers by `test_parity_forward.py`.
 """
@@ -55,10 +55,13 @@ def test_logits_and_collectives(case_of: Callable[[], GoldenCase], tensor: int, 
 
     with jax.set_mesh(mesh):
         batch = Batch.of(case.prompts, config.longrope_border)
-        compiled = jax.jit(model.apply).lower(model.params, batch).compile()
-        logits = model.logits(case.prompts, run=compiled)
-    wanted = one.logits(case.prompts, run=jax.jit(one.apply))
+        compiled = jax.jit(model.counted).lower(model.params, batch).compile()
+        logits = model.logits(case.prompts, run=lambda *args: compiled(*args)[0])
+        counts = np.asarray(compiled(model.params, batch)[1])
+    alone = jax.jit(one.counted)
+    wanted = one.logits(case.prompts, run=lambda *args: alone(*args)[0])
     assert relative_error(logits, wanted) <= 1e-5
+    np.testing.assert_array_equal(counts, alone(one.params, batch)[1])
 
     # After attention, after what follows it, and for the embedding, each of all tokens in float32. What shared experts
     # add is reduced beside what the others do, in one operation.

@@ -123,7 +123,7 @@ def test_a_loop_computes_what_its_layers_do_in_turn(layers: tuple[LayerConfig, .
         places = config.cache_groups.places()
         for i, layer in enumerate(decoder.layers):
             table, array = places[i]
-            hidden, pages = layer(hidden, context, attention_of(Place(table, array * PAGES)), pages)
+            hidden, pages, _ = layer(hidden, context, attention_of(Place(table, array * PAGES)), pages)
         return decoder.final_norm(hidden), pages
 
     ids = jnp.arange(9, dtype=jnp.int32)

@@ -374,3 +374,17 @@ def test_a_bundle_for_other_settings_is_not_used(model: Path, whole: Path) -> No
         answer = llm.generate([list(CASE.prompts[0])], greedy)[0]
         assert answer.outputs[0].token_ids == list(CASE.greedy[0][:12])
         assert "is not used: settings.max_num_seqs is 3 here; the bundle was made for 4" in llm.info.notes[-1]
+
+
+@pytest.mark.longer
+def test_programs_of_a_bundle_count_what_experts_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = load_case("qwen3_moe")
+    folder, path, mesh = write_checkpoint(case, tmp_path / "model"), tmp_path / "bundle", make_mesh()
+    config = read_config(folder)[0]
+    compile_bundle(path, abstract_model("tiny", config, "float32", mesh), STORED, RUNTIME, mesh)
+    monkeypatch.setattr(bundles.Compiler, "get", lambda *_: never())
+    with LLM(folder, bundle=path, **SIZES) as llm:
+        answer = llm.generate(list(case.prompts[0]), SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+        assert answer[0].outputs[0].token_ids == list(case.greedy[0][:12])
+        each = case.config["num_experts_per_tok"] * len(llm.info.expert_layers)
+        assert llm.expert_load().total == each * (len(case.prompts[0]) + 12 - 1)

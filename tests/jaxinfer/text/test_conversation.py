@@ -31,7 +31,19 @@ WIDE = """
 {%- for m in messages %}{{ m.role }}:{{ m.thinking }}|{{ m.content }}
 {%- for c in m.tool_calls or [] %}+{{ c.function.name }}{% endfor %};{% endfor %}"""
 DEVELOPER = WIDE + "{# a role: 'developer' #}"
+# As Mistral's and Gemma's: one system message, at the beginning, and then the two others by turns.
+BY_TURNS = """
+{%- if messages[0].role == "system" %}[{{ messages[0].content }}]{% set messages = messages[1:] %}{% endif %}
+{%- for m in messages %}
+{%- if m.role == "system" or (m.role == "user") != (loop.index0 % 2 == 0) %}{{ raise_exception("by turns") }}{% endif %}
+{{- m.role ~ ":" ~ m.content ~ ";" }}
+{%- endfor %}"""
+# Leaves later ones out without a word.
+SILENT = """
+{%- if messages[0].role == "system" %}[{{ messages[0].content }}]{% endif %}
+{%- for m in messages if m.role != "system" %}{{ m.role ~ ":" ~ m.content ~ ";" }}{% endfor %}"""
 USER = {"role": "user", "content": "Tides?"}
+ANSWER = {"role": "assistant", "content": "High."}
 
 
 def call(name: str, id_: str | None = None, **arguments: Any) -> dict[str, Any]:
@@ -67,6 +79,18 @@ def test_instructions_become_one_message_where_one_is_shown() -> None:
     assert render(DEVELOPER, system, developer, USER) == "system:|A.;developer:|B.;user:|Tides?;"
     assert render(DEVELOPER, USER, system) == "user:|Tides?;system:|A.;"
     assert render(WIDE, USER, developer, system) == "system:|B.\n\nA.;user:|Tides?;"
+
+
+def test_later_system_messages_are_the_users_where_the_template_has_no_place_for_them() -> None:
+    system = {"role": "system", "content": "A."}
+    assert render(WIDE, system, USER, system) == "system:|A.;user:|Tides?;system:|A.;"
+    assert render(BY_TURNS, system, USER, system) == "[A.]user:Tides?\nA.;"
+    assert render(BY_TURNS, USER, system, ANSWER, system, USER) == "user:Tides?\nA.;assistant:High.;user:A.\nTides?;"
+    assert render(BY_TURNS, USER, ANSWER, system) == "user:Tides?;assistant:High.;user:A.;"
+    assert render(SILENT, system, USER, ANSWER, system) == "[A.]user:Tides?;assistant:High.;user:A.;"
+    assert render(SILENT, USER, USER, system) == "user:Tides?;user:Tides?\nA.;"
+    with pytest.raises(ChatTemplateError, match="by turns"):
+        render(BY_TURNS, USER, USER)
 
 
 def test_calls_get_messages_of_their_own_where_one_is_shown() -> None:

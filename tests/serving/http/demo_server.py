@@ -1,4 +1,4 @@
-"""`jaxinfer serve` with the demo model, whose chat template also writes tools, documents, an effort and a style."""
+"""`jaxinfer serve` with the demo model, whose template also writes tools, documents, effort, verbosity and style."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ TEMPLATE = (
     '{%- if tools %}<|system|>{{ tools | tojson }} <tool_call>{"name": "f"}</tool_call><|end|>{%- endif %}'
     "{%- if documents %}<|system|>{{ documents | tojson }}<|end|>{%- endif %}"
     "{%- if reasoning_effort %}<|system|>{{ reasoning_effort }}<|end|>{%- endif %}"
+    "{%- if verbosity %}<|system|>{{ verbosity }}<|end|>{%- endif %}"
     "{%- if style is defined %}<|system|>{{ style }}<|end|>{%- endif %}"
     "{%- for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{%- endfor %}"
     "{%- if add_generation_prompt %}<|assistant|>{%- endif %}"

@@ -27,7 +27,9 @@ from jaxinfer.text.chat import ChatTemplates
 from serving.http import chat_input, responses_input
 from serving.http.answers import new_call_id
 from serving.http.decode import decode
-from serving.http.models import ChatRequest, ResponsesRequest
+from serving.http.models import ChatRequest
+from serving.http.response_turn import ResponseTurn
+from serving.http.responses_models import ResponsesRequest
 from tests.jaxinfer.text.answers import templates
 from tests.serving.harness import run
 from tests.serving.http.harness import http_serving, says
@@ -182,7 +184,7 @@ def test_an_answer_can_be_sent_back(answer: tuple[str, str], reasoning: str, beg
     body = {"messages": [USER, *chat_turn(form, events)], "tools": TOOLS, "tool_choice": "auto"}
     chat = chat_input.messages(decode(msgspec.json.encode(body), ChatRequest).messages)
     body = {"input": [USER, *response_items(form, events)], "tools": [], "tool_choice": "auto"}
-    items = responses_input._messages(decode(msgspec.json.encode(body), ResponsesRequest))
+    items = responses_input._messages(decode(msgspec.json.encode(body), ResponsesRequest), ResponseTurn(None, ""))
     calls = sum(isinstance(event, CallName) for event in events)
     for template in SHAPES[name]:
         if template is templates.LLAMA3 and calls > 1:
@@ -208,7 +210,9 @@ def test_long_conversations_go_on(turns: list[tuple[tuple[str, str], bool]], rea
         chat += [*user, *chat_turn(form, events)]
         items += [*user, *response_items(form, events)]
     chat = chat_input.messages(decode(msgspec.json.encode({"messages": chat}), ChatRequest).messages)
-    items = responses_input._messages(decode(msgspec.json.encode({"input": items}), ResponsesRequest))
+    items = responses_input._messages(
+        decode(msgspec.json.encode({"input": items}), ResponsesRequest), ResponseTurn(None, "")
+    )
     for template in SHAPES[form.tool_calls]:
         if template is templates.LLAMA3 and not one_call:
             continue
@@ -252,7 +256,7 @@ def test_reasoning_that_cannot_be_shown_still_is_a_turn() -> None:
         ([text, shown, call], {"content": "ok", "reasoning_content": "hm", "tool_calls": 1}),
     ):
         body = msgspec.json.encode({"input": [USER, *turn, USER]})
-        _, answer, _ = responses_input._messages(decode(body, ResponsesRequest))
+        _, answer, _ = responses_input._messages(decode(body, ResponsesRequest), ResponseTurn(None, ""))
         assert answer.pop("role") == "assistant"
         assert {key: len(value) if key == "tool_calls" else value for key, value in answer.items()} == told
 
@@ -345,7 +349,8 @@ def test_an_answer_without_text_is_an_empty_message(answer: str, hidden: bool) -
                 assert [part["text"] for part in item["content"]] == [""]
                 assert item["status"] == response["status"]
                 messages = responses_input._messages(
-                    decode(msgspec.json.encode({"input": [USER, item, USER]}), ResponsesRequest)
+                    decode(msgspec.json.encode({"input": [USER, item, USER]}), ResponsesRequest),
+                    ResponseTurn(None, ""),
                 )
                 assert render(templates.MISTRAL, messages).count("[INST]") == 2
             kinds = [event["type"].removeprefix("response.") for event in events[2:]]

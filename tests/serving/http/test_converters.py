@@ -11,18 +11,20 @@ from jaxinfer.messages import Submit
 from jaxinfer.sampling_params import FIELD_NAMES
 from jaxinfer.text import IncrementalDetokenizer
 from jaxinfer.text.answers import OutputParserNames
-from serving.http import chat_input, responses_input
+from serving.http import chat_input, responses_input, responses_tools
 from serving.http.answers import kept_tokens, new_call_id, reasoning_begun
 from serving.http.convert import completion, sampling
 from serving.http.decode import decode
-from serving.http.models import CompletionRequest, ResponsesRequest
+from serving.http.models import CompletionRequest
+from serving.http.response_turn import ResponseTurn
+from serving.http.responses_models import ResponsesRequest
 from tests.serving.harness import run, tokenizer
 from tests.serving.http.harness import http_serving, says
 
 
 def items(*given: dict, **more) -> list[dict]:
     request = decode(msgspec.json.encode({"input": list(given), **more}), ResponsesRequest)
-    return responses_input._messages(request)
+    return responses_input._messages(request, ResponseTurn(None, ""))
 
 
 def test_what_says_nothing_disappears():
@@ -75,7 +77,7 @@ def test_tools_in_both_shapes_are_the_same_to_a_template():
     kept = {"name": "f", "description": "d", "parameters": {"type": "object"}}
     expected = [{"type": "function", "function": kept}]
     assert chat_input.tools([{"type": "function", "function": function}]) == expected
-    assert chat_input.tools([{"type": "function", **function}], flat=True) == expected
+    assert responses_tools.functions([{"type": "function", **function}]) == expected
     assert chat_input.tools(None) == []
 
 

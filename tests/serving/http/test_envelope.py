@@ -12,9 +12,11 @@ import httpx
 import pytest
 
 from serving.access.access import AccessConfig
+from serving.commands.http_options import store_limits
 from serving.commands.serve import main, make_parser
 from serving.http.envelope import CorsConfig, CorsError
 from serving.http.http_server import KEEP_ALIVE_SECONDS, HttpConfig
+from serving.http.response_store import StoreLimits
 from tests.deploy.files import DEPLOY
 from tests.fakes import FakeOptions
 from tests.serving.access.harness import Keys
@@ -290,6 +292,15 @@ def test_options_have_vllms_names_and_form():
     assert make_parser("jaxinfer").parse_args(["--allowed-origins", PAGE]).allowed_origins == [PAGE]
 
 
+def test_the_store_of_responses_is_on_unless_it_is_off():
+    for given, limits in (
+        ([], StoreLimits(256 << 20, 3600)),
+        (["--response-store", "5000", "--response-store-seconds", "7.5"], StoreLimits(5000, 7.5)),
+        (["--response-store", "none"], None),
+    ):
+        assert store_limits(make_parser("jaxinfer").parse_args(given)) == limits
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -300,6 +311,9 @@ def test_options_have_vllms_names_and_form():
         (["--allowed-headers", '["a:"]'], "--allowed-headers has 'a:'"),
         (["--http-keep-alive", "-1"], "'-1'; it must be a number of seconds"),
         (["--http-keep-alive", "nan"], "'nan'; it must be a number of seconds"),
+        (["--response-store", "0"], "it must be a number of bytes, 1 or more, or none"),
+        (["--response-store", "1GiB"], "it must be a number of bytes, 1 or more, or none"),
+        (["--response-store-seconds", "0"], "it must be more than 0"),
     ],
 )
 def test_settings_that_cannot_be_are_named(tmp_path, capsys, options, words):

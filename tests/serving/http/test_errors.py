@@ -68,13 +68,13 @@ CASES = [
     ("responses", {"input": [{"role": "user", "content": "x", "y": 1}]}, "input[0].y", "a message may have"),
     ("responses", {"input": [{"type": "function_call", "call_id": 5, "name": "f"}]}, "input[0].call_id", "a string"),
     ("responses", {"input": [{"type": "reasoning", "encrypted_content": "x"}]}, "input[0].encrypted_content", "null"),
-    ("responses", {"input": "x", "include": ["file_search_call.results"]}, "include[0]", "only message.output_text"),
+    ("responses", {"input": "x", "include": ["file_search_call.results"]}, "include[0]", "no such output"),
     ("responses", {"input": "x", "top_logprobs": 1}, "top_logprobs", "it needs include"),
     ("responses", {"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type", "only functions are supported"),
     ("responses", {"input": "x", "reasoning": {"effort": "low"}}, "reasoning.effort", "template reads no"),
     ("responses", {"input": "x", "reasoning": {"summary": "detailed"}}, "reasoning.summary", "none is summarized"),
     ("responses", {"input": "x", "reasoning": {"x": 1}}, "reasoning.x", "not a field"),
-    ("responses", {"input": "x", "store": True}, "store", "nothing is stored"),
+    ("responses", {"input": "x", "store": True}, "store", "--response-store none"),
 ]  # fmt: skip
 
 

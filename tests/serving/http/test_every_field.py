@@ -16,10 +16,10 @@ import httpx
 import pytest
 
 from jaxinfer.messages import Submit
-from serving.http import models
 from serving.http.decode import no_effects
-from serving.http.models import RECORDED, REFUSED
+from serving.http.models import RECORDED, REFUSED, ChatRequest, CompletionRequest
 from serving.http.openapi import document
+from serving.http.responses_models import ResponsesRequest
 from tests.serving.harness import run
 from tests.serving.http.demo_server import demo_server
 from tests.serving.http.harness import http_serving, says
@@ -45,7 +45,8 @@ BASES: dict[str, dict[str, Any]] = {
     "responses": {"input": STORY, "max_output_tokens": 20, "temperature": 1.5, "top_p": 1, "seed": 1},
 }
 PATHS = {"completion": "/v1/completions", "chat": "/v1/chat/completions", "responses": "/v1/responses"}
-SCHEMAS = {"completion": "CompletionRequest", "chat": "ChatRequest", "responses": "ResponsesRequest"}
+TYPES = {"completion": CompletionRequest, "chat": ChatRequest, "responses": ResponsesRequest}
+SCHEMAS = {kind: each.__name__ for kind, each in TYPES.items()}
 
 # "SCORED" stands for a prompt after which greedy decoding ends by itself, and its tokens; see `Walk`.
 GREEDY = {"temperature": 0}
@@ -122,6 +123,10 @@ EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "chat_template_kwargs": ({"style": "terse"}, {}),
         "metadata": ({"a": "b"}, {}),
         "reasoning": ({"effort": "low"}, {}),
+        "text": ({"verbosity": "low"}, {}),
+        "truncation": ("auto", {"TURNS": True}),
+        "store": (False, {}),
+        "previous_response_id": ("SOME RESPONSE", {}),
     },
 }
 # These show on a model that reasons and calls, or in what the engine is told.
@@ -147,7 +152,7 @@ def client(tmp_path_factory) -> Iterator[httpx.Client]:
 
 
 def without_effect(kind: str) -> set[str]:
-    return set(no_effects(getattr(models, SCHEMAS[kind])))
+    return set(no_effects(TYPES[kind]))
 
 
 def holds_no_effect(kind: str) -> set[str]:
@@ -190,7 +195,7 @@ class Walk:
             return response.status_code, [sorted(line) for line in response.text.splitlines() if "usage" in line][-1:]
         answer = _without_ids(response.json())
         if self.kind == "responses" and response.status_code == 200:  # the rest repeats the request
-            answer = {name: answer[name] for name in ("id", "status", "output", "usage", "metadata")}
+            answer = {name: answer[name] for name in ("id", "status", "output", "usage", "metadata", "store")}
         return response.status_code, answer
 
     def _filled(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +209,13 @@ class Walk:
             body.update({"ignore_eos": True, "max_output_tokens" if self.kind == "responses" else "max_tokens": 60})
         if body.pop("LONG", False):
             body[text] = [{"role": "user", "content": LONG}] if self.kind == "chat" else LONG
+        if body.pop("TURNS", False):
+            answer = {"role": "assistant", "content": "So it was."}
+            body["input"] = [{"role": "user", "content": 4 * LONG}, answer, {"role": "user", "content": STORY}]
+            body["max_output_tokens"] = 200
         for name, value in body.items():
+            if value == "SOME RESPONSE":
+                body[name] = self.client.post(PATHS["responses"], json={"input": "hi"}).json()["id"]
             if value == "SOME TOKEN":
                 body[name] = [self.token]
             elif value == "SOME WORD":
@@ -277,7 +288,8 @@ def test_events_have_several_tokens(client):
     assert texts[0] == texts[1]
 
 
-VALUES = {"store": True, "metadata": {"a": "b"}, "client_metadata": {"a": 1}, "thinking_token_budget": 5}
+VALUES = {"store": True, "metadata": {"a": "b"}, "client_metadata": {"a": 1}, "max_tool_calls": 3}
+VALUES["thinking_token_budget"] = 5
 VALUES |= {name: {"type": "content"} for name in ("prediction", "web_search_options")}
 
 
@@ -289,9 +301,7 @@ def test_what_has_no_effect_is_named_and_changes_nothing(client, kind):
     assert walk.outcome(fields) == plain
     response = client.post(PATHS[kind], json={**BASES[kind], **fields})
     assert set(response.headers["x-jaxinfer-ignored"].split(", ")) == set(fields)
-    neutral = {
-        name: value for name, rule in no_effects(getattr(models, SCHEMAS[kind])).items() for value in rule.neutral
-    }
+    neutral = {name: value for name, rule in no_effects(TYPES[kind]).items() for value in rule.neutral}
     assert neutral
     response = client.post(PATHS[kind], json={**BASES[kind], **dict.fromkeys(fields), **neutral})
     assert (response.status_code, "x-jaxinfer-ignored" in response.headers) == (200, False)

@@ -15,7 +15,8 @@ from jaxinfer.sampling_params import FIELDS
 from serving.http import ignored
 from serving.http.decode import decode, no_effects
 from serving.http.ignored import IgnoredFields, collecting, escaped
-from serving.http.models import ChatRequest, CompletionRequest, ReasoningOptions, ResponsesRequest, StreamOptions
+from serving.http.models import ChatRequest, CompletionRequest, StreamOptions
+from serving.http.responses_models import ReasoningOptions, ResponsesRequest
 from serving.observing.logs import logging_to
 from tests.serving.harness import run
 from tests.serving.http.harness import HttpServer, http_serving
@@ -50,7 +51,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/chat/completions", {"tools": [TOOL, {**TOOL, "x": 1, "function": {"name": "g", "descripton": "d"}}]},
      "tools[1].x, tools[1].function.descripton;nearest=description"),
     ("/v1/responses", {"reasoning": {"summary": "auto", "mode": "x"}, "client_metadata": {"a": 1}, "store": True},
-     "reasoning.mode, store, client_metadata, reasoning.summary"),
+     "reasoning.mode, client_metadata, reasoning.summary, store"),
     ("/v1/responses", {"input": [{**USER, "extra": 1}]}, "input[0].extra"),
     ("/v1/responses", {"stream": True, "stream_options": {"include_obfuscation": True}},
      "stream_options.include_obfuscation"),

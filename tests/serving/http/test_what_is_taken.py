@@ -12,10 +12,10 @@ from serving.http.models import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    ResponsesRequest,
     StreamOptions,
     TokenizeRequest,
 )
+from serving.http.responses_models import ResponsesRequest
 from serving.http.whole_numbers import with_whole_numbers
 from tests.fakes import FakeOptions
 from tests.serving.gateways.harness import BOTH, generate, infer
