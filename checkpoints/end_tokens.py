@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.text import VOCABULARY_FILES, TokenizerError, load_tokenizer
+from jaxinfer.text import VOCABULARY_FILES, Tokenizer, TokenizerError, load_tokenizer
 
 
-def served_end_tokens(folder: Path, config: ModelConfig) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """End tokens of a served model, and notes for its operator.
+def served_end_tokens(
+    folder: Path, config: ModelConfig, tokenizer: Tokenizer | None = None
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """End tokens of a served model, and notes for its operator. tokenizer: the folder's, where it is loaded already.
 
     The tokenizer's own comes first, then those of generation_config.json; where that names none, config.json's
     (`config.eos_token_ids`, see `read_config`). vLLM 0.32 takes the same (SamplingParams.update_from_generation_config,
@@ -19,7 +21,7 @@ def served_end_tokens(folder: Path, config: ModelConfig) -> tuple[tuple[int, ...
     if not any((folder / name).exists() for name in VOCABULARY_FILES):
         return config.eos_token_ids, ()
     try:
-        own = load_tokenizer(folder).eos_token_id
+        own = (tokenizer or load_tokenizer(folder)).eos_token_id
     except TokenizerError as error:
         return config.eos_token_ids, (f"the tokenizer's end token is not known: {error}",)
     named = [] if own is None or own >= config.vocab_size else [own]

@@ -1,8 +1,10 @@
 """The engine's loop: one thread, one step in flight.
 
-While the device computes step N the host plans and dispatches N + 1, then takes N's tokens. Pages may be freed while a
-step that writes to them is still in flight: steps run in dispatch order on donated KV, so whoever gets the pages next
-writes later. In `serve` the loop runs in a process of its own, in `LLM` and in tests in a thread; the code is the same.
+While the device computes step N the host plans and dispatches N + 1, then takes N's tokens. Where rows follow a grammar
+what draws N + 1's tokens is dispatched after that: N's tokens say what may come next, and the masks for it are made
+while the device computes N + 1's forward pass. Pages may be freed while a step that writes to them is still in flight:
+steps run in dispatch order on donated KV, so whoever gets the pages next writes later. In `serve` the loop runs in a
+process of its own, in `LLM` and in tests in a thread; the code is the same.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ import math
 import queue
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from jaxinfer.constraints.matching import ConstraintError, Guide
+from jaxinfer.engine_parts import ExpertLoads, Grammars, Inbox, LateStep, PendingStep, StepRunner, WarmUp
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.messages import (
@@ -31,9 +35,10 @@ from jaxinfer.messages import (
     TellExpertLoad,
     Warmed,
 )
+from jaxinfer.scheduling.request import Sequence
 from jaxinfer.scheduling.scheduler import DuplicateRequest, Scheduler
-from jaxinfer.scheduling.step_plan import PlanRow, StepPlan, StepResult
-from jaxinfer.step_clock import MESSAGES, SCHEDULE, UPDATE, StepClock
+from jaxinfer.scheduling.step_plan import PlanRow, StepPlan
+from jaxinfer.step_clock import DISPATCH, MASKS, MESSAGES, SCHEDULE, UPDATE, StepClock
 
 Post = Callable[[Any], None]
 
@@ -42,85 +47,25 @@ Post = Callable[[Any], None]
 MESSAGES_A_STEP, _TOKENS_A_MESSAGE = 256, 256
 
 _WARM_UP_SECONDS = 0.05  # how often an idle engine looks for programs that were compiled meanwhile
-
-
-class PendingStep(Protocol):
-    def result(self) -> StepResult: ...
-
-    @property
-    def ready(self) -> bool:
-        """Whether the device has finished it."""
-        ...
-
-
-class StepRunner(Protocol):
-    """What the engine needs of a runner; tests bring a fake one."""
-
-    padded_tokens: int
-
-    def dispatch(self, plan: StepPlan) -> PendingStep: ...
-
-    @property
-    def compilations(self) -> int: ...
-
-
-class WarmUp(Protocol):
-    """Programs that are compiled while steps run: a `Runner` that has begun."""
-
-    def adopt(self) -> None:
-        """Lets steps use what has been compiled since the last call. Does not wait."""
-        ...
-
-    @property
-    def token_budget(self) -> int:
-        """Tokens that a step may have by now."""
-        ...
-
-    @property
-    def whole(self) -> bool:
-        """Whether all programs are compiled."""
-        ...
-
-    @property
-    def compile_seconds(self) -> list[tuple[str, float]]: ...
-
-    def stop(self) -> None:
-        """Compiles nothing more."""
-        ...
-
-
-class ExpertLoads(Protocol):
-    """What the experts of a model have computed: a runner's `ExpertCounts`."""
-
-    def report(self, *, idle: bool) -> ExpertLoad | None:
-        """What is known, when that is news. Waits for no step. idle: none is in flight."""
-        ...
-
-    def now(self) -> ExpertLoad:
-        """Everything that was dispatched. Waits for it."""
-        ...
-
-
-class Inbox(Protocol):
-    """A queue of messages: `queue.Queue`, or the process side's pipe reader."""
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any: ...
+_GRAMMAR_SECONDS = 0.001  # the same for grammars, while requests wait for them
 
 
 class InFlight(NamedTuple):
-    """A dispatched step. padded: tokens it computes for nothing. launched: see StepClock."""
+    """A dispatched step. padded: tokens it computes for nothing. launched: see StepClock. late: it has yet to draw."""
 
     plan: StepPlan
     pending: PendingStep
     padded: int
     launched: float
+    late: LateStep | None = None
 
 
 class EngineLoop:
     """Turns messages into steps. `info` is what the engine settled on; `check` turns on integrity checks every step.
 
     warm_up: what goes on being compiled; until it is whole, steps have as many tokens as it says. on_warm is called
-    when it is, or when the loop ends before. expert_loads: of a model with experts.
+    when it is, or when the loop ends before. grammars: without them constraints are refused. expert_loads: of a model
+    with experts.
     """
 
     def __init__(
@@ -132,6 +77,7 @@ class EngineLoop:
         check: bool = False,
         warm_up: WarmUp | None = None,
         on_warm: Callable[[], None] = lambda: None,
+        grammars: Grammars | None = None,
         expert_loads: ExpertLoads | None = None,
     ) -> None:
         self.scheduler = scheduler
@@ -140,6 +86,8 @@ class EngineLoop:
         self._check = check
         self._warm_up = warm_up
         self._on_warm = on_warm
+        self._matching = None if grammars is None else grammars.matching
+        self._late_runner = None if grammars is None else grammars.runner
         self._expert_loads = expert_loads
         self._limits = scheduler.limits  # once all programs are compiled
         if warm_up is not None:
@@ -160,6 +108,8 @@ class EngineLoop:
         done = self._in_flight
         launched = self._dispatch(plan, done) if plan else None
         outputs = self._take(done) if done is not None else None
+        if launched is not None and launched.late is not None:
+            outputs = self._draw(launched.plan, launched.late, outputs or StepOutputs())
         self._in_flight = launched
         if self._check:
             self.scheduler.check_integrity()
@@ -170,14 +120,40 @@ class EngineLoop:
     def _dispatch(self, plan: StepPlan, before: InFlight | None) -> InFlight:
         padded = self.runner.padded_tokens
         self._planned = plan, time.monotonic()
-        pending = self.runner.dispatch(plan)
+        late = None
+        if self._late_runner is not None and self.scheduler.guided(plan):
+            pending: PendingStep = (late := self._late_runner.dispatch_late(plan))
+        else:
+            pending = self.runner.dispatch(plan)
         launched = self._clock.launch(starved=before is not None and before.pending.ready)
-        return InFlight(plan, pending, self.runner.padded_tokens - padded, launched)
+        return InFlight(plan, pending, self.runner.padded_tokens - padded, launched, late)
 
     def _take(self, done: InFlight) -> StepOutputs:
         result = done.pending.result()
         seconds = self._clock.finish(done.launched)
         outputs = self.scheduler.update(done.plan, result, seconds, done.padded)
+        self._clock.lap(UPDATE)
+        return outputs
+
+    def _draw(self, plan: StepPlan, late: LateStep, outputs: StepOutputs) -> StepOutputs:
+        """Lets a step draw that was dispatched without, now that all tokens before are known; adds what grammars say
+        without drawing. A row whose sequence has ended meanwhile may draw anything."""
+        assert self._matching is not None
+        guided: list[tuple[int, Sequence, Guide]] = []
+        for row, sequence in self.scheduler.guided(plan):
+            assert isinstance(sequence.guide, Guide)
+            guided.append((row, sequence, sequence.guide))
+        masks = self._matching.masks([(row, guide) for row, _, guide in guided], *late.mask_shape)
+        self._clock.lap(MASKS)
+        late.draw(masks)
+        self._clock.lap(DISPATCH)
+        for _, sequence, guide in guided:
+            if sequence.finished:
+                continue  # with another one of its request
+            if not guide.error and (jumped := self.scheduler.jump(sequence)) is not None:
+                outputs.sequences.append(jumped)
+            if guide.error:
+                outputs.sequences += self.scheduler.misled(sequence)
         self._clock.lap(UPDATE)
         return outputs
 
@@ -238,6 +214,11 @@ class EngineLoop:
             self._on_warm()
 
     @property
+    def waiting_for_grammars(self) -> bool:
+        """Requests were taken whose grammars are being compiled."""
+        return self._matching is not None and self._matching.waiting > 0
+
+    @property
     def idle(self) -> bool:
         return self._in_flight is None and not self.scheduler.has_unfinished
 
@@ -247,11 +228,12 @@ class EngineLoop:
             while not self._stopped:
                 self.grow(post)
                 self._receive(inbox, post)
+                self.admit_compiled(post)
                 outputs = None if self.idle else self.step()
                 self._post_outputs(outputs, post)
                 if self.idle:
                     self.scheduler.check_idle()
-                    if self._draining:
+                    if self._draining and not self.waiting_for_grammars:
                         post(Drained())
                         return
         except BaseException as error:
@@ -259,17 +241,21 @@ class EngineLoop:
             raise
         finally:
             self._end_warm_up()
+            if self._matching is not None:
+                self._matching.close()
 
     def _receive(self, inbox: Inbox, post: Post) -> None:
         """Takes the waiting messages, only so many where sequences are running (`MESSAGES_A_STEP`); waits for one when
         there is nothing to compute."""
-        block = self.idle and not self._draining
+        waiting = self.waiting_for_grammars
+        block = self.idle and (waiting or not self._draining)
+        timeout = _GRAMMAR_SECONDS if waiting else _WARM_UP_SECONDS if self.warming else None
         left = math.inf if self.idle else MESSAGES_A_STEP
         if block:
             self._clock.pause()
         while left > 0 and not self._stopped:
             try:
-                message = inbox.get(block, _WARM_UP_SECONDS if self.warming else None)
+                message = inbox.get(block, timeout)
             except queue.Empty:
                 return
             self._handle(message, post)
@@ -280,6 +266,8 @@ class EngineLoop:
         if isinstance(message, Submit):
             self._submit(message, post)
         elif isinstance(message, Abort):
+            if message.index is None:  # nothing was told of a request that waits, so no stop string was found in it
+                self._release(message.request_id, post)
             self.scheduler.abort(message.request_id, message.index)
         elif isinstance(message, TellExpertLoad):
             post(ExpertLoad() if self._expert_loads is None else self._expert_loads.now())
@@ -294,12 +282,41 @@ class EngineLoop:
         if self._draining:
             post(Rejected(submit.request_id, "draining", "the engine is draining and takes no new requests"))
             return
+        matching = self._matching
+        if matching is not None and matching.holds(submit.request_id):
+            post(Rejected(submit.request_id, "duplicate", f"request id {submit.request_id!r} is in use"))
+        elif not submit.constraint:
+            self._add(submit, (), post)
+        elif matching is None:
+            post(Rejected(submit.request_id, "invalid", "this engine has no structured output"))
+        else:
+            guides = matching.begin(submit)
+            if guides is not None:
+                self._add(submit, guides, post)
+
+    def _add(self, submit: Submit, guides: Collection[Guide], post: Post) -> None:
         try:
-            self.scheduler.add(submit)
+            self.scheduler.add(submit, guides)
         except DuplicateRequest as error:
             post(Rejected(submit.request_id, "duplicate", str(error)))
         except InvalidRequest as error:
             post(Rejected(submit.request_id, "invalid", str(error)))
+
+    def admit_compiled(self, post: Post) -> None:
+        """Lets requests in whose grammars were compiled since the last call; never waits for one."""
+        if self._matching is None or not self._matching.waiting:
+            return
+        for submit, found in self._matching.take():
+            if isinstance(found, ConstraintError):
+                post(Rejected(submit.request_id, "invalid", str(found)))
+            else:
+                self._add(submit, found, post)
+
+    def _release(self, request_id: str, post: Post) -> None:
+        """Lets a request in without its grammar, since it ends at once."""
+        submit = None if self._matching is None else self._matching.release(request_id)
+        if submit is not None:
+            self._add(submit, (), post)
 
     def _post_outputs(self, outputs: StepOutputs | None, post: Post) -> None:
         ended: list[SequenceOutput] = self.scheduler.take_ended()
@@ -308,6 +325,10 @@ class EngineLoop:
         stats = self.scheduler.refresh_stats()
         stats.compilations_after_ready = self.runner.compilations
         stats.padded_tokens = self.runner.padded_tokens
+        if self._matching is not None:
+            stats.waiting += self._matching.waiting
+            stats.constrained_requests = self._matching.requests
+            stats.constraint_seconds = self._matching.compile_seconds
         sequences = ended + (outputs.sequences if outputs is not None else [])
         prompts = outputs.prompts if outputs is not None else []
         loads = self._expert_loads

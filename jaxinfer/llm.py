@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from jaxinfer.config import RuntimeConfig
 from jaxinfer.constraints.constraint import constrained
@@ -20,7 +20,6 @@ from jaxinfer.errors import InvalidRequest
 from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.generation_config import generation_defaults, generation_notes
 from jaxinfer.messages import (
-    NO_LOGITS,
     Abort,
     Died,
     EngineInfo,
@@ -36,6 +35,10 @@ from jaxinfer.model_path import hub_cache_from, resolve_model
 from jaxinfer.outputs import RequestOutput, RequestStream
 from jaxinfer.sampling_params import SamplingParams, as_token_ids
 from jaxinfer.text import VOCABULARY_FILES, Tokenizer, TokenizerError, load_tokenizer
+
+if TYPE_CHECKING:
+    from jaxinfer.config import ModelConfig
+    from jaxinfer.constraints.vocabulary import Vocabulary
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 
@@ -57,6 +60,7 @@ def build_engine(
     """
     from checkpoints.folder import read_config
     from checkpoints.storage import read_storage, with_stored_defaults
+    from jaxinfer.constraints.vocabulary import ComingVocabulary
     from jaxinfer.runtime.allocator import keep_large_blocks
     from jaxinfer.runtime.bundle import bundle_or_compiler
     from jaxinfer.runtime.engine_builder import assemble_engine, configure_jax
@@ -67,6 +71,7 @@ def build_engine(
     configure_jax(runtime)
     mesh = make_mesh(runtime.parallel, runtime.device)
     config, folder = read_config(model)[0], Path(model)
+    vocabulary = ComingVocabulary(lambda: _vocabulary(folder, config, runtime))
     runtime = with_stored_defaults(folder, config, runtime)
 
     def on_load(done: int, total: int, detail: str) -> None:
@@ -78,9 +83,25 @@ def build_engine(
 
         runtime = programs.runtime
         loaded = load_model(folder, dtype=runtime.dtype, mesh=mesh, quantization=runtime.quantization, progress=on_load)
-        engine = assemble_engine(loaded, mesh, runtime, progress, check=check, source=programs.source)
-        engine.info = engine.info._replace(notes=(*engine.info.notes, *programs.notes()))
+        engine = assemble_engine(
+            loaded, mesh, runtime, progress, check=check, source=programs.source, vocabulary=vocabulary
+        )
+        extra = {**engine.info.extra, "vocabulary_seconds": vocabulary.seconds}
+        engine.info = engine.info._replace(notes=(*engine.info.notes, *programs.notes()), extra=extra)
     return engine
+
+
+def _vocabulary(folder: Path, config: ModelConfig, runtime: RuntimeConfig) -> Vocabulary | None:
+    """The tokens of a folder's tokenizer, for grammars; None where it has no tokenizer."""
+    from checkpoints.end_tokens import served_end_tokens
+    from jaxinfer.constraints.vocabulary import Vocabulary
+    from jaxinfer.models.shape import ModelShape
+
+    tokenizer = _tokenizer_or_none(folder)
+    if tokenizer is None:
+        return None
+    width = ModelShape.of(config, runtime.parallel.num_devices).vocab
+    return Vocabulary(tokenizer, width, served_end_tokens(folder, config, tokenizer)[0])
 
 
 class LLM:
@@ -317,7 +338,7 @@ class LLM:
             for output in message.sequences:
                 stream = streams.get(output.request_id)
                 if stream is not None and output.finish_reason == "error":
-                    raise RuntimeError(f"request {output.request_id}: {NO_LOGITS}")
+                    raise RuntimeError(f"request {output.request_id}: {output.message}")
                 delta = stream.push(output) if stream is not None else None
                 if stream is None or delta is None:
                     continue

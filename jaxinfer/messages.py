@@ -14,6 +14,10 @@ from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.sampling_params import MAX_LOGPROBS, SamplingParams
 
 NO_LOGITS = "the model's logits are not numbers (NaN) for this request, so that no token can be chosen"
+NO_TOKEN_LEFT = (
+    "no token can be chosen: the request's other fields (allowed_token_ids, bad_words, logit_bias ...) forbid all that "
+    "its structured output lets through, or the model's logits are not numbers (NaN)"
+)
 
 
 class Submit(NamedTuple):
@@ -96,7 +100,7 @@ class SequenceOutput(NamedTuple):
     none when it finished without one (abort, error). logprobs: an entry for each of them, None where the request asks
     for none.
 
-    "error" ends all sequences of a request at once, for the reason `NO_LOGITS`.
+    "error" ends all sequences of a request at once, for the reason that `message` says.
     """
 
     request_id: str
@@ -107,6 +111,7 @@ class SequenceOutput(NamedTuple):
     stop_token: int | None  # what ended it: one of stop_token_ids or an end token
     cached_tokens: int
     account: SequenceAccount | None = None  # with the finish reason
+    message: str = ""  # with "error"
 
     def followed_by(self, later: SequenceOutput) -> SequenceOutput:
         """Both as one."""
@@ -122,6 +127,7 @@ class SequenceOutput(NamedTuple):
             later.stop_token,
             later.cached_tokens,
             later.account,
+            later.message,
         )
 
 
@@ -148,6 +154,9 @@ class EngineStats:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     preemptions: int = 0
+    forced_tokens: int = 0  # known without drawing, since a grammar left no choice
+    constrained_requests: int = 0
+    constraint_seconds: float = 0.0  # compiling grammars, in threads
     prefix_queries: int = 0  # tokens looked up
     prefix_hits: int = 0  # tokens found
     compilations_after_ready: int = 0
@@ -160,8 +169,9 @@ class StepTimes(NamedTuple):
     """Where the engine's one thread spent its seconds since start-up; together the time that it was not idle.
 
     schedule: planning. dispatch: packing arrays and launching. device: waiting for results. update: taking them.
-    messages: reading submissions and posting outputs. starved_steps found the device without work when they were
-    launched; starved_seconds, the host's time before those launches, is the most that the device idled.
+    messages: reading submissions and posting outputs. masks: saying what grammars let through. starved_steps found the
+    device without work when they were launched; starved_seconds, the host's time before those launches, is the most
+    that the device idled.
     """
 
     schedule: float = 0.0
@@ -171,6 +181,7 @@ class StepTimes(NamedTuple):
     messages: float = 0.0
     starved_steps: int = 0
     starved_seconds: float = 0.0
+    masks: float = 0.0
 
 
 NO_TIMES = StepTimes()

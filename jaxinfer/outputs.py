@@ -251,8 +251,8 @@ class RequestStream:
         self.result.num_cached_tokens = max(self.result.num_cached_tokens, output.cached_tokens)
         new_ids = output.token_ids
         # End-of-sequence and stop tokens are part of token_ids; of the text only where the request says so, and then
-        # like any other token: skip_special_tokens may leave them out.
-        hidden = output.finish_reason == "stop" and not self.params.include_stop_str_in_output
+        # like any other token: skip_special_tokens may leave them out. A grammar that is complete ends with text.
+        hidden = output.stop_token is not None and not self.params.include_stop_str_in_output
         reason = output.finish_reason
         text, ends, match = text_state.take(output.token_ids, last=reason is not None, hidden=hidden)
         new_ids = output.token_ids[: len(ends)]

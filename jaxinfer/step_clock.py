@@ -6,18 +6,19 @@ import time
 
 from jaxinfer.messages import StepTimes
 
-SCHEDULE, DISPATCH, DEVICE, UPDATE, MESSAGES = range(5)
+SCHEDULE, DISPATCH, DEVICE, UPDATE, MESSAGES, MASKS = range(6)
 
 
 class StepClock:
     """A stopwatch that is always in one part. `pause` it while the engine waits for work."""
 
-    __slots__ = ("_done", "_mark", "_parts", "_starved_seconds", "_starved_steps")
+    __slots__ = ("_done", "_launched", "_mark", "_parts", "_starved_seconds", "_starved_steps")
 
     def __init__(self) -> None:
-        self._parts = [0.0] * 5
+        self._parts = [0.0] * 6
         self._mark: float | None = None  # None: paused
         self._done = 0.0  # when the last results were on the host
+        self._launched = 0.0  # when the last step was with the device
         self._starved_steps = 0
         self._starved_seconds = 0.0
 
@@ -40,7 +41,8 @@ class StepClock:
         now = self.lap(DISPATCH)
         if starved:
             self._starved_steps += 1
-            self._starved_seconds += now - self._done
+            self._starved_seconds += now - max(self._done, self._launched)
+        self._launched = now
         return now if began is None else began
 
     def finish(self, launched: float) -> float:
@@ -52,5 +54,6 @@ class StepClock:
 
     @property
     def times(self) -> StepTimes:
-        schedule, dispatch, device, update, messages = self._parts
-        return StepTimes(schedule, dispatch, device, update, messages, self._starved_steps, self._starved_seconds)
+        schedule, dispatch, device, update, messages, masks = self._parts
+        starved = self._starved_steps, self._starved_seconds
+        return StepTimes(schedule, dispatch, device, update, messages, *starved, masks)

@@ -273,6 +273,43 @@ def siblings_stay_parked(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scheduler, "_admit", late)
 
 
+def told_twice(patch: pytest.MonkeyPatch) -> None:
+    """A forced token is taken once more when the step that draws it returns."""
+    jump = Scheduler.jump
+
+    def forgetful(self: Any, sequence: Sequence) -> Any:
+        output = jump(self, sequence)
+        sequence.foretold = False
+        return output
+
+    patch.setattr(Scheduler, "jump", forgetful)
+
+
+def forced_behind_a_pending_token(patch: pytest.MonkeyPatch) -> None:
+    """Forced tokens do not take the place of the one that is on its way."""
+    jump = Scheduler.jump
+
+    def longer(self: Any, sequence: Sequence) -> Any:
+        before = sequence.num_pending
+        output = jump(self, sequence)
+        if sequence.foretold and not sequence.finished:
+            sequence.num_pending, sequence.num_tokens = before, sequence.num_tokens + before
+        return output
+
+    patch.setattr(Scheduler, "jump", longer)
+
+
+def forced_past_the_end(patch: pytest.MonkeyPatch) -> None:
+    """Forced tokens are not looked at for what ends a sequence."""
+    append = Scheduler._append
+
+    def endless(self: Any, sequence: Sequence, tokens: Any, total: int) -> Any:
+        found = append(self, sequence, tokens, total)
+        return found if len(tokens) == 1 else (found[0], None, None)
+
+    patch.setattr(Scheduler, "_append", endless)
+
+
 MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     f.__name__: f
     for f in (
@@ -302,6 +339,9 @@ MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         hit_counts_old_owners,
         hit_trusts_a_gap,
         siblings_stay_parked,
+        told_twice,
+        forced_behind_a_pending_token,
+        forced_past_the_end,
     )
 } | GROUP_MUTANTS
 # Some of these make the scheduler no wrong plan, only another one than it would make without a memory.
@@ -316,5 +356,7 @@ OF_MEMORY = (
 )
 # These show only where several tenants have requests.
 OF_TENANTS = ("running_is_not_counted_down", "way_made_in_a_planned_row")
+# These show only where grammars lead sequences.
+OF_GUIDES = ("told_twice", "forced_behind_a_pending_token", "forced_past_the_end")
 # These show only where layers have windows, or groups several page tables.
 OF_GROUPS = tuple(GROUP_MUTANTS)

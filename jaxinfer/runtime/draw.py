@@ -33,6 +33,11 @@ def head_leaves(spec: StepSpec) -> tuple[int, ...]:
     return tuple(jax.tree.leaves(tree[wanted]))
 
 
+def mask_words(vocab: int) -> int:
+    """Words of 32 bits that have a bit for each of V logits."""
+    return -(-vocab // 32)
+
+
 def draw(
     spec: StepSpec,
     rows: int,
@@ -43,6 +48,7 @@ def draw(
     settings: jax.Array,
     tables: TokenTables,
     last_token: jax.Array,
+    masks: jax.Array,
 ) -> tuple[StepOutput, jax.Array]:
     """The next token of the first R of the rows that draw.
 
@@ -53,6 +59,7 @@ def draw(
         hidden: (T, D), as `step` left it.
         drawing: (2, M) int32, from `step`.
         num_computed, settings, tables, last_token: of the slots, after `step`. `last_token` is donated.
+        masks: (R, `mask_words`) uint32, the tokens that each row may draw; all ones where nothing is said.
 
     Returns:
         The tokens and their scores, R rows; and the slots' last tokens with these. Rows beyond those that draw get
@@ -71,6 +78,7 @@ def draw(
         output_len=position - found.prompt_lens,
         vocab_size=spec.config.vocab_size,
         max_logprobs=spec.max_logprobs,
+        masks=masks,
     )
     # A row without a token ends at the next update; the step in flight until then still needs an id it can look up.
     last_token = last_token.at[slots].set(jnp.maximum(sampled.tokens, 0))

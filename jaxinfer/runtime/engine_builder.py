@@ -13,7 +13,10 @@ import jax
 from jax.sharding import Mesh
 
 from jaxinfer.config import ConfigError, ModelConfig, RuntimeConfig
+from jaxinfer.constraints.matching import Matching
+from jaxinfer.constraints.vocabulary import ComingVocabulary
 from jaxinfer.engine import EngineLoop
+from jaxinfer.engine_parts import Grammars
 from jaxinfer.messages import EngineInfo, Progress
 from jaxinfer.models.model import Model
 from jaxinfer.runtime.compile_cache import compiling_into
@@ -186,12 +189,14 @@ def assemble_engine(
     *,
     check: bool = False,
     source: ExecutableSource | None = None,
+    vocabulary: ComingVocabulary | None = None,
 ) -> EngineLoop:
     """Sizes the pool, compiles every bucket and returns a loop that is ready to run. With `serve_while_warming` it
     compiles what the smallest step needs, and the loop takes the rest while it runs.
 
     check: verify the scheduler's books after every step (tests). source: where executables come from; None compiles
-    them. Raises ConfigError when something cannot fit.
+    them. vocabulary: for grammars; without it requests with one are refused. Raises ConfigError when something cannot
+    fit.
     """
     target = DeviceTarget.of(mesh.devices.flat[0])
     layout = make_layout(model, target, runtime)
@@ -222,6 +227,7 @@ def assemble_engine(
         check=check,
         warm_up=None if runner.whole else runner,
         on_warm=compiling.close,
+        grammars=None if vocabulary is None else Grammars(Matching(vocabulary), runner),
         expert_loads=runner.expert_counts,
     )
 

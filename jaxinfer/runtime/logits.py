@@ -1,4 +1,4 @@
-"""Changes that a request asks for on the logits themselves: penalties, biases and bans.
+"""Changes that a request asks for on the logits themselves: grammars' masks, penalties, biases and bans.
 
 Shapes: S rows, V vocabulary entries (padding included).
 """
@@ -18,6 +18,13 @@ def mask_vocabulary(logits: jax.Array, vocab_size: int) -> jax.Array:
     if vocab_size < logits.shape[1]:
         logits = jnp.where(lax.broadcasted_iota(jnp.int32, logits.shape, 1) < vocab_size, logits, -jnp.inf)
     return pad_to_block(logits, -jnp.inf)
+
+
+def let_through(logits: jax.Array, masks: jax.Array) -> jax.Array:
+    """-inf for each token whose bit is not set in ``masks``, (S, ceil(V / 32)) uint32: bit i of word w is token
+    32 w + i. Unconditional: it reads a bit for each logit, which is less than asking whether any row wants it."""
+    bits = (masks[:, :, None] >> lax.broadcasted_iota(jnp.uint32, (1, 1, 32), 2)) & 1
+    return jnp.where(bits.reshape(masks.shape[0], -1)[:, : logits.shape[1]] != 0, logits, -jnp.inf)
 
 
 def make_orderable(logits: jax.Array) -> jax.Array:
@@ -61,9 +68,11 @@ def bias(logits: jax.Array, tables: TokenTables, slots: jax.Array, on: jax.Array
 
 
 def ban_stops(logits: jax.Array, tables: TokenTables, slots: jax.Array, on: jax.Array) -> jax.Array:
-    """Bans the slot's ``stop_ids`` in the rows whose ``on`` (S,) bool is set."""
+    """Bans the slot's ``stop_ids`` in the rows whose ``on`` (S,) bool is set, but for a row that has nothing else: its
+    mask lets nothing but an end through, and what a grammar says goes before min_tokens."""
     ids = jnp.where(on[:, None], tables.stop_ids[slots], logits.shape[1])  # (S, MAX_STOP_IDS)
-    return _set(logits, ids, jnp.full(ids.shape, -jnp.inf, logits.dtype))
+    banned = _set(logits, ids, jnp.full(ids.shape, -jnp.inf, logits.dtype))
+    return jnp.where(jnp.max(banned, axis=1, keepdims=True) > -jnp.inf, banned, logits)
 
 
 def _set(logits: jax.Array, ids: jax.Array, values: jax.Array) -> jax.Array:

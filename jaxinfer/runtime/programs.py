@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.runtime.buckets import Bucket
-from jaxinfer.runtime.draw import draw, head_leaves, score
+from jaxinfer.runtime.draw import draw, head_leaves, mask_words, score
 from jaxinfer.runtime.expert_counts import count_shape
 from jaxinfer.runtime.inputs import SlotSizes, SlotState, TableInputs
 from jaxinfer.runtime.kv_cache import Sizes, abstract_pool
@@ -40,6 +40,7 @@ class Programs:
         spec, sizes, layout: what they are programs for.
         tokens: that hidden states have room for: those of the largest bucket.
         packer: makes their inputs.
+        mask_words: of the mask of tokens that a row may draw.
         head: which of the decoder's leaves programs need that multiply by the vocabulary.
     """
 
@@ -59,6 +60,7 @@ class Programs:
         self.packer = Packer(self.slot_sizes, vocab, ADMIT_TOKENS)
         self.head = head_leaves(spec)
         self._vocab = vocab
+        self.mask_words = mask_words(vocab)
         self._leaves = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves)
 
     def step(self, bucket: Bucket, num_pages: int | None = None) -> jax.stages.Lowered:
@@ -88,6 +90,7 @@ class Programs:
                 slots.settings,
                 slots.tables,
                 slots.last_token,
+                self._struct((rows, self.mask_words), np.uint32),
             )
 
     def score(self) -> jax.stages.Lowered:

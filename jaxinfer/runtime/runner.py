@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,57 +19,16 @@ from jaxinfer.runtime.expert_counts import ExpertCounts
 from jaxinfer.runtime.inputs import AdmitInputs, SlotState, StepOutput, TableInputs
 from jaxinfer.runtime.kv_cache import Sizes, make_pool
 from jaxinfer.runtime.packing import rows_that_draw
+from jaxinfer.runtime.pending import Pending
 from jaxinfer.runtime.programs import ADMIT, SCORE, Programs, draw_name
 from jaxinfer.runtime.sampling import TokenScores
 from jaxinfer.runtime.step import KVCache, StepSpec
-from jaxinfer.scheduling.step_plan import Scores, StepPlan, StepResult
+from jaxinfer.scheduling.step_plan import StepPlan
 from jaxinfer.sharding import model_size
 from pallas_kernels.dispatch import select
 from pallas_kernels.paged_attention import AttentionOptions
 from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
 from pallas_kernels.paged_attention.layout import KVLayout
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A dispatched step whose results are on their way to the host."""
-
-    plan: StepPlan
-    drawing: list[int]  # the plan's rows that draw
-    passed: jax.Array  # of the forward pass: ready when that is done
-    output: StepOutput | None  # of the rows that draw, None where none does
-    prompt: TokenScores | None
-    logprobs: int  # alternatives that a drawing row asked for; -1: no row wants scores
-    prompt_logprobs: int  # the same for prompts
-
-    @property
-    def ready(self) -> bool:
-        last: Any = self.passed if self.output is None else self.output.tokens
-        return bool(last.is_ready())
-
-    def result(self) -> StepResult:
-        """Waits for the step and returns its results for the plan's rows."""
-        tokens: list[list[int]] = [[] for _ in self.plan.rows]
-        scores = None
-        if self.output is None:
-            jax.block_until_ready(self.passed)
-        else:
-            count = len(self.drawing)
-            for row, token in zip(self.drawing, np.asarray(self.output.tokens)[:count].tolist(), strict=True):
-                tokens[row].append(token)
-            scores = _fetch(self.output.scores, count, self.logprobs) if self.logprobs >= 0 else None
-        prompt = None if self.prompt is None else _fetch(self.prompt, self.plan.num_tokens, self.prompt_logprobs)
-        return StepResult(tokens, scores, prompt)
-
-
-def _fetch(scores: TokenScores, count: int, alternatives: int) -> Scores:
-    """The first `count` entries on the host, with as many alternatives as somebody asked for."""
-    logprobs, ranks = (np.asarray(array)[:count].tolist() for array in (scores.logprobs, scores.ranks))
-    if not alternatives:  # the tables stay on the device
-        return Scores(logprobs, ranks, [[]] * count, [[]] * count)
-    tables = (scores.top_ids, scores.top_logprobs)
-    top_ids, top_logprobs = (np.asarray(array)[:count, :alternatives].tolist() for array in tables)
-    return Scores(logprobs, ranks, top_ids, top_logprobs)
 
 
 class Runner:
@@ -130,6 +89,7 @@ class Runner:
         self._slots: SlotState | None = None
         self._hidden: jax.Array | None = None
         self._nobody: tuple[Any, TableInputs] | None = None  # an admission of nothing, on the device
+        self._any_token: dict[int, jax.Array] = {}  # masks that let everything through, by rows, on the device
         layers = self.spec.config.expert_layers
         self.expert_counts = ExpertCounts(layers, self._put) if layers else None
 
@@ -258,6 +218,8 @@ class Runner:
         if self.expert_counts is not None:
             self.expert_counts.restart()
         self._nobody = self._put(programs.no_admission())
+        for rows in self.row_counts:
+            self._any_token[rows] = self._put(np.full((rows, programs.mask_words), 0xFFFFFFFF, np.uint32))
 
     def attention_backends(self) -> str:
         """Names of the attention backends that the layers use, for people. Raises Unsupported as the step would."""
@@ -289,6 +251,12 @@ class Runner:
 
     def dispatch(self, plan: StepPlan) -> Pending:
         """Starts a step and its copies to the host; does not wait. Raises ValueError outside the ladder."""
+        pending = self.dispatch_late(plan)
+        pending.draw(None)
+        return pending
+
+    def dispatch_late(self, plan: StepPlan) -> Pending:
+        """Starts a step's forward pass alone; `Pending.draw` then says what the rows that draw may draw."""
         bucket = pick_bucket(self._usable, plan.num_tokens)
         self.padded_tokens += bucket.tokens - plan.num_tokens
         for inputs in self._packer.pack_admissions(plan):
@@ -297,14 +265,22 @@ class Runner:
         if self.expert_counts is not None:
             self.expert_counts.stepped()
         rows = rows_that_draw(plan)
-        logprobs, prompt_logprobs = self._packer.most_logprobs(plan)
-        output = self._draw(pick_rows(self._usable_rows, len(rows)), drawing) if rows else None
-        prompt = None
-        if prompt_logprobs >= 0:
-            prompt = self._score(self._packer.pack_targets(plan, self.programs.tokens))
+        count = pick_rows(self._usable_rows, len(rows)) if rows else 0
+        pending = Pending(plan, rows, drawing, None, None, *self._packer.most_logprobs(plan))
+        pending.mask_shape = count, self.programs.mask_words
+        pending.late = partial(self._follow, pending)
+        return pending
+
+    def _follow(self, pending: Pending, masks: np.ndarray | None) -> tuple[StepOutput | None, TokenScores | None]:
+        """What follows a forward pass."""
+        output = prompt = None
+        if pending.drawing:
+            output = self._draw(pending.mask_shape[0], pending.passed, None if masks is None else self._put(masks))
+        if pending.prompt_logprobs >= 0:
+            prompt = self._score(self._packer.pack_targets(pending.plan, self.programs.tokens))
         if output is not None and not self._blocks:
             output.tokens.copy_to_host_async()
-        return Pending(plan, rows, drawing, output, prompt, logprobs, prompt_logprobs)
+        return output, prompt
 
     def _put(self, inputs: Any) -> Any:
         return jax.device_put(inputs, self.programs.here)
@@ -324,13 +300,14 @@ class Runner:
             counts.array = expert_tokens
         return drawing
 
-    def _draw(self, rows: int, drawing: jax.Array) -> StepOutput:
-        """The program for so many rows."""
+    def _draw(self, rows: int, drawing: jax.Array, masks: jax.Array | None = None) -> StepOutput:
+        """The program for so many rows. masks: None for any token."""
         assert self._slots is not None
         slots = self._slots
+        masks = self._any_token[rows] if masks is None else masks
         output, last_token = self._call(
             draw_name(rows), self._head(), self._hidden, drawing, slots.num_computed, slots.settings, slots.tables,
-            slots.last_token,
+            slots.last_token, masks,
         )  # fmt: skip
         self._slots = replace(slots, last_token=last_token)
         return output
@@ -363,4 +340,5 @@ class Runner:
         if self._counter is not None:
             self._counter.close()
         self._kv, self._slots, self._hidden, self._leaves, self._executables = [], None, None, (), {}
+        self._any_token = {}
         self._usable = ()

@@ -2,8 +2,8 @@
 
 Shapes: S rows, V vocabulary entries (padding included). A row goes through these stages:
 
-1. allowed and bad ids, logit bias, the ban on stop ids before min_tokens; then the penalties of what those left:
-   repetition, frequency, presence (``logits.py``);
+1. a grammar's mask; allowed and bad ids, logit bias, the ban on stop ids before min_tokens; then the penalties of what
+   those left: repetition, frequency, presence (``logits.py``);
 2. temperature 0 takes the largest logit, the lowest id among equals;
 3. otherwise temperature, then min-p, top-k over what is left, top-p over the renormalised rest (``thresholds.py``);
    ties at a threshold all stay, and the likeliest token always does;
@@ -109,6 +109,7 @@ def sample(
     output_len: jax.Array,
     vocab_size: int,
     max_logprobs: int = MAX_LOGPROBS,
+    masks: jax.Array | None = None,
 ) -> Sampled:
     """Chooses the next token of every row.
 
@@ -122,8 +123,10 @@ def sample(
         output_len: (S,) int32, how many of those are outputs.
         vocab_size: entries of V that are real; the rest is never chosen.
         max_logprobs: alternatives that the scores have room for.
+        masks: (S, ceil(V / 32)) uint32, which tokens a row may choose, see ``logits.let_through``; None: any.
 
-    A row whose bans leave no token at all yields ``NO_TOKEN``, too: callers refuse such requests.
+    A row whose bans leave no token at all yields ``NO_TOKEN``, too: callers refuse such requests. Where min_tokens
+    would ban all that is left, it does not.
     """
     if logits.ndim != 2 or logits.dtype != jnp.float32:
         raise TypeError(
@@ -131,7 +134,7 @@ def sample(
         )
     if not 0 < vocab_size <= logits.shape[1]:
         raise ValueError(f"vocab_size: got {vocab_size}, allowed is 1 to {logits.shape[1]}, the width of the logits")
-    adjusted = adjusted_logits(logits, params, tables, slots, output_len, vocab_size)
+    adjusted = adjusted_logits(logits, params, tables, slots, output_len, vocab_size, masks)
     best = jnp.max(adjusted, axis=1)
     greedy = first_of(adjusted, best)
     random = params.temperature > 0
@@ -157,6 +160,7 @@ def adjusted_logits(
     slots: jax.Array,
     output_len: jax.Array,
     vocab_size: int,
+    masks: jax.Array | None = None,
 ) -> jax.Array:
     """Stage 1: (S, V) logits without NaN and +inf, with -inf for every token that must not be chosen.
 
@@ -179,8 +183,11 @@ def adjusted_logits(
         logits = lax.cond(jnp.any(params.has_penalties), penalize, lambda x: x, logits)
         return adjust.make_orderable(logits)  # a penalty may overflow
 
+    orderable = adjust.make_orderable(logits)
+    if masks is not None:
+        orderable = adjust.let_through(orderable, masks)
     asked = jnp.any(params.has_penalties | params.has_bias | min_tokens)
-    changed = lax.cond(asked, change, lambda x: x, adjust.make_orderable(logits))
+    changed = lax.cond(asked, change, lambda x: x, orderable)
     return adjust.mask_vocabulary(changed, vocab_size)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Collection
 
-from jaxinfer.messages import EngineStats, SequenceAccount, SequenceOutput, Submit
+from jaxinfer.messages import NO_LOGITS, NO_TOKEN_LEFT, EngineStats, SequenceAccount, SequenceOutput, Submit
 from jaxinfer.scheduling.checks import (
     check_lists,
     check_nothing_left,
@@ -17,7 +18,7 @@ from jaxinfer.scheduling.fairness import Fairness
 from jaxinfer.scheduling.kv_manager import KVManager
 from jaxinfer.scheduling.limits import SchedulerLimits
 from jaxinfer.scheduling.page_pool import PagePool
-from jaxinfer.scheduling.request import Request, Sequence
+from jaxinfer.scheduling.request import Guide, Request, Sequence
 from jaxinfer.scheduling.step_plan import StepPlan
 from jaxinfer.scheduling.tenants import Tenants
 from jaxinfer.scheduling.waiting import order_of
@@ -47,12 +48,15 @@ class Books:
         self._fairness = Fairness(self._tenants)
         self._slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._arrivals = 0
+        self._guided = 0  # live sequences that a grammar leads
         self._ended: list[SequenceOutput] = []  # what ended outside `update`, for the next outputs
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    def add(self, submit: Submit) -> None:
-        """Takes a request. Raises DuplicateRequest, or InvalidRequest when it can never be served."""
+    def add(self, submit: Submit, guides: Collection[Guide] = ()) -> None:
+        """Takes a request. guides: one for each of its sequences, where a grammar leads them. Raises DuplicateRequest,
+        or InvalidRequest when it can never be served."""
+        assert not guides or (len(guides) == submit.params.n and self.limits.draws == 1)
         if submit.request_id in self._requests:
             raise DuplicateRequest(f"request id {submit.request_id!r} is in use")
         params, limits = submit.params, self.limits
@@ -60,10 +64,11 @@ class Books:
         stop_ids, banned_ids = stop_tokens(params, limits.eos_token_ids, limits.vocab_size)
         order = submit.arrival + submit.priority * limits.priority_ageing_seconds
         tenant = self._tenants.join(submit.tenant, submit.weight, params.n)
-        request = Request(submit, (order, self._arrivals), stop_ids, banned_ids, max_total, tenant)
+        request = Request(submit, (order, self._arrivals), stop_ids, banned_ids, max_total, tenant, guides)
         self._arrivals += 1
         self._requests[submit.request_id] = request
         self.stats.prompt_tokens += request.prompt_len
+        self._guided += len(guides)
         leader, *siblings = request.sequences
         self._tenants.enqueue(leader)
         if siblings:
@@ -128,22 +133,31 @@ class Books:
         self._tenants.enqueue(sequence)
         self._unpark(sequence.request)
 
-    def _fail(self, request: Request) -> list[SequenceOutput]:
-        """Ends a request that has no token to go on with. What it computed may not be a number in any of its pages, so
-        nobody gets them as a prefix."""
-        for sequence in request.live_sequences:
-            self.kv.withdraw(sequence)
-        return [self._end(sequence, "error") for sequence in request.live_sequences]
+    def _fail(self, sequence: Sequence) -> list[SequenceOutput]:
+        """Ends a request of which a sequence has no token to go on with. What it computed may not be a number in any of
+        its pages, so nobody gets them as a prefix."""
+        request, message = sequence.request, NO_LOGITS if sequence.guide is None else NO_TOKEN_LEFT
+        for each in request.live_sequences:
+            self.kv.withdraw(each)
+        return [self._end(each, "error", message) for each in request.live_sequences]
 
-    def _end(self, sequence: Sequence, reason: str) -> SequenceOutput:
+    def misled(self, sequence: Sequence) -> list[SequenceOutput]:
+        """Ends the request of a sequence whose guide has an error."""
+        request, message = sequence.request, "" if sequence.guide is None else sequence.guide.error
+        return [self._end(each, "error", message) for each in request.live_sequences]
+
+    def _end(self, sequence: Sequence, reason: str, message: str = "") -> SequenceOutput:
         """Ends a live sequence without a new token."""
         request_id, cached = sequence.request.request_id, sequence.cached_tokens
         untold = sequence.tell()
-        return SequenceOutput(request_id, sequence.index, untold, None, reason, None, cached, self._finish(sequence))
+        account = self._finish(sequence)
+        return SequenceOutput(request_id, sequence.index, untold, None, reason, None, cached, account, message)
 
     def _finish(self, sequence: Sequence) -> SequenceAccount:
         """Ends a live sequence wherever it is; what it took."""
         account = sequence.account
+        self._guided -= sequence.guide is not None
+        sequence.guide = None
         sequence.finished = True
         sequence.run_epoch += 1
         self.kv.release(sequence)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
+
 from jaxinfer.messages import SequenceAccount, Submit
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.group_hit import GroupHit
@@ -9,6 +13,26 @@ from jaxinfer.scheduling.prefix_hit import PrefixHit
 from jaxinfer.scheduling.prefix_table import PrefixNode
 from jaxinfer.scheduling.step_plan import TableWrite
 from jaxinfer.scheduling.tenant import Tenant
+
+
+class Guide(Protocol):
+    """What a sequence's tokens must be let through by (`jaxinfer/constraints/matching.py`)."""
+
+    error: str  # why it lets nothing through any more; "" while it does
+    forced: deque[int]  # what comes next whatever the model says, as far as it is known
+
+    def accept(self, token: int) -> None:
+        """The sequence's next token."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow."""
+        ...
+
+    def ends(self, token: int) -> bool:
+        """Whether it is an end token, not text."""
+        ...
 
 
 class Request:
@@ -45,6 +69,7 @@ class Request:
         banned_ids: tuple[int, ...],
         max_total: int,
         tenant: Tenant[Sequence],
+        guides: Iterable[Guide] = (),
     ) -> None:
         self.request_id = submit.request_id
         self.tenant = tenant
@@ -62,6 +87,8 @@ class Request:
         self.unfinished = self.params.n
         self.parked: list[Sequence] = []  # waiting for the first sequence's pages, and nobody's turn until then
         self.sequences = [Sequence(self, i, max_total) for i in range(self.params.n)]
+        for sequence, guide in zip(self.sequences, guides, strict=False):
+            sequence.guide = guide
 
     @property
     def finished(self) -> bool:
@@ -94,6 +121,8 @@ class Sequence:
         "device_seconds",
         "finished",
         "first",
+        "foretold",
+        "guide",
         "held",
         "hit",
         "index",
@@ -136,6 +165,8 @@ class Sequence:
         self.min_total = request.prompt_len + request.params.min_tokens
         self.stop_ids = request.stop_ids
         self.order = (*request.order, index)
+        self.guide: Guide | None = None
+        self.foretold = False  # its token that is on its way is known already, and does not count as pending
         self.sync = False  # wants its token on the host before its next step
         self.slot = -1
         self.needs_admission = True  # the device has not been told about it yet

@@ -13,7 +13,7 @@ from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from jaxinfer.messages import SequenceOutput, StepOutputs
+from jaxinfer.messages import SequenceOutput, StepOutputs, TokenLogprobs
 from jaxinfer.scheduling.books import Books, DuplicateRequest
 from jaxinfer.scheduling.limits import SchedulerLimits
 from jaxinfer.scheduling.request import Sequence
@@ -223,9 +223,13 @@ class Scheduler(Books):
                 outputs.prompts.append(prompt_scores(row, start, request.params, result))
             if row.draws:
                 if tokens and tokens[-1] < 0:
-                    outputs.sequences += self._fail(request)
+                    outputs.sequences += self._fail(sequence)
+                elif sequence.foretold:
+                    sequence.foretold = False
                 elif (output := self._take_tokens(sequence, i, row, tokens, result)) is not None:
                     outputs.sequences.append(output)
+                if sequence.guide is not None and sequence.guide.error:
+                    outputs.sequences += self.misled(sequence)
         self.stats.steps += 1
         return outputs
 
@@ -241,32 +245,57 @@ class Scheduler(Books):
                 if row.kv_epoch == sequence.kv_epoch:
                     sequence.num_computed -= 1  # it draws again
                 return None
+        accepted, reason, stop_token = self._append(
+            sequence, tokens, sequence.num_tokens - sequence.num_pending - count
+        )
+        wanted = sequence.request.params.logprobs
+        logprobs = None if wanted is None else token_logprobs(i, accepted, wanted, result)
+        return self._tell(sequence, tokens, accepted, logprobs, reason, stop_token)
+
+    def _append(self, sequence: Sequence, tokens: Iterable[int], total: int) -> tuple[int, str | None, int | None]:
+        """Appends tokens up to what ends the sequence: how many, and why and with which token it ends. total: tokens
+        that were known before."""
         reason: str | None = None
         stop_token: int | None = None
-        taken = sequence.output_ids
-        known = total = sequence.num_tokens - sequence.num_pending - count
+        taken, guide = sequence.output_ids, sequence.guide
+        known = total
         for token in tokens:
             taken.append(token)
             total += 1
+            if guide is not None:
+                guide.accept(token)
             if token in sequence.stop_ids and total > sequence.min_total:
                 reason, stop_token = "stop", token
+                break
+            if guide is not None and (guide.complete or guide.error):
+                reason = None if guide.error else "stop"
+                stop_token = token if guide.ends(token) else None
                 break
             if total >= sequence.max_total:
                 reason = "length"
                 break
-        accepted = total - known
-        self.stats.generated_tokens += accepted
-        request = sequence.request
+        self.stats.generated_tokens += total - known
+        return total - known, reason, stop_token
+
+    def _tell(
+        self,
+        sequence: Sequence,
+        tokens: list[int],
+        accepted: int,
+        logprobs: tuple[TokenLogprobs, ...] | None,
+        reason: str | None,
+        stop_token: int | None,
+    ) -> SequenceOutput | None:
+        """The news of a sequence after `_append`, whose end it takes note of; None where there is nothing to tell."""
+        taken, request = sequence.output_ids, sequence.request
         if reason is None and 0 < sequence.told > len(taken) - request.interval:
             return None  # told later
-        if sequence.told + accepted == len(taken) and accepted == count:  # nearly always: what this step has drawn
+        if sequence.told + accepted == len(taken) and accepted == len(tokens):  # nearly always: what a step has drawn
             new = tuple(tokens)
             sequence.told += accepted
         else:
             new = sequence.tell()
         account = self._finish(sequence) if reason is not None else None
-        wanted = request.params.logprobs
-        logprobs = None if wanted is None else token_logprobs(i, accepted, wanted, result)
         return SequenceOutput(
             request.request_id,
             sequence.index,
@@ -277,3 +306,41 @@ class Scheduler(Books):
             sequence.cached_tokens,
             account,
         )
+
+    # -- grammars ------------------------------------------------------------------------------------------------------
+
+    def guided(self, plan: StepPlan) -> list[tuple[int, Sequence]]:
+        """Those of the plan's rows that draw for a live sequence with a guide: their numbers among all that draw, and
+        the sequences."""
+        found: list[tuple[int, Sequence]] = []
+        if not self._guided:
+            return found
+        place = 0
+        for row in plan.rows:
+            if not row.draws:
+                continue
+            request = self._requests.get(row.request_id)
+            if request is not None:
+                sequence = request.sequences[row.index]
+                if sequence.guide is not None and sequence.run_epoch == row.run_epoch:
+                    found.append((place, sequence))
+            place += 1
+        return found
+
+    def jump(self, sequence: Sequence) -> SequenceOutput | None:
+        """Appends what a sequence's guide forces, where that is more than the token that the step in flight draws for
+        it: the next row then has all of them. None where there is nothing to tell.
+
+        A request that wants log-probabilities gets them one by one: each is read from the step that scores it.
+        """
+        guide = sequence.guide
+        assert guide is not None
+        if len(guide.forced) < 2 or sequence.num_pending != 1 or sequence.request.params.logprobs is not None:
+            return None
+        tokens = list(guide.forced)
+        accepted, reason, stop_token = self._append(sequence, tokens, sequence.num_known)
+        sequence.foretold = True
+        sequence.num_pending = 0
+        sequence.num_tokens = sequence.num_known
+        self.stats.forced_tokens += accepted - 1
+        return self._tell(sequence, tokens, accepted, None, reason, stop_token)

@@ -32,6 +32,8 @@ _CLEAN_UP = (
 # Characters that may stand anywhere but last in a pattern above: text ending in one may still change.
 CLEAN_UP_OPEN = frozenset(" n'vr")
 
+_SLICE = 1 << 14  # ids that one call of the library decodes
+
 _FUSED_ONLY = "works on the joined text, which cannot be streamed"
 
 
@@ -156,6 +158,23 @@ class DecodePlan:
         if text is None:
             text = self._fragments[index] = self.after_anchor([index])
         return text
+
+    def all_bytes(self, size: int) -> list[bytes]:
+        """The bytes that each of the ids 0 to size - 1 adds to a text, as `Tokenizer.token_bytes` gives them; b"" for
+        an id without a token. Of a large vocabulary at once: the library decodes it without the interpreter."""
+        if self.byte_level:
+            return [self.token_bytes(index) if self.piece(index) is not None else b"" for index in range(size)]
+        found: list[bytes] = []
+        for start in range(0, size, _SLICE):
+            ids = range(start, min(start + _SLICE, size))
+            texts = self._backend.decode_batch([[*self._anchor, index] for index in ids], skip_special_tokens=False)
+            for index, text in zip(ids, texts, strict=True):
+                byte = self.fallback_byte(index)
+                if byte is not None:
+                    found.append(bytes((byte,)))
+                else:
+                    found.append(b"" if self.piece(index) is None else text[len(self._anchor_text) :].encode())
+        return found
 
     def after_anchor(self, ids: Sequence[int]) -> str:
         """The text of ids where they do not start the text."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
@@ -13,6 +13,7 @@ from jaxinfer.errors import PromptTooLong, TextError, TooManyTokens
 from jaxinfer.text.chat import ChatTemplates
 from jaxinfer.text.decoding import DecodePlan, clean_up
 from jaxinfer.text.length_bound import LengthBound
+from jaxinfer.text.within import encoder_within
 
 # The library's `encode` and `decode` keep the interpreter to themselves, all of its threads waiting; its calls for a
 # batch do not. Up to here there is nothing to gain: it takes less than a millisecond or two.
@@ -110,6 +111,10 @@ class Tokenizer:
             return plan.token_bytes(index)
         byte = plan.fallback_byte(index)
         return plan.fragment(index).encode() if byte is None else bytes((byte,))
+
+    def encoder_within(self) -> Callable[[str], list[int]]:
+        """Encodes text as it is within another text; see `jaxinfer/text/within.py`. It has a copy of the vocabulary."""
+        return encoder_within(self._backend)
 
     def token_to_piece(self, index: int) -> str:
         """The token's spelling in the vocabulary ("▁the", "Ġthe", "<0x0A>"); "" for an id without a token.

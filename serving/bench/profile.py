@@ -161,7 +161,7 @@ def figures(recording: Recording, load: Load, memory: Memory, busy: float | None
     kv_bytes = int(memory.kv_bytes_per_token * context * scheduled / steps)
     limit = (memory.weight_bytes + kv_bytes) / memory.read_bandwidth
     per_step = 1e3 / steps
-    parts = ("schedule", "dispatch", "update", "messages")
+    parts = ("schedule", "dispatch", "update", "masks", "messages")
     return {
         "steps": steps,
         "rows": scheduled / steps,

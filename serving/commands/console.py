@@ -192,6 +192,8 @@ def _summary(info: EngineInfo, *, detailed: bool) -> Iterator[tuple[str, str]]:
     width = max((len(name) for name, _ in info.executables), default=0)
     for i, (name, seconds) in enumerate(info.executables if detailed else ()):
         yield "" if i else "executables", f"{name:<{width}}  {seconds:6.2f} s to compile"
+    if detailed and "vocabulary_seconds" in info.extra:
+        yield "grammars", f"{info.extra['vocabulary_seconds']:.2f} s for their vocabulary, beside the rest"
 
 
 def _has_chat_template(folder: Path) -> bool:

@@ -162,7 +162,7 @@ def _parts(found: Mapping[str, Any]) -> Table:
     row("a step", step, "")
     row("device", found["device_ms"], f"{of(found['device_ms'])} of the step: some operation ran")
     host = ", ".join(
-        f"{name} {found[f'host_{name}_ms']:.3f}" for name in ("schedule", "dispatch", "update", "messages")
+        f"{name} {found[f'host_{name}_ms']:.3f}" for name in ("schedule", "dispatch", "update", "masks", "messages")
     )
     row("host", found["host_ms"], f"{of(found['host_ms'])}, beside the device: {host}")
     row("wait", found["wait_ms"], f"{of(found['wait_ms'])}: the host waited for the device's results")

@@ -17,7 +17,6 @@ from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from jaxinfer.messages import (
-    NO_LOGITS,
     Abort,
     Died,
     Drain,
@@ -318,7 +317,7 @@ class EngineLink(asyncio.Protocol):
                 continue  # given up on this side, the Abort is on its way
             if output.finish_reason == "error":
                 stream.record.failed = not stream.finished  # a stop string may have ended it on this side
-                stream.fail(internal(NO_LOGITS))
+                stream.fail(internal(output.message))
                 continue
             try:
                 delta = stream.push(output)

@@ -93,6 +93,9 @@ SPECS = (
     _counter("starved_seconds_total", "The host's time before those launches: the most that the device idled"),
     _counter("scheduled_tokens_total", "Tokens that steps computed for sequences"),
     _counter("padded_tokens_total", "Tokens that steps computed for nothing, to fill a compiled shape"),
+    _counter("constrained_requests_total", "Requests whose answers follow a grammar (structured output)"),
+    _counter("constraint_seconds_total", "Compiling grammars, in threads beside the engine's"),
+    _counter("forced_tokens_total", "Tokens known without drawing them, since a grammar left no choice"),
     _counter("compilations_after_ready_total", "Backend compilations since start-up; more than 0 is a fault"),
     _counter("requests_accepted_total", "Requests that the engine was given"),
     _counter("requests_refused_total", "Requests that were not; HTTP's or gRPC's status", "door", "code"),
@@ -265,12 +268,15 @@ class Metrics:
             },
             "engine_steps_total": stats.steps,
             "step_seconds_total": {
-                (part,): getattr(times, part) for part in ("schedule", "dispatch", "device", "update", "messages")
+                (part,): getattr(times, part) for part in StepTimes._fields if not part.startswith("starved_")
             },
             "starved_steps_total": times.starved_steps,
             "starved_seconds_total": times.starved_seconds,
             "scheduled_tokens_total": stats.scheduled_tokens,
             "padded_tokens_total": stats.padded_tokens,
+            "constrained_requests_total": stats.constrained_requests,
+            "constraint_seconds_total": stats.constraint_seconds,
+            "forced_tokens_total": stats.forced_tokens,
             "compilations_after_ready_total": stats.compilations_after_ready,
             "requests_refused_total": self.refused,
             "ignored_fields_total": self.ignored,

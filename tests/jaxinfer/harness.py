@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 from checkpoints.load import load_model
 from jaxinfer.config import RuntimeConfig
 from jaxinfer.engine import EngineLoop
+from jaxinfer.llm import build_engine
 from jaxinfer.messages import PromptScored, StepOutputs, Submit, TokenLogprobs
+from jaxinfer.model_path import demo_path
 from jaxinfer.runtime.engine_builder import assemble_engine
 from jaxinfer.runtime.executables import ExecutableSource
 from jaxinfer.sampling_params import SamplingParams
@@ -41,6 +44,7 @@ class Heard:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     cached_tokens: int = 0
+    message: str = ""
 
 
 class Harness:
@@ -50,6 +54,7 @@ class Harness:
         self.loop = loop
         self.heard: dict[tuple[str, int], Heard] = {}
         self.prompts: dict[str, list[PromptScored]] = {}
+        self.refused: list[Any] = []
         self.steps = 0
         self._count = 0
 
@@ -62,10 +67,19 @@ class Harness:
         priority: int = 0,
         salt: str = "",
         request_id: str | None = None,
+        constraint: str = "",
     ) -> str:
+        """With a constraint it returns when its grammar is compiled. What the engine refuses is in `refused`."""
         self._count += 1
         name = request_id or f"r{self._count}"
-        self.loop.scheduler.add(Submit(name, tuple(prompt), params, seed, priority, float(self._count), salt))
+        submit = Submit(name, tuple(prompt), params, seed, priority, float(self._count), salt, constraint=constraint)
+        if not constraint:
+            self.loop.scheduler.add(submit)
+            return name
+        self.loop._handle(submit, self.refused.append)
+        while self.loop.waiting_for_grammars:
+            time.sleep(0.001)
+            self.loop.admit_compiled(self.refused.append)
         return name
 
     def step(self) -> None:
@@ -87,6 +101,7 @@ class Harness:
             heard.logprobs += output.logprobs or ()
             heard.finish_reason = output.finish_reason
             heard.cached_tokens = output.cached_tokens
+            heard.message = output.message
         for scored in outputs.prompts if outputs is not None else ():
             self.prompts.setdefault(scored.request_id, []).append(scored)
 
@@ -103,6 +118,11 @@ class Harness:
 
     def forget_prefixes(self) -> None:
         self.loop.scheduler.pool.clear_cache()
+
+
+def build_demo(**runtime: Any) -> Harness:
+    """An engine for the model that comes with the project, which has a tokenizer."""
+    return Harness(build_engine(demo_path(), RuntimeConfig(**{**SIZES, **runtime}), check=True))
 
 
 def build(

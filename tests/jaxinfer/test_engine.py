@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jaxinfer.engine import EngineLoop
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import Abort, Died, Drain, Drained, Rejected, StepOutputs, Submit
 from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.scheduling.request import Guide
 from jaxinfer.scheduling.step_plan import StepPlan
 from tests.golden_recipe import load_case
 from tests.jaxinfer.harness import PAGE, Harness, build
@@ -176,10 +177,10 @@ def test_many_submissions_do_not_keep_running_sequences_waiting(
     added = 0
     add, step = engine.loop.scheduler.add, engine.loop.step
 
-    def counted(request: Submit) -> None:
+    def counted(request: Submit, guides: Collection[Guide] = ()) -> None:
         nonlocal added
         added += 1
-        add(request)
+        add(request, guides)
 
     def stepped() -> StepOutputs | None:
         nonlocal added

@@ -42,7 +42,7 @@ def play_ids(
     stream = RequestStream("r", None, [5], params, tokenizer, reading=reading)
     for i, token in enumerate(ids):
         ends = reason if i == len(ids) - 1 else None
-        stopped = token if ends == "stop" and token in params.stop_token_ids else None
+        stopped = token if ends == "stop" else None
         stream.push(SequenceOutput("r", 0, (token,), None, ends, stopped, 0))
         if stream.finished:
             break
@@ -250,3 +250,12 @@ def test_tokens_in_the_plural_read_like_one_by_one(
         return (*found, output.cumulative_logprob), ends
 
     assert read(at_once) == read(1)
+
+
+def test_a_text_that_is_complete_keeps_its_last_token(characters: Tokenizer) -> None:
+    """A grammar lets nothing follow: no token was drawn that ends the text and is none of it."""
+    stream = RequestStream("r", None, [5], SamplingParams(), characters)
+    stream.push(SequenceOutput("r", 0, (ord("4"),), None, None, None, 0))
+    delta = stream.push(SequenceOutput("r", 0, (ord("2"),), None, "stop", None, 0))
+    assert delta is not None
+    assert (stream.result.outputs[0].text, delta.finish_reason, delta.stop_reason) == ("42", "stop", None)

@@ -41,10 +41,11 @@ def run_episode(
     fail_every: int = 0,
     draws: int = 1,
     layers: str = "uniform",
+    guided: float = 0.0,
 ) -> World:
     """Plays one random episode to its end; raises AssertionError when a book or a token is wrong. tenants: whose
     requests come; one is drawn for each. fail_every: see SimulatedDevice. draws: as in SchedulerLimits. layers: one of
-    LAYERS."""
+    LAYERS. guided: the share of requests that follow a grammar."""
     rng = random.Random(seed)
     limits = SchedulerLimits(
         max_num_seqs=rng.randint(1, 4),
@@ -62,7 +63,7 @@ def run_episode(
     )
     world.device.fail_every = fail_every
     for _ in range(actions):
-        _act(world, rng, tenants)
+        _act(world, rng, tenants, guided)
     world.finish()
     return world
 
@@ -75,7 +76,7 @@ def check_same_plans(seed: int, kind: type[World], **options: Any) -> World:
     return world
 
 
-def _act(world: World, rng: random.Random, tenants: tuple[str, ...]) -> None:
+def _act(world: World, rng: random.Random, tenants: tuple[str, ...], guided: float) -> None:
     roll = rng.random()
     if roll < 0.35:
         max_tokens = rng.randint(1, 12)
@@ -90,6 +91,8 @@ def _act(world: World, rng: random.Random, tenants: tuple[str, ...]) -> None:
                 seed=rng.randint(0, 3),
                 ignore_eos=rng.random() < 0.5,
                 tenant=tenants[0] if len(tenants) == 1 else rng.choice(tenants),
+                guided=bool(guided) and rng.random() < guided,
+                logprobs=0 if guided and rng.random() < 0.2 else None,
             )
         except InvalidRequest as error:
             assert error.field in ("max_tokens", "prompt")

@@ -19,6 +19,7 @@ from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.scheduling.page_pool import NULL_PAGE, PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
 from jaxinfer.scheduling.step_plan import NO_TOKEN, PlanRow, Scores, StepPlan, StepResult
+from tests.jaxinfer.scheduling.grammar import ArithmeticGuide, complete_after, forced_after
 
 VOCAB = 13
 
@@ -45,7 +46,8 @@ class _Slot:
 
 
 class SimulatedDevice:
-    """Runs plans in dispatch order. `salts` maps request ids to cache salts (the real device needs none).
+    """Runs plans in dispatch order. `salts` maps request ids to cache salts (the real device needs none), `guided` has
+    those that follow a grammar.
 
     fail_every: of the rows that draw each so manieth has no token; 0 is never. A row that may draw several tokens gives
     0 to all of them, in turns.
@@ -58,6 +60,7 @@ class SimulatedDevice:
         self.specs = [group.spec for group in limits.cache_groups.groups for _ in group.tables]
         self.slots: dict[int, _Slot] = {}
         self.salts: dict[str, str] = {}
+        self.guided: set[str] = set()
         self.fail_every = self._sampled = 0
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -139,6 +142,8 @@ class SimulatedDevice:
         token = next_token(prefix, slot.seed, slot.index, slot.rope_variant)
         if not row.draws:
             return [token]  # counts for nothing
+        if row.request_id in self.guided:
+            token = next(iter(forced_after(prefix[slot.prompt_len :], VOCAB)), token)
         slot.last_token = token
         self._sampled += 1
         if self.fail_every and self._sampled % self.fail_every == 0:
@@ -167,7 +172,7 @@ def _scores(count: int) -> Scores:
     return Scores([0.0] * count, [1] * count, [[0] * 20] * count, [[0.0] * 20] * count)
 
 
-def expected_tokens(submit: Submit, index: int, limits: SchedulerLimits) -> tuple[list[int], str]:
+def expected_tokens(submit: Submit, index: int, limits: SchedulerLimits, guided: bool = False) -> tuple[list[int], str]:
     """What a sequence generates when it runs alone, from first principles."""
     params = submit.params
     tokens, out = list(submit.prompt_token_ids), []
@@ -176,9 +181,13 @@ def expected_tokens(submit: Submit, index: int, limits: SchedulerLimits) -> tupl
     while True:
         rope_variant = rope_variant_of(len(tokens), limits)
         token = next_token(tuple(tokens), submit.seed, index, rope_variant)
+        if guided:
+            token = next(iter(forced_after(tuple(out), VOCAB)), token)
         tokens.append(token)
         out.append(token)
         if token in stops and len(out) > params.min_tokens:
+            return out, "stop"
+        if guided and complete_after(tuple(out), VOCAB):
             return out, "stop"
         if len(tokens) >= limit:
             return out, "length"
@@ -207,13 +216,17 @@ class World:
         seed: int = 0,
         tenant: str = "",
         weight: float = 1.0,
+        guided: bool = False,
         **params: Any,
     ) -> str:
         request_id = f"r{len(self.submitted)}"
         self.clock += 1.0
         submit = Submit(request_id, prompt, SamplingParams(**params), seed, priority, self.clock, salt, tenant, weight)
         self.device.salts[request_id] = salt
-        self.scheduler.add(submit)
+        guides = [ArithmeticGuide(VOCAB) for _ in range(submit.params.n)] if guided else []
+        self.scheduler.add(submit, guides)
+        if guided:
+            self.device.guided.add(request_id)
         self.submitted[request_id] = submit
         return request_id
 
@@ -233,7 +246,18 @@ class World:
         if done is not None:
             self._take(self.scheduler.update(*done).sequences)
             self.scheduler.check_integrity()
+        self._jump(plan)
         return plan
+
+    def _jump(self, plan: StepPlan) -> None:
+        """As the engine does when all tokens before the plan's are known."""
+        for _, sequence in self.scheduler.guided(plan):
+            assert isinstance(sequence.guide, ArithmeticGuide)
+            sequence.guide.look()
+            output = self.scheduler.jump(sequence)
+            if output is not None:
+                self._take([output])
+            self.scheduler.check_integrity()
 
     def _check_tables(self, row: PlanRow) -> None:
         """The device has the host's page tables, and windows bound what they hold."""
@@ -276,7 +300,7 @@ class World:
         for request_id, submit in self.submitted.items():
             for index in range(submit.params.n):
                 key = (request_id, index)
-                wanted, reason = expected_tokens(submit, index, self.limits)
+                wanted, reason = expected_tokens(submit, index, self.limits, request_id in self.device.guided)
                 got = self.tokens.get(key, [])
                 ended = self.ended.get(key)
                 if ended in ("stop", "length"):

@@ -7,7 +7,7 @@ import pytest
 from jaxinfer.scheduling.step_plan import NULL_PAGE
 from tests.jaxinfer.scheduling.episodes import LAYERS, WINDOWED, check_same_plans, run_episode
 from tests.jaxinfer.scheduling.fresh import FreshWorld
-from tests.mutants import MUTANTS, OF_GROUPS, OF_MEMORY, OF_TENANTS
+from tests.mutants import MUTANTS, OF_GROUPS, OF_GUIDES, OF_MEMORY, OF_TENANTS
 
 EPISODES = 300
 
@@ -23,6 +23,20 @@ def test_fault_is_caught_with_windows(name: str, monkeypatch: pytest.MonkeyPatch
     find_fault(name, WINDOWED, monkeypatch)
 
 
+def test_grammars_force_tokens() -> None:
+    forced = preemptions = errors = 0
+    for seed in range(100):
+        world = run_episode(
+            seed, tenants=("", "a"), guided=0.7, fail_every=seed % 3 * 23, layers=list(LAYERS)[seed % 7]
+        )
+        forced += world.scheduler.stats.forced_tokens
+        preemptions += world.scheduler.stats.preemptions
+        errors += sum(reason == "error" for reason in world.ended.values())
+    assert forced > 300
+    assert preemptions > 10
+    assert errors > 10
+
+
 def find_fault(name: str, layers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Plays episodes with a seeded fault, the layers being each of the given ones in turn, until it is noticed."""
     MUTANTS[name](monkeypatch)
@@ -32,7 +46,8 @@ def find_fault(name: str, layers: list[str], monkeypatch: pytest.MonkeyPatch) ->
             if name in OF_MEMORY:
                 check_same_plans(seed, FreshWorld, tenants=("", "a"), fail_every=29, layers=of)
             else:
-                run_episode(seed, tenants=("", "a") if name in OF_TENANTS else ("",), layers=of)
+                tenants = ("", "a") if name in OF_TENANTS else ("",)
+                run_episode(seed, tenants=tenants, layers=of, guided=0.7 if name in OF_GUIDES else 0.0)
         except Exception:  # a fault may show as a wrong token, a broken book or a crash: each of them is noticed
             return
     pytest.fail(f"{name} survived {EPISODES} episodes")

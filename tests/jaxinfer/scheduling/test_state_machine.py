@@ -65,10 +65,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt_logprobs=st.sampled_from([None, None, None, 1]),
         tenant=st.sampled_from(["", "", "a", "b"]),
         weight=st.sampled_from([1.0, 1.0, 0.5, 3.0]),
+        guided=st.sampled_from([False, False, True]),
+        logprobs=st.sampled_from([None, None, None, 0]),
     )
-    def submit(self, stream: tuple[int, ...], length: int, max_tokens: int, min_tokens: int, **params: object) -> None:
+    def submit(
+        self, stream: tuple[int, ...], length: int, max_tokens: int, min_tokens: int, guided: bool, **params: object
+    ) -> None:
+        guided = guided and self.world.limits.draws == 1
         try:
-            self.world.submit(stream[:length], max_tokens=max_tokens, min_tokens=min(min_tokens, max_tokens), **params)
+            least = min(min_tokens, max_tokens)
+            self.world.submit(stream[:length], max_tokens=max_tokens, min_tokens=least, guided=guided, **params)
         except InvalidRequest as error:
             assert error.field in ("max_tokens", "prompt")  # does not fit this tiny pool or context
 

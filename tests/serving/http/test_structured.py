@@ -79,7 +79,7 @@ TAKEN: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     ),
     ("responses", {"text": {"format": {"type": "json_object"}}}, ['{"n": 1}'], ["no"]),
     ("responses", {"structured_outputs": {"choice": ["yes", "no"]}}, ["yes", "no"], ["maybe", "ye"]),
-    ("chat", {"structured_outputs": {"regex": r"\d{3}-[a-z/]+"}}, ["123-a/b"], ["12-a", "123-a "]),
+    ("chat", {"structured_outputs": {"regex": r"\d{3}-[a-z/]+"}}, ["123-a/b"], ["12-a", "123-a ", "१२३-a"]),
     ("chat", {"structured_outputs": {"json": json.dumps(SCHEMA)}}, ['{"n": 1}'], ["{}"]),
     (
         "completion",

@@ -1,0 +1,313 @@
+"""Grammars at work: compiled in threads, followed token by token, and made into masks of the tokens that may come next.
+
+A constraint is the text of a grammar as llguidance's LLMatcher takes it. Compiling one takes from less than a
+millisecond to a second, so it never happens on the engine's thread; a mask takes some microseconds to a fraction of a
+millisecond, and those of a step's rows are made together by threads that do not hold the interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxinfer.constraints.vocabulary import ComingVocabulary, Vocabulary
+from jaxinfer.messages import Submit
+
+# What a grammar may cost, in llguidance's own units, so that the same one ends the same way on a busy machine. Its
+# documentation says what they come to: 1000 units of lexer fuel are 0.02 ms of compiling or 0.07 ms of a mask, 1000
+# items 0.05 ms. So compiling has some 100 ms for its regular expressions, a mask some 20 ms.
+LIMITS = {
+    "initial_lexer_fuel": 5_000_000,
+    "max_grammar_size": 500_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 100_000,
+    "max_items_in_row": 2_000,
+    "verbose_errors": False,  # else errors quote the text so far
+}
+COMPILE_SECONDS = 10.0  # after which nobody waits for a grammar any longer
+_COMPILING_THREADS = 4
+_MOST_MASK_THREADS = 16
+_KEPT = 128  # compiled grammars
+# Sequences of one grammar are copies of one matcher, which share what their lexer has learnt, behind one lock. So there
+# are several to copy where many use it, and none serves for ever: what it has learnt is bounded by an error.
+_COPIES_EACH, _MOST_COPIES = 4, 4096
+_LONGEST_REASON = 400  # characters
+
+
+class ConstraintError(ValueError):
+    """A grammar that this engine cannot follow; the message says why."""
+
+
+class Guide:
+    """A sequence's place in its grammar. Its state is that of the tokens it was given, so it outlives preemption.
+
+    Attributes:
+        error: why it can let nothing through any more; "" while it can.
+        forced: the tokens that come next whatever the model says, as far as they are known.
+    """
+
+    __slots__ = ("_ends", "_matcher", "error", "forced")
+
+    def __init__(self, matcher: Any, ends: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._ends = ends
+        self.error = ""
+        self.forced: deque[int] = deque()
+
+    def accept(self, token: int) -> None:
+        """The sequence's next token. One that the grammar does not let through is an `error`."""
+        if self.forced and self.forced.popleft() != token:
+            self.forced.clear()
+        if not self._matcher.consume_token(token):
+            self._fail()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow."""
+        return bool(self._matcher.is_stopped())
+
+    def ends(self, token: int) -> bool:
+        """Whether it is one of the model's end tokens."""
+        return token in self._ends
+
+    def _fail(self) -> None:
+        self.error = f"the grammar of this request cannot be followed further: {_reason(self._matcher)}"
+
+    def _look(self, only: bool) -> None:
+        """After its mask was made: whether that failed, and which tokens follow by force. only: the mask has one."""
+        if self._matcher.is_error():
+            self._fail()
+        elif only:
+            self.forced.extend(self._matcher.compute_ff_tokens())
+
+
+def _reason(matcher: Any) -> str:
+    text = " ".join(str(matcher.get_error()).split()) or "it is too complex"
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " ..."
+
+
+class _Job:
+    """A grammar that is being compiled."""
+
+    def __init__(self) -> None:
+        self.began: float | None = None  # time.monotonic()
+        self.future: Future[Any] = Future()
+
+
+class _Compiled:
+    """A compiled grammar: matchers that nothing was given to. See `_COPIES_EACH`."""
+
+    def __init__(self, original: Any) -> None:
+        self.originals = [original]
+        self.copies = 0
+        self.job: _Job | None = None  # makes another original
+
+    def copy(self) -> Any:
+        self.copies += 1
+        return self.originals[self.copies % len(self.originals)].deep_copy()
+
+    @property
+    def crowded(self) -> bool:
+        return self.copies > _COPIES_EACH * len(self.originals)
+
+    @property
+    def worn(self) -> bool:
+        return self.copies >= _MOST_COPIES
+
+
+class Held(NamedTuple):
+    """A request that waits for its grammar."""
+
+    submit: Submit
+    job: _Job
+
+
+class Matching:
+    """Compiles constraints and makes masks, for one engine, whose thread alone calls it.
+
+    Attributes:
+        compile_seconds: of all grammars, in threads.
+        requests: that had a constraint.
+    """
+
+    def __init__(self, vocabulary: ComingVocabulary, threads: int | None = None) -> None:
+        """threads: that make masks; None for as many as the machine has processors, at most 16."""
+        self._coming = vocabulary
+        self._threads = threads or max(1, min(_MOST_MASK_THREADS, os.cpu_count() or 1))
+        self._pool = ThreadPoolExecutor(_COMPILING_THREADS, thread_name_prefix="constraint")
+        self._cache: OrderedDict[str, _Compiled] = OrderedDict()
+        self._jobs: dict[str, _Job] = {}
+        self._held: dict[str, Held] = {}  # by request id
+        self._executor: Any = None
+        self._lock = threading.Lock()  # of compile_seconds, which threads add to
+        self.compile_seconds = 0.0
+        self.requests = 0
+
+    # -- compiling -----------------------------------------------------------------------------------------------------
+
+    def begin(self, submit: Submit) -> list[Guide] | None:
+        """A guide for each of the request's sequences, where its grammar is there; else None, and it is held until
+        `take` gives it back."""
+        self.requests += 1
+        text = submit.constraint
+        compiled = self._cache.get(text)
+        if compiled is not None:
+            return self._guides(text, compiled, submit.params.n)
+        job = self._jobs.get(text)
+        if job is None:
+            job = self._jobs[text] = self._start(text)
+        self._held[submit.request_id] = Held(submit, job)
+        return None
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their grammar."""
+        return len(self._held)
+
+    def holds(self, request_id: str) -> bool:
+        return request_id in self._held
+
+    def release(self, request_id: str) -> Submit | None:
+        """Gives a held request back that need not wait any longer; None where it is not held."""
+        held = self._held.pop(request_id, None)
+        return None if held is None else held.submit
+
+    def take(self) -> list[tuple[Submit, list[Guide] | ConstraintError]]:
+        """The held requests whose grammar is there now, or is found to be none. Never waits."""
+        found: list[tuple[Submit, list[Guide] | ConstraintError]] = []
+        now = time.monotonic()
+        for text, job in list(self._jobs.items()):
+            late = job.began is not None and now - job.began > COMPILE_SECONDS
+            if not job.future.done() and not late:
+                continue
+            del self._jobs[text]
+            result = self._settle(text, job)
+            for request_id in [name for name, held in self._held.items() if held.job is job]:
+                submit = self._held.pop(request_id).submit
+                if isinstance(result, _Compiled):
+                    found.append((submit, self._guides(text, result, submit.params.n)))
+                else:
+                    found.append((submit, result))
+        return found
+
+    def _settle(self, text: str, job: _Job) -> _Compiled | ConstraintError:
+        if not job.future.done():
+            return ConstraintError(f"the grammar was not compiled within {COMPILE_SECONDS:g} seconds")
+        error = job.future.exception()
+        if error is not None:
+            return (
+                error
+                if isinstance(error, ConstraintError)
+                else ConstraintError(f"the grammar does not compile: {error}")
+            )
+        compiled = self._cache[text] = _Compiled(job.future.result())
+        while len(self._cache) > _KEPT:
+            self._cache.popitem(last=False)
+        return compiled
+
+    def _guides(self, text: str, compiled: _Compiled, count: int) -> list[Guide]:
+        ends = frozenset(self._vocabulary.tokenizer.eos_tokens)
+        guides = [Guide(compiled.copy(), ends) for _ in range(count)]
+        if compiled.job is not None and compiled.job.future.done():
+            if compiled.job.future.exception() is None:
+                compiled.originals.append(compiled.job.future.result())
+            compiled.job = None
+        elif compiled.crowded and compiled.job is None and len(compiled.originals) < self._threads:
+            compiled.job = self._start(text)
+        if text in self._cache:
+            self._cache.move_to_end(text)
+            if compiled.worn:
+                del self._cache[text]
+        return guides
+
+    @property
+    def _vocabulary(self) -> Vocabulary:
+        """Of a model that has one. Waits for it."""
+        try:
+            found = self._coming.get()
+        except Exception as error:
+            raise ConstraintError(f"this model's tokenizer does not suit structured output: {error}") from error
+        if found is None:
+            raise ConstraintError("structured output needs a tokenizer, and this model has none")
+        return found
+
+    def _start(self, text: str) -> _Job:
+        job = _Job()
+        self._pool.submit(self._compile, text, job)
+        return job
+
+    def _compile(self, text: str, job: _Job) -> None:
+        """In a thread. Makes the first mask, too: copies share what the lexer learns of it."""
+        job.began = time.monotonic()
+        begin = time.perf_counter()
+        try:
+            from llguidance import LLMatcher, LLParserLimits
+
+            vocabulary = self._vocabulary
+            matcher = LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
+            if not matcher.is_error():
+                first = matcher.deep_copy()
+                first.compute_bitmask()
+                matcher = first if first.is_error() else matcher
+            if matcher.is_error():
+                raise ConstraintError(f"the grammar does not compile: {_reason(matcher)}")
+            result: Any = matcher
+        except BaseException as error:  # told to whoever waits for it; a panic of Rust's is no Exception
+            job.future.set_exception(error)
+        else:
+            job.future.set_result(result)
+        with self._lock:
+            self.compile_seconds += time.perf_counter() - begin
+
+    # -- masks ---------------------------------------------------------------------------------------------------------
+
+    def masks(self, guides: Iterable[tuple[int, Guide]], rows: int, words: int) -> np.ndarray:
+        """(rows, words) uint32: bit i of word w of a row is set where token 32 w + i may come next in it.
+
+        guides: of some rows, by their numbers; the others may have any token. Afterwards a guide's `error` says
+        whether its mask could not be made: its row may have any token, and must not be used. Where a grammar leaves one
+        token, `forced` has it and those that follow it by force.
+        """
+        masks = np.full((rows, words), 0xFFFFFFFF, np.uint32)
+        asked = []
+        for row, guide in guides:
+            if guide.forced:
+                masks[row] = 0
+                masks[row, guide.forced[0] >> 5] = 1 << (guide.forced[0] & 31)
+            else:
+                asked.append((row, guide))
+        if asked:
+            self._fill(asked, masks)
+        return masks
+
+    def _fill(self, asked: Sequence[tuple[int, Guide]], masks: np.ndarray) -> None:
+        width = self._vocabulary.words
+        filled = masks if width == masks.shape[1] else np.zeros((len(masks), width), np.uint32)
+        if self._executor is None:
+            from llguidance import LLExecutor
+
+            self._executor = LLExecutor(self._threads)
+        self._executor.unsafe_compute_mask_ptr(
+            [(guide._matcher, row) for row, guide in asked], filled.ctypes.data, width * 4, len(filled)
+        )
+        numbers = [row for row, _ in asked]
+        if filled is not masks:
+            shared = min(width, masks.shape[1])
+            masks[numbers] = 0
+            masks[numbers, :shared] = filled[numbers, :shared]
+        counts = np.bitwise_count(filled[numbers]).sum(axis=1)
+        for (row, guide), count in zip(asked, counts.tolist(), strict=True):
+            guide._look(only=count == 1)
+            if guide.error:
+                masks[row] = 0xFFFFFFFF
+
+    def close(self) -> None:
+        """Compiles nothing more; waits for what is being compiled."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
