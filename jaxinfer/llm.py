@@ -33,6 +33,7 @@ from jaxinfer.messages import (
 )
 from jaxinfer.model_path import hub_cache_from, resolve_model
 from jaxinfer.outputs import RequestOutput, RequestStream
+from jaxinfer.progress_bar import progress_bar
 from jaxinfer.sampling_params import SamplingParams, as_token_ids
 from jaxinfer.text import VOCABULARY_FILES, Tokenizer, TokenizerError, load_tokenizer
 
@@ -306,7 +307,7 @@ class LLM:
     ) -> None:
         open_ids = set(streams)
         try:
-            with _progress_bar(len(streams), show) as advance:
+            with progress_bar(len(streams), show) as advance:
                 while open_ids:
                     for request_id in self._take(streams):
                         open_ids.discard(request_id)
@@ -385,27 +386,3 @@ def _generation_config(folder: Path) -> dict[str, Any]:
     from checkpoints.folder import read_config
 
     return read_config(folder)[1]
-
-
-class _progress_bar:  # noqa: N801 (reads as the function it is used as)
-    """A rich progress bar, or nothing; enters to a function that advances it by one."""
-
-    def __init__(self, total: int, show: bool) -> None:
-        self._total, self._show = total, show
-        self._bar: Any = None
-
-    def __enter__(self) -> Callable[[], None]:
-        if not self._show:
-            return lambda: None
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"), TimeRemainingColumn()
-        )
-        self._bar.start()
-        task = self._bar.add_task("generating", total=self._total)
-        return lambda: self._bar.advance(task)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -50,7 +50,7 @@ def _options(params: StructuredOutputsParams) -> dict[str, Any]:
 def _regex(text: str) -> str:
     from llguidance import regex_to_lark
 
-    return f"start: REGEX\nREGEX: /{regex_to_lark(text, "d")}/\n"
+    return f"start: REGEX\nREGEX: /{regex_to_lark(text, 'd')}/\n"
 
 
 def _choice(texts: Sequence[str]) -> str:
