@@ -397,4 +397,5 @@ def model_context(
         gives_tokens=config.output_filter is None,
         aliases=config.aliases,
         trusts_chat_templates=config.api.trust_request_chat_template,
+        filter_prompt=prompt_filter(input_filter, config.stable_prefix, tokenizer),
     )
