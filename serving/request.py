@@ -20,8 +20,9 @@ from jaxinfer.outputs import prompt_end_of
 from jaxinfer.sampling_params import FIELDS, SamplingParams, as_token_ids
 from jaxinfer.text import AnswerReading, PromptEnd, Tokenizer, stop_automaton
 from serving.access.caller import Caller
+from serving.bad_words import with_bad_words
 from serving.errors import Refusal
-from serving.json_size import check_size
+from serving.sizes import check_size, too_many_characters, too_many_tokens
 
 MAX_REQUEST_ID = 128  # characters
 MAX_CACHE_SALT = 256  # characters
@@ -31,9 +32,9 @@ MAX_TOOL_LENGTH = 1 << 16  # of one function's schema, about as many characters 
 MAX_VARIABLES_LENGTH = 1 << 16  # of all template variables
 
 # Variables of a chat template that have a field of their own, or none here.
-_RESERVED_VARIABLES = frozenset(
-    {"messages", "tools", "template", "add_generation_prompt", "truncate_prompt_tokens", "self"}
-)
+_RESERVED_VARIABLES = frozenset({"messages", "tools", "template", "truncate_prompt_tokens", "self"}) | {
+    *("add_generation_prompt", "continue_final", "continue_final_message")
+}
 # Tokens of an answer that nobody reads before its end, told to the server at a time: enough that telling costs little,
 # few enough that limits and metrics follow.
 UNREAD_INTERVAL = 32
@@ -48,7 +49,7 @@ class ModelContext:
     aliases: further names that requests may give the model. defaults: sampling fields that the model's generation
     config sets. draw_seed: gives a seed (64 bits) to a request that has none. filter_prompt: the operator's; raises
     Refusal or InvalidRequest. gives_tokens: answers come with token ids and log-probabilities, not as filtered text
-    only.
+    only. trusts_chat_templates: a chat template may be one that the request brings.
     """
 
     info: EngineInfo
@@ -59,6 +60,7 @@ class ModelContext:
     filter_prompt: Callable[[Prompt], Prompt] | None = None
     gives_tokens: bool = True
     aliases: tuple[str, ...] = ()
+    trusts_chat_templates: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,7 +83,8 @@ class TokenPrompt:
 class ChatPrompt:
     """A conversation for the model's chat template; see `Tokenizer.render_chat`.
 
-    template: one of the model's, by name; None is the model's choice.
+    template: one of the model's, by name, or the template itself where requests are trusted; None: the model's choice.
+    continue_final_message: the prompt ends within the last message, which the model goes on with.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -89,6 +92,7 @@ class ChatPrompt:
     add_generation_prompt: bool = True
     template: str | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    continue_final_message: bool = False
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
@@ -102,7 +106,9 @@ class GenerationRequest:
     parses the answers, if it does; where the model reasons first, stop strings wait for the answer then. suffix: what
     the server puts behind a request_id of the client's, to tell several of one name apart. shows_prompt: the answer has
     the prompt's text, which is made of its ids where the client gave those or a limit. user: whom the client serves, as
-    OpenAI's field says. ignored: names of what else the client sent, which has no effect."""
+    OpenAI's field says. ignored: names of what else the client sent, without effect. keeps_beginning: a prompt that
+    truncate_prompt_tokens cuts keeps its first tokens, not its last. bad_words: texts that are never generated.
+    interval: tokens of a stream that are sent at once, behind the first."""
 
     prompt: Prompt
     sampling: Mapping[str, Any]
@@ -118,6 +124,9 @@ class GenerationRequest:
     shows_prompt: bool = False
     user: str = ""
     ignored: tuple[str, ...] = ()
+    keeps_beginning: bool = False
+    bad_words: tuple[str, ...] = ()
+    interval: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +144,7 @@ class PreparedRequest:
         user: Whom the client serves, for the records.
         ignored: Names of what had no effect, for the records.
         asked_tokens: The max_tokens that the client would take, of which the context may leave less; None: no limit.
+        interval: Tokens of a stream that are sent at once, behind the first.
     """
 
     submit: Submit
@@ -146,6 +156,7 @@ class PreparedRequest:
     user: str = ""
     ignored: tuple[str, ...] = ()
     asked_tokens: int | None = None
+    interval: int = 1
 
     @property
     def request_id(self) -> str:
@@ -164,14 +175,15 @@ class PreparedRequest:
     def sent_as(self, engine_id: str, arrival: float, caller: Caller, *, judged: bool = False) -> Submit:
         """What the engine gets. arrival: seconds of time.monotonic(). judged: an output filter looks at the answer."""
         submit = self.submit
-        at_once = not self.final_only or submit.params.stop or judged  # what ends an answer on this side
+        at_once = submit.params.stop or judged  # what ends an answer on this side
+        interval = UNREAD_INTERVAL if self.final_only else self.interval
         return submit._replace(
             request_id=engine_id,
             arrival=arrival,
             cache_salt=caller.salt(submit.cache_salt),
             tenant=caller.tenant,
             weight=caller.weight,
-            interval=1 if at_once else UNREAD_INTERVAL,
+            interval=1 if at_once else interval,
         )
 
 
@@ -184,7 +196,8 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
         refuse_too_long(prompt, context)
     if context.filter_prompt is not None:
         prompt = context.filter_prompt(prompt)
-    ids = encode_prompt(prompt, context, params.prompt_limit(context.info.max_model_len), must_fit=True)
+    limit = params.prompt_limit(context.info.max_model_len)
+    ids = encode_prompt(prompt, context, limit, must_fit=True, keeps_beginning=request.keeps_beginning)
     asked_tokens = params.max_tokens
     params = _fit_context(params, len(ids), context)
     seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
@@ -206,6 +219,7 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
         request.user,
         request.ignored,
         asked_tokens,
+        request.interval,
     )
 
 
@@ -222,7 +236,8 @@ def check_fields(request: GenerationRequest, context: ModelContext) -> tuple[str
         if not -(2**31) <= request.priority < 2**31:
             raise InvalidRequest("priority", request.priority, "it must be a 32-bit integer")
     with gathering:
-        params = sampling_params(request.sampling, context, request.defaults)
+        given = with_bad_words(request.sampling, request.bad_words, context.tokenizer)
+        params = sampling_params(given, context, request.defaults)
         if params.logprobs is not None and not context.gives_tokens:
             raise InvalidRequest("logprobs", params.logprobs, NO_TOKENS)
     gathering.done()
@@ -292,7 +307,7 @@ def _fit_context(params: SamplingParams, prompt_len: int, context: ModelContext)
         raise InvalidRequest("prompt", "", "it must hold at least one token")
     room = context_len - prompt_len
     if room < 1:
-        raise _too_many(prompt_len, context_len)
+        raise too_many_tokens(prompt_len, context_len)
     if params.min_tokens > room:
         allowed = f"with a prompt of {prompt_len} tokens at most {room} fit the context of {context_len}"
         raise InvalidRequest("min_tokens", params.min_tokens, allowed)
@@ -303,69 +318,66 @@ def _fit_context(params: SamplingParams, prompt_len: int, context: ModelContext)
     return params.with_changes(max_tokens=wanted)
 
 
-def _too_many(tokens: int, context_len: int) -> InvalidRequest:
-    allowed = f"with room for one more token, at most {context_len - 1} fit the context of {context_len}"
-    return InvalidRequest("prompt", f"{tokens} tokens", allowed)
-
-
 def refuse_too_long(prompt: Prompt, context: ModelContext) -> None:
     """Raises InvalidRequest for a prompt that its length alone shows to be too long. What a template makes of a chat is
     known when it is rendered."""
     context_len = context.info.max_model_len
     if isinstance(prompt, TokenPrompt) and len(prompt.token_ids) >= context_len:
-        raise _too_many(len(prompt.token_ids), context_len)
+        raise too_many_tokens(len(prompt.token_ids), context_len)
     bound = None if context.tokenizer is None else context.tokenizer.length_bound
     if isinstance(prompt, TextPrompt) and bound is not None and bound.exceeded(prompt.text, context_len - 1):
-        raise _too_many_characters(len(prompt.text), bound.characters(context_len - 1), context_len)
-
-
-def _too_many_characters(characters: int, allowed: int, context_len: int) -> InvalidRequest:
-    most = f"the context of {context_len} tokens stands for at most {allowed}, with room for one more token"
-    return InvalidRequest("prompt", f"{characters} characters", most)
+        raise too_many_characters(len(prompt.text), bound.characters(context_len - 1), context_len)
 
 
 def encode_prompt(
-    prompt: Prompt, context: ModelContext, limit: int | None = None, *, must_fit: bool = False
+    prompt: Prompt,
+    context: ModelContext,
+    limit: int | None = None,
+    *,
+    must_fit: bool = False,
+    keeps_beginning: bool = False,
 ) -> tuple[int, ...]:
-    """Ids of a prompt. limit: keep only the last so many. must_fit: a text that cannot be short enough for the context
-    is refused before it is tokenized, unless there is a limit. Raises as `prepare`."""
+    """Ids of a prompt. limit: keep only the last so many, or the first. must_fit: a text that cannot be short enough
+    for the context is refused before it is tokenized, unless there is a limit. Raises as `prepare`."""
     if isinstance(prompt, TokenPrompt):
         ids = as_token_ids("token_ids", prompt.token_ids, context.info.vocab_size)
-        return ids if limit is None else ids[-limit:]
+        return ids if limit is None else ids[:limit] if keeps_beginning else ids[-limit:]
     tokenizer, context_len = context.tokenizer, context.info.max_model_len
     if tokenizer is None:
         raise InvalidRequest("prompt", "text" if isinstance(prompt, TextPrompt) else "chat", _NO_TOKENIZER)
-    text = prompt.text if isinstance(prompt, TextPrompt) else _render_chat(prompt, tokenizer)
+    text = prompt.text if isinstance(prompt, TextPrompt) else _render_chat(prompt, context, tokenizer)
     try:
         found = tokenizer.encode(
             text,
             add_special_tokens=isinstance(prompt, TextPrompt) and prompt.add_special_tokens,
-            truncate_prompt_tokens=limit,
+            truncate_prompt_tokens=None if keeps_beginning else limit,
             max_tokens=context_len - 1 if must_fit and limit is None else None,
         )
     except TooManyTokens as error:
-        raise _too_many(error.count, context_len) from error
+        raise too_many_tokens(error.count, context_len) from error
     except PromptTooLong as error:
-        raise _too_many_characters(error.characters, error.allowed, context_len) from error
-    return as_token_ids("prompt", found, context.info.vocab_size)
+        raise too_many_characters(error.characters, error.allowed, context_len) from error
+    return as_token_ids("prompt", found[:limit] if keeps_beginning else found, context.info.vocab_size)
 
 
-def _render_chat(chat: ChatPrompt, tokenizer: Tokenizer) -> str:
+def _render_chat(chat: ChatPrompt, context: ModelContext, tokenizer: Tokenizer) -> str:
     """The template writes all special tokens itself."""
     for name in chat.variables:
         if name in _RESERVED_VARIABLES:
             raise InvalidRequest("template_variables", name, "this is not a variable that a request may set")
     _check_sizes(chat)
-    # A template is a program: only the model's own are run, chosen by name.
+    # A template is a program: only the model's own are run, chosen by name, unless the operator trusts requests.
     names = chat_template_names(tokenizer)
-    if chat.template and chat.template not in names:
-        raise InvalidRequest("template", chat.template, f"the model's chat templates are {list(names)}")
-    by_name = isinstance(tokenizer.chat_template, dict)
+    if chat.template and chat.template not in names and not context.trusts_chat_templates:
+        allowed = f"the model's chat templates are {list(names)}; others need --trust-request-chat-template"
+        raise InvalidRequest("template", chat.template, allowed)
+    by_name = isinstance(tokenizer.chat_template, dict) or chat.template not in names
     return tokenizer.render_chat(
         chat.messages,
         add_generation_prompt=chat.add_generation_prompt,
         tools=chat.tools or None,
         template=chat.template if chat.template and by_name else None,
+        continue_final=chat.continue_final_message,
         **chat.variables,
     )
 
@@ -383,6 +395,4 @@ def _check_sizes(chat: ChatPrompt) -> None:
 def chat_template_names(tokenizer: Tokenizer | None) -> tuple[str, ...]:
     """Names of the model's chat templates; a single one is called "default"."""
     source = None if tokenizer is None else tokenizer.chat_template
-    if source is None:
-        return ()
-    return tuple(source) if isinstance(source, dict) else ("default",)
+    return () if source is None else tuple(source) if isinstance(source, dict) else ("default",)

@@ -74,10 +74,9 @@ class ServerConfig:
 
     aliases: further names of the model. max_waiting: sequences accepted beyond those that can run. grace_seconds: what
     running work gets after SIGTERM. unready_seconds, stall_seconds: see serving.frontend.watchdog. sampling_defaults:
-    what the model's generation config sets, by SamplingParams' names. notes: more to say about the model when it is
-    ready. seed: starts the sequence of seeds that requests without one get; None draws each from the system. http_port:
-    None starts no HTTP server. gateways: services of others on the gRPC port.
-    input_filter, output_filter: MODULE:FUNCTION, see serving.filters.contract.
+    what the model's generation config sets, by SamplingParams' names. notes: more to say when the model is ready. seed:
+    starts the seeds that requests without one get; None draws each from the system. http_port: None starts no HTTP
+    server. gateways: services of others on the gRPC port. input_filter, output_filter: see serving.filters.contract.
     """
 
     host: str = "127.0.0.1"
@@ -286,8 +285,7 @@ class Server:
                 raise ServerError(end.reason, EXIT_REFUSED if end.code == EXIT_REFUSED else EXIT_CRASHED, end.traceback)
             info = ready.result()
             tokenizer = tokenizer or await loading
-            more = () if tokenizer is None else tokenizer.notes
-            info = info._replace(notes=(*info.notes, *self.config.notes, *more))
+            info = info._replace(notes=(*info.notes, *self.config.notes, *(tokenizer.notes if tokenizer else ())))
             context = model_context(info, tokenizer, self.config, self._input_filter)
             sampling_params({}, context)
         except InvalidRequest as error:
@@ -392,9 +390,11 @@ def model_context(
     """What requests to this engine are checked against."""
     source = random.SystemRandom() if config.seed is None else random.Random(config.seed)
     found = ModelContext(
-        info, config.name or info.model, tokenizer, config.sampling_defaults, lambda: source.getrandbits(64)
+        *(info, config.name or info.model, tokenizer, config.sampling_defaults, lambda: source.getrandbits(64)),
+        gives_tokens=config.output_filter is None,
+        aliases=config.aliases,
+        trusts_chat_templates=config.api.trust_request_chat_template,
     )
-    found = replace(found, gives_tokens=config.output_filter is None, aliases=config.aliases)
     if input_filter is None:
         return found
     return replace(found, filter_prompt=lambda prompt: filtered(prompt, input_filter, CALLER.get().tenant, tokenizer))

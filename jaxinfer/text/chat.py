@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from jaxinfer.errors import ChatMessageError, ChatTemplateError
+from jaxinfer.text.continuing import up_to_mark, with_mark
 from jaxinfer.text.conversation import TemplateUse, check_message, for_template
 from jaxinfer.text.errors import TokenizerError
 from jaxinfer.text.files import CHAT_TEMPLATE, CHAT_TEMPLATE_JSON, TOKENIZER_CONFIG, TokenizerFiles
@@ -123,11 +124,13 @@ class ChatTemplates:
         variables: Mapping[str, Any],
         special_tokens: Mapping[str, str],
         settle: bool = False,
+        continue_final: bool = False,
     ) -> str:
         """Renders a conversation.
 
         settle: give the template what vLLM would (see conversation.py), as `Tokenizer.render_chat` does; otherwise it
             gets the messages as they are, which is what transformers does.
+        continue_final: only up to the end of the last message's text.
         """
         try:
             check = check_message if settle else _check_message
@@ -141,7 +144,10 @@ class ChatTemplates:
         given = {"tools": schemas, "add_generation_prompt": add_generation_prompt, **special_tokens, **extra}
         if settle:
             chat = for_template(chat, self._use(source, compiled, special_tokens))
-        return _explained(lambda: self._run(compiled, chat, given))
+        if not continue_final:
+            return _explained(lambda: self._run(compiled, chat, given))
+        marked, mark = with_mark(chat)
+        return up_to_mark(_explained(lambda: self._run(compiled, marked, given)), mark)
 
     def _run(self, compiled: jinja2.Template, chat: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
         with self.environment.within_budget():

@@ -208,6 +208,7 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
+        continue_final: bool = False,
         **template_kwargs: Any,
     ) -> str:
         """Renders a conversation as transformers' apply_chat_template(tokenize=False) does.
@@ -223,6 +224,8 @@ class Tokenizer:
             tools: JSON schemas of callable functions.
             template: Jinja source, or the name of one of the folder's templates; default: the folder's own
                 ("tool_use", where there is one and tools are given).
+            continue_final: end with the last message's text, without what closes a message, for the model to
+                go on with it; instead of `add_generation_prompt`.
             **template_kwargs: further variables of the template (`documents`, `enable_thinking`, ...). They win over
                 the special tokens, which are variables too.
 
@@ -238,6 +241,7 @@ class Tokenizer:
             variables=template_kwargs,
             special_tokens=self._special_tokens,
             settle=True,
+            continue_final=continue_final,
         )
 
     def encode_chat(

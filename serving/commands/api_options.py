@@ -23,8 +23,26 @@ def add_api_options(parser: argparse.ArgumentParser) -> None:
         default="report",
         help="what becomes of fields of requests that have no effect; report: the answer names them (docs/http.md)",
     )
+    parser.add_argument(
+        "--trust-request-chat-template",
+        action="store_true",
+        help="requests may bring chat templates of their own, which are programs: for clients that are trusted",
+    )
+    parser.add_argument(
+        "--stream-interval",
+        type=int,
+        metavar="N",
+        default=ApiConfig().stream_interval,
+        help="tokens that an event of a stream has at least, behind the first, which is sent at once",
+    )
 
 
 def api_config(arguments: argparse.Namespace) -> ApiConfig:
     """Of the options that `add_api_options` adds. Raises ConfigError."""
-    return ApiConfig(arguments.tool_call_parser, arguments.reasoning_parser, arguments.unknown_fields)
+    return ApiConfig(
+        arguments.tool_call_parser,
+        arguments.reasoning_parser,
+        arguments.unknown_fields,
+        arguments.trust_request_chat_template,
+        arguments.stream_interval,
+    )

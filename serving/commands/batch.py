@@ -7,6 +7,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -110,6 +111,8 @@ async def _run(
 ) -> None:
     async with local_engine(arguments, hub_cache, build) as (frontend, context):
         api = Api(frontend, api_config(arguments))
+        context = replace(context, trusts_chat_templates=api.config.trust_request_chat_template)
+        frontend.open(context)
         api.open(context)
         view.start(run.progress)
         await run.run(api, _AHEAD * context.info.max_num_seqs)

@@ -162,7 +162,7 @@ class Frontend:
         try:
             model = self.ready_model()
             prepared, more = await self._worker.run(
-                size, lambda: convert(model, lambda requests: self._prepare(requests, model))
+                size, lambda: convert(model, lambda requests: self.prepare(requests, model))
             )
             return await self._begin(prepared, model, origin), more
         except (RequestError, *BAD_INPUT):
@@ -174,7 +174,8 @@ class Frontend:
         model = self.ready_model()
         return await self._worker.run(size, lambda: work(model))
 
-    def _prepare(self, requests: Sequence[GenerationRequest], model: ModelContext) -> list[PreparedRequest]:
+    def prepare(self, requests: Sequence[GenerationRequest], model: ModelContext) -> list[PreparedRequest]:
+        """As `prepare` in request.py, for all of a message's. May run in a thread."""
         self.check_room(requests)
         return [prepare(request, model) for request in requests]
 

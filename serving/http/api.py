@@ -30,6 +30,7 @@ from serving.http.models import (
     Sampling,
     TokenizeRequest,
 )
+from serving.http.render import rendered
 from serving.http.reply import Reply
 from serving.http.response_store import ResponseStore, StoreLimits
 from serving.http.response_turn import ResponseTurn
@@ -38,7 +39,6 @@ from serving.http.responses_models import ResponsesRequest
 from serving.observing.record import NOWHERE, Origin
 from serving.request import (
     NO_TOKENS,
-    ChatPrompt,
     GenerationRequest,
     ModelContext,
     PreparedRequest,
@@ -52,17 +52,24 @@ from serving.text_worker import PART_BYTES
 T = TypeVar("T", bound=msgspec.Struct)
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+RENDER = "/render"  # behind the path of an endpoint that generates
+_OF_CHATS = ("tools", "add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
+_TOKENIZE_NAMES = {"template": "chat_template", "template_variables": "chat_template_kwargs"}
 _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input"}
 
 
 @dataclass(frozen=True)
 class ApiConfig:
     """tool_call_parser, reasoning_parser: see jaxinfer.text.answers. unknown_fields: what becomes of fields without an
-    effect, see ignored.py. response_store: None keeps no responses. Raises ConfigError for what cannot be."""
+    effect, see ignored.py. trust_request_chat_template: requests may bring templates, which are programs.
+    stream_interval: tokens that an event of a stream has at least, behind the first. response_store: None keeps no
+    responses. Raises ConfigError for what cannot be."""
 
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
     unknown_fields: UnknownFields = "report"
+    trust_request_chat_template: bool = False
+    stream_interval: int = 1
     response_store: StoreLimits | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +80,8 @@ class ApiConfig:
         if self.unknown_fields not in get_args(UnknownFields):
             allowed = " or ".join(get_args(UnknownFields))
             raise ConfigError(f"unknown_fields is {self.unknown_fields!r}; it must be {allowed}")
+        if self.stream_interval < 1:
+            raise ConfigError(f"stream_interval is {self.stream_interval}; it must be positive")
 
 
 class _Endpoint(NamedTuple):
@@ -151,10 +160,13 @@ class Api:
             check_model(request.model or "", model)
             if not model.gives_tokens and getattr(request, "return_token_ids", None):
                 raise InvalidRequest("return_token_ids", True, NO_TOKENS)
+            convert.check_named_tokens(request, model)
             with convert.in_names_of_the_client(endpoint.names(request)):
                 requests = endpoint.convert(request, model, self.form)
-                names = ignored.names
-                return prepare([replace(each, ignored=names) for each in requests] if names else requests), request
+                names, least = ignored.names, self.config.stream_interval
+                if names or least > 1:
+                    requests = [replace(r, ignored=names, interval=max(least, r.interval)) for r in requests]
+                return prepare(requests), request
         except (ApiError, InvalidRequest) as error:
             first = error if isinstance(error, ApiError) else from_invalid(error)
             if first.status != 400:
@@ -167,6 +179,20 @@ class Api:
             requests = endpoint.convert(request, model, self.form)
             check_fields(requests[0], model)
             self.frontend.check_room(requests)
+
+    async def render(self, path: str, body: Body) -> TextReply:
+        """What `begin` would hand to the engine. Raises ApiError."""
+        endpoint = ENDPOINTS[path]
+
+        def done(model: ModelContext) -> TextReply:
+            with collecting(self.config.unknown_fields) as ignored:
+                prepared, request = self._convert(
+                    endpoint, body, model, lambda requests: self.frontend.prepare(requests, model), ignored
+                )
+            prefix, one = ("cmpl-", False) if path == COMPLETIONS else ("chatcmpl-", True)
+            return TextReply(rendered(prepared, request, prefix, one=one), ignored)
+
+        return await self._run(body, done, _PROMPTS[path])
 
     # -- text -----------------------------------------------------------------------------------------------------
 
@@ -184,10 +210,14 @@ class Api:
                 except ApiError as error:
                     raise every_fault(body, kind, error, lambda _: None) from error
 
+        return await self._run(body, done)
+
+    async def _run(self, body: Body, done: Callable[[ModelContext], TextReply], prompt: str | None = None) -> TextReply:
+        """prompt: the field that the client has its text in."""
         try:
             reply = await self.frontend.run(_cost(body), done)
         except (Refusal, *BAD_INPUT) as error:
-            raise as_api_error(error) from error
+            raise as_api_error(error, prompt) from error
         self.frontend.recorder.ignored(reply.ignored.counts)
         return reply
 
@@ -195,7 +225,7 @@ class Api:
 class TextReply(NamedTuple):
     """An answer that needs no engine."""
 
-    body: dict[str, Any]
+    body: dict[str, Any] | list[dict[str, Any]]
     ignored: IgnoredFields
 
 
@@ -227,21 +257,17 @@ def _tokenize(request: TokenizeRequest, model: ModelContext) -> dict[str, Any]:
     if (request.prompt is None) == (request.messages is None):
         given = None if request.prompt is None else request.prompt
         raise InvalidRequest("prompt", given, "one of prompt and messages must be given")
-    with convert.in_names_of_the_client({"template_variables": "chat_template_kwargs"}):
+    with convert.in_names_of_the_client(_TOKENIZE_NAMES):
         if request.prompt is not None:
-            for name in ("tools", "add_generation_prompt", "chat_template_kwargs"):
+            for name in _OF_CHATS:
                 if getattr(request, name) not in (None, [], {}):
                     raise InvalidRequest(name, getattr(request, name), "it applies to messages only")
             ids = encode_prompt(TextPrompt(request.prompt, request.add_special_tokens is not False), model)
         else:
             if request.add_special_tokens is not None:
                 raise InvalidRequest("add_special_tokens", request.add_special_tokens, "it applies to a prompt only")
-            chat_prompt = ChatPrompt(
-                chat_input.messages(request.messages or ()),
-                chat_input.tools(request.tools) or None,
-                request.add_generation_prompt is not False,
-                variables=request.chat_template_kwargs or {},
-            )
+            tools = chat_input.tools(request.tools) or None
+            chat_prompt = convert.chat_prompt(request, tools, request.chat_template_kwargs or {})
             ids = encode_prompt(chat_prompt, model)
     result: dict[str, Any] = {"count": len(ids), "max_model_len": model.info.max_model_len, "tokens": ids}
     if request.return_token_strs:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -17,42 +18,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from jaxinfer import __version__
 from serving import garbage, json_text
 from serving.errors import Refusal, RequestError
-from serving.http.api import ENDPOINTS, Api, TextReply, as_api_error
+from serving.http.api import CHAT, COMPLETIONS, ENDPOINTS, RENDER, Api, TextReply, as_api_error
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.decode import Body
 from serving.http.envelope import CorsConfig, enveloped
 from serving.http.errors import ApiError, error_response, internal
 from serving.http.gate import HttpGate
-from serving.http.openapi import document
+from serving.http.information import Information
 from serving.http.page import Page
 from serving.http.reply import Reply
 from serving.http.stored_responses import responses_routes
-from serving.observing.metrics import MEDIA_TYPE
 from serving.observing.record import Origin
-from serving.observing.recorder import RECENT
 from serving.observing.tracing import TRACE_HEADERS
-from serving.request import MAX_REQUEST_ID, ModelContext, check_model
 
 _LOG = logging.getLogger("serving.http")
 
 _NO_CORS = CorsConfig()
-_PERMISSION = {  # OpenAI's old object, as vLLM fills it
-    "id": "modelperm-jaxinfer",
-    "object": "model_permission",
-    "created": 0,
-    "allow_create_engine": False,
-    "allow_sampling": True,
-    "allow_logprobs": True,
-    "allow_search_indices": False,
-    "allow_view": True,
-    "allow_fine_tuning": False,
-    "organization": "*",
-    "group": None,
-    "is_blocking": False,
-}
 _JSON = (b"content-type", b"application/json")
 _EVENTS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -66,6 +49,9 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
     reader = BodyReader(max_body_bytes)
     information = Information(api)
     routes = [Route(path, Generate(api, reader, path), methods=["POST"]) for path in ENDPOINTS]
+    for path in (COMPLETIONS, CHAT):
+        answer = Answer(api, reader, path + RENDER, partial(api.render, path))
+        routes.append(Route(path + RENDER, answer, methods=["POST"]))
     routes += [
         Route("/tokenize", Answer(api, reader, "/tokenize", api.tokenize), methods=["POST"]),
         Route("/detokenize", Answer(api, reader, "/detokenize", api.detokenize), methods=["POST"]),
@@ -73,6 +59,9 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
         Route("/v1/models", information.models, methods=["GET"]),
         Route("/v1/models/{name:path}", information.model, methods=["GET"]),
         Route("/health", information.health, methods=["GET"]),
+        Route("/ping", information.health, methods=["GET", "POST"]),
+        Route("/load", information.load, methods=["GET"]),
+        Route("/server_info", information.server_info, methods=["GET"]),
         Route("/ready", information.ready, methods=["GET"]),
         Route("/version", information.version, methods=["GET"]),
         Route("/metrics", information.metrics, methods=["GET"]),
@@ -173,87 +162,6 @@ class Answer:
             await send_error(send, error)
 
 
-class Information:
-    """What is served and how it is."""
-
-    def __init__(self, api: Api) -> None:
-        self._api = api
-        self._began = int(time.time())
-        self._document = json_text.encode(document(api.config.unknown_fields))
-
-    async def models(self, _: Request) -> Response:
-        model = self._api.frontend.ready_model()
-        return _response({"object": "list", "data": [self._card(name, model) for name in model.names]})
-
-    async def model(self, request: Request) -> Response:
-        name, model = request.path_params["name"].rstrip("/"), self._api.frontend.ready_model()
-        check_model(name, model)
-        return _response(self._card(name or model.name, model))
-
-    def _card(self, name: str, model: ModelContext) -> dict[str, Any]:
-        """In vLLM's shape, whose `permission` is what may be asked of the model; `capabilities` is ours."""
-        form = self._api.form
-        return {
-            "id": name,
-            "object": "model",
-            "created": self._began,
-            "owned_by": "jaxinfer",
-            "root": model.info.model,
-            "parent": None,
-            "max_model_len": model.info.max_model_len,
-            "permission": [{**_PERMISSION, "created": self._began, "allow_logprobs": model.gives_tokens}],
-            "capabilities": {
-                "completion": True,
-                "chat": model.tokenizer is not None and model.tokenizer.chat_template is not None,
-                "tools": form.tool_calls != "none",
-                "reasoning": form.reasoning != "none",
-            },
-        }
-
-    async def health(self, _: Request) -> Response:
-        """Alive: a server that drains is, one that loads cannot serve yet, one whose engine failed never will. One that
-        is stuck may go on; if it does not, it ends by itself."""
-        state = self._state()
-        return _response({"status": state}, 200 if state in ("ready", "warming", "draining", "stuck") else 503)
-
-    async def ready(self, _: Request) -> Response:
-        """Takes work: the same truth as grpc.health.v1."""
-        state = self._state()
-        return _response({"status": state}, 200 if state in ("ready", "warming") else 503)
-
-    def _state(self) -> str:
-        frontend = self._api.frontend
-        if frontend.draining:
-            return "draining"
-        if frontend.failed:
-            return "failed"
-        if frontend.model is None:
-            return "loading"
-        if frontend.stuck:
-            return "stuck"
-        return "warming" if frontend.warming else "ready"
-
-    async def metrics(self, _: Request) -> Response:
-        """For Prometheus. What is known here is told: the engine is not asked."""
-        return Response(self._api.frontend.recorder.metrics.text(), headers={"content-type": MEDIA_TYPE})
-
-    async def explain(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        explain = self._api.frontend.recorder.explain
-        found = explain(name) or explain(name.rstrip("/"))
-        if found is None:
-            shown = repr(name if len(name) <= MAX_REQUEST_ID else name[:MAX_REQUEST_ID] + "...")
-            message = f"request_id is {shown}; it is neither alive nor among the last {RECENT} requests"
-            raise ApiError(404, message, param="request_id", code="request_not_found")
-        return _response(found)
-
-    async def version(self, _: Request) -> Response:
-        return _response({"version": __version__})
-
-    async def openapi(self, _: Request) -> Response:
-        return Response(self._document, media_type="application/json")
-
-
 # -- sending ----------------------------------------------------------------------------------------------------------
 
 
@@ -271,10 +179,6 @@ async def send_json(send: Send, status: int, data: Any, headers: Iterable[tuple[
 async def send_error(send: Send, error: ApiError) -> None:
     garbage.let_go(error, raised=False)  # with the body, which can have megabytes
     await send_json(send, error.status, error.body, error.headers)
-
-
-def _response(data: Any, status: int = 200) -> Response:
-    return Response(json_text.encode(data), status, media_type="application/json")
 
 
 async def _failed(_: Request, error: Exception) -> Response:

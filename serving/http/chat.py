@@ -22,7 +22,7 @@ from jaxinfer.text.answers import (
 from serving.http import chat_input, convert, responses_tools
 from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id
 from serving.http.generation import Generation
-from serving.http.logprobs import Spelling, chat_logprobs, prompt_logprobs
+from serving.http.logprobs import Spelling, chat_logprobs, named_tokens, prompt_logprobs
 from serving.http.models import ChatRequest
 from serving.http.parts import Part
 from serving.http.reply import DONE, Reply, StreamUsage, sse
@@ -61,20 +61,13 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("top_logprobs", request.top_logprobs, "it needs logprobs")
     if request.logprobs:
-        given["logprobs"] = request.top_logprobs or 0
+        given["logprobs"] = -1 if request.logprob_token_ids else request.top_logprobs or 0
     offered = offered_tools(request, form)
     effort = request.reasoning_effort
     variables = convert.with_effort(request.chat_template_kwargs, "reasoning_effort", effort, context, form)
     if request.documents is not None:
         variables["documents"] = request.documents
-    prompt = ChatPrompt(
-        chat_input.messages(request.messages),
-        offered,
-        request.add_generation_prompt is not False,
-        request.chat_template,
-        variables,
-    )
-    return [of_chat(request, prompt, given, context, form)]
+    return [of_chat(request, convert.chat_prompt(request, offered, variables), given, context, form)]
 
 
 def of_chat(
@@ -278,7 +271,8 @@ class ChatReply(Reply):
     async def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
         if not self._request.logprobs:
             return None
-        return {"content": await chat_logprobs(tokens, self._spelling, self._pace), "refusal": None}
+        only = named_tokens(self._request)
+        return {"content": await chat_logprobs(tokens, self._spelling, self._pace, only), "refusal": None}
 
     def _usage(self) -> dict[str, Any]:
         reasoning = sum(a.reasoning_tokens for a in self._answers if a.finish_reason is not None)

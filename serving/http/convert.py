@@ -10,14 +10,24 @@ import msgspec
 
 from jaxinfer.errors import ChatTemplateError, InvalidRequest, renamed
 from jaxinfer.sampling_fields import Kind
-from jaxinfer.sampling_params import FIELDS, MAX_TOKEN_LIST, clamped_bias
+from jaxinfer.sampling_params import FIELDS, MAX_TOKEN_LIST, check_token_ids, clamped_bias
 from jaxinfer.text.answers import OutputParserNames
-from serving.http import ignored
-from serving.http.models import EFFORTS, MAX_PROMPTS, CompletionRequest, Sampling, StreamOptions, TextSampling
-from serving.request import GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt, check_count
+from serving.http import chat_input, ignored
+from serving.http.models import (
+    EFFORTS,
+    MAX_PROMPTS,
+    ChatRequest,
+    CompletionRequest,
+    Sampling,
+    StreamOptions,
+    TextSampling,
+    TokenizeRequest,
+)
+from serving.request import ChatPrompt, GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt, check_count
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's
 HARMONY_EFFORTS = ("low", "medium", "high")  # that the models were trained with
+MAX_NAMED_TOKENS = 128  # of logprob_token_ids, as in vLLM
 _EFFORT, _THINKING = "reasoning_effort", "enable_thinking"  # as templates call them
 
 
@@ -31,9 +41,39 @@ def sampling(request: Sampling) -> dict[str, Any]:
     if isinstance(request, TextSampling):
         if request.prompt_logprobs is not None and request.stream:
             raise InvalidRequest("prompt_logprobs", request.prompt_logprobs, "it needs an answer without stream")
+        _check_ways(request)
         if not request.stream and request.stream_options not in (None, StreamOptions()):
             raise InvalidRequest("stream_options", msgspec.to_builtins(request.stream_options), "it needs stream")
     return given
+
+
+def _check_ways(request: TextSampling) -> None:
+    """Of fields that say how another one is meant."""
+    side, interval = request.truncation_side, request.stream_interval
+    if side not in ("left", "right", None):
+        raise InvalidRequest("truncation_side", side, "it must be left or right")
+    if side is not None and request.truncate_prompt_tokens is None:
+        ignored.without_effect("truncation_side", side, "it needs truncate_prompt_tokens")
+    if interval is not None and interval < 1:
+        raise InvalidRequest("stream_interval", interval, "it must be a positive integer")
+    if interval is not None and not request.stream:
+        ignored.without_effect("stream_interval", interval, "it needs stream")
+
+
+def check_named_tokens(request: Sampling, context: ModelContext) -> None:
+    """Raises InvalidRequest for a logprob_token_ids that cannot be had: the engine tells of the likeliest tokens, so of
+    all where it must not miss one."""
+    ids = getattr(request, "logprob_token_ids", None)
+    if not ids:
+        return
+    check_count("logprob_token_ids", ids, MAX_NAMED_TOKENS)
+    check_token_ids("logprob_token_ids", ids, context.info.vocab_size)
+    if getattr(request, "logprobs", None) in (None, False):
+        raise InvalidRequest("logprob_token_ids", ids, "it needs logprobs")
+    if getattr(request, "echo", None):
+        raise InvalidRequest("logprob_token_ids", ids, "it does not go with echo")
+    if context.info.max_logprobs < context.info.vocab_size:
+        raise InvalidRequest("logprob_token_ids", ids, "it needs a server with --max-logprobs -1")
 
 
 def _plain(kind: Kind, value: Any) -> Any:
@@ -51,6 +91,10 @@ def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
 
 
 def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **more: Any) -> GenerationRequest:
+    if isinstance(request, TextSampling):
+        more["keeps_beginning"] = request.truncation_side == "right"
+        more["bad_words"] = tuple(request.bad_words or ())
+        more["interval"] = request.stream_interval or 1
     return GenerationRequest(
         prompt,
         given,
@@ -64,11 +108,28 @@ def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **mo
     )
 
 
+def chat_prompt(
+    request: ChatRequest | TokenizeRequest, offered: list[dict[str, Any]] | None, variables: Mapping[str, Any]
+) -> ChatPrompt:
+    """offered: the tools that the model gets to see. Raises InvalidRequest."""
+    continued = bool(request.continue_final_message)
+    if continued and request.add_generation_prompt:
+        raise InvalidRequest("add_generation_prompt", True, "it does not go with continue_final_message")
+    return ChatPrompt(
+        chat_input.messages(request.messages or ()),
+        offered,
+        not continued and request.add_generation_prompt is not False,
+        request.chat_template,
+        variables,
+        continued,
+    )
+
+
 def with_effort(
     variables: Mapping[str, Any] | None, name: str, effort: str | None, context: ModelContext, form: OutputParserNames
 ) -> dict[str, Any]:
-    """The variables of the chat template, with the effort that the request's field `name` asks for and whether it asks
-    to reason at all, as far as the template reads them; an effort that it does not read is reported. Raises
+    """The variables of the chat template, with the effort that the request's field `name` asks for, and whether to
+    reason at all, as far as the template reads them; an effort that it does not read is reported. Raises
     InvalidRequest."""
     known = dict(variables or {})
     if effort is None:
@@ -107,7 +168,7 @@ def completion(request: CompletionRequest) -> list[GenerationRequest]:
     if request.best_of is not None and (isinstance(request.best_of, bool) or request.best_of != (request.n or 1)):
         raise InvalidRequest("best_of", request.best_of, f"it must be the value of n, {request.n or 1}")
     if request.logprobs is not None:
-        given["logprobs"] = request.logprobs
+        given["logprobs"] = -1 if request.logprob_token_ids else request.logprobs
         if request.echo:
             given["prompt_logprobs"] = _most(request.logprobs, request.prompt_logprobs)
     prompts = _prompts(request)

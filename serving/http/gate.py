@@ -20,6 +20,7 @@ NEEDS: Mapping[str, str | None] = {
     "/page/": _OPEN,
     "/health": _OPEN,
     "/ready": _OPEN,
+    "/ping": _OPEN,
     "/v1/": INFER,
     "/v1/models": None,
     "/v1/models/": None,
@@ -28,6 +29,8 @@ NEEDS: Mapping[str, str | None] = {
     "/version": None,
     "/openapi.json": None,
     "/metrics": ADMIN,
+    "/load": ADMIN,
+    "/server_info": ADMIN,
     "/debug/": ADMIN,
 }
 

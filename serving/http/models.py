@@ -27,6 +27,7 @@ MAX_USER = 512  # characters
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # OpenAI's, and Anthropic's
 EFFORT = "How much the model reasons, where its chat template asks; gpt-oss knows low, medium and high"
+_TEMPLATE = "Name of one of the model's chat templates; with --trust-request-chat-template also a template (Jinja)"
 _BUDGET = "nothing ends a model's reasoning but the model: max_completion_tokens counts it"
 _TEXT = {"type": "string"}  # an empty one is a prompt where the tokenizer adds a token of its own
 _TOKEN_ID = {"type": "integer", "minimum": 0}
@@ -124,9 +125,22 @@ class TextSampling(Sampling, kw_only=True):
     n: Annotated[int | None, _declared("n")] = None
     stream_options: Annotated[StreamOptions | None, _doc("With stream: what the events say about usage")] = None
     prompt_logprobs: Annotated[int | None, _declared("prompt_logprobs")] = None
+    logprob_token_ids: Annotated[
+        list[int] | None, _ids("With logprobs: the alternatives at every position, instead of the likeliest")
+    ] = None
     return_token_ids: Annotated[bool | None, _doc("Give token ids of prompt and answers")] = None
     return_tokens_as_token_ids: Annotated[bool | None, _doc('Name tokens in logprobs "token_id:15"')] = None
     response_format: Annotated[Any, _doc('Only {"type": "text"}', enum=[{"type": "text"}, None])] = None
+    truncation_side: Annotated[
+        str | None,
+        _doc("With truncate_prompt_tokens: left cuts the beginning off, right the end", enum=["left", "right", None]),
+    ] = None
+    bad_words: Annotated[
+        list[str] | None, _as("Words of one token each that are never generated", _list({"type": "string"}))
+    ] = None
+    stream_interval: Annotated[
+        int | None, _doc("With stream: tokens that an event has at least, behind the first", minimum=1)
+    ] = None
     use_beam_search: Annotated[Any, _doc("Only false", enum=[False, None])] = None
     length_penalty: Annotated[Any, _doc("Only 1", enum=[1, None])] = None
     spaces_between_special_tokens: Annotated[Any, _doc("Only true", enum=[True, None])] = None
@@ -175,11 +189,13 @@ class ChatRequest(TextSampling, kw_only=True):
         _as("Functions that the model may call", _list(TOOL, maxItems=MAX_TOOLS)),
     ] = None
     add_generation_prompt: Annotated[bool | None, _doc("Open the assistant's message (on)")] = None
-    chat_template: Annotated[str | None, _doc("Name of one of the model's chat templates")] = None
+    chat_template: Annotated[str | None, _doc(_TEMPLATE)] = None
     chat_template_kwargs: Annotated[
         dict[str, Any] | None, _doc('Further variables of the template, such as {"enable_thinking": false}')
     ] = None
-    continue_final_message: Annotated[Any, _doc("Only false", enum=[False, None])] = None
+    continue_final_message: Annotated[
+        bool | None, _doc("Go on with the last message; add_generation_prompt is off")
+    ] = None
     max_tokens: Annotated[int | None, _doc("Older name of max_completion_tokens", minimum=1)] = None
     max_completion_tokens: Annotated[
         int | None, _doc("Most tokens of an answer; left out, or more: what the context leaves", minimum=1)
@@ -222,6 +238,8 @@ class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
         _as("With messages only", _list(TOOL, maxItems=MAX_TOOLS)),
     ] = None
     add_generation_prompt: Annotated[bool | None, _doc("With messages only (on)")] = None
+    continue_final_message: Annotated[bool | None, _doc("With messages only")] = None
+    chat_template: Annotated[str | None, _doc("With messages only")] = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, _doc("With messages only")] = None
     return_token_strs: Annotated[bool | None, _doc("Give the tokens' spellings too")] = None
 
@@ -247,7 +265,6 @@ REFUSED: Mapping[str, Refused] = {
     "spaces_between_special_tokens": Refused((True,), "only true is supported"),
     "suffix": Refused((), "filling in before a suffix is not supported"),
     "tool_choice": Refused(("auto", "none"), 'only "auto" and "none" are supported: calls cannot be forced'),
-    "continue_final_message": Refused((False,), "only false is supported"),
     "add_special_tokens": Refused((False,), "only false is supported: chat templates write the special tokens"),
     "echo": Refused((False,), "only completions echo their prompt"),
     "functions": Refused(([],), "it is replaced by tools"),

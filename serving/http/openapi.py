@@ -22,6 +22,8 @@ _POSTS: dict[str, tuple[type[msgspec.Struct], str, bool, str]] = {
     "/v1/completions": (CompletionRequest, "Completion", True, "Text that goes on from a prompt"),
     "/v1/chat/completions": (ChatRequest, "ChatCompletion", True, "The assistant's next message in a conversation"),
     "/v1/responses": (ResponsesRequest, "Response", True, "The same in the shape of the Responses API"),
+    "/v1/completions/render": (CompletionRequest, "RenderedList", False, "What such a request gives the engine"),
+    "/v1/chat/completions/render": (ChatRequest, "Rendered", False, "What such a request gives the engine"),
     "/tokenize": (TokenizeRequest, "Tokens", False, "The tokens that a prompt or a conversation becomes"),
     "/detokenize": (DetokenizeRequest, "Prompt", False, "The text of tokens"),
 }
@@ -58,6 +60,18 @@ _MODEL = _object(
         "max_model_len": _INTEGER,
         "permission": array_of({"type": "object"}),
         "capabilities": _object(dict.fromkeys(("completion", "chat", "tools", "reasoning"), _BOOLEAN)),
+    }
+)
+
+
+_RENDERED = _object(
+    {
+        "request_id": STRING,
+        "token_ids": array_of(_INTEGER),
+        "sampling_params": {"type": "object"},
+        "model": or_null(STRING),
+        "stream": _BOOLEAN,
+        "priority": _INTEGER,
     }
 )
 
@@ -112,6 +126,10 @@ _ANSWERS: dict[str, dict[str, Any]] = {
         {"count": _INTEGER, "max_model_len": _INTEGER, "tokens": array_of(_INTEGER)}, token_strs=array_of(STRING)
     ),
     "Prompt": _object({"prompt": STRING}),
+    "Rendered": _RENDERED,
+    "RenderedList": array_of(_RENDERED),
+    "Load": _object({"server_load": _INTEGER}),
+    "ServerInfo": _object({"vllm_config": {}, "vllm_env": {"type": "object"}, "system_env": {"type": "object"}}),
     "Error": _object(
         {"error": _object({"message": STRING, "type": STRING, "param": or_null(STRING), "code": or_null(STRING)})}
     ),
@@ -141,7 +159,10 @@ def document(unknown_fields: UnknownFields = "report") -> dict[str, Any]:
     paths["/v1/models/{model}"] = _get("Model", "The served model", 404, 503, parameter="model")
     paths["/health"] = _get("State", "Whether the server is alive: loaded, and its engine runs")
     paths["/ready"] = _get("State", "Whether the server takes work")
-    for path in ("/health", "/ready"):
+    paths["/ping"] = _get("State", "As /health")
+    paths["/load"] = _get("Load", "Requests whose answer is under way")
+    paths["/server_info"] = _get("ServerInfo", "What is served and how, for its operator", 503)
+    for path in ("/health", "/ready", "/ping"):
         paths[path]["get"]["responses"]["503"] = _content("State", "It is not")
     paths["/metrics"] = _plain("Metrics for Prometheus", "The metrics", "text/plain", STRING)
     about = "Where a request's time went"
@@ -217,7 +238,7 @@ def _post(path: str) -> dict[str, Any]:
     statuses = [status for status in _ERRORS if streams or status not in (409, 500)]
     return {
         "summary": summary,
-        "operationId": kind.__name__.removesuffix("Request").lower(),
+        "operationId": kind.__name__.removesuffix("Request").lower() + ("_render" if "Rendered" in answer else ""),
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}},

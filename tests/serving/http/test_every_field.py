@@ -7,6 +7,7 @@ The walk is over the document that the server gives, so a field that is added wi
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -78,6 +79,9 @@ TEXT: dict[str, tuple[Any, dict[str, Any]]] = {
     "stream_options": ({"include_usage": True}, {"stream": True}),
     "prompt_logprobs": (1, {}),
     "return_token_ids": (True, {}),
+    "bad_words": ("SOME WORD", {**GREEDY, "ENDS": True}),
+    "truncation_side": ("right", {"truncate_prompt_tokens": 2}),
+    "logprob_token_ids": ([20, 21], {"logprobs": 1}),
 }
 EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
     "completion": {
@@ -93,9 +97,11 @@ EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
     "chat": {
         **COMMON,
         **TEXT,
+        "logprob_token_ids": ([20, 21], {"logprobs": True, "top_logprobs": 1}),
         "messages": ([{"role": "user", "content": "What is 2 + 2?"}], {}),
         "tools": ([ITEM], {}),
         "add_generation_prompt": (False, {}),
+        "continue_final_message": (True, {"messages": [*MESSAGES, {"role": "assistant", "content": "It is"}]}),
         "chat_template": ("terse", {}),
         "chat_template_kwargs": ({"style": "terse"}, {}),
         "documents": ([{"title": "t"}], {}),
@@ -131,12 +137,13 @@ FAKED = {
     "responses": {"include_reasoning": False, "parallel_tool_calls": False},
 }
 ENGINE = {"priority": -3}
+STREAMS = {"stream_interval"}  # see test_events_have_several_tokens
 NOT_NEUTRAL: dict[str, Any] = {"best_of": 5, "tool_choice": "required", "length_penalty": 2, "suffix": "end"}
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory) -> Iterator[httpx.Client]:
-    with demo_server(tmp_path_factory.mktemp("model")) as client:
+    with demo_server(tmp_path_factory.mktemp("model"), "--max-logprobs", "-1") as client:
         yield client
 
 
@@ -156,7 +163,7 @@ def fields(kind: str) -> set[str]:
 @pytest.mark.parametrize("kind", list(PATHS))
 def test_every_field_is_accounted_for(kind):
     refused = {name for name in fields(kind) if name in (*REFUSED, "best_of")}  # some have an effect elsewhere
-    effects = {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE}
+    effects = {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *(STREAMS if kind != "responses" else ())}
     assert fields(kind) - effects - set(RECORDED) - without_effect(kind) - holds_no_effect(kind) == refused - effects
     assert effects <= fields(kind)
     assert {"user"} <= fields(kind)
@@ -203,6 +210,8 @@ class Walk:
                 body[name] = self.client.post(PATHS["responses"], json={"input": "hi"}).json()["id"]
             if value == "SOME TOKEN":
                 body[name] = [self.token]
+            elif value == "SOME WORD":
+                body[name] = [self.client.post("/detokenize", json={"tokens": [self.token]}).json()["prompt"]]
             elif value == "SOME BIAS":
                 body[name] = {str(self.token): -100}
         return {name: value for name, value in body.items() if value is not None}
@@ -255,6 +264,44 @@ def test_every_other_field_is_refused_by_name(client, kind):
         for neutral in (*REFUSED[name].neutral, None) if name in REFUSED else (1, None):
             response = client.post(PATHS[kind], json={**BASES[kind], **more, name: neutral})
             assert response.status_code == 200, (name, neutral, response.text)
+
+
+def test_events_have_several_tokens(client):
+    texts = []
+    for interval in (None, 5):
+        body = {**BASES["completion"], "temperature": 0, "max_tokens": 12, "ignore_eos": True, "stream": True}
+        answer = client.post(PATHS["completion"], json={**body, "stream_interval": interval, "return_token_ids": True})
+        events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        counts = [len(event["choices"][0]["token_ids"]) for event in events]
+        texts.append("".join(event["choices"][0]["text"] for event in events))
+        assert sum(counts) == 12
+        if interval:
+            assert counts[0] == 1
+            assert min(counts[1:-1]) >= 5
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("kind", ["completion", "chat"])
+def test_named_tokens_have_the_log_probabilities_that_all_tokens_have(client, kind):
+    def asked(**more: Any) -> list[dict[str, float]]:
+        base = {**BASES[kind], "temperature": 0, "return_tokens_as_token_ids": True, "max_tokens": 4}
+        answer = client.post(PATHS[kind], json={**base, **more}).json()["choices"][0]["logprobs"]
+        if kind == "completion":
+            return answer["top_logprobs"]
+        return [{e["token"]: e["logprob"] for e in entry["top_logprobs"]} for entry in answer["content"]]
+
+    logprobs = {"logprobs": 1} if kind == "completion" else {"logprobs": True}
+    most = client.get("/server_info?config_format=json").json()["vllm_config"]["vocab_size"]
+    every = asked(**({"logprobs": -1} if kind == "completion" else {"logprobs": True, "top_logprobs": most}))
+    named = asked(**logprobs, logprob_token_ids=[20, 21, 300])
+    assert len(named) == len(every) == 4
+    for some, all_ in zip(named, every, strict=True):
+        assert {"token_id:20", "token_id:21", "token_id:300"} <= some.keys()
+        assert len(some) <= 4  # in completions the token that was drawn is among them
+        assert all(all_[name] == value for name, value in some.items())
+    for wrong in ([10**6], [1] * 129):
+        answer = client.post(PATHS[kind], json={**BASES[kind], **logprobs, "logprob_token_ids": wrong})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logprob_token_ids")
 
 
 VALUES = {"store": True, "metadata": {"a": "b"}, "client_metadata": {"a": 1}, "max_tool_calls": 3}

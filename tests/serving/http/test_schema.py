@@ -97,6 +97,7 @@ def test_the_document_names_every_endpoint(url):
     paths = httpx.get(url + "/openapi.json").json()["paths"]
     assert set(paths) == {
         *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/models", "/v1/models/{model}"),
+        *("/v1/completions/render", "/v1/chat/completions/render", "/ping", "/load", "/server_info"),
         *("/tokenize", "/detokenize", "/health", "/ready", "/version", "/openapi.json"),
         *("/metrics", "/debug/requests/{request_id}", "/v1/responses/{response_id}"),
         *("/v1/responses/{response_id}/cancel", "/v1/responses/{response_id}/input_items"),

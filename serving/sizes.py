@@ -1,4 +1,4 @@
-"""How large a value is that a client gave as JSON: in characters and levels, without encoding it."""
+"""What of a request is too large, and how that is said."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ MAX_NESTING = 32  # objects and lists within each other, in a schema or a variab
 
 
 def check_size(name: str, value: Any, limit: int) -> None:
-    """Raises InvalidRequest where it has more than `limit` characters, or too many levels."""
+    """Raises InvalidRequest where a value has more than `limit` characters of JSON, or too many levels. It is not
+    encoded."""
     length, level = 0, [value]
     for _ in range(MAX_NESTING):
         below: list[Any] = []
@@ -27,3 +28,15 @@ def check_size(name: str, value: Any, limit: int) -> None:
             return
         level = below
     raise InvalidRequest(name, "a value of that depth", f"at most {MAX_NESTING} levels are allowed")
+
+
+def too_many_tokens(tokens: int, context_len: int) -> InvalidRequest:
+    """Of a prompt."""
+    allowed = f"with room for one more token, at most {context_len - 1} fit the context of {context_len}"
+    return InvalidRequest("prompt", f"{tokens} tokens", allowed)
+
+
+def too_many_characters(characters: int, allowed: int, context_len: int) -> InvalidRequest:
+    """Of a prompt."""
+    most = f"the context of {context_len} tokens stands for at most {allowed}, with room for one more token"
+    return InvalidRequest("prompt", f"{characters} characters", most)
