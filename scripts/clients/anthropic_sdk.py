@@ -15,8 +15,9 @@ TOOLS = [{"name": TOOL["name"], "description": TOOL["description"], "input_schem
 @case
 def messages():
     answer = client.messages.create(model="demo", messages=ASK, max_tokens=100, extra_body=GREEDY)
-    assert "933" in answer.content[0].text and answer.stop_reason == "end_turn", answer
-    assert answer.usage.input_tokens > 0 and answer.usage.output_tokens > 0
+    assert "933" in answer.content[0].text
+    assert answer.stop_reason == "end_turn", answer
+    assert min(answer.usage.input_tokens, answer.usage.output_tokens) > 0
 
 
 @case

@@ -71,4 +71,6 @@ def finish() -> NoReturn:
 def check_weather(arguments: Any) -> None:
     """Raises AssertionError where these are not arguments of `TOOL`. arguments: JSON text, or what it says."""
     found = json.loads(arguments) if isinstance(arguments, str) else arguments
-    assert set(found) == {"city", "days"} and isinstance(found["city"], str) and 1 <= found["days"] <= 9, found
+    assert set(found) == {"city", "days"}, found
+    assert isinstance(found["city"], str), found
+    assert 1 <= found["days"] <= 9, found

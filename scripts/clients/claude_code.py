@@ -31,7 +31,7 @@ def a_turn_with_a_command():
         )  # fmt: skip
         assert done.returncode == 0, (done.stdout[-600:], done.stderr[-600:])
         found = json.loads(done.stdout)
-        assert found["result"] == "done" and found["num_turns"] == 2, found
+        assert (found["result"], found["num_turns"]) == ("done", 2), found
 
 
 finish()

@@ -13,7 +13,8 @@ client = triton.InferenceServerClient(os.environ["DEMO_GRPC"])
 
 @case
 def it_is_live_and_ready():
-    assert client.is_server_live() and client.is_server_ready()
+    assert client.is_server_live()
+    assert client.is_server_ready()
 
 
 @case
