@@ -4,8 +4,8 @@
     python scripts/clients/servers.py scripted [OPTION of jaxinfer serve ...]
 
 demo: the shipped model in a folder of its own, with a context of 65,536 tokens instead of 2,048, since agents'
-instructions alone are longer than that, and a chat template that shows tools. It knows nothing of tools; what it says of
-them is what the grammar leaves it.
+instructions alone are longer than that, and a chat template that shows tools. It knows nothing of tools; what it says
+of them is what the grammar leaves it.
 
 scripted: a pretended model, which answers every request with a call of its tool, and with "done" once it has seen a
 result. It calls the first of `COMMANDS` that the prompt names as a tool, else `get_weather`.
