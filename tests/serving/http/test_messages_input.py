@@ -140,7 +140,8 @@ def test_tools_are_offered_and_those_of_the_provider_are_passed_over():
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "messages", "at least one message"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "user, assistant or system"),
-    ({"messages": [USER, {"role": "assistant", "content": "x"}]}, "messages[1].role", "must be the user's"),
+    ({"messages": [USER, {"role": "assistant", "content": ""}]}, "messages[1].role", "must be text"),
+    ({"messages": [USER, {"role": "assistant", "content": [CALL]}]}, "messages[1].role", "must be text"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "a string or a list of blocks"),
     ({"messages": [{"role": "user", "content": [5]}]}, "messages[0].content[0]", "an object like"),
     ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages[0].content[0].type", "a string"),
@@ -162,13 +163,15 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"name": "f", "input_schema": "x"}]}, "tools[0].input_schema", "an object"),
     ({"tools": [{"name": "f", "description": 5}]}, "tools[0].description", "a string"),
     ({"tools": [{"type": 5}]}, "tools[0].type", "a string"),
-    ({"tools": [{**TOOL, "strict": True}]}, "tools[0].strict", "no structured output"),
-    ({"tools": [TOOL], "tool_choice": {"type": "any"}}, "tool_choice.type", "calls cannot be forced"),
-    ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}, "tool_choice.type", "calls cannot be forced"),
+    ({"tools": [{**TOOL, "strict": "yes"}]}, "tools[0].strict", "true, false or null"),
+    ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice.name", "one of the offered tools"),
     ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice.name", "which are f"),
     ({"tool_choice": {"type": "any"}}, "tool_choice.type", "it needs tools"),
-    ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "output_config.format.type", "structured"),
-    ({"output_format": {"type": "json_schema", "schema": {}}}, "output_format.type", "no structured output"),
+    (
+        {"output_format": {"type": "json_schema", "schema": {}}, "structured_outputs": {"regex": "a"}},
+        "output_config.format",
+        "give one of them",
+    ),
     ({"metadata": {"user_id": "x" * 513}}, "metadata.user_id", "at most 512 characters"),
 ]  # fmt: skip
 
