@@ -124,7 +124,15 @@ def renamed(
 ) -> InvalidRequest:
     """The same with each fault's field under its name in `names`. in_text: changes what is said to be allowed."""
     faults = faults_of(error)
-    return one_of([InvalidRequest(names.get(f.field, f.field), f.value, in_text(f.allowed)) for f in faults])
+    return one_of([InvalidRequest(_new_name(f.field, names), f.value, in_text(f.allowed)) for f in faults])
+
+
+def _new_name(field: str, names: Mapping[str, str]) -> str:
+    """Its parts keep their place in a field that is itself a part of another one and has a name here."""
+    if field in names:
+        return names[field]
+    whole = next((ours for ours in names if "." in ours and field.startswith((f"{ours}.", f"{ours}[", f"{ours}#"))), "")
+    return names[whole] + field[len(whole) :] if whole else field
 
 
 class Gathering:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jaxinfer.config import RuntimeConfig
+from jaxinfer.constraints.constraint import constrained
 from jaxinfer.engine import EngineLoop
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.expert_load import ExpertLoad
@@ -32,6 +33,7 @@ from jaxinfer.messages import (
 )
 from jaxinfer.model_path import hub_cache_from, resolve_model
 from jaxinfer.outputs import RequestOutput, RequestStream
+from jaxinfer.progress_bar import progress_bar
 from jaxinfer.sampling_params import SamplingParams, as_token_ids
 from jaxinfer.text import VOCABULARY_FILES, Tokenizer, TokenizerError, load_tokenizer
 
@@ -261,6 +263,9 @@ class LLM:
             params = params.with_changes(max_tokens=left, min_tokens=min(params.min_tokens, left))
         if params.stop and self._tokenizer is None:
             raise InvalidRequest("stop", params.stop, "stop strings need a tokenizer, and this model has none")
+        if params.structured_outputs is not None and self._tokenizer is None:
+            asked = params.structured_outputs.kind
+            raise InvalidRequest("structured_outputs", asked, "it needs a tokenizer, and this model has none")
         return RequestStream(str(next(self._ids)), text, ids, params, self._tokenizer)
 
     def _token_ids(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, tuple[int, ...]]:
@@ -277,21 +282,32 @@ class LLM:
 
     def _submit_all(self, streams: Sequence[RequestStream], priority: Sequence[int]) -> None:
         self._check_alive()
-        for stream, level in zip(streams, priority, strict=True):
-            result, params = stream.result, stream.params
-            seed = self._seeds.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
-            ids = tuple(result.prompt_token_ids)
-            # Nobody reads an answer before its end, but a stop string must be found when it is complete.
-            interval = 1 if params.stop else self.info.max_model_len
-            now = time.monotonic()
-            self._inbox.put(Submit(result.request_id, ids, params, seed, level, now, interval=interval))
+        for submit in [self._submit(stream, level) for stream, level in zip(streams, priority, strict=True)]:
+            self._inbox.put(submit)
+
+    def _submit(self, stream: RequestStream, priority: int) -> Submit:
+        result, params = stream.result, stream.params
+        seed = self._seeds.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
+        # Nobody reads an answer before its end, but a stop string must be found when it is complete.
+        interval = 1 if params.stop else self.info.max_model_len
+        constraint, _ = constrained(params.structured_outputs, None, None, self._tokenizer)
+        return Submit(
+            result.request_id,
+            tuple(result.prompt_token_ids),
+            params.with_changes(structured_outputs=None),
+            seed,
+            priority,
+            time.monotonic(),
+            interval=interval,
+            constraint=constraint,
+        )
 
     def _collect(
         self, streams: dict[str, RequestStream], show: bool, on_finish: Callable[[RequestOutput], None] | None
     ) -> None:
         open_ids = set(streams)
         try:
-            with _progress_bar(len(streams), show) as advance:
+            with progress_bar(len(streams), show) as advance:
                 while open_ids:
                     for request_id in self._take(streams):
                         open_ids.discard(request_id)
@@ -370,27 +386,3 @@ def _generation_config(folder: Path) -> dict[str, Any]:
     from checkpoints.folder import read_config
 
     return read_config(folder)[1]
-
-
-class _progress_bar:  # noqa: N801 (reads as the function it is used as)
-    """A rich progress bar, or nothing; enters to a function that advances it by one."""
-
-    def __init__(self, total: int, show: bool) -> None:
-        self._total, self._show = total, show
-        self._bar: Any = None
-
-    def __enter__(self) -> Callable[[], None]:
-        if not self._show:
-            return lambda: None
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"), TimeRemainingColumn()
-        )
-        self._bar.start()
-        task = self._bar.add_task("generating", total=self._total)
-        return lambda: self._bar.advance(task)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()

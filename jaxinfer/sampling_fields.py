@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["integer", "number", "boolean", "strings", "token_ids", "logit_bias"]
+Kind = Literal["integer", "number", "boolean", "strings", "token_ids", "logit_bias", "structured"]
 Http = Literal["every", "text", "own"]
 
 OFF = "off"  # the meaning of a value with which a parameter has no effect

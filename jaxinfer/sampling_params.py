@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxinfer.constraints.params import StructuredOutputsParams
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.sampling_fields import OFF, DeviceColumn, SamplingField, declare, declared_fields
 
@@ -178,6 +179,14 @@ class SamplingParams:
         optional=True,
         without="all",
     )
+    structured_outputs: StructuredOutputsParams | None = declare(
+        "structured",
+        None,
+        "What the answer's text must be, such as JSON of a schema: see structured_output.md",
+        optional=True,
+        without="any text",
+        needs_tokenizer=True,
+    )
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -189,6 +198,10 @@ class SamplingParams:
             set_field(self, name, None if ids is None and FIELDS[name].optional else tuple(ids or ()))
         if self.seed == -1:
             set_field(self, "seed", None)
+        if isinstance(self.structured_outputs, Mapping):
+            set_field(self, "structured_outputs", StructuredOutputsParams.from_mapping(self.structured_outputs))
+        elif not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            raise InvalidRequest("structured_outputs", self.structured_outputs, "it must be StructuredOutputsParams")
         for declared in _NUMERIC:
             value = getattr(self, declared.name)
             allowed = None if value is declared.default else declared.fault(value)

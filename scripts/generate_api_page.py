@@ -37,7 +37,7 @@ _BOUNDS = {
 _BODIES = {"every": "all", "text": "completions, chat", "own": "see below"}
 _KINDS = {
     "boolean": "true or false", "strings": "a string or a list of strings", "token_ids": "a list of token ids",
-    "logit_bias": "an object of numbers by token id",
+    "logit_bias": "an object of numbers by token id", "structured": "see [structured output](structured_output.md)",
 }  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import grpc
 
+from jaxinfer.constraints.calls import ToolRules
+from jaxinfer.constraints.constraint import constrained
 from jaxinfer.errors import Gathering, InvalidRequest, PromptTooLong, TooManyTokens, one_of
 from jaxinfer.messages import EngineInfo, Submit
 from jaxinfer.outputs import prompt_end_of
@@ -106,9 +108,9 @@ class GenerationRequest:
     parses the answers, if it does; where the model reasons first, stop strings wait for the answer then. suffix: what
     the server puts behind a request_id of the client's, to tell several of one name apart. shows_prompt: the answer has
     the prompt's text, which is made of its ids where the client gave those or a limit. user: whom the client serves, as
-    OpenAI's field says. ignored: names of what else the client sent, without effect. keeps_beginning: a prompt that
-    truncate_prompt_tokens cuts keeps its first tokens, not its last. bad_words: texts that are never generated.
-    interval: tokens of a stream that are sent at once, behind the first."""
+    OpenAI's field says. calls: what must hold for the calls of its answers. ignored: names of what else the
+    client sent, without effect. keeps_beginning: a prompt that truncate_prompt_tokens cuts keeps its first tokens, not
+    its last. bad_words: texts that are never generated. interval: tokens of a stream that are sent at once, but one."""
 
     prompt: Prompt
     sampling: Mapping[str, Any]
@@ -123,6 +125,7 @@ class GenerationRequest:
     reading: Callable[[Tokenizer, tuple[int, ...]], AnswerReading] | None = None
     shows_prompt: bool = False
     user: str = ""
+    calls: ToolRules | None = None
     ignored: tuple[str, ...] = ()
     keeps_beginning: bool = False
     bad_words: tuple[str, ...] = ()
@@ -201,16 +204,15 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
     asked_tokens = params.max_tokens
     params = _fit_context(params, len(ids), context)
     seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
-    text = prompt.text if isinstance(prompt, TextPrompt) else None
-    tokenizer = context.tokenizer
+    tokenizer, text = context.tokenizer, prompt.text if isinstance(prompt, TextPrompt) else None
     if request.shows_prompt and tokenizer is not None and (text is None or params.truncate_prompt_tokens is not None):
         text = tokenizer.decode(ids, skip_special_tokens=params.skip_special_tokens)
     stop_automaton(params.stop)  # made here, which for a long request is beside the event loop
-    reading = None
-    if request.reading is not None and tokenizer is not None:
-        reading = request.reading(tokenizer, ids)
+    reading = None if request.reading is None or tokenizer is None else request.reading(tokenizer, ids)
+    constraint, reading = constrained(params.structured_outputs, request.calls, reading, tokenizer)
+    params = params.with_changes(structured_outputs=None)  # the engine is told by the constraint alone
     return PreparedRequest(
-        Submit(request_id, ids, params, seed, request.priority, arrival=0.0, cache_salt=request.cache_salt),
+        Submit(request_id, ids, params, seed, request.priority, 0.0, request.cache_salt, constraint=constraint),
         text,
         request.final_only,
         request.kept_tokens,

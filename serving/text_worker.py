@@ -28,6 +28,8 @@ _THREADS, _LONG_THREADS = 2, 1
 _MAX_QUEUED_MESSAGES = 8  # of the largest size, waiting for a thread
 SWITCH_SECONDS = 0.0001
 
+BESIDE = _INLINE_BYTES + 1  # the size of a request of which something takes long whatever its size: a grammar is made
+
 T = TypeVar("T")
 
 

@@ -24,6 +24,7 @@ HALVES = {
     "logit_bias": Halves("draw", "is added to the logits", ""),
     "allowed_token_ids": Halves("draw", "bans all others", ""),
     "bad_token_ids": Halves("draw", "bans them", ""),
+    "structured_outputs": Halves("draw", "lets through only tokens that the grammar allows", "makes the grammar"),
     "seed": Halves("draw", "draws with it, each sequence apart", "draws one where there is none"),
     "max_tokens": Halves("end", "ends the sequence", "resolves it to what fits the context"),
     "min_tokens": Halves("end", "bans every token that would end the text", "no stop string ends within their text"),
@@ -44,6 +45,10 @@ HTTP_NAMES = {
     "max_output_tokens": "max_tokens",
     "top_logprobs": "logprobs",
     "logprobs": "logprobs",
+    "bad_words": "bad_token_ids",
+    "truncation_side": "truncate_prompt_tokens",
+    "response_format": "structured_outputs",
+    "text": "structured_outputs",
 }
 MEETING = ("end", "text", "report", "shape")
 PROMPT = "prompt_logprobs are of the prompt, which is scored before anything is generated"

@@ -22,6 +22,7 @@ from jaxinfer.sampling_params import FIELD_NAMES, SamplingParams
 from jaxinfer.text import AnswerReading
 from jaxinfer.text.answers import OutputParserNames
 from protos.jaxinfer.v1 import inference_pb2 as pb
+from serving.http.decode import no_effects
 from serving.http.models import ChatRequest, CompletionRequest, Sampling, TextSampling
 from serving.http.responses_models import ResponsesRequest
 from serving.request import GenerationRequest, ModelContext, TokenPrompt, prepare
@@ -50,9 +51,9 @@ def test_every_sampling_field_of_http_is_one_of_these() -> None:
     """What a server's request has beyond the common fields is its own, or sets a sampling field by another name."""
     common = {field.name for kind in (Sampling, TextSampling) for field in msgspec.structs.fields(kind)}
     about_the_request = {"model", "stream", "stream_options", "priority", "cache_salt", "request_id", "user"}
-    about_the_answer = {"return_token_ids", "return_tokens_as_token_ids"}
-    refused = {"response_format", "use_beam_search", "length_penalty", "spaces_between_special_tokens", "best_of"}
-    own = common - about_the_request - about_the_answer - refused
+    about_the_answer = {"return_token_ids", "return_tokens_as_token_ids", "stream_interval"}
+    refused = {"use_beam_search", "length_penalty", "spaces_between_special_tokens", "best_of"}
+    own = common - about_the_request - about_the_answer - refused - no_effects(TextSampling).keys()
     unknown = {
         name for name in own if name not in HALVES and HTTP_NAMES.get(name) not in HALVES and not _is_refused(name)
     }

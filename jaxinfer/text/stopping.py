@@ -15,12 +15,13 @@ class AnswerReading(NamedTuple):
     """How the answers to one request are read by whoever parses them.
 
     tools: the tools that it offers (see OutputParser), None for none. begun: answers begin inside the reasoning
-    (`OutputParserNames.begun`).
+    (`OutputParserNames.begun`). over: the prompt has closed it.
     """
 
     form: OutputParserNames
     tools: Collection[str] | None = None
     begun: bool = False
+    over: bool = False
 
     def splitter(self) -> AnswerSplitter | None:
         """What finds the reasoning of one answer; None where the model writes none."""

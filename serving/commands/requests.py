@@ -6,8 +6,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from jaxinfer.constraints.params import StructuredOutputsParams
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.sampling_fields import Kind, SamplingField
 from jaxinfer.sampling_params import FIELDS
 from protos.jaxinfer.v1 import inference_pb2 as pb
@@ -33,6 +36,14 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
             help=f"{said} (default: {declared.default_in_words})",
             **({"type": _seed, "metavar": "N"} if wraps else settings),
         )
+    group.add_argument(
+        "--json-schema",
+        dest="structured_outputs",
+        type=_json_schema,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="answers are JSON of the schema in this file; short for --structured-outputs",
+    )
 
 
 def _option(name: str) -> str:
@@ -49,6 +60,7 @@ def _settings(declared: SamplingField) -> dict[str, Any]:
         "strings": {"action": "append", "metavar": "TEXT"},
         "token_ids": {"type": _ids, "metavar": "ID,ID"},
         "logit_bias": {"type": _bias, "action": "append", "metavar": "ID=X"},
+        "structured": {"type": _structured, "metavar": "JSON|@FILE"},
     }
     return readers[declared.kind]
 
@@ -171,6 +183,28 @@ def _bias(text: str) -> tuple[int, float]:
         return int(token), float(bias)
     except ValueError as error:
         raise argparse.ArgumentTypeError("it must be like 15=-2.5, a token id and a number") from error
+
+
+def _structured(text: str) -> StructuredOutputsParams:
+    """An object like {"regex": "[0-9]+"}, or @ and the file that has it."""
+    try:
+        found = json.loads(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"it must be a JSON object, or @ and a file that has one: {error}") from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError('it must be an object like {"regex": "[0-9]+"}')
+    try:
+        return StructuredOutputsParams.from_mapping(found)
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _json_schema(path: str) -> StructuredOutputsParams:
+    """The form of answers that are JSON of the schema in a file."""
+    try:
+        return StructuredOutputsParams(json=Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def as_json(index: int, prompt: str, events: Sequence[pb.GenerateResponse]) -> str:

@@ -224,6 +224,12 @@ def _bias(value: Any) -> dict[int, float]:
     return {_integer(token): clamped_bias(_number(bias)) for token, bias in value.items()}
 
 
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
+
+
 _KINDS: Mapping[Kind, tuple[Callable[[Any], Any], str]] = {
     "integer": (_integer, "an integer"),
     "number": (_number, "a number"),
@@ -231,6 +237,7 @@ _KINDS: Mapping[Kind, tuple[Callable[[Any], Any], str]] = {
     "strings": (_strings, "a string or a list of strings"),
     "token_ids": (_integers, "a list of integers"),
     "logit_bias": (_bias, "an object of numbers by token id"),
+    "structured": (_object, "an object"),
 }
 # The outputs have no place for what is told of the prompt.
 _READERS = {name: _KINDS[declared.kind] for name, declared in FIELDS.items() if name != "prompt_logprobs"}

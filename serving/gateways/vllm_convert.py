@@ -21,9 +21,6 @@ from serving.grpc_server.replies import tokens_per_message
 from serving.pace import Pace
 from serving.request import GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt, check_count
 
-# The servers' shared names -> this protocol's, for errors.
-NAMES: Mapping[str, str] = {"token_ids": "tokenized.input_ids", "prompt": "input"}
-
 _Message = Any  # GenerateStreamChunk or GenerateComplete: the package has no types
 _SLICE = 256  # tokens
 _STEPS_PER_ENTRY = 4  # of `Pace`
@@ -38,11 +35,22 @@ _REFUSED: Mapping[str, str] = {
 # Zero is their default here, too.
 _SAME = ("min_p", "frequency_penalty", "presence_penalty", "min_tokens", "ignore_eos")
 _OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed")
-_CONSTRAINTS = ("json_schema", "regex", "grammar", "structural_tag", "json_object", "choice")
+# Of the protocol's oneof -> of StructuredOutputsParams.
+_CONSTRAINTS = {
+    "json_schema": "json",
+    **{name: name for name in ("regex", "grammar", "structural_tag", "json_object", "choice")},
+}
+# The servers' shared names -> this protocol's, for errors.
+NAMES: Mapping[str, str] = {"token_ids": "tokenized.input_ids", "prompt": "input"} | {
+    f"structured_outputs.{ours}": theirs for theirs, ours in _CONSTRAINTS.items()
+}
 _SAMPLING = frozenset(
     {
         *(*_SAME, *_OPTIONAL, "temperature", "top_p", "top_k", "repetition_penalty", "n", "logit_bias"),
         *("stop", "stop_token_ids", "include_stop_str_in_output", "truncate_prompt_tokens"),
+        # A constraint always starts there: nothing here parses the answers.
+        *_CONSTRAINTS,
+        "grammar_from_first_token",
         # Of the text, which this service does not send. Stop strings are looked for as skip_special_tokens says.
         *("skip_special_tokens", "spaces_between_special_tokens"),
     }
@@ -78,14 +86,6 @@ def _prompt(request: pb.GenerateRequest) -> Prompt:
 def sampling(params: pb.SamplingParams, context: ModelContext) -> dict[str, Any]:
     """Sampling fields by SamplingParams' names. What is unset has the protocol's default and not the model's: a gateway
     reads the model's from GetModelInfo and sends them. Raises InvalidRequest."""
-    constraint = params.WhichOneof("constraint")
-    if constraint is not None:
-        value = str(getattr(params, constraint))
-        raise InvalidRequest(
-            constraint, value, f"{', '.join(_CONSTRAINTS)} must be unset: there is no structured output"
-        )
-    if params.grammar_from_first_token:
-        raise InvalidRequest("grammar_from_first_token", True, "it must be unset: there is no structured output")
     refuse_others(params, _SAMPLING, "sampling_params.")
     given: dict[str, Any] = {name: getattr(params, name) for name in _SAME}
     given |= {name: getattr(params, name) if params.HasField(name) else None for name in _OPTIONAL}
@@ -99,6 +99,11 @@ def sampling(params: pb.SamplingParams, context: ModelContext) -> dict[str, Any]
     }
     check_count("logit_bias", params.logit_bias, MAX_TOKEN_LIST)
     given["logit_bias"] = {token: clamped_bias(bias) for token, bias in params.logit_bias.items()}
+    constraint = params.WhichOneof("constraint")
+    if constraint is not None:
+        value = getattr(params, constraint)
+        value = plain_list("choice", value.choices) if constraint == "choice" else value
+        given["structured_outputs"] = {_CONSTRAINTS[constraint]: value}
     if params.stop:
         given["stop"] = plain_list("stop", params.stop)
     if params.include_stop_str_in_output:

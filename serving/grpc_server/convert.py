@@ -65,6 +65,11 @@ def prompt_of(request: pb.GenerateRequest | pb.TokenizeRequest) -> TextPrompt | 
 def _plain(name: str, value: Any) -> Any:
     if isinstance(value, pb.TokenIds):
         return plain_list(name, value.ids)
+    if isinstance(value, pb.StructuredOutputs):
+        return {
+            field.name: plain_list(f"{name}.choice", part.choices) if field.name == "choice" else part
+            for field, part in value.ListFields()
+        }
     if isinstance(value, Mapping):
         check_count(name, value, MAX_TOKEN_LIST)
         return dict(value)

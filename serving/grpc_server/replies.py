@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from jaxinfer import __version__
+from jaxinfer.constraints.params import StructuredOutputsParams
 from jaxinfer.messages import EngineStats, TokenLogprobs
 from jaxinfer.outputs import PROMPT, Delta
 from jaxinfer.sampling_params import (
@@ -108,7 +110,9 @@ def sampling_to_proto(values: Mapping[str, object]) -> pb.SamplingParams:
     for name, value in values.items():
         if value is None:
             continue
-        if name == "allowed_token_ids":
+        if isinstance(value, StructuredOutputsParams):
+            message.structured_outputs.CopyFrom(_structured_to_proto(value))
+        elif name == "allowed_token_ids":
             message.allowed_token_ids.CopyFrom(pb.TokenIds(ids=list(value)))  # type: ignore[call-overload]
         elif isinstance(value, Mapping):
             getattr(message, name).update(value)
@@ -116,6 +120,17 @@ def sampling_to_proto(values: Mapping[str, object]) -> pb.SamplingParams:
             getattr(message, name).extend(value)
         else:
             setattr(message, name, value)
+    return message
+
+
+def _structured_to_proto(params: StructuredOutputsParams) -> pb.StructuredOutputs:
+    message = pb.StructuredOutputs()
+    for name, value in params.to_mapping().items():
+        if name == "choice":
+            message.choice.choices.extend(value)
+        else:
+            as_text = name in ("json", "structural_tag") and not isinstance(value, str)
+            setattr(message, name, json.dumps(value, ensure_ascii=False) if as_text else value)
     return message
 
 

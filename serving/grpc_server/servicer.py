@@ -19,7 +19,7 @@ from serving.grpc_server.call_handler import STALL_SECONDS, CallHandler, Context
 from serving.grpc_server.convert import NAMES, prompt_of, refuse_unknown_fields, to_request
 from serving.grpc_server.wire import size_of
 from serving.request import ModelContext, encode_prompt
-from serving.text_worker import PART_BYTES
+from serving.text_worker import BESIDE, PART_BYTES
 
 
 class InferenceServicer(pb_grpc.InferenceServicer):
@@ -92,7 +92,9 @@ class InferenceServicer(pb_grpc.InferenceServicer):
 def _cost(request: Message) -> int:
     """Its size for the text worker; a short request can have many messages."""
     messages = len(request.chat.messages) if isinstance(request, pb.GenerateRequest | pb.TokenizeRequest) else 0
-    return size_of(request) + PART_BYTES * messages
+    size = size_of(request) + PART_BYTES * messages
+    constrained = isinstance(request, pb.GenerateRequest) and request.sampling.HasField("structured_outputs")
+    return max(size, BESIDE) if constrained else size
 
 
 def _tokenize(request: pb.TokenizeRequest, model: ModelContext) -> pb.TokenizeResponse:

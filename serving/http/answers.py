@@ -28,16 +28,22 @@ def new_call_id(form: OutputParserNames, prefix: str = "call_") -> str:
 
 def reasoning_begun(form: OutputParserNames, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> bool:
     """Whether the chat template has opened the reasoning for the model."""
+    end, turn = _end_of_prompt(form, tokenizer, prompt)
+    return form.begun(end, turn=turn)
+
+
+def _end_of_prompt(form: OutputParserNames, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> tuple[str, bool]:
+    """Its text, where reasoning can matter, and whether that is the beginning of the answer's own turn."""
     if form.reasoning == "none":
-        return False
+        return "", False
     end = prompt[-_PROMPT_END:]
     tags = {tokenizer.token_id(mark) for mark in form.marks(tools=False)}
     turn = next(
         (i for i in range(len(end), 0, -1) if tokenizer.is_special(end[i - 1]) and end[i - 1] not in tags), None
     )
     if turn is not None:  # behind the last special token only the answer's own turn stands
-        return form.begun(tokenizer.decode(end[turn:], skip_special_tokens=False), turn=True)
-    return form.begun(tokenizer.decode(end, skip_special_tokens=False))
+        return tokenizer.decode(end[turn:], skip_special_tokens=False), True
+    return tokenizer.decode(end, skip_special_tokens=False), False
 
 
 def kept_tokens(form: OutputParserNames, tokenizer: Tokenizer | None, *, tools: bool) -> frozenset[int]:
@@ -52,7 +58,8 @@ def answer_reading(
     form: OutputParserNames, tools: Mapping[str, Any] | None, tokenizer: Tokenizer, prompt: tuple[int, ...]
 ) -> AnswerReading:
     """How answers to this prompt are read. tools: name -> the parameters' JSON schema."""
-    return AnswerReading(form, tools, reasoning_begun(form, tokenizer, prompt))
+    end, turn = _end_of_prompt(form, tokenizer, prompt)
+    return AnswerReading(form, tools, form.begun(end, turn=turn), form.over(end))
 
 
 class GrowingAnswer:

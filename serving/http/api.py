@@ -15,7 +15,7 @@ from jaxinfer.sampling_params import check_token_ids
 from jaxinfer.text.answers import OutputParserNames, check_parser_names, output_parser_names
 from serving.errors import Refusal
 from serving.frontend.frontend import Frontend, Prepare
-from serving.http import chat, chat_input, convert, messages_input, responses_input
+from serving.http import chat, chat_input, convert, messages_input, responses_input, structured
 from serving.http.chat import ChatReply
 from serving.http.completions import CompletionReply
 from serving.http.decode import Body, decode
@@ -49,11 +49,13 @@ from serving.request import (
     check_model,
     encode_prompt,
 )
-from serving.text_worker import PART_BYTES
+from serving.text_worker import BESIDE, PART_BYTES
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+# Names in a body of which a grammar may have to be made.
+_CONSTRAINING = (b"response_format", b"structured_outputs", b'"strict"', b'"tool_choice"', b'"format"')
 RENDER = "/render"  # behind the path of an endpoint that generates
 _OF_CHATS = ("tools", "add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
 _TOKENIZE_NAMES = {"template": "chat_template", "template_variables": "chat_template_kwargs"}
@@ -100,12 +102,15 @@ ENDPOINTS: Mapping[str, _Endpoint] = {
     COMPLETIONS: _Endpoint(
         CompletionRequest,
         lambda request, _context, _form: convert.completion(request),
-        lambda _: {"token_ids": "prompt"},
+        lambda request: {"token_ids": "prompt", **structured.names_of_parts(request)},
         lambda request, generation, context, _form: CompletionReply(request, generation, context),
     ),
     CHAT: _Endpoint(ChatRequest, chat.to_requests, chat.names, ChatReply),
     RESPONSES: _Endpoint(
-        ResponsesRequest, responses_input.to_requests, lambda _: responses_input.NAMES, ResponsesReply
+        ResponsesRequest,
+        responses_input.to_requests,
+        lambda request: {**responses_input.NAMES, **structured.names_of_parts(request)},
+        ResponsesReply,
     ),
     MESSAGES: _Endpoint(MessagesRequest, messages_input.to_requests, messages_input.names, MessagesReply),
 }
@@ -125,6 +130,8 @@ class Api:
     def open(self, model: ModelContext) -> None:
         template = None if model.tokenizer is None else model.tokenizer.chat_template
         self.form = output_parser_names(self.config.tool_call_parser, self.config.reasoning_parser, template)
+        if self.config.tool_call_parser == "auto":
+            self.form = structured.with_forced_calls(self.form)
 
     async def begin(self, path: str, body: Body, origin: Origin = NOWHERE) -> Reply:
         """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the
@@ -237,7 +244,8 @@ class TextReply(NamedTuple):
 
 def _cost(body: Body) -> int:
     """Its size for the text worker; a short body can have many values, each of them a prompt."""
-    return len(body) + (PART_BYTES * body.count(b",") if len(body) <= 4096 else 0)
+    size = len(body) + (PART_BYTES * body.count(b",") if len(body) <= 4096 else 0)
+    return max(size, BESIDE) if any(name in body for name in _CONSTRAINING) else size
 
 
 def as_api_error(error: Exception, prompt: str | None = None) -> ApiError:

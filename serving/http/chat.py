@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any
 
+from jaxinfer.constraints.calls import ToolRules
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.outputs import PROMPT
@@ -19,7 +20,7 @@ from jaxinfer.text.answers import (
     Reasoning,
     collect,
 )
-from serving.http import chat_input, convert, responses_tools
+from serving.http import chat_input, convert, responses_tools, structured
 from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs, prompt_logprobs
@@ -46,6 +47,7 @@ def names(request: ChatRequest) -> dict[str, str]:
         "prompt": "messages",
         "template": "chat_template",
         "template_variables": "chat_template_kwargs",
+        **structured.names_of_parts(request),
     }
 
 
@@ -62,12 +64,15 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
         raise InvalidRequest("top_logprobs", request.top_logprobs, "it needs logprobs")
     if request.logprobs:
         given["logprobs"] = request.top_logprobs or 0
+    choice = structured.tool_choice(request)
+    form = structured.writing_calls(form, choice)
     offered = offered_tools(request, form)
     effort = request.reasoning_effort
     variables = convert.with_effort(request.chat_template_kwargs, "reasoning_effort", effort, context, form)
     if request.documents is not None:
         variables["documents"] = request.documents
-    return [of_chat(request, convert.chat_prompt(request, offered, variables), given, context, form)]
+    calls = structured.tool_rules(request, choice, offered)
+    return [of_chat(request, convert.chat_prompt(request, offered, variables), given, context, form, calls)]
 
 
 def of_chat(
@@ -76,13 +81,15 @@ def of_chat(
     given: Mapping[str, Any],
     context: ModelContext,
     form: OutputParserNames,
+    calls: ToolRules | None = None,
 ) -> GenerationRequest:
-    """Its answers are parsed. given: sampling fields."""
+    """Its answers are parsed. given: sampling fields. calls: see GenerationRequest."""
     tools = None
     if prompt.tools is not None:
         tools = {tool["function"]["name"]: tool["function"].get("parameters") for tool in prompt.tools}
     kept = kept_tokens(form, context.tokenizer, tools=tools is not None)
-    return convert.generation(request, prompt, given, kept_tokens=kept, reading=partial(answer_reading, form, tools))
+    reading = partial(answer_reading, form, tools)
+    return convert.generation(request, prompt, given, kept_tokens=kept, reading=reading, calls=calls)
 
 
 def offered_tools(request: ChatRequest | ResponsesRequest, form: OutputParserNames) -> list[dict[str, Any]] | None:

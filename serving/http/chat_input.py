@@ -166,8 +166,6 @@ def _checked_function(at: str, function: Mapping[str, Any]) -> dict[str, Any]:
             allowed = f"a function may have {', '.join(_FUNCTION_KEYS)}"
             ignored.unknown(f"{at}.{key}", value, tuple(_FUNCTION_KEYS), allowed)
             continue
-        if key == "strict" and value:
-            raise InvalidRequest(f"{at}.strict", value, "only false is supported: there is no structured output")
         if not isinstance(value, _FUNCTION_KEYS[key]):
             raise InvalidRequest(f"{at}.{key}", value, f"it must be of type {_FUNCTION_KEYS[key].__name__}")
     tool_name(f"{at}.name", function.get("name"))

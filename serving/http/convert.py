@@ -12,7 +12,7 @@ from jaxinfer.errors import ChatTemplateError, InvalidRequest, renamed
 from jaxinfer.sampling_fields import Kind
 from jaxinfer.sampling_params import FIELDS, MAX_TOKEN_LIST, clamped_bias
 from jaxinfer.text.answers import OutputParserNames
-from serving.http import chat_input, ignored
+from serving.http import chat_input, ignored, structured
 from serving.http.models import (
     EFFORTS,
     MAX_PROMPTS,
@@ -37,6 +37,7 @@ def sampling(request: Sampling) -> dict[str, Any]:
         declared = FIELDS.get(name)
         if declared is not None and declared.http != "own" and getattr(request, name) is not None:
             given[name] = _plain(declared.kind, getattr(request, name))
+    given |= structured.form_of(request)
     if isinstance(request, TextSampling):
         if request.prompt_logprobs is not None and request.stream:
             raise InvalidRequest("prompt_logprobs", request.prompt_logprobs, "it needs an answer without stream")

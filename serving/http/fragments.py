@@ -74,7 +74,7 @@ FUNCTION: dict[str, Any] = {
     "name": {"type": "string", "pattern": "^[a-zA-Z0-9_.-]{1,64}$"},
     "description": {"type": ["string", "null"]},
     "parameters": {"type": ["object", "null"]},
-    "strict": {"enum": [False, None]},
+    "strict": {"type": ["boolean", "null"], "description": "Hold the arguments to the parameters' schema"},
 }
 _TOOL_TYPE: dict[str, Any] = {"type": {"enum": ["function", None]}}
 _FUNCTION_OF_TOOL = {**schema_of(FUNCTION, "name"), "additionalProperties": NOTHING}
@@ -127,5 +127,58 @@ INPUT_ITEM: dict[str, Any] = {
             summary={"anyOf": [STRING, _parts(summary_text="text"), {"type": "null"}]},
         ),
         _item("item_reference", ("id",), id=STRING),
+    ]
+}
+
+
+_SCHEMA: dict[str, Any] = {"type": "object", "description": "A JSON schema"}
+STRUCTURED_OUTPUTS: dict[str, Any] = {
+    "type": "object",
+    "description": "One of the first six, beside the others: see structured_output.md",
+    "properties": {
+        "json": {"anyOf": [_SCHEMA, STRING]},
+        "regex": STRING,
+        "choice": {"type": "array", "items": STRING, "minItems": 1},
+        "grammar": STRING,
+        "json_object": {"enum": [True]},
+        "structural_tag": {"anyOf": [{"type": "object"}, STRING]},
+        "disable_any_whitespace": {"type": "boolean"},
+        "disable_additional_properties": {"type": "boolean"},
+        "whitespace_pattern": STRING,
+    },
+    "additionalProperties": False,
+}
+_NAMED_SCHEMA = {
+    "name": {"type": ["string", "null"]},
+    "description": {"type": ["string", "null"]},
+    "strict": {"type": ["boolean", "null"]},
+    "schema": _SCHEMA,
+}
+_PLAIN_FORMATS = [schema_of({"type": {"enum": ["text", "json_object"]}})]
+RESPONSE_FORMAT: dict[str, Any] = {
+    "anyOf": [
+        *_PLAIN_FORMATS,
+        schema_of({"type": {"enum": ["json_schema"]}, "json_schema": schema_of(_NAMED_SCHEMA, "schema")}),
+        schema_of(
+            {"type": {"enum": ["structural_tag"]}, "structures": {"type": "array"}, "triggers": {"type": "array"}}
+        ),
+    ]
+}
+TEXT_FORMAT: dict[str, Any] = {
+    "anyOf": [*_PLAIN_FORMATS, schema_of({"type": {"enum": ["json_schema"]}, **_NAMED_SCHEMA}, "type", "schema")]
+}
+_FUNCTION_BY_NAME = {
+    "anyOf": [
+        schema_of({"type": {"enum": ["function"]}, "function": schema_of({"name": STRING})}),
+        schema_of({"type": {"enum": ["function"]}, "name": STRING}),
+    ]
+}
+_ALLOWED = {"mode": {"enum": ["auto", "required"]}, "tools": {**array_of(_FUNCTION_BY_NAME), "minItems": 1}}
+TOOL_CHOICE: dict[str, Any] = {
+    "anyOf": [
+        {"enum": ["auto", "none", "required"]},
+        _FUNCTION_BY_NAME,
+        schema_of({"type": {"enum": ["allowed_tools"]}, **_ALLOWED}),
+        schema_of({"type": {"enum": ["allowed_tools"]}, "allowed_tools": schema_of(_ALLOWED)}),
     ]
 }

@@ -11,15 +11,16 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from jaxinfer.constraints.params import FIELD
 from jaxinfer.errors import ChatTemplateError, InvalidRequest
 from jaxinfer.text import Tokenizer
 from jaxinfer.text.answers import OutputParserNames
 from jaxinfer.text.conversation import of_another_modality
-from serving.http import convert, ignored
+from serving.http import convert, ignored, structured
 from serving.http.chat import of_chat
 from serving.http.chat_input import says_nothing
 from serving.http.messages_models import MessagesRequest, MessageTokensRequest
-from serving.http.messages_tools import offered_tools
+from serving.http.messages_tools import offered_tools, tool_choice, tool_rules
 from serving.http.models import MAX_USER
 from serving.http.thinking_signature import thinking_of
 from serving.request import MAX_MESSAGES, ChatPrompt, GenerationRequest, ModelContext, check_count
@@ -31,7 +32,6 @@ _SWITCHES = ("enable_thinking", "thinking")
 _EFFORT = "reasoning_effort"
 # Where a template does not know an effort, it gets the next one that it may know.
 _NEAREST = {"max": ("max", "xhigh", "high"), "xhigh": ("xhigh", "high"), "none": ("none", "minimal", "low")}
-_NO_STRUCTURE = "only null is supported: there is no structured output"
 _PROVIDERS = "it belongs to a tool that the model's provider ran, of which this model was not told"
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
@@ -55,7 +55,9 @@ _OF_DOCUMENTS = ("text",)
 
 def names(request: MessagesRequest) -> dict[str, str]:
     """The servers' names of fields -> this request's."""
-    return {**NAMES, "stop": "stop_sequences"} if request.stop_sequences else NAMES
+    given = "output_format" if request.output_format is not None else "output_config.format"
+    parts = {} if request.structured_outputs is not None else {f"{FIELD}.json": f"{given}.schema"}
+    return {**NAMES, **parts, **({"stop": "stop_sequences"} if request.stop_sequences else {})}
 
 
 def to_requests(request: MessagesRequest, context: ModelContext, form: OutputParserNames) -> list[GenerationRequest]:
@@ -64,8 +66,7 @@ def to_requests(request: MessagesRequest, context: ModelContext, form: OutputPar
     given["max_tokens"] = request.max_tokens
     if request.stop_sequences:
         given["stop"] = (*given.get("stop", ()), *request.stop_sequences)
-    if request.output_format is not None:
-        raise InvalidRequest("output_format.type", request.output_format.type, _NO_STRUCTURE)
+    given |= _form_of(request)
     user = None if request.metadata is None else request.metadata.user_id
     if user is not None and len(user) > MAX_USER:
         raise InvalidRequest("metadata.user_id", user, f"at most {MAX_USER} characters are allowed")
@@ -73,8 +74,22 @@ def to_requests(request: MessagesRequest, context: ModelContext, form: OutputPar
     if prompt.messages[-1]["role"] == "assistant" and not prompt.continue_final_message:
         allowed = "a last turn of the assistant's must be text, from which the answer goes on"
         raise InvalidRequest(f"messages[{len(request.messages) - 1}].role", "assistant", allowed)
-    found = of_chat(request, prompt, given, context, form)
+    form = structured.writing_calls(form, tool_choice(request))
+    found = of_chat(request, prompt, given, context, form, tool_rules(request, prompt.tools))
     return [replace(found, user=found.user or user or "")]
+
+
+def _form_of(request: MessagesRequest) -> dict[str, Any]:
+    """`structured_outputs` as the request's own fields ask for it."""
+    config = None if request.output_config is None else request.output_config.format
+    if request.output_format is not None and config is not None:
+        raise InvalidRequest("output_format", "given", "output_config.format replaces it; give one of them")
+    wanted = request.output_format or config
+    if wanted is None:
+        return {}
+    if request.structured_outputs is not None:
+        raise InvalidRequest("output_config.format", "given", f"{FIELD} says the same; give one of them")
+    return {FIELD: {"json": wanted.schema}}
 
 
 def to_prompt(
@@ -84,9 +99,6 @@ def to_prompt(
     if not request.messages:
         raise InvalidRequest("messages", [], "it must hold at least one message")
     check_count("messages", request.messages, MAX_MESSAGES, "messages")
-    config = request.output_config
-    if config is not None and config.format is not None:
-        raise InvalidRequest("output_config.format.type", config.format.type, _NO_STRUCTURE)
     turns = _Turns()
     if not says_nothing(request.system):
         turns.add("system", list(_blocks("system", "system", request.system)))

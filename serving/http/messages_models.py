@@ -50,11 +50,11 @@ class OutputConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     effort: Annotated[
         Effort | None, doc("How much the model reasons, where its chat template has the variable reasoning_effort")
     ] = None
-    format: Annotated[OutputFormat | None, doc("Only null: there is no structured output")] = None
+    format: Annotated[OutputFormat | None, doc("What the text must be: JSON of a schema")] = None
 
 
 class ToolChoice(Struct, kw_only=True, forbid_unknown_fields=True):
-    type: Annotated[Literal["auto", "any", "tool", "none"], doc("Only auto and none")]
+    type: Annotated[Literal["auto", "any", "tool", "none"], doc("any: a call must come; tool: one of `name`")]
     name: Annotated[str | None, doc("With the type tool")] = None
     disable_parallel_tool_use: Annotated[bool | None, doc("true: at most one call in an answer")] = None
 

@@ -6,12 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxinfer.constraints.calls import Tool, ToolRules
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import OutputParserNames
-from serving.http import ignored
+from serving.http import ignored, structured
 from serving.http.chat import NO_TOOL_FORMAT
 from serving.http.chat_input import says_nothing
 from serving.http.messages_models import MessagesRequest, MessageTokensRequest
+from serving.http.structured import ToolChoice
 from serving.request import MAX_TOOLS, check_count
 
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
@@ -27,6 +29,7 @@ def offered_tools(
     """The tools that the model gets to see, in chat completions' shape: none where it must not call any. Raises
     InvalidRequest."""
     check_count("tools", request.tools or (), MAX_TOOLS, "tools")
+    form = structured.writing_calls(form, tool_choice(request))
     tools = [found for i, tool in enumerate(request.tools or ()) if (found := _tool(f"tools[{i}]", tool)) is not None]
     _check_choice(request, [tool["function"]["name"] for tool in tools])
     if not tools or (request.tool_choice is not None and request.tool_choice.type == "none"):
@@ -34,6 +37,31 @@ def offered_tools(
     if form.tool_calls == "none":
         raise InvalidRequest("tools", [tool["function"]["name"] for tool in tools], NO_TOOL_FORMAT)
     return tools
+
+
+def tool_choice(request: MessagesRequest | MessageTokensRequest) -> ToolChoice:
+    """The same as chat completions say it."""
+    choice = request.tool_choice
+    if choice is None or choice.type in ("auto", "none"):
+        return ToolChoice("auto" if choice is None else choice.type)
+    if choice.type == "tool":
+        return ToolChoice("required", (str(choice.name),), single=True)
+    return ToolChoice("required")
+
+
+def tool_rules(request: MessagesRequest, offered: Sequence[Mapping[str, Any]] | None) -> ToolRules | None:
+    """What must hold for the calls of an answer. offered: see `offered_tools`."""
+    if offered is None:
+        return None
+    choice = tool_choice(request)
+    sent = {tool.get("name"): (i, tool) for i, tool in enumerate(request.tools or ())}
+    tools = []
+    for function in (tool["function"] for tool in offered):
+        if choice.names is None or function["name"] in choice.names:
+            i, tool = sent[function["name"]]
+            strict = tool.get("strict") is True
+            tools.append(Tool(function["name"], function["parameters"], f"tools[{i}].input_schema", strict))
+    return ToolRules(tuple(tools), choice.forces, choice.single or single_call(request))
 
 
 def single_call(request: MessagesRequest) -> bool:
@@ -51,8 +79,6 @@ def _check_choice(request: MessagesRequest | MessageTokensRequest, offered: Sequ
         raise InvalidRequest("tool_choice.name", choice.name, f"it must be one of the offered tools, which are {shown}")
     if not offered:
         raise InvalidRequest("tool_choice.type", choice.type, "it needs tools")
-    allowed = 'only "auto" and "none" are supported: calls cannot be forced'
-    raise InvalidRequest("tool_choice.type", choice.type, allowed)
 
 
 def _tool(at: str, tool: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -71,9 +97,8 @@ def _tool(at: str, tool: Mapping[str, Any]) -> dict[str, Any] | None:
         raise InvalidRequest(f"{at}.description", description, "it must be a string")
     if not (says_nothing(schema) or isinstance(schema, dict)):
         raise InvalidRequest(f"{at}.input_schema", schema, "it must be an object, a JSON schema")
-    if tool.get("strict"):
-        allowed = "only false is supported: there is no structured output"
-        raise InvalidRequest(f"{at}.strict", tool["strict"], allowed)
+    if not isinstance(tool.get("strict"), bool | None):
+        raise InvalidRequest(f"{at}.strict", tool["strict"], "it must be true, false or null")
     for key, value in tool.items():
         if key in _MARKS and not says_nothing(value) and value is not False:
             ignored.passed_over(f"{at}.{key}")

@@ -19,7 +19,7 @@ from serving.http.declaring import as_schema as _as
 from serving.http.declaring import doc as _doc
 from serving.http.declaring import list_of as _list
 from serving.http.declaring import no_effect as _no_effect
-from serving.http.fragments import MESSAGE, TOOL
+from serving.http.fragments import MESSAGE, RESPONSE_FORMAT, STRUCTURED_OUTPUTS, TOOL, TOOL_CHOICE
 from serving.request import MAX_CACHE_SALT, MAX_MESSAGES, MAX_REQUEST_ID, MAX_TOOLS
 
 MAX_PROMPTS = 1024  # of one completion request
@@ -44,6 +44,7 @@ _TYPES: Mapping[str, Any] = {
     "strings": str | list[str],
     "token_ids": list[int],
     "logit_bias": dict[str, float],
+    "structured": dict[str, Any],
 }
 
 
@@ -54,6 +55,8 @@ def _declared(name: str) -> Meta:
         return _ids(declared.sentence)
     if declared.kind == "logit_bias":
         return _doc(declared.sentence, propertyNames={"pattern": "^[0-9]+$"})
+    if declared.kind == "structured":
+        return _as(declared.sentence, STRUCTURED_OUTPUTS)
     if declared.kind == "boolean":
         return _doc(declared.sentence + (" (on)" if declared.default else ""))
     low = None if declared.low is None else min([declared.low, *declared.special])
@@ -127,7 +130,12 @@ class TextSampling(Sampling, kw_only=True):
     prompt_logprobs: Annotated[int | None, _declared("prompt_logprobs")] = None
     return_token_ids: Annotated[bool | None, _doc("Give token ids of prompt and answers")] = None
     return_tokens_as_token_ids: Annotated[bool | None, _doc('Name tokens in logprobs "token_id:15"')] = None
-    response_format: Annotated[Any, _doc('Only {"type": "text"}', enum=[{"type": "text"}, None])] = None
+    response_format: Annotated[Any, _as("What the text must be", RESPONSE_FORMAT)] = None
+    guided_json: Annotated[Any, _doc("Only null: use structured_outputs", enum=[None])] = None
+    guided_regex: Annotated[Any, _doc("Only null: use structured_outputs", enum=[None])] = None
+    guided_choice: Annotated[Any, _doc("Only null: use structured_outputs", enum=[None])] = None
+    guided_grammar: Annotated[Any, _doc("Only null: use structured_outputs", enum=[None])] = None
+    guided_whitespace_pattern: Annotated[Any, _doc("Only null: use structured_outputs", enum=[None])] = None
     truncation_side: Annotated[
         str | None,
         _doc("With truncate_prompt_tokens: left cuts the beginning off, right the end", enum=["left", "right", None]),
@@ -202,7 +210,7 @@ class ChatRequest(TextSampling, kw_only=True):
     documents: Annotated[list[dict[str, Any]] | None, _doc("Documents for templates that take them")] = None
     include_reasoning: Annotated[bool | None, _doc("Give the model's reasoning (on)")] = None
     parallel_tool_calls: Annotated[bool | None, _doc("false: at most one call in an answer")] = None
-    tool_choice: Annotated[Any, _doc('"auto" or "none"', enum=["auto", "none", None])] = None
+    tool_choice: Annotated[Any, _as("Whether functions are called, and which", TOOL_CHOICE)] = None
     add_special_tokens: Annotated[Any, _doc("Only false: templates write them", enum=[False, None])] = None
     echo: Annotated[Any, _doc("Only false", enum=[False, None])] = None
     functions: Annotated[Any, _doc("Only null or []: use tools", enum=[[], None])] = None
@@ -253,15 +261,14 @@ _NOTHING = Refused((), "it is not supported")
 
 # Whatever is not neutral is refused with the reason.
 REFUSED: Mapping[str, Refused] = {
-    "response_format": Refused(
-        ({"type": "text"},), 'only {"type": "text"} is supported: there is no structured output'
-    ),
-    "text.format": Refused(({"type": "text"},), "only the format text is supported: there is no structured output"),
+    **{
+        f"guided_{name}": Refused((), f"it is replaced by structured_outputs.{name}")
+        for name in ("json", "regex", "choice", "grammar", "whitespace_pattern")
+    },
     "use_beam_search": Refused((False,), "beam search is not supported"),
     "length_penalty": Refused((1,), "it belongs to beam search, which is not supported"),
     "spaces_between_special_tokens": Refused((True,), "only true is supported"),
     "suffix": Refused((), "filling in before a suffix is not supported"),
-    "tool_choice": Refused(("auto", "none"), 'only "auto" and "none" are supported: calls cannot be forced'),
     "add_special_tokens": Refused((False,), "only false is supported: chat templates write the special tokens"),
     "echo": Refused((False,), "only completions echo their prompt"),
     "functions": Refused(([],), "it is replaced by tools"),

@@ -8,7 +8,7 @@ from typing import Any
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import OutputParserNames
 from jaxinfer.text.conversation import as_arguments, joined
-from serving.http import chat_input, convert, ignored
+from serving.http import chat_input, convert, ignored, structured
 from serving.http.chat import of_chat, offered_tools
 from serving.http.response_turn import NO_STORE, ResponseTurn
 from serving.http.responses_models import (
@@ -81,7 +81,10 @@ def to_requests(
         raise InvalidRequest("truncation", request.truncation, "it must be auto or disabled")
     if request.store and not turn.can_keep:
         ignored.without_effect("store", True, NO_STORE)
+    choice = structured.tool_choice(request)
+    form = structured.writing_calls(form, choice)
     offered = offered_tools(request, form)
+    calls = structured.tool_rules(request, choice, offered)
     effort = None if request.reasoning is None else request.reasoning.effort
     variables = convert.with_effort(request.chat_template_kwargs, "reasoning.effort", effort, context, form)
     if request.text is not None and request.text.verbosity is not None:
@@ -89,7 +92,7 @@ def to_requests(
     prompt = ChatPrompt(_messages(request, turn), offered, variables=variables)
     if request.truncation == "auto" and "truncate_prompt_tokens" not in given:
         prompt = shortened(prompt, context, given.get("max_tokens"))
-    return [of_chat(request, prompt, given, context, form)]
+    return [of_chat(request, prompt, given, context, form, calls)]
 
 
 def _check_include(request: ResponsesRequest, given: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from msgspec import Struct
 
 from serving.http.declaring import as_schema, doc, list_of, no_effect
-from serving.http.fragments import INPUT_ITEM, RESPONSES_TOOL
+from serving.http.fragments import INPUT_ITEM, RESPONSES_TOOL, TEXT_FORMAT, TOOL_CHOICE
 from serving.http.models import EFFORT, EFFORTS, Sampling
 from serving.request import MAX_MESSAGES, MAX_TOOLS
 
@@ -23,7 +23,7 @@ class ReasoningOptions(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TextOptions(Struct, kw_only=True, forbid_unknown_fields=True):
-    format: Annotated[Any, doc('Only {"type": "text"}', enum=[{"type": "text"}, None])] = None
+    format: Annotated[Any, as_schema("What the text must be", TEXT_FORMAT)] = None
     verbosity: Annotated[
         str | None, doc("How much the model says, where its chat template asks", enum=[*VERBOSITIES, None])
     ] = None
@@ -69,7 +69,7 @@ class ResponsesRequest(Sampling, kw_only=True):
     ] = None
     include_reasoning: Annotated[bool | None, doc("Give the model's reasoning (on)")] = None
     parallel_tool_calls: Annotated[bool | None, doc("false: at most one call in an answer")] = None
-    tool_choice: Annotated[Any, doc('"auto" or "none"', enum=["auto", "none", None])] = None
+    tool_choice: Annotated[Any, as_schema("Whether functions are called, and which", TOOL_CHOICE)] = None
     chat_template_kwargs: Annotated[
         dict[str, Any] | None, doc('Further variables of the template, such as {"enable_thinking": false}')
     ] = None

@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "bad_token_ids": (),
     "skip_special_tokens": True,
     "truncate_prompt_tokens": None,
+    "structured_outputs": None,
 }
 # Field -> values at the borders that are taken, values that are not, and what is said of those.
 BORDERS: dict[str, tuple[list[Any], list[Any], str]] = {

@@ -97,5 +97,6 @@ def test_field_numbers_of_requests_stay():
         "bad_token_ids",
         "skip_special_tokens",
         "truncate_prompt_tokens",
+        "structured_outputs",
     ]
-    assert [f.number for f in sorted(sampling, key=lambda f: f.number)] == list(range(1, 23))
+    assert [f.number for f in sorted(sampling, key=lambda f: f.number)] == list(range(1, 24))

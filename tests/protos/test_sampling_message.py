@@ -32,6 +32,7 @@ WIRE = {
     "bad_token_ids": (20, "repeated uint32"),
     "skip_special_tokens": (21, "optional bool"),
     "truncate_prompt_tokens": (22, "optional int32"),
+    "structured_outputs": (23, "StructuredOutputs"),
 }
 # Kind of a parameter -> the types that can carry it.
 CARRIES = {
@@ -41,6 +42,7 @@ CARRIES = {
     "strings": {"repeated string"},
     "token_ids": {"repeated uint32", "TokenIds"},
     "logit_bias": {"map<uint32, double>"},
+    "structured": {"StructuredOutputs"},
 }
 _NAMES = {
     getattr(FieldDescriptor, f"TYPE_{name.upper()}"): name

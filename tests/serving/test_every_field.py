@@ -26,6 +26,7 @@ CHAT = pb.GenerateRequest(
     sampling=pb.SamplingParams(temperature=0.5, seed=1, max_tokens=6),
 )
 
+STRUCTURAL_TAG = '{"structures": [{"begin": "<f>", "schema": {}, "end": "</f>"}], "triggers": ["<f"]}'
 # Path of every leaf -> a value that differs from BASE's (CHAT's, below chat) and from the default.
 VALUES = {
     "request_id": "other",
@@ -65,8 +66,25 @@ VALUES = {
     "sampling.bad_token_ids": [9],
     "sampling.skip_special_tokens": False,
     "sampling.truncate_prompt_tokens": 1,
+    "sampling.structured_outputs.json": '{"type": "object"}',
+    "sampling.structured_outputs.regex": "[a-z]+",
+    "sampling.structured_outputs.choice.choices": ["yes", "no"],
+    "sampling.structured_outputs.grammar": 'root ::= "a"',
+    "sampling.structured_outputs.json_object": True,
+    "sampling.structured_outputs.structural_tag": STRUCTURAL_TAG,
+    # Alone these ask for nothing; what they do is in tests/jaxinfer/constraints.
+    "sampling.structured_outputs.disable_any_whitespace": True,
+    "sampling.structured_outputs.disable_additional_properties": True,
+    "sampling.structured_outputs.whitespace_pattern": " ?",
 }
-REFUSED = {"model": "model is 'another'", "chat.template": "template is 'unheard-of'"}
+_ALONE = "structured_outputs is []"
+REFUSED = {
+    "model": "model is 'another'",
+    "chat.template": "template is 'unheard-of'",
+    "sampling.structured_outputs.disable_any_whitespace": _ALONE,
+    "sampling.structured_outputs.disable_additional_properties": _ALONE,
+    "sampling.structured_outputs.whitespace_pattern": _ALONE,
+}
 
 
 def leaves(descriptor, prefix=""):

@@ -17,7 +17,7 @@ from jaxinfer.text.answers.deepseek import (
 from jaxinfer.text.answers.events import Event
 from jaxinfer.text.answers.gemma4 import Gemma4Parser
 from jaxinfer.text.answers.harmony import HarmonyParser, HarmonySplitter
-from jaxinfer.text.answers.harmony_header import TAGS
+from jaxinfer.text.answers.harmony_header import TAGS, answering
 from jaxinfer.text.answers.harmony_header import begun as harmony_begun
 from jaxinfer.text.answers.hermes import GraniteParser, HermesParser, NemotronParser, Phi4MiniParser
 from jaxinfer.text.answers.llama3 import Llama3Parser
@@ -109,17 +109,26 @@ class OutputParserNames(NamedTuple):
     tool_calls, reasoning: one of `TOOL_CALL_NAMES` and one of `REASONING_NAMES`, or "none".
     unopened: answers begin inside the reasoning, though the prompt does not open it.
     variant: which of the format's spellings the model's template has (see `spelling`).
+    exact: a grammar makes the answers keep to the formats, so nothing in them need be guessed.
+    forced: a format for calls that a grammar makes a model write whose template shows none; "" where there is none.
     """
 
     tool_calls: str = "none"
     reasoning: str = "none"
     unopened: bool = False
     variant: int = 0
+    exact: bool = False
+    forced: str = ""
 
     @property
     def spelling(self) -> CallSpelling | None:
         """How the model writes calls; None where it writes none."""
         return None if self.tool_calls == "none" else CALL_SPELLINGS[self.tool_calls][self.variant]
+
+    @property
+    def call_tags(self) -> tuple[str, ...]:
+        """What a call begins with; none where there are no tags for that."""
+        return CALL_FORMATS[self.tool_calls].tags if self.tool_calls in CALL_FORMATS else ()
 
     @property
     def is_harmony(self) -> bool:
@@ -157,6 +166,13 @@ class OutputParserNames(NamedTuple):
             return end.rfind(tags.open) > end.rfind(tags.close)
         return end.endswith(tags.open) or (self.unopened and not end.endswith(tags.close))
 
+    def over(self, prompt_end: str) -> bool:
+        """Whether the prompt that ends with this text has closed the reasoning, so that the answer itself follows."""
+        if self.is_harmony:
+            return answering(prompt_end)
+        tags = self.tags
+        return tags is not None and prompt_end.rstrip().endswith(tags.closes)
+
     def splitter(self, *, tools: Collection[str] | None, begun: bool = False) -> AnswerSplitter | None:
         """What tells reasoning from answer, for one answer; None where the model writes no reasoning. Arguments are
         those of OutputParser."""
@@ -167,7 +183,8 @@ class OutputParserNames(NamedTuple):
     def harmony(self, *, tools: Collection[str] | None, begun: bool = False, whole: bool = False) -> HarmonyParser:
         """The parser of one answer that is messages in channels."""
         offered = tools if self.tool_calls == HARMONY else None
-        return HarmonyParser(offered, begun=begun, whole=whole, reasons=self.reasoning == HARMONY)
+        reasons = self.reasoning == HARMONY
+        return HarmonyParser(offered, begun=begun, whole=whole, reasons=reasons, exact=self.exact)
 
     def tagged_splitter(
         self, *, tools: Collection[str] | None, begun: bool = False, whole: bool = False
@@ -175,6 +192,8 @@ class OutputParserNames(NamedTuple):
         """As `splitter`, where tags stand around the reasoning."""
         if self.tags is None:
             return None
+        if self.exact:  # it is between the tags, whatever else looks like one or like a call
+            return ReasoningSplitter(self.tags, begun=begun)
         calls = CALL_FORMATS.get(self.tool_calls) if tools is not None else None
         new_calls = None if calls is None else partial(calls, tools or (), whole=True)
         return ReasoningSplitter(self.tags, begun=begun, new_calls=new_calls, whole=whole)

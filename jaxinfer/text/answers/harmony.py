@@ -45,7 +45,8 @@ class HarmonyParser:
     """Follows one answer, of which `push` and `finish` return what became certain.
 
     Texts of several messages for the reader, or of reasoning, are lines. tools, begun, whole: see OutputParser.
-    reasons: analysis is reasoning; otherwise it is for the reader too. Events say where in the answer they stand.
+    reasons: analysis is reasoning; otherwise it is for the reader too. exact: a call, or what the channel final
+    has, is the last message, so that tags in it are its text. Events say where in the answer they stand.
     """
 
     reasons = True
@@ -59,9 +60,15 @@ class HarmonyParser:
     )
 
     def __init__(
-        self, tools: Collection[str] | None, *, begun: bool = False, whole: bool = False, reasons: bool = True
+        self,
+        tools: Collection[str] | None,
+        *,
+        begun: bool = False,
+        whole: bool = False,
+        reasons: bool = True,
+        exact: bool = False,
     ) -> None:
-        self._tools, self._whole, self.reasons = tools, whole, reasons
+        self._tools, self._whole, self.reasons, self._exact = tools, whole, reasons, exact
         self._buffer, self._at = "", 0  # text that waits, and where it begins in the answer
         self._header: Header | None = Header(ANALYSIS) if begun else None  # of the message; None within one
         self._arguments: _Arguments | None = None  # of a call
@@ -123,6 +130,8 @@ class HarmonyParser:
             return True
         self._begin_message(read.header, events)
         self._ends = (*ENDS, START, CHANNEL, MESSAGE) if read.loose else ENDS
+        if self._exact and (self._arguments is not None or read.header.channel == "final"):
+            self._ends = ()
         self._take(read.end)
         return True
 

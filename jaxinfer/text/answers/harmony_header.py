@@ -24,11 +24,21 @@ _BEGUN = re.compile(
     r"<\|channel\|>analysis(?:(?!<\|message\|>).)*<\|message\|>(?:(?!<\|(?:end|return|call)\|>).)*", re.S
 )
 
+_ANSWERING = re.compile(
+    r"<\|channel\|>final(?:(?!<\|message\|>).)*<\|message\|>(?:(?!<\|(?:end|return|call)\|>).)*", re.S
+)
+
 
 def begun(prompt_end: str) -> bool:
     """Whether a prompt that ends with this text has opened the reasoning."""
     last = prompt_end.rfind(CHANNEL)
     return last >= 0 and _BEGUN.fullmatch(prompt_end, last) is not None
+
+
+def answering(prompt_end: str) -> bool:
+    """Whether a prompt that ends with this text has opened the message for the reader."""
+    last = prompt_end.rfind(CHANNEL)
+    return last >= 0 and _ANSWERING.fullmatch(prompt_end, last) is not None
 
 
 class Header(NamedTuple):

@@ -87,6 +87,7 @@ OPTIONS: dict[str, tuple[list[str], object]] = {
     "bad_token_ids": (["--bad-token-ids", "9"], (9,)),
     "skip_special_tokens": (["--no-skip-special-tokens"], False),
     "truncate_prompt_tokens": (["--truncate-prompt-tokens", "1"], 1),
+    "structured_outputs": (["--structured-outputs", '{"regex": "[a-z]+"}'], None),  # see below
 }
 
 
@@ -95,7 +96,31 @@ def test_every_sampling_field_has_an_option_that_arrives(server):
     default = SamplingParams(temperature=0.0, max_tokens=6)
     for name, (argv, value) in OPTIONS.items():
         assert ask(server, "--max-tokens", "6", *argv, "ab") == 0
-        assert getattr(server.submitted.params, name) == value != getattr(default, name), name
+        if name == "structured_outputs":
+            assert "[a-z]+" in server.submitted.constraint
+        else:
+            assert getattr(server.submitted.params, name) == value != getattr(default, name), name
+
+
+def test_forms_of_answers(server, tmp_path, capsys):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "integer", "minimum": 7}')
+    assert ask(server, "--json-schema", str(schema), "ab") == 0
+    assert '"minimum": 7' in server.submitted.constraint
+    form = tmp_path / "form.json"
+    form.write_text('{"choice": ["yes", "no"]}')
+    assert ask(server, "--structured-outputs", f"@{form}", "ab") == 0
+    assert "yes" in server.submitted.constraint
+    for argv, said in (
+        (["--structured-outputs", "{"], "it must be a JSON object"),
+        (["--structured-outputs", "[]"], "it must be an object like"),
+        (["--structured-outputs", '{"regexp": "a"}'], "structured_outputs.regexp"),
+        (["--structured-outputs", "@/nowhere"], "No such file"),
+        (["--json-schema", "/nowhere"], "No such file"),
+    ):
+        with pytest.raises(SystemExit):
+            ask(server, *argv, "ab")
+        assert said in capsys.readouterr().err
 
 
 def test_kinds_of_prompts(server, monkeypatch):

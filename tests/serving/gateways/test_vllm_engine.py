@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import zipfile
 
 import grpc
@@ -142,13 +143,21 @@ SAMPLING = {
     "include_stop_str_in_output": (True, True),
     "logit_bias": ({5: 1.5, 6: 101.0, 7: -math.inf}, {5: 1.5, 6: 100.0, 7: -100.0}),
     "truncate_prompt_tokens": (2, 2),
-    "grammar_from_first_token": (True, None),
-    "json_schema": ("{}", None),
-    "regex": ("a", None),
+    "grammar_from_first_token": (True, ...),  # it is where every grammar starts here
+    # Bad ones are refused under these names; good ones are in Submit.constraint.
+    "json_schema": ('{"not": {}}', None),
+    "regex": ("(", None),
     "grammar": ("root", None),
     "structural_tag": ("{}", None),
-    "json_object": (True, None),
-    "choice": (pb.ChoiceConstraint(choices=["a"]), None),
+    "json_object": (True, ...),
+    "choice": (pb.ChoiceConstraint(choices=[""]), None),
+}
+CONSTRAINTS = {
+    "json_schema": '{"pattern": "a-z"}',
+    "regex": "a-z",
+    "grammar": 'root ::= "a-z"',
+    "structural_tag": '{"structures": [{"begin": "a", "schema": {"pattern": "a-z"}, "end": ""}], "triggers": ["a"]}',
+    "choice": pb.ChoiceConstraint(choices=["a-z"]),
 }
 REFUSED = {
     "kv_transfer_params": pb.KvTransferParams(remote_host="h"),
@@ -174,13 +183,18 @@ def test_every_field_takes_effect_or_is_refused():
                 if wanted is None:
                     error = await status(stub(s).Generate(request))
                     assert error.code() == INVALID, name
-                    assert error.details().startswith(f"{name} is "), error.details()
+                    assert re.match(rf"{name}(\[0\]|\.structures|#/not)? is ", error.details()), error.details()
                     continue
                 await answer(stub(s).Generate(request))
                 submit = s.received(Submit)[-1]
                 if wanted is not ...:
                     assert getattr(submit.params, name) == wanted
             assert next(m for m in s.received(Submit) if m.seed == 2)
+            assert [m.constraint for m in s.received(Submit) if m.constraint]
+            for name, value in CONSTRAINTS.items():
+                params = pb.SamplingParams(**{"max_tokens": 8, name: value})
+                await answer(stub(s).Generate(pb.GenerateRequest(text="abc", sampling_params=params)))
+                assert "a-z" in s.received(Submit)[-1].constraint, name
             assert [m for m in s.received(Submit) if len(m.prompt_token_ids) == 2]  # truncated
             for name, value in REFUSED.items():
                 error = await status(stub(s).Generate(pb.GenerateRequest(text="a", **{name: value})))

@@ -102,6 +102,7 @@ def test_every_sampling_field_is_converted():
         "include_stop_str_in_output": True,
         "ignore_eos": False,
         "skip_special_tokens": False,
+        "structured_outputs": {"regex": "a"},
     }
     request = CompletionRequest(prompt="x", **values, stop="y", logit_bias={"8": 1.5})
     assert sampling(request) == {**values, "stop": ("y",), "logit_bias": {8: 1.5}}

@@ -135,8 +135,14 @@ FAKED = {
     "responses": {"include_reasoning": False, "parallel_tool_calls": False},
 }
 ENGINE = {"priority": -3}
+# These make a grammar of the answer, which the engine is told.
+FORM = {
+    "structured_outputs": {"regex": "[a-z]+"},
+    "response_format": {"type": "json_object"},
+    "text": {"format": {"type": "json_object"}},
+}
 STREAMS = {"stream_interval"}  # see test_events_have_several_tokens
-NOT_NEUTRAL: dict[str, Any] = {"best_of": 5, "tool_choice": "required", "length_penalty": 2, "suffix": "end"}
+NOT_NEUTRAL: dict[str, Any] = {"best_of": 5, "length_penalty": 2, "suffix": "end"}
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +164,14 @@ def fields(kind: str) -> set[str]:
     return set(document()["components"]["schemas"][SCHEMAS[kind]]["properties"])
 
 
+def forms(kind: str) -> set[str]:
+    return FORM.keys() & fields(kind)
+
+
 @pytest.mark.parametrize("kind", list(PATHS))
 def test_every_field_is_accounted_for(kind):
     refused = {name for name in fields(kind) if name in (*REFUSED, "best_of")}  # some have an effect elsewhere
-    effects = {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *(STREAMS if kind != "responses" else ())}
+    effects = {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *forms(kind), *(STREAMS if kind != "responses" else ())}
     assert fields(kind) - effects - set(RECORDED) - without_effect(kind) - holds_no_effect(kind) == refused - effects
     assert effects <= fields(kind)
     assert {"user"} <= fields(kind)
@@ -247,20 +257,19 @@ def test_every_effect_changes_the_output(client, kind):
 def test_every_other_field_is_refused_by_name(client, kind):
     refused = (
         fields(kind)
-        - {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *RECORDED}
+        - {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *RECORDED, *forms(kind)}
         - without_effect(kind)
         - holds_no_effect(kind)
     )
-    for name in sorted(refused | {"tool_choice"} if kind != "completion" else refused):
+    for name in sorted(refused):
         value = NOT_NEUTRAL.get(name, "unheard-of")
-        more = {"tools": EFFECTS[kind]["tools"][0]} if name == "tool_choice" else {}
-        response = client.post(PATHS[kind], json={**BASES[kind], **more, name: value})
+        response = client.post(PATHS[kind], json={**BASES[kind], name: value})
         assert response.status_code == 400, name
         error = response.json()["error"]
         assert error["param"] == name
         assert str(value) in error["message"]
         for neutral in (*REFUSED[name].neutral, None) if name in REFUSED else (1, None):
-            response = client.post(PATHS[kind], json={**BASES[kind], **more, name: neutral})
+            response = client.post(PATHS[kind], json={**BASES[kind], name: neutral})
             assert response.status_code == 200, (name, neutral, response.text)
 
 
@@ -298,15 +307,16 @@ def test_what_has_no_effect_is_named_and_changes_nothing(client, kind):
     assert (response.status_code, "x-jaxinfer-ignored" in response.headers) == (200, False)
 
 
-def test_a_named_tool_and_parts_that_are_no_text_are_refused(client):
-    named = {"type": "function", "function": {"name": "f"}}
+def test_another_tool_and_parts_that_are_no_text_are_refused(client):
+    named = {"type": "function", "function": {"name": "g"}}
     image = [{"type": "image_url", "image_url": {"url": "data:,"}}]
     for change, param in (
         ({"tools": [ITEM], "tool_choice": named}, "tool_choice"),
         ({"messages": [{"role": "user", "content": image}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0].type"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"tools": [ITEM], "tool_choice": "unheard-of"}, "tool_choice"),
+        ({"response_format": {"type": "unheard-of"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
     ):
         response = client.post(PATHS["chat"], json={**BASES["chat"], **change})
         assert (response.status_code, response.json()["error"]["param"]) == (400, param)
@@ -373,7 +383,14 @@ def test_what_the_engine_is_told():
                 for name, value in ENGINE.items():
                     await s.post(path, **BASES[kind], **{name: value})
                     assert getattr(s.grpc.received(Submit)[-1], name) == value
-            assert len(s.grpc.received(Submit)) == 3
+                for name in sorted(forms(kind)):
+                    assert s.grpc.received(Submit)[-1].constraint == ""
+                    await s.post(path, **BASES[kind], **{name: FORM[name]})
+                    submit = s.grpc.received(Submit)[-1]
+                    assert ("[a-z]+" if name == "structured_outputs" else "json_schema") in submit.constraint
+                    assert submit.params.structured_outputs is None
+                    await s.post(path, **BASES[kind])
+            assert len(s.grpc.received(Submit)) == 3 + 2 * 2 * 3
             await asyncio.sleep(0)
 
     run(test())

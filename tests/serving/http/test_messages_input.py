@@ -163,13 +163,15 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"name": "f", "input_schema": "x"}]}, "tools[0].input_schema", "an object"),
     ({"tools": [{"name": "f", "description": 5}]}, "tools[0].description", "a string"),
     ({"tools": [{"type": 5}]}, "tools[0].type", "a string"),
-    ({"tools": [{**TOOL, "strict": True}]}, "tools[0].strict", "no structured output"),
-    ({"tools": [TOOL], "tool_choice": {"type": "any"}}, "tool_choice.type", "calls cannot be forced"),
-    ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}, "tool_choice.type", "calls cannot be forced"),
+    ({"tools": [{**TOOL, "strict": "yes"}]}, "tools[0].strict", "true, false or null"),
+    ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice.name", "one of the offered tools"),
     ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice.name", "which are f"),
     ({"tool_choice": {"type": "any"}}, "tool_choice.type", "it needs tools"),
-    ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "output_config.format.type", "structured"),
-    ({"output_format": {"type": "json_schema", "schema": {}}}, "output_format.type", "no structured output"),
+    (
+        {"output_format": {"type": "json_schema", "schema": {}}, "structured_outputs": {"regex": "a"}},
+        "output_config.format",
+        "give one of them",
+    ),
     ({"metadata": {"user_id": "x" * 513}}, "metadata.user_id", "at most 512 characters"),
 ]  # fmt: skip
 
