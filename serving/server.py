@@ -393,7 +393,6 @@ def model_context(
     source = random.SystemRandom() if config.seed is None else random.Random(config.seed)
     return ModelContext(
         *(info, config.name or info.model, tokenizer, config.sampling_defaults, lambda: source.getrandbits(64)),
-        filter_prompt=prompt_filter(input_filter, config.stable_prefix, tokenizer),
         gives_tokens=config.output_filter is None,
         aliases=config.aliases,
         trusts_chat_templates=config.api.trust_request_chat_template,

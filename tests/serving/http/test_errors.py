@@ -64,7 +64,7 @@ CASES = [
     ("chat/completions", {"messages": [{**CHAT["messages"][0], "x": 1}]}, "messages[0].x", "a message may have role"),
     ("chat/completions", {**CHAT, "logprob_token_ids": [5]}, "logprob_token_ids", "it needs logprobs"),
     ("chat/completions", {**CHAT, "logprobs": True, "logprob_token_ids": [9999]}, "logprob_token_ids", "9999"),
-    ("chat/completions", {**CHAT, "logprobs": True, "logprob_token_ids": [1] * 129}, "logprob_token_ids", "at most 128"),
+    ("chat/completions", {**CHAT, "logprobs": True, "logprob_token_ids": [1] * 129}, "logprob_token_ids", "most 128"),
     ("chat/completions", {**CHAT, "logprobs": True, "logprob_token_ids": [5]}, "logprob_token_ids", "--max-logprobs"),
     ("completions", {"prompt": "x", "logprobs": 1, "echo": True, "logprob_token_ids": [5]},
      "logprob_token_ids", "echo"),
