@@ -73,12 +73,14 @@ COMMON: dict[str, tuple[Any, dict[str, Any]]] = {  # field -> (value, what else 
     "truncate_prompt_tokens": (2, {}),
     "cache_salt": ("tenant", {"LONG": True}),
     "request_id": ("mine", {}),
+    "structured_outputs": ({"regex": "[0-9]{3}"}, {}),
 }
 TEXT: dict[str, tuple[Any, dict[str, Any]]] = {
     "n": (2, {}),
     "stream_options": ({"include_usage": True}, {"stream": True}),
     "prompt_logprobs": (1, {}),
     "return_token_ids": (True, {}),
+    "response_format": ({"type": "json_object"}, {}),
     "bad_words": ("SOME WORD", {**GREEDY, "ENDS": True}),
     "truncation_side": ("right", {"truncate_prompt_tokens": 2}),
 }
