@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Counts = tuple[tuple[int, ...], ...]
@@ -67,11 +67,11 @@ class ExpertLoad:
         """This and another engine's, which serves the same model."""
         return self._combined(other, operator.add)
 
-    def _combined(self, other: ExpertLoad, combine: object) -> ExpertLoad:
+    def _combined(self, other: ExpertLoad, combine: Callable[[int, int], int]) -> ExpertLoad:
         if self.layers != other.layers:
             raise ValueError(f"layers with experts are {self.layers} here and {other.layers} there; they must be equal")
         rows = zip(self.tokens, other.tokens, strict=True)
-        tokens = tuple(tuple(map(combine, one, two)) for one, two in rows)  # type: ignore[arg-type]
+        tokens = tuple(tuple(map(combine, one, two)) for one, two in rows)
         return ExpertLoad(self.layers, tokens, self.steps)
 
 

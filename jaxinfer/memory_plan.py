@@ -21,7 +21,7 @@ from jaxinfer.models.stored_matrix import StoredMatrix, check_stored
 from jaxinfer.quantization import SCHEMES, placing_of, rounding_of
 from jaxinfer.runtime.cpu_kernels import choose_form
 from jaxinfer.runtime.engine_builder import make_layout, probe_step
-from jaxinfer.runtime.kv_cache import Budget, Sizes, device_budget, gib, resolve_sizes
+from jaxinfer.runtime.kv_cache import Budget, Sizes, device_budget, free_bytes, gib, resolve_sizes
 from jaxinfer.runtime.topology import sent_bytes
 from jaxinfer.sharding import expert_size, model_size, named_sharding
 from pallas_kernels.dispatch import DeviceTarget
@@ -44,6 +44,11 @@ class PlanReport:
     bucket: str
     form: str = ""  # what products are computed with on a CPU, and why
     collectives: str = ""  # what the devices exchange in the largest step
+    memory_bytes: int | None = None  # that are free; None where the device does not say
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.slot_bytes + self.temporary_bytes + self.pool_bytes
 
     @property
     def full_length_requests(self) -> int:
@@ -55,7 +60,7 @@ class PlanReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """The report as (label, value), in reading order."""
-        sizes, total = self.sizes, self.weight_bytes + self.slot_bytes + self.temporary_bytes + self.pool_bytes
+        sizes = self.sizes
         tokens = (sizes.num_pages - 1) // sizes.cache_groups.num_tables * sizes.page_size
         per_token = f"{self.kv_bytes_per_token:,} bytes"
         if sizes.shape.windows:
@@ -76,7 +81,7 @@ class PlanReport:
             ),
             ("longest request", f"{sizes.max_model_len:,} tokens"),
             ("full-length requests at once", f"{self.full_length_requests:,}"),
-            ("total", gib(total)),
+            ("total", gib(self.total_bytes) + ("" if self.memory_bytes is None else f" of {gib(self.memory_bytes)}")),
             *([("collectives", self.collectives)] if self.collectives else []),
             *([("products", self.form)] if self.form else []),
         ]
@@ -149,8 +154,12 @@ def make_plan(
     runtime: RuntimeConfig,
     mesh: Mesh,
     stored: Mapping[str, StoredMatrix] | None = None,
+    *,
+    memory: int | None = None,
 ) -> PlanReport:
     """Plans a model on a mesh; `stored` as in `abstract_model`.
+
+    memory: bytes of a device that are free, instead of asking it: it need not be here.
 
     Raises ConfigError, with the arithmetic, for what cannot fit.
     """
@@ -160,16 +169,16 @@ def make_plan(
     layout = make_layout(model, DeviceTarget.of(device), runtime)
     weights = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(model.params))
     if runtime.num_pages is None:  # what cannot fit is not compiled
-        _check_fits(device_budget(device, runtime, temporaries=0, weights_to_come=weights), weights)
+        _check_fits(device_budget(device, runtime, temporaries=0, weights_to_come=weights, memory=memory), weights)
     probe = probe_step(model, mesh, runtime, layout)
     budget = None
     if runtime.num_pages is None:
         extra = probe.temporaries + probe.slot_bytes
-        budget = device_budget(device, runtime, temporaries=extra, weights_to_come=weights)
+        budget = device_budget(device, runtime, temporaries=extra, weights_to_come=weights, memory=memory)
         _check_fits(budget, weights)
     sizes = resolve_sizes(config, runtime, layout, budget, device.platform)
     parameters, active = count_parameters(config, model.shape)
-    return PlanReport(
+    plan = PlanReport(
         model=name,
         device=f"{mesh.size} x {device.device_kind}",
         parameters=parameters,
@@ -183,7 +192,10 @@ def make_plan(
         bucket=probe.bucket,
         form=choose_form(model, mesh, runtime).why if device.platform == "cpu" else "",
         collectives=_exchanged(probe.collectives, mesh.size),
+        memory_bytes=_free(device, mesh) if memory is None else memory,
     )
+    _check_total(plan)
+    return plan
 
 
 def _exchanged(found: Mapping[str, tuple[int, int]], devices: int) -> str:
@@ -198,6 +210,32 @@ def _check_fits(budget: Budget, weights: int) -> None:
         return
     missing = f"{gib(-budget.num_bytes)} ({-budget.num_bytes:,} bytes) are missing"
     raise ConfigError(f"the model does not fit: {missing}: {gib(weights)} of weights a device; {budget.reason}")
+
+
+def _free(device: Any, mesh: Mesh) -> int | None:
+    """Bytes that each device of the mesh may still take; the devices of a CPU share what it has."""
+    free = free_bytes(device)
+    return free if free is None or device.platform != "cpu" else free // mesh.size
+
+
+def _check_total(plan: PlanReport) -> None:
+    """The sum: a pool may have been sized by hand, and a CPU's leaves room for what steps need without asking them."""
+    if plan.memory_bytes is None or plan.total_bytes <= plan.memory_bytes:
+        return
+    missing = plan.total_bytes - plan.memory_bytes
+    parts = ", ".join(
+        f"{gib(size)} {name}"
+        for name, size in (
+            ("of weights", plan.weight_bytes),
+            ("of slot state", plan.slot_bytes),
+            ("of temporaries", plan.temporary_bytes),
+            (f"for {plan.sizes.num_pages} pages", plan.pool_bytes),
+        )
+    )
+    raise ConfigError(
+        f"the model does not fit: {gib(missing)} ({missing:,} bytes) are missing: of {gib(plan.memory_bytes)} it takes "
+        f"{parts}"
+    )
 
 
 def _local_bytes(leaf: jax.ShapeDtypeStruct) -> int:

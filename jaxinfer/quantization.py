@@ -90,20 +90,23 @@ def rounding_of(path: str, weight: Any, facts: ParameterFacts, scheme: Scheme, m
         return None
     group = None
     if scheme.groups:
-        group = largest_group(path, math.prod(weight.shape[-inputs:]) // _input_shards(axes, inputs, mesh), scheme)
+        count = math.prod(weight.shape[-inputs:])
+        share = count // _input_shards(axes, inputs, mesh)
+        group = largest_group(path, share, scheme, _way_out(axes, weight.shape, count, scheme.groups[-1], mesh))
     return MatrixRounding(scheme, group, inputs, axes, mesh)
 
 
-def largest_group(path: str, share: int, scheme: Scheme) -> int:
+def largest_group(path: str, share: int, scheme: Scheme, way_out: str = "") -> int:
     """The best of a scheme's groups for `share` inputs on a device.
 
-    Raises ConfigError, naming the parameter, if there is none.
+    Raises ConfigError, naming the parameter and with the way out, if there is none.
     """
     group = next((size for size in scheme.groups if share % size == 0), None)
     if group is None:
         several = "one of " * (len(scheme.groups) > 1) + ", ".join(map(str, scheme.groups))
         raise ConfigError(
             f"quantization: {path} has {share} inputs on a device; {several} must divide them for {scheme.kind}"
+            f"{way_out}"
         )
     return group
 
@@ -172,11 +175,28 @@ def placing_of(
     if count % tp or (count // tp) % unit:
         raise ConfigError(
             f"{degrees(model_size(mesh), expert_size(mesh))}; {path} has {count} inputs, stored in groups of "
-            f"{count // groups}: it must split them between groups"
+            f"{count // groups}: it must split them between groups{_way_out(axes, shape, count, unit, mesh)}"
         )
 
     plain = stored_parts(outputs, count, stored)
     return MatrixPlacing(_with_shardings(plain, _shardings(plain, axes, inputs, mesh)), inputs, axes, mesh)
+
+
+def _way_out(axes: LogicalAxes, shape: tuple[int, ...], inputs: int, unit: int, mesh: Mesh) -> str:
+    """For an error's end: how as many devices, or which number of them, can split a matrix of so many inputs between
+    units of `unit`. Nothing where one device has all."""
+    devices = model_size(mesh)
+    sizes = [n for n in range(devices, 0, -1) if devices % n == 0 and inputs % n == 0 and inputs // n % unit == 0]
+    if devices == 1 or not sizes:
+        return ""
+    if axes[0] != "experts":
+        return f"; at most {sizes[0]} of the {devices} devices can share its {inputs} inputs"
+    dealt = next((devices // n for n in sizes if shape[0] % (devices // n) == 0), None)
+    if dealt is None:
+        return ""
+    return (
+        f"; --expert-parallel-size {dealt} with --tensor-parallel-size {devices // dealt} deals experts to the devices"
+    )
 
 
 def _input_shards(axes: LogicalAxes, inputs: int, mesh: Mesh) -> int:

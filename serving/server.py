@@ -16,7 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import grpc
@@ -391,11 +391,10 @@ def model_context(
 ) -> ModelContext:
     """What requests to this engine are checked against."""
     source = random.SystemRandom() if config.seed is None else random.Random(config.seed)
-    found = ModelContext(
+    return ModelContext(
         *(info, config.name or info.model, tokenizer, config.sampling_defaults, lambda: source.getrandbits(64)),
         gives_tokens=config.output_filter is None,
         aliases=config.aliases,
         trusts_chat_templates=config.api.trust_request_chat_template,
+        filter_prompt=prompt_filter(input_filter, config.stable_prefix, tokenizer),
     )
-    changes = prompt_filter(input_filter, config.stable_prefix, tokenizer)
-    return found if changes is None else replace(found, filter_prompt=changes)

@@ -77,7 +77,7 @@ def _run_layer(
     positions = jnp.arange(hidden.shape[0], dtype=jnp.int32)
     attend = dense_attend(positions)
     context = StepContext.of(ropes, positions, jnp.zeros_like(positions), rope_variant, by_table([attend]))
-    hidden, _ = layer(hidden, context, attend, (jnp.zeros(0), jnp.zeros(0)))
+    hidden, *_ = layer(hidden, context, attend, (jnp.zeros(0), jnp.zeros(0)))
     return hidden, {end: one.seen for end, one in noted.items()}
 
 

@@ -86,17 +86,31 @@ def _meminfo_available() -> int:
     raise ConfigError("/proc/meminfo has no MemAvailable line; set num_pages to size the KV pool by hand")
 
 
-def device_budget(device: Any, runtime: RuntimeConfig, *, temporaries: int, weights_to_come: int = 0) -> Budget:
-    """What the pool may take on one device. `temporaries`: the largest step's; `weights_to_come`: not loaded yet."""
+def free_bytes(device: Any) -> int | None:
+    """Bytes that this process may still take of a device: of a CPU host memory; None where it does not say."""
     if device.platform == "cpu":
-        free = free_host_bytes() - weights_to_come
+        return free_host_bytes()
+    stats = device.memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+
+
+def device_budget(
+    device: Any, runtime: RuntimeConfig, *, temporaries: int, weights_to_come: int = 0, memory: int | None = None
+) -> Budget:
+    """What the pool may take on one device.
+
+    temporaries: the largest step's. weights_to_come: not loaded yet. memory: bytes that are free on a device which is
+    not here, and cannot be asked.
+    """
+    if device.platform == "cpu":
+        free = (free_host_bytes() if memory is None else memory) - weights_to_come
         if free < 0:
             return Budget(free, f"{gib(free + weights_to_come)} of host memory are free")
         share = int(CPU_SHARE * free) // runtime.parallel.num_devices
         if share > CPU_LIMIT:
             return Budget(CPU_LIMIT, f"{gib(CPU_LIMIT)}, the most that is taken unasked on a CPU")
         return Budget(share, f"{CPU_SHARE:.0%} of {gib(free)} free host memory = {gib(share)}")
-    stats = device.memory_stats()
+    stats = {"bytes_limit": memory, "bytes_in_use": 0} if memory is not None else device.memory_stats()
     if not stats or "bytes_limit" not in stats:
         raise ConfigError(f"{device.device_kind} does not report its memory; set num_pages to size the KV pool by hand")
     limit, used = stats["bytes_limit"], stats["bytes_in_use"] + weights_to_come
@@ -145,8 +159,10 @@ def resolve_sizes(
     holds = shape.longest(pages - 1) * page
     if holds < length:
         if runtime.max_model_len is not None:
+            missing = (shape.most_pages(per_sequence) + 1 - pages) * page_bytes // runtime.parallel.num_devices
             raise ConfigError(
-                f"max_model_len is {length}, but the KV pool holds {holds} tokens ({source}); lower max_model_len"
+                f"max_model_len is {length}, but the KV pool holds {holds} tokens ({source}); lower max_model_len: "
+                f"{gib(missing)} a device are missing"
             )
         notes.append(f"max_model_len = {holds}: the pool holds fewer tokens than the model's context of {length}")
         length = holds
@@ -183,15 +199,10 @@ def _tables_of(groups: CacheGroups, shape: CacheShape) -> str:
 def check_room(device: Any, sizes: Sizes, shards: int) -> None:
     """Raises ConfigError when the pool, sized by hand perhaps, is larger than what is free now: at once, instead of
     after everything was compiled, or on a CPU when the system kills the process for the pages that it fills."""
-    if device.platform == "cpu":
-        free, wanted, where = free_host_bytes(), sizes.pool_bytes, "host memory"
-    else:
-        stats = device.memory_stats() or {}
-        if "bytes_limit" not in stats:
-            return
-        free, wanted = stats["bytes_limit"] - stats["bytes_in_use"], sizes.pool_bytes // shards
-        where = f"memory on each {device.device_kind}"
-    if wanted > free:
+    free, wanted, where = free_bytes(device), sizes.pool_bytes, "host memory"
+    if device.platform != "cpu":
+        wanted, where = wanted // shards, f"memory on each {device.device_kind}"
+    if free is not None and wanted > free:
         most = max(0, free) * sizes.num_pages // wanted
         raise ConfigError(
             f"num_pages is {sizes.num_pages}; a pool of that size takes {gib(wanted)}, and {gib(free)} of {where} are "

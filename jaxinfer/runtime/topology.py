@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,14 @@ LIBTPU_ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# Public figures of one device: bytes of memory. libtpu refuses programs that do not fit by itself; the GPU compiler
-# does not.
+# Bytes of one device that programs may use. libtpu refuses what does not fit by itself, and says then, in GiB, what
+# would have; the GPU compiler does not refuse, and a GPU's are the public figure.
+_TPU_MEMORY = {
+    kind: int(available * (1 << 30))
+    for kind, available in (
+        ("TPU v4", 15.25), ("TPU v5 lite", 15.75), ("TPU v5", 95.73), ("TPU v6 lite", 31.24), ("TPU7x", 94.74),
+    )
+}  # fmt: skip
 _HOPPER_MEMORY = 141_000_000_000
 # An H200 as XLA's GPU compiler wants it described; from public specifications, not read off a device.
 _HOPPER = f"""
@@ -61,7 +67,8 @@ _TPU_KERNEL = re.compile(
 
 @dataclass(frozen=True)
 class Topology:
-    """Devices to compile for: a mesh over all of them, and one device's memory in bytes where it is known."""
+    """Devices to compile for: a mesh over all of them, and the bytes of one device that programs may use, where that is
+    known."""
 
     name: str
     mesh: Mesh
@@ -92,11 +99,9 @@ def topology_mesh(name: str, expert: int | None = 1) -> Topology:
             description = topologies.get_topology_desc(name, platform="tpu", **single)
     except Exception as error:  # the plugins raise types of their own
         raise ConfigError(f"topology {name!r} cannot be described here: {error}") from error
-    return Topology(
-        name,
-        mesh_of(description.devices, len(description.devices) if expert is None else expert),
-        _HOPPER_MEMORY if match[1] else None,
-    )
+    devices: Sequence[Any] = description.devices
+    memory = _HOPPER_MEMORY if match[1] else _TPU_MEMORY.get(devices[0].device_kind)
+    return Topology(name, mesh_of(devices, len(devices) if expert is None else expert), memory)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -21,9 +18,7 @@ from serving.commands.early import check_model
 from serving.commands.options import add_runtime_options, runtime_config
 from serving.commands.parsing import BAD_INPUT, FAILURE, CommandParser, fail
 from serving.commands.progress import PlainLines
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
+from serving.commands.topology import add_topology_option, check_topology, described
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
@@ -41,12 +36,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="BUNDLE", required=True, help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle in BUNDLE")
-    parser.add_argument(
-        "--topology",
-        metavar="NAME",
-        help="devices that are not here: v5e:1x1, v6e:2x4, v5p:2x2x1, hopper:1, ...; needs --num-pages "
-        "(default: the devices of this machine)",
-    )
+    add_topology_option(parser, "; needs --num-pages")
     add_runtime_options(parser, bundle=False)
     return parser
 
@@ -59,7 +49,12 @@ def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> 
     try:
         runtime = runtime_config(arguments)
         if arguments.topology is not None:
-            _check_topology(runtime)
+            check_topology(runtime)
+            if runtime.num_pages is None:
+                raise ConfigError(
+                    "num_pages is not given; a topology needs it, since a pool must be as large in the server that "
+                    "loads the bundle"
+                )
         folder = resolve_model(arguments.model, hub_cache)
         config = check_model(folder, runtime, weights=False)
         runtime = with_stored_defaults(folder, config, runtime)
@@ -77,17 +72,6 @@ def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> 
         f"{manifest.facts['device']['kind']}, in {time.monotonic() - began:.0f} s"
     )
     return 0
-
-
-def _check_topology(runtime: RuntimeConfig) -> None:
-    for name in ("device", "tensor_parallel_size"):
-        if getattr(runtime, name) != getattr(RuntimeConfig(), name):
-            raise ConfigError(f"{name} is {getattr(runtime, name)!r}; it cannot go with a topology, which says it")
-    if runtime.num_pages is None:
-        raise ConfigError(
-            "num_pages is not given; a topology needs it, since the memory of a device that is not here cannot be "
-            "measured"
-        )
 
 
 def _compiled(folder: Path, config: ModelConfig, runtime: RuntimeConfig, arguments: argparse.Namespace) -> Manifest:
@@ -113,15 +97,8 @@ def _compile(
     say: Callable[[str], None],
 ) -> Manifest:
     if arguments.topology is not None:
-        mesh = _topology(arguments.topology, runtime)
-        from jaxinfer.sharding import expert_size, tensor_size
-
-        runtime = dataclasses.replace(
-            runtime,
-            tensor_parallel_size=tensor_size(mesh),
-            expert_parallel_size=expert_size(mesh),
-            enable_expert_parallel=False,
-        )
+        topology, runtime = described(arguments.topology, runtime)
+        mesh = topology.mesh
     else:
         from jaxinfer.runtime.engine_builder import configure_jax
         from jaxinfer.sharding import make_mesh
@@ -144,17 +121,3 @@ def _compile(
         overwrite=arguments.overwrite,
         progress=lambda done, total, name: say(f"compiling: {done} of {total}, {name}"),
     )
-
-
-def _topology(name: str, runtime: RuntimeConfig) -> Mesh:
-    """Devices that are described and not there; those that are there are left alone. Raises ConfigError."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax starts
-    from jaxinfer.runtime.topology import LIBTPU_ENVIRONMENT, topology_mesh
-
-    for variable, value in LIBTPU_ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # where jax was imported before
-    expert = None if runtime.enable_expert_parallel else runtime.expert_parallel_size
-    return topology_mesh(name, expert).mesh

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,12 +15,16 @@ from rich.table import Table
 
 from checkpoints.files import CheckpointError
 from checkpoints.storage import read_storage, with_stored_defaults
-from jaxinfer.config import ConfigError
+from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.model_path import resolve_model
 from serving.commands.early import check_model
 from serving.commands.options import add_runtime_options, runtime_config
 from serving.commands.parsing import BAD_INPUT, CommandParser, fail
 from serving.commands.progress import PlainLines, wide_console
+from serving.commands.topology import add_topology_option, check_topology, described
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
@@ -34,6 +39,13 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         metavar="MODEL",
         help="converted checkpoint, Hugging Face folder, or hub id in the local cache (default: the shipped demo)",
     )
+    add_topology_option(parser)
+    parser.add_argument(
+        "--device-memory",
+        type=float,
+        metavar="GIB",
+        help="plan for devices of which so many GiB are free (default: what they say, or what is known of a topology)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object, sizes in bytes, instead of a table")
     add_runtime_options(parser, bundle=False)
     return parser
@@ -46,18 +58,19 @@ def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> 
     try:
         folder = resolve_model(arguments.model, hub_cache)
         runtime = runtime_config(arguments)
+        memory = _memory(arguments.device_memory)
+        if arguments.topology is not None:
+            check_topology(runtime)
         config = check_model(folder, runtime, weights=False)
         runtime = with_stored_defaults(folder, config, runtime)
         stored = read_storage(folder, config).matrices
 
+        mesh, runtime, known = _devices(arguments.topology, runtime, given=memory is not None)
         from jaxinfer.memory_plan import make_plan
-        from jaxinfer.runtime.engine_builder import configure_jax
-        from jaxinfer.sharding import make_mesh
 
-        configure_jax(runtime)
-        mesh = make_mesh(runtime.parallel, runtime.device)
         with _patience():
-            report = make_plan(folder.resolve().name, config, runtime, mesh, stored)
+            name = folder.resolve().name
+            report = make_plan(name, config, runtime, mesh, stored, memory=known if memory is None else memory)
     except (CheckpointError, ConfigError, NotImplementedError) as error:
         return fail(parser.prog, str(error), BAD_INPUT)
     if arguments.json:
@@ -71,6 +84,32 @@ def main(argv: Sequence[str], *, hub_cache: Path, program: str = "jaxinfer") -> 
     for note in report.sizes.notes:
         console.print(f"[dim]·[/dim] {escape(note)}", soft_wrap=True)
     return 0
+
+
+def _memory(asked: float | None) -> int | None:
+    """The option's bytes. Raises ConfigError for what is no size."""
+    if asked is None:
+        return None
+    if not 0 < asked < 1 << 20:
+        raise ConfigError(f"device_memory is {asked}; it must be a number of GiB, above 0")
+    return int(asked * (1 << 30))
+
+
+def _devices(topology: str | None, runtime: RuntimeConfig, given: bool) -> tuple[Mesh, RuntimeConfig, int | None]:
+    """The devices to plan for, `runtime` for all of them, and a device's memory where it cannot be asked.
+
+    given: whether the user says how much it is. Raises ConfigError where nobody does.
+    """
+    if topology is not None:
+        found, runtime = described(topology, runtime)
+        if found.memory is None and not given:
+            raise ConfigError(f"device_memory is not given; what a device of topology {topology!r} has is not known")
+        return found.mesh, runtime, found.memory
+    from jaxinfer.runtime.engine_builder import configure_jax
+    from jaxinfer.sharding import make_mesh
+
+    configure_jax(runtime)
+    return make_mesh(runtime.parallel, runtime.device), runtime, None
 
 
 @contextlib.contextmanager

@@ -171,6 +171,7 @@ class Api:
             check_model(request.model or "", model)
             if not model.gives_tokens and getattr(request, "return_token_ids", None):
                 raise InvalidRequest("return_token_ids", True, NO_TOKENS)
+            convert.check_named_tokens(request, model)
             with convert.in_names_of_the_client(endpoint.names(request)):
                 requests = endpoint.convert(request, model, self.form)
                 names, least = ignored.names, self.config.stream_interval

@@ -23,7 +23,7 @@ from jaxinfer.text.answers import (
 from serving.http import chat_input, convert, responses_tools, structured
 from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id
 from serving.http.generation import Generation
-from serving.http.logprobs import Spelling, chat_logprobs, prompt_logprobs
+from serving.http.logprobs import Spelling, chat_logprobs, named_tokens, prompt_logprobs
 from serving.http.models import ChatRequest, Sampling
 from serving.http.parts import Part
 from serving.http.reply import DONE, Reply, StreamUsage, sse
@@ -63,7 +63,7 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("top_logprobs", request.top_logprobs, "it needs logprobs")
     if request.logprobs:
-        given["logprobs"] = request.top_logprobs or 0
+        given["logprobs"] = -1 if request.logprob_token_ids else request.top_logprobs or 0
     choice = structured.tool_choice(request)
     form = structured.writing_calls(form, choice)
     offered = offered_tools(request, form)
@@ -280,7 +280,8 @@ class ChatReply(Reply):
     async def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
         if not self._request.logprobs:
             return None
-        return {"content": await chat_logprobs(tokens, self._spelling, self._pace), "refusal": None}
+        only = named_tokens(self._request)
+        return {"content": await chat_logprobs(tokens, self._spelling, self._pace, only), "refusal": None}
 
     def _usage(self) -> dict[str, Any]:
         reasoning = sum(a.reasoning_tokens for a in self._answers if a.finish_reason is not None)

@@ -8,7 +8,7 @@ from typing import Any
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.outputs import PROMPT, Delta
 from serving.http.generation import Generation
-from serving.http.logprobs import CompletionLogprobs, Spelling, prompt_logprobs
+from serving.http.logprobs import CompletionLogprobs, Spelling, named_tokens, prompt_logprobs
 from serving.http.models import CompletionRequest
 from serving.http.reply import DONE, Reply, StreamUsage, sse, sse_in_parts
 from serving.http.tokens import ShownTokens, echoed
@@ -112,7 +112,7 @@ class CompletionReply(Reply):
 
     def _logprobs(self) -> CompletionLogprobs | None:
         wanted = self._request.logprobs
-        return None if wanted is None else CompletionLogprobs(self._spelling, wanted)
+        return None if wanted is None else CompletionLogprobs(self._spelling, wanted, named_tokens(self._request))
 
     async def result(self) -> dict[str, Any]:
         async for prompt, deltas in self.generation.deltas():

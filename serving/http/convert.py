@@ -10,7 +10,7 @@ import msgspec
 
 from jaxinfer.errors import ChatTemplateError, InvalidRequest, renamed
 from jaxinfer.sampling_fields import Kind
-from jaxinfer.sampling_params import FIELDS, MAX_TOKEN_LIST, clamped_bias
+from jaxinfer.sampling_params import FIELDS, MAX_TOKEN_LIST, check_token_ids, clamped_bias
 from jaxinfer.text.answers import OutputParserNames
 from serving.http import chat_input, ignored, structured
 from serving.http.models import (
@@ -27,6 +27,7 @@ from serving.request import ChatPrompt, GenerationRequest, ModelContext, Prompt,
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's
 HARMONY_EFFORTS = ("low", "medium", "high")  # that the models were trained with
+MAX_NAMED_TOKENS = 128  # of logprob_token_ids, as in vLLM
 _EFFORT, _THINKING = "reasoning_effort", "enable_thinking"  # as templates call them
 
 
@@ -52,12 +53,28 @@ def _check_ways(request: TextSampling) -> None:
     side, interval = request.truncation_side, request.stream_interval
     if side not in ("left", "right", None):
         raise InvalidRequest("truncation_side", side, "it must be left or right")
-    if side is not None and request.truncate_prompt_tokens is None:
+    if side is not None and getattr(request, "truncate_prompt_tokens", None) is None:
         ignored.without_effect("truncation_side", side, "it needs truncate_prompt_tokens")
     if interval is not None and interval < 1:
         raise InvalidRequest("stream_interval", interval, "it must be a positive integer")
     if interval is not None and not request.stream:
         ignored.without_effect("stream_interval", interval, "it needs stream")
+
+
+def check_named_tokens(request: Sampling, context: ModelContext) -> None:
+    """Raises InvalidRequest for a logprob_token_ids that cannot be had: the engine tells of the likeliest tokens, so of
+    all where it must not miss one."""
+    ids = getattr(request, "logprob_token_ids", None)
+    if not ids:
+        return
+    check_count("logprob_token_ids", ids, MAX_NAMED_TOKENS)
+    check_token_ids("logprob_token_ids", ids, context.info.vocab_size)
+    if getattr(request, "logprobs", None) in (None, False):
+        raise InvalidRequest("logprob_token_ids", ids, "it needs logprobs")
+    if getattr(request, "echo", None):
+        raise InvalidRequest("logprob_token_ids", ids, "it does not go with echo")
+    if context.info.max_logprobs < context.info.vocab_size:
+        raise InvalidRequest("logprob_token_ids", ids, "it needs a server with --max-logprobs -1")
 
 
 def _plain(kind: Kind, value: Any) -> Any:
@@ -152,7 +169,7 @@ def completion(request: CompletionRequest) -> list[GenerationRequest]:
     if request.best_of is not None and (isinstance(request.best_of, bool) or request.best_of != (request.n or 1)):
         raise InvalidRequest("best_of", request.best_of, f"it must be the value of n, {request.n or 1}")
     if request.logprobs is not None:
-        given["logprobs"] = request.logprobs
+        given["logprobs"] = -1 if request.logprob_token_ids else request.logprobs
         if request.echo:
             given["prompt_logprobs"] = _most(request.logprobs, request.prompt_logprobs)
     prompts = _prompts(request)

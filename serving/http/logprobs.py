@@ -16,6 +16,7 @@ import msgspec
 
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.text import Tokenizer
+from serving.http.models import TextSampling
 from serving.http.tokens import Token
 from serving.pace import Pace
 
@@ -129,11 +130,13 @@ def _complete(data: bytes) -> tuple[str, bytes]:
 
 
 class CompletionLogprobs:
-    """Collects the four lists of a completion's logprobs. alternatives: how many a token may have."""
+    """Collects the four lists of a completion's logprobs. alternatives: how many a token may have. only: the tokens
+    that are told of instead, where the client named them."""
 
-    def __init__(self, spelling: Spelling, alternatives: int) -> None:
+    def __init__(self, spelling: Spelling, alternatives: int, only: frozenset[int] | None = None) -> None:
         self._spelling = spelling
         self._alternatives = alternatives
+        self._only = only
         self._pace = Pace()
         self._clear()
 
@@ -158,7 +161,9 @@ class CompletionLogprobs:
         own: one that is likelier and is spelled the same has its bytes as its name, so that the largest value stays."""
         spelling, own = self._spelling, self._spelling.quoted(entry.token_id, open_)
         found: dict[str, float] = {}
-        top = entry.top if self._alternatives < 0 else entry.top[: self._alternatives]
+        top = await chosen(entry, self._only, self._pace)
+        if self._only is None and self._alternatives >= 0:
+            top = top[: self._alternatives]
         for start in range(0, len(top), _SLICE):
             part = top[start : start + _SLICE]
             for token, value in part:
@@ -195,16 +200,35 @@ class CompletionLogprobs:
         self._top: list[msgspec.Raw | None] = []
 
 
-async def chat_logprobs(tokens: Sequence[Token], spelling: Spelling, pace: Pace) -> list[msgspec.Raw]:
-    """The content list of a chat's logprobs; the same objects serve the Responses API."""
+def named_tokens(request: TextSampling) -> frozenset[int] | None:
+    """Those that the client wants to hear of at every position; None: the likeliest."""
+    return frozenset(request.logprob_token_ids) if request.logprob_token_ids else None
+
+
+async def chosen(entry: TokenLogprobs, only: frozenset[int] | None, pace: Pace) -> Sequence[tuple[int, float]]:
+    """The alternatives of a token, likeliest first: all, or those that the client named."""
+    if only is None:
+        return entry.top
+    found: list[tuple[int, float]] = []
+    for start in range(0, len(entry.top), _SLICE):
+        found += [(token, value) for token, value in entry.top[start : start + _SLICE] if token in only]
+        await pace.spend(_SLICE // 8)
+    return found
+
+
+async def chat_logprobs(
+    tokens: Sequence[Token], spelling: Spelling, pace: Pace, only: frozenset[int] | None = None
+) -> list[msgspec.Raw]:
+    """The content list of a chat's logprobs; the same objects serve the Responses API. only: see `chosen`."""
     result = []
     for token in tokens:
         entry = token.entry
         if entry is None:
             continue
         top: list[str] = []
-        for start in range(0, len(entry.top), _SLICE):
-            part = entry.top[start : start + _SLICE]
+        alternatives = await chosen(entry, only, pace)
+        for start in range(0, len(alternatives), _SLICE):
+            part = alternatives[start : start + _SLICE]
             top += [spelling.chat(other, value, token.open) + "}" for other, value in part]
             await pace.spend(len(part))
         own = spelling.chat(entry.token_id, entry.logprob, token.open)

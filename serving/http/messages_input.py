@@ -71,8 +71,8 @@ def to_requests(request: MessagesRequest, context: ModelContext, form: OutputPar
     if user is not None and len(user) > MAX_USER:
         raise InvalidRequest("metadata.user_id", user, f"at most {MAX_USER} characters are allowed")
     prompt = to_prompt(request, context, form)
-    if prompt.messages[-1]["role"] == "assistant":
-        allowed = "the last turn must be the user's: answers that go on from a text are not supported"
+    if prompt.messages[-1]["role"] == "assistant" and not prompt.continue_final_message:
+        allowed = "a last turn of the assistant's must be text, from which the answer goes on"
         raise InvalidRequest(f"messages[{len(request.messages) - 1}].role", "assistant", allowed)
     form = structured.writing_calls(form, tool_choice(request))
     found = of_chat(request, prompt, given, context, form, tool_rules(request, prompt.tools))
@@ -104,7 +104,16 @@ def to_prompt(
         turns.add("system", list(_blocks("system", "system", request.system)))
     for i, message in enumerate(request.messages):
         _add_message(f"messages[{i}]", message, turns)
-    return ChatPrompt(turns.as_chat(), offered_tools(request, form), variables=_variables(request, context, form))
+    messages, offered = turns.as_chat(), offered_tools(request, form)
+    last = messages[-1]
+    goes_on = last["role"] == "assistant" and bool(last["content"]) and "tool_calls" not in last
+    return ChatPrompt(
+        messages,
+        offered,
+        add_generation_prompt=not goes_on,
+        variables=_variables(request, context, form),
+        continue_final_message=goes_on,
+    )
 
 
 # -- turns ------------------------------------------------------------------------------------------------------------

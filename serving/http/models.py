@@ -128,6 +128,9 @@ class TextSampling(Sampling, kw_only=True):
     n: Annotated[int | None, _declared("n")] = None
     stream_options: Annotated[StreamOptions | None, _doc("With stream: what the events say about usage")] = None
     prompt_logprobs: Annotated[int | None, _declared("prompt_logprobs")] = None
+    logprob_token_ids: Annotated[
+        list[int] | None, _ids("With logprobs: the alternatives at every position, instead of the likeliest")
+    ] = None
     return_token_ids: Annotated[bool | None, _doc("Give token ids of prompt and answers")] = None
     return_tokens_as_token_ids: Annotated[bool | None, _doc('Name tokens in logprobs "token_id:15"')] = None
     response_format: Annotated[Any, _as("What the text must be", RESPONSE_FORMAT)] = None

@@ -79,7 +79,6 @@ class ResponseTurn:
 
     def earlier(self, previous_response_id: str | None) -> list[dict[str, Any]]:
         """The items of the conversation that the response with this id ends. Raises ApiError."""
-        self._before = ()
         if not previous_response_id:
             return []
         found = None if self._store is None else self._store.get(self._tenant, previous_response_id)

@@ -163,6 +163,31 @@ def test_what_does_not_fit_is_refused_with_the_missing_bytes(
     assert f"does not fit: {gib(missing)} ({missing:,} bytes) are missing" in capsys.readouterr().err
 
 
+@pytest.mark.longer
+def test_a_pool_that_was_sized_by_hand_counts_too(loaded: Model) -> None:
+    """Weights, slots, temporaries and the pool together, against a device that says nothing of itself."""
+    sizes = {"max_num_seqs": 8, "max_num_batched_tokens": 8, "max_model_len": 256}
+    runtime = RuntimeConfig(num_pages=100, **sizes)
+    plan = make_plan("demo", loaded.config, runtime, make_mesh(), memory=1 << 40)
+    assert plan.total_bytes == plan.weight_bytes + plan.slot_bytes + plan.temporary_bytes + plan.pool_bytes
+    assert dict(plan.rows())["total"] == f"{gib(plan.total_bytes)} of 1024.00 GiB"
+    enough = make_plan("demo", loaded.config, runtime, make_mesh(), memory=plan.total_bytes)
+    assert enough.memory_bytes == plan.total_bytes
+    with pytest.raises(ConfigError, match=r"does not fit: 0\.0 MiB \(1 bytes\) are missing: .* for 100 pages"):
+        make_plan("demo", loaded.config, runtime, make_mesh(), memory=plan.total_bytes - 1)
+
+
+def test_memory_of_a_device_that_is_not_here(loaded: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
+    arguments = ["--device-memory", "0.001", "--compilation-cache-dir", "none"]
+    assert command.main(arguments, hub_cache=NOWHERE) == 2
+    assert f"({weights - int(0.001 * (1 << 30)):,} bytes) are missing" in capsys.readouterr().err
+    assert command.main(["--device-memory", "-1"], hub_cache=NOWHERE) == 2
+    assert "device_memory is -1.0; it must be a number of GiB, above 0" in capsys.readouterr().err
+    assert command.main(["--topology", "v5e:2x4", "--tensor-parallel-size", "8"], hub_cache=NOWHERE) == 2
+    assert "tensor_parallel_size is 8; it cannot go with a topology, which says it" in capsys.readouterr().err
+
+
 def test_command_prints_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,8 +196,8 @@ def test_command_prints_the_report(
     (tmp_path / "config.json").write_text(json.dumps(config))
     made: list[PlanReport] = []
 
-    def make_once(*args: Any) -> PlanReport:
-        made.extend([] if made else [make_plan(*args)])
+    def make_once(*args: Any, **more: Any) -> PlanReport:
+        made.extend([] if made else [make_plan(*args, **more)])
         return made[0]
 
     monkeypatch.setattr(memory_plan, "make_plan", make_once)

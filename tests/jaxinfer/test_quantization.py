@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from checkpoints.load import decoder_parameters
 from jaxinfer import quantization
-from jaxinfer.config import ParallelConfig
+from jaxinfer.config import ConfigError, ParallelConfig
 from jaxinfer.models.parameters import ParameterFacts
 from jaxinfer.models.registry import model_config
 from jaxinfer.models.shape import ModelShape
@@ -83,6 +83,32 @@ def test_a_share_that_is_no_block_of_words_stays_in_int4(inputs: int, lies_as_wo
     assert kept.values.dtype == (jnp.int32 if lies_as_words else jnp.int4)
     error = np.abs(np.asarray(dequantize(kept)) - np.asarray(weight)).max()
     assert error <= float(jnp.abs(weight).max()) / 13
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "way_out"),
+    [
+        (("experts", "embed", "expert_mlp"), (4, 8, 192), "; --expert-parallel-size 2 with --tensor-parallel-size 2 "),
+        (("experts", "embed", "expert_mlp"), (4, 8, 96), "; --expert-parallel-size 4 with --tensor-parallel-size 1 "),
+        (("experts", "embed", "expert_mlp"), (5, 8, 96), ""),  # five experts cannot be dealt to four devices
+        (("embed", "mlp"), (8, 192), "; at most 2 of the 4 devices can share its 192 inputs"),
+        (("embed", "mlp"), (8, 40), ""),
+    ],
+)
+def test_a_matrix_that_cannot_be_split_says_how_it_could_be(
+    axes: tuple[str, ...], shape: tuple[int, ...], way_out: str
+) -> None:
+    """Rounded at load and stored by the checkpoint alike, in blocks of 32."""
+    mesh = make_mesh(ParallelConfig(tensor=4), "cpu")
+    facts = ParameterFacts(axes, inputs=1)
+    with pytest.raises(ConfigError) as rounded:
+        rounding_of("a matrix", jnp.zeros(shape), facts, SCHEMES["mxfp4"], mesh)
+    assert f"32 must divide them for mxfp4{way_out}" in str(rounded.value)
+    assert way_out or str(rounded.value).endswith("mxfp4")
+    if shape[-1] % 32 == 0:
+        with pytest.raises(ConfigError) as stored:
+            placing_of("a matrix", shape, facts, StoredMatrix("mxfp4", 32), mesh)
+        assert f"it must split them between groups{way_out}" in str(stored.value)
 
 
 def test_seven_billion_parameters_in_int4_take_four_gigabytes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from jaxinfer.text.answers.scanning import SPACE, is_json
@@ -22,6 +23,7 @@ _KINDS = {
 
 class ValueSchema:
     """What is known of one value: a part of a tool's parameters' schema. References into the same schema are followed.
+    What was found stays, for lists of many alike.
 
     root: the whole schema; node: the part, None where nothing is said.
     """
@@ -29,6 +31,7 @@ class ValueSchema:
     def __init__(self, root: object, node: object) -> None:
         self._root = root
         self._node = node
+        self._inner: dict[str | None, ValueSchema] = {}  # None: of items
 
     @classmethod
     def of_parameters(cls, schema: object) -> ValueSchema:
@@ -36,15 +39,24 @@ class ValueSchema:
 
     def types(self) -> frozenset[str] | None:
         """JSON Schema's names of the types that the value may have; None where the schema names none."""
+        return self._types
+
+    @cached_property
+    def _types(self) -> frozenset[str] | None:
         return frozenset(_types(self._root, self._node)) or None
 
     def member(self, key: str) -> ValueSchema:
         """Of an object's member."""
-        return ValueSchema(self._root, _below(self._root, self._node, "properties", key))
+        return self._find("properties", key)
 
     def item(self) -> ValueSchema:
         """Of a list's items."""
-        return ValueSchema(self._root, _below(self._root, self._node, "items", None))
+        return self._find("items", None)
+
+    def _find(self, keyword: str, key: str | None) -> ValueSchema:
+        if key not in self._inner:
+            self._inner[key] = ValueSchema(self._root, _below(self._root, self._node, keyword, key))
+        return self._inner[key]
 
 
 def typed(text: str, types: frozenset[str] | None) -> str:

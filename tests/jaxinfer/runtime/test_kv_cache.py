@@ -85,6 +85,8 @@ def test_accelerator_budget_subtracts_use_and_temporaries() -> None:
     budget = device_budget(gpu, RuntimeConfig(gpu_memory_utilization=0.8), temporaries=5 * GIB, weights_to_come=GIB)
     assert budget.num_bytes == 80 * GIB - 20 * GIB - GIB - 5 * GIB
     assert budget.reason == "100.00 GiB x 0.8 - 21.00 GiB in use - 5.00 GiB temporaries = 54.00 GiB"
+    elsewhere = device_budget(FakeGpu(None), RuntimeConfig(), temporaries=GIB, weights_to_come=GIB, memory=10 * GIB)
+    assert elsewhere.num_bytes == 7 * GIB
     with pytest.raises(ConfigError, match="set num_pages"):
         device_budget(FakeGpu(None), RuntimeConfig(), temporaries=0)
 

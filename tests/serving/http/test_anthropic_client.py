@@ -90,8 +90,9 @@ def test_the_synchronous_client() -> None:
                         assert "".join(stream.text_stream) == "abc"
                         assert stream.get_final_message().stop_reason == "max_tokens"
                     raw = c.messages.create(**asked(max_tokens=2), stream=True)
-                    assert [event.type for event in raw] == [
-                        *("message_start", "content_block_start", "content_block_delta", "content_block_delta"),
+                    # As many deltas as the reader has taken pieces.
+                    assert list(dict.fromkeys(event.type for event in raw)) == [
+                        *("message_start", "content_block_start", "content_block_delta"),
                         *("content_block_stop", "message_delta", "message_stop"),
                     ]
                     beta = c.beta.messages.create(**asked(max_tokens=2), betas=["interleaved-thinking-2025-05-14"])

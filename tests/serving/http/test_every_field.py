@@ -83,6 +83,7 @@ TEXT: dict[str, tuple[Any, dict[str, Any]]] = {
     "response_format": ({"type": "json_object"}, {}),
     "bad_words": ("SOME WORD", {**GREEDY, "ENDS": True}),
     "truncation_side": ("right", {"truncate_prompt_tokens": 2}),
+    "logprob_token_ids": ([20, 21], {"logprobs": 1}),
 }
 EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
     "completion": {
@@ -98,6 +99,7 @@ EFFECTS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
     "chat": {
         **COMMON,
         **TEXT,
+        "logprob_token_ids": ([20, 21], {"logprobs": True, "top_logprobs": 1}),
         "messages": ([{"role": "user", "content": "What is 2 + 2?"}], {}),
         "tools": ([ITEM], {}),
         "add_generation_prompt": (False, {}),
@@ -149,7 +151,7 @@ NOT_NEUTRAL: dict[str, Any] = {"best_of": 5, "length_penalty": 2, "suffix": "end
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory) -> Iterator[httpx.Client]:
-    with demo_server(tmp_path_factory.mktemp("model")) as client:
+    with demo_server(tmp_path_factory.mktemp("model"), "--max-logprobs", "-1") as client:
         yield client
 
 
@@ -290,8 +292,27 @@ def test_events_have_several_tokens(client):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("kind", ["completion", "chat"])
+def test_named_tokens_have_the_log_probabilities_that_all_tokens_have(client, kind):
+    def asked(**more: Any) -> list[dict[str, float]]:
+        base = {**BASES[kind], "temperature": 0, "return_tokens_as_token_ids": True, "max_tokens": 4}
+        answer = client.post(PATHS[kind], json={**base, **more}).json()["choices"][0]["logprobs"]
+        if kind == "completion":
+            return answer["top_logprobs"]
+        return [{e["token"]: e["logprob"] for e in entry["top_logprobs"]} for entry in answer["content"]]
+
+    logprobs = {"logprobs": 1} if kind == "completion" else {"logprobs": True}
+    most = client.get("/server_info?config_format=json").json()["vllm_config"]["vocab_size"]
+    every = asked(**({"logprobs": -1} if kind == "completion" else {"logprobs": True, "top_logprobs": most}))
+    named = asked(**logprobs, logprob_token_ids=[20, 21, 300])
+    for some, all_ in zip(named, every, strict=True):
+        assert {"token_id:20", "token_id:21", "token_id:300"} <= some.keys()
+        assert len(some) <= 4  # in completions the token that was drawn is among them
+        assert all(all_[name] == value for name, value in some.items())
+
+
 VALUES = {"store": True, "metadata": {"a": "b"}, "client_metadata": {"a": 1}, "max_tool_calls": 3}
-VALUES["thinking_token_budget"] = 5
+VALUES |= {"thinking_token_budget": 5}
 VALUES |= {name: {"type": "content"} for name in ("prediction", "web_search_options")}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import httpx
 
 from jaxinfer.messages import Abort, Submit
+from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving.http.thinking_signature import signature_of
 from tests.fakes import FakeOptions
 from tests.serving.harness import run, until
@@ -142,6 +144,20 @@ def test_reasoning_text_and_calls_are_blocks() -> None:
     run(test())
 
 
+def test_an_answer_goes_on_from_a_last_turn_of_its_own() -> None:
+    async def test() -> None:
+        async with http_serving(says(" greatest city.")) as s:
+            turns = [*BODY["messages"], {"role": "assistant", "content": [{"type": "text", "text": "Paris, the"}]}]
+            answer = await ask(s, messages=turns)
+            assert answer["content"] == [{"type": "text", "text": " greatest city."}]
+            shown = bytes(s.grpc.received(Submit)[-1].prompt_token_ids).decode()
+            assert shown == "<user>hi;<assistant>Paris, the"
+            counted = (await s.post(COUNT, messages=turns)).json()["input_tokens"]
+            assert counted == len(shown)
+
+    run(test())
+
+
 def test_how_an_answer_ends() -> None:
     async def test() -> None:
         async with http_serving(FakeOptions(max_model_len=64)) as s:
@@ -166,6 +182,17 @@ def test_how_an_answer_ends() -> None:
             assert [event["type"] for event in await events(s)] == [
                 *("message_start", "ping", "message_delta", "message_stop")
             ]
+
+    run(test())
+
+
+def test_an_answer_that_somebody_else_ends_is_a_refusal() -> None:
+    async def test() -> None:
+        async with http_serving(FakeOptions(step_seconds=0.005)) as s:
+            answer = asyncio.create_task(ask(s, max_tokens=4000, request_id="mine"))
+            await until(lambda: s.grpc.server.frontend.open_requests == 1, "it runs")
+            await s.grpc.stub.Abort(pb.AbortRequest(request_id="mine"))
+            assert (await answer)["stop_reason"] == "refusal"
 
     run(test())
 

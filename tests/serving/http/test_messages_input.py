@@ -140,7 +140,8 @@ def test_tools_are_offered_and_those_of_the_provider_are_passed_over():
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "messages", "at least one message"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "user, assistant or system"),
-    ({"messages": [USER, {"role": "assistant", "content": "x"}]}, "messages[1].role", "must be the user's"),
+    ({"messages": [USER, {"role": "assistant", "content": ""}]}, "messages[1].role", "must be text"),
+    ({"messages": [USER, {"role": "assistant", "content": [CALL]}]}, "messages[1].role", "must be text"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "a string or a list of blocks"),
     ({"messages": [{"role": "user", "content": [5]}]}, "messages[0].content[0]", "an object like"),
     ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages[0].content[0].type", "a string"),

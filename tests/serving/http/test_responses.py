@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
@@ -82,24 +81,24 @@ def test_functions_of_a_namespace_are_functions_and_other_tools_are_reported():
     run(test())
 
 
-@pytest.mark.parametrize(
-    ("tools", "param", "words"),
-    [
-        ([{**NAMESPACE, "tools": "x"}], "tools[0].tools", "a list of functions"),
-        ([{**NAMESPACE, "name": "a b"}], "tools[0].name", "1 to 64 letters"),
-        ([{**NAMESPACE, "tools": [{"type": "function", "name": ""}]}], "tools[0].tools[0].name", "1 to 64 letters"),
-        ([{**NAMESPACE, "tools": [{"name": "f"}]}], "tools[0].tools[0].type", "only functions"),
-        ([{"type": 5, "name": "f"}], "tools[0].type", "only functions"),
-        ([NAMESPACE, {**FUNCTION, "name": "multi_agent_v1__close_agent"}], "tools[1].name", "the model sees both"),
-        ([{**NAMESPACE, "tools": [{"type": "function", "name": f"f{i}"} for i in range(129)]}], "tools", "at most 128"),
-    ],
-)
-def test_tools_that_cannot_be(tools: list[Any], param: str, words: str):
+BAD_TOOLS: list[tuple[list[Any], str, str]] = [
+    ([{**NAMESPACE, "tools": "x"}], "tools[0].tools", "a list of functions"),
+    ([{**NAMESPACE, "name": "a b"}], "tools[0].name", "1 to 64 letters"),
+    ([{**NAMESPACE, "tools": [{"type": "function", "name": ""}]}], "tools[0].tools[0].name", "1 to 64 letters"),
+    ([{**NAMESPACE, "tools": [{"name": "f"}]}], "tools[0].tools[0].type", "only functions"),
+    ([{"type": 5, "name": "f"}], "tools[0].type", "only functions"),
+    ([NAMESPACE, {**FUNCTION, "name": "multi_agent_v1__close_agent"}], "tools[1].name", "the model sees both"),
+    ([{**NAMESPACE, "tools": [{"type": "function", "name": f"f{i}"} for i in range(129)]}], "tools", "at most 128"),
+]
+
+
+def test_tools_that_cannot_be():
     async def test() -> None:
         async with http_serving(**FORM) as s:
-            error = await s.refused(PATH, input="hi", tools=tools)
-            assert error["param"] == param, error
-            assert words in error["message"]
+            for tools, param, words in BAD_TOOLS:
+                error = await s.refused(PATH, input="hi", tools=tools)
+                assert error["param"] == param, error
+                assert words in error["message"]
 
     run(test())
 
@@ -171,59 +170,59 @@ def test_items_of_tools_that_run_elsewhere_are_passed_over():
 # -- fields -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "ignored"),
-    [
-        ("include", ["reasoning.encrypted_content"], None),
-        ("include", ["reasoning.encrypted_content", "web_search_call.results"], "include[1]"),
-        ("reasoning", {"summary": "auto"}, "reasoning.summary"),
-        ("reasoning", {"summary": "none", "effort": None}, None),
-        ("truncation", "auto", None),
-        ("truncation", "disabled", None),
-        ("max_tool_calls", 3, "max_tool_calls"),
-        ("text", {"format": {"type": "text"}}, None),
-        ("text", {"verbosity": "low"}, "text.verbosity"),
-        ("text", {}, None),
-        ("stream_options", {"include_obfuscation": False}, None),
-        ("stream_options", {"include_obfuscation": True}, "stream_options.include_obfuscation"),
-        ("metadata", {"a": "b"}, None),
-        ("background", False, None),
-        ("store", False, None),
-    ],
-)
-def test_fields_are_taken_or_reported(field: str, value: Any, ignored: str | None):
+TAKEN: list[tuple[str, Any, str | None]] = [
+    ("include", ["reasoning.encrypted_content"], None),
+    ("include", ["reasoning.encrypted_content", "web_search_call.results"], "include[1]"),
+    ("reasoning", {"summary": "auto"}, "reasoning.summary"),
+    ("reasoning", {"summary": "none", "effort": None}, None),
+    ("truncation", "auto", None),
+    ("truncation", "disabled", None),
+    ("max_tool_calls", 3, "max_tool_calls"),
+    ("text", {"format": {"type": "text"}}, None),
+    ("text", {"verbosity": "low"}, "text.verbosity"),
+    ("text", {}, None),
+    ("stream_options", {"include_obfuscation": False}, None),
+    ("stream_options", {"include_obfuscation": True}, "stream_options.include_obfuscation"),
+    ("metadata", {"a": "b"}, None),
+    ("background", False, None),
+    ("store", False, None),
+]
+
+
+def test_fields_are_taken_or_reported():
     async def test() -> None:
         async with http_serving(says("ok"), response_store=StoreLimits()) as s:
-            response = await s.post(PATH, input="hi", **{field: value})
-            assert response.status_code == 200, response.text
-            assert response.headers.get("x-jaxinfer-ignored") == ignored
-            answer = response.json()
-            Response.model_validate(answer)
-            if field in ("truncation", "max_tool_calls", "metadata", "background", "store"):
-                assert answer[field] == value
-            if field == "text":
-                assert answer["text"] == {"format": {"type": "text"}, **{k: v for k, v in value.items() if v}}
+            for field, value, ignored in TAKEN:
+                response = await s.post(PATH, input="hi", **{field: value})
+                assert response.status_code == 200, response.text
+                assert response.headers.get("x-jaxinfer-ignored") == ignored
+                answer = response.json()
+                Response.model_validate(answer)
+                if field in ("truncation", "max_tool_calls", "metadata", "background", "store"):
+                    assert answer[field] == value
+                if field == "text":
+                    assert answer["text"] == {"format": {"type": "text"}, **{k: v for k, v in value.items() if v}}
 
     run(test())
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "param"),
-    [
-        ("include", ["everything"], "include[0]"),
-        ("truncation", "yes", "truncation"),
-        ("text", {"verbosity": "loud"}, "text.verbosity"),
-        ("max_tool_calls", "many", "max_tool_calls"),
-        ("background", True, "background"),
-        ("conversation", "conv_1", "conversation"),
-        ("prompt", {"id": "pmpt_1"}, "prompt"),
-        ("previous_response_id", 5, "previous_response_id"),
-    ],
-)
-def test_fields_that_cannot_be(field: str, value: Any, param: str):
+BAD_FIELDS: list[tuple[str, Any, str]] = [
+    ("include", ["everything"], "include[0]"),
+    ("truncation", "yes", "truncation"),
+    ("text", {"verbosity": "loud"}, "text.verbosity"),
+    ("max_tool_calls", "many", "max_tool_calls"),
+    ("background", True, "background"),
+    ("conversation", "conv_1", "conversation"),
+    ("prompt", {"id": "pmpt_1"}, "prompt"),
+    ("previous_response_id", 5, "previous_response_id"),
+]
+
+
+def test_fields_that_cannot_be():
     async def test() -> None:
         async with http_serving() as s:
-            assert (await s.refused(PATH, input="hi", **{field: value}))["param"] == param
+            for field, value, param in BAD_FIELDS:
+                assert (await s.refused(PATH, input="hi", **{field: value}))["param"] == param
 
     run(test())
 

@@ -193,7 +193,8 @@ _TAG = r"<\|(?:start|channel|constrain|message|end|return|call)\|>"
 _WORD = rf"(?:(?!{_TAG})[^\s\0])+"
 HEADERS = re.compile(
     rf"(?:\s|\0|<\|(?:start|channel|constrain)\|>\s*{_WORD}|{_TAG}|to=(?:functions\.)?(?:{_WORD})?"
-    rf"|{_WORD}(?=\s*<\|(?:channel|constrain|message)\|>))*(?:json)?[<\s]*"
+    rf"|{_WORD}(?=\s*<\|(?:channel|constrain|message)\|>))*"
+    r"(?:(?:json|analysis|commentary|final|assistant)\s*)*[<\s]*"
 )
 SHREDS = st.sampled_from(
     [
