@@ -25,6 +25,7 @@ from serving.grpc_server.names import KSERVE, SERVICES
 from serving.grpc_server.wire import size_of
 from serving.observing.metrics import Metrics
 from serving.request import GenerationRequest, ModelContext
+from serving.text_worker import BESIDE
 
 _LOG = logging.getLogger("serving.gateways")
 
@@ -143,7 +144,10 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             generation, asked = to_request(request, streams=endpoint == "ModelStreamInfer")
             return generation, (asked, model.tokenizer)
 
-        stream, (asked, tokenizer) = await self._handler.submit(endpoint, size_of(request), convert, context)
+        size = size_of(request)
+        if size < BESIDE and b"structured_outputs" in request.SerializeToString():
+            size = BESIDE
+        stream, (asked, tokenizer) = await self._handler.submit(endpoint, size, convert, context)
         try:
             replies = InferReplies(stream, asked, self._frontend.ready_model().name, tokenizer)
             deadline = asyncio.get_running_loop().time() + asked.seconds if asked.seconds else None

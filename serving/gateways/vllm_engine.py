@@ -36,6 +36,7 @@ from serving.grpc_server.call_handler import (
 )
 from serving.grpc_server.wire import size_of
 from serving.request import NO_TOKENS, ModelContext
+from serving.text_worker import BESIDE
 
 SERVER_TYPE = "jaxinfer"
 CHUNK_BYTES = 64 << 10  # of the tokenizer's archive in one message
@@ -66,7 +67,9 @@ class VllmEngineServicer(pb_grpc.VllmEngineServicer):
                 raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"answers are tokens here; {NO_TOKENS}")
             return to_request(request, model), None
 
-        stream, _ = await self._handler.submit("Generate", size_of(request), convert, context)
+        constrained = request.sampling_params.WhichOneof("constraint") is not None
+        size = max(size_of(request), BESIDE) if constrained else size_of(request)
+        stream, _ = await self._handler.submit("Generate", size, convert, context)
         try:
             replies = VllmReplies(stream, chunks=request.stream)
             while (deltas := await stream.read()) is not None:

@@ -56,7 +56,7 @@ _OF_DOCUMENTS = ("text",)
 def names(request: MessagesRequest) -> dict[str, str]:
     """The servers' names of fields -> this request's."""
     given = "output_format" if request.output_format is not None else "output_config.format"
-    parts = {} if request.structured_outputs is not None else {f"{FIELD}.json": f"{given}.schema"}
+    parts = {} if getattr(request, FIELD) is not None else {f"{FIELD}.json": f"{given}.schema"}
     return {**NAMES, **parts, **({"stop": "stop_sequences"} if request.stop_sequences else {})}
 
 
@@ -87,7 +87,7 @@ def _form_of(request: MessagesRequest) -> dict[str, Any]:
     wanted = request.output_format or config
     if wanted is None:
         return {}
-    if request.structured_outputs is not None:
+    if getattr(request, FIELD) is not None:
         raise InvalidRequest("output_config.format", "given", f"{FIELD} says the same; give one of them")
     return {FIELD: {"json": wanted.schema}}
 

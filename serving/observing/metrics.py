@@ -167,6 +167,7 @@ class Metrics:
         self.tenant_device: Counter[tuple[str, ...]] = Counter()
         self.stats, self.times = EngineStats(), StepTimes()
         self._engines: dict[int, tuple[EngineStats, StepTimes]] = {}  # each one's, by its number
+        self._observed: dict[int, tuple[int, int]] = {}  # of each engine: steps and their tokens that were counted
         self.info: EngineInfo | None = None
         self.experts = ExpertLoads(lambda: self.info)
         self.model = ""
@@ -182,10 +183,11 @@ class Metrics:
 
     def step(self, stats: EngineStats, times: StepTimes, engine: int = 0) -> None:
         """An engine's last word. Of several engines `stats` and `times` are the sums."""
-        before = self._engines.get(engine, (EngineStats(), StepTimes()))[0]
-        if stats.steps != before.steps:
-            steps = max(1, stats.steps - before.steps)  # one message has the news of several when we were busy
-            self._step.observe((stats.scheduled_tokens - before.scheduled_tokens) / steps, steps)
+        before_steps, before_tokens = self._observed.get(engine, (0, 0))
+        if stats.steps != before_steps:  # otherwise a step's tokens may be planned, and it is not counted yet
+            steps = max(1, stats.steps - before_steps)  # one message has the news of several when we were busy
+            self._step.observe((stats.scheduled_tokens - before_tokens) / steps, steps)
+            self._observed[engine] = stats.steps, stats.scheduled_tokens
         self._engines[engine] = stats, times
         if len(self._engines) == 1:
             self.stats, self.times = stats, times

@@ -367,7 +367,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("running", "waiting", "total_pages", "free_pages", "cached_pages", "steps", "scheduled_tokens", "padded_tokens", "prompt_tokens", "generated_tokens", "preemptions", "prefix_queries", "prefix_hits", "compilations_after_ready", "open_requests", "accepted_requests", "refused_requests", "uptime_seconds", "draining", "warming")
+    __slots__ = ("running", "waiting", "total_pages", "free_pages", "cached_pages", "steps", "scheduled_tokens", "padded_tokens", "prompt_tokens", "generated_tokens", "preemptions", "prefix_queries", "prefix_hits", "compilations_after_ready", "open_requests", "accepted_requests", "refused_requests", "uptime_seconds", "draining", "warming", "forced_tokens", "constrained_requests", "constraint_seconds")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     TOTAL_PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -388,6 +388,9 @@ class GetStatsResponse(_message.Message):
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     WARMING_FIELD_NUMBER: _ClassVar[int]
+    FORCED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     total_pages: int
@@ -408,4 +411,7 @@ class GetStatsResponse(_message.Message):
     uptime_seconds: float
     draining: bool
     warming: bool
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., total_pages: _Optional[int] = ..., free_pages: _Optional[int] = ..., cached_pages: _Optional[int] = ..., steps: _Optional[int] = ..., scheduled_tokens: _Optional[int] = ..., padded_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., compilations_after_ready: _Optional[int] = ..., open_requests: _Optional[int] = ..., accepted_requests: _Optional[int] = ..., refused_requests: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., draining: _Optional[bool] = ..., warming: _Optional[bool] = ...) -> None: ...
+    forced_tokens: int
+    constrained_requests: int
+    constraint_seconds: float
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., total_pages: _Optional[int] = ..., free_pages: _Optional[int] = ..., cached_pages: _Optional[int] = ..., steps: _Optional[int] = ..., scheduled_tokens: _Optional[int] = ..., padded_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., compilations_after_ready: _Optional[int] = ..., open_requests: _Optional[int] = ..., accepted_requests: _Optional[int] = ..., refused_requests: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., draining: _Optional[bool] = ..., warming: _Optional[bool] = ..., forced_tokens: _Optional[int] = ..., constrained_requests: _Optional[int] = ..., constraint_seconds: _Optional[float] = ...) -> None: ...
