@@ -51,7 +51,7 @@ def test_every_sampling_field_of_http_is_one_of_these() -> None:
     """What a server's request has beyond the common fields is its own, or sets a sampling field by another name."""
     common = {field.name for kind in (Sampling, TextSampling) for field in msgspec.structs.fields(kind)}
     about_the_request = {"model", "stream", "stream_options", "priority", "cache_salt", "request_id", "user"}
-    about_the_answer = {"return_token_ids", "return_tokens_as_token_ids", "stream_interval"}
+    about_the_answer = {"return_token_ids", "return_tokens_as_token_ids", "stream_interval", "logprob_token_ids"}
     refused = {"use_beam_search", "length_penalty", "spaces_between_special_tokens", "best_of"}
     own = common - about_the_request - about_the_answer - refused - no_effects(TextSampling).keys()
     unknown = {
@@ -64,10 +64,9 @@ def test_every_sampling_field_of_http_is_one_of_these() -> None:
 
 
 def _is_refused(name: str) -> bool:
-    from serving.http.decode import no_effects
     from serving.http.models import RECORDED, REFUSED
 
-    return name in REFUSED or name in RECORDED or name in no_effects(Sampling)
+    return name in REFUSED or name in RECORDED
 
 
 def test_every_pair_that_may_meet_has_a_row() -> None:

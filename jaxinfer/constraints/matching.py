@@ -29,6 +29,7 @@ LIMITS = {
     "step_lexer_fuel": 200_000,
     "step_max_items": 100_000,
     "max_items_in_row": 2_000,
+    "max_lexer_states": 50_000,  # of 1 to 2 KB each
     "verbose_errors": False,  # else errors quote the text so far
 }
 COMPILE_SECONDS = 10.0  # after which nobody waits for a grammar any longer
@@ -36,7 +37,7 @@ _COMPILING_THREADS = 4
 _MOST_MASK_THREADS = 16
 _KEPT = 128  # compiled grammars
 # Sequences of one grammar are copies of one matcher, which share what their lexer has learnt, behind one lock. So there
-# are several to copy where many use it, and none serves for ever: what it has learnt is bounded by an error.
+# are several to copy where many use it, and none serves for ever, nor after an error: its lexer's states are bounded.
 _COPIES_EACH, _MOST_COPIES = 4, 4096
 _LONGEST_REASON = 400  # characters
 
@@ -53,10 +54,11 @@ class Guide:
         forced: the tokens that come next whatever the model says, as far as they are known.
     """
 
-    __slots__ = ("_ends", "_matcher", "error", "forced")
+    __slots__ = ("_compiled", "_ends", "_matcher", "error", "forced")
 
-    def __init__(self, matcher: Any, ends: frozenset[int]) -> None:
-        self._matcher = matcher
+    def __init__(self, compiled: _Compiled, ends: frozenset[int]) -> None:
+        self._compiled = compiled
+        self._matcher = compiled.copy()
         self._ends = ends
         self.error = ""
         self.forced: deque[int] = deque()
@@ -78,6 +80,7 @@ class Guide:
         return token in self._ends
 
     def _fail(self) -> None:
+        self._compiled.worn = True
         self.error = f"the grammar of this request cannot be followed further: {_reason(self._matcher)}"
 
     def _look(self, only: bool) -> None:
@@ -107,19 +110,17 @@ class _Compiled:
     def __init__(self, original: Any) -> None:
         self.originals = [original]
         self.copies = 0
+        self.worn = False
         self.job: _Job | None = None  # makes another original
 
     def copy(self) -> Any:
         self.copies += 1
+        self.worn = self.worn or self.copies >= _MOST_COPIES
         return self.originals[self.copies % len(self.originals)].deep_copy()
 
     @property
     def crowded(self) -> bool:
         return self.copies > _COPIES_EACH * len(self.originals)
-
-    @property
-    def worn(self) -> bool:
-        return self.copies >= _MOST_COPIES
 
 
 class Held(NamedTuple):
@@ -158,7 +159,7 @@ class Matching:
         self.requests += 1
         text = submit.constraint
         compiled = self._cache.get(text)
-        if compiled is not None:
+        if compiled is not None and not compiled.worn:
             return self._guides(text, compiled, submit.params.n)
         job = self._jobs.get(text)
         if job is None:
@@ -208,23 +209,21 @@ class Matching:
                 else ConstraintError(f"the grammar does not compile: {error}")
             )
         compiled = self._cache[text] = _Compiled(job.future.result())
+        self._cache.move_to_end(text)
         while len(self._cache) > _KEPT:
             self._cache.popitem(last=False)
         return compiled
 
     def _guides(self, text: str, compiled: _Compiled, count: int) -> list[Guide]:
         ends = frozenset(self._vocabulary.tokenizer.eos_tokens)
-        guides = [Guide(compiled.copy(), ends) for _ in range(count)]
+        guides = [Guide(compiled, ends) for _ in range(count)]
         if compiled.job is not None and compiled.job.future.done():
             if compiled.job.future.exception() is None:
                 compiled.originals.append(compiled.job.future.result())
             compiled.job = None
         elif compiled.crowded and compiled.job is None and len(compiled.originals) < self._threads:
             compiled.job = self._start(text)
-        if text in self._cache:
-            self._cache.move_to_end(text)
-            if compiled.worn:
-                del self._cache[text]
+        self._cache.move_to_end(text)
         return guides
 
     @property

@@ -121,12 +121,15 @@ def tool_choice(request: ChatRequest | ResponsesRequest) -> ToolChoice:
 
 
 def _function_name(name: str, wanted: Any) -> str:
-    """Of {"type": "function", "function": {"name": ...}}, or with the name beside the type."""
+    """As the model sees it. Of {"type": "function", "function": {"name": ...}}, or with the name beside the type, and
+    perhaps its namespace."""
     function = wanted.get("function", wanted) if isinstance(wanted, Mapping) else None
-    found = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(found, str):
+    found, namespace = (
+        (function.get("name"), function.get("namespace")) if isinstance(function, Mapping) else (None, "")
+    )
+    if not isinstance(found, str) or not isinstance(namespace, str | None):
         raise InvalidRequest(name, wanted, 'it must be like {"type": "function", "function": {"name": "..."}}')
-    return found
+    return FunctionName(namespace or "", found).shown
 
 
 def with_forced_calls(form: OutputParserNames) -> OutputParserNames:

@@ -127,7 +127,11 @@ def test_the_engine_gets_them_and_says_what_is_passed_over(converted: Path, monk
     from jaxinfer.messages import EngineInfo
 
     def assemble(model: Any, *_: Any, **__: Any) -> Any:
-        values = dict.fromkeys(EngineInfo._fields, 0) | {"notes": ("a",), "eos_token_ids": model.config.eos_token_ids}
+        values = dict.fromkeys(EngineInfo._fields, 0) | {
+            "notes": ("a",),
+            "extra": {},
+            "eos_token_ids": model.config.eos_token_ids,
+        }
         return SimpleNamespace(info=EngineInfo(**values), run=lambda inbox, _post: inbox.get())
 
     monkeypatch.setattr("jaxinfer.runtime.engine_builder.assemble_engine", assemble)

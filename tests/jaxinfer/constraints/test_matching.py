@@ -191,7 +191,19 @@ def test_many_sequences_share_several_matchers_and_none_serves_for_ever(
     assert matching.begin(submit(CODE, "b")) is not None
     assert len(compiled.originals) == 2
     assert matching.begin(submit(CODE, "c", n=4)) is not None
-    assert CODE not in matching._cache, "the next one is compiled anew"
+    assert matching.begin(submit(CODE, "d")) is None, "it is compiled anew"
+    assert len(settle(matching)) == 1
+    assert matching._cache[CODE] is not compiled
+
+
+def test_what_had_an_error_is_compiled_anew(matching: Matching) -> None:
+    (guide,) = guides_of(matching, CODE)
+    compiled = matching._cache[CODE]
+    assert matching.begin(submit(CODE, "b")) is not None
+    guide.accept(TOKENIZER.encode("a", add_special_tokens=False)[0])
+    assert matching.begin(submit(CODE, "c")) is None
+    assert len(settle(matching)) == 1
+    assert matching._cache[CODE] is not compiled
 
 
 def test_the_cache_is_bounded(matching: Matching, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,8 @@ def sick(monkeypatch: pytest.MonkeyPatch) -> None:
         if BAD not in submit.prompt_token_ids or sequence.tokens < AFTER:
             return healthy(self, sequence)
         sequence.tokens += 1
-        return SequenceOutput(submit.request_id, sequence.index, (), None, "error", None, 0, self._account(sequence))
+        account = self._account(sequence)
+        return SequenceOutput(submit.request_id, sequence.index, (), None, "error", None, 0, account, NO_LOGITS)
 
     monkeypatch.setattr(FakeEngine, "_next", next_output)
 

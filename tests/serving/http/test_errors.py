@@ -107,7 +107,7 @@ def test_every_fault_is_named():
         ([{**TOOL, "x": 1}], "tools[0].x"),
         ([TOOL, {"type": "function", "function": {"name": "a b"}}], "tools[1].function.name"),
         ([{"type": "function", "function": {"name": "f", "parameters": 5}}], "tools[0].function.parameters"),
-        ([{"type": "function", "function": {"name": "f", "strict": True}}], "tools[0].function.strict"),
+        ([{"type": "function", "function": {"name": "f", "strict": "yes"}}], "tools[0].function.strict"),
         ([{"type": "function", "function": {"name": "f", "x": 1}}], "tools[0].function.x"),
         ([TOOL] * 129, "tools"),
     ],

@@ -15,6 +15,7 @@ from jaxinfer.sampling_params import FIELDS
 from serving.http import ignored
 from serving.http.decode import decode, no_effects
 from serving.http.ignored import IgnoredFields, collecting, escaped
+from serving.http.messages_models import MessagesRequest
 from serving.http.models import ChatRequest, CompletionRequest, StreamOptions
 from serving.http.responses_models import ReasoningOptions, ResponsesRequest
 from serving.observing.logs import logging_to
@@ -228,3 +229,5 @@ def test_the_page_says_why_a_field_has_no_effect():
         for name, rule in no_effects(kind).items():
             assert f"| `{prefix}{name}` | " in page
             assert f" | {rule.why} |" in page
+    for name, rule in no_effects(MessagesRequest).items():
+        assert name in reasons or f"| `{name}` | messages | {rule.why} |" in page, name

@@ -158,6 +158,27 @@ def test_an_answer_goes_on_from_a_last_turn_of_its_own() -> None:
     run(test())
 
 
+def test_a_call_that_must_come_reaches_the_engine_as_a_grammar() -> None:
+    async def test() -> None:
+        async with http_serving(says(CALLS), **HERMES) as s:
+            await ask(s, tools=TOOLS)
+            assert s.grpc.received(Submit)[-1].constraint == ""
+            await ask(s, tools=TOOLS, tool_choice={"type": "tool", "name": "f"})
+            assert "tool_call" in s.grpc.received(Submit)[-1].constraint
+            schema = {"type": "object", "properties": {"tide": {"type": "integer"}}}
+            await ask(s, output_config={"format": {"type": "json_schema", "schema": schema}})
+            assert "tide" in s.grpc.received(Submit)[-1].constraint
+            refused = await s.post(
+                PATH, **BODY, output_config={"format": {"type": "json_schema", "schema": {"type": "tide"}}}
+            )
+            check_error(refused, 400, "invalid_request_error", "output_config.format.schema")
+        async with http_serving(says(CALLS)) as s:  # whose template shows no format of calls
+            await ask(s, tools=TOOLS, tool_choice={"type": "any"})
+            assert "tool_call" in s.grpc.received(Submit)[-1].constraint
+
+    run(test())
+
+
 def test_how_an_answer_ends() -> None:
     async def test() -> None:
         async with http_serving(FakeOptions(max_model_len=64)) as s:

@@ -322,3 +322,32 @@ def test_an_answer_that_breaks_off():
             assert len(s.grpc.server.api.responses) == 0
 
     run(test())
+
+
+def test_a_call_of_a_namespace_can_be_forced():
+    """The grammar knows the function by the name that the model does."""
+    parameters = {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]}
+    strict = {
+        "type": "function",
+        "name": "g",
+        "strict": True,
+        "parameters": {**parameters, "additionalProperties": False},
+    }
+
+    async def test() -> None:
+        async with http_serving(says("ok"), **FORM) as s:
+            tools = [FUNCTION, {"type": "namespace", "name": "n", "tools": [strict]}]
+            for choice in (
+                {"type": "function", "name": "g", "namespace": "n"},
+                {"type": "function", "name": "n__g"},
+                {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "n__g"}]},
+            ):
+                response = await s.post(PATH, input="hi", tools=tools, tool_choice=choice)
+                assert response.status_code == 200, response.text
+                constraint = s.grpc.received(Submit)[-1].constraint
+                assert "n__g" in constraint
+                assert "exec_command" not in constraint
+            error = await s.refused(PATH, input="hi", tools=tools, tool_choice={"type": "function", "name": "g"})
+            assert error["param"] == "tool_choice"
+
+    run(test())
