@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from jaxinfer.constraints.matching import Matching
 from jaxinfer.expert_load import ExpertLoad
 from jaxinfer.scheduling.step_plan import StepPlan, StepResult
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class PendingStep(Protocol):

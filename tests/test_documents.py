@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.commands.parsing import spelled
+from serving.commands.parsing import ALIASES, spelled
 from tests.test_cli import LEAVES, known_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +26,7 @@ OTHERS = {  # options of other programs, which our documents show
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_options_that_documents_name_exist(document):
-    own = known_options(*LEAVES.values())
+    own = known_options(*LEAVES.values()) | ALIASES.keys()
     scripts = "".join(
         path.read_text(encoding="utf-8")
         for folder in ("scripts", "deploy", "tests/conftest.py")

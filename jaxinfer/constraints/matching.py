@@ -13,12 +13,13 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxinfer.constraints.vocabulary import ComingVocabulary, Vocabulary
 from jaxinfer.messages import Submit
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # What a grammar may cost, in llguidance's own units, so that the same one ends the same way on a busy machine. Its
 # documentation says what they come to: 1000 units of lexer fuel are 0.02 ms of compiling or 0.07 ms of a mask, 1000
@@ -274,6 +275,8 @@ class Matching:
         whether its mask could not be made: its row may have any token, and must not be used. Where a grammar leaves one
         token, `forced` has it and those that follow it by force.
         """
+        import numpy as np  # a server, which has no engine, does without
+
         masks = np.full((rows, words), 0xFFFFFFFF, np.uint32)
         asked = []
         for row, guide in guides:
@@ -287,6 +290,8 @@ class Matching:
         return masks
 
     def _fill(self, asked: Sequence[tuple[int, Guide]], masks: np.ndarray) -> None:
+        import numpy as np
+
         width = self._vocabulary.words
         filled = masks if width == masks.shape[1] else np.zeros((len(masks), width), np.uint32)
         if self._executor is None:
