@@ -44,7 +44,7 @@ async function answer(turn) {
     if (error.name === "AbortError") {
       turn.end(turn.answer ? "stopped" : "failed", "stopped");
     } else if (error instanceof AnswerError || error instanceof WrongSetting) {
-      turn.end("failed", "not part of the conversation", error.message);
+      turn.end("failed", "", error.message);
       mark(error);
     } else {
       turn.end("failed", "", `This page failed: ${error.message}`);

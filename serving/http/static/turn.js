@@ -111,8 +111,8 @@ export class Turn {
       shown.setAttribute("role", "alert");
       this.tools.before(shown);
     }
-    this.tools.replaceChildren();
-    if (note) this.tools.append(make("span", "note", note));
+    const notes = [note, this.isPart ? "" : "not part of the conversation"].filter(Boolean);
+    this.tools.replaceChildren(make("span", "note", notes.join(" · ")));
     if (this.tokens) this.tools.append(this.#toggle());
     if (this.code) {
       this.tools.append(...this.code.buttons);
