@@ -71,16 +71,21 @@ def chromium() -> Iterator[Any]:
 def visits(browser: Any) -> Iterator[Any]:
     """visit(url, **context): the page, ready. Fails the test if the page asked for anything elsewhere, if its policy
     refused something, or if a script failed."""
-    contexts, faults = [], []
+    contexts: list[Any] = []
+    faults: list[str] = []
+
+    def fault(happened: bool, what: str) -> None:
+        if happened:
+            faults.append(what)
 
     def open_page(url: str, **settings: Any) -> Any:
         context = browser.new_context(**settings)
         context.set_default_timeout(SECONDS)
         contexts.append(context)
         page = context.new_page()
-        page.on("request", lambda asked: asked.url.startswith(url) or faults.append(f"asked for {asked.url}"))
-        page.on("pageerror", lambda error: faults.append(f"a script failed: {error}"))
-        page.on("console", lambda line: "Content Security" in line.text and faults.append(line.text))
+        page.on("request", lambda asked: fault(not asked.url.startswith(url), f"asked for {asked.url}"))
+        page.on("pageerror", lambda error: fault(True, f"a script failed: {error}"))
+        page.on("console", lambda line: fault("Content Security" in line.text, line.text))
         page.goto(url + "/")
         page.locator("#status[data-state=ready]").wait_for()
         return page
