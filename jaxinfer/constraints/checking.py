@@ -18,6 +18,7 @@ _REMEMBERED = 128  # grammars
 _IN_OUR_WORDS = {
     "oneOf constraints are not supported": "oneOf is supported only where no value can match two of its schemas, as "
     "far as can be told; anyOf always is",
+    "NoExtensionBias": "there is no text that it allows, or none that ends",
     "min/maxProperties only supported": "minProperties and maxProperties are supported only where all of properties "
     "are required",
 }
@@ -67,6 +68,7 @@ def fault_of(grammar: str) -> str | None:
     fault = JUDGE.fault_of(grammar)
     if fault is None or fault == TOO_COSTLY:
         return fault
+    fault = fault.replace("<non-verbose/>", "")
     text = re.sub(r"\s+", " ", fault).partition(" while processing json-schema:")[0].strip()
     text = next((ours for theirs, ours in _IN_OUR_WORDS.items() if text.startswith(theirs)), text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -53,7 +53,8 @@ def _constrained(
         return constraint_of(params, rules, AnswerShape(token_of=tokenizer.token_id)), None
     begun: Begun = "inside" if reading.begun else "over" if reading.over else "not"
     constraint = constraint_of(params, rules, AnswerShape(reading.form, begun, tokenizer.token_id))
-    if constraint and rules is not None and fault_of(constraint) == TOO_COSTLY:  # what formats make of arguments, too
+    # Formats make more of arguments than their schemas.
+    if constraint and rules is not None and fault_of(constraint) == TOO_COSTLY:
         raise InvalidRequest("tools", "functions", f"no grammar can be made of their calls: {TOO_COSTLY}")
     return constraint, reading._replace(form=reading.form._replace(exact=bool(constraint)))
 
