@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import IO, TYPE_CHECKING, Any
 
-from jaxinfer.constraints.limits import LIMITS
+from jaxinfer.constraints.limits import COMPILING_NICENESS, LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,12 +124,14 @@ def _read(stream: IO[bytes]) -> bytes | None:
 
 def main() -> None:
     """Until its input ends."""
+    import os
     import resource
     import signal
     import time
 
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process, in whatever call it is
+    os.nice(COMPILING_NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     trial = _Trial()

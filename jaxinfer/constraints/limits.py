@@ -14,3 +14,4 @@ LIMITS = {
     "max_lexer_states": 50_000,  # of 1 to 2 KB each
     "verbose_errors": False,  # else errors quote the text so far
 }
+COMPILING_NICENESS = 5  # a third of an ordinary thread's share of a busy processor: texts go on, new grammars wait

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxinfer.constraints.limits import LIMITS
+from jaxinfer.constraints.limits import COMPILING_NICENESS, LIMITS
 from jaxinfer.constraints.vocabulary import ComingVocabulary, Vocabulary
 from jaxinfer.messages import Submit
 
@@ -29,8 +30,8 @@ _TRIED_MASKS, _MOST_FORCED = 16, 64  # of a text by chance; of those, tokens tha
 _COMPILING_THREADS = 4
 _MOST_MASK_THREADS = 16
 # Compiled grammars that are kept. A simple one takes some milliseconds and 100 KB; what takes longer to compile, or to
-# find masks of, takes more memory, too: some 200 MB a second of work.
-_KEPT, _KEPT_SECONDS = 128, 4.0
+# find masks of, takes more memory, too: some 500 MB a second of work.
+_KEPT, _KEPT_SECONDS = 128, 2.0
 # Sequences of one grammar are copies of one matcher, which share what their lexer has learnt, behind one lock. So there
 # are several to copy where many use it, and none serves for ever, nor after an error: its lexer's states are bounded.
 _COPIES_EACH, _MOST_COPIES, _MOST_MASK_SECONDS = 4, 4096, 1.0
@@ -109,14 +110,12 @@ def try_out(matcher: Any) -> None:
         if time.thread_time() - begin > MASK_SECONDS:
             slow = f"finding the tokens that may come next takes more than {MASK_SECONDS:g} s of processor time"
             raise ConstraintError(f"the grammar cannot be followed: {slow}")
-        if len(forced) > _MOST_FORCED:
-            return  # an engine does without masks meanwhile
         if not matcher.is_error() and len(allowed):
-            matcher.consume_tokens(forced or [int(allowed[chance.randrange(len(allowed))])])
+            matcher.consume_tokens(forced[:_MOST_FORCED] or [int(allowed[chance.randrange(len(allowed))])])
         if matcher.is_error():
             raise ConstraintError(f"the grammar cannot be followed: {_reason(matcher)}")
-        if matcher.is_stopped() or not len(allowed):
-            return
+        if matcher.is_stopped() or not len(allowed) or len(forced) > _MOST_FORCED:
+            return  # an engine makes no masks while tokens follow by force
 
 
 class _Job:
@@ -155,6 +154,12 @@ class _Compiled:
         return self.copies > _COPIES_EACH * len(self.originals)
 
 
+def _give_way() -> None:
+    """This thread takes a smaller share of the processors than the engine's, where the system has such for threads."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), COMPILING_NICENESS)
+
+
 class Held(NamedTuple):
     """A request that waits for its grammar."""
 
@@ -174,7 +179,7 @@ class Matching:
         """threads: that make masks; None for as many as the machine has processors, at most 16."""
         self._coming = vocabulary
         self._threads = threads or max(1, min(_MOST_MASK_THREADS, os.cpu_count() or 1))
-        self._pool = ThreadPoolExecutor(_COMPILING_THREADS, thread_name_prefix="constraint")
+        self._pool = ThreadPoolExecutor(_COMPILING_THREADS, "constraint", initializer=_give_way)
         self._cache: OrderedDict[str, _Compiled] = OrderedDict()
         self._jobs: dict[str, _Job] = {}
         self._held: dict[str, Held] = {}  # by request id
