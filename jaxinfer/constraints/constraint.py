@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from jaxinfer.constraints.answer import answer
 from jaxinfer.constraints.arguments import can_be_written
 from jaxinfer.constraints.calls import ToolRules, call_messages, calls, functions, text_or_calls
+from jaxinfer.constraints.checking import fault_of
 from jaxinfer.constraints.grammar import Grammar, TokenOf, either, no_tokens
+from jaxinfer.constraints.judge import TOO_COSTLY, one_request
 from jaxinfer.constraints.params import StructuredOutputsParams
 from jaxinfer.constraints.reasoning import Begun, final_message, in_channels, led, preamble
 from jaxinfer.errors import InvalidRequest
@@ -40,10 +42,20 @@ def constrained(
     them: they are text from their first token on. Raises InvalidRequest as `constraint_of`."""
     if tokenizer is None:
         return "", reading
+    with one_request():
+        return _constrained(params, rules, reading, tokenizer)
+
+
+def _constrained(
+    params: StructuredOutputsParams | None, rules: ToolRules | None, reading: AnswerReading | None, tokenizer: Tokenizer
+) -> tuple[str, AnswerReading | None]:
     if reading is None:
         return constraint_of(params, rules, AnswerShape(token_of=tokenizer.token_id)), None
     begun: Begun = "inside" if reading.begun else "over" if reading.over else "not"
     constraint = constraint_of(params, rules, AnswerShape(reading.form, begun, tokenizer.token_id))
+    # Formats make more of arguments than their schemas.
+    if constraint and rules is not None and fault_of(constraint) == TOO_COSTLY:
+        raise InvalidRequest("tools", "functions", f"no grammar can be made of their calls: {TOO_COSTLY}")
     return constraint, reading._replace(form=reading.form._replace(exact=bool(constraint)))
 
 

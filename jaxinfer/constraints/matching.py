@@ -8,6 +8,8 @@ millisecond, and those of a step's rows are made together by threads that do not
 from __future__ import annotations
 
 import os
+import random
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -15,31 +17,24 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxinfer.constraints.limits import COMPILING_NICENESS, LIMITS
 from jaxinfer.constraints.vocabulary import ComingVocabulary, Vocabulary
 from jaxinfer.messages import Submit
 
 if TYPE_CHECKING:
     import numpy as np
 
-# What a grammar may cost, in llguidance's own units, so that the same one ends the same way on a busy machine. Its
-# documentation says what they come to: 1000 units of lexer fuel are 0.02 ms of compiling or 0.07 ms of a mask, 1000
-# items 0.05 ms. So compiling has some 100 ms for its regular expressions, a mask some 20 ms.
-LIMITS = {
-    "initial_lexer_fuel": 5_000_000,
-    "max_grammar_size": 500_000,
-    "step_lexer_fuel": 200_000,
-    "step_max_items": 100_000,
-    "max_items_in_row": 2_000,
-    "max_lexer_states": 50_000,  # of 1 to 2 KB each
-    "verbose_errors": False,  # else errors quote the text so far
-}
 COMPILE_SECONDS = 10.0  # after which nobody waits for a grammar any longer
+MASK_SECONDS = 0.2  # of processor time, for a mask and what follows by force; a fraction of a millisecond is usual
+_TRIED_MASKS, _MOST_FORCED = 16, 64  # of a text by chance; of those, tokens that follow by force
 _COMPILING_THREADS = 4
 _MOST_MASK_THREADS = 16
-_KEPT = 128  # compiled grammars
+# Compiled grammars that are kept. A simple one takes some milliseconds and 100 KB; what takes longer to compile, or to
+# find masks of, takes more memory, too: some 500 MB a second of work.
+_KEPT, _KEPT_SECONDS = 128, 2.0
 # Sequences of one grammar are copies of one matcher, which share what their lexer has learnt, behind one lock. So there
 # are several to copy where many use it, and none serves for ever, nor after an error: its lexer's states are bounded.
-_COPIES_EACH, _MOST_COPIES = 4, 4096
+_COPIES_EACH, _MOST_COPIES, _MOST_MASK_SECONDS = 4, 4096, 1.0
 _LONGEST_REASON = 400  # characters
 
 
@@ -84,8 +79,10 @@ class Guide:
         self._compiled.worn = True
         self.error = f"the grammar of this request cannot be followed further: {_reason(self._matcher)}"
 
-    def _look(self, only: bool) -> None:
-        """After its mask was made: whether that failed, and which tokens follow by force. only: the mask has one."""
+    def _look(self, only: bool, seconds: float) -> None:
+        """After its mask was made: whether that failed, and which tokens follow by force. only: the mask has one.
+        seconds: that it took."""
+        self._compiled.worked(seconds)
         if self._matcher.is_error():
             self._fail()
         elif only:
@@ -93,8 +90,32 @@ class Guide:
 
 
 def _reason(matcher: Any) -> str:
-    text = " ".join(str(matcher.get_error()).split()) or "it is too complex"
+    text = " ".join(str(matcher.get_error()).replace("<non-verbose/>", "").split()) or "it is too complex"
+    if text == "NoExtensionBias":
+        return "there is no text that it allows, or none that ends"
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " ..."
+
+
+def try_out(matcher: Any) -> None:
+    """Follows a text by chance that the grammar lets through. Raises ConstraintError where a mask has an error or takes
+    so long that an engine's other requests would wait for it. The same grammar is tried with the same text."""
+    import numpy as np  # a server, which has no engine, does without
+
+    chance = random.Random(0)
+    for _ in range(_TRIED_MASKS):
+        begin = time.thread_time()
+        mask = matcher.compute_bitmask()
+        allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little"))
+        forced = matcher.compute_ff_tokens() if len(allowed) == 1 and not matcher.is_error() else []
+        if time.thread_time() - begin > MASK_SECONDS:
+            slow = f"finding the tokens that may come next takes more than {MASK_SECONDS:g} s of processor time"
+            raise ConstraintError(f"the grammar cannot be followed: {slow}")
+        if not matcher.is_error() and len(allowed):
+            matcher.consume_tokens(forced[:_MOST_FORCED] or [int(allowed[chance.randrange(len(allowed))])])
+        if matcher.is_error():
+            raise ConstraintError(f"the grammar cannot be followed: {_reason(matcher)}")
+        if matcher.is_stopped() or not len(allowed) or len(forced) > _MOST_FORCED:
+            return  # an engine makes no masks while tokens follow by force
 
 
 class _Job:
@@ -102,14 +123,18 @@ class _Job:
 
     def __init__(self) -> None:
         self.began: float | None = None  # time.monotonic()
+        self.seconds = 0.0  # of processor time, that it took
         self.future: Future[Any] = Future()
 
 
 class _Compiled:
     """A compiled grammar: matchers that nothing was given to. See `_COPIES_EACH`."""
 
-    def __init__(self, original: Any) -> None:
+    def __init__(self, original: Any, seconds: float) -> None:
+        """seconds: of processor time, that compiling it took."""
         self.originals = [original]
+        self.seconds = seconds
+        self.mask_seconds = 0.0
         self.copies = 0
         self.worn = False
         self.job: _Job | None = None  # makes another original
@@ -119,9 +144,20 @@ class _Compiled:
         self.worn = self.worn or self.copies >= _MOST_COPIES
         return self.originals[self.copies % len(self.originals)].deep_copy()
 
+    def worked(self, seconds: float) -> None:
+        """On a mask."""
+        self.mask_seconds += seconds
+        self.worn = self.worn or self.mask_seconds > _MOST_MASK_SECONDS
+
     @property
     def crowded(self) -> bool:
         return self.copies > _COPIES_EACH * len(self.originals)
+
+
+def _give_way() -> None:
+    """This thread takes a smaller share of the processors than the engine's, where the system has such for threads."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), COMPILING_NICENESS)
 
 
 class Held(NamedTuple):
@@ -143,7 +179,7 @@ class Matching:
         """threads: that make masks; None for as many as the machine has processors, at most 16."""
         self._coming = vocabulary
         self._threads = threads or max(1, min(_MOST_MASK_THREADS, os.cpu_count() or 1))
-        self._pool = ThreadPoolExecutor(_COMPILING_THREADS, thread_name_prefix="constraint")
+        self._pool = ThreadPoolExecutor(_COMPILING_THREADS, "constraint", initializer=_give_way)
         self._cache: OrderedDict[str, _Compiled] = OrderedDict()
         self._jobs: dict[str, _Job] = {}
         self._held: dict[str, Held] = {}  # by request id
@@ -209,11 +245,17 @@ class Matching:
                 if isinstance(error, ConstraintError)
                 else ConstraintError(f"the grammar does not compile: {error}")
             )
-        compiled = self._cache[text] = _Compiled(job.future.result())
+        compiled = self._cache[text] = _Compiled(job.future.result(), job.seconds)
         self._cache.move_to_end(text)
-        while len(self._cache) > _KEPT:
-            self._cache.popitem(last=False)
+        self._forget()
         return compiled
+
+    def _forget(self) -> None:
+        """Drops the grammars that were used longest ago and are too many. Their sequences keep them."""
+        seconds = sum(each.seconds + each.mask_seconds for each in self._cache.values())
+        while self._cache and (len(self._cache) > _KEPT or seconds > _KEPT_SECONDS):
+            _, dropped = self._cache.popitem(last=False)
+            seconds -= dropped.seconds + dropped.mask_seconds
 
     def _guides(self, text: str, compiled: _Compiled, count: int) -> list[Guide]:
         ends = frozenset(self._vocabulary.tokenizer.eos_tokens)
@@ -221,6 +263,7 @@ class Matching:
         if compiled.job is not None and compiled.job.future.done():
             if compiled.job.future.exception() is None:
                 compiled.originals.append(compiled.job.future.result())
+                compiled.seconds += compiled.job.seconds
             compiled.job = None
         elif compiled.crowded and compiled.job is None and len(compiled.originals) < self._threads:
             compiled.job = self._start(text)
@@ -244,24 +287,22 @@ class Matching:
         return job
 
     def _compile(self, text: str, job: _Job) -> None:
-        """In a thread. Makes the first mask, too: copies share what the lexer learns of it."""
+        """In a thread. Makes some masks, too: copies share what the lexer learns of them."""
         job.began = time.monotonic()
-        begin = time.perf_counter()
+        begin, worked = time.perf_counter(), time.thread_time()
         try:
             from llguidance import LLMatcher, LLParserLimits
 
             vocabulary = self._vocabulary
             matcher = LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
-            if not matcher.is_error():
-                first = matcher.deep_copy()
-                first.compute_bitmask()
-                matcher = first if first.is_error() else matcher
             if matcher.is_error():
                 raise ConstraintError(f"the grammar does not compile: {_reason(matcher)}")
+            try_out(matcher.deep_copy())
             result: Any = matcher
         except BaseException as error:  # told to whoever waits for it; a panic of Rust's is no Exception
             job.future.set_exception(error)
         else:
+            job.seconds = time.thread_time() - worked
             job.future.set_result(result)
         with self._lock:
             self.compile_seconds += time.perf_counter() - begin
@@ -298,9 +339,11 @@ class Matching:
             from llguidance import LLExecutor
 
             self._executor = LLExecutor(self._threads)
+        begin = time.perf_counter()
         self._executor.unsafe_compute_mask_ptr(
             [(guide._matcher, row) for row, guide in asked], filled.ctypes.data, width * 4, len(filled)
         )
+        spent = (time.perf_counter() - begin) / len(asked)
         numbers = [row for row, _ in asked]
         if filled is not masks:
             shared = min(width, masks.shape[1])
@@ -308,7 +351,7 @@ class Matching:
             masks[numbers, :shared] = filled[numbers, :shared]
         counts = np.bitwise_count(filled[numbers]).sum(axis=1)
         for (row, guide), count in zip(asked, counts.tolist(), strict=True):
-            guide._look(only=count == 1)
+            guide._look(only=count == 1, seconds=spent)
             if guide.error:
                 masks[row] = 0xFFFFFFFF
 

@@ -213,6 +213,47 @@ def test_the_cache_is_bounded(matching: Matching, monkeypatch: pytest.MonkeyPatc
     assert list(matching._cache) == [lark("start: /c+/"), lark("start: /a+/")]
 
 
+def test_the_cache_is_bounded_by_the_work_it_took(matching: Matching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grammar of few characters may take tens of MB, and masks add to it."""
+    guides_of(matching, CODE)
+    monkeypatch.setattr(module, "_KEPT_SECONDS", 0.1)
+    matching._cache[CODE].seconds = 0.2
+    guides_of(matching, KEYS)
+    assert list(matching._cache) == [KEYS]
+    monkeypatch.setattr(module, "_MOST_MASK_SECONDS", 0.0)
+    for guide in guides_of(matching, KEYS):
+        matching.masks([(0, guide)], 1, WORDS)
+    assert matching._cache[KEYS].worn
+    matching._cache[KEYS].worked(0.2)
+    guides_of(matching, CODE)
+    assert list(matching._cache) == [CODE]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        # Three thousand things each of which may be left out, behind a beginning that hides them from the first mask.
+        (
+            'start: "ab" ' + " ".join(f"r{i}?" for i in range(3000)) + "\n"
+            + "".join(f'r{i}: "a" | "ab" | r{i * 7 % 3000}\n' for i in range(3000)),
+            "next takes more than 0.02 s",
+        ),
+        ('start: a\na: "x" a\n', "Too many items"),  # it never ends, and leaves no choice
+        ("start: /(([a-z]{1,100}){1,100}){1,100}/\n", "too many expressions"),
+        ("start: /[^\\s\\S]/\n", "there is no text that it allows"),
+    ],
+)  # fmt: skip
+def test_grammars_that_could_not_be_followed_are_refused(
+    text: str, error: str, matching: Matching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before they hold up the requests of others."""
+    monkeypatch.setattr(module, "MASK_SECONDS", 0.02 if "takes" in error else 10.0)
+    matching.begin(submit(lark(text)))
+    ((_, found),) = settle(matching)
+    assert isinstance(found, ConstraintError)
+    assert error in str(found)
+
+
 def test_nobody_waits_for_ever(vocabulary: ComingVocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COMPILE_SECONDS", 0.01)
     matching = Matching(vocabulary)
