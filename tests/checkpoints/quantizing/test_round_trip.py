@@ -138,7 +138,7 @@ def test_an_engine_serves_it_with_its_kv_cache(tmp_path: Path) -> None:
     ):
         with LLM(model, **SIZES, **options, compilation_cache_dir=None) as llm:  # type: ignore[arg-type]
             (out,) = llm.generate([{"prompt_token_ids": PROMPT}])
-            answers[name] = (out.outputs[0].token_ids, llm.info.notes, llm.info.extra)
+            answers[name] = (out.outputs[0].token_ids, llm.info.notes, llm.info.extra["weight_bytes"])
     assert answers["stored"] == answers["asked"]
 
 
