@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from jaxinfer.outputs import CompletionOutput as CompletionOutput
     from jaxinfer.outputs import RequestOutput as RequestOutput
     from jaxinfer.sampling_params import SamplingParams as SamplingParams
+    from jaxinfer.sampling_params import StructuredOutputsParams as StructuredOutputsParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 _HOMES = {
     "LLM": "jaxinfer.llm",
     "SamplingParams": "jaxinfer.sampling_params",
+    "StructuredOutputsParams": "jaxinfer.sampling_params",
     "RequestOutput": "jaxinfer.outputs",
     "CompletionOutput": "jaxinfer.outputs",
 }
