@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxinfer.constraints.params import StructuredOutputsParams as StructuredOutputsParams
     from jaxinfer.llm import LLM as LLM
     from jaxinfer.outputs import CompletionOutput as CompletionOutput
     from jaxinfer.outputs import RequestOutput as RequestOutput
     from jaxinfer.sampling_params import SamplingParams as SamplingParams
-    from jaxinfer.sampling_params import StructuredOutputsParams as StructuredOutputsParams
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "StructuredOutputsParams", "__version__"]
@@ -20,7 +20,7 @@ __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "Struct
 _HOMES = {
     "LLM": "jaxinfer.llm",
     "SamplingParams": "jaxinfer.sampling_params",
-    "StructuredOutputsParams": "jaxinfer.sampling_params",
+    "StructuredOutputsParams": "jaxinfer.constraints.params",
     "RequestOutput": "jaxinfer.outputs",
     "CompletionOutput": "jaxinfer.outputs",
 }

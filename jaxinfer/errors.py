@@ -131,7 +131,8 @@ def _new_name(field: str, names: Mapping[str, str]) -> str:
     """Its parts keep their place in a field that is itself a part of another one and has a name here."""
     if field in names:
         return names[field]
-    whole = next((ours for ours in names if "." in ours and field.startswith((f"{ours}.", f"{ours}[", f"{ours}#"))), "")
+    around = [ours for ours in names if field.startswith((f"{ours}.", f"{ours}[", f"{ours}#"))]
+    whole = max(around, key=len, default="")
     return names[whole] + field[len(whole) :] if whole else field
 
 

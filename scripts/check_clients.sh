@@ -22,6 +22,7 @@ trap stop EXIT
 # serve NAME ARGUMENT...: starts one of scripts/clients/servers.py and waits until it is ready.
 serve() {
     local log=$folder/$1.log
+    : >"$log"
     "$python" scripts/clients/servers.py "$@" --port 0 >"$log" 2>&1 &
     servers+=($!)
     until grep -q '^ready' "$log"; do

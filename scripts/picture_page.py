@@ -20,8 +20,9 @@ sys.path.insert(0, str(ROOT))
 from tests.serving.http.browser import chromium  # noqa: E402
 
 PICTURE = ROOT / "docs" / "page.png"
+EXAMPLE = "A tool: the weather in Paris"
 QUESTIONS = ("What is 347 + 586?", "Tell me a story about a fox and a lantern.")
-SIZE = {"width": 900, "height": 620}
+SIZE = {"width": 900, "height": 770}
 
 
 def main() -> None:
@@ -34,10 +35,15 @@ def main() -> None:
         page.locator("#status[data-state=ready]").wait_for()
         page.locator("#settings").evaluate("box => { box.open = true }")
         page.locator("#settings [name=temperature]").fill("0")
+        page.keyboard.press("Escape")  # folds them
+        page.locator("#examples button", has_text=EXAMPLE).click()
+        page.locator("#send").wait_for()
+        page.locator("#reset-forms").click()
         for question in QUESTIONS:
             page.locator("#prompt").fill(question)
             page.locator("#send").click()
             page.locator("#send").wait_for()
+        page.wait_for_timeout(3000)  # until the last minute's tokens are drawn
         page.screenshot(path=PICTURE)
     print(f"{PICTURE}: {PICTURE.stat().st_size:,} bytes")
 

@@ -17,7 +17,7 @@ from jaxinfer.errors import ChatMessageError, ChatTemplateError, InvalidRequest,
 from jaxinfer.sampling_params import FIELD_NAMES
 from protos.jaxinfer.v1 import inference_pb2
 from serving.errors import Refusal
-from serving.http import messages_models, models
+from serving.http import messages_models, models, responses_models
 from serving.http.errors import ApiError
 from serving.http.ignored import escaped
 from serving.observing.record import Origin
@@ -78,7 +78,7 @@ def known_part(path: str | None) -> str | None:
 @cache
 def known_names() -> frozenset[str]:
     """Of all fields of all servers."""
-    kinds = [*vars(models).values(), *vars(messages_models).values()]
+    kinds = [kind for module in (models, messages_models, responses_models) for kind in vars(module).values()]
     structs = [each for each in kinds if isinstance(each, type) and issubclass(each, msgspec.Struct)]
     names = {name for struct in structs for name in struct.__struct_fields__} | set(FIELD_NAMES) | set(_WITHIN)
     for message in inference_pb2.DESCRIPTOR.message_types_by_name.values():

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxinfer.constraints.checking import check_lark, check_schema
 from jaxinfer.constraints.grammar import Grammar, json_options, literal
+from jaxinfer.constraints.nesting import check_grammar_levels
 from jaxinfer.constraints.params import FIELD, StructuredOutputsParams, check_bytes, parsed
 from jaxinfer.constraints.schema import usable_schema
 from jaxinfer.errors import InvalidRequest
@@ -61,6 +62,7 @@ def _grammar(text: str) -> str:
     """Lark; GBNF is turned into it."""
     from llguidance.gbnf_to_lark import any_to_lark
 
+    check_grammar_levels(f"{FIELD}.grammar", text)
     try:
         return str(any_to_lark(text))
     except Exception as error:  # the converter raises whatever its parser meets

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from jaxinfer.constraints.judge import TOO_COSTLY, Judge
+from jaxinfer.constraints.nesting import check_schema_levels
 from jaxinfer.constraints.schema import alone, at, parts
 from jaxinfer.errors import InvalidRequest
 
@@ -29,6 +30,7 @@ _LONGEST = 300  # characters that are told
 def check_schema(name: str, schema: Any, options: dict[str, Any]) -> None:
     """Raises InvalidRequest that names the innermost part of the schema that cannot be used. schema: a usable one (see
     schema.py). options: llguidance's, as `x-guidance` has them."""
+    check_schema_levels(name, schema)
     fault = fault_of(_grammar_of(schema, options))
     if fault is None:
         return

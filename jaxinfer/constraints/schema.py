@@ -69,6 +69,7 @@ _WHY = {
     "nullable": 'it is OpenAPI\'s; write "type": [..., "null"]',
     "x-guidance": "structured_outputs.whitespace_pattern and disable_any_whitespace say how white space is written",
 }
+_MOST_COMPARED, _LONGEST_KEYWORD = 64, 32  # names that are compared with keywords, which takes long; characters
 _LONGEST_POINTER = 256  # characters, in an error
 _KNOWN = (*SUPPORTED, *ANNOTATIONS, *UNSUPPORTED)
 
@@ -77,6 +78,7 @@ _KNOWN = (*SUPPORTED, *ANNOTATIONS, *UNSUPPORTED)
 class _Counts:
     properties: int = 0
     enum_values: int = 0
+    unknown: int = 0
 
 
 def usable_schema(name: str, schema: Any, *, closed: bool = False) -> Any:
@@ -125,7 +127,8 @@ class _Walk:
                 return False
             allowed = _WHY.get(keyword, "this keyword is not supported: a grammar cannot enforce it")
             raise self._refuse(pointer, value, allowed)
-        if keyword not in _KNOWN:
+        if keyword not in _KNOWN and len(keyword) <= _LONGEST_KEYWORD and self._counts.unknown < _MOST_COMPARED:
+            self._counts.unknown += 1
             close = difflib.get_close_matches(keyword, _KNOWN, n=1, cutoff=0.85)
             if close:
                 raise self._refuse(pointer, value, f"JSON Schema has no such keyword; did you mean {close[0]}?")

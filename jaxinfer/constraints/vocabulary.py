@@ -43,7 +43,9 @@ class _Tokens:
         return ids if self._spells(ids, text) else []
 
     def _spells(self, ids: list[int], text: str) -> bool:
-        return self._special.isdisjoint(ids) and b"".join(map(self.tokens.__getitem__, ids)) == text.encode()
+        if not self._special.isdisjoint(ids) or max(ids, default=0) >= len(self.tokens):
+            return False  # a tokenizer can have tokens that the model has no logits for
+        return b"".join(map(self.tokens.__getitem__, ids)) == text.encode()
 
 
 class Vocabulary:

@@ -11,6 +11,7 @@ MODES = (instructor.Mode.TOOLS, instructor.Mode.TOOLS_STRICT, instructor.Mode.JS
 
 
 class Weather(pydantic.BaseModel):
+    model_config = {"extra": "forbid"}  # or a model that knows nothing may add properties without end
     city: str = pydantic.Field(max_length=20)
     days: int = pydantic.Field(ge=1, le=9)
 

@@ -62,7 +62,8 @@ def fields_of_other_servers_are_named_in_the_header():
         store=True, metadata={"a": "b"}, verbosity="low",
     )  # fmt: skip
     ignored = raw.headers["x-jaxinfer-ignored"]
-    for name in ("prompt_cache_key", "safety_identifier", "service_tier", "store", "metadata", "verbosity"):
+    # user and safety_identifier have an effect, and "auto" asks for nothing.
+    for name in ("prompt_cache_key", "store", "metadata", "verbosity"):
         assert name in ignored, ignored
 
 

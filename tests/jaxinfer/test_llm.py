@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxinfer import LLM, SamplingParams
+from jaxinfer import LLM, SamplingParams, StructuredOutputsParams
 from jaxinfer.config import ConfigError
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.expert_load import ExpertLoad
@@ -64,6 +65,12 @@ def test_results_are_told_as_they_finish(llm: LLM) -> None:
     results = llm.generate([[1, 2], [3, 4], [5, 6]], params, on_finish=told.append)
     assert [id(output) for output in told] == [id(results[i]) for i in (1, 2, 0)]
     assert all(output.finished for output in told)
+
+
+def test_forms_need_a_tokenizer(llm: LLM) -> None:
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(regex="[ab]"))
+    with pytest.raises(InvalidRequest, match=r"^structured_outputs is 'regex'; it needs a tokenizer"):
+        llm.generate([[1]], params)
 
 
 def test_seeded_runs_repeat(llm: LLM) -> None:
@@ -152,7 +159,7 @@ def test_closed_model_says_so(tmp_path: Path) -> None:
         model.generate([[1]], GREEDY)
 
 
-def test_text_and_stop_strings(tmp_path: Path) -> None:
+def test_text_stop_strings_and_forms(tmp_path: Path) -> None:
     """A random model speaks gibberish, so the stop string is cut from what it says without one."""
     folder = write_checkpoint(CASE, tmp_path / "model")
     shutil.copy(TOKENIZER, folder / "tokenizer.model")
@@ -168,6 +175,18 @@ def test_text_and_stop_strings(tmp_path: Path) -> None:
         assert len(cut.token_ids) < 24
         kept = model.generate(prompt, params.with_changes(stop=(stop,), include_stop_str_in_output=True))[0].outputs[0]
         assert kept.text == cut.text + stop
+        _check_forms(model)
+
+
+def _check_forms(model: LLM) -> None:
+    params = SamplingParams(
+        max_tokens=40, temperature=1.5, structured_outputs=StructuredOutputsParams(regex="[ab]{3}-7")
+    )
+    for result in model.generate(["x", "y"], params):
+        assert re.fullmatch("[ab]{3}-7", result.outputs[0].text)
+        assert result.outputs[0].finish_reason == "stop"
+    with pytest.raises(InvalidRequest, match=r"^structured_outputs\.json#/uniqueItems is True"):
+        model.generate("x", SamplingParams(structured_outputs=StructuredOutputsParams(json={"uniqueItems": True})))
 
 
 def test_unknown_models_and_settings() -> None:

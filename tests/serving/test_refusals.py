@@ -87,7 +87,8 @@ def _http(path: str, prompt: Callable[[Ask], dict[str, Any]], names: Mapping[str
 
 
 async def _vllm(s: HttpServer, ask: Ask) -> Told:
-    request = generate(ask.text, **ask.sampling)
+    given = dict(ask.sampling)
+    request = generate(ask.text, **given.pop("structured_outputs", {}), **given)
     if ask.ids is not None:
         request.tokenized.CopyFrom(vllm_pb.TokenizedInput(input_ids=ask.ids))
     request.request_id = ask.fields.get("request_id", "")
@@ -115,9 +116,10 @@ def _lacks(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
+REGEX = "structured_outputs.regex"
 _CHAT = {"logprobs": "top_logprobs", "prompt": "messages"}
 _RESPONSES = {"logprobs": "top_logprobs", "prompt": "input", "max_tokens": "max_output_tokens"}
-_KSERVE = {name: f"sampling_parameters.{name}" for name in FIELD_NAMES}
+_KSERVE = {name: f"sampling_parameters.{name}" for name in (*FIELD_NAMES, REGEX)}
 SERVERS: dict[str, Server] = {
     "grpc": Server(_grpc, {}, _lacks()),
     "completions": Server(
@@ -137,7 +139,7 @@ SERVERS: dict[str, Server] = {
     ),
     "vllm": Server(
         _vllm,
-        {"token_ids": "tokenized.input_ids", "prompt": "input"},
+        {"token_ids": "tokenized.input_ids", "prompt": "input", REGEX: "regex"},
         _lacks("zero", "negative", "clamped", "allowed_token_ids", "bad_token_ids", "model", "cache_salt", "priority"),
     ),
     "kserve": Server(
@@ -198,6 +200,9 @@ RULES: dict[str, Rule] = {
         ("is 1200", "at most 1024"),
     ),
     "truncate": _sampling(("is 0", "a positive integer"), truncate_prompt_tokens=0),
+    "grammar": Rule(
+        REGEX, Ask(sampling={"structured_outputs": {"regex": "a("}}), ("is 'a('", "no grammar can be made")
+    ),
     "request id long": Rule("request_id", Ask(fields={"request_id": "x" * 129}), ("is 'xxx", "printable")),
     "request id control": Rule("request_id", Ask(fields={"request_id": "a\n"}), ("is 'a\\n'", "printable")),
     "salt": Rule("cache_salt", Ask(fields={"cache_salt": "x" * 257}), ("is 'xxx", "at most 256 characters")),

@@ -1,8 +1,11 @@
 // The conversation: what was asked, what came, and what becomes of both.
 
-import { AnswerError, asCurl, chat, headers } from "./stream.js";
-import { WrongSetting, clearMarks, control, key, mark, requestBody } from "./settings.js";
-import { TokenView, make } from "./tokens.js";
+import { asJson } from "./code.js";
+import { EXAMPLES } from "./examples.js";
+import { AnswerError, chat, headers } from "./stream.js";
+import { WrongSetting, clearMarks, control, fill, formsInWords, key, mark, requestFields, resetForms } from "./settings.js";
+import { make } from "./tokens.js";
+import { Turn } from "./turn.js";
 import { watch } from "./state.js";
 
 const talk = document.getElementById("talk");
@@ -13,118 +16,13 @@ const turns = [];
 const touch = matchMedia("(pointer: coarse)"); // where Enter is the only way to a new line, and the button is near
 const wide = matchMedia("(min-width: 60rem)"); // as in page.css: the settings stand beside the conversation
 const settings = document.getElementById("settings");
-const EXAMPLES = ["What is 347 + 586?", "Tell me a short story."];
 let running = null; // the AbortController of the answer under way
+let model = "model"; // its name, once the server has told it
 
-class Turn {
-  /** A message and its answer. state: asking, done, stopped or failed; a failed turn is no part of the conversation. */
-  constructor(question) {
-    this.question = question;
-    this.element = make("article", "turn");
-    const asked = make("div", "said you");
-    asked.append(make("h2", "", "You"), make("p", "text", question));
-    this.said = make("div", "said model");
-    this.element.append(asked, this.said);
-    this.reset();
-  }
-
-  reset() {
-    this.state = "asking";
-    this.answer = "";
-    this.tokens = null;
-    this.asked = null;
-    this.text = make("p", "text");
-    this.thinking = null;
-    this.tools = make("p", "tools");
-    this.said.replaceChildren(make("h2", "", "Model"), this.text, this.tools);
-    this.said.setAttribute("aria-busy", "true");
-    this.element.classList.remove("failed");
-  }
-
-  content(text) {
-    this.answer += text;
-    this.text.append(text);
-  }
-
-  reasoning(text) {
-    if (!this.thinking) {
-      const box = make("details", "thinking");
-      this.thinking = make("p", "text");
-      box.append(make("summary", "", "Reasoning"), this.thinking);
-      this.text.before(box);
-    }
-    this.thinking.append(text);
-  }
-
-  scored(entries) {
-    if (!entries.length) return;
-    if (!this.tokens) {
-      this.tokens = new TokenView();
-      this.text.after(this.tokens.element);
-      this.text.hidden = true;
-    }
-    this.tokens.add(entries);
-  }
-
-  /** The end: a note, an error in words, and what can be done now. */
-  end(state, note, error) {
-    this.state = state;
-    this.said.setAttribute("aria-busy", "false");
-    this.element.classList.toggle("failed", state === "failed");
-    if (error) {
-      const shown = make("p", "error", error);
-      shown.setAttribute("role", "alert");
-      this.tools.before(shown);
-    }
-    this.tools.replaceChildren();
-    if (note) this.tools.append(make("span", "note", note));
-    if (this.tokens) this.tools.append(this.#toggle());
-    if (this.asked) this.#showRequest();
-    const again = make("button", "quiet again", state === "failed" ? "Try again" : "Again");
-    again.type = "button";
-    again.addEventListener("click", () => repeat(this));
-    this.tools.append(again);
-  }
-
-  /** The same question for a shell, behind a button: what this page does any client can. */
-  #showRequest() {
-    const shown = make("pre", "request", asCurl(this.asked, key() !== ""));
-    shown.hidden = true;
-    const button = make("button", "quiet curl", "curl");
-    button.type = "button";
-    button.setAttribute("aria-pressed", "false");
-    button.title = "This request as a line for a shell";
-    button.addEventListener("click", () => {
-      shown.hidden = !shown.hidden;
-      button.setAttribute("aria-pressed", String(!shown.hidden));
-    });
-    this.tools.append(button);
-    this.tools.after(shown);
-  }
-
-  #toggle() {
-    const button = make("button", "quiet", "Tokens");
-    button.type = "button";
-    const set = (tokens) => {
-      this.text.hidden = tokens;
-      this.tokens.element.hidden = !tokens;
-      button.setAttribute("aria-pressed", String(tokens));
-    };
-    set(this.tokens.element.hidden === false);
-    button.addEventListener("click", () => set(button.getAttribute("aria-pressed") !== "true"));
-    return button;
-  }
-}
-
-/** What the model is told: the turns before `last` that have an answer, and its question. */
+/** What the model is told: the turns before `last` that have an answer, and what it asks. */
 function messages(last) {
-  const told = [];
-  for (const turn of turns.slice(0, turns.indexOf(last))) {
-    if (turn.state !== "failed" && turn.answer) {
-      told.push({ role: "user", content: turn.question }, { role: "assistant", content: turn.answer });
-    }
-  }
-  return [...told, { role: "user", content: last.question }];
+  const told = turns.slice(0, turns.indexOf(last)).filter((turn) => turn.isPart);
+  return [...told.flatMap((turn) => turn.messages()), ...last.asks];
 }
 
 async function answer(turn) {
@@ -133,17 +31,20 @@ async function answer(turn) {
   running = stopping;
   arrange();
   const began = performance.now();
-  const seen = { first: 0, finish: null, usage: null };
+  const seen = { first: 0, finish: null, usage: null, ignored: "" };
   try {
-    turn.asked = requestBody(messages(turn));
-    for await (const event of chat(turn.asked, key(), stopping.signal)) take(turn, event, seen);
-    const full = seen.finish === "length" ? "max tokens reached" : "";
-    turn.end("done", [full, timing(seen, began)].filter(Boolean).join(" · "));
+    const fields = requestFields(messages(turn));
+    turn.asked(fields, key() !== "", model);
+    for await (const event of chat(asJson(fields), key(), stopping.signal)) take(turn, event, seen);
+    turn.whole = seen.finish !== "length";
+    const full = turn.whole ? "" : "max tokens reached";
+    const ignored = seen.ignored && `the server made no use of ${seen.ignored}`;
+    turn.end("done", [full, timing(seen, began), ignored].filter(Boolean).join(" · "));
   } catch (error) {
     if (error.name === "AbortError") {
       turn.end(turn.answer ? "stopped" : "failed", "stopped");
     } else if (error instanceof AnswerError || error instanceof WrongSetting) {
-      turn.end("failed", "not part of the conversation", error.message);
+      turn.end("failed", "", error.message);
       mark(error);
     } else {
       turn.end("failed", "", `This page failed: ${error.message}`);
@@ -159,11 +60,13 @@ async function answer(turn) {
 function take(turn, event, seen) {
   const follows = atEnd();
   if (event.usage) seen.usage = event.usage;
+  if (event.ignored) seen.ignored = event.ignored;
   for (const choice of event.choices) {
-    const { content, reasoning_content: reasoning } = choice.delta;
-    if ((content || reasoning) && !seen.first) seen.first = performance.now();
+    const { content, reasoning, tool_calls: calls } = choice.delta;
+    if ((content || reasoning || calls) && !seen.first) seen.first = performance.now();
     if (reasoning) turn.reasoning(reasoning);
     if (content) turn.content(content);
+    for (const call of calls ?? []) turn.call(call);
     if (choice.logprobs) turn.scored(choice.logprobs.content);
     if (choice.finish_reason) seen.finish = choice.finish_reason;
   }
@@ -197,21 +100,26 @@ function arrange() {
   buttons.stop.hidden = running === null;
   buttons.clear.hidden = running !== null || turns.length === 0;
   empty.hidden = turns.length > 0;
-  // The last answer alone can be asked for again: those before it have been built upon.
-  for (const again of talk.querySelectorAll(".again")) {
-    again.hidden = running !== null || again.closest(".turn") !== turns.at(-1)?.element;
+  // The last answer alone can be asked for again, or be told results: those before it have been built upon.
+  for (const found of talk.querySelectorAll(".latest")) {
+    found.hidden = running !== null || found.closest(".turn") !== turns.at(-1)?.element;
   }
 }
 
 function send() {
   const question = prompt.value.trim();
   if (!question || running) return;
-  const turn = new Turn(question);
+  prompt.value = "";
+  grow();
+  ask([{ role: "user", content: question }]);
+}
+
+function ask(asks) {
+  if (running) return;
+  const turn = new Turn(asks, { again: repeat, results: ask });
   turns.push(turn);
   if (!wide.matches) settings.open = false; // what is answered is to be seen
   talk.append(turn.element);
-  prompt.value = "";
-  grow();
   follow();
   answer(turn);
 }
@@ -240,9 +148,10 @@ async function nameModel() {
   try {
     const response = await fetch("v1/models", { headers: headers(key()) });
     if (!response.ok) return;
-    const [model] = (await response.json()).data;
-    shown.textContent = `${model.id} · ${model.max_model_len} tokens`;
-    document.title = `${model.id} – jaxinfer`;
+    const [served] = (await response.json()).data;
+    model = served.id;
+    shown.textContent = `${model} · ${served.max_model_len} tokens`;
+    document.title = `${model} – jaxinfer`;
   } catch {
     shown.textContent = ""; // the state beside it says what is wrong
   }
@@ -286,17 +195,34 @@ function explain() {
   prompt.enterKeyHint = touch.matches ? "enter" : "send";
 }
 
-for (const example of EXAMPLES) {
-  const button = make("button", "quiet", example);
+/** What the settings make of answers is said where one writes: the settings may be folded. */
+function tellForms() {
+  const words = formsInWords();
+  document.getElementById("forms-words").textContent = words;
+  document.getElementById("forms").hidden = !words;
+}
+
+for (const { shown, asks, values } of EXAMPLES) {
+  const button = make("button", "quiet", shown);
   button.type = "button";
   button.addEventListener("click", () => {
-    prompt.value = example;
+    if (values) {
+      resetForms();
+      fill(values);
+    }
+    prompt.value = asks;
     send();
   });
   document.getElementById("examples").append(button);
 }
 
+settings.addEventListener("change", tellForms);
+document.getElementById("reset-forms").addEventListener("click", () => {
+  resetForms();
+  prompt.focus();
+});
 settings.open = wide.matches;
 explain();
+tellForms(); // a browser may have kept what was typed before a reload
 arrange();
 watch(nameModel);

@@ -7,6 +7,7 @@ const EVERY_MS = 1000;
 const PATIENCE_MS = 5000;
 const WORDS = {
   ready: "ready",
+  warming: "warming up",
   loading: "loading",
   draining: "draining",
   stuck: "stuck",
@@ -21,13 +22,14 @@ let refused = null; // the key that /metrics did not want: it is not asked again
 
 const at = (id) => document.getElementById(id);
 
-/** Looks every second, while somebody can see it. `becameReady` is called whenever the server was not ready and is. */
+/** Looks every second, while somebody can see it. `becameReady` is called whenever the server took no requests and does. */
 export function watch(becameReady) {
+  const takesRequests = (state) => state === "ready" || state === "warming";
   let last = "";
   const look = async () => {
     if (!document.hidden) {
       const state = await readState();
-      if (state === "ready" && last !== "ready") becameReady();
+      if (takesRequests(state) && !takesRequests(last)) becameReady();
       last = state;
       await readNumbers();
     }
@@ -91,7 +93,7 @@ function show(numbers, now) {
     at("rate").textContent = tokens === undefined ? "–" : "0";
   } else {
     const rate = (1000 * (tokens - before.tokens)) / (now - before.now);
-    at("rate").textContent = rate >= 10 ? rate.toFixed(0) : rate.toFixed(1).replace(/\.0$/, "");
+    at("rate").textContent = rounded(rate);
     history.push(rate);
     history.shift();
     draw();
@@ -99,9 +101,14 @@ function show(numbers, now) {
   before = tokens === undefined ? null : { tokens, now };
 }
 
+/** One step for each second, with the highest of them in words: a curve alone has no scale. */
 function draw() {
-  const top = Math.max(...history, 1);
-  const points = history.map((rate, i) => `${(SAMPLES * i) / (SAMPLES - 1)},${(19 - (18 * rate) / top).toFixed(2)}`);
-  document.querySelector("#history polyline").setAttribute("points", points.join(" "));
-  document.querySelector("#history polygon").setAttribute("points", [`0,20`, ...points, `${SAMPLES},20`].join(" "));
+  const top = Math.max(...history);
+  const steps = history.map((rate, i) => `H${i}V${(20 - (top ? (20 * rate) / top : 0)).toFixed(2)}H${i + 1}`);
+  document.querySelector("#history path").setAttribute("d", `M0,20${steps.join("")}V20Z`);
+  at("peak").textContent = top ? `, up to ${rounded(top)}` : "";
+}
+
+function rounded(rate) {
+  return rate >= 10 ? rate.toFixed(0) : rate.toFixed(1).replace(/\.0$/, "");
 }

@@ -13,15 +13,8 @@ export function headers(key) {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-/** A request as a line for a shell, where the key is what $KEY holds. */
-export function asCurl(body, withKey) {
-  const authorization = withKey ? ' -H "Authorization: Bearer $KEY"' : "";
-  const quoted = `'${body.replaceAll("'", "'\\''")}'`;
-  const url = new URL("v1/chat/completions", document.baseURI);
-  return `curl -N ${url}${authorization} -H "Content-Type: application/json" -d ${quoted}`;
-}
-
-/** The events of a chat completion, as they come. Raises AnswerError; an abort of `signal` is an AbortError. */
+/** The events of a chat completion, as they come; before them, where fields had no effect, one that names them.
+ *  Raises AnswerError; an abort of `signal` is an AbortError. */
 export async function* chat(body, key, signal) {
   let response;
   try {
@@ -36,6 +29,8 @@ export async function* chat(body, key, signal) {
     throw new AnswerError("The server cannot be reached. It may have stopped, or the network is down.");
   }
   if (!response.ok) throw await refusal(response);
+  const ignored = response.headers.get("x-jaxinfer-ignored");
+  if (ignored) yield { choices: [], ignored };
   let ended = false;
   for await (const data of events(response.body, signal)) {
     if (data === "[DONE]") {

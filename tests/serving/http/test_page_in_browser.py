@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 
-from jaxinfer.messages import Abort, Submit
+from jaxinfer.messages import Abort
 from serving.access.access import AccessConfig
 from serving.access.keys import KeyLimits, add_key
 from tests.fakes import FakeOptions
-from tests.serving.http.browser import chromium, running
+from tests.serving.http.browser import answer, ask, chromium, running, setting, shown, submitted, visits
 from tests.serving.http.harness import says
 from tests.serving.test_processes import wait
 
 pytestmark = pytest.mark.longer
 
-SECONDS = 10_000  # milliseconds that the browser waits
 MARKUP = '<img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script><b>&amp;</b>'
 PHONE = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
 
@@ -32,54 +31,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser) -> Iterator[Any]:
-    """visit(url, **context): the page, ready. Fails the test if the page asked for anything elsewhere, if its policy
-    refused something, or if a script failed."""
-    contexts, faults = [], []
-
-    def open_page(url: str, **settings: Any) -> Any:
-        context = browser.new_context(**settings)
-        context.set_default_timeout(SECONDS)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda asked: asked.url.startswith(url) or faults.append(f"asked for {asked.url}"))
-        page.on("pageerror", lambda error: faults.append(f"a script failed: {error}"))
-        page.on("console", lambda line: "Content Security" in line.text and faults.append(line.text))
-        page.goto(url + "/")
-        page.locator("#status[data-state=ready]").wait_for()
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not faults
-
-
-def ask(page: Any, text: str, *, wait_for_end: bool = True) -> None:
-    page.locator("#prompt").fill(text)
-    page.locator("#send").click()
-    if wait_for_end:
-        page.locator("#send").wait_for()
-
-
-def setting(page: Any, **values: Any) -> None:
-    """Values by the controls' names; the settings open where they are folded."""
-    page.locator("#settings").evaluate("box => { box.open = true }")
-    for name, value in values.items():
-        control = page.locator(f"#settings [name={name}]")
-        control.check() if value is True else control.fill(str(value))
-
-
-def answer(page: Any, index: int = -1) -> Any:
-    return page.locator(".turn").nth(index).locator(".said.model")
-
-
-def shown(page: Any, index: int = -1) -> str:
-    """An answer's text, where nobody looks at tokens."""
-    return answer(page, index).locator("> .text").inner_text()
-
-
-def submitted(s: Any) -> list[Submit]:
-    return s.grpc.received(Submit)
+    with visits(browser) as open_page:
+        yield open_page
 
 
 def test_a_conversation(visit):
@@ -290,6 +243,7 @@ def test_it_fits_a_phone_and_can_be_read(visit, scheme):
         setting(page, temperature=0, logprobs=True)
         ask(page, "n" * 120)
         page.locator("#settings").evaluate("box => { box.open = false }")
+        page.locator(".python").click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         assert page.locator("#talk").evaluate("talk => talk.scrollWidth - talk.clientWidth") <= 0
         for button in page.locator("button:visible").all():
@@ -320,7 +274,7 @@ CONTRASTS = """body => {
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) bad.push(`${what}: ${ratio.toFixed(2)}`);
   };
-  for (const element of body.querySelectorAll("h1, h2, p, dt, dd, button, summary, label, .note, .hint, code")) {
+  for (const element of body.querySelectorAll("h1, h2, p, dt, dd, button, summary, label, .note, .hint, code, pre")) {
     if (element.checkVisibility()) check(element, `${element.tagName}.${element.className}`);
   }
   const token = body.querySelector(".token");

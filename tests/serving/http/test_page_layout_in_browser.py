@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -109,11 +110,22 @@ def test_closed_settings_leave_no_column_on_a_desktop(page):
 
 
 @on(DESKTOP)
-def test_the_curve_of_a_minute_is_drawn_as_wide_as_its_place(page):
-    page.locator("#history polyline[points]").wait_for(state="attached")
-    points = page.locator("#history polyline").get_attribute("points").split()
-    assert len(points) == 60
-    assert (points[0].split(",")[0], points[-1].split(",")[0]) == ("0", "60")
+def test_the_last_minute_has_a_step_for_each_second_and_its_highest_in_words(page):
+    page.locator("#prompt").fill("hi")
+    page.locator("#send").click()
+    page.locator("#peak", has_text=", up to ").wait_for()
+    steps = re.findall(r"H(\d+)V([\d.]+)H(\d+)", page.locator("#history path").get_attribute("d"))
+    assert [(int(left), int(right)) for left, _, right in steps] == [(i, i + 1) for i in range(60)]
+    assert min(float(height) for _, height, _ in steps) == 0  # the highest takes all of the picture's 20
+
+
+@on(PHONE)
+def test_a_phone_shows_the_last_minute_beside_its_settings(page):
+    minute, line, header = place(page, ".minute"), place(page, "#settings summary"), place(page, "header")
+    assert minute["y"] >= header["y"] + header["height"]
+    assert minute["y"] + minute["height"] <= line["y"] + line["height"]
+    assert minute["x"] > 150
+    assert minute["x"] + minute["width"] <= 390
 
 
 @on(DESKTOP)
