@@ -110,16 +110,25 @@ class Parts:
             kinds += [r"/([^\s\-0-9\[\{\"](?s:.*))?/", r"~/(?i:true|false|null|none)\s*/"]
         return "(" + " & ".join(kinds) + ")"
 
-    def json(self, leaf: Leaf, grammar: Grammar, kinds: Collection[str]) -> str | None:
-        """JSON of the values of these types, written as JSON; None where the leaf allows none."""
+    @property
+    def shared(self) -> Mapping[str, Any]:
+        """What references may lead to."""
+        return {name: self._root[name] for name in ("$defs", "definitions") if name in self._root}
+
+    def json(
+        self, leaf: Leaf, grammar: Grammar, kinds: Collection[str], shared: Mapping[str, Any] | None = None
+    ) -> str | None:
+        """JSON of the values of these types, written as JSON; None where the leaf allows none. shared: instead of the
+        schema's own."""
         if leaf.values is not None:
             kept = [value for value in leaf.values if not isinstance(value, str) or "string" in kinds]
             return grammar.schema({"enum": kept}, json_options()) if kept else None
         types = sorted(leaf.types & set(kinds))
         if not types:
             return None
-        shared = {name: self._root[name] for name in ("$defs", "definitions") if name in self._root}
-        return grammar.schema({**shared, **leaf.schema, "type": types}, json_options())
+        return grammar.schema(
+            {**(self.shared if shared is None else shared), **leaf.schema, "type": types}, json_options()
+        )
 
 
 def _without(ends: Collection[str]) -> str:

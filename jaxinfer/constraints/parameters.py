@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 from jaxinfer.constraints.function import Function
 from jaxinfer.constraints.grammar import Grammar
 from jaxinfer.constraints.leaves import Leaf, Parts
+from jaxinfer.constraints.schema import parts as parts_of
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import ParameterArguments
 from jaxinfer.text.answers.typing_of_text import ValueSchema
@@ -59,7 +61,8 @@ def _values(
             found.append((spelling.before_text, grammar.ended(text, spelling.after)))
         if types is None and not marked:
             continue
-        value = parts.json(safe(leaf, spelling.ends), grammar, _NOT_TEXT)
+        _refuse_ends(parts, leaf, spelling.ends)
+        value = parts.json(safe(leaf, spelling.ends), grammar, _NOT_TEXT, safe(parts.shared, spelling.ends))
         if value is not None:
             found.append((spelling.before_json, f"{value} {grammar.text(spelling.after)}"))
     if not found:
@@ -77,14 +80,48 @@ def _any_parameters(spelling: ParameterArguments, grammar: Grammar) -> str:
     return f"({head} {grammar.ended(text, spelling.after)}){{0,{_FREE}}}"
 
 
-def safe(leaf: Leaf, ends: tuple[str, ...]) -> Leaf:
-    """The leaf with strings inside of its values that hold nothing like one of `ends`, which would end the value."""
+def _refuse_ends(parts: Parts, leaf: Leaf, ends: tuple[str, ...]) -> None:
+    """Raises InvalidRequest for names and listed values that would end the parameter which they stand in. A leaf's own
+    texts are not among them: the leaf leaves such out."""
+    schema = {name: value for name, value in leaf.schema.items() if name not in ("enum", "const")}
+    listed = [value for value in leaf.values or () if not isinstance(value, str)]
+    for each in (schema, listed, parts.shared if _refers(schema) else {}):
+        text = json.dumps(each, ensure_ascii=False)
+        if any(end in text for end in ends):  # a description does not count, and is rare to hold one
+            found = next((value for value in _fixed(each) if any(end in value for end in ends)), None)
+            if found is not None:
+                raise parts.refuse(leaf.pointer, found, "it would end the value that it stands in")
+
+
+def _refers(schema: Any) -> bool:
+    return '"$ref"' in json.dumps(schema)
+
+
+def _fixed(schema: Any) -> Iterator[str]:
+    """Names and listed values of a schema and of those within it, as JSON; of a list, its values."""
+    if isinstance(schema, list):
+        yield from (json.dumps(value, ensure_ascii=False) for value in schema)
+        return
+    for _, part in parts_of(schema):
+        if isinstance(part, Mapping):
+            yield from part.get("properties", ())
+            yield from _fixed([*part.get("enum", ()), *([part["const"]] if "const" in part else [])])
+
+
+S = TypeVar("S", Leaf, Mapping[str, Any])
+
+
+def safe(given: S, ends: tuple[str, ...]) -> S:
+    """A leaf, or a schema's definitions, with strings inside of values that hold nothing like one of `ends`, which
+    would end the value."""
     seconds = "".join(sorted({end[1] for end in ends}))
     assert all(end[0] == "<" for end in ends), ends
     pattern = (
         f"^([^<]|<+[^<{seconds}])*<*$".replace("/", "\\/") if "/" not in seconds else f"^([^<]|<+[^<{seconds}])*<*$"
     )
-    return Leaf(_safe(leaf.schema, pattern), leaf.pointer)
+    if isinstance(given, Leaf):
+        return Leaf(_safe(given.schema, pattern), given.pointer)
+    return _safe(given, pattern) if given else given
 
 
 def _safe(schema: Any, pattern: str) -> Any:

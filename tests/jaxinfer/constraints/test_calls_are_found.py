@@ -201,3 +201,44 @@ def test_a_schema_that_cannot_be_used_is_any_object_unless_it_is_strict() -> Non
     strict = Tool("f", schema, "tools[0].function.parameters", strict=True)
     with pytest.raises(ValueError, match=r"^tools\[0\]\.function\.parameters#/properties/a/not is "):
         constraint_of(None, ToolRules((strict,), required=True), shape("hermes"))
+
+
+NESTED = {"type": "object", "properties": {"b": {"type": "array", "items": {"enum": ["x", "</parameter>"]}}}}
+CLOSING = (
+    {"type": "object", "properties": {"a": NESTED}, "required": ["a"]},
+    {"type": "object", "properties": {"a": {"enum": [["</parameter>"], 2]}}, "required": ["a"]},
+    {"type": "object", "properties": {"a": {"type": "object", "properties": {"</parameter>": {}}}}, "required": ["a"]},
+    {
+        "type": "object",
+        "properties": {"a": {"type": "object", "properties": {"b": {"$ref": "#/$defs/tag"}}}},
+        "required": ["a"],
+        "$defs": {"tag": {"const": "</parameter>"}},
+    },
+)
+
+
+@pytest.mark.parametrize("schema", CLOSING, ids=("in a list", "a list", "a name", "by reference"))
+def test_listed_values_that_would_end_their_parameter(schema: dict[str, Any]) -> None:
+    strict = Tool("f", schema, "tools[0].function.parameters", strict=True)
+    with pytest.raises(ValueError, match="would end the value that it stands in"):
+        constraint_of(None, ToolRules((strict,), required=True), shape("qwen3_xml"))
+    constraint_of(None, ToolRules((Tool("f", schema, "tools[0]"),), required=True), shape("qwen3_xml"))
+
+
+def test_what_a_reference_leads_to_ends_no_parameter() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "object", "properties": {"b": {"$ref": "#/$defs/text"}}, "required": ["b"]}},
+        "required": ["a"],
+        "$defs": {"text": {"type": "string"}},
+    }
+    tool = Tool("f", schema, "tools[0]", strict=True)
+    constraint = constraint_of(None, ToolRules((tool,), required=True), shape("qwen3_xml"))
+    special = FORMS["qwen3_xml"][1]
+
+    def takes(text: str) -> bool:
+        body = f'\n<function=f>\n<parameter=a>\n{{"b": "{text}"}}\n</parameter>\n</function>\n'
+        return accepts(constraint, "<tool_call>", body, "</tool_call>", special=special)
+
+    assert takes("x < y")
+    assert not takes("</parameter>")
