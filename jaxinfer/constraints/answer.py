@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxinfer.constraints.checking import check_lark, check_schema
+from jaxinfer.constraints.checking import JUDGE, check_lark, check_schema
 from jaxinfer.constraints.grammar import Grammar, json_options, literal
 from jaxinfer.constraints.nesting import check_grammar_levels
 from jaxinfer.constraints.params import FIELD, StructuredOutputsParams, check_bytes, parsed
@@ -60,13 +60,11 @@ def _choice(texts: Sequence[str]) -> str:
 
 def _grammar(text: str) -> str:
     """Lark; GBNF is turned into it."""
-    from llguidance.gbnf_to_lark import any_to_lark
-
     check_grammar_levels(f"{FIELD}.grammar", text)
-    try:
-        return str(any_to_lark(text))
-    except Exception as error:  # the converter raises whatever its parser meets
-        raise InvalidRequest(f"{FIELD}.grammar", text, f"it must be Lark or GBNF: {error}") from error
+    lark, fault = JUDGE.lark_of(text)  # not here: the converter is Python, and may take minutes for line breaks alone
+    if lark is None:
+        raise InvalidRequest(f"{FIELD}.grammar", text, fault)
+    return lark
 
 
 # -- structural tags --------------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ CPU_SECONDS = 1.0  # for all that one request asks for; the longest grammars all
 MEMORY_BYTES = 1 << 30  # of addresses; an idle process has some 100 MB
 TOO_COSTLY = f"trying it out takes more than {CPU_SECONDS:g} s of processor time or {MEMORY_BYTES >> 20} MiB"
 _LENGTH = struct.Struct("<I")
-_ASKED = struct.Struct("<d")  # seconds
+_ASKED = struct.Struct("<dB")  # seconds, what is asked
+_GRAMMAR, _TEXT = range(2)
 _MOST_IDLE = 4
 _TOKENS = re.compile(r"<\[[^\]]{0,65536}\]>")  # as Lark names tokens by their ids
 _MOST_SPECIAL = 64  # of a grammar, by their spelling
@@ -60,19 +61,32 @@ class Judge:
     def fault_of(self, grammar: str) -> str | None:
         """What llguidance says is wrong with a grammar in its JSON form; `TOO_COSTLY`; None where nothing is wrong.
         Faults that depend on a model's tokens are not seen."""
+        reply = self._ask(_GRAMMAR, grammar)
+        return TOO_COSTLY if reply is None else reply[0]
+
+    def lark_of(self, text: str) -> tuple[str | None, str]:
+        """A grammar in Lark or GBNF as Lark, and ""; or None, and why there is none."""
+        reply = self._ask(_TEXT, text)
+        if reply is None:
+            return None, TOO_COSTLY
+        fault, lark = reply
+        return (lark, "") if fault is None else (None, fault)
+
+    def _ask(self, kind: int, text: str) -> tuple[str | None, str] | None:
+        """(fault, what it was made into); None where that takes too much."""
         left = _left.get() or [CPU_SECONDS]
         if left[0] <= 0:
-            return TOO_COSTLY
+            return None
         with self._lock:
             child = self._idle.pop() if self._idle else None
         if child is not None and child.poll() is not None:
             child = None
         child = child or _start()
-        body = grammar.encode()
+        body = text.encode()
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            child.stdin.write(_LENGTH.pack(len(body)) + _ASKED.pack(left[0]) + body)
+            child.stdin.write(_LENGTH.pack(len(body)) + _ASKED.pack(left[0], kind) + body)
             child.stdin.flush()
             reply = _read(child.stdout)
         except BrokenPipeError:
@@ -80,16 +94,16 @@ class Judge:
         if reply is None:
             _end(child)
             left[0] = 0.0
-            return TOO_COSTLY
+            return None
         with self._lock:
             kept = len(self._idle) < _MOST_IDLE
             if kept:
                 self._idle.append(child)
         if not kept:
             _end(child)
-        fault, seconds = json.loads(reply)
+        fault, made, seconds = json.loads(reply)
         left[0] -= seconds
-        return None if fault is None else str(fault)
+        return fault, made
 
     def close(self) -> None:
         """Ends the idle processes. They would end by themselves with this one."""
@@ -136,15 +150,24 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     trial = _Trial()
     while head := stdin.read(_LENGTH.size + _ASKED.size):
-        (length,), (seconds,) = _LENGTH.unpack_from(head), _ASKED.unpack_from(head, _LENGTH.size)
-        grammar = stdin.read(length).decode()
+        (length,), (seconds, kind) = _LENGTH.unpack_from(head), _ASKED.unpack_from(head, _LENGTH.size)
+        text = stdin.read(length).decode()
         begin = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, max(seconds, 0.001))
-        fault = trial.fault_of(grammar)
+        fault, made = (trial.fault_of(text), "") if kind == _GRAMMAR else _as_lark(text)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        body = json.dumps([fault, time.process_time() - begin]).encode()
+        body = json.dumps([fault, made, time.process_time() - begin]).encode()
         stdout.write(_LENGTH.pack(len(body)) + body)
         stdout.flush()
+
+
+def _as_lark(text: str) -> tuple[str | None, str]:
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return None, str(any_to_lark(text))
+    except Exception as error:  # the converter raises whatever its parser meets
+        return f"it must be Lark or GBNF: {error}", ""
 
 
 class _Trial:

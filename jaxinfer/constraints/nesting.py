@@ -14,7 +14,7 @@ from jaxinfer.errors import InvalidRequest
 MAX_LEVELS = 800  # of a schema: an object whose property is a reference counts for four
 MAX_RULE_LEVELS = 1000  # of a grammar: its rules times its deepest brackets
 _MOST_REFERENCES = 100  # of schemas inside of a grammar
-_RULE = re.compile(r"^\s*[?!]?[A-Za-z_][\w.-]*\s*(?:\[[^\]\n]*\])?\s*(?::|::=)", re.M)
+_RULE = re.compile(r"^[ \t]*[?!]?[A-Za-z_][\w.-]*+\s*+(?:\[[^\]\n]*\])?\s*+(?::|::=)", re.M)
 
 
 def check_schema_levels(name: str, schema: Any) -> None:

@@ -32,6 +32,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"json": {"allOf": [{"type": "string", "pattern": p} for p in _PATTERNS]}}, "json"),
         ({"grammar": "start: X\n" + _LARK}, "grammar"),
+        ({"grammar": 'root ::= "a"' + "\n" * 100_000}, "grammar"),  # GBNF, whose converter takes the square of them
         # it knows neither how many tokens a model has nor how they are spelled, and goes on behind their names
         ({"grammar": "start: <|one|> <two> <[3]> <[123456-123499,7]> X\n" + _LARK}, "grammar"),
     ],
