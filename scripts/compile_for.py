@@ -121,7 +121,8 @@ def prepare(arguments: argparse.Namespace, topology: Topology, folder: Path) -> 
     arrays = jax.tree.leaves(layout.struct(sizes.num_pages))
     pool = 2 * config.cache_groups.depth * sum(x.size * x.dtype.itemsize for x in arrays) // model_size(mesh)
     weights = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(model.params))
-    state = jax.tree.leaves((runner.programs.abstract_slots(), runner.programs.abstract_hidden()))
+    programs = runner.programs
+    state = jax.tree.leaves((programs.abstract_slots(), programs.abstract_hidden(), programs.abstract_expert_tokens()))
     return Prepared(runner, config, weights, pool, weights + pool + sum(map(_local_bytes, state)))
 
 
