@@ -85,7 +85,10 @@ COMBINATIONS = [(case, tp, "float32") for case, degrees in DEGREES.items() for t
 COMBINATIONS += [(case, tp, "bfloat16") for case in ("llama", "phi3", "olmo2") for tp in (1, 2, 4)]
 
 
-@pytest.mark.parametrize(("case", "tp", "dtype"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("case", "tp", "dtype"),
+    [each if each[1] == 1 else pytest.param(*each, marks=pytest.mark.longer) for each in COMBINATIONS],
+)
 def test_converted_equals_direct_bit_for_bit(
     folders: Callable[[str, str], tuple[Path, Path]], case: str, tp: int, dtype: str
 ) -> None:

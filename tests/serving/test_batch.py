@@ -95,7 +95,7 @@ def test_every_kind_of_request_is_answered_or_refused(model, tmp_path):
     assert output.read_bytes() == before
 
 
-@pytest.mark.parametrize("cut", [0, 20, 1])
+@pytest.mark.parametrize("cut", [*(pytest.param(cut, marks=pytest.mark.longer) for cut in (0, 20)), 1])
 def test_a_kill_loses_and_doubles_nothing(model, tmp_path, cut):
     """cut: bytes that are missing at the end, as when the kill hits a write."""
     source = write(

@@ -231,6 +231,7 @@ def test_killed_engine_ends_streams_and_the_server_with_1(model):
     assert s.lines[-1].strip() == "jaxinfer serve: error: the engine failed: the engine process was killed by SIGKILL"
 
 
+@pytest.mark.longer
 def test_stopped_engine_counts_as_failed(model):
     """A process that is there but does nothing, as after a device that never answers."""
     with server(model, "--stall-seconds", "0.5", step_seconds=0.01) as s:

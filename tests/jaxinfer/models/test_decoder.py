@@ -162,7 +162,7 @@ def runner(config: ModelConfig, dtype: str) -> Run:
     return lambda ids, positions: jax.tree.map(np.asarray, run(params, jnp.asarray(ids), jnp.asarray(positions)))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.longer), "bfloat16"])
 def test_a_token_does_not_see_the_size_of_its_batch(dtype: str) -> None:
     """Bit for bit: the same tokens in batches of 8, 16, 24 and 96, at other places, with other neighbours.
 

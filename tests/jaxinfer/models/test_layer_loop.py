@@ -97,10 +97,12 @@ def attention_of(place: Place) -> Attend:
 @pytest.mark.parametrize(
     "layers",
     [
-        pytest.param((FULL, WINDOW, WINDOW) * 2, id="periodic"),  # two page tables for layers with a window
+        pytest.param(
+            (FULL, WINDOW, WINDOW) * 2, id="periodic", marks=pytest.mark.longer
+        ),  # two page tables for layers with a window
         pytest.param((FULL,) * 4, id="equal", marks=pytest.mark.longer),
         pytest.param((FULL, *(WINDOW,) * 4, FULL), id="ends", marks=pytest.mark.longer),
-        pytest.param((FULL, WINDOW), id="unequal", marks=pytest.mark.longer),
+        pytest.param((FULL, WINDOW), id="unequal"),
     ],
 )
 def test_a_loop_computes_what_its_layers_do_in_turn(layers: tuple[LayerConfig, ...], quantized: bool) -> None:

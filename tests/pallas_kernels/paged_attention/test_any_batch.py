@@ -6,6 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +40,7 @@ class OnCpu(PagedAttentionContract):
     backend = "xla"
 
 
+@pytest.mark.longer
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**32 - 1))
 def test_any_rows(data: st.DataObject, shape: Shape, seed: int) -> None:

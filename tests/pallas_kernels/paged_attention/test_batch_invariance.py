@@ -178,13 +178,15 @@ def check(model: Model) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        Model(group=4, head_dim=64, page_size=64),
+        pytest.param(Model(group=4, head_dim=64, page_size=64), marks=pytest.mark.longer),
         Model(group=1, head_dim=64, page_size=16, dtype=jnp.bfloat16, sliding_window=50),
         pytest.param(Model(group=2, head_dim=16, page_size=16, layers=2), marks=pytest.mark.longer),
         pytest.param(Model(group=3, head_dim=128, page_size=128, kv_heads=1, soft_cap=20.0), marks=pytest.mark.longer),
         pytest.param(Model(group=2, head_dim=24, page_size=16, sliding_window=20), marks=pytest.mark.longer),
         pytest.param(Model(group=4, head_dim=96, page_size=64), marks=pytest.mark.longer),
-        Model(group=8, head_dim=256, page_size=16, dtype=jnp.bfloat16, kv_heads=1),
+        pytest.param(
+            Model(group=8, head_dim=256, page_size=16, dtype=jnp.bfloat16, kv_heads=1), marks=pytest.mark.longer
+        ),
     ],
     ids=str,
 )

@@ -123,6 +123,7 @@ def test_decoding_copies_what_the_math_needs(page_size: int, rows: int, length: 
     assert _copies(shape, [(1, length)] * rows) * min(page_size, 64) == 2 * rows * length
 
 
+@pytest.mark.longer
 @interpreted
 def test_windows_and_chunks_copy_what_they_see() -> None:
     """Tiles of a prompt share no copies, but leave out what none of their tokens sees."""
@@ -145,6 +146,7 @@ def _copies(shape: Shape, rows: cases.Rows) -> int:
     return int(copies)
 
 
+@pytest.mark.longer
 @interpreted
 def test_a_race_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel without its waits: the detector must fire, or the tests above prove nothing."""

@@ -66,6 +66,7 @@ def _interpreted(shape: Shape, target: DeviceTarget, mode: str) -> Any:
     return jax.jit(with_packed_heads(run))
 
 
+@pytest.mark.longer
 def test_a_race_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel without its waits: the detector must fire, or the tests above prove nothing."""
     real = pltpu.make_async_copy
@@ -95,7 +96,10 @@ def _forget_traces() -> None:
     mosaic_tpu.paged_attention.clear_cache()
 
 
-@pytest.mark.parametrize("page_size", [*(pytest.param(size, marks=pytest.mark.slow) for size in (16, 64)), 256])
+@pytest.mark.parametrize(
+    "page_size",
+    [*(pytest.param(size, marks=pytest.mark.slow) for size in (16, 64)), pytest.param(256, marks=pytest.mark.longer)],
+)
 def test_decoding_copies_each_page_once(page_size: int) -> None:
     """8 rows of 4,096 tokens: what the math needs, and not one page more. All kv heads of a page are one copy."""
     shape = Shape(tokens=8, rows=8, pages_per_row=4096 // page_size, page_size=page_size, kv_heads=1, head_dim=128)
@@ -108,6 +112,7 @@ def test_decoding_copies_each_page_once(page_size: int) -> None:
     assert int(copies) == 2 * 8 * 4096 // page_size
 
 
+@pytest.mark.longer
 def test_windows_and_chunks_copy_what_they_see() -> None:
     shape = Shape(tokens=64, rows=3, pages_per_row=64, page_size=16, kv_heads=1, head_dim=128, sliding_window=100)
     inputs = cases.build(shape, TpuContract.target, [(1, 1000), (0, 500), (40, 1024)], np.random.default_rng(0))

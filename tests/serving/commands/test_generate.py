@@ -102,6 +102,7 @@ def test_every_sampling_field_has_an_option_that_arrives(server):
             assert getattr(server.submitted.params, name) == value != getattr(default, name), name
 
 
+@pytest.mark.longer
 def test_forms_of_answers(server, tmp_path, capsys):
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "integer", "minimum": 7}')

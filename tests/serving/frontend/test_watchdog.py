@@ -9,6 +9,7 @@ import signal
 import time
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.observing.logs import logging_to
@@ -105,6 +106,7 @@ def test_a_stuck_step_ends_the_server_and_leaves_its_plan(tmp_path):
     assert CANARY not in s.output
 
 
+@pytest.mark.longer
 def test_a_process_that_cannot_answer_is_ended_all_the_same(tmp_path):
     model = write_model(tmp_path / "tiny")
     with server(model, "--unready-seconds", "0", "--stall-seconds", "0.3", step_seconds=0.01) as s:
