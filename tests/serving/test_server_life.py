@@ -140,6 +140,7 @@ def test_a_second_signal_ends_the_grace_period():
     run(test())
 
 
+@pytest.mark.longer
 def test_drain_of_a_hung_engine_ends_too():
     async def test():
         async with serving(FakeOptions(hang_at_step=2), grace_seconds=0.2) as s:

@@ -167,6 +167,7 @@ def test_equal_sequences_are_read_once_and_calls_are_bounded(monkeypatch: pytest
     assert [len(call) for call in engine.calls] == [2, 2, 2, 1]
 
 
+@pytest.mark.longer
 def test_chunking_and_caching_do_not_matter(llm: LLM, tmp_path: Path) -> None:
     pairs = [(doc[:9], doc[9:]) for doc in documents(6, 70)]
     with LLM(write_checkpoint(CASE, tmp_path), **SIZES, enable_prefix_caching=False) as other:

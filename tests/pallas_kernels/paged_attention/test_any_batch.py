@@ -49,6 +49,7 @@ def test_any_rows(data: st.DataObject, shape: Shape, seed: int) -> None:
     contract.check(cases.build(shape, contract.target, rows, np.random.default_rng(seed)), shape)
 
 
+@pytest.mark.longer
 @settings(max_examples=30, deadline=None)
 @given(recipe=st.sampled_from(cases.RECIPES), shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**32 - 1))
 def test_any_seed_of_the_recipes(recipe: cases.Recipe, shape: Shape, seed: int) -> None:

@@ -95,7 +95,11 @@ def test_a_mesh_that_does_not_fit_is_refused():
 
 @pytest.mark.parametrize(
     ("mesh_shape", "dtype"),
-    [((2,), jnp.bfloat16), pytest.param((8,), jnp.float32, marks=pytest.mark.longer), ((2, 4), jnp.float32)],
+    [
+        pytest.param((2,), jnp.bfloat16, marks=pytest.mark.longer),
+        pytest.param((8,), jnp.float32, marks=pytest.mark.longer),
+        ((2, 4), jnp.float32),
+    ],
 )
 def test_tensor_parallel_gives_the_bits_of_one_device(mesh_shape, dtype):
     """Heads do not meet in attention, so splitting them changes nothing, and the pages stay split."""

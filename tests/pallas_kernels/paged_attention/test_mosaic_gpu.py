@@ -88,7 +88,9 @@ class TestMosaicGpu(PagedAttentionContract):
 
 
 @interpreted
-@pytest.mark.parametrize("shape", [CONTRACT_SHAPES[1], CONTRACT_SHAPES[10]], ids=str)
+@pytest.mark.parametrize(
+    "shape", [CONTRACT_SHAPES[1], pytest.param(CONTRACT_SHAPES[10], marks=pytest.mark.longer)], ids=str
+)
 def test_in_short(shape: Shape) -> None:
     contract, rng = TestMosaicGpu(), np.random.default_rng(4)
     contract.check(cases.build(shape, contract.target, cases.ragged_mix(shape, rng), rng), shape)
