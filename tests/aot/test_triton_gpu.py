@@ -38,7 +38,11 @@ pytestmark = NEEDS
 
 @pytest.mark.parametrize(
     ("capability", "name"),
-    [(80, name) for name in SHAPES] + [(capability, name) for capability in (86, 89, 90) for name in COMMON],
+    [
+        *((80, name) for name in SHAPES),
+        *((89, name) for name in COMMON),
+        *(pytest.param(capability, name, marks=pytest.mark.slow) for capability in (86, 90) for name in COMMON),
+    ],
 )
 def test_compiles_within_the_card(capability: int, name: str, tmp_path: Path) -> None:
     kernels = compile_elsewhere(__name__, tmp_path, capability, name, 1)
