@@ -295,6 +295,11 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
     for name in ("max_waiting", "grace_seconds", "unready_seconds", "stall_seconds"):
         if not getattr(arguments, name) >= 0:  # also refuses NaN
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 0 or more")
+    if arguments.trust_request_chat_template and arguments.input_filter:
+        parser.error(
+            "--trust-request-chat-template cannot go with --input-filter: a template is a program, and what it writes "
+            "is not judged"
+        )
     check_access_options(parser, arguments)
     check_http_options(parser, arguments)
     if arguments.ledger_max_bytes < 1:

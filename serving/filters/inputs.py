@@ -11,7 +11,7 @@ from jaxinfer.text import Tokenizer
 from jaxinfer.text.conversation import TEXT_PARTS
 from serving.access.caller import CALLER
 from serving.filters.contract import Filter, Subject, judge, replaced
-from serving.request import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from serving.request import Prompt, TextPrompt, TokenPrompt
 
 _LONGEST_PART = 200  # characters
 
@@ -42,14 +42,14 @@ def filtered(prompt: Prompt, judging: Filter, tenant: str, tokenizer: Tokenizer 
         if _text(text, "prompt", judging, tenant) != text:
             raise InvalidRequest("token_ids", "token ids", "they hold text that the input filter changes; send a text")
         return prompt
-    return ChatPrompt(
-        [_message(message, f"messages[{i}]", judging, tenant) for i, message in enumerate(prompt.messages)],
-        None
-        if prompt.tools is None
-        else [_values(t, f"tools[{i}]", judging, tenant) for i, t in enumerate(prompt.tools)],
-        prompt.add_generation_prompt,
-        prompt.template,
-        _values(prompt.variables, "variables", judging, tenant),
+    tools = prompt.tools
+    if tools is not None:
+        tools = [_values(tool, f"tools[{i}]", judging, tenant) for i, tool in enumerate(tools)]
+    return replace(
+        prompt,
+        messages=[_message(message, f"messages[{i}]", judging, tenant) for i, message in enumerate(prompt.messages)],
+        tools=tools,
+        variables=_values(prompt.variables, "variables", judging, tenant),
     )
 
 

@@ -91,6 +91,10 @@ def test_addresses_as_a_client_writes_them():
     [
         (["--port", "8000"], "--port and --http-port are both 8000; gRPC and HTTP need a port each"),
         (["--port", "9", "--http-port", "9"], "--port and --http-port are both 9"),
+        (
+            ["--trust-request-chat-template", "--input-filter", "m:f"],
+            "--trust-request-chat-template cannot go with --input-filter",
+        ),
         (["--http-port", "65536"], "--http-port is '65536'; it must be a port from 0 to 65535, or none"),
         (["--gateways", "vllm,kserv"], "--gateways is 'vllm,kserv'; it must be a list of vllm, kserve, or none; did"),
     ],

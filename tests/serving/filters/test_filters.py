@@ -201,6 +201,20 @@ def test_a_filter_sees_every_text_of_a_chat() -> None:
     assert "messages[1].content" in {subject.part for _, subject in seen}
 
 
+def test_a_filter_changes_texts_and_nothing_else_of_a_chat() -> None:
+    """The model goes on from the client's last message, redacted."""
+
+    async def test() -> None:
+        async with http_serving(input_filter=REDACTOR) as s:
+            messages = [{"role": "user", "content": "mail?"}, {"role": "assistant", "content": f"It is {MAIL} and"}]
+            await s.chat(messages=messages, continue_final_message=True)
+            prompt = bytes(token for token in s.grpc.received(Submit)[0].prompt_token_ids if token < 256).decode()
+            assert MAIL not in prompt
+            assert prompt.endswith(" and")
+
+    run(test())
+
+
 def test_outputs_are_redacted_while_they_stream() -> None:
     text = f"Write to {MAIL} or pay with {CARD}, but not before noon. " + "And so on. " * 40
     shown = text.replace(MAIL, "[e-mail]").replace(CARD, "[card]")
