@@ -54,8 +54,10 @@ def build_engine(
     progress: Callable[[Progress], None] | None = None,
     *,
     check: bool = False,
+    tokenizer: Tokenizer | None = None,
 ) -> EngineLoop:
-    """Loads a checkpoint folder and returns a warmed-up engine. Raises ConfigError or CheckpointError.
+    """Loads a checkpoint folder and returns a warmed-up engine. tokenizer: the folder's, where it is loaded already.
+    Raises ConfigError or CheckpointError.
 
     A composition root: the only place of the engine that reaches up to `checkpoints`.
     """
@@ -72,7 +74,7 @@ def build_engine(
     configure_jax(runtime)
     mesh = make_mesh(runtime.parallel, runtime.device)
     config, folder = read_config(model)[0], Path(model)
-    vocabulary = ComingVocabulary(lambda: _vocabulary(folder, config, runtime))
+    vocabulary = ComingVocabulary(lambda: _vocabulary(folder, config, runtime, tokenizer))
     runtime = with_stored_defaults(folder, config, runtime)
 
     def on_load(done: int, total: int, detail: str) -> None:
@@ -92,13 +94,15 @@ def build_engine(
     return engine
 
 
-def _vocabulary(folder: Path, config: ModelConfig, runtime: RuntimeConfig) -> Vocabulary | None:
+def _vocabulary(
+    folder: Path, config: ModelConfig, runtime: RuntimeConfig, tokenizer: Tokenizer | None
+) -> Vocabulary | None:
     """The tokens of a folder's tokenizer, for grammars; None where it has no tokenizer."""
     from checkpoints.end_tokens import served_end_tokens
     from jaxinfer.constraints.vocabulary import Vocabulary
     from jaxinfer.models.shape import ModelShape
 
-    tokenizer = _tokenizer_or_none(folder)
+    tokenizer = tokenizer or _tokenizer_or_none(folder)
     if tokenizer is None:
         return None
     width = ModelShape.of(config, runtime.parallel.num_devices).vocab
@@ -130,7 +134,7 @@ class LLM:
         self._seeds = random.Random(seed)
         self._ids = itertools.count()
         self._lock = threading.Lock()
-        engine = build_engine(self.model_path, self.runtime)
+        engine = build_engine(self.model_path, self.runtime, tokenizer=self._tokenizer)
         found = _generation_config(self.model_path) if generation_config == "auto" else {}
         self.info: EngineInfo = engine.info._replace(notes=(*engine.info.notes, *generation_notes(found)))
         self._defaults = generation_defaults(found)

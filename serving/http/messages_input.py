@@ -29,7 +29,6 @@ NAMES = {"prompt": "messages", "template_variables": "chat_template_kwargs"}
 _ROLES = ("user", "assistant", "system")
 # Variables of chat templates that turn reasoning on and off: Qwen's and GLM's, and Granite's and DeepSeek's.
 _SWITCHES = ("enable_thinking", "thinking")
-_EFFORT = "reasoning_effort"
 # Where a template does not know an effort, it gets the next one that it may know.
 _NEAREST = {"max": ("max", "xhigh", "high"), "xhigh": ("xhigh", "high"), "none": ("none", "minimal", "low")}
 _PROVIDERS = "it belongs to a tool that the model's provider ran, of which this model was not told"
@@ -315,13 +314,13 @@ def _variables(
             why = "the model's chat template has no variable for it"
             ignored.without_effect("thinking.type", request.thinking.type, why)
     effort = None if request.output_config is None else request.output_config.effort
-    if effort is not None and _EFFORT not in known:
+    if effort is not None and convert.EFFORT not in known:
         taken = None if tokenizer is None else known_effort(tokenizer, effort)
         if taken is None:
-            why = f"the model's chat template reads no {_EFFORT}, or does not know this one"
+            why = f"the model's chat template reads no {convert.EFFORT}, or does not know this one"
             ignored.without_effect("output_config.effort", effort, why)
         else:
-            known[_EFFORT] = taken
+            known[convert.EFFORT] = taken
     return known
 
 
@@ -339,8 +338,7 @@ def thinking_switch(tokenizer: Tokenizer) -> str | None:
 def known_effort(tokenizer: Tokenizer, effort: str) -> str | None:
     """The effort as the chat template takes it: itself, or the nearest that it does not refuse; None where it writes
     the same for all."""
-    source = tokenizer.chat_template
-    if not any(_EFFORT in text for text in (source.values() if isinstance(source, dict) else (source or "",))):
+    if not convert.template_reads(convert.EFFORT, tokenizer):
         return None
     found = (each for each in _NEAREST.get(effort, (effort,)) if _beginning(tokenizer, reasoning_effort=each))
     return next(found, None)

@@ -112,7 +112,7 @@ def _check_include(request: ResponsesRequest, given: dict[str, Any]) -> None:
 def _with_verbosity(variables: Mapping[str, Any], verbosity: str, context: ModelContext) -> dict[str, Any]:
     if verbosity not in VERBOSITIES:
         raise InvalidRequest("text.verbosity", verbosity, f"it must be {', '.join(VERBOSITIES[:-1])} or high")
-    if not convert.template_reads("verbosity", context):
+    if not convert.template_reads("verbosity", context.tokenizer):
         ignored.without_effect("text.verbosity", verbosity, "the model's chat template reads no verbosity")
         return dict(variables)
     if variables.get("verbosity", verbosity) != verbosity:

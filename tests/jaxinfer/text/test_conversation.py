@@ -54,7 +54,7 @@ def result(text: str, id_: str | None = None) -> dict[str, Any]:
     return {"role": "tool", "content": text, "tool_call_id": id_}
 
 
-def render(source: str, *messages: dict[str, Any]) -> str:
+def render(source: str, *messages: dict[str, Any], continue_final: bool = False) -> str:
     return ChatTemplates(source, "the test").render(
         messages,
         add_generation_prompt=False,
@@ -63,6 +63,7 @@ def render(source: str, *messages: dict[str, Any]) -> str:
         variables={},
         special_tokens={},
         settle=True,
+        continue_final=continue_final,
     )
 
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.serving.http.browser import answer, ask, chromium, running, setting, shown, submitted, visits
+from tests.serving.http.browser import answer, ask, running, setting, shown, submitted
 from tests.serving.http.harness import says
 
 pytestmark = pytest.mark.longer
@@ -21,18 +20,6 @@ TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "<b>Bern</b>"}}</tool_call>'
 NAMES = {"tool_call_parser": "hermes", "reasoning_parser": "qwen3"}
 AWKWARD = "it's \"quoted\" \\ $HOME `x`\n\ttwo lines, \u2028 é 🦊 {'a': None}"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture
-def visit(browser) -> Iterator[Any]:
-    with visits(browser) as open_page:
-        yield open_page
 
 
 def sent(page: Any, act: Any) -> dict[str, Any]:

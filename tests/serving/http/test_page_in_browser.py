@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -13,7 +11,7 @@ from jaxinfer.messages import Abort
 from serving.access.access import AccessConfig
 from serving.access.keys import KeyLimits, add_key
 from tests.fakes import FakeOptions
-from tests.serving.http.browser import answer, ask, chromium, running, setting, shown, submitted, visits
+from tests.serving.http.browser import answer, ask, running, setting, shown, submitted
 from tests.serving.http.harness import says
 from tests.serving.test_processes import wait
 
@@ -21,18 +19,6 @@ pytestmark = pytest.mark.longer
 
 MARKUP = '<img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script><b>&amp;</b>'
 PHONE = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture
-def visit(browser) -> Iterator[Any]:
-    with visits(browser) as open_page:
-        yield open_page
 
 
 def test_a_conversation(visit):

@@ -10,19 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.serving.http.browser import chromium, running
+from tests.serving.http.browser import running
 from tests.serving.http.harness import says
 
 pytestmark = pytest.mark.longer
 
 PHONE = {"viewport": {"width": 390, "height": 760}, "has_touch": True, "is_mobile": True}
 DESKTOP = {"viewport": {"width": 1280, "height": 760}}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

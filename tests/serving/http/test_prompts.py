@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from jaxinfer.errors import ChatMessageError, ChatTemplateError
 from jaxinfer.messages import Submit
-from jaxinfer.text.chat import ChatTemplates
 from serving.request import UNREAD_INTERVAL
+from tests.jaxinfer.text.test_conversation import render
 from tests.serving.harness import run
 from tests.serving.http.harness import HttpServer, http_serving
 
@@ -48,17 +49,7 @@ def test_the_last_message_is_continued(path):
     run(test())
 
 
-def rendered(source: str, *messages: dict[str, Any]) -> str:
-    return ChatTemplates(source, "here").render(
-        messages,
-        add_generation_prompt=False,
-        tools=None,
-        template=None,
-        variables={},
-        special_tokens={},
-        settle=True,
-        continue_final=True,
-    )
+continued = partial(render, continue_final=True)
 
 
 def test_what_a_template_does_to_the_last_text():
@@ -69,14 +60,14 @@ def test_what_a_template_does_to_the_last_text():
         ("m.content ~ m.content", "[hihi]</s>\n[ so  so "),  # as far as it is shown
         ("m.content.split('</think>')[-1]", "[hi]</s>\n[ so "),
     ):
-        assert rendered(each.replace("CONTENT", shown), USER, {"role": "assistant", "content": " so "}) == wanted
+        assert continued(each.replace("CONTENT", shown), USER, {"role": "assistant", "content": " so "}) == wanted
     hostile = {"role": "user", "content": "=CONTINUED-HERE0= =CONTINUED-HERE1="}
-    assert rendered(each.replace("CONTENT", "m.content"), hostile, ANSWER).startswith(f"[{hostile['content']}]")
+    assert continued(each.replace("CONTENT", "m.content"), hostile, ANSWER).startswith(f"[{hostile['content']}]")
     with pytest.raises(ChatTemplateError, match="does not show the last message's text"):
-        rendered("{{ messages[0].content }}", USER, ANSWER)
+        continued("{{ messages[0].content }}", USER, ANSWER)
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": {}}}
     with pytest.raises(ChatMessageError, match=r"messages\[1\].tool_calls is given"):
-        rendered(each.replace("CONTENT", "m.content"), USER, {**ANSWER, "tool_calls": [call]})
+        continued(each.replace("CONTENT", "m.content"), USER, {**ANSWER, "tool_calls": [call]})
 
 
 @pytest.mark.parametrize("path", CHATS)
