@@ -23,7 +23,7 @@ around each array in which it looks for stray writes."""
 def claim_memory(utilization: float) -> None:
     """Makes XLA set that share of a GPU's memory aside, unless the environment says how much already, or JAX has opened
     its devices."""
-    if _fraction() is None and not _started():
+    if _fraction() is None and not devices_are_open():
         os.environ[FRACTIONS[0]] = f"{utilization:g}"
 
 
@@ -43,7 +43,7 @@ def _fraction() -> float | None:
     return None if given is None else float(given)
 
 
-def _started() -> bool:
+def devices_are_open() -> bool:
     """Whether JAX has opened its devices: there is a setting that it does not let change any more then."""
     name = "jax_num_cpu_devices"
     value = getattr(jax.config, name)
