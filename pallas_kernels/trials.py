@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from pallas_kernels.dispatch import DeviceTarget, Op
 from pallas_kernels.grouped_matmul import api as grouped
 from pallas_kernels.paged_attention import AttentionOptions, RaggedBatch, layout
 from pallas_kernels.paged_attention import api as attention
+from pallas_kernels.paged_attention.head_packing import packed_keys
 from pallas_kernels.qtensor import Activations, Kind, QTensor, dequantize, quantize
 from pallas_kernels.quantized_matmul import api as matmul
 from pallas_kernels.quantized_matmul.layout import for_target
@@ -32,14 +34,22 @@ _TOKENS = 16  # of a trial's step, padding included
 _EXPERTS = 4
 
 
+Program = tuple[Callable[..., jax.Array], tuple[Any, ...]]
+"""A function, and the arguments that it is called with."""
+
+
 class Prepared(NamedTuple):
-    """op, case: what dispatch chooses a backend by. run: the result by a backend of that name, float32. right: what it
-    should be."""
+    """op, case: what dispatch chooses a backend by. program: of a backend, by its name. right: what it should give,
+    float32."""
 
     op: Op[Any]
     case: Any
-    run: Callable[[str], np.ndarray]
+    program: Callable[[str], Program]
     right: Callable[[], np.ndarray]
+
+    def run(self, backend: str) -> np.ndarray:
+        """The result by a backend, float32."""
+        return _result(*self.program(backend))
 
     def deviation(self, backend: str) -> float:
         """The largest difference from the right result, as a share of that one's largest number; inf for NaN."""
@@ -71,11 +81,12 @@ class AttentionTrial:
         queries = np.array([row[0] for row in rows])
         lengths = np.array([row[1] for row in rows])
         width = -(-int(lengths.max()) // self.page_size) + 1
-        tables = rng.permutation(np.arange(1, 1 + len(rows) * width)).reshape(len(rows), width).astype(np.int32)
-        starts = np.concatenate([[0], np.cumsum(queries)]).astype(np.int32)
+        tables = rng.permutation(np.arange(1, 1 + len(rows) * width)).reshape(len(rows), width)
         where = [(row, length - count + i) for row, (count, length) in enumerate(rows) for i in range(count)]
         before = [(row, i) for row, (count, length) in enumerate(rows) for i in range(length - count)]
-        batch = RaggedBatch(starts, lengths.astype(np.int32), tables, self._slots(tables, where, _TOKENS))
+        bounds = np.concatenate([[0], np.cumsum(queries)])
+        starts, seq_lens, page_tables = (jnp.asarray(x, jnp.int32) for x in (bounds, lengths, tables))
+        batch = RaggedBatch(starts, seq_lens, page_tables, self._slots(tables, where, _TOKENS))
         shape = (self.kv_heads, self.head_dim)
         q = _numbers(rng, (_TOKENS, self.heads, self.head_dim), self.dtype)
         k, v = (_numbers(rng, (_TOKENS, *shape), self.dtype) for _ in range(2))
@@ -85,14 +96,14 @@ class AttentionTrial:
         options = AttentionOptions(self.scale, self.sliding_window, self.soft_cap)
         count = 1 + tables.size
 
-        def attend(backend: str, dtype: str, kv_dtype: str) -> np.ndarray:
-            pages = self._pages(target, kv_dtype, count, past, past_slots)
-            step = jax.jit(
-                lambda q, k, v, pages, batch: attention.paged_attention(
-                    q, k, v, *pages, batch, options=options, sinks=sinks, target=target, backend=backend
+        def program(backend: str, dtype: str, kv_dtype: str) -> Program:
+            def attend(q: jax.Array, k: jax.Array, v: jax.Array, k_pages: Any, v_pages: Any, batch: Any) -> jax.Array:
+                return attention.paged_attention(
+                    q, k, v, k_pages, v_pages, batch, options=options, sinks=sinks, target=target, backend=backend
                 )[0]
-            )
-            return np.asarray(step(*(x.astype(dtype) for x in (q, k, v)), pages, batch), np.float32)
+
+            pages = self._pages(target, kv_dtype, count, past, past_slots)
+            return attend, (*(x.astype(dtype) for x in (q, k, v)), *pages, batch)
 
         case = attention.PagedAttentionCase(
             num_tokens=_TOKENS, num_rows=len(rows), num_query_heads=self.heads, num_kv_heads=self.kv_heads,
@@ -104,21 +115,25 @@ class AttentionTrial:
         return Prepared(
             attention.OP,
             case,
-            lambda backend: attend(backend, self.dtype, self.kv_dtype),
-            lambda: attend(XLA, "float32", wide),
+            lambda backend: program(backend, self.dtype, self.kv_dtype),
+            lambda: _result(*program(XLA, "float32", wide)),
         )
 
-    def _slots(self, tables: np.ndarray, places: list[tuple[int, int]], count: int) -> np.ndarray:
+    def _slots(self, tables: np.ndarray, places: list[tuple[int, int]], count: int) -> jax.Array:
         """The kv slots of (row, position)s; padding has one of the null page."""
         found = [tables[row, at // self.page_size] * self.page_size + at % self.page_size for row, at in places]
-        return np.array(found + [0] * (count - len(found)), np.int32)
+        return jnp.asarray(found + [0] * (count - len(found)), jnp.int32)
 
     def _pages(
-        self, target: DeviceTarget, dtype: str, count: int, past: list[jax.Array], slots: np.ndarray
+        self, target: DeviceTarget, dtype: str, count: int, past: list[jax.Array], slots: jax.Array
     ) -> tuple[layout.Pages, layout.Pages]:
         kept = layout.kv_layout(target, dtype, self.kv_heads, self.head_dim, self.page_size)
-        k, v = (self._poisoned(pages) for pages in kept.zeros(count))
-        return layout.write(k, past[0], slots, target), layout.write(v, past[1], slots, target)
+        rows, lanes = kept.shape(count)[1], kept.lanes
+        k, v = (
+            layout.write(self._poisoned(pages), packed_keys(new, rows, lanes), slots, target)
+            for pages, new in zip(kept.zeros(count), past, strict=True)
+        )
+        return k, v
 
     def _poisoned(self, pages: layout.Pages) -> layout.Pages:
         if isinstance(pages, layout.QuantizedPages):
@@ -146,9 +161,7 @@ class MatmulTrial:
         return Prepared(
             matmul.OP,
             case,
-            lambda backend: np.asarray(
-                jax.jit(lambda x, w: matmul.quantized_matmul(x, w, target=target, backend=backend))(x, weight)
-            ),
+            lambda backend: (partial(matmul.quantized_matmul, target=target, backend=backend), (x, weight)),
             lambda: np.asarray(x, np.float32) @ np.asarray(dequantize(weight), np.float32).T,
         )
 
@@ -182,11 +195,7 @@ class GroupedTrial:
         return Prepared(
             grouped.OP,
             grouped.case_of(x, weight),
-            lambda backend: np.asarray(
-                jax.jit(lambda x, w, sizes: grouped.grouped_matmul(x, w, sizes, target=target, backend=backend))(
-                    x, weight, sizes
-                )
-            ),
+            lambda backend: (partial(grouped.grouped_matmul, target=target, backend=backend), (x, weight, sizes)),
             right,
         )
 
@@ -204,6 +213,10 @@ def from_plain(plain: dict[str, Any]) -> Trial:
     """What `to_plain` was given."""
     fields = dict(plain)
     return _KINDS[fields.pop("what")](**fields)
+
+
+def _result(function: Callable[..., jax.Array], arguments: tuple[Any, ...]) -> np.ndarray:
+    return np.asarray(jax.jit(function)(*arguments), np.float32)
 
 
 def _numbers(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> jax.Array:

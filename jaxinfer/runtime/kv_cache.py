@@ -111,16 +111,15 @@ def device_budget(
         if share > CPU_LIMIT:
             return Budget(CPU_LIMIT, f"{gib(CPU_LIMIT)}, the most that is taken unasked on a CPU")
         return Budget(share, f"{CPU_SHARE:.0%} of {gib(free)} free host memory = {gib(share)}")
-    share, used = runtime.gpu_memory_utilization, weights_to_come
-    usable = usable_bytes(device, share) if memory is None else int(memory * share)
+    utilization = runtime.gpu_memory_utilization
+    usable = usable_bytes(device, utilization) if memory is None else int(memory * utilization)
     if usable is None:
         raise ConfigError(f"{device.device_kind} does not report its memory; set num_pages to size the KV pool by hand")
-    if memory is None:
-        used += device.memory_stats()["bytes_in_use"]
+    used = weights_to_come + (device.memory_stats()["bytes_in_use"] if memory is None else 0)
     left = usable - used - temporaries
     return Budget(
         left,
-        f"{gib(usable)} usable (gpu_memory_utilization = {share:g}) - {gib(used)} in use - "
+        f"{gib(usable)} usable (gpu_memory_utilization = {utilization:g}) - {gib(used)} in use - "
         f"{gib(temporaries)} temporaries = {gib(left)}",
     )
 
