@@ -12,12 +12,14 @@ import random
 import sys
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxinfer.constraints.guide import BadWords, Guide, reason_of
 from jaxinfer.constraints.limits import COMPILING_NICENESS, LIMITS
+from jaxinfer.constraints.thinking import Thinking
 from jaxinfer.constraints.vocabulary import ComingVocabulary, Vocabulary
 from jaxinfer.messages import Submit
 
@@ -35,65 +37,10 @@ _KEPT, _KEPT_SECONDS = 128, 2.0
 # Sequences of one grammar are copies of one matcher, which share what their lexer has learnt, behind one lock. So there
 # are several to copy where many use it, and none serves for ever, nor after an error: its lexer's states are bounded.
 _COPIES_EACH, _MOST_COPIES, _MOST_MASK_SECONDS = 4, 4096, 1.0
-_LONGEST_REASON = 400  # characters
 
 
 class ConstraintError(ValueError):
     """A grammar that this engine cannot follow; the message says why."""
-
-
-class Guide:
-    """A sequence's place in its grammar. Its state is that of the tokens it was given, so it outlives preemption.
-
-    Attributes:
-        error: why it can let nothing through any more; "" while it can.
-        forced: the tokens that come next whatever the model says, as far as they are known.
-    """
-
-    __slots__ = ("_compiled", "_ends", "_matcher", "error", "forced")
-
-    def __init__(self, compiled: _Compiled, ends: frozenset[int]) -> None:
-        self._compiled = compiled
-        self._matcher = compiled.copy()
-        self._ends = ends
-        self.error = ""
-        self.forced: deque[int] = deque()
-
-    def accept(self, token: int) -> None:
-        """The sequence's next token. One that the grammar does not let through is an `error`."""
-        if self.forced and self.forced.popleft() != token:
-            self.forced.clear()
-        if not self._matcher.consume_token(token):
-            self._fail()
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing may follow."""
-        return bool(self._matcher.is_stopped())
-
-    def ends(self, token: int) -> bool:
-        """Whether it is one of the model's end tokens."""
-        return token in self._ends
-
-    def _fail(self) -> None:
-        self._compiled.worn = True
-        self.error = f"the grammar of this request cannot be followed further: {_reason(self._matcher)}"
-
-    def _look(self, only: bool, seconds: float) -> None:
-        """After its mask was made: whether that failed, and which tokens follow by force. only: the mask has one.
-        seconds: that it took."""
-        self._compiled.worked(seconds)
-        if self._matcher.is_error():
-            self._fail()
-        elif only:
-            self.forced.extend(self._matcher.compute_ff_tokens())
-
-
-def _reason(matcher: Any) -> str:
-    text = " ".join(str(matcher.get_error()).replace("<non-verbose/>", "").split()) or "it is too complex"
-    if text == "NoExtensionBias":
-        return "there is no text that it allows, or none that ends"
-    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " ..."
 
 
 def try_out(matcher: Any) -> None:
@@ -113,7 +60,7 @@ def try_out(matcher: Any) -> None:
         if not matcher.is_error() and len(allowed):
             matcher.consume_tokens(forced[:_MOST_FORCED] or [int(allowed[chance.randrange(len(allowed))])])
         if matcher.is_error():
-            raise ConstraintError(f"the grammar cannot be followed: {_reason(matcher)}")
+            raise ConstraintError(f"the grammar cannot be followed: {reason_of(matcher)}")
         if matcher.is_stopped() or not len(allowed) or len(forced) > _MOST_FORCED:
             return  # an engine makes no masks while tokens follow by force
 
@@ -191,13 +138,16 @@ class Matching:
     # -- compiling -----------------------------------------------------------------------------------------------------
 
     def begin(self, submit: Submit) -> list[Guide] | None:
-        """A guide for each of the request's sequences, where its grammar is there; else None, and it is held until
-        `take` gives it back."""
-        self.requests += 1
+        """A guide for each of the sequences of a request that wants such, where its grammar is there or it has none;
+        else None, and it is held until `take` gives it back. Raises ConstraintError where it wants something else that
+        the model's tokenizer does not allow."""
         text = submit.constraint
+        if not text:
+            return self._guides_of(submit, None)
+        self.requests += 1
         compiled = self._cache.get(text)
         if compiled is not None and not compiled.worn:
-            return self._guides(text, compiled, submit.params.n)
+            return self._guides(submit, compiled)
         job = self._jobs.get(text)
         if job is None:
             job = self._jobs[text] = self._start(text)
@@ -230,7 +180,7 @@ class Matching:
             for request_id in [name for name, held in self._held.items() if held.job is job]:
                 submit = self._held.pop(request_id).submit
                 if isinstance(result, _Compiled):
-                    found.append((submit, self._guides(text, result, submit.params.n)))
+                    found.append((submit, self._guides(submit, result)))
                 else:
                     found.append((submit, result))
         return found
@@ -257,9 +207,21 @@ class Matching:
             _, dropped = self._cache.popitem(last=False)
             seconds -= dropped.seconds + dropped.mask_seconds
 
-    def _guides(self, text: str, compiled: _Compiled, count: int) -> list[Guide]:
-        ends = frozenset(self._vocabulary.tokenizer.eos_tokens)
-        guides = [Guide(compiled, ends) for _ in range(count)]
+    def _guides_of(self, submit: Submit, compiled: _Compiled | None) -> list[Guide]:
+        ends = frozenset() if compiled is None else frozenset(self._vocabulary.tokenizer.eos_tokens)
+        budget, words = submit.thinking, submit.bad_words
+        return [
+            Guide(
+                compiled,
+                ends,
+                thinking=None if budget is None else Thinking(budget, self._vocabulary.pieces),
+                bad_words=BadWords(words) if words else None,
+            )
+            for _ in range(submit.params.n)
+        ]
+
+    def _guides(self, submit: Submit, compiled: _Compiled) -> list[Guide]:
+        text, guides = submit.constraint, self._guides_of(submit, compiled)
         if compiled.job is not None and compiled.job.future.done():
             if compiled.job.future.exception() is None:
                 compiled.originals.append(compiled.job.future.result())
@@ -296,7 +258,7 @@ class Matching:
             vocabulary = self._vocabulary
             matcher = LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
             if matcher.is_error():
-                raise ConstraintError(f"the grammar does not compile: {_reason(matcher)}")
+                raise ConstraintError(f"the grammar does not compile: {reason_of(matcher)}")
             try_out(matcher.deep_copy())
             result: Any = matcher
         except BaseException as error:  # told to whoever waits for it; a panic of Rust's is no Exception
@@ -319,15 +281,20 @@ class Matching:
         import numpy as np  # a server, which has no engine, does without
 
         masks = np.full((rows, words), 0xFFFFFFFF, np.uint32)
-        asked = []
+        asked, free = [], []
         for row, guide in guides:
             if guide.forced:
                 masks[row] = 0
                 masks[row, guide.forced[0] >> 5] = 1 << (guide.forced[0] & 31)
-            else:
+                continue
+            free.append((row, guide))
+            if guide.matcher is not None:
                 asked.append((row, guide))
         if asked:
             self._fill(asked, masks)
+        for row, guide in free:
+            if not guide.error:
+                guide.bar(masks[row])
         return masks
 
     def _fill(self, asked: Sequence[tuple[int, Guide]], masks: np.ndarray) -> None:
@@ -341,7 +308,7 @@ class Matching:
             self._executor = LLExecutor(self._threads)
         begin = time.perf_counter()
         self._executor.unsafe_compute_mask_ptr(
-            [(guide._matcher, row) for row, guide in asked], filled.ctypes.data, width * 4, len(filled)
+            [(guide.matcher, row) for row, guide in asked], filled.ctypes.data, width * 4, len(filled)
         )
         spent = (time.perf_counter() - begin) / len(asked)
         numbers = [row for row, _ in asked]
@@ -351,7 +318,7 @@ class Matching:
             masks[numbers, :shared] = filled[numbers, :shared]
         counts = np.bitwise_count(filled[numbers]).sum(axis=1)
         for (row, guide), count in zip(asked, counts.tolist(), strict=True):
-            guide._look(only=count == 1, seconds=spent)
+            guide.look(only=count == 1, seconds=spent)
             if guide.error:
                 masks[row] = 0xFFFFFFFF
 

@@ -153,11 +153,15 @@ class Books:
         account = self._finish(sequence)
         return SequenceOutput(request_id, sequence.index, untold, None, reason, None, cached, account, message)
 
+    def _let_go(self, sequence: Sequence) -> None:
+        """Nothing leads it any more."""
+        self._guided -= sequence.guide is not None
+        sequence.guide = None
+
     def _finish(self, sequence: Sequence) -> SequenceAccount:
         """Ends a live sequence wherever it is; what it took."""
         account = sequence.account
-        self._guided -= sequence.guide is not None
-        sequence.guide = None
+        self._let_go(sequence)
         sequence.finished = True
         sequence.run_epoch += 1
         self.kv.release(sequence)

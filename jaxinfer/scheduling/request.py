@@ -30,6 +30,11 @@ class Guide(Protocol):
         """Whether nothing may follow."""
         ...
 
+    @property
+    def done(self) -> bool:
+        """Whether anything may follow, to the end, so that nobody need ask any more."""
+        ...
+
     def ends(self, token: int) -> bool:
         """Whether it is an end token, not text."""
         ...

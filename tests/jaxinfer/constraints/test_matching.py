@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxinfer.constraints import matching as module
-from jaxinfer.constraints.matching import ConstraintError, Guide, Matching
+from jaxinfer.constraints.guide import Guide
+from jaxinfer.constraints.matching import ConstraintError, Matching
 from jaxinfer.constraints.vocabulary import ComingVocabulary, Vocabulary
 from jaxinfer.messages import Submit
 from jaxinfer.model_path import demo_path

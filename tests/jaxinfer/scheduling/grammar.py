@@ -52,5 +52,9 @@ class ArithmeticGuide:
     def complete(self) -> bool:
         return complete_after(self._outputs, self._vocab)
 
+    @property
+    def done(self) -> bool:
+        return False
+
     def ends(self, token: int) -> bool:
         return token == 7
