@@ -32,7 +32,7 @@ from jaxinfer.messages import (
     TellExpertLoad,
 )
 from jaxinfer.model_path import hub_cache_from, resolve_model
-from jaxinfer.outputs import RequestOutput, RequestStream
+from jaxinfer.outputs import RequestOutput, RequestStream, fault_of
 from jaxinfer.progress_bar import progress_bar
 from jaxinfer.sampling_params import SamplingParams, as_token_ids
 from jaxinfer.text import VOCABULARY_FILES, Tokenizer, TokenizerError, load_tokenizer
@@ -268,8 +268,8 @@ class LLM:
         if params.stop and self._tokenizer is None:
             raise InvalidRequest("stop", params.stop, "stop strings need a tokenizer, and this model has none")
         if params.structured_outputs is not None and self._tokenizer is None:
-            asked = params.structured_outputs.kind
-            raise InvalidRequest("structured_outputs", asked, "it needs a tokenizer, and this model has none")
+            allowed = "it needs a tokenizer, and this model has none"
+            raise InvalidRequest("structured_outputs", params.structured_outputs.kind, allowed)
         return RequestStream(str(next(self._ids)), text, ids, params, self._tokenizer)
 
     def _token_ids(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, tuple[int, ...]]:
@@ -331,7 +331,7 @@ class LLM:
             self._dead = message.error
             self._check_alive()
         if isinstance(message, Rejected) and message.request_id in streams:
-            raise InvalidRequest("request", message.request_id, message.message)
+            raise fault_of(streams, message.request_id, message.message)
         finished: list[str] = []
         if isinstance(message, ExpertLoad):
             self._expert_load = message
@@ -343,7 +343,7 @@ class LLM:
             for output in message.sequences:
                 stream = streams.get(output.request_id)
                 if stream is not None and output.finish_reason == "error":
-                    raise RuntimeError(f"request {output.request_id}: {output.message}")
+                    raise fault_of(streams, output.request_id, output.message)
                 delta = stream.push(output) if stream is not None else None
                 if stream is None or delta is None:
                     continue

@@ -15,8 +15,8 @@ from jaxinfer.sampling_params import MAX_LOGPROBS, SamplingParams
 
 NO_LOGITS = "the model's logits are not numbers (NaN) for this request, so that no token can be chosen"
 NO_TOKEN_LEFT = (
-    "no token can be chosen: the request's other fields (allowed_token_ids, bad_token_ids, logit_bias ...) forbid all "
-    "that its structured output lets through, or the model's logits are not numbers (NaN)"
+    "no token can be chosen: the request's other fields (allowed_token_ids, bad_token_ids, bad_words, logit_bias, "
+    "min_tokens ...) forbid all that its structured output lets through, or the model's logits are not numbers (NaN)"
 )
 
 
@@ -126,7 +126,8 @@ class SequenceOutput(NamedTuple):
     none when it finished without one (abort, error). logprobs: an entry for each of them, None where the request asks
     for none.
 
-    "error" ends all sequences of a request at once, for the reason that `message` says.
+    "error" ends all sequences of a request at once, for the reason that `message` says. All but `NO_LOGITS` lie in what
+    the request asks for.
     """
 
     request_id: str

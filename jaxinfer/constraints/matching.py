@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxinfer.constraints.guide import BadWords, Guide, reason_of
 from jaxinfer.constraints.limits import COMPILING_NICENESS, LIMITS
 from jaxinfer.constraints.thinking import Thinking
+from jaxinfer.constraints.turns import Turns
 from jaxinfer.constraints.vocabulary import ComingVocabulary, Vocabulary
 from jaxinfer.messages import Submit
 
@@ -30,6 +31,7 @@ COMPILE_SECONDS = 10.0  # after which nobody waits for a grammar any longer
 MASK_SECONDS = 0.2  # of processor time, for a mask and what follows by force; a fraction of a millisecond is usual
 _TRIED_MASKS, _MOST_FORCED = 16, 64  # of a text by chance; of those, tokens that follow by force
 _COMPILING_THREADS = 4
+_PLACES_EACH = 2  # of them, that one tenant's grammars may have at a time
 _MOST_MASK_THREADS = 16
 # Compiled grammars that are kept. A simple one takes some milliseconds and 100 KB; what takes longer to compile, or to
 # find masks of, takes more memory, too: some 500 MB a second of work.
@@ -68,9 +70,12 @@ def try_out(matcher: Any) -> None:
 class _Job:
     """A grammar that is being compiled."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
+        self.text = text
         self.began: float | None = None  # time.monotonic()
         self.seconds = 0.0  # of processor time, that it took
+        self.tenants: set[str] = set()  # who wait for it
+        self.taken = False
         self.future: Future[Any] = Future()
 
 
@@ -131,7 +136,8 @@ class Matching:
         self._jobs: dict[str, _Job] = {}
         self._held: dict[str, Held] = {}  # by request id
         self._executor: Any = None
-        self._lock = threading.Lock()  # of compile_seconds, which threads add to
+        self._lock = threading.Lock()  # of compile_seconds and the turns, which threads change
+        self._turns: Turns[_Job] = Turns(_PLACES_EACH)
         self.compile_seconds = 0.0
         self.requests = 0
 
@@ -150,7 +156,8 @@ class Matching:
             return self._guides(submit, compiled)
         job = self._jobs.get(text)
         if job is None:
-            job = self._jobs[text] = self._start(text)
+            job = self._jobs[text] = _Job(text)
+        self._start(job, submit.tenant)
         self._held[submit.request_id] = Held(submit, job)
         return None
 
@@ -228,7 +235,8 @@ class Matching:
                 compiled.seconds += compiled.job.seconds
             compiled.job = None
         elif compiled.crowded and compiled.job is None and len(compiled.originals) < self._threads:
-            compiled.job = self._start(text)
+            compiled.job = _Job(text)
+            self._start(compiled.job, submit.tenant)
         self._cache.move_to_end(text)
         return guides
 
@@ -243,10 +251,28 @@ class Matching:
             raise ConstraintError("structured output needs a tokenizer, and this model has none")
         return found
 
-    def _start(self, text: str) -> _Job:
-        job = _Job()
-        self._pool.submit(self._compile, text, job)
-        return job
+    def _start(self, job: _Job, tenant: str) -> None:
+        """Has it compiled, in the tenant's turn: the first one's of those who wait for it."""
+        if tenant in job.tenants:
+            return
+        job.tenants.add(tenant)
+        with self._lock:
+            self._turns.put(tenant, job)
+        self._pool.submit(self._work)
+
+    def _work(self) -> None:
+        """In a thread, for as long as somebody has a turn."""
+        while True:
+            with self._lock:
+                turn = self._turns.take()
+                if turn is None:
+                    return
+                tenant, job = turn
+                first, job.taken = not job.taken, True
+            if first:
+                self._compile(job.text, job)
+            with self._lock:
+                self._turns.done(tenant)
 
     def _compile(self, text: str, job: _Job) -> None:
         """In a thread. Makes some masks, too: copies share what the lexer learns of them."""

@@ -136,7 +136,9 @@ class Books:
     def _fail(self, sequence: Sequence) -> list[SequenceOutput]:
         """Ends a request of which a sequence has no token to go on with. What it computed may not be a number in any of
         its pages, so nobody gets them as a prefix."""
-        request, message = sequence.request, NO_LOGITS if sequence.guide is None else NO_TOKEN_LEFT
+        request, params = sequence.request, sequence.request.params
+        forbids = params.has_bias or params.min_tokens
+        message = NO_TOKEN_LEFT if sequence.guide is not None and forbids else NO_LOGITS
         for each in request.live_sequences:
             self.kv.withdraw(each)
         return [self._end(each, "error", message) for each in request.live_sequences]
