@@ -187,7 +187,7 @@ def _check_forms(model: LLM) -> None:
         assert result.outputs[0].finish_reason == "stop"
     other = next(i for i in range(9, 130) if model.get_tokenizer().decode([i]) not in ("a", "b"))
     letters = params.with_changes(allowed_token_ids=(other,))
-    with pytest.raises(InvalidRequest, match=r"^prompts\[1\] is 'y'; no token can be chosen: .* allowed_token_ids"):
+    with pytest.raises(InvalidRequest, match=r"^prompts\[1\] is 'y'; no token can be chosen: .*allowed_token_ids"):
         model.generate(["x", "y"], [params, letters])
     with pytest.raises(InvalidRequest, match=r"^structured_outputs\.json#/uniqueItems is True"):
         model.generate("x", SamplingParams(structured_outputs=StructuredOutputsParams(json={"uniqueItems": True})))
