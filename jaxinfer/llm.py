@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jaxinfer.config import RuntimeConfig
+from jaxinfer.constraints.budget import thinking_budget
 from jaxinfer.constraints.constraint import constrained
 from jaxinfer.engine import EngineLoop
 from jaxinfer.errors import InvalidRequest
@@ -267,6 +268,9 @@ class LLM:
             params = params.with_changes(max_tokens=left, min_tokens=min(params.min_tokens, left))
         if params.stop and self._tokenizer is None:
             raise InvalidRequest("stop", params.stop, "stop strings need a tokenizer, and this model has none")
+        if params.thinking_token_budget is not None and self._tokenizer is None:
+            allowed = "it needs a tokenizer, and this model has none"
+            raise InvalidRequest("thinking_token_budget", params.thinking_token_budget, allowed)
         if params.structured_outputs is not None and self._tokenizer is None:
             allowed = "it needs a tokenizer, and this model has none"
             raise InvalidRequest("structured_outputs", params.structured_outputs.kind, allowed)
@@ -294,16 +298,19 @@ class LLM:
         seed = self._seeds.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
         # Nobody reads an answer before its end, but a stop string must be found when it is complete.
         interval = 1 if params.stop else self.info.max_model_len
+        ids = tuple(result.prompt_token_ids)
+        thinking = thinking_budget(params.thinking_token_budget, None, self._tokenizer, ids)
         constraint, _ = constrained(params.structured_outputs, None, None, self._tokenizer)
         return Submit(
             result.request_id,
-            tuple(result.prompt_token_ids),
-            params.with_changes(structured_outputs=None),
+            ids,
+            params.with_changes(structured_outputs=None, thinking_token_budget=None),
             seed,
             priority,
             time.monotonic(),
             interval=interval,
             constraint=constraint,
+            thinking=thinking,
         )
 
     def _collect(

@@ -111,8 +111,7 @@ class GenerationRequest:
     the prompt's text, which is made of its ids where the client gave those or a limit. user: whom the client serves, as
     OpenAI's field says. calls: what must hold for the calls of its answers. ignored: names of what else the
     client sent, without effect. keeps_beginning: a prompt that truncate_prompt_tokens cuts keeps its first tokens, not
-    its last. bad_words: texts that are never generated. thinking_tokens: the most that an answer may reason. interval:
-    tokens of a stream that are sent at once, but one."""
+    its last. bad_words: texts that are never generated. interval: tokens of a stream that are sent at once, but one."""
 
     prompt: Prompt
     sampling: Mapping[str, Any]
@@ -131,7 +130,6 @@ class GenerationRequest:
     ignored: tuple[str, ...] = ()
     keeps_beginning: bool = False
     bad_words: tuple[str, ...] = ()
-    thinking_tokens: int | None = None
     interval: int = 1
 
 
@@ -212,9 +210,9 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
         text = tokenizer.decode(ids, skip_special_tokens=params.skip_special_tokens)
     stop_automaton(params.stop)  # made here, which for a long request is beside the event loop
     reading = None if request.reading is None or tokenizer is None else request.reading(tokenizer, ids)
-    thinking = None if tokenizer is None else thinking_budget(request.thinking_tokens, reading, tokenizer)
+    thinking = thinking_budget(params.thinking_token_budget, reading, tokenizer, ids)
     constraint, reading = constrained(params.structured_outputs, request.calls, reading, tokenizer)
-    params = params.with_changes(structured_outputs=None)  # the engine is told by the constraint alone
+    params = params.with_changes(structured_outputs=None, thinking_token_budget=None)  # it is told by the two alone
     submit = Submit(request_id, ids, params, seed, request.priority, 0.0, request.cache_salt, constraint=constraint)
     return PreparedRequest(
         submit._replace(thinking=thinking, bad_words=bad_sequences(request.bad_words, tokenizer)),

@@ -5,23 +5,24 @@ from __future__ import annotations
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import ThinkingBudget
 from jaxinfer.text import AnswerReading, Tokenizer
+from jaxinfer.text.answer_reading import reading_by_template
 from jaxinfer.text.answers.harmony_header import ANALYSIS, CHANNEL, ENDS, START
 
 FIELD = "thinking_token_budget"
-MAX_BUDGET = 1 << 31
 
 
-def thinking_budget(tokens: int | None, reading: AnswerReading | None, tokenizer: Tokenizer) -> ThinkingBudget | None:
+def thinking_budget(
+    tokens: int | None, reading: AnswerReading | None, tokenizer: Tokenizer | None, prompt: tuple[int, ...]
+) -> ThinkingBudget | None:
     """The budget of the answers to a prompt; None where there is none, or where the prompt has closed the reasoning.
-    reading: how the answers are read; None where nobody parses them. Raises InvalidRequest for a model whose answers
-    have no reasoning that could be told from the rest."""
-    if tokens is None:
+    reading: how the answers are read; None where nobody parses them: then the chat template shows the model's format.
+    Raises InvalidRequest for a model whose answers have no reasoning that could be told from the rest."""
+    if tokens is None or tokenizer is None:
         return None
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens < MAX_BUDGET:
-        raise InvalidRequest(FIELD, tokens, f"it must be an integer from 0 to {MAX_BUDGET - 1}")
-    form = None if reading is None else reading.form
-    if reading is None or form is None or (form.tags is None and not form.is_harmony):
-        raise InvalidRequest(FIELD, tokens, "this model's answers are not known to have reasoning (--reasoning-parser)")
+    reading = reading or reading_by_template(tokenizer, prompt)
+    form = reading.form
+    if form.tags is None and not form.is_harmony:
+        raise InvalidRequest(FIELD, tokens, "this model's answers are not known to have reasoning")
     if reading.over:
         return None
     if form.is_harmony:

@@ -97,8 +97,6 @@ def generation(request: Sampling, prompt: Prompt, given: Mapping[str, Any], **mo
         more["keeps_beginning"] = request.truncation_side == "right"
         more["bad_words"] = tuple(request.bad_words or ())
         more["interval"] = request.stream_interval or 1
-    if isinstance(request, ChatRequest):
-        more["thinking_tokens"] = request.thinking_token_budget
     return GenerationRequest(
         prompt,
         given,

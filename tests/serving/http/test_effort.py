@@ -83,7 +83,7 @@ def test_a_budget_in_the_models_format(tmp_path):
             await s.post("/v1/chat/completions", **CHAT)
             assert s.grpc.received(Submit)[-1].thinking is None
             error = await s.refused("/v1/chat/completions", **CHAT, thinking_token_budget=-1)
-            assert (error["param"], "from 0" in error["message"]) == ("thinking_token_budget", True)
+            assert (error["param"], "an integer of 0 or more" in error["message"]) == ("thinking_token_budget", True)
             with_template(s, folder, SHOWN + "<think>")
             found = await budget(s, 0)
             assert found is not None
