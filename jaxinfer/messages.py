@@ -15,8 +15,8 @@ from jaxinfer.sampling_params import MAX_LOGPROBS, SamplingParams
 
 NO_LOGITS = "the model's logits are not numbers (NaN) for this request, so that no token can be chosen"
 NO_TOKEN_LEFT = (
-    "no token can be chosen: the request's other fields (allowed_token_ids, bad_token_ids, bad_words, logit_bias, "
-    "min_tokens ...) forbid all that its structured output lets through, or the model's logits are not numbers (NaN)"
+    "no token can be chosen: the request's other fields (allowed_token_ids, bad_token_ids, bad_words, logit_bias ...) "
+    "forbid all that its structured output lets through, or the model's logits are not numbers (NaN)"
 )
 
 

@@ -57,10 +57,11 @@ class Guide:
     Attributes:
         error: why it can let nothing through any more; "" while it can.
         forced: the tokens that come next whatever the model says, as far as they are known.
+        forbids: it can leave no token, without an error.
         matcher: the place in the grammar; None where there is none.
     """
 
-    __slots__ = ("_bad_words", "_ends", "_grammar", "_thinking", "error", "forced", "matcher")
+    __slots__ = ("_bad_words", "_ends", "_grammar", "_jumps", "_thinking", "error", "forbids", "forced", "matcher")
 
     def __init__(
         self,
@@ -69,13 +70,17 @@ class Guide:
         *,
         thinking: Thinking | None = None,
         bad_words: BadWords | None = None,
+        jumps: bool = True,
     ) -> None:
-        """ends: the model's end tokens."""
+        """ends: the model's end tokens. jumps: what the grammar forces may be taken without asking what else the
+        request forbids."""
         self._grammar = grammar
         self.matcher = None if grammar is None else grammar.copy()
         self._ends = ends
         self._thinking, self._bad_words = thinking, bad_words
         self.error = ""
+        self.forbids = bad_words is not None
+        self._jumps = jumps and bad_words is None
         self.forced: deque[int] = deque()
         if thinking is not None:
             self.forced.extend(thinking.closing)
@@ -124,7 +129,7 @@ class Guide:
         self._grammar.worked(seconds)
         if self.matcher.is_error():
             self._fail()
-        elif only and self._bad_words is None:  # else each is held against the words before it is taken
+        elif only and self._jumps:
             self.forced.extend(self.matcher.compute_ff_tokens())
 
     def _fail(self) -> None:

@@ -216,15 +216,17 @@ class Matching:
 
     def _guides_of(self, submit: Submit, compiled: _Compiled | None) -> list[Guide]:
         ends = frozenset() if compiled is None else frozenset(self._vocabulary.tokenizer.eos_tokens)
-        budget, words = submit.thinking, submit.bad_words
+        budget, words, params = submit.thinking, submit.bad_words, submit.params
+        bans = params.allowed_token_ids is not None or params.bad_token_ids
         return [
             Guide(
                 compiled,
                 ends,
                 thinking=None if budget is None else Thinking(budget, self._vocabulary.pieces),
                 bad_words=BadWords(words) if words else None,
+                jumps=not bans,
             )
-            for _ in range(submit.params.n)
+            for _ in range(params.n)
         ]
 
     def _guides(self, submit: Submit, compiled: _Compiled) -> list[Guide]:

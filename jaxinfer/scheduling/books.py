@@ -137,8 +137,9 @@ class Books:
         """Ends a request of which a sequence has no token to go on with. What it computed may not be a number in any of
         its pages, so nobody gets them as a prefix."""
         request, params = sequence.request, sequence.request.params
-        forbids = params.has_bias or params.min_tokens
-        message = NO_TOKEN_LEFT if sequence.guide is not None and forbids else NO_LOGITS
+        guide = sequence.guide
+        forbids = guide is not None and (guide.forbids or params.has_bias)
+        message = NO_TOKEN_LEFT if forbids else NO_LOGITS
         for each in request.live_sequences:
             self.kv.withdraw(each)
         return [self._end(each, "error", message) for each in request.live_sequences]

@@ -10,7 +10,7 @@ import pytest
 
 from jaxinfer.constraints.constraint import AnswerShape, constraint_of
 from jaxinfer.constraints.params import StructuredOutputsParams
-from jaxinfer.messages import ThinkingBudget
+from jaxinfer.messages import NO_TOKEN_LEFT, ThinkingBudget
 from jaxinfer.model_path import demo_path
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.text import load_tokenizer
@@ -64,7 +64,17 @@ def test_a_budget_closes_the_reasoning_and_the_answer_goes_on(
         assert engine.heard[led, index].tokens == wanted
         assert len(engine.heard[led, index].logprobs) == (len(wanted) if logprobs else 0)
     assert engine.heard[free, 0].tokens == engine.generate(PROMPT, PARAMS).tokens
-    assert engine.loop.scheduler._guided == 0
+
+
+def test_behind_its_reasoning_an_answer_waits_for_nothing(engine: Harness) -> None:
+    name = engine.submit(PROMPT, PARAMS, thinking=budget(2))
+    scheduler = engine.loop.scheduler
+    assert scheduler._guided == 1
+    while (name, 0) not in engine.heard or len(engine.heard[name, 0].tokens) < 2 + len(CLOSING):
+        engine.step()
+    assert scheduler._guided == 0
+    assert not engine.loop.idle
+    engine.run()
 
 
 def test_a_budget_and_a_form(engine: Harness) -> None:
@@ -96,6 +106,20 @@ def test_a_word_of_several_tokens_is_not_completed(engine: Harness) -> None:
         wanted += engine.generate([*PROMPT, *wanted], one).tokens
     assert found == wanted
     assert found != engine.generate(PROMPT, PARAMS).tokens[:24]
+
+
+def test_what_a_grammar_forces_is_no_way_around_a_word(engine: Harness) -> None:
+    """Where a word stands in the only text that may follow, nothing may."""
+    constraint = constraint_of(StructuredOutputsParams(choice=["the answer is yes and not no"]), None, AnswerShape())
+    whole = engine.generate(PROMPT, PARAMS, constraint=constraint)
+    assert whole.finish_reason == "stop"
+    assert len(whole.tokens) > 5
+    found = engine.generate(PROMPT, PARAMS, constraint=constraint, bad_words=(tuple(whole.tokens[2:4]),))
+    assert (found.tokens, found.finish_reason, found.message) == (whole.tokens[:3], "error", NO_TOKEN_LEFT)
+    others = tuple(token for token in whole.tokens if token != whole.tokens[3])
+    for changes in ({"bad_token_ids": (whole.tokens[3],)}, {"allowed_token_ids": others}):
+        found = engine.generate(PROMPT, PARAMS.with_changes(**changes), constraint=constraint)
+        assert (found.tokens, found.finish_reason, found.message) == (whole.tokens[:3], "error", NO_TOKEN_LEFT)
 
 
 @pytest.mark.longer

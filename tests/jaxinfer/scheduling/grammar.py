@@ -32,6 +32,7 @@ class ArithmeticGuide:
 
     def __init__(self, vocab: int) -> None:
         self.error = ""
+        self.forbids = False
         self.forced: deque[int] = deque()
         self._outputs: tuple[int, ...] = ()
         self._vocab = vocab
