@@ -28,6 +28,9 @@ class Submit(NamedTuple):
     reads an answer before its end, most of the work for a token is telling of it.
     constraint: a grammar, as llguidance's LLMatcher takes it, that every token of every answer must be let through by;
     "" for none.
+    pins: (tokens, seconds) of each prefix of the prompt whose pages are to stay in the prefix cache for so long after
+    each use, shortest first. pin_answer: seconds of the same for the prompt and as much of the answer as there is when
+    it ends; 0.0 for none. What is pinned gives way before anybody waits (see scheduling/pins.py).
     """
 
     request_id: str
@@ -41,6 +44,8 @@ class Submit(NamedTuple):
     weight: float = 1.0
     interval: int = 1
     constraint: str = ""
+    pins: tuple[tuple[int, float], ...] = ()
+    pin_answer: float = 0.0
 
 
 class Abort(NamedTuple):
@@ -100,7 +105,8 @@ class SequenceOutput(NamedTuple):
     none when it finished without one (abort, error). logprobs: an entry for each of them, None where the request asks
     for none.
 
-    "error" ends all sequences of a request at once, for the reason that `message` says.
+    "error" ends all sequences of a request at once, for the reason that `message` says. pinned_tokens: how much of the
+    prompt, from its beginning on, the request has pinned so far.
     """
 
     request_id: str
@@ -112,6 +118,7 @@ class SequenceOutput(NamedTuple):
     cached_tokens: int
     account: SequenceAccount | None = None  # with the finish reason
     message: str = ""  # with "error"
+    pinned_tokens: int = 0
 
     def followed_by(self, later: SequenceOutput) -> SequenceOutput:
         """Both as one."""
@@ -128,6 +135,7 @@ class SequenceOutput(NamedTuple):
             later.cached_tokens,
             later.account,
             later.message,
+            later.pinned_tokens,
         )
 
 
@@ -137,6 +145,28 @@ class PromptScored(NamedTuple):
     request_id: str
     start: int
     entries: tuple[TokenLogprobs, ...]
+
+
+class PinStats(NamedTuple):
+    """pages: that pins hold now. The others count pins since start-up: begun, ended when their time was over, ended
+    before."""
+
+    pages: int = 0
+    made: int = 0
+    expired: int = 0
+    evicted: int = 0
+
+
+class TenantPins(NamedTuple):
+    """What one tenant has pinned: pins, the pages that they hold together and may hold at most, the tokens of the
+    longest, and seconds until the last one ends unless it is used before."""
+
+    tenant: str
+    pins: int
+    pages: int
+    max_pages: int
+    longest: int
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -159,6 +189,10 @@ class EngineStats:
     constraint_seconds: float = 0.0  # compiling grammars, in threads
     prefix_queries: int = 0  # tokens looked up
     prefix_hits: int = 0  # tokens found
+    pinned_pages: int = 0  # whether somebody owns them or not
+    pins_made: int = 0
+    pins_expired: int = 0
+    pins_evicted: int = 0  # ended before their time was over
     compilations_after_ready: int = 0
 
     def copy(self) -> EngineStats:
