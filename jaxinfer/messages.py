@@ -227,7 +227,7 @@ class StepOutputs:
     one message, one wake-up of the listener.
 
     expert_load: since start-up, of models with experts: about once a second, and always with the last step before the
-    engine is idle; None in between.
+    engine is idle; None in between. pins: what each tenant has pinned, as often where that has changed.
     """
 
     sequences: list[SequenceOutput] = field(default_factory=list)
@@ -235,6 +235,7 @@ class StepOutputs:
     stats: EngineStats = field(default_factory=EngineStats)
     times: StepTimes = NO_TIMES
     expert_load: ExpertLoad | None = None
+    pins: tuple[TenantPins, ...] | None = None
 
     def add(self, later: StepOutputs) -> None:
         """Takes in a later step's news: a sequence's tokens join those that it has here, in order. An "error" stays
@@ -255,6 +256,7 @@ class StepOutputs:
         self.prompts += later.prompts
         self.stats, self.times = later.stats, later.times
         self.expert_load = later.expert_load or self.expert_load
+        self.pins = self.pins if later.pins is None else later.pins
 
 
 class Rejected(NamedTuple):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Collection
 
 from jaxinfer.messages import NO_LOGITS, NO_TOKEN_LEFT, EngineStats, SequenceAccount, SequenceOutput, Submit

@@ -1,9 +1,10 @@
 """The pool of KV pages: who owns which page, and which full pages can be found again by their content.
 
 A page is in exactly one of five states: the null page (page 0), free (no content), cached (content, no owner, may be
-evicted), pinned (the same, but evicted only when its pins gave way) or in use (one or more owners, pinned or not). Content is named by a `PrefixNode`: the page's own token ids plus the node of
-the page before it, down to a root that carries the salt. Nodes are interned, so one prefix is one object, and finding
-one compares token ids and never a digest: two different prefixes cannot be taken for each other.
+evicted), pinned (the same, but evicted only when its pins gave way) or in use (one or more owners, pinned or not).
+Content is named by a `PrefixNode`: the page's own token ids plus the node of the page before it, down to a root that
+carries the salt. Nodes are interned, so one prefix is one object, and finding one compares token ids and never a
+digest: two different prefixes cannot be taken for each other.
 
 Layers with several page tables need several pages for the same tokens. Such pages form a bundle, which is taken, owned,
 found and given back as one and goes by the number of its first page.

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from heapq import heappop, heappush, heapreplace
 
 from jaxinfer.messages import PinStats, TenantPins
 from jaxinfer.scheduling.page_pool import IntegrityError, PagePool
 from jaxinfer.scheduling.prefix_table import PrefixNode
+
+REPORT_SECONDS = 1.0  # between two reports, while the engine is busy
 
 
 class Pin:
@@ -69,6 +71,7 @@ class Pins:
         self._pages = 0  # that pins hold, each counted once
         self._ends: list[tuple[float, int, Pin]] = []  # a heap with each pin once, under a time when it lived still
         self._made = self._expired = self._evicted = 0
+        self._news, self._told = False, -REPORT_SECONDS
         pool.pinning = self
 
     def __bool__(self) -> bool:
@@ -101,6 +104,7 @@ class Pins:
         return pin.leaf.depth * self._pool.page_size
 
     def _begin(self, of: _Tenant, pin: Pin) -> Pin:
+        self._news = True
         pool, holders = self._pool, of.holders
         for page in pin.pages:
             holding = holders[page] = holders.get(page, 0) + 1
@@ -155,6 +159,7 @@ class Pins:
             node = node.parent
 
     def _use(self, of: _Tenant, pin: Pin) -> None:
+        self._news = True
         pin.expires = max(pin.expires, self._clock() + pin.ttl)
         of.pins.move_to_end(pin.leaf)
 
@@ -212,6 +217,7 @@ class Pins:
                 self._end(pin)
 
     def _end(self, pin: Pin) -> None:
+        self._news = True
         of = self._tenants[pin.tenant]
         pin.alive = False
         del of.pins[pin.leaf]
@@ -229,6 +235,13 @@ class Pins:
             self._pages -= size * self._pool.unpin(page)
 
     # -- told and checked ----------------------------------------------------------------------------------------------
+
+    def report(self, *, idle: bool) -> tuple[TenantPins, ...] | None:
+        """`by_tenant`, when that is news. idle: no step is in flight."""
+        if not self._news or (not idle and self._clock() - self._told < REPORT_SECONDS):
+            return None
+        self._news, self._told = False, self._clock()
+        return self.by_tenant()
 
     def by_tenant(self) -> tuple[TenantPins, ...]:
         """What each tenant has pinned."""

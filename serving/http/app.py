@@ -67,6 +67,7 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
         Route("/version", information.version, methods=["GET"]),
         Route("/metrics", information.metrics, methods=["GET"]),
         Route("/debug/experts", information.experts, methods=["GET"]),
+        Route("/debug/pins", information.pins, methods=["GET"]),
         Route("/debug/requests/{name:path}", information.explain, methods=["GET"]),
         Route("/openapi.json", information.openapi, methods=["GET"]),
         *Page().routes(),
