@@ -290,6 +290,7 @@ class EngineInfo(NamedTuple):
     num_page_tables: int = 1  # of a sequence: so many pages hold page_size tokens in all layers
     expert_parallel_size: int = 1
     expert_layers: tuple[tuple[int, int], ...] = ()  # layers with experts, counted from 0: (layer, its experts)
+    max_pinned_pages: int = 0  # that pins of prefixes hold, at most; 0: nothing is pinned
     window_tokens: int | None = None  # of the longest sequence in the pool, where windows give pages back; else None
 
     @property

@@ -225,7 +225,7 @@ def assemble_engine(
     return EngineLoop(
         scheduler,
         runner,
-        engine_info(model, mesh, sizes, runner),
+        engine_info(model, mesh, sizes, runner)._replace(max_pinned_pages=scheduler.max_pinned_pages),
         check=check,
         warm_up=None if runner.whole else runner,
         on_warm=compiling.close,

@@ -37,7 +37,7 @@ class Books:
         """clock: seconds, for what ends after a time."""
         self.limits = limits
         self.pool = pool
-        most = limits.max_pinned_ratio * pool.usable_pages
+        most = limits.max_pinned_ratio * pool.usable_pages if limits.enable_prefix_caching else 0.0
         self.pins = Pins(
             pool,
             max_pages=int(most),
@@ -50,7 +50,7 @@ class Books:
             max_chunk=limits.max_num_batched_tokens,
             max_tokens=limits.max_model_len,
             enable_prefix_caching=limits.enable_prefix_caching,
-            pins=self.pins if int(most) else None,
+            pins=self.pins,
         )
         self.stats = EngineStats(total_pages=pool.usable_pages)
         self._requests: dict[str, Request] = {}
@@ -94,6 +94,11 @@ class Books:
         self._ended += [
             self._end(sequence, "abort") for sequence in request.live_sequences if index in (None, sequence.index)
         ]
+
+    @property
+    def max_pinned_pages(self) -> int:
+        """Pages that pins hold together, at most."""
+        return self.pins.max_pages_per_tenant and self.pins.max_pages
 
     @property
     def has_unfinished(self) -> bool:

@@ -29,6 +29,7 @@ from serving.commands.options import (
     model_name,
     observing_config,
     runtime_config,
+    runtime_given,
     sampling_defaults,
     tokenizer_of,
 )
@@ -157,7 +158,7 @@ def main(
     console = ServeConsole(
         called,
         secure=arguments.tls_cert is not None,
-        keys=arguments.api_keys is not None or bool(arguments.api_key),
+        keys=_has_keys(arguments),
         detailed=arguments.log_level == "debug",
     )
     with logging_to(form=arguments.log_format, level=arguments.log_level, content=arguments.log_content):
@@ -165,6 +166,10 @@ def main(
     # The log is complete: what ended the server is the last that is said.
     console.close()
     return failure if isinstance(failure, int) else _fail(console, parser.prog, failure)
+
+
+def _has_keys(arguments: argparse.Namespace) -> bool:
+    return arguments.api_keys is not None or bool(arguments.api_key)
 
 
 def _serve(
@@ -177,6 +182,8 @@ def _serve(
     try:
         folder = resolve_model(arguments.model, hub_cache)
         runtime = replace(runtime_config(arguments), serve_while_warming=arguments.serve_while_warming)
+        if not _has_keys(arguments) and "max_pinned_ratio_per_tenant" not in runtime_given(arguments):
+            runtime = replace(runtime, max_pinned_ratio_per_tenant=1.0)  # everybody is one tenant
         check_model(folder, runtime, weights=build is None)
         if build is None:
             make_engine: Build = functools.partial(build_model_engine, str(folder), runtime)

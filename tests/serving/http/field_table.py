@@ -116,7 +116,7 @@ FAKED = {
     "chat": {"include_reasoning": False, "parallel_tool_calls": False},
     "responses": {"include_reasoning": False, "parallel_tool_calls": False},
 }
-ENGINE = {"priority": -3}
+ENGINE = {"priority": -3, "session_id": "talk", "prompt_cache_retention": "24h"}
 # These make a grammar of the answer, which the engine is told.
 FORM = {
     "structured_outputs": {"regex": "[a-z]+"},
