@@ -109,10 +109,11 @@ def _marks(chat: _Chat, sign: str) -> Iterator[_Mark]:
             yield _Mark(tool[MARK], tuple(_behind_tool(chat, k, sign)))
     for i, message in enumerate(chat.messages):
         content = message.get("content")
-        for j, part in enumerate(content if isinstance(content, list) else ()):
+        parts: list[Mapping[str, Any]] = content if isinstance(content, list) else []
+        for j, part in enumerate(parts):
             if MARK in part:
-                way = chat.with_message(i, {**message, "content": _signed(content, j, sign)})
-                last = i == 0 and message.get("role") == "system" and j == len(content) - 1
+                way = chat.with_message(i, {**message, "content": _signed(parts, j, sign)})
+                last = i == 0 and message.get("role") == "system" and j == len(parts) - 1
                 yield _Mark(part[MARK], (way,), _before_second(chat, sign) if last else None)
         for j, call in enumerate(message.get("tool_calls") or ()):
             if MARK in call:

@@ -108,5 +108,5 @@ def _tool(at: str, tool: Mapping[str, Any], marks: CacheControl) -> dict[str, An
         elif key not in (*_KEYS, *_MARKS, MARK) and not says_nothing(value):
             ignored.unknown(f"{at}.{key}", value, _KEYS, f"a tool may have {', '.join(_KEYS)}")
     function = {"name": name, **({"description": description} if isinstance(description, str) else {})}
-    function = {**function, "parameters": schema or {"type": "object", "properties": {}}}
-    return {"type": "function", "function": function, **marks.of(at, tool)}
+    parameters = schema or {"type": "object", "properties": {}}
+    return {"type": "function", "function": {**function, "parameters": parameters}, **marks.of(at, tool)}
