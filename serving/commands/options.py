@@ -74,12 +74,7 @@ def add_runtime_options(parser: argparse.ArgumentParser, *, bundle: bool = True)
     )
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="share KV of equal prefixes")
     add("--max-pinned-ratio", type=float, metavar="X", help="share of the KV pages that pins hold, at most")
-    add(
-        "--max-pinned-ratio-per-tenant",
-        type=float,
-        metavar="X",
-        help="share of those that one tenant's pins hold; a server without keys has one tenant, which may have all",
-    )
+    add("--max-pinned-ratio-per-tenant", type=float, metavar="X", help="share of those for a tenant; without keys 1")
     add(
         "--language-model-only",
         action=argparse.BooleanOptionalAction,
