@@ -12,7 +12,7 @@ from pathlib import Path
 
 from checkpoints.files import CheckpointError
 from jaxinfer import __version__
-from jaxinfer.config import ConfigError
+from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError
@@ -168,6 +168,14 @@ def main(
     return failure if isinstance(failure, int) else _fail(console, parser.prog, failure)
 
 
+def runtime_of(arguments: argparse.Namespace) -> RuntimeConfig:
+    """Raises ConfigError."""
+    runtime = replace(runtime_config(arguments), serve_while_warming=arguments.serve_while_warming)
+    if _has_keys(arguments) or "max_pinned_ratio_per_tenant" in runtime_given(arguments):
+        return runtime
+    return replace(runtime, max_pinned_ratio_per_tenant=1.0)  # everybody is one tenant
+
+
 def _has_keys(arguments: argparse.Namespace) -> bool:
     return arguments.api_keys is not None or bool(arguments.api_key)
 
@@ -181,9 +189,7 @@ def _serve(
     """The exit code of a server that ran, or why it did not."""
     try:
         folder = resolve_model(arguments.model, hub_cache)
-        runtime = replace(runtime_config(arguments), serve_while_warming=arguments.serve_while_warming)
-        if not _has_keys(arguments) and "max_pinned_ratio_per_tenant" not in runtime_given(arguments):
-            runtime = replace(runtime, max_pinned_ratio_per_tenant=1.0)  # everybody is one tenant
+        runtime = runtime_of(arguments)
         check_model(folder, runtime, weights=build is None)
         if build is None:
             make_engine: Build = functools.partial(build_model_engine, str(folder), runtime)

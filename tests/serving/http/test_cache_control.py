@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from jaxinfer.messages import Submit
 from jaxinfer.sampling_params import SamplingParams
+from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving.http.cache_control import created_tokens
 from serving.prompts import ChatPrompt
 from serving.stable_prefix import StablePrefix
 from tests.fakes import FakeOptions
-from tests.serving.harness import run, tokenizer
+from tests.serving.harness import collect, run, tokenizer
 from tests.serving.http.harness import HttpServer, http_serving, says
 from tests.serving.http.test_messages import HERMES
 from tests.serving.http.test_messages_input import CALL, RESULT, TOOL, USER, converted, text
@@ -133,6 +135,8 @@ def test_marks_without_effect_are_named() -> None:
             submit, ignored = await told(s, system=[text("S", **MARK)], session_id="a", prompt_cache_retention="24h")
             assert (submit.pins, submit.pin_answer) == ((), 0.0)
             assert ignored == {"system[0].cache_control", "session_id"}
+            with pytest.raises(grpc.aio.AioRpcError, match=r"session_id is .*; this server pins nothing"):
+                await collect(s.grpc.stub.Generate(pb.GenerateRequest(text="a", session_id="a")))
 
     run(test())
 

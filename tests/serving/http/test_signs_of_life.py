@@ -20,6 +20,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "hi", "max_output_tokens": 4},
     "/v1/messages": BODY,
 }
+ASKED = greedy_chat()
 HANGS = FakeOptions(hang_at_step=1, eos_after=4)
 
 
@@ -65,6 +66,26 @@ def test_pings_behind_the_beginning_of_a_message() -> None:
             first, last = data[0]["message"]["usage"], data[-2]["usage"]
             assert (first["input_tokens"], first["cache_read_input_tokens"]) == (last["input_tokens"] + 3, 0)
             assert last["cache_read_input_tokens"] == 3
+
+    run(test())
+
+
+def test_clients_pass_over_signs() -> None:
+    """OpenAI's package, and Anthropic's, whose message has the usage of its end."""
+    anthropic = pytest.importorskip("anthropic", reason="pip install '.[test]'")
+
+    async def test() -> None:
+        async with http_serving(HANGS) as s:
+            asyncio.get_running_loop().call_later(0.2, lambda: s.grpc.engine.released.set())
+            chunks = [c async for c in await s.openai().chat.completions.create(model="fake", stream=True, **ASKED)]
+            assert "".join(c.choices[0].delta.content or "" for c in chunks) == "abcd"
+        async with http_serving(HANGS) as s:
+            asyncio.get_running_loop().call_later(0.2, lambda: s.grpc.engine.released.set())
+            client = anthropic.AsyncAnthropic(base_url=s.url, api_key="none", max_retries=0)
+            async with client.messages.stream(model="fake", max_tokens=8, messages=BODY["messages"]) as stream:
+                final = await stream.get_final_message()
+            assert final.content[0].text == "abcd"
+            assert (final.usage.cache_read_input_tokens, final.usage.output_tokens) == (3, 5)
 
     run(test())
 
