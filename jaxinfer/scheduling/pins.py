@@ -86,6 +86,8 @@ class Pins:
     def make(self, tenant: str, leaf: PrefixNode, pages: list[int], ttl: float, *, whole: bool = False) -> int:
         """Pins a prefix for `ttl` seconds, or makes its pin last that long from now; how many tokens' pages of it are
         pinned now. pages: see `Pin`. whole: it cannot be shortened to what there is room for."""
+        if whole and self._sum(pages) > self.max_pages_per_tenant:
+            return 0  # others would end for nothing
         of = self._tenants.get(tenant)
         pin = None if of is None else of.pins.get(leaf)
         if of is None or pin is None:

@@ -200,6 +200,18 @@ def keeps_what_windows_need() -> None:
         w.finish()
 
 
+def is_not_made_where_windows_cannot_be_shortened() -> None:
+    """What is too long for its tenant's share ends no other pin."""
+    w = world(48, cache_groups=groups_of("half windows"), max_num_batched_tokens=8, max_pinned_ratio=0.5)
+    a, b = text(1, 17), text(2, 61)
+    ask(w, a, **pinned(a))
+    ask(w, b, **pinned(b))
+    assert w.scheduler.pins.stats[1:] == (1, 0, 0)
+    flood(w)
+    assert ask(w, a) == 16
+    w.finish()
+
+
 def plans_are_the_same_without() -> None:
     """Where no prompt shares anything, pins change no plan but the numbers of pages."""
     pins = 0
@@ -241,6 +253,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         is_lost_with_its_content,
         keeps_the_answer,
         keeps_what_windows_need,
+        is_not_made_where_windows_cannot_be_shortened,
         plans_are_the_same_without,
         books_add_up,
     )
