@@ -14,7 +14,7 @@ import pytest
 
 import jaxinfer
 from jaxinfer import cli
-from jaxinfer.config import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, ConfigError, RuntimeConfig
+from jaxinfer.config import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, RuntimeConfig
 from serving.commands import batch, bench, convert, evaluate, generate, keys, plan, profile, serve
 from serving.commands import compile as compile_command
 from serving.commands.options import RUNTIME_NAMES, runtime_config
@@ -71,18 +71,6 @@ def test_help_lists_every_runtime_option(command, capsys):
     assert all(f"--{name.replace('_', '-')}" in shown for name in RUNTIME_NAMES)
 
 
-def test_one_tenant_may_pin_all_that_may_be_pinned():
-    for argv, share in (
-        ([], 1.0),
-        (["--api-key", "k"], 0.5),
-        (["--api-keys", "file"], 0.5),
-        (["--max-pinned-ratio-per-tenant", "0.25"], 0.25),
-    ):
-        assert serve.runtime_of(serve.make_parser("x").parse_args(argv)).max_pinned_ratio_per_tenant == share
-    with pytest.raises(ConfigError, match=r"max_pinned_ratio is 1\.5; it must be 0 to 1"):
-        RuntimeConfig(max_pinned_ratio=1.5)
-
-
 def test_runtime_options_are_the_configs_fields():
     # The seed of `serve` is the server's, that of `generate` the request's.
     # The seed has an option of its own, warming only `serve` has, and step sizes follow from other things.
@@ -100,11 +88,9 @@ def test_runtime_options_are_the_configs_fields():
         "--page-size": "8",
         "--num-pages": "9",
         "--gpu-memory-utilization": "0.5",
-        "--tensor-parallel-size": "2",
-        "--expert-parallel-size": "4",
+        **{"--tensor-parallel-size": "2", "--expert-parallel-size": "4"},
         "--priority-ageing-seconds": "1.5",
-        "--max-pinned-ratio": "0.25",
-        "--max-pinned-ratio-per-tenant": "0.75",
+        **{"--max-pinned-ratio": "0.25", "--max-pinned-ratio-per-tenant": "0.75"},
         "--attention-backend": "xla",
         "--cpu-kernels": "avx2",
         "--compilation-cache-dir": "none",
