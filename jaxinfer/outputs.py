@@ -221,6 +221,7 @@ class RequestStream:
         prompt_end: PromptEnd | None = None,
     ) -> None:
         self.params = params
+        self.pinned_tokens = 0  # of the prompt, from its beginning on
         self.result = RequestOutput(
             request_id,
             prompt,
@@ -250,6 +251,7 @@ class RequestStream:
             return None
         sequence = self.result.outputs[output.index]
         self.result.num_cached_tokens = max(self.result.num_cached_tokens, output.cached_tokens)
+        self.pinned_tokens = max(self.pinned_tokens, output.pinned_tokens)
         new_ids = output.token_ids
         # End-of-sequence and stop tokens are part of token_ids; of the text only where the request says so, and then
         # like any other token: skip_special_tokens may leave them out. A grammar that is complete ends with text.

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import EngineInfo
 from jaxinfer.sampling_params import SamplingParams
 
+MAX_MESSAGES = 4096  # of one conversation
+MAX_TOOLS = 128
+MAX_TOOL_LENGTH = 1 << 16  # of one function's schema, about as many characters as its JSON has
+MAX_VARIABLES_LENGTH = 1 << 16  # of all template variables
 MAX_NESTING = 32  # objects and lists within each other, in a schema or a variable
+
+
+def check_count(name: str, values: Sized, limit: int, what: str = "entries") -> None:
+    """Raises InvalidRequest where there are more than `limit`."""
+    if len(values) > limit:
+        raise InvalidRequest(name, f"{len(values)} {what}", f"at most {limit} are allowed")
+
+
+def check_chat(messages: Sized, tools: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> None:
+    """Bounds what a template has to go through, beside the texts themselves. Raises InvalidRequest."""
+    check_count("messages", messages, MAX_MESSAGES, "messages")
+    check_count("tools", tools, MAX_TOOLS, "tools")
+    for i, tool in enumerate(tools):
+        check_size(f"tools[{i}]", tool, MAX_TOOL_LENGTH)
+    variables = {name: value for name, value in variables.items() if name != "documents"}  # those are text
+    check_size("template_variables", variables, MAX_VARIABLES_LENGTH)
 
 
 def check_size(name: str, value: Any, limit: int) -> None:

@@ -49,6 +49,8 @@ class Scheduler(Books):
 
     def schedule(self) -> StepPlan:
         """Plans the next step and takes every page it may write."""
+        if self.pins:
+            self.pins.expire()
         if self._fairness.contended:
             self._make_way()
         step = _Step(self.limits.max_num_batched_tokens)
@@ -307,6 +309,8 @@ class Scheduler(Books):
             stop_token,
             sequence.cached_tokens,
             account,
+            "",
+            sequence.pinned_tokens,
         )
 
     # -- grammars ------------------------------------------------------------------------------------------------------

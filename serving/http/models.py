@@ -20,6 +20,7 @@ from serving.http.declaring import doc as _doc
 from serving.http.declaring import list_of as _list
 from serving.http.declaring import no_effect as _no_effect
 from serving.http.fragments import MESSAGE, RESPONSE_FORMAT, STRUCTURED_OUTPUTS, TOOL, TOOL_CHOICE
+from serving.prompts import MAX_SESSION_ID
 from serving.request import MAX_CACHE_SALT, MAX_MESSAGES, MAX_REQUEST_ID, MAX_TOOLS
 
 MAX_PROMPTS = 1024  # of one completion request
@@ -101,10 +102,15 @@ class Sampling(_Declared, kw_only=True, forbid_unknown_fields=True):
     user: Annotated[str | None, _doc("Your end user; recorded for the usage ledger", maxLength=MAX_USER)] = None
     safety_identifier: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
     prompt_cache_key: Annotated[
-        str | None, _no_effect("every prompt finds what it shares with earlier ones, whatever its key")
+        str | None,
+        _no_effect("every prompt finds what it shares with earlier ones, whatever its key; session_id pins"),
     ] = None
     prompt_cache_retention: Annotated[
-        str | None, _no_effect("what prompts share stays until its room is needed, the longest unused first to go")
+        str | None, _doc("24h: as session_id, for 24 hours; in_memory: until its room is needed, as always")
+    ] = None
+    session_id: Annotated[
+        str | None,
+        _doc("Your conversation, of which prompt and answer stay cached for the next turn", maxLength=MAX_SESSION_ID),
     ] = None
     service_tier: Annotated[
         str | None, _no_effect("there is one tier; priority orders requests", "auto", "default")

@@ -37,6 +37,8 @@ VALUES = {
     "cache_salt": "tenant",
     "final_only": True,
     "model": "another",
+    "session_id": "talk",
+    "prompt_cache_retention": "24h",
     "chat.messages.role": "system",
     "chat.messages.content": "other",
     "chat.messages.extra_json": '{"name": "Ann"}',
