@@ -150,7 +150,7 @@ def tokens_of_eight_experts(**sizes: int) -> list[list[int]]:
 EIGHT_DEVICES = [
     {"tensor_parallel_size": 8},
     {"tensor_parallel_size": 8, "enable_expert_parallel": True},
-    {"tensor_parallel_size": 4, "expert_parallel_size": 2},
+    pytest.param({"tensor_parallel_size": 4, "expert_parallel_size": 2}, marks=pytest.mark.slow),  # as 2 by 4
     {"tensor_parallel_size": 2, "expert_parallel_size": 4},
 ]
 

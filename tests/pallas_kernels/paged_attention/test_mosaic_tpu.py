@@ -53,6 +53,7 @@ def test_in_short(shape: Shape) -> None:
 class TestCopiesOnWait(TpuContract):
     mode = "on_wait"
     seeds = range(1, 2)
+    recipes = (cases.ragged_mix, cases.page_borders, cases.idle)  # the detector of races has seen them all
 
 
 @functools.lru_cache
