@@ -28,7 +28,7 @@ from device_checks.sections import Section  # noqa: E402
 from device_checks.settings import Settings  # noqa: E402
 from device_checks.supervisor import Supervisor  # noqa: E402
 
-MISBEHAVING = Section("misbehaving", "tests", "tests.scripts.misbehaving", 60, 8)
+MISBEHAVING = Section("misbehaving", "tests", "tests.scripts.misbehaving", 60, 4)
 # What the machines that the script is for have, beside the standard library. Some are asked for by name only.
 INSTALLED = {
     "jax", "jaxlib", "numpy", "ml_dtypes", "flax", "orbax", "rich", "jinja2", "tokenizers", "sentencepiece",

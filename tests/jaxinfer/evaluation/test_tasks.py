@@ -19,9 +19,17 @@ NAMES = sorted(KINDS)
 ITEMS = 1000  # what the judge asks of each kind
 
 
+class Items(dict[str, list[Item]]):
+    """Of each kind, made when they are asked for."""
+
+    def __missing__(self, name: str) -> list[Item]:
+        self[name] = held_out_items(KINDS[name], ITEMS)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def items() -> dict[str, list[Item]]:
-    return {name: held_out_items(kind, ITEMS) for name, kind in KINDS.items()}
+def items() -> Items:
+    return Items()
 
 
 @pytest.mark.parametrize("name", NAMES)
