@@ -22,6 +22,7 @@ from jaxinfer.text.answers import (
 )
 from serving.http import chat_input, convert, responses_tools, structured
 from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id
+from serving.http.effort import with_effort
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs, named_tokens, prompt_logprobs
 from serving.http.models import ChatRequest, Sampling
@@ -68,7 +69,7 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
     form = structured.writing_calls(form, choice)
     offered = offered_tools(request, form)
     effort = request.reasoning_effort
-    variables = convert.with_effort(request.chat_template_kwargs, "reasoning_effort", effort, context, form)
+    variables = with_effort(request.chat_template_kwargs, "reasoning_effort", effort, context, form)
     if request.documents is not None:
         variables["documents"] = request.documents
     calls = structured.tool_rules(request, choice, offered)
@@ -95,7 +96,7 @@ def of_chat(
 def offered_tools(request: ChatRequest | ResponsesRequest, form: OutputParserNames) -> list[dict[str, Any]] | None:
     """The tools that the model gets to see: none where it must not call any. Raises InvalidRequest. An empty list of
     tools is one: clients send it with their usual tool_choice."""
-    if request.tools is None and request.tool_choice not in (None, "none"):
+    if request.tools is None and request.tool_choice not in (None, "none", "auto"):
         raise InvalidRequest("tool_choice", request.tool_choice, "it needs tools")
     flat = isinstance(request, ResponsesRequest)
     tools = responses_tools.functions(request.tools) if flat else chat_input.tools(request.tools)

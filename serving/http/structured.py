@@ -106,6 +106,8 @@ def tool_choice(request: ChatRequest | ResponsesRequest) -> ToolChoice:
     wanted = request.tool_choice
     if wanted is None or wanted in ("auto", "none", "required"):
         return ToolChoice(wanted or "auto")
+    if wanted == "any":  # Mistral's and Anthropic's word
+        return ToolChoice("required")
     if not isinstance(wanted, Mapping):
         raise InvalidRequest("tool_choice", wanted, _NAMED)
     if wanted.get("type") == "function":

@@ -196,7 +196,7 @@ def test_what_has_no_effect_is_reported():
         messages=[{"role": "user", "content": [text("hi", **marked, citations=None, novel=1)], "novel": 2}],
         system=[text("S", **marked)],
         tools=[{**TOOL, "defer_loading": True, "novel": 3}],
-        thinking={"type": "adaptive", "budget_tokens": 2048},
+        thinking={"type": "adaptive", "budget_tokens": 2048, "display": "updates"},
         output_config={"effort": "high"},
         context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
         service_tier="auto",
@@ -206,7 +206,15 @@ def test_what_has_no_effect_is_reported():
     assert set(reported) == {
         *("messages[0].content[0].cache_control", "messages[0].content[0].novel", "messages[0].novel"),
         *("system[0].cache_control", "tools[0].defer_loading", "tools[0].novel"),
-        *("thinking.type", "thinking.budget_tokens", "output_config.effort", "context_management", "speed", "novel"),
+        *(
+            "thinking.type",
+            "thinking.display",
+            "thinking.budget_tokens",
+            "output_config.effort",
+            "context_management",
+            "speed",
+            "novel",
+        ),
     }
     assert prompt.variables == {}
 
@@ -223,6 +231,8 @@ def test_thinking_and_effort_reach_a_template_that_reads_them(monkeypatch):
         for kind, expected in (("enabled", True), ("adaptive", True), ("between_tools", True), ("disabled", False)):
             prompt, reported = converted(template=given, thinking={"type": kind})
             assert (prompt.variables, reported) == ({switch: expected}, ())
+        prompt, reported = converted(template=given, thinking={"type": "of_next_year"})
+        assert (prompt.variables, reported) == ({}, ("thinking.type",))
         own = converted(template=given, thinking={"type": "enabled"}, chat_template_kwargs={switch: False})[0]
         assert own.variables == {switch: False}
         for effort, expected in (("low", "low"), ("high", "high"), ("xhigh", "high"), ("max", "high")):
