@@ -18,6 +18,7 @@ from serving.http.responses_models import (
     MAX_METADATA_VALUE,
     VERBOSITIES,
     ResponsesRequest,
+    ResponseTokensRequest,
 )
 from serving.http.responses_tools import FunctionName
 from serving.http.truncation import shortened
@@ -70,22 +71,44 @@ def to_requests(
     if request.max_output_tokens is not None:
         given["max_tokens"] = request.max_output_tokens
     _check_include(request, given)
-    if request.truncation not in (None, "auto", "disabled"):
-        raise InvalidRequest("truncation", request.truncation, "it must be auto or disabled")
+    _check_truncation(request)
     if request.store and not turn.can_keep:
         ignored.without_effect("store", True, NO_STORE)
     choice = structured.tool_choice(request)
     form = structured.writing_calls(form, choice)
+    prompt = _prompt(request, context, form, turn)
+    calls = structured.tool_rules(request, choice, prompt.tools)
+    if request.truncation == "auto" and "truncate_prompt_tokens" not in given:
+        prompt = shortened(prompt, context, given.get("max_tokens"))
+    return [of_chat(request, prompt, given, context, form, calls)]
+
+
+def to_prompt(
+    request: ResponseTokensRequest, context: ModelContext, form: OutputParserNames, turn: ResponseTurn
+) -> ChatPrompt:
+    """What a request with these fields would ask. Raises InvalidRequest, or ApiError where a response is not kept."""
+    _check_truncation(request)
+    prompt = _prompt(request, context, structured.writing_calls(form, structured.tool_choice(request)), turn)
+    return shortened(prompt, context, None) if request.truncation == "auto" else prompt
+
+
+def _prompt(
+    request: ResponsesRequest | ResponseTokensRequest,
+    context: ModelContext,
+    form: OutputParserNames,
+    turn: ResponseTurn,
+) -> ChatPrompt:
     offered = offered_tools(request, form)
-    calls = structured.tool_rules(request, choice, offered)
     effort = None if request.reasoning is None else request.reasoning.effort
     variables = with_effort(request.chat_template_kwargs, "reasoning.effort", effort, context, form)
     if request.text is not None and request.text.verbosity is not None:
         variables = _with_verbosity(variables, request.text.verbosity, context)
-    prompt = ChatPrompt(_messages(request, turn), offered, variables=variables)
-    if request.truncation == "auto" and "truncate_prompt_tokens" not in given:
-        prompt = shortened(prompt, context, given.get("max_tokens"))
-    return [of_chat(request, prompt, given, context, form, calls)]
+    return ChatPrompt(_messages(request, turn), offered, variables=variables)
+
+
+def _check_truncation(request: ResponsesRequest | ResponseTokensRequest) -> None:
+    if request.truncation not in (None, "auto", "disabled"):
+        raise InvalidRequest("truncation", request.truncation, "it must be auto or disabled")
 
 
 def _check_include(request: ResponsesRequest, given: dict[str, Any]) -> None:
@@ -120,7 +143,7 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
             raise InvalidRequest("metadata", f"a pair of {len(key)} and {len(value)} characters", allowed)
 
 
-def _messages(request: ResponsesRequest, turn: ResponseTurn) -> list[dict[str, Any]]:
+def _messages(request: ResponsesRequest | ResponseTokensRequest, turn: ResponseTurn) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if request.instructions:
         messages.append({"role": "system", "content": request.instructions})
