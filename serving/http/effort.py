@@ -41,7 +41,7 @@ def with_effort(
         raise InvalidRequest(name, effort, f"chat_template_kwargs has the {EFFORT} {known[EFFORT]!r}; give one of them")
     tokenizer = context.tokenizer
     taken = None if tokenizer is None else known_effort(tokenizer, effort, harmony=form.is_harmony)
-    meant = {} if taken is None else {EFFORT: taken}
+    meant: dict[str, Any] = {} if taken is None else {EFFORT: taken}
     if template_reads(THINKING, tokenizer):
         meant[THINKING] = effort != "none"
     if not meant:

@@ -20,7 +20,10 @@ def events_of(response: Mapping[str, Any]) -> list[dict[str, Any]]:
         "completed_at": None,
         "incomplete_details": None,
     }
-    events = [{"type": kind, "response": begun} for kind in ("response.created", "response.in_progress")]
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": begun},
+        {"type": "response.in_progress", "response": begun},
+    ]
     for index, item in enumerate(response["output"]):
         events += _of_item(index, item)
     events.append({"type": f"response.{status}", "response": response})
@@ -30,7 +33,7 @@ def events_of(response: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _of_item(index: int, item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     where = {"item_id": item["id"], "output_index": index}
     parts = item.get("content")
-    empty = {"arguments": ""} if parts is None else {"content": []}
+    empty: dict[str, Any] = {"arguments": ""} if parts is None else {"content": []}
     yield {
         "type": "response.output_item.added",
         "output_index": index,
@@ -49,7 +52,7 @@ def _of_item(index: int, item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _of_part(where: Mapping[str, Any], part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     kind, text = _TEXTS[part["type"]], part["text"]
     logprobs = {"logprobs": part["logprobs"]} if "logprobs" in part else {}
-    nothing = {"logprobs": []} if logprobs else {}
+    nothing: dict[str, Any] = {"logprobs": []} if logprobs else {}
     yield {"type": "response.content_part.added", **where, "part": {**part, "text": "", **nothing}}
     if text:
         yield {"type": kind + ".delta", **where, "delta": text, **logprobs}
