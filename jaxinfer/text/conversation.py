@@ -326,6 +326,7 @@ def _with_naming_ids(messages: Sequence[Message]) -> list[Message]:
     ids that results name. A result without one is of the first call that has none yet."""
     result: list[Message] = []
     new: dict[Any, str] = {}
+    count = 0
     open_calls: list[str] = []
     for message in messages:
         if message["role"] == "tool":
@@ -339,8 +340,10 @@ def _with_naming_ids(messages: Sequence[Message]) -> list[Message]:
         for call in message.get("tool_calls", ()):
             function = call.get("function")
             name = function.get("name") if isinstance(function, dict) else None
-            open_calls.append(f"functions.{name}:{len(new)}")
-            new[call.get("id", len(new))] = open_calls[-1]
+            open_calls.append(f"functions.{name}:{count}")
+            count += 1
+            if call.get("id") is not None:
+                new[call["id"]] = open_calls[-1]
             calls.append({**call, "id": open_calls[-1]})
         result.append({**message, "tool_calls": calls} if calls else message)
     return result

@@ -7,7 +7,7 @@ import io
 import os
 import queue
 import threading
-from typing import TextIO
+from typing import TextIO, cast
 
 _MAX_QUEUED = 10_000  # texts; what comes behind them is lost
 _SECONDS = 3.0  # that the end waits for a reader
@@ -22,7 +22,7 @@ def patient(stream: TextIO) -> TextIO:
         stream.fileno()
     except (OSError, ValueError, AttributeError):
         waits = False
-    return PatientStream(stream) if waits else stream
+    return cast(TextIO, PatientStream(stream)) if waits else stream
 
 
 class PatientStream(io.TextIOBase):
