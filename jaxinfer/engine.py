@@ -17,7 +17,8 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from jaxinfer.constraints.matching import ConstraintError, Guide
+from jaxinfer.constraints.guide import Guide
+from jaxinfer.constraints.matching import ConstraintError
 from jaxinfer.engine_parts import ExpertLoads, Grammars, Inbox, LateStep, PendingStep, StepRunner, WarmUp
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.expert_load import ExpertLoad
@@ -285,12 +286,16 @@ class EngineLoop:
         matching = self._matching
         if matching is not None and matching.holds(submit.request_id):
             post(Rejected(submit.request_id, "duplicate", f"request id {submit.request_id!r} is in use"))
-        elif not submit.constraint:
+        elif not submit.guided:
             self._add(submit, (), post)
         elif matching is None:
             post(Rejected(submit.request_id, "invalid", "this engine has no structured output"))
         else:
-            guides = matching.begin(submit)
+            try:
+                guides = matching.begin(submit)
+            except ConstraintError as error:
+                post(Rejected(submit.request_id, "invalid", str(error)))
+                return
             if guides is not None:
                 self._add(submit, guides, post)
 

@@ -15,9 +15,26 @@ from jaxinfer.sampling_params import MAX_LOGPROBS, SamplingParams
 
 NO_LOGITS = "the model's logits are not numbers (NaN) for this request, so that no token can be chosen"
 NO_TOKEN_LEFT = (
-    "no token can be chosen: the request's other fields (allowed_token_ids, bad_token_ids, logit_bias ...) forbid all "
-    "that its structured output lets through, or the model's logits are not numbers (NaN)"
+    "no token can be chosen: the request's other fields (allowed_token_ids, bad_token_ids, bad_words, logit_bias ...) "
+    "forbid all that its structured output lets through, or the model's logits are not numbers (NaN)"
 )
+
+
+class ThinkingBudget(NamedTuple):
+    """How long each answer to a request may reason; then it is closed.
+
+    tokens: the most, tags not counted. begun: the answer begins inside the reasoning. opens, closes: the format's tags,
+    in UTF-8. closing: the tokens that are put in where the model does not close it. channel: of formats whose answers
+    are messages (Harmony), what stands before the name of a message's channel: reasoning may come again then, and
+    counts on; `opens` begin with it. b"" where it comes once, at the beginning.
+    """
+
+    tokens: int
+    begun: bool
+    opens: tuple[bytes, ...]
+    closes: tuple[bytes, ...]
+    closing: tuple[int, ...]
+    channel: bytes = b""
 
 
 class Submit(NamedTuple):
@@ -28,6 +45,8 @@ class Submit(NamedTuple):
     reads an answer before its end, most of the work for a token is telling of it.
     constraint: a grammar, as llguidance's LLMatcher takes it, that every token of every answer must be let through by;
     "" for none.
+    thinking: how long the answers may reason; None for as long as they like.
+    bad_words: sequences of two tokens or more that no answer may hold.
     """
 
     request_id: str
@@ -41,6 +60,13 @@ class Submit(NamedTuple):
     weight: float = 1.0
     interval: int = 1
     constraint: str = ""
+    thinking: ThinkingBudget | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def guided(self) -> bool:
+        """Whether it is said from token to token what may come next."""
+        return bool(self.constraint or self.bad_words or self.thinking is not None)
 
 
 class Abort(NamedTuple):
@@ -100,7 +126,8 @@ class SequenceOutput(NamedTuple):
     none when it finished without one (abort, error). logprobs: an entry for each of them, None where the request asks
     for none.
 
-    "error" ends all sequences of a request at once, for the reason that `message` says.
+    "error" ends all sequences of a request at once, for the reason that `message` says. All but `NO_LOGITS` lie in what
+    the request asks for.
     """
 
     request_id: str

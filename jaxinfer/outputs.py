@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from jaxinfer.messages import PromptScored, SequenceOutput, TokenLogprobs
+from jaxinfer.errors import InvalidRequest
+from jaxinfer.messages import NO_LOGITS, PromptScored, SequenceOutput, TokenLogprobs
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.text import (
     AnswerReading,
@@ -296,3 +297,12 @@ def _stops(params: SamplingParams, reading: AnswerReading | None) -> AnswerStops
         return None
     stops = StopStrings(stop_automaton(params.stop), include_stop_str_in_output=params.include_stop_str_in_output)
     return AnswerStops(stops, None if reading is None else reading.splitter(), opened=not params.min_tokens)
+
+
+def fault_of(streams: Mapping[str, RequestStream], request_id: str, message: str) -> Exception:
+    """What the engine says of one of a call's prompts."""
+    name, prompt = f"prompts[{list(streams).index(request_id)}]", streams[request_id].result
+    if message == NO_LOGITS:
+        return RuntimeError(f"{name}: {message}")
+    shown = f"{len(prompt.prompt_token_ids)} tokens" if prompt.prompt is None else prompt.prompt
+    return InvalidRequest(name, shown, message)

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from jaxinfer.constraints.budget import thinking_budget
 from jaxinfer.constraints.calls import ToolRules
 from jaxinfer.constraints.constraint import constrained
 from jaxinfer.errors import Gathering, InvalidRequest, PromptTooLong, TooManyTokens, one_of
@@ -22,9 +23,9 @@ from jaxinfer.outputs import prompt_end_of
 from jaxinfer.sampling_params import FIELDS, SamplingParams, as_token_ids
 from jaxinfer.text import AnswerReading, PromptEnd, Tokenizer, stop_automaton
 from serving.access.caller import Caller
-from serving.bad_words import with_bad_words
+from serving.bad_words import bad_sequences, with_bad_words
 from serving.errors import Refusal
-from serving.sizes import check_size, too_many_characters, too_many_tokens
+from serving.sizes import check_size, fit_context, too_many_characters, too_many_tokens
 
 MAX_REQUEST_ID = 128  # characters
 MAX_CACHE_SALT = 256  # characters
@@ -202,17 +203,19 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
     limit = params.prompt_limit(context.info.max_model_len)
     ids = encode_prompt(prompt, context, limit, must_fit=True, keeps_beginning=request.keeps_beginning)
     asked_tokens = params.max_tokens
-    params = _fit_context(params, len(ids), context)
+    params = fit_context(params, len(ids), context.info)
     seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
     tokenizer, text = context.tokenizer, prompt.text if isinstance(prompt, TextPrompt) else None
     if request.shows_prompt and tokenizer is not None and (text is None or params.truncate_prompt_tokens is not None):
         text = tokenizer.decode(ids, skip_special_tokens=params.skip_special_tokens)
     stop_automaton(params.stop)  # made here, which for a long request is beside the event loop
     reading = None if request.reading is None or tokenizer is None else request.reading(tokenizer, ids)
+    thinking = thinking_budget(params.thinking_token_budget, reading, tokenizer, ids)
     constraint, reading = constrained(params.structured_outputs, request.calls, reading, tokenizer)
-    params = params.with_changes(structured_outputs=None)  # the engine is told by the constraint alone
+    params = params.with_changes(structured_outputs=None, thinking_token_budget=None)  # it is told by the two alone
+    submit = Submit(request_id, ids, params, seed, request.priority, 0.0, request.cache_salt, constraint=constraint)
     return PreparedRequest(
-        Submit(request_id, ids, params, seed, request.priority, 0.0, request.cache_salt, constraint=constraint),
+        submit._replace(thinking=thinking, bad_words=bad_sequences(request.bad_words, tokenizer)),
         text,
         request.final_only,
         request.kept_tokens,
@@ -299,25 +302,6 @@ def _with_others(error: InvalidRequest, given: Mapping[str, Any], context: Model
         with gathering:
             _params({"max_tokens": None, name: value}, context)
     return one_of(gathering.faults or [error])
-
-
-def _fit_context(params: SamplingParams, prompt_len: int, context: ModelContext) -> SamplingParams:
-    """Resolves max_tokens: at most what context and pool leave, as in vLLM's get_max_tokens, for clients send the most
-    that they would take. min_tokens is a promise and does not shrink."""
-    context_len = context.info.max_model_len
-    if not prompt_len:
-        raise InvalidRequest("prompt", "", "it must hold at least one token")
-    room = context_len - prompt_len
-    if room < 1:
-        raise too_many_tokens(prompt_len, context_len)
-    if params.min_tokens > room:
-        allowed = f"with a prompt of {prompt_len} tokens at most {room} fit the context of {context_len}"
-        raise InvalidRequest("min_tokens", params.min_tokens, allowed)
-    # A pool that cannot hold the prompt is the engine's to refuse.
-    fits_pool = context.info.pool_length - prompt_len
-    left = min(room, fits_pool) if fits_pool >= max(1, params.min_tokens) else room
-    wanted = left if params.max_tokens is None else min(params.max_tokens, left)
-    return params.with_changes(max_tokens=wanted)
 
 
 def refuse_too_long(prompt: Prompt, context: ModelContext) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxinfer.errors import InvalidRequest
+from jaxinfer.messages import EngineInfo
+from jaxinfer.sampling_params import SamplingParams
 
 MAX_NESTING = 32  # objects and lists within each other, in a schema or a variable
 
@@ -40,3 +42,22 @@ def too_many_characters(characters: int, allowed: int, context_len: int) -> Inva
     """Of a prompt."""
     most = f"the context of {context_len} tokens stands for at most {allowed}, with room for one more token"
     return InvalidRequest("prompt", f"{characters} characters", most)
+
+
+def fit_context(params: SamplingParams, prompt_len: int, info: EngineInfo) -> SamplingParams:
+    """Resolves max_tokens: at most what context and pool leave, as in vLLM's get_max_tokens, for clients send the most
+    that they would take. min_tokens is a promise and does not shrink."""
+    context_len = info.max_model_len
+    if not prompt_len:
+        raise InvalidRequest("prompt", "", "it must hold at least one token")
+    room = context_len - prompt_len
+    if room < 1:
+        raise too_many_tokens(prompt_len, context_len)
+    if params.min_tokens > room:
+        allowed = f"with a prompt of {prompt_len} tokens at most {room} fit the context of {context_len}"
+        raise InvalidRequest("min_tokens", params.min_tokens, allowed)
+    # A pool that cannot hold the prompt is the engine's to refuse.
+    fits_pool = info.pool_length - prompt_len
+    left = min(room, fits_pool) if fits_pool >= max(1, params.min_tokens) else room
+    wanted = left if params.max_tokens is None else min(params.max_tokens, left)
+    return params.with_changes(max_tokens=wanted)

@@ -136,7 +136,10 @@ class Books:
     def _fail(self, sequence: Sequence) -> list[SequenceOutput]:
         """Ends a request of which a sequence has no token to go on with. What it computed may not be a number in any of
         its pages, so nobody gets them as a prefix."""
-        request, message = sequence.request, NO_LOGITS if sequence.guide is None else NO_TOKEN_LEFT
+        request, params = sequence.request, sequence.request.params
+        guide = sequence.guide
+        forbids = guide is not None and (guide.forbids or params.has_bias)
+        message = NO_TOKEN_LEFT if forbids else NO_LOGITS
         for each in request.live_sequences:
             self.kv.withdraw(each)
         return [self._end(each, "error", message) for each in request.live_sequences]
@@ -153,11 +156,15 @@ class Books:
         account = self._finish(sequence)
         return SequenceOutput(request_id, sequence.index, untold, None, reason, None, cached, account, message)
 
+    def _let_go(self, sequence: Sequence) -> None:
+        """Nothing leads it any more."""
+        self._guided -= sequence.guide is not None
+        sequence.guide = None
+
     def _finish(self, sequence: Sequence) -> SequenceAccount:
         """Ends a live sequence wherever it is; what it took."""
         account = sequence.account
-        self._guided -= sequence.guide is not None
-        sequence.guide = None
+        self._let_go(sequence)
         sequence.finished = True
         sequence.run_epoch += 1
         self.kv.release(sequence)

@@ -20,6 +20,7 @@ class Guide(Protocol):
 
     error: str  # why it lets nothing through any more; "" while it does
     forced: deque[int]  # what comes next whatever the model says, as far as it is known
+    forbids: bool  # whether it can leave no token, without an error of its own
 
     def accept(self, token: int) -> None:
         """The sequence's next token."""
@@ -28,6 +29,11 @@ class Guide(Protocol):
     @property
     def complete(self) -> bool:
         """Whether nothing may follow."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether anything may follow, to the end, so that nobody need ask any more."""
         ...
 
     def ends(self, token: int) -> bool:

@@ -274,6 +274,8 @@ class Scheduler(Books):
             if total >= sequence.max_total:
                 reason = "length"
                 break
+        if guide is not None and guide.done:
+            self._let_go(sequence)
         self.stats.generated_tokens += total - known
         return total - known, reason, stop_token
 

@@ -28,7 +28,7 @@ MAX_USER = 512  # characters
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # OpenAI's, and Anthropic's
 EFFORT = "How much the model reasons, where its chat template asks; gpt-oss knows low, medium and high"
 _TEMPLATE = "Name of one of the model's chat templates; with --trust-request-chat-template also a template (Jinja)"
-_BUDGET = "nothing ends a model's reasoning but the model: max_completion_tokens counts it"
+_BUDGET = "The most tokens that an answer may reason; then its reasoning is closed. 0: none. For models that reason"
 _TEXT = {"type": "string"}  # an empty one is a prompt where the tokenizer adds a token of its own
 _TOKEN_ID = {"type": "integer", "minimum": 0}
 
@@ -143,9 +143,7 @@ class TextSampling(Sampling, kw_only=True):
         str | None,
         _doc("With truncate_prompt_tokens: left cuts the beginning off, right the end", enum=["left", "right", None]),
     ] = None
-    bad_words: Annotated[
-        list[str] | None, _as("Words of one token each that are never generated", _list({"type": "string"}))
-    ] = None
+    bad_words: Annotated[list[str] | None, _as("Words that are never generated", _list({"type": "string"}))] = None
     stream_interval: Annotated[
         int | None, _doc("With stream: tokens that an event has at least, behind the first", minimum=1)
     ] = None
@@ -224,7 +222,7 @@ class ChatRequest(TextSampling, kw_only=True):
         dict[str, Any] | None, _no_effect("what the answer may be makes it no faster here; it changes no answer", {})
     ] = None
     reasoning_effort: Annotated[str | None, _doc(EFFORT, enum=[*EFFORTS, None])] = None
-    thinking_token_budget: Annotated[int | None, _no_effect(_BUDGET)] = None
+    thinking_token_budget: Annotated[int | None, _doc(_BUDGET, minimum=0)] = None
     verbosity: Annotated[
         str | None, _no_effect("chat templates have no word for it: ask for short answers in a message")
     ] = None

@@ -98,5 +98,6 @@ def test_field_numbers_of_requests_stay():
         "skip_special_tokens",
         "truncate_prompt_tokens",
         "structured_outputs",
+        "thinking_token_budget",
     ]
-    assert [f.number for f in sorted(sampling, key=lambda f: f.number)] == list(range(1, 24))
+    assert [f.number for f in sorted(sampling, key=lambda f: f.number)] == list(range(1, 25))

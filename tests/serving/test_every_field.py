@@ -66,6 +66,7 @@ VALUES = {
     "sampling.bad_token_ids": [9],
     "sampling.skip_special_tokens": False,
     "sampling.truncate_prompt_tokens": 1,
+    "sampling.thinking_token_budget": 3,
     "sampling.structured_outputs.json": '{"type": "object"}',
     "sampling.structured_outputs.regex": "[a-z]+",
     "sampling.structured_outputs.choice.choices": ["yes", "no"],
@@ -81,6 +82,7 @@ _ALONE = "structured_outputs is []"
 REFUSED = {
     "model": "model is 'another'",
     "chat.template": "template is 'unheard-of'",
+    "sampling.thinking_token_budget": "thinking_token_budget is 3; this model's answers are not known to have",
     "sampling.structured_outputs.disable_any_whitespace": _ALONE,
     "sampling.structured_outputs.disable_additional_properties": _ALONE,
     "sampling.structured_outputs.whitespace_pattern": _ALONE,

@@ -117,6 +117,7 @@ FAKED = {
     "responses": {"include_reasoning": False, "parallel_tool_calls": False},
 }
 ENGINE = {"priority": -3}
+REASONS = {"chat": {"thinking_token_budget": 5}}  # the engine is told of these, by servers of models that reason
 # These make a grammar of the answer, which the engine is told.
 FORM = {
     "structured_outputs": {"regex": "[a-z]+"},
