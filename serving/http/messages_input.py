@@ -25,7 +25,11 @@ from serving.http.models import MAX_USER
 from serving.http.thinking_signature import thinking_of
 from serving.request import MAX_MESSAGES, ChatPrompt, GenerationRequest, ModelContext, check_count
 
-NAMES = {"prompt": "messages", "template_variables": "chat_template_kwargs"}
+NAMES = {
+    "thinking_token_budget": "thinking.budget_tokens",
+    "prompt": "messages",
+    "template_variables": "chat_template_kwargs",
+}
 _ROLES = ("user", "assistant", "system")
 _THINKING = ("enabled", "adaptive", "between_tools", "disabled")
 _PROVIDERS = "it belongs to a tool that the model's provider ran, of which this model was not told"
@@ -64,6 +68,7 @@ def to_requests(request: MessagesRequest, context: ModelContext, form: OutputPar
     if request.stop_sequences:
         given["stop"] = (*given.get("stop", ()), *request.stop_sequences)
     given |= _form_of(request)
+    given |= _budget(request, form)
     user = None if request.metadata is None else request.metadata.user_id
     if user is not None and len(user) > MAX_USER:
         raise InvalidRequest("metadata.user_id", user, f"at most {MAX_USER} characters are allowed")
@@ -84,6 +89,17 @@ def _refuse_thread(request: MessagesRequest) -> None:
     fault = InvalidRequest("thread", request.thread, "it must be null: send the whole conversation with each request")
     details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
     raise ApiError(400, str(fault), param="thread", reason=fault.allowed, details=details)
+
+
+def _budget(request: MessagesRequest, form: OutputParserNames) -> dict[str, Any]:
+    thinking = request.thinking
+    if thinking is None or thinking.budget_tokens is None:
+        return {}
+    if thinking.type == "enabled" and form.reasoning != "none":
+        return {"thinking_token_budget": thinking.budget_tokens}
+    why = "it belongs to the type enabled, and to models whose reasoning is known"
+    ignored.without_effect("thinking.budget_tokens", thinking.budget_tokens, why)
+    return {}
 
 
 def _form_of(request: MessagesRequest) -> dict[str, Any]:

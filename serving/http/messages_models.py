@@ -37,7 +37,9 @@ class Thinking(Struct, kw_only=True, forbid_unknown_fields=True):
             "has such a variable; others are reported"
         ),
     ]
-    budget_tokens: Annotated[int | None, no_effect("a model reasons as long as it wants, within max_tokens")] = None
+    budget_tokens: Annotated[
+        int | None, doc("With the type enabled: the most tokens that an answer may reason, where the model reasons")
+    ] = None
     display: Annotated[
         str | None,
         doc(

@@ -38,6 +38,22 @@ def converted(
     return generation.prompt, found.names
 
 
+def test_a_budget_is_that_of_models_that_reason():
+    for form, kind, told in (
+        (OutputParserNames("hermes", "think"), "enabled", True),
+        (OutputParserNames("harmony", "harmony"), "enabled", True),
+        (OutputParserNames("hermes", "think"), "disabled", False),
+        (HERMES._replace(reasoning="none"), "enabled", False),
+    ):
+        spoken: Any = {"info": None, "name": "m", "tokenizer": tokenizer(), "defaults": {}}
+        body = {"max_tokens": 8, "messages": [USER], "thinking": {"type": kind, "budget_tokens": 1024}}
+        with ignored.collecting("report") as found:
+            request = decode(msgspec.json.encode(body), MessagesRequest)
+            (generation,) = messages_input.to_requests(request, ModelContext(**spoken, draw_seed=lambda: 0), form)
+        assert generation.sampling.get("thinking_token_budget") == (1024 if told else None)
+        assert ("thinking.budget_tokens" in found.names) != told
+
+
 def messages(*turns: dict[str, Any], **body: Any) -> list[Any]:
     return list(converted(messages=list(turns), **body)[0].messages)
 
