@@ -110,4 +110,20 @@ def errors_have_their_classes():
         raise AssertionError("max_tokens 0 was taken")
 
 
+@case
+def a_tool_runner():
+    """It would have the server hold the conversation, and must send the whole of it."""
+
+    @anthropic.beta_tool
+    def get_weather(city: str, days: int) -> str:
+        """The weather of a city."""
+        return f"rain in {city} for {days} days"
+
+    run = scripted.beta.messages.tool_runner(model="any", messages=ASK, max_tokens=400, tools=[get_weather])
+    turns = list(run)
+    assert [turn.stop_reason for turn in turns] == ["tool_use", "end_turn"], turns
+    assert turns[1].content[0].text == "done"
+    assert turns[1].usage.input_tokens > turns[0].usage.input_tokens
+
+
 finish()

@@ -13,6 +13,7 @@ from jaxinfer.config import ConfigError
 from jaxinfer.errors import BAD_INPUT, ChatMessageError, ChatTemplateError, InvalidRequest, StopStringError
 from jaxinfer.sampling_params import check_token_ids
 from jaxinfer.text.answers import OutputParserNames, check_parser_names, output_parser_names
+from serving.access.caller import CALLER
 from serving.errors import Refusal
 from serving.frontend.frontend import Frontend, Prepare
 from serving.http import chat, chat_input, convert, messages_input, responses_input, structured
@@ -37,7 +38,7 @@ from serving.http.reply import Reply
 from serving.http.response_store import ResponseStore, StoreLimits
 from serving.http.response_turn import ResponseTurn
 from serving.http.responses import ResponsesReply
-from serving.http.responses_models import ResponsesRequest
+from serving.http.responses_models import ResponsesRequest, ResponseTokensRequest
 from serving.http.sessions import with_session
 from serving.observing.record import NOWHERE, Origin
 from serving.request import (
@@ -60,7 +61,7 @@ _CONSTRAINING = (b"response_format", b"structured_outputs", b'"strict"', b'"tool
 RENDER = "/render"  # behind the path of an endpoint that generates
 _OF_CHATS = ("tools", "add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
 _TOKENIZE_NAMES = {"template": "chat_template", "template_variables": "chat_template_kwargs"}
-COUNT_TOKENS = MESSAGES + "/count_tokens"
+COUNT_TOKENS, INPUT_TOKENS = MESSAGES + "/count_tokens", RESPONSES + "/input_tokens"
 _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input", MESSAGES: "messages"}
 
 
@@ -223,7 +224,22 @@ class Api:
     async def count_tokens(self, body: Body) -> TextReply:
         return await self._text(body, MessageTokensRequest, lambda given, model: _count_tokens(given, model, self.form))
 
-    async def _text(self, body: Body, kind: type[T], work: Callable[[T, ModelContext], dict[str, Any]]) -> TextReply:
+    async def count_input_tokens(self, body: Body) -> TextReply:
+        turn = ResponseTurn(self.responses, CALLER.get().tenant)
+
+        def counted(given: ResponseTokensRequest, model: ModelContext) -> dict[str, Any]:
+            check_model(given.model or "", model)
+            with convert.in_names_of_the_client(responses_input.NAMES):
+                prompt = responses_input.to_prompt(given, model, self.form, turn)
+                return {"object": "response.input_tokens", "input_tokens": len(encode_prompt(prompt, model))}
+
+        return await self._text(body, ResponseTokensRequest, counted, turn.size_of_named(body))
+
+    async def _text(
+        self, body: Body, kind: type[T], work: Callable[[T, ModelContext], dict[str, Any]], more: int = 0
+    ) -> TextReply:
+        """more: bytes of work besides the body's."""
+
         def done(model: ModelContext) -> TextReply:
             with collecting(self.config.unknown_fields) as ignored:
                 try:
@@ -231,12 +247,14 @@ class Api:
                 except ApiError as error:
                     raise every_fault(body, kind, error, lambda _: None) from error
 
-        return await self._run(body, done)
+        return await self._run(body, done, more=more)
 
-    async def _run(self, body: Body, done: Callable[[ModelContext], TextReply], prompt: str | None = None) -> TextReply:
+    async def _run(
+        self, body: Body, done: Callable[[ModelContext], TextReply], prompt: str | None = None, more: int = 0
+    ) -> TextReply:
         """prompt: the field that the client has its text in."""
         try:
-            reply = await self.frontend.run(_cost(body), done)
+            reply = await self.frontend.run(_cost(body) + more, done)
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error, prompt) from error
         self.frontend.recorder.ignored(reply.ignored.counts)

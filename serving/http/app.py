@@ -20,7 +20,17 @@ from starlette.routing import Route
 
 from serving import garbage, json_text
 from serving.errors import Refusal, RequestError
-from serving.http.api import CHAT, COMPLETIONS, COUNT_TOKENS, ENDPOINTS, RENDER, Api, TextReply, as_api_error
+from serving.http.api import (
+    CHAT,
+    COMPLETIONS,
+    COUNT_TOKENS,
+    ENDPOINTS,
+    INPUT_TOKENS,
+    RENDER,
+    Api,
+    TextReply,
+    as_api_error,
+)
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.decode import Body
 from serving.http.envelope import CorsConfig, enveloped
@@ -58,6 +68,7 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
     routes += [
         Route("/tokenize", Answer(api, reader, "/tokenize", api.tokenize), methods=["POST"]),
         Route("/detokenize", Answer(api, reader, "/detokenize", api.detokenize), methods=["POST"]),
+        Route(INPUT_TOKENS, Answer(api, reader, INPUT_TOKENS, api.count_input_tokens), methods=["POST"]),
         *responses_routes(api),
         Route(COUNT_TOKENS, Answer(api, reader, COUNT_TOKENS, api.count_tokens), methods=["POST"]),
         Route("/v1/models", information.models, methods=["GET"]),

@@ -23,12 +23,13 @@ from jaxinfer.text.answers import (
 )
 from serving.http import chat_input, convert, responses_tools, structured
 from serving.http.answers import GrowingAnswer, kept_tokens, new_call_id
+from serving.http.effort import with_effort
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs, named_tokens, prompt_logprobs
 from serving.http.models import ChatRequest, Sampling
 from serving.http.parts import Part
 from serving.http.reply import DONE, Reply, StreamUsage, sse
-from serving.http.responses_models import ResponsesRequest
+from serving.http.responses_models import ResponsesRequest, ResponseTokensRequest
 from serving.http.tokens import ShownTokens, Token
 from serving.pace import Pace
 from serving.request import ChatPrompt, GenerationRequest, ModelContext
@@ -71,7 +72,7 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
     form = structured.writing_calls(form, choice)
     offered = offered_tools(request, form)
     effort = request.reasoning_effort
-    variables = convert.with_effort(request.chat_template_kwargs, "reasoning_effort", effort, context, form)
+    variables = with_effort(request.chat_template_kwargs, "reasoning_effort", effort, context, form)
     if request.documents is not None:
         variables["documents"] = request.documents
     calls = structured.tool_rules(request, choice, offered)
@@ -95,12 +96,14 @@ def of_chat(
     return convert.generation(request, prompt, given, kept_tokens=kept, reading=reading, calls=calls)
 
 
-def offered_tools(request: ChatRequest | ResponsesRequest, form: OutputParserNames) -> list[dict[str, Any]] | None:
+def offered_tools(
+    request: ChatRequest | ResponsesRequest | ResponseTokensRequest, form: OutputParserNames
+) -> list[dict[str, Any]] | None:
     """The tools that the model gets to see: none where it must not call any. Raises InvalidRequest. An empty list of
     tools is one: clients send it with their usual tool_choice."""
-    if request.tools is None and request.tool_choice not in (None, "none"):
+    if request.tools is None and request.tool_choice not in (None, "none", "auto"):
         raise InvalidRequest("tool_choice", request.tool_choice, "it needs tools")
-    flat = isinstance(request, ResponsesRequest)
+    flat = isinstance(request, ResponsesRequest | ResponseTokensRequest)
     tools = responses_tools.functions(request.tools) if flat else chat_input.tools(request.tools)
     if not tools or request.tool_choice == "none":
         return None

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from jaxinfer.constraints.params import FIELD
-from jaxinfer.errors import ChatTemplateError, InvalidRequest
-from jaxinfer.text import Tokenizer
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import OutputParserNames
 from jaxinfer.text.conversation import of_another_modality
 from serving.cache_marks import MARK
@@ -21,18 +19,21 @@ from serving.http import convert, ignored, structured
 from serving.http.cache_control import CacheControl
 from serving.http.chat import of_chat
 from serving.http.chat_input import says_nothing
-from serving.http.messages_models import MessagesRequest, MessageTokensRequest
+from serving.http.effort import EFFORT, known_effort, thinking_switch
+from serving.http.errors import ApiError
+from serving.http.messages_models import MessagesRequest, MessageTokensRequest, Thinking
 from serving.http.messages_tools import offered_tools, tool_choice, tool_rules
 from serving.http.models import MAX_USER
 from serving.http.thinking_signature import thinking_of
 from serving.request import MAX_MESSAGES, ChatPrompt, GenerationRequest, ModelContext, check_count
 
-NAMES = {"prompt": "messages", "template_variables": "chat_template_kwargs"}
+NAMES = {
+    "thinking_token_budget": "thinking.budget_tokens",
+    "prompt": "messages",
+    "template_variables": "chat_template_kwargs",
+}
 _ROLES = ("user", "assistant", "system")
-# Variables of chat templates that turn reasoning on and off: Qwen's and GLM's, and Granite's and DeepSeek's.
-_SWITCHES = ("enable_thinking", "thinking")
-# Where a template does not know an effort, it gets the next one that it may know.
-_NEAREST = {"max": ("max", "xhigh", "high"), "xhigh": ("xhigh", "high"), "none": ("none", "minimal", "low")}
+_THINKING = ("enabled", "adaptive", "between_tools", "disabled")
 _PROVIDERS = "it belongs to a tool that the model's provider ran, of which this model was not told"
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
@@ -64,11 +65,13 @@ def names(request: MessagesRequest) -> dict[str, str]:
 
 def to_requests(request: MessagesRequest, context: ModelContext, form: OutputParserNames) -> list[GenerationRequest]:
     """Raises InvalidRequest."""
+    _refuse_thread(request)
     given = convert.sampling(request)
     given["max_tokens"] = request.max_tokens
     if request.stop_sequences:
         given["stop"] = (*given.get("stop", ()), *request.stop_sequences)
     given |= _form_of(request)
+    given |= _budget(request, form)
     user = None if request.metadata is None else request.metadata.user_id
     if user is not None and len(user) > MAX_USER:
         raise InvalidRequest("metadata.user_id", user, f"at most {MAX_USER} characters are allowed")
@@ -79,6 +82,27 @@ def to_requests(request: MessagesRequest, context: ModelContext, form: OutputPar
     form = structured.writing_calls(form, tool_choice(request))
     found = of_chat(request, prompt, given, context, form, tool_rules(request, prompt.tools))
     return [replace(found, user=found.user or user or "")]
+
+
+def _refuse_thread(request: MessagesRequest) -> None:
+    """Raises ApiError for a conversation that the server should hold: what follows would be half a conversation. The
+    details are those on which Anthropic's SDKs send the whole of it, without a thread, from then on."""
+    if request.thread is None:
+        return
+    fault = InvalidRequest("thread", request.thread, "it must be null: send the whole conversation with each request")
+    details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    raise ApiError(400, str(fault), param="thread", reason=fault.allowed, details=details)
+
+
+def _budget(request: MessagesRequest, form: OutputParserNames) -> dict[str, Any]:
+    thinking = request.thinking
+    if thinking is None or thinking.budget_tokens is None:
+        return {}
+    if thinking.type == "enabled" and form.reasoning != "none":
+        return {"thinking_token_budget": thinking.budget_tokens}
+    why = "it belongs to the type enabled, and to models whose reasoning is known"
+    ignored.without_effect("thinking.budget_tokens", thinking.budget_tokens, why)
+    return {}
 
 
 def _form_of(request: MessagesRequest) -> dict[str, Any]:
@@ -320,13 +344,25 @@ def _string(name: str, value: Any) -> str:
 # -- the template's variables -----------------------------------------------------------------------------------------
 
 
+def _is_known(thinking: Thinking) -> bool:
+    """Whether its type is one of those that say whether to reason. Clients send words that are newer than this server;
+    they are reported, as new fields are."""
+    if thinking.display not in (None, "summarized", "omitted"):
+        why = "it must be summarized or omitted: thinking comes as it is"
+        ignored.without_effect("thinking.display", thinking.display, why)
+    if thinking.type not in _THINKING:
+        why = f"it must be {', '.join(_THINKING[:-1])} or {_THINKING[-1]}"
+        ignored.without_effect("thinking.type", thinking.type, why)
+    return thinking.type in _THINKING
+
+
 def _variables(
     request: MessagesRequest | MessageTokensRequest, context: ModelContext, form: OutputParserNames
 ) -> dict[str, Any]:
     """What thinking and effort mean to the model's chat template. What it does not read is reported."""
     known = dict(request.chat_template_kwargs or {})
     tokenizer = context.tokenizer
-    if request.thinking is not None:
+    if request.thinking is not None and _is_known(request.thinking):
         wanted = request.thinking.type != "disabled"
         switch = None if tokenizer is None else thinking_switch(tokenizer)
         if switch is not None:
@@ -335,39 +371,11 @@ def _variables(
             why = "the model's chat template has no variable for it"
             ignored.without_effect("thinking.type", request.thinking.type, why)
     effort = None if request.output_config is None else request.output_config.effort
-    if effort is not None and convert.EFFORT not in known:
-        taken = None if tokenizer is None else known_effort(tokenizer, effort)
+    if effort is not None and EFFORT not in known:
+        taken = None if tokenizer is None else known_effort(tokenizer, effort, harmony=form.is_harmony)
         if taken is None:
-            why = f"the model's chat template reads no {convert.EFFORT}, or does not know this one"
+            why = f"the model's chat template reads no {EFFORT}, or does not know this one"
             ignored.without_effect("output_config.effort", effort, why)
         else:
-            known[convert.EFFORT] = taken
+            known[EFFORT] = taken
     return known
-
-
-@lru_cache(maxsize=8)
-def thinking_switch(tokenizer: Tokenizer) -> str | None:
-    """The variable with which the chat template turns reasoning on and off: what it writes says so."""
-    for name in _SWITCHES:
-        on, off = (_beginning(tokenizer, **{name: value}) for value in (True, False))
-        if on is not None and off is not None and on != off:
-            return name
-    return None
-
-
-@lru_cache(maxsize=64)
-def known_effort(tokenizer: Tokenizer, effort: str) -> str | None:
-    """The effort as the chat template takes it: itself, or the nearest that it does not refuse; None where it writes
-    the same for all."""
-    if not convert.template_reads(convert.EFFORT, tokenizer):
-        return None
-    found = (each for each in _NEAREST.get(effort, (effort,)) if _beginning(tokenizer, reasoning_effort=each))
-    return next(found, None)
-
-
-def _beginning(tokenizer: Tokenizer, **variables: Any) -> str | None:
-    """How a conversation begins with these variables; None where the template refuses them."""
-    try:
-        return tokenizer.render_chat([{"role": "user", "content": "?"}], **variables)
-    except ChatTemplateError:
-        return None

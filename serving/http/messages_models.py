@@ -31,13 +31,20 @@ _TOOL = schema_of(
 
 class Thinking(Struct, kw_only=True, forbid_unknown_fields=True):
     type: Annotated[
-        Literal["enabled", "adaptive", "between_tools", "disabled"],
-        doc("disabled turns the chat template's thinking off, the others turn it on, where it has such a variable"),
+        str,
+        doc(
+            "disabled turns the chat template's thinking off, enabled, adaptive and between_tools turn it on, where it "
+            "has such a variable; others are reported"
+        ),
     ]
-    budget_tokens: Annotated[int | None, no_effect("a model reasons as long as it wants, within max_tokens")] = None
+    budget_tokens: Annotated[
+        int | None, doc("With the type enabled: the most tokens that an answer may reason, where the model reasons")
+    ] = None
     display: Annotated[
-        Literal["summarized", "omitted"] | None,
-        doc("omitted: thinking blocks come without their text; summarized: with it, as it is"),
+        str | None,
+        doc(
+            "omitted: thinking blocks come without their text; else with it, as it is; others than summarized: reported"
+        ),
     ] = None
 
 
@@ -111,6 +118,7 @@ class MessagesRequest(Sampling, kw_only=True):
     context_management: Edits = None
     mcp_servers: Servers = None
     speed: Speed = None
+    thread: Annotated[dict[str, Any] | None, doc("Only null: the server holds no conversations", enum=[None])] = None
     container: Annotated[Any, no_effect("no code runs here")] = None
     inference_geo: Annotated[str | None, no_effect("the model runs where this server does")] = None
     service_tier: Annotated[

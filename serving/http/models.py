@@ -275,7 +275,7 @@ REFUSED: Mapping[str, Refused] = {
     "use_beam_search": Refused((False,), "beam search is not supported"),
     "length_penalty": Refused((1,), "it belongs to beam search, which is not supported"),
     "spaces_between_special_tokens": Refused((True,), "only true is supported"),
-    "suffix": Refused((), "filling in before a suffix is not supported"),
+    "suffix": Refused(("",), "filling in before a suffix is not supported"),
     "add_special_tokens": Refused((False,), "only false is supported: chat templates write the special tokens"),
     "echo": Refused((False,), "only completions echo their prompt"),
     "functions": Refused(([],), "it is replaced by tools"),

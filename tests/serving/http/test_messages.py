@@ -347,3 +347,30 @@ def test_what_an_agent_sends() -> None:
             assert all(f'"Tool{i}"' in shown for i in range(24))
 
     run(test())
+
+
+def test_a_thread_is_refused_so_that_clients_send_the_whole_conversation() -> None:
+    async def test() -> None:
+        async with http_serving(says("hi")) as s:
+            for thread in ({"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}):
+                response = await s.post(PATH, **BODY, thread=thread, unheard_of=1)
+                error = response.json()["error"]
+                assert (response.status_code, error["type"]) == (400, "invalid_request_error")
+                assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+                assert "thread is" in error["message"]
+            assert not s.grpc.received(Submit)
+            assert (await s.post(PATH, **BODY, thread=None)).status_code == 200
+
+    run(test())
+
+
+def test_a_word_that_is_none_of_a_few_is_answered_with_those() -> None:
+    async def test() -> None:
+        async with http_serving() as s:
+            response = await s.post(PATH, **BODY, output_config={"effort": "most"})
+            message = response.json()["error"]["message"]
+            assert message == (
+                "output_config.effort is 'most'; it must be high, low, max, medium, minimal, none or xhigh"
+            )
+
+    run(test())
