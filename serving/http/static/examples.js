@@ -16,8 +16,8 @@ const WEATHER = {
     description: "The weather in a city.",
     parameters: {
       type: "object",
-      properties: { city: { type: "string" }, unit: { enum: ["celsius", "fahrenheit"] } },
-      required: ["city", "unit"],
+      properties: { city: { type: "string" }, days: { type: "integer" } },
+      required: ["city"],
     },
   },
 };
@@ -25,6 +25,11 @@ const WEATHER = {
 export const EXAMPLES = [
   { shown: "What is 347 + 586?", asks: "What is 347 + 586?" },
   { shown: "Tell me a short story.", asks: "Tell me a short story." },
+  {
+    shown: "Reasoning: words from last to first",
+    asks: "Reverse the order of these words.\nriver, apple, moon, castle, garden",
+    values: { reasoning_effort: "medium" },
+  },
   {
     shown: "JSON: a name and an age",
     asks: "Ada is 36 years old.",

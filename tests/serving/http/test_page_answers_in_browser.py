@@ -111,7 +111,7 @@ def test_a_call_that_is_cut_is_no_part_of_the_conversation(visit):
         assert "tool_choice" not in body
 
 
-def test_examples_show_json_and_a_tool(visit):
+def test_examples_show_json_a_tool_and_reasoning(visit):
     with running(says("x"), **NAMES) as s:
         page = visit(s.url)
         setting(page, temperature=0)
@@ -122,6 +122,10 @@ def test_examples_show_json_and_a_tool(visit):
         assert "response_format" not in body
         assert body["tool_choice"] == "required"
         assert page.locator("[name=tool_choice]").is_visible()
+        page.locator("#clear").click()
+        body = sent(page, page.locator("#examples button", has_text="Reasoning").click)
+        assert body["reasoning_effort"] == "medium"
+        assert "tools" not in body
         page.locator("#clear").click()
         body = sent(page, page.locator("#examples button").first.click)
         assert body["messages"] == [{"role": "user", "content": "What is 347 + 586?"}]
