@@ -20,15 +20,16 @@ def params_of(folder: Path, config: NetworkConfig) -> dict[str, Any]:
         ValueError: the checkpoint is of another size.
     """
     stored = load_model(folder).params
+    embedding = np.asarray(stored["embed"]["weight"])
     layers = {int(number): _layer(layer) for number, layer in stored["layers"].items()}
     params = {
-        "embedding": np.asarray(stored["embed"]["weight"]),
+        "embedding": embedding,
         "layers": layers,
         "norm": {"scale": np.asarray(stored["final_norm"]["weight"])},
     }
     sizes = (
         len(layers),
-        *params["embedding"].shape,
+        *embedding.shape,
         *layers[0]["mlp"]["gate"].shape,
         layers[0]["attention"]["k"].shape,
     )

@@ -103,9 +103,10 @@ class ServerSource:
         requests = []
         for chat in chats:
             messages = [pb.ChatMessage(role=message["role"], content=message["content"]) for message in chat.messages]
-            more = {"template_variables_json": json.dumps(dict(chat.variables))} if chat.variables else {}
             tools = [json.dumps(tool) for tool in chat.tools]
-            requests.append(pb.TokenizeRequest(chat=pb.Chat(messages=messages, tools_json=tools, **more)))
+            variables = json.dumps(dict(chat.variables)) if chat.variables else ""
+            asked = pb.Chat(messages=messages, tools_json=tools, template_variables_json=variables)
+            requests.append(pb.TokenizeRequest(chat=asked))
         return self._tokenize(requests)
 
     def decode(self, ids: Sequence[int]) -> str:

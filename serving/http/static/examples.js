@@ -16,7 +16,7 @@ const WEATHER = {
     description: "The weather in a city.",
     parameters: {
       type: "object",
-      properties: { city: { type: "string" }, days: { type: "integer" } },
+      properties: { city: { type: "string" } },
       required: ["city"],
     },
   },
@@ -26,11 +26,6 @@ export const EXAMPLES = [
   { shown: "What is 347 + 586?", asks: "What is 347 + 586?" },
   { shown: "Tell me a short story.", asks: "Tell me a short story." },
   {
-    shown: "Reasoning: words from last to first",
-    asks: "Reverse the order of these words.\nriver, apple, moon, castle, garden",
-    values: { reasoning_effort: "medium" },
-  },
-  {
     shown: "JSON: a name and an age",
     asks: "Ada is 36 years old.",
     values: { response_format: "json_schema", schema: text(PERSON) },
@@ -39,5 +34,10 @@ export const EXAMPLES = [
     shown: "A tool: the weather in Paris",
     asks: "How is the weather in Paris?",
     values: { tools: text([WEATHER]), tool_choice: "required" },
+  },
+  {
+    shown: "Reasoning: words from last to first",
+    asks: "Reverse the order of these words.\nriver, apple, moon, castle, garden",
+    values: { reasoning_effort: "medium" },
   },
 ];
