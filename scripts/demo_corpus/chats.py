@@ -45,11 +45,11 @@ SMALL_TALK = [
 ]  # fmt: skip
 # How often a kind is drawn. Those that need more practice stand higher, long ones lower.
 _WEIGHTS = {
-    "addition": 1.2, "subtraction": 1.2, "multiplication": 1.2, "counting": 2.0, "sorting": 1.6, "number_sorting": 2.0,
-    "word_reversal": 2.4, "string_reversal": 0.6, "copying": 2.0, "dates": 1.0, "units": 1.0, "table": 3.0, "json": 3.6,
-    "logic": 1.8, "reading": 0.4, "continuation": 0.2, "chinese": 0.5,
+    "addition": 1.2, "subtraction": 1.2, "multiplication": 1.2, "counting": 2.2, "sorting": 2.6, "number_sorting": 2.6,
+    "word_reversal": 2.4, "string_reversal": 0.6, "copying": 2.0, "dates": 1.5, "units": 1.0, "table": 3.0, "json": 3.6,
+    "logic": 1.8, "reading": 0.8, "continuation": 0.2, "chinese": 0.5,
 }  # fmt: skip
-_THINKING_SHARE, _TOOLS_SHARE = 0.15, 0.2  # of the chats
+_THINKING_SHARE, _TOOLS_SHARE = 0.12, 0.12  # of the chats
 _NEAR_WORDS = 150  # words of a recall conversation that fits among short chats
 
 

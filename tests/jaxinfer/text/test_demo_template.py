@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,29 @@ CALLING = {
 RESULTS = [{"role": "tool", "tool_call_id": "x", "content": text} for text in ("sunny", "rainy")]
 
 
+TRAINED = (ROOT / "scripts" / "demo_training" / "chat_template.jinja").read_text()
+
+
 def render(messages: list[dict[str, Any]], **more: Any) -> str:
-    return TOKENIZER.render_chat(messages, **more)
+    return TOKENIZER.render_chat(messages, **{"template": TRAINED, **more})
 
 
-def test_training_and_both_checkpoints_have_one_template() -> None:
-    files = [ROOT / "scripts" / "demo_training", demo_path(), demo_path().with_name("demo_draft")]
-    assert len({(folder / "chat_template.jinja").read_text() for folder in files}) == 1
+def test_both_checkpoints_have_the_template_of_training_without_thinking() -> None:
+    """Their weights were not trained on it: told to think, they would answer inside the reasoning."""
+    shipped = TOKENIZER.chat_template
+    assert shipped == (demo_path().with_name("demo_draft") / "chat_template.jinja").read_text()
+    assert isinstance(shipped, str)
+    assert not re.search("think|reasoning", shipped)
+    chats = [
+        [ASKED],
+        [{"role": "system", "content": "Be brief."}, ASKED, {**CALLING, "reasoning_content": ""}, *RESULTS],
+    ]
+    for chat in [*chats, [*chats[1], {"role": "assistant", "content": "Well."}, ASKED]]:
+        plain = [{key: value for key, value in message.items() if key != "reasoning_content"} for message in chat]
+        for tools in (None, [WEATHER]):
+            assert render(plain, tools=tools, template=shipped) == render(plain, tools=tools)
+    form = output_parser_names("auto", "auto", shipped)
+    assert (form.tool_calls, form.reasoning) == ("hermes", "none")
 
 
 def test_a_chat_without_tools_and_thinking_is_roles_and_ends() -> None:
@@ -99,7 +116,7 @@ def test_calls_and_results_are_shown_and_reasoning_until_the_next_question() -> 
 
 
 def test_the_server_reads_what_the_template_shows() -> None:
-    form = output_parser_names("auto", "auto", TOKENIZER.chat_template)
+    form = output_parser_names("auto", "auto", TRAINED)
     assert (form.tool_calls, form.reasoning, form.variant, form.unopened) == ("hermes", "think", 0, False)
     prompt = render([ASKED], tools=[WEATHER], enable_thinking=True)
     assert form.begun(prompt)

@@ -131,6 +131,14 @@ def test_examples_show_json_a_tool_and_reasoning(visit):
         assert body["messages"] == [{"role": "user", "content": "What is 347 + 586?"}]
 
 
+def test_examples_that_the_model_cannot_follow_are_not_shown(visit):
+    with running(says("x"), tool_call_parser="hermes", reasoning_parser="none") as s:
+        page = visit(s.url)
+        page.locator("#model:not(:empty)").wait_for()
+        assert page.locator("#examples button", has_text="tool").is_visible()
+        assert page.locator("#examples button", has_text="Reasoning").is_hidden()
+
+
 def test_what_was_asked_is_a_program_in_python_that_asks_the_same(visit, monkeypatch, capsys):
     """The program runs, in this process, and the engine gets what it got from the page."""
     with running(says("Fine.")) as s:
