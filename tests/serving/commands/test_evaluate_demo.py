@@ -123,7 +123,7 @@ def test_a_server_gives_the_same_record_as_offline(engines, tmp_path):
 
     background = Background(running)
     path = tmp_path / "online.json"
-    asked = ["--tasks", "addition,json", "--limit", "10", "--texts", "3"]
+    asked = ["--tasks", "addition,json,tools,thinking", "--limit", "10", "--texts", "3"]
     try:
         argv = ["--server", background.running.address, *asked, "--json", str(path)]
         assert evaluate.main(argv, hub_cache=NO_CACHE) == 0
