@@ -147,9 +147,8 @@ class LLM:
         self._dead: str | None = None
         self._stats = EngineStats()
         self._expert_load: ExpertLoad | None = None
-        self._thread = threading.Thread(
-            target=_run_quietly, args=(engine, self._inbox, self._outbox.put), name="jaxinfer-engine", daemon=True
-        )
+        run = engine, self._inbox, self._outbox.put
+        self._thread = threading.Thread(target=_run_quietly, args=run, name="jaxinfer-engine", daemon=True)
         self._thread.start()
         # Also when nobody calls close: a thread that still computes while the interpreter goes down would crash it.
         self._stop = weakref.finalize(self, _stop_engine, self._inbox, self._thread)
@@ -184,9 +183,8 @@ class LLM:
         entries = _as_list(prompts)
         params = self._params_for(entries, sampling_params)
         if priority is not None and len(priority) != len(entries):
-            raise InvalidRequest(
-                "priority", len(priority), f"it must hold one value for each of {len(entries)} prompts"
-            )
+            wanted = f"it must hold one value for each of {len(entries)} prompts"
+            raise InvalidRequest("priority", len(priority), wanted)
         streams = [self._stream(entry, p) for entry, p in zip(entries, params, strict=True)]
         with self._lock:
             self._submit_all(streams, priority or [0] * len(streams))
