@@ -21,11 +21,13 @@ from device_checks.settings import Settings
 ATTENTION = "paged|sdpa"
 
 
-def cases(settings: Settings) -> Iterator[Case]:
-    sizes = engine_sizes(settings)
+def cases(settings: Settings, part: str = "whole") -> Iterator[Case]:
+    sizes = engine_sizes(settings, part)
     peer = Peer(sizes)
     yield Case("start-up", peer.start_up)
-    for count in sizes.requests[1:]:
+    for count in sizes.requests:
+        if count == 1:
+            continue  # nothing is batched
         yield Case(f"requests: {count}", functools.partial(peer.serve, count))
 
 
