@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(arguments.report)
     settings = _settings(arguments)
     if arguments.section is not None:
-        end_with_parent()
+        end_with_parent(Records(settings.out))
         return run_section(Section.from_json(arguments.section), settings)
     wanted = (arguments.only or ",".join(GROUPS)).split(",")
     if (fault := _fault_of(arguments, wanted)) is not None:

@@ -55,17 +55,18 @@ def run_section(section: Section, settings: Settings) -> int:
     return 0
 
 
-def end_with_parent(seconds: float = _PARENT_SECONDS) -> None:
+def end_with_parent(records: Records) -> None:
     """Ends this process, and those that it started, soon after the one that started it: a run that was killed must not
-    go on holding the device."""
+    go on holding the device. Not while a result is being kept and told."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(seconds)
-        if os.getpgrp() == os.getpid():  # as the supervisor starts it
-            os.killpg(0, signal.SIGKILL)
-        os._exit(1)
+            time.sleep(_PARENT_SECONDS)
+        with records.alone():
+            if os.getpgrp() == os.getpid():  # as the supervisor starts it
+                os.killpg(0, signal.SIGKILL)
+            os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
 

@@ -40,7 +40,7 @@ class EngineSizes:
 
     @property
     def most(self) -> int:
-        return max(*self.rows, *self.requests)
+        return max((*self.rows, *self.requests))
 
     @property
     def length(self) -> int:

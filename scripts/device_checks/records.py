@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,20 @@ class Records:
 
     def add(self, section: str, case: str, status: str, **fields: Any) -> None:
         record = {"section": section, "case": case, "status": status, **self._fields, **fields}
-        file = AppendFile(self.path, 0o644)
-        try:
-            fcntl.flock(file.descriptor, fcntl.LOCK_EX)  # until it is closed
+        with self.alone() as file:
             file.cut_tail(lambda found: found.endswith(b"\n"))  # of a process that was killed within a write
             before = self.read() if self._tell is not None else []
             file.append((json.dumps(record, default=str) + "\n").encode())
             if self._tell is not None:
                 self._tell(before, self.read())
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[AppendFile]:
+        """The file, to which nobody else adds meanwhile."""
+        file = AppendFile(self.path, 0o644)
+        try:
+            fcntl.flock(file.descriptor, fcntl.LOCK_EX)  # until it is closed
+            yield file
         finally:
             file.close()
 

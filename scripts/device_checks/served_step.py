@@ -48,6 +48,7 @@ class _Server:
         self._scratch = Path(tempfile.mkdtemp(prefix="device_check_served_"))
         self._served: Served | None = None
         self._started: dict[str, Any] = {}
+        self._fault: str | None = None  # why it cannot be started: once is enough
 
     def start_up(self) -> dict[str, Any]:
         self._running()
@@ -75,6 +76,8 @@ class _Server:
         }
 
     def _running(self) -> Served:
+        if self._fault is not None:
+            raise RuntimeError(self._fault)
         if self._served is None:
             begin = time.perf_counter()
             folder = _DEMO
@@ -83,16 +86,19 @@ class _Server:
                 write_repeated(SHAPE, folder)
             written = time.perf_counter()
             most = max(STREAMS)
-            # What the kernels compute was seen before, each in a process of its own.
+            # What the kernels compute was seen before, each in a process of its own; other protocols' gateways need
+            # packages of their own.
             command = [sys.executable, "-m", "jaxinfer", "serve", str(folder), "--port", "0", "--max-num-seqs",
                        str(most), "--max-num-batched-tokens", str(_BUDGET), "--max-model-len", "512", "--self-test",
-                       "off", "--compilation-cache-dir", str(self._settings.cache / "xla")]  # fmt: skip
+                       "off", "--gateways", "none", "--compilation-cache-dir",
+                       str(self._settings.cache / "xla")]  # fmt: skip
             try:
                 self._served = Served(command, ROOT)
             except SystemExit as error:  # with all that the server said
                 print(error, flush=True)
                 last = [line for line in str(error).splitlines() if line.strip()][-1:]
-                raise RuntimeError(f"the server did not start: {''.join(last)}") from error
+                self._fault = f"the server did not start: {''.join(last)}"
+                raise RuntimeError(self._fault) from error
             ready = time.perf_counter()
             self._started = {"written_seconds": written - begin, "ready_seconds": ready - written}
         return self._served

@@ -23,7 +23,7 @@ FIRST = (
 def _attention(backend: str, platform: str, seconds: float, part: str) -> Section:
     options = {"backend": backend, "part": part}
     module = "device_checks.attention_ours"
-    return Section(f"attention/{backend}", "attention", module, seconds, 20, (platform,), options=options)
+    return Section(f"attention/{backend}", "attention", module, seconds, min(20, seconds), (platform,), options=options)
 
 
 def _engine(part: str, seconds: float, case_seconds: float) -> Section:
