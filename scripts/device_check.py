@@ -205,7 +205,7 @@ def _machine(settings: Settings) -> tuple[str | None, list[str]]:
     probe = Records(settings.out).read("probe")
     platform = next((r["platform"] for r in probe if "platform" in r), None)
     missing = [name for r in probe for name in r.get("missing", ())]
-    if settings.rehearse and platform is not None:
+    if settings.rehearse:
         platform = "gpu"  # everything but the TPU's kernel
         missing = [name for name in missing if name != "triton"]  # flex attention runs on a CPU without it
     return platform, missing

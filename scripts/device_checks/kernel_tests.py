@@ -31,7 +31,8 @@ def cases(settings: Settings) -> Iterator[Case]:
 def _run(settings: Settings) -> dict[str, Any]:
     platform = next((r["platform"] for r in Records(settings.out).read("probe") if "platform" in r), "gpu")
     marker = "tpu" if platform == "tpu" else "gpu"
-    command = [sys.executable, "-m", "pytest", "-m", marker, "tests", "-q", "-p", "device_checks.pytest_records",
+    files = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("tests/**/test_on_device.py"))]
+    command = [sys.executable, "-m", "pytest", "-m", marker, *files, "-q", "-p", "device_checks.pytest_records",
                "-p", "no:cacheprovider", "--timeout", str(_TEST_SECONDS), "--timeout-method", "thread",
                "--device-records", str(settings.out), "--device-stage", str(settings.stage)]  # fmt: skip
     if settings.rehearse:
