@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     for name in (LOG,) if settings.stage else (FILE, LOG):
         (settings.out / name).unlink(missing_ok=True)
-    _unpack_wheels(settings)
+    unpack_wheels(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     seconds = STAGE_SECONDS if settings.stage else arguments.budget_seconds or BUDGET
@@ -230,7 +230,7 @@ def _left_out(section: Section, platform: str, missing: list[str]) -> str | None
     return f"{', '.join(lacking)}: not installed" if lacking else None
 
 
-def _unpack_wheels(settings: Settings) -> None:
+def unpack_wheels(settings: Settings) -> None:
     """Those for this Python; what an earlier run unpacked there goes."""
     folder = settings.cache / "wheels"
     shutil.rmtree(folder, ignore_errors=True)

@@ -43,6 +43,7 @@ class Settings:
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
             "JAX_COMPILATION_CACHE_DIR": str(self.cache / "xla"),
+            "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "xla_gpu_per_fusion_autotune_cache_dir",  # beside the programs
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "TORCHINDUCTOR_CACHE_DIR": str(self.cache / "inductor"),

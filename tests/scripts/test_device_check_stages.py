@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from device_checks.records import FILE, Records  # noqa: E402
 from device_checks.report import render  # noqa: E402
 from device_checks.sections import Section  # noqa: E402
 from device_checks.settings import Settings  # noqa: E402
+from device_checks.supervisor import Supervisor  # noqa: E402
 
 PROBE = {"section": "probe", "case": "device", "status": "ok", "platform": "gpu", "stage": 1}
 CEILING = {"section": "ceilings/jax", "case": "copy", "status": "ok", "copy_bytes_per_second": 4e12, "stage": 1}
@@ -180,6 +182,63 @@ def test_a_stage_keeps_what_others_read(tmp_path: Path) -> None:
     for folder in (settings.out, settings.cache):
         os.utime(folder / FILE, (old, old))
     assert carried.begin(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "used"),
+    [
+        ("a-1.0-py3-none-any.whl", True),
+        ("a-1.0-py2.py3-none-any.whl", True),
+        ("a-1.0-cp39-abi3-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", True),
+        ("a-1.0-cp{0}{1}-cp{0}{1}-manylinux2014_x86_64.whl", True),
+        ("a-1.0-cp27-cp27m-manylinux2014_x86_64.whl", False),
+    ],
+)
+def test_wheels_for_this_python_are_unpacked(name: str, used: bool, tmp_path: Path) -> None:
+    import device_check
+
+    settings = Settings(tmp_path, tmp_path / "cache", wheels=tmp_path)
+    (tmp_path / "cache" / "wheels" / "earlier").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / name.format(*sys.version_info), "w") as wheel:
+        wheel.writestr("a/__init__.py", "")
+    device_check.unpack_wheels(settings)
+    assert (tmp_path / "cache" / "wheels" / "a" / "__init__.py").exists() == used
+    assert not (tmp_path / "cache" / "wheels" / "earlier").exists()
+
+
+# -- what is served ---------------------------------------------------------------------------------------------------
+
+
+def test_a_repeated_checkpoint_is_one_of_its_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from device_checks import served_step
+    from make_random_model import tensor_shapes
+    from model_shapes import SHAPES
+    from safetensors.numpy import load_file
+
+    monkeypatch.setattr(served_step, "_REPEATED", 1 << 12)
+    served_step.write_repeated("tiny", tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in tensors.items()} == dict(tensor_shapes(SHAPES["tiny"]))
+    for tensor in tensors.values():
+        values = tensor.astype("float32")
+        assert (values == 1).all() if values.ndim == 1 else 0.019 < values.std() < 0.021
+    assert SHAPES[served_step.SHAPE]["model_type"] == "llama"
+    assert (tmp_path / "model" / "tokenizer.json").exists()
+
+
+@pytest.mark.longer
+def test_a_served_step_is_rehearsed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A real server and a real client of it."""
+    (section,) = (section for section in stages.STAGES[1] if section.name == "served")
+    settings = Settings(tmp_path, tmp_path / "cache", rehearse=True, stage=1)
+    Supervisor(settings, time.monotonic() + 200).run(section, left_over=100)
+    read = {r["case"]: r for r in Records(tmp_path).read() if r["status"] != "begin"}
+    assert {case: r["status"] for case, r in read.items()} == {
+        "start-up": "ok", "streams: 32": "ok", "streams: 8": "ok",
+    }, (tmp_path / "log.txt").read_text()[-2000:]  # fmt: skip
+    assert [read[f"streams: {count}"]["output_tokens"] for count in (32, 8)] == [32 * 16, 8 * 16]
+    said = facts.facts_in(capfd.readouterr().out)
+    assert {"served.start-up.ready", "served.streams_32.token_p50", "served.streams_8.throughput"} <= set(said)
 
 
 # -- the trace --------------------------------------------------------------------------------------------------------
@@ -343,3 +402,19 @@ def test_what_is_not_installed_is_told_and_not_needed(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert {"grpc_health", "msgspec", "uvicorn", "starlette"} <= set(done.stdout.split())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_stages_are_rehearsed(tmp_path: Path) -> None:
+    """Each with a folder of its own, and one cache: the last one's table has what all have read."""
+    for stage in stages.STAGES:
+        out = tmp_path / str(stage)
+        command = _command("--rehearse", "--stage", str(stage), "--out", out, "--cache", tmp_path / "cache")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode == 0, done.stderr
+    read = {r["section"] for r in Records(out).read() if r["status"] == "ok"}
+    assert read >= {"probe", "ceilings/jax", "correctness", "engine/steps", "served", "engine/wide", "engine/flags",
+                    "quantized/int8", "quantized/int4", "quantized/fp8", "tests"}  # fmt: skip
+    assert "trace, rows: 4" in done.stdout
+    assert "probe: " not in done.stderr  # once was enough
