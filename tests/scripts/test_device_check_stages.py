@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +361,34 @@ def test_a_run_that_is_killed_has_told_all_that_it_knew(
     assert facts.facts_in(report.stdout) == said
     assert report.stdout.count("**A rehearsal on a CPU with tiny sizes") == 1
     assert ("| compiled decode step, rows: 4 |" in report.stdout) == (stage == 2)
+
+
+@pytest.mark.longer
+def test_a_case_that_hangs_ends_with_its_run(tmp_path: Path) -> None:
+    """It would hold the device. Killed, the run cannot end it."""
+    section = Section("misbehaving", "tests", "tests.scripts.misbehaving", 60, 60, options={"only": ["hangs"]})
+    program = (
+        "import time\n"
+        "from pathlib import Path\n"
+        "from device_checks.sections import Section\n"
+        "from device_checks.settings import Settings\n"
+        "from device_checks.supervisor import Supervisor\n"
+        f"settings = Settings(Path({str(tmp_path)!r}), Path({str(tmp_path)!r}), rehearse=True)\n"
+        f"Supervisor(settings, time.monotonic() + 60).run(Section.from_json({section.to_json()!r}))\n"
+    )
+    environment = Settings(tmp_path, tmp_path, rehearse=True).environment()
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment)
+    _until(lambda: Records(tmp_path).open_case("misbehaving") == "hangs")
+    process.kill()
+    process.wait()
+    _until(lambda: not [pid for pid in Path("/proc").glob("[0-9]*") if _belongs(pid, tmp_path)])
+
+
+def _until(what: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _belongs(pid: Path, out: Path) -> bool:
