@@ -12,17 +12,15 @@ import gzip
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 
+from device_checks.engine_sizes import EngineSizes
 from device_checks.settings import Settings
 from serving.bench.trace import Event, NoTrace, operations, read_events
-
-if TYPE_CHECKING:
-    from device_checks.engine import EngineBench
 
 MOST_KERNELS, MOST_GAPS = 15, 5
 KEPT = "steps.xplane.pb.gz"
@@ -30,7 +28,15 @@ _GRAPH_LAUNCHES = ("cuGraphLaunch", "cudaGraphLaunch")
 _KERNEL_LAUNCHES = ("cuLaunchKernel", "cudaLaunchKernel", "cuLaunchCooperativeKernel")
 
 
-def traced_steps(bench: EngineBench, rows: int, settings: Settings) -> dict[str, Any]:
+class Steps(Protocol):
+    """What is needed of `device_checks.engine.EngineBench`."""
+
+    sizes: EngineSizes
+
+    def step_calls(self, rows: list[tuple[int, int]]) -> tuple[Any, Callable[[], Any]]: ...
+
+
+def traced_steps(bench: Steps, rows: int, settings: Settings) -> dict[str, Any]:
     """`bench.sizes.steps` steps of `rows` rows in the middle of their generation. Raises NoTrace."""
     _, calls = bench.step_calls([(1, bench.sizes.depth)] * rows)
     jax.block_until_ready(calls())
