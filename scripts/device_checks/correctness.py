@@ -15,7 +15,7 @@ import jax
 
 from device_checks.child import Case
 from device_checks.settings import Settings
-from pallas_kernels.dispatch import Backend, DeviceTarget
+from pallas_kernels.dispatch import Backend, DeviceTarget, Op
 from pallas_kernels.grouped_matmul.api import OP as GROUPED
 from pallas_kernels.paged_attention.api import OP as ATTENTION
 from pallas_kernels.quantized_matmul.api import OP as MATMUL
@@ -23,6 +23,8 @@ from pallas_kernels.trials import TOLERANCE, XLA, AttentionTrial, GroupedTrial, 
 
 BFLOAT16 = "bfloat16"
 _HEADS: tuple[int, int, int, int] = (32, 8, 128, 64)  # query heads, KV heads, head_dim, page size
+
+_OPS: dict[type[Trial], Op[Any]] = {AttentionTrial: ATTENTION, MatmulTrial: MATMUL, GroupedTrial: GROUPED}
 
 
 def trials() -> list[tuple[str, Trial]]:
@@ -51,7 +53,7 @@ def cases(settings: Settings) -> Iterator[Case]:
     endings = {target.platform, XLA, "gpu" if settings.rehearse else XLA}  # rehearsed: how a GPU's kernels refuse
     wanted = []
     for what, trial in trials():
-        op = {AttentionTrial: ATTENTION, MatmulTrial: MATMUL, GroupedTrial: GROUPED}[type(trial)]
+        op = _OPS[type(trial)]
         for backend in op.backends:
             if backend.name.split("_")[-1] in endings:  # mosaic_gpu is no TPU's
                 name = f"{op.name}.{backend.name}.{what}"
