@@ -24,7 +24,7 @@ from pallas_kernels.trials import TOLERANCE, XLA, AttentionTrial, GroupedTrial, 
 BFLOAT16 = "bfloat16"
 _HEADS: tuple[int, int, int, int] = (32, 8, 128, 64)  # query heads, KV heads, head_dim, page size
 
-_OPS: dict[type[Trial], Op[Any]] = {AttentionTrial: ATTENTION, MatmulTrial: MATMUL, GroupedTrial: GROUPED}
+OPS: dict[type[Trial], Op[Any]] = {AttentionTrial: ATTENTION, MatmulTrial: MATMUL, GroupedTrial: GROUPED}
 
 
 def trials() -> list[tuple[str, Trial]]:
@@ -53,7 +53,7 @@ def cases(settings: Settings) -> Iterator[Case]:
     endings = {target.platform, XLA, "gpu" if settings.rehearse else XLA}  # rehearsed: how a GPU's kernels refuse
     wanted = []
     for what, trial in trials():
-        op = _OPS[type(trial)]
+        op = OPS[type(trial)]
         for backend in op.backends:
             if backend.name.split("_")[-1] in endings:  # mosaic_gpu is no TPU's
                 name = f"{op.name}.{backend.name}.{what}"
@@ -62,9 +62,16 @@ def cases(settings: Settings) -> Iterator[Case]:
     yield from (case for _, case in sorted(wanted, key=lambda each: each[0]))
 
 
+@functools.cache
+def prepare(trial: Trial, target: DeviceTarget) -> Prepared:
+    """Once for all backends, and so is what they should give."""
+    prepared = trial.prepare(target)
+    return prepared._replace(right=functools.cache(prepared.right))
+
+
 def _deviation(trial: Trial, backend: Backend[Any], target: DeviceTarget) -> dict[str, Any]:
     """Raises NotImplementedError where the backend says that it does not serve this."""
-    prepared: Prepared = trial.prepare(target)
+    prepared = prepare(trial, target)
     if (reason := backend.supports(target, prepared.case)) is not None:
         raise NotImplementedError(reason)
     return {"deviation": prepared.deviation(backend.name), "tolerance": TOLERANCE}

@@ -46,16 +46,16 @@ def traced_steps(bench: Steps, rows: int, settings: Settings) -> dict[str, Any]:
             jax.block_until_ready(calls())
         finally:
             jax.profiler.stop_trace()
-        found = summary(Path(folder), bench.sizes.steps)
+        found = summary(Path(folder), bench.sizes.steps, jax.devices()[0].platform)
         kept = max(Path(folder).rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
         with kept.open("rb") as source, gzip.open(settings.out / KEPT, "wb") as target:
             shutil.copyfileobj(source, target)
     return {"rows": rows, "steps": bench.sizes.steps, "depth": bench.sizes.depth, **found}
 
 
-def summary(folder: Path, steps: int) -> dict[str, Any]:
+def summary(folder: Path, steps: int, platform: str) -> dict[str, Any]:
     """Figures of a step, from the newest trace below `folder`. Milliseconds. Raises NoTrace."""
-    events = on_streams(read_events(folder))
+    events = on_device(read_events(folder), platform)
     host = host_calls(folder)
     begin, end = min(event.start for event in events), max(event.end for event in events)
     found = gaps(events)
@@ -81,10 +81,17 @@ def summary(folder: Path, steps: int) -> dict[str, Any]:
     }
 
 
-def on_streams(events: list[Event]) -> list[Event]:
-    """Those of a GPU's streams, where there are any: what else its plane has is derived from them."""
-    streams = [event for event in events if " Stream" in event.line]
-    return streams or events
+def on_device(events: list[Event], platform: str) -> list[Event]:
+    """Those of the first device; on a GPU, of its streams: what else it has is derived from them. Raises NoTrace
+    where an accelerator has none, as its host's threads name operations, too."""
+    if platform == "cpu":
+        return events
+    own = [event for event in events if event.line.startswith("/device:")]
+    own = [event for event in own if " Stream" in event.line] or own
+    if not own:
+        raise NoTrace("the trace has no operation of the device: its profiler (CUPTI on a GPU) recorded none")
+    first = min(event.line.split()[0] for event in own)
+    return [event for event in own if event.line.split()[0] == first]
 
 
 def gaps(events: Iterable[Event]) -> dict[tuple[str, str], tuple[float, int]]:

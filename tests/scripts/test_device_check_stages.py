@@ -251,8 +251,9 @@ def test_a_gpus_trace_is_summarised(tmp_path: Path) -> None:
     text = plane("/device:GPU:0", ("Stream #13(Compute)", kernels), ("XLA Ops", kernels), ("Steps", [("1", 0, 200)]))
     text += plane("/host:CPU", ("python", [("cuGraphLaunch", 0, 1), ("cuGraphLaunch_ptsz", 5, 6),
                                            ("cuLaunchKernelEx", 7, 8), ("compile", 9, 10)]))  # fmt: skip
+    text += plane("/device:GPU:1", ("Stream #13(Compute)", [("attend", 0, 400)]))
     (tmp_path / "a.xplane.pb").write_bytes(ProfileData.text_proto_to_serialized_xspace(text))
-    found = step_trace.summary(tmp_path, steps=2)
+    found = step_trace.summary(tmp_path, 2, "gpu")
     assert found["span_ms"] == pytest.approx(0.1)
     assert found["gap_ms"] == pytest.approx(0.015)
     assert found["kernels_a_step"] == 2
@@ -267,6 +268,18 @@ def test_a_gpus_trace_is_summarised(tmp_path: Path) -> None:
     assert told(record)[f"{name}.01.gemm"] == f"FACT {name}.01.gemm 0.0450ms_in_1.0 45% no target"
     assert told(record)[f"{name}.graph_launches"] == f"FACT {name}.graph_launches 1.00_a_step - no target"
     assert "0.015 ms without any (15%), 1.00 launches of graphs" in render([record], REAL)
+
+
+def test_a_trace_without_the_device_is_refused() -> None:
+    """The host's threads name operations on a GPU, too."""
+    from device_checks import step_trace
+
+    from serving.bench.trace import Event, NoTrace
+
+    events = [Event("fusion", "jit_step", "/host:CPU python 0", 0, 1)]
+    with pytest.raises(NoTrace, match="no operation of the device"):
+        step_trace.on_device(events, "gpu")
+    assert step_trace.on_device(events, "cpu") == events
 
 
 @pytest.mark.longer
