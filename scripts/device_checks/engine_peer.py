@@ -70,7 +70,9 @@ class Peer:
         # No token ends a text: -1 is none.
         wanted = GenerationConfig(max_new_tokens=sizes.output, do_sample=False, eos_token_id=-1, pad_token_id=0)
         batching = ContinuousBatchingConfig(max_batch_tokens=sizes.budget, allow_block_sharing=False)
-        batching.num_blocks = 1 + count * (-(-sizes.length // batching.block_size) + 1)
+        # transformers 5.17 gave it another name, and left None under the old one.
+        block_tokens = getattr(batching, "page_size", None) or batching.block_size
+        batching.num_blocks = 1 + count * (-(-sizes.length // block_tokens) + 1)
         begin = time.perf_counter()
         results = model.generate_batch(
             prompts, generation_config=wanted, continuous_batching_config=batching, progress_bar=False
