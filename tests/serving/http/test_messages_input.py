@@ -52,7 +52,8 @@ def test_a_budget_is_that_of_models_that_reason():
         (OutputParserNames("hermes", "think"), "disabled", False),
         (HERMES._replace(reasoning="none"), "enabled", False),
     ):
-        spoken: Any = {"info": None, "name": "m", "tokenizer": tokenizer(), "defaults": {}}
+        info = SimpleNamespace(max_pinned_pages=0)
+        spoken: Any = {"info": info, "name": "m", "tokenizer": tokenizer(), "defaults": {}}
         body = {"max_tokens": 8, "messages": [USER], "thinking": {"type": kind, "budget_tokens": 1024}}
         with ignored.collecting("report") as found:
             request = decode(msgspec.json.encode(body), MessagesRequest)
