@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from jax.experimental import topologies
 
 from jaxinfer.runtime.topology import Topology
 from jaxinfer.sharding import tensor_mesh
+from pallas_kernels import ptxas
 from tests.aot.elsewhere import run_elsewhere
 
 # Shared memory that a block of threads may have (CUDA C++ programming guide, technical specifications by compute
@@ -40,7 +40,7 @@ NEEDS = [
         importlib.util.find_spec("jax_cuda13_plugin") is None and importlib.util.find_spec("jax_cuda12_plugin") is None,
         reason="JAX's CUDA plugin is not installed: nothing can be compiled for a GPU",
     ),
-    pytest.mark.skipif(shutil.which("ptxas") is None, reason="ptxas, of the CUDA toolkit, is not on the path"),
+    pytest.mark.skipif(ptxas.find() is None, reason="ptxas, of the CUDA toolkit, is not here"),
 ]
 
 
@@ -91,13 +91,13 @@ device_description_str: "{card["name"]}"
 
 def resources(folder: Path) -> dict[str, Any]:
     """What the assembler says of a kernel that jax-triton wrote down."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
     (source,) = folder.glob("*.ptx")
     (information,) = folder.glob("*.compile_info")
     text = source.read_text()
     target = re.findall(r"^\.target (\w+)", text, re.MULTILINE)[0]
-    command = [get_ptxas(int(re.findall(r"\d+", target)[0])).path, "-v", f"-arch={target}", source, "-o", os.devnull]
+    assembler = ptxas.find()
+    assert assembler is not None
+    command = [assembler.path, "-v", f"-arch={target}", source, "-o", os.devnull]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return {
         "target": target,
