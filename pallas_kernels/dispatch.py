@@ -61,13 +61,14 @@ class Backend(Generic[Case]):
         supports: (target, case) -> None if it can serve the case, else the reason why not. Runs before the
             implementation is imported, so it must not need it.
         path: "package.module:function", imported by `load` and not before.
-        by_name_only: never picked unless it is named, because what it needs may not be installed.
+        by_name_only: (case) -> None, or the reason why it is picked for the case only if it is named: what comes behind
+            it serves that better.
     """
 
     name: str
     supports: Callable[[DeviceTarget, Case], str | None]
     path: str
-    by_name_only: bool = False
+    by_name_only: Callable[[Case], str | None] = lambda case: None
 
     def load(self) -> Callable[..., Any]:
         """Imports the implementation and returns its function."""
@@ -86,7 +87,7 @@ class Op(Generic[Case]):
 def select(op: Op[Case], target: DeviceTarget, case: Case, backend: str | None = None) -> Backend[Case]:
     """Picks the backend that runs `case` on `target`: the one named, else the first in order that can. Imports nothing.
 
-    Backends that are `by_name_only` are left out of that order.
+    Backends that are `by_name_only` for the case are left out of that order.
 
     Raises:
         UnknownBackend: no backend of that name; the message lists the known ones.
@@ -102,7 +103,9 @@ def select(op: Op[Case], target: DeviceTarget, case: Case, backend: str | None =
         return named[backend]
     reasons = []
     for candidate in op.backends:
-        reason = "only by name" if candidate.by_name_only else candidate.supports(target, case)
+        reason = candidate.supports(target, case)
+        if reason is None and (better := candidate.by_name_only(case)) is not None:
+            reason = f"only by name: {better}"
         if reason is None:
             return candidate
         reasons.append(f"{candidate.name}: {reason}")

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.dispatch import DeviceTarget, select
+from pallas_kernels import triton_support
+from pallas_kernels.dispatch import DeviceTarget, Unsupported, select
 from pallas_kernels.paged_attention import triton_gpu
 from pallas_kernels.paged_attention.api import OP
 from tests.pallas_kernels.paged_attention import cases
@@ -20,6 +21,7 @@ from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract
 from tests.pallas_kernels.triton_interpreter import Interpreter, interpreted
 
 AMPERE = DeviceTarget("gpu", "NVIDIA A100", (8, 0))
+HOPPER = DeviceTarget("gpu", "NVIDIA H200", (9, 0))
 SMALL = Shape(dtype=jnp.bfloat16, tokens=24, rows=4, pages_per_row=6, page_size=32)
 LONG = dataclasses.replace(SMALL, kv_heads=1, group=3, pages_per_row=20, page_size=64)
 # What the contract's shapes leave out: pages of one token and of no power of two, ratios that no tile divides and ones
@@ -111,8 +113,20 @@ def test_what_it_does_not_serve_has_a_reason(target: DeviceTarget, change: dict[
 
 
 @pytest.mark.usefixtures("triton_packages")
-@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)])
-def test_it_is_never_chosen_without_its_name(capability: tuple[int, int]) -> None:
-    target = DeviceTarget("gpu", "NVIDIA", capability)
-    assert select(OP, target, case_of(SMALL)).name == ("mosaic_gpu" if capability == (9, 0) else "xla")
-    assert select(OP, target, case_of(SMALL), "triton_gpu").name == "triton_gpu"
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (10, 0), (10, 3), (12, 0), (12, 1)])
+def test_it_is_chosen_where_there_is_no_kernel_for_the_card(capability: tuple[int, int]) -> None:
+    assert select(OP, DeviceTarget("gpu", "NVIDIA", capability), case_of(SMALL)).name == "triton_gpu"
+
+
+@pytest.mark.usefixtures("triton_packages")
+def test_on_hopper_it_is_chosen_where_the_kernel_for_hopper_cannot() -> None:
+    assert select(OP, HOPPER, case_of(SMALL)).name == "mosaic_gpu"
+    assert select(OP, HOPPER, case_of(dataclasses.replace(SMALL, head_dim=72))).name == "triton_gpu"
+    assert select(OP, HOPPER, case_of(dataclasses.replace(SMALL, head_dim=264))).name == "xla"
+
+
+def test_where_it_is_not_installed_xla_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_support, "_is_installed", lambda package: package != "jax_triton")
+    assert select(OP, AMPERE, case_of(SMALL)).name == "xla"
+    with pytest.raises(Unsupported, match=r"jax-triton is not installed: pip install jaxinfer\[cuda13\]"):
+        select(OP, AMPERE, case_of(SMALL), "triton_gpu")
