@@ -231,7 +231,7 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, folder: Pat
         )
         console = Console(highlight=False, width=200)
         if (cost := runner.attention_cost()) is not None:
-            console.print(cost)
+            console.print(cost, markup=False)
         print_table(console, heading, rows, prepared.pool, device.platform == "tpu")
     return all(row.fits for row in rows)
 

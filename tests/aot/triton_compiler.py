@@ -29,6 +29,10 @@ CARDS: dict[int, dict[str, Any]] = {
     86: {"name": "NVIDIA A10", "shared": 101_376, "cores": 72, "threads": 1536},
     89: {"name": "NVIDIA L4", "shared": 101_376, "cores": 58, "threads": 1536},
     90: {"name": "NVIDIA H200", "shared": 232_448, "cores": 132, "threads": 2048},
+    100: {"name": "NVIDIA B200", "shared": 232_448, "cores": 148, "threads": 2048},
+    103: {"name": "NVIDIA B300", "shared": 232_448, "cores": 158, "threads": 2048},
+    120: {"name": "NVIDIA GeForce RTX 5090", "shared": 101_376, "cores": 170, "threads": 1536},
+    121: {"name": "NVIDIA GB10", "shared": 101_376, "cores": 48, "threads": 1536},
 }
 
 NEEDS = [
@@ -105,7 +109,7 @@ def resources(folder: Path) -> dict[str, Any]:
         "registers": int(re.findall(r"Used (\d+) registers", told)[0]),
         "spills": [int(size) for size in re.findall(r"(\d+) bytes spill (?:stores|loads)", told)],
         "ahead": max((int(count) for count in re.findall(r"cp\.async\.wait_group\s+(?:0x)?(\d+)", text)), default=0),
-        "products": len(re.findall(r"(?:wg)?mma\S*\.bf16\.bf16", text)),
+        "products": len(re.findall(r"(?:wg)?mma\S*\.bf16\.bf16|tcgen05\.mma\S*kind::f16", text)),
         "fused": text.count("fma.rn.f32"),
         "tf32": text.count("tf32"),
     }

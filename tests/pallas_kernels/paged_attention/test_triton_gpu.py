@@ -83,6 +83,28 @@ class TestTritonGpu(PagedAttentionContract):
         self.check(cases.build(shape, self.target, [(1, 1280), (20, 300)], rng), shape)
         assert [launch.constants["parts"] for launch in self.interpreter.launches] == [5, 5]
 
+    @pytest.mark.parametrize("group", [1, 4, 7])
+    def test_rows_of_a_few_tokens_are_padded_to_twice_their_work_at_most(self, group: int) -> None:
+        """Or to the 16 rows that a tensor core's product has; one token is padded to those in any case."""
+        shape = dataclasses.replace(SMALL, kv_heads=1, group=group, rows=2, tokens=16, sinks=True)
+        self.interpreter.launches.clear()
+        for count in (1, 2, 3, 5, 8):
+            before, rng = self.interpreter.multiplied, np.random.default_rng(count)
+            self.check(cases.build(shape, self.target, [(count, 150), (count, 33)], rng), shape)
+            decoding, _ = self.interpreter.launches  # traced once
+            each = decoding.constants["keys"]
+            keys = sum(-(-length // each) * each for length in (150, 33))
+            needed = 2 * count * group * keys * shape.head_dim  # scores, and their sums of values
+            least = 2 * 16 * keys * shape.head_dim
+            assert needed <= self.interpreter.multiplied - before <= max(2 * needed, least), count
+
+    def test_a_step_of_a_few_tokens_has_one_launch(self) -> None:
+        shape = dataclasses.replace(SMALL, tokens=8, rows=8)
+        self.interpreter.launches.clear()
+        for rows in ([(8, 100)], [(1, 20), (0, 3), (5, 70), (2, 2)], [(1, 1 + 20 * row) for row in range(8)]):
+            self.check(cases.build(shape, self.target, rows, np.random.default_rng(3)), shape)
+        assert [launch.name for launch in self.interpreter.launches] == ["paged_attention_decode"]
+
     @pytest.mark.slow
     @pytest.mark.parametrize("shape", [*CONTRACT_SHAPES, *SHAPES], ids=str)
     def test_matches_the_oracle_at_length(self, shape: Shape) -> None:
