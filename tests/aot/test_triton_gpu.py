@@ -1,4 +1,4 @@
-"""The Triton attention kernel through the real compilers, for Ampere, Ada and Hopper, down to the assembler's report.
+"""The Triton attention kernel through the real compilers, from Ampere to Blackwell, down to the assembler's report.
 
 `triton_compiler.py` says what it needs.
 """
@@ -29,25 +29,36 @@ SHAPES: dict[str, Shape] = HOPPER_SHAPES | {
     "float32-int8": dataclasses.replace(BASE, dtype=jnp.float32, kv_dtype=jnp.int8, sinks=True),
     "float32-head-256": dataclasses.replace(BASE, dtype=jnp.float32, head_dim=256, kv_dtype=jnp.bfloat16),
 }
+# Every size of head that models have, with every kind of pages.
+GRID = {
+    f"head-{head_dim}-pages-{name}": dataclasses.replace(BASE, head_dim=head_dim, kv_dtype=kv_dtype, page_size=64)
+    for head_dim in (64, 128, 256)
+    for name, kv_dtype in (("bfloat16", None), ("int8", jnp.int8), ("fp8", jnp.float8_e4m3fn))
+}
 SPILLS = 64  # at most so many bytes, sixteen registers, go to the level 1 cache and back
-ONE_BLOCK = ((86, "head-256"), (89, "head-256"))  # where two of a tile's blocks of keys do not fit
+# Where two of a tile's blocks of keys do not fit.
+ONE_BLOCK = [(card, name) for card in (86, 89, 120, 121) for name in ("head-256", "head-256-pages-bfloat16")]
 COMMON = ("plain", "fp8-options", "head-256", "few-long-rows")
 
 pytestmark = NEEDS
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("capability", "name"),
     [
         *((80, name) for name in SHAPES),
         *((89, name) for name in COMMON),
-        *(pytest.param(capability, name, marks=pytest.mark.slow) for capability in (86, 90) for name in COMMON),
+        *((card, "plain") for card in (100, 120)),
+        *(pytest.param(card, name, marks=pytest.mark.slow) for card in (86, 90, 103, 121) for name in COMMON),
+        *(pytest.param(card, name, marks=pytest.mark.slow) for card in CARDS for name in GRID),
     ],
 )
 def test_compiles_within_the_card(capability: int, name: str, tmp_path: Path) -> None:
     kernels = compile_elsewhere(__name__, tmp_path, capability, name, 1)
-    assert len(kernels) == 2  # rows that decode, and tiles
-    wide = SHAPES[name].dtype == jnp.float32
+    shape = (SHAPES | GRID)[name]
+    assert len(kernels) == (2 if shape.tokens > 8 else 1)  # rows that decode, and tiles if there are others
+    wide = shape.dtype == jnp.float32
     for kernel in kernels:
         assert kernel["target"] == f"sm_{capability}" + ("a" if capability >= 90 else "")
         assert kernel["shared"] <= CARDS[capability]["shared"], kernel
@@ -67,7 +78,7 @@ def test_compiles_for_four_devices(tmp_path: Path) -> None:
 
 def main(capability: int, name: str, devices: int) -> None:
     """Compiles one shape, and checks that the pages are updated in place, not copied, and nothing is exchanged."""
-    shape = SHAPES[name]
+    shape = (SHAPES | GRID)[name]
     test_paged_attention.topology_mesh = lambda card: topology(capability, devices)
     program = report(test_paged_attention.compiled("", shape, "triton_gpu"))
     kv: Any = kv_layout(
