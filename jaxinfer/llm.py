@@ -67,21 +67,24 @@ def build_engine(
     from jaxinfer.runtime.allocator import keep_large_blocks
     from jaxinfer.runtime.bundle import bundle_or_compiler
     from jaxinfer.runtime.engine_builder import assemble_engine, configure_jax
+    from jaxinfer.runtime.self_test import self_test
     from jaxinfer.sharding import make_mesh
 
     if runtime.device in (None, "cpu"):
         keep_large_blocks()  # before JAX starts its threads
     configure_jax(runtime)
-    mesh = make_mesh(runtime.parallel, runtime.device)
     config, folder = read_config(model)[0], Path(model)
     vocabulary = ComingVocabulary(lambda: _vocabulary(folder, config, runtime, tokenizer))
     runtime = with_stored_defaults(folder, config, runtime)
+    storage = read_storage(folder, config)
+    tried = self_test(config, runtime, storage.matrices)  # before the device is opened
+    mesh = make_mesh(runtime.parallel, runtime.device)
 
     def on_load(done: int, total: int, detail: str) -> None:
         if progress is not None:
             progress(Progress("load", done, total, detail))
 
-    with bundle_or_compiler(config, read_storage(folder, config).to_dict(), runtime, mesh) as programs:
+    with bundle_or_compiler(config, storage.to_dict(), runtime, mesh) as programs:
         from checkpoints.load import load_model  # a bundle's executables load beside this import
 
         runtime = programs.runtime
@@ -90,7 +93,7 @@ def build_engine(
             loaded, mesh, runtime, progress, check=check, source=programs.source, vocabulary=vocabulary
         )
         extra = {**engine.info.extra, "vocabulary_seconds": vocabulary.seconds}
-        engine.info = engine.info._replace(notes=(*engine.info.notes, *programs.notes()), extra=extra)
+        engine.info = engine.info._replace(notes=(*engine.info.notes, *tried, *programs.notes()), extra=extra)
     return engine
 
 

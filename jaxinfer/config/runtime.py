@@ -42,7 +42,9 @@ class RuntimeConfig:
     batch_invariant: a request's bytes do not depend on who shares the batch (small steps are padded to 8 tokens).
     expert_parallel_size: devices that experts are dealt to, each of them split over tensor_parallel_size; all else is
     split over the product of the two. enable_expert_parallel: all devices of tensor_parallel_size deal experts instead.
-    attention_backend: a backend by name, which must be able to serve this device. cpu_kernels: what a CPU computes
+    attention_backend: a backend by name, which must be able to serve this device. self_test: whether kernels are tried
+    in a process of their own before they are trusted: "auto" on accelerators, unless it is known how they did, "on"
+    everywhere and anew, or "off". cpu_kernels: what a CPU computes
     products and attention with: "xla", C++ kernels for an instruction set by name, or "auto". device: "cpu", "gpu" or
     "tpu"; None takes JAX's default.
     """
@@ -67,6 +69,7 @@ class RuntimeConfig:
     batch_invariant: bool = True
     priority_ageing_seconds: float = 30.0
     attention_backend: str | None = None
+    self_test: Literal["auto", "on", "off"] = "auto"
     cpu_kernels: str = "auto"
     device: Literal["cpu", "gpu", "tpu"] | None = None
     seed: int | None = 0  # of the seeds that requests without one get; None: drawn

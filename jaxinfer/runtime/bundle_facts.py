@@ -28,7 +28,7 @@ from jaxinfer.runtime.engine_builder import make_layout, resolve_max_logprobs
 from jaxinfer.runtime.kv_cache import Sizes, resolve_sizes
 from jaxinfer.sharding import expert_size, model_size, tensor_size
 from pallas_kernels import ptxas
-from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.dispatch import DeviceTarget, withdrawn
 
 # Fields of RuntimeConfig that shape programs, and those that do not (a test finds a field that is in neither).
 SHAPING_SETTINGS = frozenset(
@@ -43,6 +43,7 @@ OTHER_SETTINGS = frozenset(
         "gpu_memory_utilization",  # decides num_pages, which is among the above
         "enable_prefix_caching", "priority_ageing_seconds", "seed", "compilation_cache_dir", "bundle",
         "serve_while_warming", "language_model_only",
+        "self_test",  # what it withdraws is a fact of its own
         "device",  # the mesh says which it is
         "enable_expert_parallel",  # decides the two sizes above
     }
@@ -100,6 +101,7 @@ def program_facts(
         "ptx": _newest_ptx() if target.platform == "gpu" else None,
         "flags": {name: _flags(os.environ.get(name, "")) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")},
         "settings_of_jax": {name: _plain(getattr(jax.config, name)) for name in _JAX_SETTINGS},
+        "withdrawn": sorted(f"{op}: {backend}" for op, backend in withdrawn()),
         "model": _digest(model),
         "stored": _digest(stored),
         "settings": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pallas_kernels.dispatch import DeviceTarget, select
+from pallas_kernels.dispatch import DeviceTarget, refusal, select
 from pallas_kernels.paged_attention import xla
 from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
 
@@ -38,6 +38,5 @@ def cost_on_gpu(
     if backend is not None:
         return f"attention: {cost}{longest}; it was asked for by name"
     triton = next(candidate for candidate in OP.backends if candidate.name == "triton_gpu")
-    return (
-        f"attention: {cost}{longest}; triton_gpu would launch a few a layer, but {triton.supports(target, served[0])}"
-    )
+    reason = refusal(OP, triton, target, served[0])
+    return f"attention: {cost}{longest}; triton_gpu would launch a few a layer, but {reason}"

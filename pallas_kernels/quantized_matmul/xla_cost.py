@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import select
+from pallas_kernels.dispatch import refusal, select
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul.api import OP, case_of
 
@@ -28,7 +28,7 @@ def cost_on_gpu(weights: Iterable[QTensor], dtype: jax.typing.DTypeLike) -> str 
             continue
         case = case_of(jax.ShapeDtypeStruct((1, weight.inputs), jnp.dtype(dtype)), weight)
         if select(OP, weight.target, case).name == "xla":
-            reason = triton.supports(weight.target, case) or triton.by_name_only(case)
+            reason = refusal(OP, triton, weight.target, case) or triton.by_name_only(case)
             return (
                 "products: XLA writes int4 weights out wide before each product and reads them back, nine times "
                 f"their bytes in every step; triton_gpu would read them once, but {reason}"

@@ -81,6 +81,7 @@ def add_runtime_options(parser: argparse.ArgumentParser, *, bundle: bool = True)
     add("--batch-invariant", action=argparse.BooleanOptionalAction, help="bytes do not depend on the batch")
     add("--priority-ageing-seconds", type=float, metavar="S", help="waiting time worth a level of priority")
     add("--attention-backend", metavar="NAME", help="insist on one backend", without="the best that can")
+    add("--self-test", choices=("auto", "on", "off"), help="try kernels apart before they serve; auto: on accelerators")
     add("--cpu-kernels", metavar="NAME", help="auto, xla, or an instruction set: avx2, avx512_bf16, ...")
     add("--compilation-cache-dir", metavar="DIR", help=f"where compiled programs are kept, or {_NONE}")
     if bundle:
@@ -114,6 +115,7 @@ RUNTIME_NAMES = (
     "batch_invariant",
     "priority_ageing_seconds",
     "attention_backend",
+    "self_test",
     "cpu_kernels",
     "compilation_cache_dir",
     "bundle",

@@ -70,14 +70,6 @@ def test_a_quantized_step_compiles_for_hopper(scheme: str) -> None:
     assert "all-to-all" not in done.stdout
 
 
-@needs_cuda
-def test_a_whole_step_compiles_for_hopper() -> None:
-    done = compile_for("--topology", "hopper:4", "--model", "small-128", *SIZES)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "attention: mosaic_gpu" in done.stdout
-    assert "all-reduce" in done.stdout
-
-
 WAYS_TO_SPLIT_EXPERTS = [
     pytest.param(["--expert-parallel-size", "2"], marks=pytest.mark.slow),
     ["--enable-expert-parallel", "--quantization", "int4"],

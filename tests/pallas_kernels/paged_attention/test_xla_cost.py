@@ -7,7 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import triton_support
+from pallas_kernels import dispatch, triton_support
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention.xla_cost import cost_on_gpu
 from tests.pallas_kernels.paged_attention.cases import Shape
@@ -51,3 +51,14 @@ def test_nothing_is_said_where_a_kernel_serves_or_no_gpu_is_there() -> None:
     text = cost_on_gpu(AMPERE, LAYERS, 8192, "xla")
     assert text is not None
     assert text.endswith("49,152 at 8,192 tokens; it was asked for by name")
+
+
+@pytest.mark.usefixtures("triton_packages")
+def test_a_kernel_that_was_found_faulty_is_named() -> None:
+    dispatch.withdraw("paged_attention", "triton_gpu", "it was wrong")
+    try:
+        text = cost_on_gpu(AMPERE, LAYERS, 1024, None)
+    finally:
+        dispatch.restore()
+    assert text is not None
+    assert text.endswith("triton_gpu would launch a few a layer, but it was wrong")
