@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import pytest
 from jaxinfer.runtime.topology import report
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import kv_layout
-from tests.aot import test_paged_attention
+from tests.aot import test_paged_attention, thunks
+from tests.aot.elsewhere import run_elsewhere
 from tests.aot.test_mosaic_gpu import SHAPES as HOPPER_SHAPES
 from tests.aot.triton_compiler import CARDS, NEEDS, compile_elsewhere, tell, topology
 from tests.pallas_kernels.paged_attention.cases import Shape
@@ -74,6 +76,25 @@ def test_compiles_within_the_card(capability: int, name: str, tmp_path: Path) ->
 def test_compiles_for_four_devices(tmp_path: Path) -> None:
     """The heads are shared among them; nothing is exchanged."""
     assert len(compile_elsewhere(__name__, tmp_path, 90, "plain", 4)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_step_is_one_command_buffer(tmp_path: Path) -> None:
+    """As `test_command_buffers.py` shows of Hopper's own kernels."""
+    if importlib.metadata.version("jax-triton") < "0.4":
+        pytest.skip("what jax-triton 0.3 puts into a program cannot be part of a command buffer")
+    sizes = ["--max-num-seqs", "16", "--max-num-batched-tokens", "32", "--max-model-len", "512", "--kv-tokens", "4096"]
+    named = ["--steps-only", "--attention-backend", "triton_gpu"]
+    environment = {"XLA_FLAGS": thunks.flags(tmp_path, "step")}
+    arguments = ["--topology", "hopper:1", "--model", "small-128", *named, *sizes]
+    done = run_elsewhere("scripts/compile_for.py", *arguments, environment=environment, timeout=580)
+    assert done.returncode == 0, done.stderr[-4000:]
+    programs = thunks.read(tmp_path)["step"]
+    assert len(programs) == done.stdout.count("\nstep[")
+    for program in programs:
+        assert [thunk.kind for thunk in program if thunk.depth == 0] == ["kCommandBuffer"]
+        assert [thunk.kind for thunk in program].count("kCustomCall") >= 1
 
 
 def main(capability: int, name: str, devices: int) -> None:
