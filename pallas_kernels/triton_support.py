@@ -96,7 +96,7 @@ def _mend_elimination() -> None:
     from jax_triton import triton_lib
 
     rules, call = partial_eval.dce_rules, triton_lib.triton_kernel_call_p
-    rule = rules.get(call)
+    rule: Any = rules.get(call)
     if jax.__version_info__ >= (0, 12) and rule is not None and len(inspect.signature(rule).parameters) == 2:
         rules[call] = lambda used, live, equation: rule(used, equation)
 

@@ -107,8 +107,8 @@ class TritonPlan:
 def sizes(
     compute_capability: tuple[int, int], head_dim: int, kv_dtype: np.dtype, wide: bool, decoding: bool
 ) -> TritonSizes:
-    """Sizes found by compiling for compute capability 8.0, 8.6, 8.9 and 9.0: large ones that keep to the registers, all
-    but a few, and to the shared memory of a card. Three stages are two blocks of keys and values ahead.
+    """Sizes found by compiling for cards of compute capability 8.0 to 12.1: large ones that keep to the registers, all but
+    a few, and to the shared memory of a card. Three stages are two blocks of keys and values ahead.
 
     Args:
         head_dim: H.
@@ -124,6 +124,8 @@ def sizes(
     if head_dim > 128:
         small = compute_capability in _SMALL or compute_capability[0] == 12
         return TritonSizes(64, 32, 8, 2 if small and not narrow else 3)
+    if compute_capability[0] == 12 and kv_dtype == jnp.float8_e4m3fn and head_dim > 64:
+        return TritonSizes(64, 32, 4, 3)  # its compiler keeps more of what widening takes in registers
     return TritonSizes(128, 32 if narrow and head_dim > 64 else 64, 8, 3)  # widening takes registers
 
 

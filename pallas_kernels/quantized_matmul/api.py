@@ -204,7 +204,7 @@ def quantized_matmul_of_choice(
     return jax.lax.switch(index, each, x)
 
 
-def case_of(x: jax.Array, weight: QTensor, devices: Split | None = None) -> QuantizedMatmulCase:
+def case_of(x: jax.Array | jax.ShapeDtypeStruct, weight: QTensor, devices: Split | None = None) -> QuantizedMatmulCase:
     """What dispatch is told of a product, or of one device's share of it."""
     outputs, inputs = (1, 1) if devices is None else (devices.outputs, devices.inputs)
     return QuantizedMatmulCase(
