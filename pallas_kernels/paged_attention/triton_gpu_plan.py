@@ -107,8 +107,8 @@ class TritonPlan:
 def sizes(
     compute_capability: tuple[int, int], head_dim: int, kv_dtype: np.dtype, wide: bool, decoding: bool
 ) -> TritonSizes:
-    """Sizes found by compiling for cards of compute capability 8.0 to 12.1: large ones that keep to the registers, all but
-    a few, and to the shared memory of a card. Three stages are two blocks of keys and values ahead.
+    """Sizes found by compiling for compute capability 8.0 to 12.1: large ones that keep to the registers, all but a
+    few, and to the shared memory of a card. Three stages are two blocks of keys and values ahead.
 
     Args:
         head_dim: H.
@@ -123,9 +123,9 @@ def sizes(
         return TritonSizes(64 if head_dim <= 128 else 32, 64 if head_dim <= (128 if narrow else 64) else 32, 4, 3)
     if head_dim > 128:
         small = compute_capability in _SMALL or compute_capability[0] == 12
-        return TritonSizes(64, 32, 8, 2 if small and not narrow else 3)
-    if compute_capability[0] == 12 and kv_dtype == jnp.float8_e4m3fn and head_dim > 64:
-        return TritonSizes(64, 32, 4, 3)  # its compiler keeps more of what widening takes in registers
+        return TritonSizes(64, 16 if small and not narrow else 32, 8, 3)
+    if compute_capability[0] == 12 and head_dim > 64:  # where the compiler keeps more in registers
+        return TritonSizes(64, 32, 4, 3) if narrow else TritonSizes(128, 32, 8, 3)
     return TritonSizes(128, 32 if narrow and head_dim > 64 else 64, 8, 3)  # widening takes registers
 
 
