@@ -26,7 +26,9 @@ from tests.pallas_kernels.paged_attention.cases import Shape
 BASE = HOPPER_SHAPES["plain"]
 SHAPES: dict[str, Shape] = HOPPER_SHAPES | {
     "fp8-options": dataclasses.replace(HOPPER_SHAPES["fp8"], sliding_window=1000, soft_cap=30.0),
-    "any-page": dataclasses.replace(BASE, page_size=24, group=65, kv_heads=1, head_dim=72, sinks=True),
+    "any-page": dataclasses.replace(
+        BASE, page_size=24, pages_per_row=128, group=65, kv_heads=1, head_dim=72, sinks=True
+    ),
     "float32": dataclasses.replace(BASE, dtype=jnp.float32, sliding_window=1000),
     "float32-int8": dataclasses.replace(BASE, dtype=jnp.float32, kv_dtype=jnp.int8, sinks=True),
     "float32-head-256": dataclasses.replace(BASE, dtype=jnp.float32, head_dim=256, kv_dtype=jnp.bfloat16),
