@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jaxinfer.config import RuntimeConfig
+from jaxinfer.constraints.budget import thinking_budget
 from jaxinfer.constraints.constraint import constrained
 from jaxinfer.engine import EngineLoop
 from jaxinfer.errors import InvalidRequest
@@ -32,7 +33,7 @@ from jaxinfer.messages import (
     TellExpertLoad,
 )
 from jaxinfer.model_path import hub_cache_from, resolve_model
-from jaxinfer.outputs import RequestOutput, RequestStream
+from jaxinfer.outputs import RequestOutput, RequestStream, fault_of
 from jaxinfer.progress_bar import progress_bar
 from jaxinfer.sampling_params import SamplingParams, as_token_ids
 from jaxinfer.text import VOCABULARY_FILES, Tokenizer, TokenizerError, load_tokenizer
@@ -270,9 +271,12 @@ class LLM:
             params = params.with_changes(max_tokens=left, min_tokens=min(params.min_tokens, left))
         if params.stop and self._tokenizer is None:
             raise InvalidRequest("stop", params.stop, "stop strings need a tokenizer, and this model has none")
+        if params.thinking_token_budget is not None and self._tokenizer is None:
+            allowed = "it needs a tokenizer, and this model has none"
+            raise InvalidRequest("thinking_token_budget", params.thinking_token_budget, allowed)
         if params.structured_outputs is not None and self._tokenizer is None:
-            asked = params.structured_outputs.kind
-            raise InvalidRequest("structured_outputs", asked, "it needs a tokenizer, and this model has none")
+            allowed = "it needs a tokenizer, and this model has none"
+            raise InvalidRequest("structured_outputs", params.structured_outputs.kind, allowed)
         return RequestStream(str(next(self._ids)), text, ids, params, self._tokenizer)
 
     def _token_ids(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, tuple[int, ...]]:
@@ -297,16 +301,19 @@ class LLM:
         seed = self._seeds.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
         # Nobody reads an answer before its end, but a stop string must be found when it is complete.
         interval = 1 if params.stop else self.info.max_model_len
+        ids = tuple(result.prompt_token_ids)
+        thinking = thinking_budget(params.thinking_token_budget, None, self._tokenizer, ids)
         constraint, _ = constrained(params.structured_outputs, None, None, self._tokenizer)
         return Submit(
             result.request_id,
-            tuple(result.prompt_token_ids),
-            params.with_changes(structured_outputs=None),
+            ids,
+            params.with_changes(structured_outputs=None, thinking_token_budget=None),
             seed,
             priority,
             time.monotonic(),
             interval=interval,
             constraint=constraint,
+            thinking=thinking,
         )
 
     def _collect(
@@ -334,7 +341,7 @@ class LLM:
             self._dead = message.error
             self._check_alive()
         if isinstance(message, Rejected) and message.request_id in streams:
-            raise InvalidRequest("request", message.request_id, message.message)
+            raise fault_of(streams, message.request_id, message.message)
         finished: list[str] = []
         if isinstance(message, ExpertLoad):
             self._expert_load = message
@@ -346,7 +353,7 @@ class LLM:
             for output in message.sequences:
                 stream = streams.get(output.request_id)
                 if stream is not None and output.finish_reason == "error":
-                    raise RuntimeError(f"request {output.request_id}: {output.message}")
+                    raise fault_of(streams, output.request_id, output.message)
                 delta = stream.push(output) if stream is not None else None
                 if stream is None or delta is None:
                     continue

@@ -42,8 +42,8 @@ OTHER_SETTINGS = frozenset(
     {
         "gpu_memory_utilization",  # decides num_pages, which is among the above
         "enable_prefix_caching", "priority_ageing_seconds", "seed", "compilation_cache_dir", "bundle",
-        "serve_while_warming", "language_model_only",
         "self_test",  # what it withdraws is a fact of its own
+        "serve_while_warming", "language_model_only", "max_pinned_ratio", "max_pinned_ratio_per_tenant",
         "device",  # the mesh says which it is
         "enable_expert_parallel",  # decides the two sizes above
     }

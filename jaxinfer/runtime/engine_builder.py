@@ -229,13 +229,15 @@ def assemble_engine(
         longrope_border=config.longrope_border,
         priority_ageing_seconds=runtime.priority_ageing_seconds,
         enable_prefix_caching=runtime.enable_prefix_caching,
+        max_pinned_ratio=runtime.max_pinned_ratio,
+        max_pinned_ratio_per_tenant=runtime.max_pinned_ratio_per_tenant,
         cache_groups=config.cache_groups,
     )
     scheduler = Scheduler(limits, PagePool(sizes.num_pages, sizes.page_size))
     return EngineLoop(
         scheduler,
         runner,
-        engine_info(model, mesh, sizes, runner),
+        engine_info(model, mesh, sizes, runner)._replace(max_pinned_pages=scheduler.max_pinned_pages),
         check=check,
         warm_up=None if runner.whole else runner,
         on_warm=compiling.close,

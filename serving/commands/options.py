@@ -73,6 +73,8 @@ def add_runtime_options(parser: argparse.ArgumentParser, *, bundle: bool = True)
         help="deal experts to the devices of --tensor-parallel-size, instead of splitting each",
     )
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="share KV of equal prefixes")
+    add("--max-pinned-ratio", type=float, metavar="X", help="share of the KV pages that pins hold, at most")
+    add("--max-pinned-ratio-per-tenant", type=float, metavar="X", help="share of those for a tenant; without keys 1")
     add(
         "--language-model-only",
         action=argparse.BooleanOptionalAction,
@@ -111,6 +113,8 @@ RUNTIME_NAMES = (
     "expert_parallel_size",
     "enable_expert_parallel",
     "enable_prefix_caching",
+    "max_pinned_ratio",
+    "max_pinned_ratio_per_tenant",
     "language_model_only",
     "batch_invariant",
     "priority_ageing_seconds",

@@ -38,6 +38,7 @@ from serving.http.response_store import ResponseStore, StoreLimits
 from serving.http.response_turn import ResponseTurn
 from serving.http.responses import ResponsesReply
 from serving.http.responses_models import ResponsesRequest
+from serving.http.sessions import with_session
 from serving.observing.record import NOWHERE, Origin
 from serving.request import (
     NO_TOKENS,
@@ -133,9 +134,9 @@ class Api:
         if self.config.tool_call_parser == "auto":
             self.form = structured.with_forced_calls(self.form)
 
-    async def begin(self, path: str, body: Body, origin: Origin = NOWHERE) -> Reply:
+    async def begin(self, path: str, body: Body, origin: Origin = NOWHERE, session: str = "") -> Reply:
         """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the
-        user, whom the body names."""
+        user, whom the body names. session: named beside the body."""
         endpoint, cost = ENDPOINTS[path], _cost(body)
         if path == RESPONSES:
             turn = ResponseTurn(self.responses, origin.tenant)
@@ -145,7 +146,7 @@ class Api:
 
         def converted(model: ModelContext, prepare: Prepare) -> Any:
             with collecting(self.config.unknown_fields) as ignored:
-                prepared, request = self._convert(endpoint, body, model, prepare, ignored)
+                prepared, request = self._convert(endpoint, body, model, prepare, ignored, session)
             return prepared, (request, model, ignored)
 
         try:
@@ -163,7 +164,13 @@ class Api:
             raise
 
     def _convert(
-        self, endpoint: _Endpoint, body: Body, model: ModelContext, prepare: Prepare, ignored: IgnoredFields
+        self,
+        endpoint: _Endpoint,
+        body: Body,
+        model: ModelContext,
+        prepare: Prepare,
+        ignored: IgnoredFields,
+        session: str = "",
     ) -> tuple[list[PreparedRequest], Sampling]:
         """Raises ApiError with all faults that are found, one of BAD_INPUT, or Refusal."""
         try:
@@ -173,7 +180,7 @@ class Api:
                 raise InvalidRequest("return_token_ids", True, NO_TOKENS)
             convert.check_named_tokens(request, model)
             with convert.in_names_of_the_client(endpoint.names(request)):
-                requests = endpoint.convert(request, model, self.form)
+                requests = with_session(request, endpoint.convert(request, model, self.form), session, model)
                 names, least = ignored.names, self.config.stream_interval
                 if names or least > 1:
                     requests = [replace(r, ignored=names, interval=max(least, r.interval)) for r in requests]
@@ -187,7 +194,7 @@ class Api:
     def _check(self, endpoint: _Endpoint, request: Sampling, model: ModelContext) -> None:
         """All but the prompt's tokens. Raises InvalidRequest, one of BAD_INPUT, or Refusal."""
         with convert.in_names_of_the_client(endpoint.names(request)):
-            requests = endpoint.convert(request, model, self.form)
+            requests = with_session(request, endpoint.convert(request, model, self.form), "", model)
             check_fields(requests[0], model)
             self.frontend.check_room(requests)
 

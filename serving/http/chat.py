@@ -10,6 +10,7 @@ from jaxinfer.constraints.calls import ToolRules
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.outputs import PROMPT
+from jaxinfer.text.answer_reading import answer_reading
 from jaxinfer.text.answers import (
     CallArguments,
     CallName,
@@ -21,7 +22,7 @@ from jaxinfer.text.answers import (
     collect,
 )
 from serving.http import chat_input, convert, responses_tools, structured
-from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id
+from serving.http.answers import GrowingAnswer, kept_tokens, new_call_id
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs, named_tokens, prompt_logprobs
 from serving.http.models import ChatRequest, Sampling
@@ -64,6 +65,8 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
         raise InvalidRequest("top_logprobs", request.top_logprobs, "it needs logprobs")
     if request.logprobs:
         given["logprobs"] = -1 if request.logprob_token_ids else request.top_logprobs or 0
+    if request.thinking_token_budget is not None:
+        given["thinking_token_budget"] = request.thinking_token_budget
     choice = structured.tool_choice(request)
     form = structured.writing_calls(form, choice)
     offered = offered_tools(request, form)

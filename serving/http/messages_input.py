@@ -16,7 +16,9 @@ from jaxinfer.errors import ChatTemplateError, InvalidRequest
 from jaxinfer.text import Tokenizer
 from jaxinfer.text.answers import OutputParserNames
 from jaxinfer.text.conversation import of_another_modality
+from serving.cache_marks import MARK
 from serving.http import convert, ignored, structured
+from serving.http.cache_control import CacheControl
 from serving.http.chat import of_chat
 from serving.http.chat_input import says_nothing
 from serving.http.messages_models import MessagesRequest, MessageTokensRequest
@@ -42,7 +44,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "tool_use": ("id", "name", "input"),
     "tool_result": ("tool_use_id", "content", "is_error"),
 }
-_MARKS = ("cache_control", "citations", "caller", "toolset_name")  # beside any block, and no part of its text
+_MARKS = (MARK, "citations", "caller", "toolset_name")  # beside any block, and no part of its text
 _OF_ROLES: Mapping[str, tuple[str, ...]] = {
     "user": ("text", "document", "search_result", "tool_result"),
     "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
@@ -50,6 +52,7 @@ _OF_ROLES: Mapping[str, tuple[str, ...]] = {
 }
 _OF_RESULTS = ("text", "document", "search_result", "tool_reference")
 _OF_DOCUMENTS = ("text",)
+_MARKED = ("text", "document", "search_result", "tool_use", "tool_result")  # blocks up to which a prompt is pinned
 
 
 def names(request: MessagesRequest) -> dict[str, str]:
@@ -98,12 +101,15 @@ def to_prompt(
     if not request.messages:
         raise InvalidRequest("messages", [], "it must hold at least one message")
     check_count("messages", request.messages, MAX_MESSAGES, "messages")
+    marks = CacheControl(honoured=isinstance(request, MessagesRequest) and context.info.max_pinned_pages > 0)
     turns = _Turns()
     if not says_nothing(request.system):
-        turns.add("system", list(_blocks("system", "system", request.system)))
+        turns.add("system", list(_blocks("system", "system", request.system, marks)))
     for i, message in enumerate(request.messages):
-        _add_message(f"messages[{i}]", message, turns)
-    messages, offered = turns.as_chat(), offered_tools(request, form)
+        _add_message(f"messages[{i}]", message, turns, marks)
+    offered = offered_tools(request, form, marks)
+    turns.mark_end(marks.of("", {MARK: request.cache_control}))
+    messages = turns.as_chat()
     last = messages[-1]
     goes_on = last["role"] == "assistant" and bool(last["content"]) and "tool_calls" not in last
     return ChatPrompt(
@@ -112,6 +118,7 @@ def to_prompt(
         add_generation_prompt=not goes_on,
         variables=_variables(request, context, form),
         continue_final_message=goes_on,
+        marked=marks.any,
     )
 
 
@@ -132,11 +139,18 @@ class _Turns:
         else:
             self.messages.append({"role": role, "content": list(parts)})
 
+    def mark_end(self, mark: Mapping[str, float]) -> None:
+        """Puts a mark behind the last block."""
+        last = self.messages[-1]
+        last_of = [last, *(last["content"] if isinstance(last["content"], list) else ()), *last.get("tool_calls", ())]
+        last_of[-1].update(mark)
+
     def as_chat(self) -> list[dict[str, Any]]:
-        """A single text as a string, as chat completions' clients send it: so both find the same cached prefix."""
+        """A single text as a string, as chat completions' clients send it: so both find the same cached prefix. With a
+        mark it becomes one later."""
         for message in self.messages:
             content = message["content"]
-            if not isinstance(content, str) and len(content) < 2:
+            if not isinstance(content, str) and len(content) < 2 and MARK not in (content or ({},))[0]:
                 message["content"] = content[0]["text"] if content else ""
         return self.messages
 
@@ -147,20 +161,21 @@ class _Turns:
         return self.messages[-1]
 
 
-def _add_message(name: str, message: Mapping[str, Any], turns: _Turns) -> None:
+def _add_message(name: str, message: Mapping[str, Any], turns: _Turns, marks: CacheControl) -> None:
     role = message.get("role")
     if role not in _ROLES:
         raise InvalidRequest(f"{name}.role", role, f"it must be {', '.join(_ROLES[:-1])} or {_ROLES[-1]}")
     for key, value in message.items():
         if key not in ("role", "content") and not says_nothing(value):
             ignored.unknown(f"{name}.{key}", value, ("role", "content"), "a message has role and content")
-    blocks = list(_blocks(f"{name}.content", role, message.get("content")))
+    blocks = list(_blocks(f"{name}.content", role, message.get("content"), marks))
     if role == "assistant":
         _add_answer(blocks, turns)
         return
     results = [block for block in blocks if block["type"] == "tool_result"]
     for block in results:  # in front of what else the user says: they belong to the calls before
-        turns.messages.append({"role": "tool", "tool_call_id": block["id"], "content": block["text"]})
+        mark = {MARK: block[MARK]} if MARK in block else {}
+        turns.messages.append({"role": "tool", "tool_call_id": block["id"], "content": block["text"], **mark})
     texts = [block for block in blocks if block["type"] == "text"]
     if texts or not results:
         turns.add(role, texts)
@@ -177,27 +192,33 @@ def _add_answer(blocks: Sequence[dict[str, Any]], turns: _Turns) -> None:
         else:
             function = {"name": block["name"], "arguments": block["input"]}
             call = {"id": block["id"], "type": "function", "function": function}
+            call |= {MARK: block[MARK]} if MARK in block else {}
             answer.setdefault("tool_calls", []).append(call)
 
 
 # -- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def _blocks(name: str, role: str, content: Any) -> Iterator[dict[str, Any]]:
+def _blocks(name: str, role: str, content: Any, marks: CacheControl) -> Iterator[dict[str, Any]]:
     """The blocks of a turn, checked: {"type": "text", "text": ...}, or thinking with its text, a tool_use with id, name
-    and input, a tool_result with id and text. What says nothing to this model is reported and left out."""
+    and input, a tool_result with id and text; with their marks. What says nothing to this model is reported and left
+    out."""
     for at, block in _listed(name, content):
         kind = _kind(at, block, _OF_ROLES[role])
         if kind is None:
             continue
+        mark: dict[str, float] = {}
+        if kind in _MARKED:
+            mark = marks.of(at, block)
+            block = {key: value for key, value in block.items() if key != MARK}
         _report_rest(at, block, kind)
         if kind == "tool_use":
-            yield _tool_use(at, block)
+            yield _tool_use(at, block) | mark
         elif kind == "tool_result":
             text = "\n".join(_texts(f"{at}.content", block.get("content"), _OF_RESULTS))
             if block.get("is_error"):  # templates have no other word for it
                 text = f"Error: {text}" if text else "Error"
-            yield {"type": kind, "id": _string(f"{at}.tool_use_id", block.get("tool_use_id")), "text": text}
+            yield {"type": kind, "id": _string(f"{at}.tool_use_id", block.get("tool_use_id")), "text": text, **mark}
         elif kind == "thinking":
             text = thinking_of(
                 _string(f"{at}.thinking", block.get("thinking")), _string(f"{at}.signature", block.get("signature", ""))
@@ -205,7 +226,7 @@ def _blocks(name: str, role: str, content: Any) -> Iterator[dict[str, Any]]:
             if text:
                 yield {"type": kind, "text": text}
         else:
-            yield {"type": "text", "text": _text(at, block, kind)}
+            yield {"type": "text", "text": _text(at, block, kind), **mark}
 
 
 def _listed(name: str, content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -84,7 +84,8 @@ Variables = Annotated[
     dict[str, Any] | None, doc('Further variables of the template, such as {"enable_thinking": false}')
 ]
 CacheControl = Annotated[
-    dict[str, Any] | None, no_effect("every prompt finds what it shares with earlier ones, marked or not")
+    dict[str, Any] | None,
+    doc('Pin the prompt up to its last block: {"type": "ephemeral"}, with "ttl" "5m" or "1h"'),
 ]
 Edits = Annotated[dict[str, Any] | None, no_effect("the conversation is taken as it was sent", {}, {"edits": []})]
 Servers = Annotated[list[dict[str, Any]] | None, no_effect("this server calls no other ones", [])]
@@ -128,7 +129,7 @@ class MessageTokensRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     thinking: Thought = None
     output_config: Output = None
     chat_template_kwargs: Variables = None
-    cache_control: CacheControl = None
+    cache_control: Annotated[dict[str, Any] | None, no_effect("what is only counted is not pinned")] = None
     context_management: Edits = None
     mcp_servers: Servers = None
     speed: Speed = None

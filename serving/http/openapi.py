@@ -84,6 +84,17 @@ _RENDERED = _object(
     }
 )
 _RATIO = or_null({"type": "number"})
+_PINS = _object(
+    {
+        "engine": _INTEGER,
+        "tenant": STRING,
+        "pins": _INTEGER,
+        "pages": _INTEGER,
+        "max_pages": _INTEGER,
+        "longest": _INTEGER,
+        "seconds": {"type": "number"},
+    }
+)
 _LOAD = _object(
     {
         "expert_tokens": _INTEGER,
@@ -192,6 +203,7 @@ _ANSWERS: dict[str, dict[str, Any]] = {
         }
     ),
     "Experts": _object({"expert_parallel_size": _INTEGER, "since_start": _LOAD, "last_minute": _LOAD}),
+    "Pins": _object({"tenants": array_of(_PINS)}),
     "Version": _object({"version": STRING}),
 }
 
@@ -214,6 +226,7 @@ def document(unknown_fields: UnknownFields = "report") -> dict[str, Any]:
     paths["/metrics"] = _plain("Metrics for Prometheus", "The metrics", "text/plain", STRING)
     about = "How many tokens each expert of the model has computed, and how unevenly"
     paths["/debug/experts"] = _get("Experts", about, 404, 503)
+    paths["/debug/pins"] = _get("Pins", "What each tenant has pinned in the prefix cache")
     about = "Where a request's time went"
     paths["/debug/requests/{request_id}"] = _get("Explanation", about, 404, parameter="request_id")
     paths["/version"] = _get("Version", "The server's version")

@@ -52,6 +52,9 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "truncate_prompt_tokens": (1, {}),
     "priority": (-3, {}),
     "cache_salt": ("tenant", {}),
+    "session_id": ("talk", {}),
+    "prompt_cache_retention": ("24h", {}),
+    "cache_control": ({"type": "ephemeral"}, {}),
     "request_id": ("mine", {}),
     "max_tokens": (5, {}),
     "messages": ([{"role": "user", "content": "there"}], {}),
@@ -97,7 +100,7 @@ def test_every_field_has_a_place() -> None:
     assert fields == {*EFFECTS, *RECORDED, "metadata", *no_effects(MessagesRequest)}
     counted = set(MessageTokensRequest.__struct_fields__)
     assert counted <= fields
-    assert no_effects(MessageTokensRequest).keys() == counted & no_effects(MessagesRequest).keys()
+    assert no_effects(MessageTokensRequest).keys() == counted & {*no_effects(MessagesRequest), "cache_control"}
 
 
 def test_every_field_takes_effect() -> None:

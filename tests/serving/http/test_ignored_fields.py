@@ -43,7 +43,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/completions", {"n": 2.0, "x": 1}, "x"),  # both are mended at once
     ("/v1/chat/completions", {"prompt_cache_key": "k", "store": True, "verbosity": "low", "metadata": {"a": "b"},
       "prompt_cache_retention": "24h", "service_tier": "flex", "user": "u", "safety_identifier": "s"},
-     "prompt_cache_key, prompt_cache_retention, service_tier, store, metadata, verbosity"),
+     "prompt_cache_key, service_tier, store, metadata, verbosity"),
     ("/v1/chat/completions", {"messages": [{**USER, "cache_control": {"a": "b"}, "nme": "a"}, {**USER, "nme": 1}]},
      "messages[0].cache_control, messages[0].nme;nearest=name"),
     ("/v1/chat/completions", {"messages": [{**USER, "nothing": [], "name": "a"}]}, ""),

@@ -89,6 +89,7 @@ def test_a_text() -> None:
                     "input_tokens": len("<user>hi;<assistant>") - 3,
                     "cache_creation_input_tokens": 0,
                     "cache_read_input_tokens": 3,  # as the fake says
+                    "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
                     "output_tokens": len("Hello ünïcode 😀.".encode()) + 1,
                 },
             }
@@ -234,11 +235,13 @@ def test_counts_are_those_of_the_answer() -> None:
 def test_what_has_no_effect_is_named_in_a_header() -> None:
     async def test() -> None:
         async with http_serving(says("x"), **HERMES) as s:
-            body = {"system": [{"type": "text", "text": "S", "cache_control": {"type": "ephemeral"}}], "novel": 1}
+            system = {"type": "text", "text": "S", "citations": [1], "cache_control": {"type": "ephemeral"}}
+            body = {"system": [system], "novel": 1}
             for path in (PATH, COUNT):
                 given = BODY if path == PATH else {"messages": BODY["messages"]}
                 response = await s.post(path, **given, **body)
-                assert set(response.headers["x-jaxinfer-ignored"].split(", ")) == {"system[0].cache_control", "novel"}
+                named = {"system[0].citations", "novel"} | ({"system[0].cache_control"} if path == COUNT else set())
+                assert set(response.headers["x-jaxinfer-ignored"].split(", ")) == named
 
     run(test())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -26,10 +27,16 @@ CALLED = {"id": "toolu_1", "type": "function", "function": {"name": "f", "argume
 
 
 def converted(
-    form: OutputParserNames = HERMES, template: Tokenizer | None = None, **body: Any
+    form: OutputParserNames = HERMES, template: Tokenizer | None = None, pinned_pages: int = 0, **body: Any
 ) -> tuple[ChatPrompt, tuple[str, ...]]:
-    """The prompt, and what was reported. template: of the tests' own tokenizer, unless one with another is given."""
-    spoken: Any = {"info": None, "name": "m", "tokenizer": template or tokenizer(), "defaults": {}}
+    """The prompt, and what was reported. template: of the tests' own tokenizer, unless one with another is given.
+    pinned_pages: that the engine can pin."""
+    spoken: Any = {
+        "info": SimpleNamespace(max_pinned_pages=pinned_pages),
+        "name": "m",
+        "tokenizer": template or tokenizer(),
+        "defaults": {},
+    }
     context = ModelContext(**spoken, draw_seed=lambda: 0)
     with ignored.collecting("report") as found:
         request = decode(msgspec.json.encode({"max_tokens": 8, "messages": [USER], **body}), MessagesRequest)
