@@ -62,13 +62,14 @@ class Backend(Generic[Case]):
         supports: (target, case) -> None if it can serve the case, else the reason why not. Runs before the
             implementation is imported, so it must not need it.
         path: "package.module:function", imported by `load` and not before.
-        by_name_only: never picked unless it is named, because what it needs may not be installed.
+        by_name_only: (case) -> None, or the reason why it is picked for the case only if it is named: what comes behind
+            it serves that better.
     """
 
     name: str
     supports: Callable[[DeviceTarget, Case], str | None]
     path: str
-    by_name_only: bool = False
+    by_name_only: Callable[[Case], str | None] = lambda case: None
 
     def load(self) -> Callable[..., Any]:
         """Imports the implementation and returns its function."""
@@ -107,7 +108,7 @@ def restore() -> None:
 def select(op: Op[Case], target: DeviceTarget, case: Case, backend: str | None = None) -> Backend[Case]:
     """Picks the backend that runs `case` on `target`: the one named, else the first in order that can. Imports nothing.
 
-    Backends that are `by_name_only` are left out of that order.
+    Backends that are `by_name_only` for the case are left out of that order.
 
     Raises:
         UnknownBackend: no backend of that name; the message lists the known ones.
@@ -117,20 +118,23 @@ def select(op: Op[Case], target: DeviceTarget, case: Case, backend: str | None =
         named = {b.name: b for b in op.backends}
         if backend not in named:
             raise UnknownBackend(f"backend of {op.name} is {backend!r}; known: {', '.join(named) or 'none'}")
-        reason = _refusal(op, named[backend], target, case)
+        reason = refusal(op, named[backend], target, case)
         if reason is not None:
             raise Unsupported(f"{op.name} backend {backend!r} cannot serve this on {_describe(target)}: {reason}")
         return named[backend]
     reasons = []
     for candidate in op.backends:
-        reason = "only by name" if candidate.by_name_only else _refusal(op, candidate, target, case)
+        reason = refusal(op, candidate, target, case)
+        if reason is None and (better := candidate.by_name_only(case)) is not None:
+            reason = f"only by name: {better}"
         if reason is None:
             return candidate
         reasons.append(f"{candidate.name}: {reason}")
     raise Unsupported(f"no backend of {op.name} can serve this on {_describe(target)}: {'; '.join(reasons) or 'none'}")
 
 
-def _refusal(op: Op[Case], backend: Backend[Case], target: DeviceTarget, case: Case) -> str | None:
+def refusal(op: Op[Case], backend: Backend[Case], target: DeviceTarget, case: Case) -> str | None:
+    """Why a backend cannot serve, if so: it says so itself, or has been withdrawn."""
     return _withdrawn.get((op.name, backend.name)) or backend.supports(target, case)
 
 

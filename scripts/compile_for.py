@@ -225,6 +225,8 @@ def compile_steps(arguments: argparse.Namespace, topology: Topology, folder: Pat
             f"{arguments.quantization or arguments.dtype}, {pages}, attention: {attention}"
         )
         console = Console(highlight=False, width=200)
+        if (cost := runner.attention_cost()) is not None:
+            console.print(cost, markup=False)
         print_table(console, heading, rows, prepared.pool, device.platform == "tpu")
     return all(row.fits for row in rows)
 

@@ -27,6 +27,7 @@ from jaxinfer.models.shape import ModelShape
 from jaxinfer.runtime.engine_builder import make_layout, resolve_max_logprobs
 from jaxinfer.runtime.kv_cache import Sizes, resolve_sizes
 from jaxinfer.sharding import expert_size, model_size, tensor_size
+from pallas_kernels import ptxas
 from pallas_kernels.dispatch import DeviceTarget, withdrawn
 
 # Fields of RuntimeConfig that shape programs, and those that do not (a test finds a field that is in neither).
@@ -51,9 +52,12 @@ OTHER_SETTINGS = frozenset(
 _UNSHAPING_MODEL_FIELDS = ("eos_token_ids", "pad_token_id", "notes")
 _PACKAGES = {
     "cpu": ("jax", "jaxlib", "flax"),
-    "gpu": ("jax", "jaxlib", "flax", "jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt"),
+    "gpu": (
+        "jax", "jaxlib", "flax", "jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt",
+        "jax-triton", "triton",  # where they are missing XLA serves
+    ),
     "tpu": ("jax", "jaxlib", "flax", "libtpu"),
-}
+}  # fmt: skip
 _JAX_SETTINGS = (
     "jax_enable_x64",
     "jax_default_matmul_precision",
@@ -94,6 +98,7 @@ def program_facts(
         },
         "mesh": {"axes": dict(mesh.shape), "device_ids": [device.id for device in mesh.devices.flat]},
         "cpu": cpu_facts() if target.platform == "cpu" else None,
+        "ptx": _newest_ptx() if target.platform == "gpu" else None,
         "flags": {name: _flags(os.environ.get(name, "")) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")},
         "settings_of_jax": {name: _plain(getattr(jax.config, name)) for name in _JAX_SETTINGS},
         "withdrawn": sorted(f"{op}: {backend}" for op, backend in withdrawn()),
@@ -166,6 +171,12 @@ def cpu_facts(cpuinfo: Path = _CPUINFO) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "threads": os.environ.get("NPROC"),  # what XLA takes for the number of cores where it is set
     }
+
+
+def _newest_ptx() -> int | None:
+    """What the assembler here takes of the PTX that programs may hold."""
+    assembler = ptxas.find()
+    return None if assembler is None else assembler.ptx
 
 
 def _versions(platform_name: str) -> dict[str, str | None]:

@@ -33,6 +33,8 @@ from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
 from jaxinfer.sharding import expert_size, local_bytes, model_size, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention.layout import KVLayout, kv_layout
+from pallas_kernels.qtensor import QTensor
+from pallas_kernels.quantized_matmul.xla_cost import cost_on_gpu
 
 OnProgress = Callable[[Progress], None]
 PROBE_PAGES = 8
@@ -252,6 +254,11 @@ def _warm_up_progress(progress: OnProgress | None) -> Callable[[int, int, str], 
 
 def engine_info(model: Model, mesh: Mesh, sizes: Sizes, runner: Runner) -> EngineInfo:
     device = mesh.devices.flat[0]
+    quantized = jax.tree.leaves(model.params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    costs = (
+        runner.attention_cost(),
+        cost_on_gpu((leaf for leaf in quantized if isinstance(leaf, QTensor)), model.dtype),
+    )
     return EngineInfo(
         model=model.name,
         architecture=model.config.architecture,
@@ -268,7 +275,7 @@ def engine_info(model: Model, mesh: Mesh, sizes: Sizes, runner: Runner) -> Engin
         device=f"{mesh.size} x {device.device_kind}",
         backends={"paged_attention": runner.attention_backends(), "products": runner.spec.product_backend},
         eos_token_ids=model.config.eos_token_ids,
-        notes=(*sizes.notes, *model.notes, f"products: {runner.spec.form}"),
+        notes=(*sizes.notes, *model.notes, f"products: {runner.spec.form}", *filter(None, costs)),
         executables=tuple(runner.compile_seconds),
         extra={"weight_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))},
         max_logprobs=runner.spec.max_logprobs,

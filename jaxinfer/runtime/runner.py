@@ -29,6 +29,7 @@ from pallas_kernels.dispatch import select
 from pallas_kernels.paged_attention import AttentionOptions
 from pallas_kernels.paged_attention.api import OP, PagedAttentionCase
 from pallas_kernels.paged_attention.layout import KVLayout
+from pallas_kernels.paged_attention.xla_cost import cost_on_gpu
 
 
 class Runner:
@@ -223,10 +224,20 @@ class Runner:
 
     def attention_backends(self) -> str:
         """Names of the attention backends that the layers use, for people. Raises Unsupported as the step would."""
-        config, tp, bucket = self.spec.config, model_size(self.spec.mesh), self.ladder[-1]
-        names = set()
-        for mixer in dict.fromkeys(config.attentions):
-            case = PagedAttentionCase(
+        cases = dict.fromkeys(self._attention_cases())
+        names = {select(OP, self.spec.target, case, self.spec.attention_backend).name for case in cases}
+        return ", ".join(sorted(names))
+
+    def attention_cost(self) -> str | None:
+        """What the layers' attention costs where a kernel is missing, for people; None: nothing is to be said."""
+        keys = self.sizes.max_model_len
+        return cost_on_gpu(self.spec.target, self._attention_cases(), keys, self.spec.attention_backend)
+
+    def _attention_cases(self) -> list[PagedAttentionCase]:
+        """What the attention of each layer is told of the largest step."""
+        tp, bucket = model_size(self.spec.mesh), self.ladder[-1]
+        return [
+            PagedAttentionCase(
                 num_tokens=bucket.tokens,
                 num_rows=bucket.rows,
                 num_query_heads=mixer.num_heads // tp,
@@ -239,8 +250,8 @@ class Runner:
                 options=AttentionOptions(mixer.scale, mixer.sliding_window, mixer.soft_cap),
                 sinks=mixer.sinks,
             )
-            names.add(select(OP, self.spec.target, case, self.spec.attention_backend).name)
-        return ", ".join(sorted(names))
+            for mixer in self.spec.config.attentions
+        ]
 
     @property
     def compilations(self) -> int:

@@ -122,12 +122,7 @@ OP: Op[PagedAttentionCase] = Op(
     backends=(
         Backend("mosaic_tpu", _mosaic_tpu_supports, "pallas_kernels.paged_attention.mosaic_tpu:paged_attention"),
         Backend("mosaic_gpu", _mosaic_gpu_supports, "pallas_kernels.paged_attention.mosaic_gpu:paged_attention"),
-        Backend(
-            "triton_gpu",
-            _triton_gpu_supports,
-            "pallas_kernels.paged_attention.triton_gpu:paged_attention",
-            by_name_only=True,
-        ),
+        Backend("triton_gpu", _triton_gpu_supports, "pallas_kernels.paged_attention.triton_gpu:paged_attention"),
         Backend("native_cpu", _native_cpu_supports, "pallas_kernels.paged_attention.native_cpu:paged_attention"),
         Backend("xla", _xla_supports, "pallas_kernels.paged_attention.xla:paged_attention"),
     ),

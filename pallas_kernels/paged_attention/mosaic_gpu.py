@@ -3,9 +3,10 @@
 Legend: T tokens, S rows, N query heads, K kv heads, G = N // K, H head_dim, W pieces of work, M query vectors of a
 piece per kv head, Z parts into which the keys of a piece are cut.
 
-Two launches share one kernel. Rows that decode bring one token each: their G query vectors per kv head. The tokens of
-the other rows are cut into tiles from the row's first token on, as many as fit beside their heads into the 64 rows of
-a warpgroup's matrix product, or of two. XLA gathers the queries of every piece in front of the launch and its outputs
+Two launches share one kernel. Rows that decode bring one token each, or up to 8 where some are speculated: as many as
+fit beside their heads into the 64 rows that a warpgroup's matrix product has in any case. The tokens of the other rows
+are cut into tiles from the row's first token on, of 64 rows or of two warpgroups'; a step of no more tokens than those
+of a row that decodes has no such launch. XLA gathers the queries of every piece in front of the launch and its outputs
 behind it, so that no two blocks of threads write to the same place and G may be any number up to 64.
 
 A launch of few pieces would leave processors idle: then the keys of every piece are cut into Z parts, each gives its
@@ -66,8 +67,10 @@ def paged_attention(
     num_tokens, num_heads, head_dim = q.shape
     _, num_kv_heads, page_size, _ = k_pages.shape
     group = num_heads // num_kv_heads
-    single = HopperPlan(
-        tile=1,
+    short = min(work.SHORT_TOKENS, M_ROWS // group, num_tokens)
+    decoding = HopperPlan(
+        tile=short,
+        decoding=True,
         group=group,
         head_dim=head_dim,
         page_size=page_size,
@@ -81,23 +84,22 @@ def paged_attention(
     )
     queries = q.reshape(num_tokens, num_kv_heads, group, head_dim)
     inputs = (queries, sinks, batch.page_tables, k_pages, v_pages, interpret)
-    singles = work.single_rows(batch)
-    alone = work.single_pieces(batch, singles)
-    from_singles, single_copies = _attend(single, alone, batch.query_start_loc[singles.row], *inputs)
-    # Two warpgroups share the copies of a block, if there are tokens for both and room for their queries and sums.
-    warpgroups = 2 if num_tokens * group > M_ROWS and head_dim <= 128 else 1
-    tile = min(warpgroups * M_ROWS // group, num_tokens)
-    tiles = work.row_tiles(batch, num_tokens, tile)
-    tiled = dataclasses.replace(single, tile=tile, warpgroups=warpgroups)
-    from_tiles, tile_copies = _attend(tiled, tiles.pieces, tiles.token, *inputs)
-
-    place = jnp.arange(num_tokens, dtype=jnp.int32)
-    row = work.row_of(batch.query_start_loc[1:], place)
-    in_row = place - batch.query_start_loc[row]
-    of_tiles = from_tiles[tiles.first[row] + in_row // tile, in_row % tile]
-    out = work.in_token_order(batch, from_singles[:, 0], singles.rank, of_tiles)
+    tokens = work.tokens_of(batch, num_tokens)
+    rows = work.short_rows(batch, short)
+    from_rows, copies = _attend(decoding, rows.pieces, rows.token, *inputs)
+    of_tiles = of_rows = from_rows[rows.rank[tokens.row], jnp.minimum(tokens.in_row, short - 1)]
+    if num_tokens > short:
+        # Two warpgroups share the copies of a block, if there are tokens for both and room for their queries and sums.
+        warpgroups = 2 if num_tokens * group > M_ROWS and head_dim <= 128 else 1
+        tile = min(warpgroups * M_ROWS // group, num_tokens)
+        tiles = work.row_tiles(batch, num_tokens, tile, short)
+        tiled = dataclasses.replace(decoding, tile=tile, decoding=False, warpgroups=warpgroups)
+        from_tiles, tile_copies = _attend(tiled, tiles.pieces, tiles.token, *inputs)
+        of_tiles = from_tiles[tiles.first[tokens.row] + tokens.in_row // tile, tokens.in_row % tile]
+        copies += tile_copies
+    out = work.chosen(batch, tokens, of_rows, of_tiles, short)
     results = out.reshape(q.shape).astype(q.dtype), k_pages, v_pages
-    return (*results, single_copies + tile_copies) if count_copies else results
+    return (*results, copies) if count_copies else results
 
 
 def _attend(

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.mosaic_gpu_support import load, store
 from pallas_kernels.paged_attention import layout
 from pallas_kernels.paged_attention.mosaic_gpu_plan import BLOCK_KEYS, M_ROWS, HopperPlan, HopperScratch, scratch_types
+from pallas_kernels.paged_attention.mosaic_gpu_view import View, view_of
 from pallas_kernels.paged_attention.work import Pieces
 
 # Registers of a thread where 384 threads share the 65,536 of a multiprocessor.
@@ -87,7 +89,7 @@ def launch(
         num_threads=plan.warpgroups + 1 if plan.warpgroups > 1 else None,
         thread_name="warpgroup" if plan.warpgroups > 1 else None,
         interpret=interpret,
-        kernel_name="paged_attention_decode" if plan.tile == 1 else "paged_attention_tiles",
+        kernel_name="paged_attention_decode" if plan.decoding else "paged_attention_tiles",
     )(pieces.total.reshape(1), pieces.row, pieces.base, pieces.length, tables, q, *sources)
     return tuple(out) if plan.partial else (out[0][0], *out[1:])
 
@@ -101,12 +103,12 @@ def _kernel(
     outs, refs = refs[:num_outs], refs[num_outs:]
     counter, scratch = refs[: plan.count_copies], HopperScratch(*refs[plan.count_copies :])
     part, piece, head = (lax.axis_index(name) for name in ("part", "piece", "head"))
-    if plan.tile > 1:  # the last tile of a prompt sees most keys: it begins first
+    if not plan.decoding:  # the last tile of a prompt sees most keys: it begins first
         piece = total[0] - 1 - piece
 
     @pl.when((piece >= 0) & (piece < total[0]))
     def _() -> None:
-        view = _view(plan, base[piece], length[piece], part)
+        view = view_of(plan, base[piece], length[piece], part)
         start = functools.partial(_start, plan, view, tables.at[row[piece]], sources, head, scratch)
 
         def tell(copies: jax.Array) -> None:
@@ -115,7 +117,9 @@ def _kernel(
 
         if plan.warpgroups == 1:
             target = [out.at[part, piece, head] for out in outs]
-            tell(_compute(plan, view, scratch.of(0), q.at[piece, head], target, base[piece], start))
+            single = length[piece] == 1 if plan.decoding and plan.tile > 1 else None
+            queries = q.at[piece, head]
+            tell(_compute(plan, view, scratch.of(0), queries, target, base[piece], start, single=single))
             return
         warpgroup = lax.axis_index("warpgroup")
 
@@ -133,7 +137,7 @@ def _kernel(
             tell(_copy_all(plan, view, scratch, start))
 
 
-def _copy_all(plan: HopperPlan, view: _View, scratch: HopperScratch, start: Any) -> jax.Array:
+def _copy_all(plan: HopperPlan, view: View, scratch: HopperScratch, start: Any) -> jax.Array:
     """The warpgroup that copies: fills the ring, and then every stage of it that the others have read.
 
     Returns how many copies it started, ().
@@ -148,7 +152,7 @@ def _copy_all(plan: HopperPlan, view: _View, scratch: HopperScratch, start: Any)
     return lax.fori_loop(jnp.minimum(view.begin + plan.stages, view.end), view.end, refill, copies)
 
 
-def _fill(plan: HopperPlan, view: _View, start: Any) -> jax.Array:
+def _fill(plan: HopperPlan, view: View, start: Any) -> jax.Array:
     return sum(
         (_start_if(view.begin + stage < view.end, start, view.begin + stage, stage) for stage in range(plan.stages)),
         jnp.int32(0),
@@ -161,19 +165,26 @@ def _start_if(condition: jax.Array, start: Any, block: jax.Array, stage: Any) ->
 
 def _compute(
     plan: HopperPlan,
-    view: _View,
+    view: View,
     scratch: HopperScratch,
     q: Any,
     outs: list[Any],
     base: jax.Array,
     start: Any,
     first_row: Any = 0,
+    single: jax.Array | None = None,
 ) -> jax.Array:
     """A warpgroup that computes. It copies for itself if it is given `start`, and else says what it has read.
 
+    `single` says whether the piece has one token only; None: nothing depends on that.
+
     Returns how many copies it started, ().
     """
-    plgpu.copy_gmem_to_smem(q, scratch.q.at[pl.ds(0, plan.moved)], scratch.q_barriers)
+
+    def fetch(rows: int) -> None:
+        plgpu.copy_gmem_to_smem(q.at[pl.ds(0, rows)], scratch.q.at[pl.ds(0, rows)], scratch.q_barriers)
+
+    _by_rows(plan, single, fetch)
     copies = jnp.int32(0) if start is None else _fill(plan, view, start)
     plgpu.barrier_wait(scratch.q_barriers)
     vector = plgpu.broadcasted_iota(jnp.int32, (M_ROWS,), 0, layout=plgpu.Layout.WGMMA.reduce(1)) + first_row
@@ -193,39 +204,22 @@ def _compute(
     state = lax.fori_loop(view.begin, view.whole_begin, functools.partial(step, border=True), state)
     state = lax.fori_loop(view.whole_begin, view.whole_end, functools.partial(step, border=False), state)
     state = lax.fori_loop(view.whole_end, view.end, functools.partial(step, border=True), state)
-    _store(plan, scratch, outs, state[0])
+    _store(plan, scratch, outs, state[0], single)
     return state[1]
 
 
-class _View(NamedTuple):
-    """The keys of a block of threads."""
-
-    first: jax.Array  # the first and the last key that some query of the piece sees
-    last: jax.Array
-    begin: jax.Array  # the part's blocks of keys, begin <= block < end
-    end: jax.Array
-    whole_begin: jax.Array  # those of them that every query sees whole
-    whole_end: jax.Array
-
-
-def _view(plan: HopperPlan, base: jax.Array, length: jax.Array, part: jax.Array) -> _View:
-    size, window = jnp.int32(BLOCK_KEYS), plan.options.sliding_window
-    last = base + length - 1
-    first = jnp.int32(0) if window is None else jnp.maximum(base - (window - 1), 0)
-    begin, end = lax.div(first, size), lax.div(last, size) + 1
-    each = lax.div(end - begin + (plan.parts - 1), jnp.int32(plan.parts))
-    begin = jnp.minimum(begin + part * each, end)
-    end = jnp.minimum(begin + each, end)
-    # The first query sees keys up to `base`, the last one those after `last - window`.
-    inside = jnp.int32(0) if window is None else lax.div(jnp.maximum(last - window + 1, 0) + (size - 1), size)
-    whole_begin = jnp.clip(inside, begin, end)
-    whole_end = jnp.clip(lax.div(base + 1, size), whole_begin, end)
-    return _View(first, last, begin, end, whole_begin, whole_end)
+def _by_rows(plan: HopperPlan, single: jax.Array | None, move: Callable[[int], None]) -> None:
+    """Moves so many rows of queries or outputs: all that a piece may have, or those of one token."""
+    if single is None or plan.moved_of_one == plan.moved:
+        move(plan.moved)
+    else:
+        pl.when(single)(functools.partial(move, plan.moved_of_one))
+        pl.when(jnp.logical_not(single))(functools.partial(move, plan.moved))
 
 
 def _start(
     plan: HopperPlan,
-    view: _View,
+    view: View,
     table: Any,
     sources: tuple[Any, ...],
     head: jax.Array,
@@ -271,7 +265,7 @@ def _nothing(plan: HopperPlan) -> tuple[jax.Array, ...]:
 
 def _fold(
     plan: HopperPlan,
-    view: _View,
+    view: View,
     scratch: HopperScratch,
     block: jax.Array,
     stage: jax.Array,
@@ -371,24 +365,34 @@ def _rewrite(plan: HopperPlan, source: Any, target: Any, known: tuple[jax.Array,
     plgpu.commit_smem()
 
 
-def _store(plan: HopperPlan, scratch: HopperScratch, outs: list[Any], state: tuple[jax.Array, ...]) -> None:
+def _store(
+    plan: HopperPlan,
+    scratch: HopperScratch,
+    outs: list[Any],
+    state: tuple[jax.Array, ...],
+    single: jax.Array | None,
+) -> None:
     """Writes a part's outputs through shared memory."""
+
+    def give(source: Any, target: Any, *columns: Any) -> None:
+        def move(rows: int) -> None:
+            plgpu.copy_smem_to_gmem(source.at[pl.ds(0, rows)], target.at[pl.ds(0, rows), *columns])
+
+        plgpu.commit_smem()
+        _by_rows(plan, single, move)
+
     highest, total, acc = state
     done = acc * lax.broadcast_in_dim(1.0 / jnp.where(total > 0, total, 1.0), acc.shape, [0])
-    rows = pl.ds(0, plan.moved)
     if not plan.partial:
         scratch.q[...] = done.astype(scratch.q.dtype)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(scratch.q.at[rows], outs[0])
+        give(scratch.q, outs[0])
         plgpu.wait_smem_to_gmem(0)
         return
     staging, *vectors = scratch.results
     for buffer, value, out in zip(vectors, (highest, total), outs[1:], strict=True):
         buffer[...] = value
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(buffer.at[rows], out)
+        give(buffer, out)
     for begin in range(0, plan.head_dim, plan.columns):
         store(staging, done[:, begin : begin + plan.columns])
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(staging.at[rows], outs[0].at[:, pl.ds(begin, plan.columns)])
+        give(staging, outs[0], pl.ds(begin, plan.columns))
         plgpu.wait_smem_to_gmem(0)

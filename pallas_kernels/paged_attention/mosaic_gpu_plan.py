@@ -28,7 +28,8 @@ _MOST_STAGES = 4
 class HopperPlan:
     """Everything static about a launch."""
 
-    tile: int  # tokens a piece
+    tile: int  # tokens a piece, at most
+    decoding: bool  # whether pieces are whole rows that decode, which mostly have one token
     group: int  # query heads of a kv head
     head_dim: int
     page_size: int
@@ -54,6 +55,11 @@ class HopperPlan:
     def moved(self) -> int:
         """Rows of memory of one warpgroup."""
         return min(self.rows, M_ROWS)
+
+    @property
+    def moved_of_one(self) -> int:
+        """Rows of memory of a piece with one token."""
+        return min(-(-self.group // 8) * 8, self.moved)
 
     @property
     def partial(self) -> bool:

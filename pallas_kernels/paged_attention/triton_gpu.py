@@ -3,10 +3,12 @@
 Legend: T tokens, S rows, MP page-table width, N query heads, K kv heads, G = N // K, H head_dim, W pieces of work,
 M query vectors of a program, Z parts into which the keys of a piece are cut, X places of a launch's outputs.
 
-Two launches share one kernel. Rows that decode bring one token each: their G query vectors per kv head. The tokens of
-the other rows are cut into tiles from the row's first token on, as many as fit beside their heads into M. A kv head
-with more than M query heads gets several programs, so G may be any number. Programs read the queries where they are and
-write disjoint places, so nothing is gathered in front of a launch.
+Two launches share one kernel. Rows that decode bring one token each, or up to 8 where some are speculated: G query
+vectors per kv head and token, M of which a program takes, so that a row of one token has one program and a row of more
+has as few as hold its vectors. The tokens of the other rows are cut into tiles from the row's first token on, as many
+as fit beside their heads into a larger M; a step of 8 tokens has no such row, and no such launch. A kv head with more
+than M query heads gets several programs, so G may be any number. Programs read the queries where they are and write
+disjoint places, so nothing is gathered in front of a launch.
 
 A launch of few pieces would leave processors idle: then the keys of every piece are cut into Z parts, each gives its
 own softmax with its maximum and sum, and XLA puts them together.
@@ -63,34 +65,35 @@ def paged_attention(
     kv_dtype = np.dtype(k_pages.dtype)
     wide = is_wide(q.dtype, kv_dtype)
     capability = divmod(capability_number(target), 10)
-    single = TritonPlan(
-        tile=1,
+    short = min(work.SHORT_TOKENS, num_tokens)
+    decoding = TritonPlan(
+        tile=short,
+        decoding=True,
         num_kv_heads=num_kv_heads,
         group=num_heads // num_kv_heads,
         head_dim=head_dim,
         page_size=page_size,
         parts=1,
-        sizes=sizes(capability, head_dim, kv_dtype, wide, single=True),
+        sizes=sizes(capability, head_dim, kv_dtype, wide, decoding=True),
         wide=wide,
         kv_dtype=kv_dtype,
         options=options,
         sinks=sinks is not None,
-        last_first=False,  # the list begins with the longest rows
         compute_capability=capability_number(target),
     )
     inputs = (q, sinks, batch.page_tables, k_pages, v_pages, run)
-    singles = work.single_rows(batch)
-    place = jnp.arange(num_rows, dtype=jnp.int32)
-    alone = work.single_pieces(batch, singles)
-    from_singles = _attend(single, alone, batch.query_start_loc[singles.row], place, num_rows, *inputs)
-
-    larger = sizes(capability, head_dim, kv_dtype, wide, single=False)
-    tile = min(max(1, larger.vectors // single.group), num_tokens)
-    tiles = work.row_tiles(batch, num_tokens, tile)
-    tiled = dataclasses.replace(single, tile=tile, sizes=larger, last_first=True)
-    from_tiles = _attend(tiled, tiles.pieces, tiles.token, tiles.token, num_tokens, *inputs)
-    out = work.in_token_order(batch, from_singles, singles.rank, from_tiles)
-    return out.astype(q.dtype), k_pages, v_pages
+    tokens = work.tokens_of(batch, num_tokens)
+    rows = work.short_rows(batch, short)
+    places = min(num_tokens, num_rows * short)
+    out = _attend(decoding, rows.pieces, rows.token, rows.first[rows.pieces.row], places, *inputs)
+    out = of_tiles = out[jnp.minimum(rows.first[tokens.row] + tokens.in_row, places - 1)]
+    if num_tokens > short:
+        larger = sizes(capability, head_dim, kv_dtype, wide, decoding=False)
+        tile = min(max(1, larger.vectors // decoding.group), num_tokens)
+        tiles = work.row_tiles(batch, num_tokens, tile, short)
+        tiled = dataclasses.replace(decoding, tile=tile, decoding=False, sizes=larger)
+        of_tiles = _attend(tiled, tiles.pieces, tiles.token, tiles.token, num_tokens, *inputs)
+    return work.chosen(batch, tokens, out, of_tiles, short).astype(q.dtype), k_pages, v_pages
 
 
 def _attend(
@@ -124,7 +127,7 @@ def _attend(
     most_keys = tables.shape[1] * plan.page_size
     if plan.options.sliding_window is not None:
         most_keys = min(most_keys, plan.options.sliding_window + plan.tile)
-    parts = work.key_parts(_PROGRAMS_WANTED, num_pieces * plan.programs, most_keys, _PART_KEYS)
+    parts = work.key_parts(_PROGRAMS_WANTED, num_pieces * plan.working, most_keys, _PART_KEYS)
     plan = dataclasses.replace(plan, parts=parts)
     nothing = jnp.zeros((1,), jnp.float32)  # in place of what the kernel does not read
     arguments = (
@@ -147,7 +150,7 @@ def _attend(
     attended = jax.ShapeDtypeStruct((*shape, head_dim), jnp.float32 if parts > 1 else q.dtype)
     launch = Launch(
         kernel="pallas_kernels.paged_attention.triton_gpu_kernel:attend",
-        name="paged_attention_decode" if plan.tile == 1 else "paged_attention_tiles",
+        name="paged_attention_decode" if plan.decoding else "paged_attention_tiles",
         programs=num_pieces * plan.parts * plan.programs,
         constants=plan.constants(),
         num_warps=plan.sizes.num_warps,

@@ -63,8 +63,10 @@ def attend(
         return
     if last_first:
         piece = count - 1 - piece
-    first_position = tl.load(base + piece)
     num_tokens = tl.load(length + piece)
+    if block * vectors >= num_tokens * group:
+        return
+    first_position = tl.load(base + piece)
     table = tables + tl.load(row + piece) * table_width
 
     vector = block * vectors + tl.arange(0, vectors)

@@ -34,14 +34,15 @@ class TritonPlan:
     """Everything static about a launch.
 
     Attributes:
-        tile: tokens of a piece.
+        tile: tokens of a piece, at most.
+        decoding: whether pieces are whole rows that decode, which mostly have one token.
         group: query heads of a kv head.
         wide: whether products are of float32.
-        last_first: whether the last piece begins first.
         compute_capability: of the device, as 10 * major + minor.
     """
 
     tile: int
+    decoding: bool
     num_kv_heads: int
     group: int
     head_dim: int
@@ -52,7 +53,6 @@ class TritonPlan:
     kv_dtype: np.dtype
     options: AttentionOptions
     sinks: bool
-    last_first: bool
     compute_capability: int
 
     @property
@@ -62,18 +62,24 @@ class TritonPlan:
 
     @property
     def vectors(self) -> int:
-        """M: a power of two, and no more than a piece has."""
-        return min(self.sizes.vectors, max(_FEWEST_VECTORS, power_of_two(self.tile * self.group)))
+        """M: a power of two, and no more than a piece mostly has."""
+        mostly = 1 if self.decoding else self.tile
+        return min(self.sizes.vectors, max(_FEWEST_VECTORS, power_of_two(mostly * self.group)))
 
     @property
     def blocks(self) -> int:
-        """Programs that share the query vectors of a piece."""
+        """Programs that share the query vectors of a piece. Those that would have none end at once."""
         return -(-self.tile * self.group // self.vectors)
 
     @property
     def programs(self) -> int:
         """Those of a piece, with one part."""
         return self.num_kv_heads * self.blocks
+
+    @property
+    def working(self) -> int:
+        """Those of them that mostly have something to do."""
+        return self.num_kv_heads * -(-self.group // self.vectors) if self.decoding else self.programs
 
     def constants(self) -> dict[str, Any]:
         """The kernel's constants, by name."""
@@ -88,7 +94,7 @@ class TritonPlan:
             "keys": self.sizes.keys,
             "blocks": self.blocks,
             "parts": self.parts,
-            "last_first": self.last_first,
+            "last_first": not self.decoding,  # the last tile of a prompt sees most keys
             "wide": self.wide,
             "pages": pages,
             "scale": self.options.scale,
@@ -99,25 +105,27 @@ class TritonPlan:
 
 
 def sizes(
-    compute_capability: tuple[int, int], head_dim: int, kv_dtype: np.dtype, wide: bool, single: bool
+    compute_capability: tuple[int, int], head_dim: int, kv_dtype: np.dtype, wide: bool, decoding: bool
 ) -> TritonSizes:
-    """Sizes found by compiling for compute capability 8.0, 8.6, 8.9 and 9.0: large ones that keep to the registers, all
-    but a few, and to the shared memory of a card. Three stages are two blocks of keys and values ahead.
+    """Sizes found by compiling for compute capability 8.0 to 12.1: large ones that keep to the registers, all but a
+    few, and to the shared memory of a card. Three stages are two blocks of keys and values ahead.
 
     Args:
         head_dim: H.
         kv_dtype: the pages' type.
         wide: whether products are of float32.
-        single: whether pieces are single tokens.
+        decoding: whether pieces are rows that decode.
     """
     narrow = kv_dtype.itemsize == 1
     if wide:  # products without tensor cores keep their factors in registers
         return TritonSizes(16, 32 if head_dim <= 128 else 16, 4, 3)
-    if single:  # few vectors for many keys: several programs share a multiprocessor and its memory
+    if decoding:  # few vectors for many keys: several programs share a multiprocessor and its memory
         return TritonSizes(64 if head_dim <= 128 else 32, 64 if head_dim <= (128 if narrow else 64) else 32, 4, 3)
     if head_dim > 128:
         small = compute_capability in _SMALL or compute_capability[0] == 12
-        return TritonSizes(64, 32, 8, 2 if small and not narrow else 3)
+        return TritonSizes(64, 16 if small and not narrow else 32, 8, 3)
+    if compute_capability[0] == 12 and head_dim > 64:  # where the compiler keeps more in registers
+        return TritonSizes(64, 32, 4, 3) if narrow else TritonSizes(128, 32, 8, 3)
     return TritonSizes(128, 32 if narrow and head_dim > 64 else 64, 8, 3)  # widening takes registers
 
 

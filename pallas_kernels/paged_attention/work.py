@@ -1,5 +1,8 @@
 """How a step's query tokens are cut into work for a kernel: rows that decode, and tiles of tokens of the other rows.
 
+On a GPU a row decodes if it has up to `SHORT_TOKENS` query tokens: speculation gives it a few, and a tile for a prompt
+would be empty but for those.
+
 Legend: T tokens, S rows, W pieces of work, H head_dim, Z parts into which the keys of a piece are cut. All lists are
 made on the device, as a step's rows are not known before.
 """
@@ -12,6 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.paged_attention.api import RaggedBatch
+
+SHORT_TOKENS = 8
 
 
 class Singles(NamedTuple):
@@ -63,8 +68,25 @@ class Pieces(NamedTuple):
     length: jax.Array
 
 
+class ShortRows(NamedTuple):
+    """Rows with few query tokens, a piece each; those with the longest sequences first, so that those that run side by
+    side end together.
+
+    Attributes:
+        pieces: the rows, S of them with the others behind.
+        token: (S,) each piece's first token.
+        rank: (S,) each row's place in that list.
+        first: (S,) how many tokens the short rows before each row have.
+    """
+
+    pieces: Pieces
+    token: jax.Array
+    rank: jax.Array
+    first: jax.Array
+
+
 class RowTiles(NamedTuple):
-    """Rows with two query tokens or more, cut into tiles from the row's first token on.
+    """The other rows, cut into tiles from the row's first token on.
 
     Attributes:
         pieces: the W tiles.
@@ -84,19 +106,33 @@ def single_rows(batch: RaggedBatch) -> Singles:
     return Singles(jnp.sum(is_single, dtype=jnp.int32), order, jnp.argsort(order).astype(jnp.int32))
 
 
-def single_pieces(batch: RaggedBatch, singles: Singles) -> Pieces:
-    """The rows of the step that have one query token as pieces, in the order of `singles`."""
-    ones = jnp.ones_like(singles.row)
-    return Pieces(singles.total, singles.row, batch.seq_lens[singles.row] - 1, ones)
+def short_rows(batch: RaggedBatch, most: int) -> ShortRows:
+    """The rows of the step that have query tokens, but no more than `most`."""
+    lengths = jnp.diff(batch.query_start_loc)
+    is_short = (lengths > 0) & (lengths <= most)
+    row = jnp.argsort(jnp.where(is_short, -batch.seq_lens, 1)).astype(jnp.int32)
+    pieces = Pieces(
+        total=jnp.sum(is_short, dtype=jnp.int32),
+        row=row,
+        base=(batch.seq_lens - lengths)[row],
+        length=lengths[row],
+    )
+    counted = jnp.where(is_short, lengths, 0)
+    first = (jnp.cumsum(counted) - counted).astype(jnp.int32)
+    return ShortRows(pieces, batch.query_start_loc[row], jnp.argsort(row).astype(jnp.int32), first)
 
 
-def row_tiles(batch: RaggedBatch, num_tokens: int, tile: int) -> RowTiles:
-    """The other rows in tiles of `tile` tokens. At most T / tile of them are full, and each row has one that is not."""
+def row_tiles(batch: RaggedBatch, num_tokens: int, tile: int, most: int) -> RowTiles:
+    """The rows with more than `most` query tokens in tiles of `tile` tokens.
+
+    At most T / tile of them are full, and each row has one that is not.
+    """
     starts = batch.query_start_loc[:-1]
     lengths = jnp.diff(batch.query_start_loc)
-    counts = jnp.where(lengths > 1, -(-lengths // tile), 0)
+    counts = jnp.where(lengths > most, -(-lengths // tile), 0)
     ends = jnp.cumsum(counts)
-    index = jnp.arange(max(1, num_tokens // tile + min(lengths.shape[0], num_tokens // 2)), dtype=jnp.int32)
+    some = num_tokens // tile + min(lengths.shape[0], num_tokens // (most + 1))
+    index = jnp.arange(max(1, some), dtype=jnp.int32)
     row = row_of(ends, index)
     offset = (index - (ends - counts)[row]) * tile
     pieces = Pieces(
@@ -148,6 +184,38 @@ def in_token_order(batch: RaggedBatch, from_singles: jax.Array, rank: jax.Array,
     is_single = (jnp.diff(batch.query_start_loc) == 1)[row]
     out = jnp.where(column(is_single), from_singles[rank[row]], from_tiles)
     return jnp.where(column(place < batch.query_start_loc[-1]), out, 0.0)
+
+
+class Tokens(NamedTuple):
+    """Where each of the T tokens of a step is; padding is anywhere.
+
+    Attributes:
+        row: (T,) whose it is.
+        in_row: (T,) which one of the row's query tokens.
+    """
+
+    row: jax.Array
+    in_row: jax.Array
+
+
+def tokens_of(batch: RaggedBatch, num_tokens: int) -> Tokens:
+    """The step's tokens, in their order."""
+    place = jnp.arange(num_tokens, dtype=jnp.int32)
+    row = row_of(batch.query_start_loc[1:], place)
+    return Tokens(row, place - batch.query_start_loc[row])
+
+
+def chosen(batch: RaggedBatch, tokens: Tokens, of_short: jax.Array, of_tiles: jax.Array, most: int) -> jax.Array:
+    """Outputs of all tokens (T, ...), of rows with up to `most` tokens from the first, else from the second; padding is
+    0. What is not taken may hold anything: it is left out, not multiplied."""
+
+    def column(of_token: jax.Array) -> jax.Array:
+        return of_token.reshape(-1, *(1,) * (of_short.ndim - 1))
+
+    is_short = (jnp.diff(batch.query_start_loc) <= most)[tokens.row]
+    out = jnp.where(column(is_short), of_short, of_tiles)
+    real = jnp.arange(tokens.row.shape[0], dtype=jnp.int32) < batch.query_start_loc[-1]
+    return jnp.where(column(real), out, 0.0)
 
 
 def key_parts(wanted: int, programs: int, most_keys: int, keys: int) -> int:

@@ -49,10 +49,25 @@ _ROW_MULTIPLE = 4
 _FEW_ROWS = 32
 _FEW_COLUMNS = 16
 _COLUMN_BLOCK = 64
+# What a GPU launches for a block of keys, the body of `fold` and its loop's condition: read in compiled programs.
+_LAUNCHES_A_BLOCK = 12
 _LOWEST = float(np.finfo(np.float32).min)
 _INT_MAX = int(np.iinfo(np.int32).max)
 
 Number = TypeVar("Number", int, jax.Array)
+
+
+def launches(num_rows: int, keys: int, page_size: int, window: int | None) -> int:
+    """About how many kernels a GPU launches for one layer of a step in which rows decode.
+
+    Args:
+        num_rows: rows of the step.
+        keys: tokens of the longest one.
+        window: how many of those a query sees; None: all.
+    """
+    block = _pages_per_block(page_size) * page_size
+    seen = keys if window is None else min(keys, window + block)
+    return _ceil_div(num_rows, _ACCELERATOR_TILING.rows) * _ceil_div(seen, block) * _LAUNCHES_A_BLOCK
 
 
 class _Tiling(NamedTuple):

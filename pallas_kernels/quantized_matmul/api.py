@@ -72,8 +72,8 @@ def _mosaic_gpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str
         return f"a group has {case.group} inputs; it must be a multiple of 32"
     if case.num_outputs < 64 or case.num_outputs % 8:
         return f"the weight has {case.num_outputs} outputs on a device; they must be a multiple of 8, and at least 64"
-    if case.num_tokens > MOSAIC_GPU_TOKENS:
-        return f"there are {case.num_tokens} tokens; they must be at most {MOSAIC_GPU_TOKENS}"
+    if case.num_tokens > GPU_KERNEL_TOKENS:
+        return f"there are {case.num_tokens} tokens; they must be at most {GPU_KERNEL_TOKENS}"
     return None
 
 
@@ -97,8 +97,19 @@ def _triton_gpu_supports(target: DeviceTarget, case: QuantizedMatmulCase) -> str
     return None
 
 
+def _xla_is_better(case: QuantizedMatmulCase) -> str | None:
+    """XLA widens 8 bits inside its products, and multiplies many tokens by tensor cores' best once int4 is wide."""
+    if case.kind != "int4":
+        return f"the weight is {case.kind}, which XLA does not write out wide"
+    if case.num_tokens > GPU_KERNEL_TOKENS:
+        return f"there are {case.num_tokens} tokens; above {GPU_KERNEL_TOKENS} writing the weight out wide pays"
+    if case.dtype == np.dtype(np.float32):
+        return "activations are float32, of which the kernel's products have no tensor cores"
+    return None
+
+
 # From here on the products take longer than writing the wide weight would; `mosaic_gpu.py` has the arithmetic.
-MOSAIC_GPU_TOKENS = 512
+GPU_KERNEL_TOKENS = 512
 
 OP: Op[QuantizedMatmulCase] = Op(
     name="quantized_matmul",
@@ -109,7 +120,7 @@ OP: Op[QuantizedMatmulCase] = Op(
             "triton_gpu",
             _triton_gpu_supports,
             "pallas_kernels.quantized_matmul.triton_gpu:quantized_matmul",
-            by_name_only=True,
+            by_name_only=_xla_is_better,
         ),
         Backend("xla", _xla_supports, "pallas_kernels.quantized_matmul.xla:quantized_matmul"),
     ),
@@ -193,7 +204,7 @@ def quantized_matmul_of_choice(
     return jax.lax.switch(index, each, x)
 
 
-def case_of(x: jax.Array, weight: QTensor, devices: Split | None = None) -> QuantizedMatmulCase:
+def case_of(x: jax.Array | jax.ShapeDtypeStruct, weight: QTensor, devices: Split | None = None) -> QuantizedMatmulCase:
     """What dispatch is told of a product, or of one device's share of it."""
     outputs, inputs = (1, 1) if devices is None else (devices.outputs, devices.inputs)
     return QuantizedMatmulCase(

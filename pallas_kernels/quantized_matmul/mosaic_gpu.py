@@ -9,7 +9,7 @@ take 0.94 ps, the packed ones 0.11 ps, and the products 0.002 ps for each token:
   tile of tokens finds the packed weight in the level 2 cache, and widens it again;
 - with 512 tokens the products take 1.04 ps at best, so that the kernel is ahead if it multiplies at 53 % of the rate of
   XLA's product. With 1,024 tokens it would have to reach 69 %, which it is not trusted with before it was measured: its
-  warpgroups wait for the product of every group. There XLA serves (`api.MOSAIC_GPU_TOKENS`).
+  warpgroups wait for the product of every group. There XLA serves (`api.GPU_KERNEL_TOKENS`).
 
 Blocks of threads stay, one on each multiprocessor, and take one tile after another. Where there are fewer tiles than
 processors the inputs are cut into parts, and XLA adds up their sums. Up to 32 tokens parts do not depend on how many

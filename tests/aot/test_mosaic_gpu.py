@@ -59,12 +59,11 @@ def compile_elsewhere(topology: str, name: str) -> str:
 @pytest.mark.parametrize("name", SHAPES)
 def test_compiles_for_hopper_without_spills(name: str) -> None:
     text = compile_elsewhere("hopper:1", name)
-    assert set(re.findall(r"Compiling entry function '(\w+?)_mosaic_gpu_kernel' for 'sm_90a'", text)) == {
-        "paged_attention_decode",
-        "paged_attention_tiles",
-    }
+    # A step of eight tokens has no row that does not decode.
+    kernels = {"paged_attention_decode"} | ({"paged_attention_tiles"} if SHAPES[name].tokens > 8 else set())
+    assert set(re.findall(r"Compiling entry function '(\w+?)_mosaic_gpu_kernel' for 'sm_90a'", text)) == kernels
     spilled = [int(size) for size in re.findall(r"(\d+) bytes spill (?:stores|loads)", text)]
-    assert len(spilled) >= 4  # two kernels, stores and loads; a spill is told twice
+    assert len(spilled) >= 2 * len(kernels)  # stores and loads; a spill is told twice
     assert max(spilled) <= SPILLS.get(name, 0), text
 
 

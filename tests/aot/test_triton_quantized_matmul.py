@@ -1,4 +1,4 @@
-"""The Triton kernel of the quantized product through the real compilers, for Ampere, Ada and Hopper, down to the
+"""The Triton kernel of the quantized product through the real compilers, from Ampere to Blackwell, down to the
 assembler's report. `triton_compiler.py` says what it needs.
 """
 
@@ -39,6 +39,7 @@ FORMATS = {
 ROWS = (1, 64, 512)  # one of each of the plan's sizes
 SPILLS = 64  # at most so many bytes, sixteen registers, go to the level 1 cache and back
 COMMON = ("int4-zeros", "fp8-groups")
+INT4 = ("int4", "int4-groups-of-32", "int4-groups-of-64", "int4-plain")
 
 pytestmark = NEEDS
 
@@ -46,7 +47,13 @@ pytestmark = NEEDS
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("capability", "name"),
-    [(80, name) for name in FORMATS] + [(capability, name) for capability in (86, 89, 90) for name in COMMON],
+    [
+        *((80, name) for name in FORMATS),
+        *((89, name) for name in COMMON),
+        *((card, "int4-zeros") for card in (100, 120)),
+        *(pytest.param(card, name, marks=pytest.mark.slow) for card in (86, 90, 103, 121) for name in COMMON),
+        *(pytest.param(card, name, marks=pytest.mark.slow) for card in CARDS if card != 80 for name in INT4),
+    ],
 )
 def test_compiles_within_the_card(capability: int, name: str, tmp_path: Path) -> None:
     kernels = compile_elsewhere(__name__, tmp_path, capability, name)

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from jax.experimental import topologies
 
 from jaxinfer.runtime.topology import Topology
 from jaxinfer.sharding import tensor_mesh
+from pallas_kernels import ptxas
 from tests.aot.elsewhere import run_elsewhere
 
 # Shared memory that a block of threads may have (CUDA C++ programming guide, technical specifications by compute
@@ -29,6 +29,10 @@ CARDS: dict[int, dict[str, Any]] = {
     86: {"name": "NVIDIA A10", "shared": 101_376, "cores": 72, "threads": 1536},
     89: {"name": "NVIDIA L4", "shared": 101_376, "cores": 58, "threads": 1536},
     90: {"name": "NVIDIA H200", "shared": 232_448, "cores": 132, "threads": 2048},
+    100: {"name": "NVIDIA B200", "shared": 232_448, "cores": 148, "threads": 2048},
+    103: {"name": "NVIDIA B300", "shared": 232_448, "cores": 158, "threads": 2048},
+    120: {"name": "NVIDIA GeForce RTX 5090", "shared": 101_376, "cores": 170, "threads": 1536},
+    121: {"name": "NVIDIA GB10", "shared": 101_376, "cores": 48, "threads": 1536},
 }
 
 NEEDS = [
@@ -40,7 +44,7 @@ NEEDS = [
         importlib.util.find_spec("jax_cuda13_plugin") is None and importlib.util.find_spec("jax_cuda12_plugin") is None,
         reason="JAX's CUDA plugin is not installed: nothing can be compiled for a GPU",
     ),
-    pytest.mark.skipif(shutil.which("ptxas") is None, reason="ptxas, of the CUDA toolkit, is not on the path"),
+    pytest.mark.skipif(ptxas.find() is None, reason="ptxas, of the CUDA toolkit, is not here"),
 ]
 
 
@@ -91,13 +95,13 @@ device_description_str: "{card["name"]}"
 
 def resources(folder: Path) -> dict[str, Any]:
     """What the assembler says of a kernel that jax-triton wrote down."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
     (source,) = folder.glob("*.ptx")
     (information,) = folder.glob("*.compile_info")
     text = source.read_text()
     target = re.findall(r"^\.target (\w+)", text, re.MULTILINE)[0]
-    command = [get_ptxas(int(re.findall(r"\d+", target)[0])).path, "-v", f"-arch={target}", source, "-o", os.devnull]
+    assembler = ptxas.find()
+    assert assembler is not None
+    command = [assembler.path, "-v", f"-arch={target}", source, "-o", os.devnull]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return {
         "target": target,
@@ -105,7 +109,7 @@ def resources(folder: Path) -> dict[str, Any]:
         "registers": int(re.findall(r"Used (\d+) registers", told)[0]),
         "spills": [int(size) for size in re.findall(r"(\d+) bytes spill (?:stores|loads)", told)],
         "ahead": max((int(count) for count in re.findall(r"cp\.async\.wait_group\s+(?:0x)?(\d+)", text)), default=0),
-        "products": len(re.findall(r"(?:wg)?mma\S*\.bf16\.bf16", text)),
+        "products": len(re.findall(r"(?:wg)?mma\S*\.bf16\.bf16|tcgen05\.mma\S*kind::f16", text)),
         "fused": text.count("fma.rn.f32"),
         "tf32": text.count("tf32"),
     }

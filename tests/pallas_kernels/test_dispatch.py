@@ -65,13 +65,17 @@ def test_the_first_backend_that_can_is_picked():
     assert select(OP, CPU, 10).name == "cpu"
 
 
-def test_a_backend_by_name_only_is_never_picked_without_its_name():
-    extra = Backend("extra", lambda target, case: None, f"{MODULE}:run", by_name_only=True)
+def test_a_case_by_name_only_is_never_picked_without_the_name():
+    few = lambda case: "few are served better" if case < 5 else None  # noqa: E731
+    extra = Backend("extra", only_on("cpu"), f"{MODULE}:run", by_name_only=few)
     op: Op[int] = Op("double", (extra, *OP.backends))
+    assert select(op, CPU, 5).name == "extra"
     assert select(op, CPU, 3).name == "small"
     assert select(op, CPU, 3, backend="extra") is extra
-    with pytest.raises(Unsupported, match="extra: only by name"):
+    with pytest.raises(Unsupported, match="extra: only by name: few are served better"):
         select(Op("double", (extra,)), CPU, 3)
+    with pytest.raises(Unsupported, match="extra: runs on cpu only"):
+        select(Op("double", (extra,)), HOPPER, 3)
 
 
 def test_a_named_backend_is_picked_over_a_preferred_one():

@@ -30,6 +30,7 @@ def missing() -> str | None:
 
 
 interpreted = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+_multiplied: list[int] = []  # of the launch that is being interpreted, a number for each matrix product
 _KINDS = {"float32": "fp32", "bfloat16": "bf16", "int32": "i32", "int8": "i8", "uint8": "u8"}  # Triton's names
 
 
@@ -38,11 +39,13 @@ class Interpreter:
 
     Attributes:
         launches: those that were traced.
+        multiplied: products of two numbers that matrix products have made so far.
     """
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.launches: list[Launch] = []
+        self.multiplied = 0
         self._process = concurrent.futures.ProcessPoolExecutor(1, context, initializer=_prepare)
 
     def run(
@@ -57,7 +60,9 @@ class Interpreter:
             values: list[Any] = [np.asarray(array) for array in arrays]
             for place, value in numbers.items():
                 values.insert(place, value)
-            return self._process.submit(_interpret, launch, values, kinds).result()
+            results, multiplied = self._process.submit(_interpret, launch, values, kinds).result()
+            self.multiplied += multiplied
+            return results
 
         arrays = [value for value in arguments if not isinstance(value, int)]
         return jax.pure_callback(call, outputs, *arrays)
@@ -75,13 +80,14 @@ def _prepare() -> None:
 
 def _interpret(
     launch: Launch, arguments: list[Any], outputs: tuple[tuple[Any, np.dtype], ...]
-) -> tuple[np.ndarray, ...]:
-    """The kernel over numpy arrays. Its outputs hold NaN where it does not write."""
+) -> tuple[tuple[np.ndarray, ...], int]:
+    """The kernel over numpy arrays. Its outputs hold NaN where it does not write. And what it multiplied."""
+    _multiplied.clear()
     results = tuple(np.full(shape, np.nan, dtype) for shape, dtype in outputs)
     values = [_Memory(value) if isinstance(value, np.ndarray) else value for value in (*arguments, *results)]
     with np.errstate(over="ignore", invalid="raise", divide="raise"):
         launch.load()[(launch.programs,)](*values, **launch.constants)
-    return results
+    return results, sum(_multiplied)
 
 
 class _Memory:
@@ -123,6 +129,7 @@ def _teach_bfloat16() -> None:
         return handle(numbers(source).astype(interpreter._get_np_dtype(target)), kinds[1])
 
     def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        _multiplied.append(a.data.size * b.data.shape[-1])
         return dot(self, *(handle(numbers(x).astype(np.float32), tl.float32) for x in (a, b)), *rest)
 
     def create_fsub(self: Any, a: Any, b: Any) -> Any:

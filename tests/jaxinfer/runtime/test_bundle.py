@@ -167,6 +167,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "device": (lambda f: f["device"].update(kind="TPU v5 lite"), r"device\.kind is 'cpu' here"),
     "cpu": (lambda f: f["cpu"]["features"].append("avx1024"), r"cpu\.features differ .* avx1024 only there"),
     "cores": (lambda f: f["cpu"].update(cores=999), r"cpu\.cores is \d+ here; the bundle was made for 999"),
+    "ptx": (lambda f: f.update(ptx=94), "ptx is None here; the bundle was made for 94"),
     "mesh": (lambda f: f["mesh"]["axes"].update(tensor=2), r"mesh\.axes\.tensor is 1 here"),
     "flags": (lambda f: f["flags"]["XLA_FLAGS"].append("--xla_x"), r"flags\.XLA_FLAGS differ .* --xla_x only there"),
     "model": (lambda f: f.update(model="0"), "model is"),

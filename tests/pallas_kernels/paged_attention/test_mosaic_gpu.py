@@ -15,6 +15,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import AttentionOptions, mosaic_gpu
 from pallas_kernels.paged_attention.api import OP
+from pallas_kernels.paged_attention.mosaic_gpu_kernel import launch
+from pallas_kernels.paged_attention.mosaic_gpu_plan import M_ROWS, HopperPlan
+from pallas_kernels.paged_attention.work import Pieces
 from tests.pallas_kernels.interpreters import finding_races
 from tests.pallas_kernels.paged_attention import cases
 from tests.pallas_kernels.paged_attention.cases import Inputs, Shape
@@ -123,6 +126,28 @@ def test_decoding_copies_what_the_math_needs(page_size: int, rows: int, length: 
     table = {"rows": rows, "tokens": rows, "pages_per_row": length // page_size, "page_size": page_size}
     shape = dataclasses.replace(SMALL, kv_heads=1, head_dim=128, **table)
     assert _copies(shape, [(1, length)] * rows) * min(page_size, 64) == 2 * rows * length
+
+
+@interpreted
+@pytest.mark.parametrize(("group", "counts"), [(4, (5, 2, 1)), pytest.param(24, (2, 2, 1), marks=pytest.mark.longer)])
+def test_rows_of_a_few_tokens_take_the_decode_path(
+    group: int, counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece each, with the 64 rows that a product has in any case; so the keys are copied once."""
+    multiplied: list[int] = []  # rows, by launch
+
+    def counting(plan: HopperPlan, pieces: Pieces, *rest: Any) -> Any:
+        jax.debug.callback(lambda total: multiplied.append(int(total) * plan.warpgroups * M_ROWS), pieces.total)
+        return launch(plan, pieces, *rest)
+
+    monkeypatch.setattr(mosaic_gpu, "launch", counting)
+    table = {"rows": len(counts), "tokens": 8, "pages_per_row": 2, "page_size": 64}
+    shape = dataclasses.replace(SMALL, kv_heads=1, group=group, head_dim=64, **table)
+    copies = _copies(shape, [(count, 128) for count in counts])
+    jax.effects_barrier()
+    assert copies * 64 == 2 * len(counts) * 128
+    # With 24 heads two tokens fit; a step of no more than fit has no launch for longer rows.
+    assert sorted(multiplied) == ([64 * len(counts)] if group == 4 else [0, 64 * len(counts)])
 
 
 @pytest.mark.longer

@@ -21,6 +21,7 @@ from tests.pallas_kernels.paged_attention.contract import PagedAttentionContract
 from tests.pallas_kernels.triton_interpreter import Interpreter, interpreted
 
 AMPERE = DeviceTarget("gpu", "NVIDIA A100", (8, 0))
+HOPPER = DeviceTarget("gpu", "NVIDIA H200", (9, 0))
 SMALL = Shape(dtype=jnp.bfloat16, tokens=24, rows=4, pages_per_row=6, page_size=32)
 LONG = dataclasses.replace(SMALL, kv_heads=1, group=3, pages_per_row=20, page_size=64)
 # What the contract's shapes leave out: pages of one token and of no power of two, ratios that no tile divides and ones
@@ -82,6 +83,28 @@ class TestTritonGpu(PagedAttentionContract):
         self.check(cases.build(shape, self.target, [(1, 1280), (20, 300)], rng), shape)
         assert [launch.constants["parts"] for launch in self.interpreter.launches] == [5, 5]
 
+    @pytest.mark.parametrize("group", [1, 4, 7])
+    def test_rows_of_a_few_tokens_are_padded_to_twice_their_work_at_most(self, group: int) -> None:
+        """Or to the 16 rows that a tensor core's product has; one token is padded to those in any case."""
+        shape = dataclasses.replace(SMALL, kv_heads=1, group=group, rows=2, tokens=16, sinks=True)
+        self.interpreter.launches.clear()
+        for count in (1, 2, 3, 5, 8):
+            before, rng = self.interpreter.multiplied, np.random.default_rng(count)
+            self.check(cases.build(shape, self.target, [(count, 150), (count, 33)], rng), shape)
+            decoding, _ = self.interpreter.launches  # traced once
+            each = decoding.constants["keys"]
+            keys = sum(-(-length // each) * each for length in (150, 33))
+            needed = 2 * count * group * keys * shape.head_dim  # scores, and their sums of values
+            least = 2 * 16 * keys * shape.head_dim
+            assert needed <= self.interpreter.multiplied - before <= max(2 * needed, least), count
+
+    def test_a_step_of_a_few_tokens_has_one_launch(self) -> None:
+        shape = dataclasses.replace(SMALL, tokens=8, rows=8)
+        self.interpreter.launches.clear()
+        for rows in ([(8, 100)], [(1, 20), (0, 3), (5, 70), (2, 2)], [(1, 1 + 20 * row) for row in range(8)]):
+            self.check(cases.build(shape, self.target, rows, np.random.default_rng(3)), shape)
+        assert [launch.name for launch in self.interpreter.launches] == ["paged_attention_decode"]
+
     @pytest.mark.slow
     @pytest.mark.parametrize("shape", [*CONTRACT_SHAPES, *SHAPES], ids=str)
     def test_matches_the_oracle_at_length(self, shape: Shape) -> None:
@@ -111,15 +134,21 @@ def test_what_it_does_not_serve_has_a_reason(target: DeviceTarget, change: dict[
     assert supports(target, case_of(dataclasses.replace(SMALL, **change))) == reason
 
 
-def test_a_missing_package_is_named_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_support, "_is_installed", lambda package: package != "jax_triton")
-    with pytest.raises(Unsupported, match=r"jax-triton is not installed: pip install jaxinfer\[triton\]"):
-        select(OP, AMPERE, case_of(SMALL), "triton_gpu")
+@pytest.mark.usefixtures("triton_packages")
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (10, 0), (10, 3), (12, 0), (12, 1)])
+def test_it_is_chosen_where_there_is_no_kernel_for_the_card(capability: tuple[int, int]) -> None:
+    assert select(OP, DeviceTarget("gpu", "NVIDIA", capability), case_of(SMALL)).name == "triton_gpu"
 
 
 @pytest.mark.usefixtures("triton_packages")
-@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)])
-def test_it_is_never_chosen_without_its_name(capability: tuple[int, int]) -> None:
-    target = DeviceTarget("gpu", "NVIDIA", capability)
-    assert select(OP, target, case_of(SMALL)).name == ("mosaic_gpu" if capability == (9, 0) else "xla")
-    assert select(OP, target, case_of(SMALL), "triton_gpu").name == "triton_gpu"
+def test_on_hopper_it_is_chosen_where_the_kernel_for_hopper_cannot() -> None:
+    assert select(OP, HOPPER, case_of(SMALL)).name == "mosaic_gpu"
+    assert select(OP, HOPPER, case_of(dataclasses.replace(SMALL, head_dim=72))).name == "triton_gpu"
+    assert select(OP, HOPPER, case_of(dataclasses.replace(SMALL, head_dim=264))).name == "xla"
+
+
+def test_where_it_is_not_installed_xla_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_support, "_is_installed", lambda package: package != "jax_triton")
+    assert select(OP, AMPERE, case_of(SMALL)).name == "xla"
+    with pytest.raises(Unsupported, match=r"jax-triton is not installed: pip install jaxinfer\[cuda13\]"):
+        select(OP, AMPERE, case_of(SMALL), "triton_gpu")

@@ -18,7 +18,7 @@ from pallas_kernels import mosaic_gpu_int4
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.qtensor import QTensor, pack_int4
 from pallas_kernels.quantized_matmul import OP, mosaic_gpu, mosaic_gpu_kernel, mosaic_gpu_plan
-from pallas_kernels.quantized_matmul.api import MOSAIC_GPU_TOKENS, case_of
+from pallas_kernels.quantized_matmul.api import GPU_KERNEL_TOKENS, case_of
 from tests.pallas_kernels.interpreters import finding_races
 from tests.pallas_kernels.quantized_matmul import cases
 from tests.pallas_kernels.quantized_matmul.cases import Product
@@ -242,7 +242,7 @@ def test_activations_are_permuted_as_weights_are() -> None:
             {"outputs": (3, 23)},
             "the weight has 69 outputs on a device; they must be a multiple of 8, and at least 64",
         ),
-        (HOPPER, {"tokens": 513}, f"there are 513 tokens; they must be at most {MOSAIC_GPU_TOKENS}"),
+        (HOPPER, {"tokens": 513}, f"there are 513 tokens; they must be at most {GPU_KERNEL_TOKENS}"),
     ],
 )
 def test_what_it_does_not_serve_has_a_reason(target: DeviceTarget, change: dict[str, Any], reason: str) -> None:

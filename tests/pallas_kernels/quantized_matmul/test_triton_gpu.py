@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from pallas_kernels import triton_support
-from pallas_kernels.dispatch import DeviceTarget, Unsupported, select
+from pallas_kernels.dispatch import DeviceTarget, select
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import OP, quantized_matmul, triton_gpu
 from pallas_kernels.quantized_matmul.api import case_of
 from pallas_kernels.quantized_matmul.triton_gpu_plan import TritonMatmulPlan
+from pallas_kernels.quantized_matmul.xla_cost import cost_on_gpu
 from tests.pallas_kernels.quantized_matmul import cases
 from tests.pallas_kernels.quantized_matmul.cases import Product
 from tests.pallas_kernels.quantized_matmul.contract import PRODUCTS as CONTRACT_PRODUCTS
@@ -166,17 +167,45 @@ def test_what_it_does_not_serve_has_a_reason(target: DeviceTarget, change: dict[
     assert supports(target, case_of(*cases.build(dataclasses.replace(SMALL, **change), rng))) == reason
 
 
-def test_a_missing_package_is_named_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_support, "_is_installed", lambda package: package != "jax_triton")
-    x, weight = cases.build(SMALL, np.random.default_rng(0))
-    with pytest.raises(Unsupported, match=r"jax-triton is not installed: pip install jaxinfer\[triton\]"):
-        quantized_matmul(x, weight, target=AMPERE, backend="triton_gpu")
+@pytest.mark.usefixtures("triton_packages")
+@pytest.mark.parametrize(
+    ("capability", "change", "name"),
+    [
+        ((8, 0), {}, "triton_gpu"),
+        ((8, 9), {"tokens": 512}, "triton_gpu"),
+        ((10, 0), {}, "triton_gpu"),
+        ((12, 1), {}, "triton_gpu"),
+        ((9, 0), {}, "mosaic_gpu"),
+        ((9, 0), {"outputs": (60,)}, "triton_gpu"),
+        ((8, 0), {"tokens": 513}, "xla"),
+        ((8, 0), {"dtype": jnp.float32}, "xla"),
+        ((8, 0), {"kind": "int8", "group": None}, "xla"),
+        ((8, 0), {"kind": "fp8"}, "xla"),
+    ],
+)
+def test_int4_is_multiplied_by_it_where_there_is_no_kernel_for_the_card(
+    capability: tuple[int, int], change: dict[str, Any], name: str
+) -> None:
+    target = DeviceTarget("gpu", "NVIDIA", capability)
+    product = dataclasses.replace(SMALL, **{"outputs": (72,)} | change)
+    case = case_of(*cases.build(product, np.random.default_rng(0)))
+    assert select(OP, target, case).name == name
+    assert select(OP, target, case, "triton_gpu").name == "triton_gpu"
+
+
+def test_what_int4_costs_without_it_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, weight = cases.build(SMALL, np.random.default_rng(0))
+    weight = dataclasses.replace(weight, target=AMPERE)
+    other = dataclasses.replace(weight, target=DeviceTarget("cpu", "cpu"))
+    monkeypatch.setattr(triton_support, "_is_installed", lambda package: False)
+    text = cost_on_gpu([other, weight], jnp.bfloat16)
+    assert text is not None
+    assert "nine times their bytes in every step" in text
+    assert text.endswith("but jax-triton is not installed: pip install jaxinfer[cuda13] (or cuda12)")
+    assert cost_on_gpu([other], jnp.bfloat16) is None
 
 
 @pytest.mark.usefixtures("triton_packages")
-@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)])
-def test_it_is_never_chosen_without_its_name(capability: tuple[int, int]) -> None:
-    target = DeviceTarget("gpu", "NVIDIA", capability)
-    case = case_of(*cases.build(SMALL, np.random.default_rng(0)))
-    assert select(OP, target, case).name != "triton_gpu"
-    assert select(OP, target, case, "triton_gpu").name == "triton_gpu"
+def test_nothing_is_said_of_what_a_kernel_multiplies() -> None:
+    _, weight = cases.build(SMALL, np.random.default_rng(0))
+    assert cost_on_gpu([dataclasses.replace(weight, target=AMPERE)], jnp.bfloat16) is None
