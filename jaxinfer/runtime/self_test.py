@@ -29,6 +29,7 @@ from jaxinfer.models.stored_matrix import StoredMatrix
 from jaxinfer.quantization import SCHEMES
 from jaxinfer.runtime.bundle_facts import sources_digest
 from jaxinfer.runtime.device_memory import devices_are_open
+from pallas_kernels import ptxas
 from pallas_kernels.dispatch import withdraw
 from pallas_kernels.qtensor import Activations, Kind
 from pallas_kernels.trials import AttentionTrial, GroupedTrial, MatmulTrial, Trial, to_plain
@@ -219,6 +220,7 @@ def _path(runtime: RuntimeConfig, wanted: Sequence[Trial]) -> Path | None:
         "trials": [to_plain(trial) for trial in wanted],
         "sources": sources_digest(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "ptxas": str(ptxas.find()),
         "devices": [path.read_text() for text in _DEVICE_FACTS for path in sorted(Path("/").glob(text[1:]))],
         "tpu": [os.environ.get(name, "") for name in _TPU_FACTS],
         "platform": [runtime.device, os.environ.get("JAX_PLATFORMS", "")],
