@@ -21,7 +21,7 @@ from tests.serving.http.browser import chromium  # noqa: E402
 
 PICTURE = ROOT / "docs" / "page.png"
 EXAMPLE = "A tool: the weather in Paris"
-QUESTIONS = ("What is 347 + 586?", "Tell me a story about a fox and a lantern.")
+QUESTIONS = (("What is 347 + 586?", "medium"), ("Tell me a story about a fox and a lantern.", ""))  # with an effort
 SIZE = {"width": 900, "height": 770}
 
 
@@ -39,7 +39,8 @@ def main() -> None:
         page.locator("#examples button", has_text=EXAMPLE).click()
         page.locator("#send").wait_for()
         page.locator("#reset-forms").click()
-        for question in QUESTIONS:
+        for question, effort in QUESTIONS:
+            page.locator("#settings [name=reasoning_effort]").evaluate("(box, value) => { box.value = value }", effort)
             page.locator("#prompt").fill(question)
             page.locator("#send").click()
             page.locator("#send").wait_for()
