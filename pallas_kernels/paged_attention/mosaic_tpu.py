@@ -36,6 +36,7 @@ from pallas_kernels.paged_attention import layout, work
 from pallas_kernels.paged_attention.api import RaggedBatch
 from pallas_kernels.paged_attention.mosaic_tpu_kernel import TpuPlan, launch
 from pallas_kernels.paged_attention.mosaic_tpu_stream import TABLE_ENTRIES, TABLE_ROWS, StreamPlan
+from pallas_kernels.paged_attention.mosaic_tpu_write import write_pages
 from pallas_kernels.paged_attention.options import AttentionOptions
 from pallas_kernels.rounding import round_up
 
@@ -70,8 +71,7 @@ def paged_attention(
         count_copies: for debugging: a fourth result, () int32, says how many pages (of K or of V, with its scales) both
             launches copied.
     """
-    k_pages = layout.write(k_pages, k, batch.slot_mapping, target)
-    v_pages = layout.write(v_pages, v, batch.slot_mapping, target)
+    k_pages, v_pages = write_pages(k_pages, v_pages, k, v, batch, interpret)
     num_tokens, num_heads, head_dim = q.shape
     _, num_kv_heads, page_size, _ = k_pages.shape
     group = num_heads // num_kv_heads
