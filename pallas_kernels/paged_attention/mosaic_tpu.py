@@ -7,17 +7,18 @@ Two launches share one kernel. Rows that decode bring one token each: their G qu
 sublanes. The tokens of the other rows are cut at fixed tiles of the token axis, so that every slice of queries and
 outputs is aligned; a tile that holds several rows is visited once for each and stays on the chip meanwhile.
 
-A piece of work walks the blocks of pages that it sees. Their copies from HBM are double-buffered, and the last block of
-a piece starts the first one of the next, so the memory never waits for the arithmetic between two rows. A page is
+A piece of work walks the blocks of pages that it sees. Their copies from HBM run one or two blocks ahead, over the
+borders of pieces (`mosaic_tpu_stream.py`), so the memory never waits for the arithmetic between two rows. A page is
 copied once for all its kv heads, which lie together in it. Pages that a row does not see are not copied: what the
-buffers still hold in their place is masked (scores) or zeroed (values).
+buffers still hold in their place is masked (scores) or zeroed (values). Up to eight rows that decode share a turn of
+the grid, whose fixed cost would otherwise be a short row's largest.
 
 The softmax is the online one (Milakov and Gimelshein, 2018), in float32. Products take their factors in the queries'
 type or bfloat16, whichever is narrower, and sum in float32. Quantized pages are widened to that type exactly; their
 scales multiply scores and weights, one row vector a page.
 
-New keys and values are scattered into the pages by XLA before the launches, in place, as rows of pages fill the 128
-lanes (`layout.py`, `head_packing.py`): H is theirs here.
+New keys and values are copied into the pages by a kernel of their own before the launches (`mosaic_tpu_write.py`).
+Rows of pages fill the 128 lanes (`layout.py`, `head_packing.py`): H is theirs here.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def _launch(
             scratch_shapes=[
                 pltpu.SemaphoreType.DMA((_SLOTS,)),
                 pltpu.SemaphoreType.DMA((_SLOTS,)),
-                pltpu.VMEM((num_heads, 2 * SUBLANES, lanes), jnp.int32),
+                pltpu.VMEM((num_heads, 2 * SUBLANES, _LANES), jnp.int32),
                 *[pltpu.VMEM(part, values[0].dtype)] * 2,
                 *[pltpu.VMEM((_SLOTS, num_heads, plan.tokens, lanes), values[0].dtype)] * 2,
                 *[pltpu.VMEM((_SLOTS, num_heads, round_up(plan.scales, _LANES)), jnp.float32)] * len(scales),
@@ -236,7 +236,7 @@ class _Values:
     pools: tuple[Any, ...]
     tiles: list[Any]  # (slots, K, R, L)
     parts: list[Any]  # (slots, K, 2 R, L): new tokens, unless they are resident
-    words: Any  # (K, 16, L) int32
+    words: Any  # (K, 16, 128) int32
 
     def each_read(self, run: _Run, semaphore: Any, act: Any) -> None:
         """Does something with the copies that a run needs first."""
@@ -299,27 +299,34 @@ class _Scales:
 def _put_values(
     plan: _WritePlan, run: _Run, before: jax.Array, tokens: jax.Array, words_ref: Any, tile_ref: Any
 ) -> None:
-    """Puts a run's tokens, among `tokens` (K, 2 R, L), into its tile (K, R, L). words_ref: (K, 16, L) int32, scratch.
+    """Puts a run's tokens, among `tokens` (K, 2 R, L), into its tile (K, R, L).
 
     before: `_Values._before`; modulo R it is the place in `tokens` of the tile's first one.
+    words_ref: (K, 16, 128) int32, scratch: rows from any place on can be loaded where a row is one tile wide.
     """
-    words_ref[...] = _words(tokens)
-    before = lax.rem(before, plan.tokens)
-    word, inside = before // plan.packed, lax.rem(before, plan.packed)
-    new = words_ref[:, pl.ds(word, SUBLANES), :]
+    before, begin = lax.rem(before, plan.tokens), lax.rem(run.offset, plan.tokens)
+    word, shift = before // plan.packed, lax.rem(before, plan.packed) * (32 // plan.packed)
+    for start in range(0, tokens.shape[2], _LANES):
+        columns = slice(start, start + _LANES)
+        words_ref[...] = _words(tokens[:, :, columns])
+        new = words_ref[:, pl.ds(word, SUBLANES), :]
+        if plan.packed > 1:
+            following = words_ref[:, pl.ds(word + 1, SUBLANES), :] << ((32 - shift) & 31)
+            new = lax.shift_right_logical(new, jnp.broadcast_to(shift, new.shape)) | jnp.where(shift == 0, 0, following)
+        mask = _mask(plan, begin, begin + run.length, new.shape)
+        merged = (new & mask) | (_words(tile_ref[:, :, columns]) & ~mask)
+        tile_ref[:, :, columns] = pltpu.bitcast(merged, tile_ref.dtype)
+
+
+def _mask(plan: _WritePlan, begin: jax.Array, end: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The bits of the tokens begin <= t < end in words (K, 8, lanes)."""
     bits = 32 // plan.packed
-    if plan.packed > 1:
-        shift = inside * bits
-        following = jnp.where(shift == 0, 0, words_ref[:, pl.ds(word + 1, SUBLANES), :] << ((32 - shift) & 31))
-        new = lax.shift_right_logical(new, jnp.broadcast_to(shift, new.shape)) | following
-    row = lax.broadcasted_iota(jnp.int32, new.shape, 1) * plan.packed
-    begin = lax.rem(run.offset, plan.tokens)
-    mask = jnp.zeros_like(new)
+    first = lax.broadcasted_iota(jnp.int32, shape, 1) * plan.packed
+    mask = jnp.zeros(shape, jnp.int32)
     for number in range(plan.packed):
         field = np.uint32(((1 << bits) - 1) << (bits * number)).astype(np.int32)
-        mask |= jnp.where((row + number >= begin) & (row + number < begin + run.length), field, 0)
-    merged = (new & mask) | (_words(tile_ref[...]) & ~mask)
-    tile_ref[...] = pltpu.bitcast(merged, tile_ref.dtype)
+        mask |= jnp.where((first + number >= begin) & (first + number < end), field, 0)
+    return mask
 
 
 def _words(values: jax.Array) -> jax.Array:

@@ -33,13 +33,10 @@ class Reference:
 
 
 class Traced:
-    """A stream over pieces (row, first key, last key), and what it did: ("start", block's number, pages), ("wait", ...).
-
-    Page p of row r is 1000 * r + p.
-    """
+    """A stream over pieces (row, first key, last key), and what it did. Page p of row r is 1000 * r + p."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, pieces: list[tuple[int, int, int]], slots: int) -> None:
-        self.events: list[tuple[str, int, int]] = []  # start or wait, slot, page (of waits nothing)
+        self.events: list[tuple[str, int, int]] = []  # (start, wait or take, slot, page of a start)
         self._landed: dict[int, bool] = {}
         fields = {**vars(mosaic_tpu_stream.pl), "when": _when}
         monkeypatch.setattr(mosaic_tpu_stream, "pl", types.SimpleNamespace(**fields))

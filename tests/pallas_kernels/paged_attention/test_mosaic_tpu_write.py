@@ -80,6 +80,11 @@ def test_pages_of_several_tiles_of_scales(page_size: int) -> None:
 
 
 @pytest.mark.longer
+def test_rows_of_two_tiles_of_lanes() -> None:
+    check(dataclasses.replace(BASE, head_dim=256, kv_heads=1), ROWS)
+
+
+@pytest.mark.longer
 def test_more_rows_than_tiles_on_the_chip() -> None:
     shape = dataclasses.replace(BASE, tokens=40, rows=40, pages_per_row=1, kv_heads=3, page_size=32)
     check(shape, [(1, 1 + row % 32) for row in range(40)], "eager")
