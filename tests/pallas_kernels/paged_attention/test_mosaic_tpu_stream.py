@@ -52,8 +52,8 @@ class Traced:
         plan = StreamPlan(PAGE_SIZE, PAGES_PER_BLOCK, slots, window, False)
         self._tiles = np.full((4, 8, 128), -1)
         scratch = np.zeros(9, int), _Tiles(self._tiles), Reference("tile"), Reference("pages"), Reference("buffer")
-        self.stream = PageStream(plan, work, Reference("tables"), [Reference("source")], scratch, None)
-        self.stream.keys_of = lambda piece: (int(firsts[piece]), int(lasts[piece]))  # type: ignore[method-assign]
+        self.stream: Any = PageStream(plan, work, Reference("tables"), [Reference("source")], scratch, None)
+        self.stream.keys_of = lambda piece: (int(firsts[piece]), int(lasts[piece]))
         self.pieces, self.slots = pieces, slots
 
     def run(self) -> None:
