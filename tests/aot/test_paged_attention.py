@@ -39,7 +39,7 @@ SHAPES = (
 
 
 # A pool of so few pages would fit the VMEM of some generations as a whole. No other axis has this size.
-POOL_PAGES = 1031
+POOL_PAGES = 2053
 # An array in VMEM, by its axes.
 IN_VMEM = re.compile(r"\w+\[([\d,]+)\]\{[^}]*S\(1\)")
 
