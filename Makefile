@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
+# Each process of a test would compile our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: serve test lint wheel protos clean
 
 serve: $(VENV)/.installed

@@ -17,7 +17,8 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from jaxinfer.constraints.matching import ConstraintError, Guide
+from jaxinfer.constraints.guide import Guide
+from jaxinfer.constraints.matching import ConstraintError
 from jaxinfer.engine_parts import ExpertLoads, Grammars, Inbox, LateStep, PendingStep, StepRunner, WarmUp
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.expert_load import ExpertLoad
@@ -229,7 +230,7 @@ class EngineLoop:
                 self.grow(post)
                 self._receive(inbox, post)
                 self.admit_compiled(post)
-                outputs = None if self.idle else self.step()
+                outputs = self._idle_news() if self.idle else self.step()
                 self._post_outputs(outputs, post)
                 if self.idle:
                     self.scheduler.check_idle()
@@ -244,12 +245,16 @@ class EngineLoop:
             if self._matching is not None:
                 self._matching.close()
 
+    def _idle_news(self) -> StepOutputs | None:
+        """Pins end also while nothing runs, which nobody waits for, but is to be told."""
+        return StepOutputs() if self.scheduler.pins.expire() else None
+
     def _receive(self, inbox: Inbox, post: Post) -> None:
         """Takes the waiting messages, only so many where sequences are running (`MESSAGES_A_STEP`); waits for one when
         there is nothing to compute."""
         waiting = self.waiting_for_grammars
         block = self.idle and (waiting or not self._draining)
-        timeout = _GRAMMAR_SECONDS if waiting else _WARM_UP_SECONDS if self.warming else None
+        timeout = _GRAMMAR_SECONDS if waiting else _WARM_UP_SECONDS if self.warming else self.scheduler.pins.next_end
         left = math.inf if self.idle else MESSAGES_A_STEP
         if block:
             self._clock.pause()
@@ -285,12 +290,16 @@ class EngineLoop:
         matching = self._matching
         if matching is not None and matching.holds(submit.request_id):
             post(Rejected(submit.request_id, "duplicate", f"request id {submit.request_id!r} is in use"))
-        elif not submit.constraint:
+        elif not submit.guided:
             self._add(submit, (), post)
         elif matching is None:
             post(Rejected(submit.request_id, "invalid", "this engine has no structured output"))
         else:
-            guides = matching.begin(submit)
+            try:
+                guides = matching.begin(submit)
+            except ConstraintError as error:
+                post(Rejected(submit.request_id, "invalid", str(error)))
+                return
             if guides is not None:
                 self._add(submit, guides, post)
 
@@ -333,7 +342,8 @@ class EngineLoop:
         prompts = outputs.prompts if outputs is not None else []
         loads = self._expert_loads
         load = None if loads is None else loads.report(idle=self.idle)
-        post(StepOutputs(sequences, prompts, stats.copy(), self._clock.times, load))
+        pins = self.scheduler.pins.report(idle=self.idle)
+        post(StepOutputs(sequences, prompts, stats.copy(), self._clock.times, load, pins))
 
 
 def message_weight(message: Any) -> int:

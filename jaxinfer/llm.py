@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jaxinfer.config import RuntimeConfig
+from jaxinfer.constraints.budget import thinking_budget
 from jaxinfer.constraints.constraint import constrained
 from jaxinfer.engine import EngineLoop
 from jaxinfer.errors import InvalidRequest
@@ -32,7 +33,7 @@ from jaxinfer.messages import (
     TellExpertLoad,
 )
 from jaxinfer.model_path import hub_cache_from, resolve_model
-from jaxinfer.outputs import RequestOutput, RequestStream
+from jaxinfer.outputs import RequestOutput, RequestStream, fault_of
 from jaxinfer.progress_bar import progress_bar
 from jaxinfer.sampling_params import SamplingParams, as_token_ids
 from jaxinfer.text import VOCABULARY_FILES, Tokenizer, TokenizerError, load_tokenizer
@@ -67,21 +68,24 @@ def build_engine(
     from jaxinfer.runtime.allocator import keep_large_blocks
     from jaxinfer.runtime.bundle import bundle_or_compiler
     from jaxinfer.runtime.engine_builder import assemble_engine, configure_jax
+    from jaxinfer.runtime.self_test import self_test
     from jaxinfer.sharding import make_mesh
 
     if runtime.device in (None, "cpu"):
         keep_large_blocks()  # before JAX starts its threads
     configure_jax(runtime)
-    mesh = make_mesh(runtime.parallel, runtime.device)
     config, folder = read_config(model)[0], Path(model)
     vocabulary = ComingVocabulary(lambda: _vocabulary(folder, config, runtime, tokenizer))
     runtime = with_stored_defaults(folder, config, runtime)
+    storage = read_storage(folder, config)
+    tried = self_test(config, runtime, storage.matrices)  # before the device is opened
+    mesh = make_mesh(runtime.parallel, runtime.device)
 
     def on_load(done: int, total: int, detail: str) -> None:
         if progress is not None:
             progress(Progress("load", done, total, detail))
 
-    with bundle_or_compiler(config, read_storage(folder, config).to_dict(), runtime, mesh) as programs:
+    with bundle_or_compiler(config, storage.to_dict(), runtime, mesh) as programs:
         from checkpoints.load import load_model  # a bundle's executables load beside this import
 
         runtime = programs.runtime
@@ -90,7 +94,7 @@ def build_engine(
             loaded, mesh, runtime, progress, check=check, source=programs.source, vocabulary=vocabulary
         )
         extra = {**engine.info.extra, "vocabulary_seconds": vocabulary.seconds}
-        engine.info = engine.info._replace(notes=(*engine.info.notes, *programs.notes()), extra=extra)
+        engine.info = engine.info._replace(notes=(*engine.info.notes, *tried, *programs.notes()), extra=extra)
     return engine
 
 
@@ -143,9 +147,8 @@ class LLM:
         self._dead: str | None = None
         self._stats = EngineStats()
         self._expert_load: ExpertLoad | None = None
-        self._thread = threading.Thread(
-            target=_run_quietly, args=(engine, self._inbox, self._outbox.put), name="jaxinfer-engine", daemon=True
-        )
+        run = engine, self._inbox, self._outbox.put
+        self._thread = threading.Thread(target=_run_quietly, args=run, name="jaxinfer-engine", daemon=True)
         self._thread.start()
         # Also when nobody calls close: a thread that still computes while the interpreter goes down would crash it.
         self._stop = weakref.finalize(self, _stop_engine, self._inbox, self._thread)
@@ -180,9 +183,8 @@ class LLM:
         entries = _as_list(prompts)
         params = self._params_for(entries, sampling_params)
         if priority is not None and len(priority) != len(entries):
-            raise InvalidRequest(
-                "priority", len(priority), f"it must hold one value for each of {len(entries)} prompts"
-            )
+            wanted = f"it must hold one value for each of {len(entries)} prompts"
+            raise InvalidRequest("priority", len(priority), wanted)
         streams = [self._stream(entry, p) for entry, p in zip(entries, params, strict=True)]
         with self._lock:
             self._submit_all(streams, priority or [0] * len(streams))
@@ -267,9 +269,12 @@ class LLM:
             params = params.with_changes(max_tokens=left, min_tokens=min(params.min_tokens, left))
         if params.stop and self._tokenizer is None:
             raise InvalidRequest("stop", params.stop, "stop strings need a tokenizer, and this model has none")
+        if params.thinking_token_budget is not None and self._tokenizer is None:
+            allowed = "it needs a tokenizer, and this model has none"
+            raise InvalidRequest("thinking_token_budget", params.thinking_token_budget, allowed)
         if params.structured_outputs is not None and self._tokenizer is None:
-            asked = params.structured_outputs.kind
-            raise InvalidRequest("structured_outputs", asked, "it needs a tokenizer, and this model has none")
+            allowed = "it needs a tokenizer, and this model has none"
+            raise InvalidRequest("structured_outputs", params.structured_outputs.kind, allowed)
         return RequestStream(str(next(self._ids)), text, ids, params, self._tokenizer)
 
     def _token_ids(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, tuple[int, ...]]:
@@ -294,16 +299,19 @@ class LLM:
         seed = self._seeds.getrandbits(64) if params.seed is None else params.seed & (2**64 - 1)
         # Nobody reads an answer before its end, but a stop string must be found when it is complete.
         interval = 1 if params.stop else self.info.max_model_len
+        ids = tuple(result.prompt_token_ids)
+        thinking = thinking_budget(params.thinking_token_budget, None, self._tokenizer, ids)
         constraint, _ = constrained(params.structured_outputs, None, None, self._tokenizer)
         return Submit(
             result.request_id,
-            tuple(result.prompt_token_ids),
-            params.with_changes(structured_outputs=None),
+            ids,
+            params.with_changes(structured_outputs=None, thinking_token_budget=None),
             seed,
             priority,
             time.monotonic(),
             interval=interval,
             constraint=constraint,
+            thinking=thinking,
         )
 
     def _collect(
@@ -331,7 +339,7 @@ class LLM:
             self._dead = message.error
             self._check_alive()
         if isinstance(message, Rejected) and message.request_id in streams:
-            raise InvalidRequest("request", message.request_id, message.message)
+            raise fault_of(streams, message.request_id, message.message)
         finished: list[str] = []
         if isinstance(message, ExpertLoad):
             self._expert_load = message
@@ -343,7 +351,7 @@ class LLM:
             for output in message.sequences:
                 stream = streams.get(output.request_id)
                 if stream is not None and output.finish_reason == "error":
-                    raise RuntimeError(f"request {output.request_id}: {output.message}")
+                    raise fault_of(streams, output.request_id, output.message)
                 delta = stream.push(output) if stream is not None else None
                 if stream is None or delta is None:
                     continue

@@ -23,13 +23,16 @@ from jaxinfer.runtime.cpu_kernels import choose_form
 from jaxinfer.runtime.engine_builder import make_layout, probe_step
 from jaxinfer.runtime.kv_cache import Budget, Sizes, device_budget, free_bytes, gib, resolve_sizes
 from jaxinfer.runtime.topology import sent_bytes
-from jaxinfer.sharding import expert_size, model_size, named_sharding
+from jaxinfer.sharding import expert_size, local_bytes, model_size, named_sharding
 from pallas_kernels.dispatch import DeviceTarget
+
+TUNING = "XLA's trials of the largest product's forms, while it compiles"
 
 
 @dataclass(frozen=True)
 class PlanReport:
-    """All byte counts are per device. `temporaries`: the largest step's, from the compiled program itself."""
+    """All byte counts are per device. `temporary_bytes`: the largest step's, from the compiled program itself, or what
+    XLA takes while it compiles (`StepProbe.tuning`) where that is more."""
 
     model: str
     device: str
@@ -41,7 +44,7 @@ class PlanReport:
     pool_bytes: int
     kv_bytes_per_token: int
     sizes: Sizes
-    bucket: str
+    bucket: str  # what needs the temporaries
     form: str = ""  # what products are computed with on a CPU, and why
     collectives: str = ""  # what the devices exchange in the largest step
     memory_bytes: int | None = None  # that are free; None where the device does not say
@@ -73,7 +76,7 @@ class PlanReport:
             ("device", self.device),
             ("weights", gib(self.weight_bytes)),
             ("slot state", f"{gib(self.slot_bytes)} for {sizes.max_num_seqs} sequences"),
-            ("temporaries", f"{gib(self.temporary_bytes)} in the largest step, {self.bucket}"),
+            ("temporaries", f"{gib(self.temporary_bytes)} in {self.bucket}"),
             ("KV per token", per_token),
             (
                 "KV pool",
@@ -167,14 +170,13 @@ def make_plan(
     dtype = config.dtype if runtime.dtype == "auto" else runtime.dtype
     model = abstract_model(name, config, dtype, mesh, runtime.quantization, stored)
     layout = make_layout(model, DeviceTarget.of(device), runtime)
-    weights = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(model.params))
+    weights = sum(map(local_bytes, jax.tree.leaves(model.params)))
     if runtime.num_pages is None:  # what cannot fit is not compiled
         _check_fits(device_budget(device, runtime, temporaries=0, weights_to_come=weights, memory=memory), weights)
     probe = probe_step(model, mesh, runtime, layout)
     budget = None
     if runtime.num_pages is None:
-        extra = probe.temporaries + probe.slot_bytes
-        budget = device_budget(device, runtime, temporaries=extra, weights_to_come=weights, memory=memory)
+        budget = device_budget(device, runtime, temporaries=probe.beside, weights_to_come=weights, memory=memory)
         _check_fits(budget, weights)
     sizes = resolve_sizes(config, runtime, layout, budget, device.platform)
     parameters, active = count_parameters(config, model.shape)
@@ -185,11 +187,11 @@ def make_plan(
         active_parameters=active,
         weight_bytes=weights,
         slot_bytes=probe.slot_bytes,
-        temporary_bytes=probe.temporaries,
+        temporary_bytes=max(probe.temporaries, probe.tuning),
         pool_bytes=sizes.pool_bytes // model_size(mesh),
         kv_bytes_per_token=sizes.kv_bytes_per_token // model_size(mesh),
         sizes=sizes,
-        bucket=probe.bucket,
+        bucket=f"the largest step, {probe.bucket}" if probe.temporaries >= probe.tuning else TUNING,
         form=choose_form(model, mesh, runtime).why if device.platform == "cpu" else "",
         collectives=_exchanged(probe.collectives, mesh.size),
         memory_bytes=_free(device, mesh) if memory is None else memory,
@@ -236,8 +238,3 @@ def _check_total(plan: PlanReport) -> None:
         f"the model does not fit: {gib(missing)} ({missing:,} bytes) are missing: of {gib(plan.memory_bytes)} it takes "
         f"{parts}"
     )
-
-
-def _local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    assert leaf.sharding is not None
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -15,9 +15,26 @@ from jaxinfer.sampling_params import MAX_LOGPROBS, SamplingParams
 
 NO_LOGITS = "the model's logits are not numbers (NaN) for this request, so that no token can be chosen"
 NO_TOKEN_LEFT = (
-    "no token can be chosen: the request's other fields (allowed_token_ids, bad_token_ids, logit_bias ...) forbid all "
-    "that its structured output lets through, or the model's logits are not numbers (NaN)"
+    "no token can be chosen: the request's other fields (allowed_token_ids, bad_token_ids, bad_words, logit_bias ...) "
+    "forbid all that its structured output lets through, or the model's logits are not numbers (NaN)"
 )
+
+
+class ThinkingBudget(NamedTuple):
+    """How long each answer to a request may reason; then it is closed.
+
+    tokens: the most, tags not counted. begun: the answer begins inside the reasoning. opens, closes: the format's tags,
+    in UTF-8. closing: the tokens that are put in where the model does not close it. channel: of formats whose answers
+    are messages (Harmony), what stands before the name of a message's channel: reasoning may come again then, and
+    counts on; `opens` begin with it. b"" where it comes once, at the beginning.
+    """
+
+    tokens: int
+    begun: bool
+    opens: tuple[bytes, ...]
+    closes: tuple[bytes, ...]
+    closing: tuple[int, ...]
+    channel: bytes = b""
 
 
 class Submit(NamedTuple):
@@ -28,6 +45,11 @@ class Submit(NamedTuple):
     reads an answer before its end, most of the work for a token is telling of it.
     constraint: a grammar, as llguidance's LLMatcher takes it, that every token of every answer must be let through by;
     "" for none.
+    thinking: how long the answers may reason; None for as long as they like.
+    bad_words: sequences of two tokens or more that no answer may hold.
+    pins: (tokens, seconds) of each prefix of the prompt whose pages are to stay in the prefix cache for so long after
+    each use, shortest first. pin_answer: seconds of the same for the prompt and as much of the answer as there is when
+    it ends; 0.0 for none. What is pinned gives way before anybody waits (see scheduling/pins.py).
     """
 
     request_id: str
@@ -41,6 +63,15 @@ class Submit(NamedTuple):
     weight: float = 1.0
     interval: int = 1
     constraint: str = ""
+    pins: tuple[tuple[int, float], ...] = ()
+    pin_answer: float = 0.0
+    thinking: ThinkingBudget | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def guided(self) -> bool:
+        """Whether it is said from token to token what may come next."""
+        return bool(self.constraint or self.bad_words or self.thinking is not None)
 
 
 class Abort(NamedTuple):
@@ -100,7 +131,8 @@ class SequenceOutput(NamedTuple):
     none when it finished without one (abort, error). logprobs: an entry for each of them, None where the request asks
     for none.
 
-    "error" ends all sequences of a request at once, for the reason that `message` says.
+    "error" ends all sequences of a request at once, for the reason that `message` says. All but `NO_LOGITS` lie in what
+    the request asks for. pinned_tokens: how much of the prompt, from its beginning on, the request has pinned so far.
     """
 
     request_id: str
@@ -112,6 +144,7 @@ class SequenceOutput(NamedTuple):
     cached_tokens: int
     account: SequenceAccount | None = None  # with the finish reason
     message: str = ""  # with "error"
+    pinned_tokens: int = 0
 
     def followed_by(self, later: SequenceOutput) -> SequenceOutput:
         """Both as one."""
@@ -128,6 +161,7 @@ class SequenceOutput(NamedTuple):
             later.cached_tokens,
             later.account,
             later.message,
+            later.pinned_tokens,
         )
 
 
@@ -137,6 +171,28 @@ class PromptScored(NamedTuple):
     request_id: str
     start: int
     entries: tuple[TokenLogprobs, ...]
+
+
+class PinStats(NamedTuple):
+    """pages: that pins hold now. The others count pins since start-up: begun, ended when their time was over, ended
+    before."""
+
+    pages: int = 0
+    made: int = 0
+    expired: int = 0
+    evicted: int = 0
+
+
+class TenantPins(NamedTuple):
+    """What one tenant has pinned: pins, the pages that they hold together and may hold at most, the tokens of the
+    longest, and seconds until the last one ends unless it is used before."""
+
+    tenant: str
+    pins: int
+    pages: int
+    max_pages: int
+    longest: int
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -159,6 +215,10 @@ class EngineStats:
     constraint_seconds: float = 0.0  # compiling grammars, in threads
     prefix_queries: int = 0  # tokens looked up
     prefix_hits: int = 0  # tokens found
+    pinned_pages: int = 0  # whether somebody owns them or not
+    pins_made: int = 0
+    pins_expired: int = 0
+    pins_evicted: int = 0  # ended before their time was over
     compilations_after_ready: int = 0
 
     def copy(self) -> EngineStats:
@@ -193,7 +253,7 @@ class StepOutputs:
     one message, one wake-up of the listener.
 
     expert_load: since start-up, of models with experts: about once a second, and always with the last step before the
-    engine is idle; None in between.
+    engine is idle; None in between. pins: what each tenant has pinned, as often where that has changed.
     """
 
     sequences: list[SequenceOutput] = field(default_factory=list)
@@ -201,6 +261,7 @@ class StepOutputs:
     stats: EngineStats = field(default_factory=EngineStats)
     times: StepTimes = NO_TIMES
     expert_load: ExpertLoad | None = None
+    pins: tuple[TenantPins, ...] | None = None
 
     def add(self, later: StepOutputs) -> None:
         """Takes in a later step's news: a sequence's tokens join those that it has here, in order. An "error" stays
@@ -221,6 +282,7 @@ class StepOutputs:
         self.prompts += later.prompts
         self.stats, self.times = later.stats, later.times
         self.expert_load = later.expert_load or self.expert_load
+        self.pins = self.pins if later.pins is None else later.pins
 
 
 class Rejected(NamedTuple):
@@ -254,6 +316,7 @@ class EngineInfo(NamedTuple):
     num_page_tables: int = 1  # of a sequence: so many pages hold page_size tokens in all layers
     expert_parallel_size: int = 1
     expert_layers: tuple[tuple[int, int], ...] = ()  # layers with experts, counted from 0: (layer, its experts)
+    max_pinned_pages: int = 0  # that pins of prefixes hold, at most; 0: nothing is pinned
     window_tokens: int | None = None  # of the longest sequence in the pool, where windows give pages back; else None
 
     @property

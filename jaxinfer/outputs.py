@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from jaxinfer.messages import PromptScored, SequenceOutput, TokenLogprobs
+from jaxinfer.errors import InvalidRequest
+from jaxinfer.messages import NO_LOGITS, PromptScored, SequenceOutput, TokenLogprobs
 from jaxinfer.sampling_params import SamplingParams
 from jaxinfer.text import (
     AnswerReading,
@@ -220,6 +221,7 @@ class RequestStream:
         prompt_end: PromptEnd | None = None,
     ) -> None:
         self.params = params
+        self.pinned_tokens = 0  # of the prompt, from its beginning on
         self.result = RequestOutput(
             request_id,
             prompt,
@@ -249,6 +251,7 @@ class RequestStream:
             return None
         sequence = self.result.outputs[output.index]
         self.result.num_cached_tokens = max(self.result.num_cached_tokens, output.cached_tokens)
+        self.pinned_tokens = max(self.pinned_tokens, output.pinned_tokens)
         new_ids = output.token_ids
         # End-of-sequence and stop tokens are part of token_ids; of the text only where the request says so, and then
         # like any other token: skip_special_tokens may leave them out. A grammar that is complete ends with text.
@@ -296,3 +299,12 @@ def _stops(params: SamplingParams, reading: AnswerReading | None) -> AnswerStops
         return None
     stops = StopStrings(stop_automaton(params.stop), include_stop_str_in_output=params.include_stop_str_in_output)
     return AnswerStops(stops, None if reading is None else reading.splitter(), opened=not params.min_tokens)
+
+
+def fault_of(streams: Mapping[str, RequestStream], request_id: str, message: str) -> Exception:
+    """What the engine says of one of a call's prompts."""
+    name, prompt = f"prompts[{list(streams).index(request_id)}]", streams[request_id].result
+    if message == NO_LOGITS:
+        return RuntimeError(f"{name}: {message}")
+    shown = f"{len(prompt.prompt_token_ids)} tokens" if prompt.prompt is None else prompt.prompt
+    return InvalidRequest(name, shown, message)

@@ -187,6 +187,17 @@ class SamplingParams:
         without="any text",
         needs_tokenizer=True,
     )
+    thinking_token_budget: int | None = declare(
+        "integer",
+        None,
+        "The most tokens that an answer may reason; then its reasoning is closed. For models that reason",
+        low=0,
+        special={0: "no reasoning"},
+        optional=True,
+        without="as many as it likes",
+        needs_tokenizer=True,
+        http="own",
+    )
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__

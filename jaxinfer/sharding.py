@@ -5,6 +5,7 @@ An array's axes have logical names, and how it lies on the mesh follows from the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -123,3 +124,9 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def split_of(axes: LogicalAxes) -> PartitionSpec | None:
     """Where a parameter's logical axes lie on the current mesh; None without a tensor mesh axis."""
     return partition_spec(axes) if TENSOR_AXIS in jax.sharding.get_abstract_mesh().axis_names else None
+
+
+def local_bytes(array: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Bytes of an array, or of its shape with a sharding, on one device."""
+    assert array.sharding is not None
+    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 Case = TypeVar("Case")
@@ -83,6 +84,26 @@ class Op(Generic[Case]):
     backends: tuple[Backend[Case], ...]
 
 
+# (op, backend) -> why nothing runs through it in this process any more.
+_withdrawn: dict[tuple[str, str], str] = {}
+
+
+def withdraw(op: str, backend: str, reason: str) -> None:
+    """Takes a backend that has shown itself faulty on the device at hand out of this process: `select` then treats it
+    as one that cannot serve, for this reason. Programs that are compiled already keep what they have."""
+    _withdrawn[op, backend] = reason
+
+
+def withdrawn() -> Mapping[tuple[str, str], str]:
+    """(op, backend) -> the reason, for all that `withdraw` took out."""
+    return MappingProxyType(_withdrawn)
+
+
+def restore() -> None:
+    """Undoes every `withdraw`."""
+    _withdrawn.clear()
+
+
 def select(op: Op[Case], target: DeviceTarget, case: Case, backend: str | None = None) -> Backend[Case]:
     """Picks the backend that runs `case` on `target`: the one named, else the first in order that can. Imports nothing.
 
@@ -96,17 +117,21 @@ def select(op: Op[Case], target: DeviceTarget, case: Case, backend: str | None =
         named = {b.name: b for b in op.backends}
         if backend not in named:
             raise UnknownBackend(f"backend of {op.name} is {backend!r}; known: {', '.join(named) or 'none'}")
-        reason = named[backend].supports(target, case)
+        reason = _refusal(op, named[backend], target, case)
         if reason is not None:
             raise Unsupported(f"{op.name} backend {backend!r} cannot serve this on {_describe(target)}: {reason}")
         return named[backend]
     reasons = []
     for candidate in op.backends:
-        reason = "only by name" if candidate.by_name_only else candidate.supports(target, case)
+        reason = "only by name" if candidate.by_name_only else _refusal(op, candidate, target, case)
         if reason is None:
             return candidate
         reasons.append(f"{candidate.name}: {reason}")
     raise Unsupported(f"no backend of {op.name} can serve this on {_describe(target)}: {'; '.join(reasons) or 'none'}")
+
+
+def _refusal(op: Op[Case], backend: Backend[Case], target: DeviceTarget, case: Case) -> str | None:
+    return _withdrawn.get((op.name, backend.name)) or backend.supports(target, case)
 
 
 def _describe(target: DeviceTarget) -> str:

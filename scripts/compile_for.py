@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import os
 import sys
 import tempfile
@@ -42,7 +41,7 @@ from jaxinfer.runtime.kv_cache import GIB, gib, resolve_sizes
 from jaxinfer.runtime.programs import SCORE, draw_name
 from jaxinfer.runtime.runner import Runner
 from jaxinfer.runtime.topology import LIBTPU_ENVIRONMENT, ProgramReport, Topology, report, topology_mesh
-from jaxinfer.sharding import expert_size, make_mesh, model_size, tensor_size
+from jaxinfer.sharding import expert_size, local_bytes, make_mesh, model_size, tensor_size
 from pallas_kernels.dispatch import DeviceTarget, Unsupported
 
 
@@ -120,10 +119,10 @@ def prepare(arguments: argparse.Namespace, topology: Topology, folder: Path) -> 
     runner = make_runner(model, mesh, runtime, sizes, layout)
     arrays = jax.tree.leaves(layout.struct(sizes.num_pages))
     pool = 2 * config.cache_groups.depth * sum(x.size * x.dtype.itemsize for x in arrays) // model_size(mesh)
-    weights = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(model.params))
+    weights = sum(map(local_bytes, jax.tree.leaves(model.params)))
     programs = runner.programs
     state = jax.tree.leaves((programs.abstract_slots(), programs.abstract_hidden(), programs.abstract_expert_tokens()))
-    return Prepared(runner, config, weights, pool, weights + pool + sum(map(_local_bytes, state)))
+    return Prepared(runner, config, weights, pool, weights + pool + sum(map(local_bytes, state)))
 
 
 def compile_program(name: str, lower: Lower, prepared: Prepared, memory: int | None) -> Row:
@@ -149,10 +148,6 @@ def wanted(runner: Runner, buckets: str, steps_only: bool) -> dict[str, Lower]:
         ends.add(runner.ladder[0].name)
     names = set(jobs) if buckets == "all" else ends
     return {name: lower for name, lower in jobs.items() if name in (names & steps if steps_only else names)}
-
-
-def _local_bytes(leaf: Any) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def print_table(console: Console, heading: str, rows: Sequence[Row], pool: int, on_chip: bool) -> None:

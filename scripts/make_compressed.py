@@ -13,10 +13,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from checkpoints.transforms import Dims, layout_of
 from make_random_model import DEMO, TEXT_FILES
 from safetensors.numpy import save_file
 
+from checkpoints.layouts import Dims, layout_of
 from checkpoints.load import canonical_shapes, read_config
 from checkpoints.rules import family_rules
 from checkpoints.store import StoredParams

@@ -37,12 +37,19 @@ TEMPLATES = {
     "deepseek-ai-DeepSeek-V4": ("deepseek_v4", "deepseek_v4", "deepseek_v4"),
     "ibm-granite-granite-4.0": ("hermes", "granite4", None),
     "Qwen-Qwen3-0.6B": ("hermes", "hermes", "qwen3"),
+    "moonshotai-Kimi-K2": ("kimi_k2", "kimi_k2", "kimi_k2"),
+    "MiniMax-M2": ("minimax_m2", "minimax_m2", "minimax_m2"),
+    "ByteDance-Seed-OSS": ("seed_oss", "seed_oss", "seed_oss"),
     "NVIDIA-Nemotron-Nano-v2": ("nemotron", None, None),  # vLLM has no parser of its own for it
 }
+AROUND_REASONING = {"gemma4": ("<|channel>thought\n", "<channel|>"), "seed_oss": ("<seed:think>", "</seed:think>\n")}
 SPECIAL = [
     *("<think>", "</think>", "<tool_call>", "</tool_call>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>"),
     *('<|"|>', "<|turn>", "<|tool_response>", "<|im_start|>", "<|im_end|>", "<arg_key>", "</arg_key>", "<arg_value>"),
     *("</arg_value>", "<|tool_call|>", "functools", f"{BAR}DSML{BAR}"),
+    *("<minimax:tool_call>", "</minimax:tool_call>", "<seed:think>", "</seed:think>", "<seed:tool_call>"),
+    "</seed:tool_call>",
+    *(f"<|tool_call{word}|>" for word in ("s_section_begin", "s_section_end", "_begin", "_end", "_argument_begin")),
     *(
         f"<{BAR}tool{LOW}{word}{BAR}>"
         for word in (f"calls{LOW}begin", f"calls{LOW}end", f"call{LOW}begin", f"call{LOW}end", "sep")
@@ -153,7 +160,11 @@ def turns(source: str, contents: tuple[str, ...]) -> list[str]:
     found = []
     for calls in CALLS:
         for content in contents:
-            answer = {"role": "assistant", "content": content, "tool_calls": [_call(*call) for call in calls]}
+            answer = {
+                "role": "assistant",
+                "content": content,
+                "tool_calls": [_call(i, *call) for i, call in enumerate(calls)],
+            }
             text = template.render(messages=[user, answer], add_generation_prompt=False, **given)
             common = next(
                 (i for i, (a, b) in enumerate(zip(opened, text, strict=False)) if a != b), min(len(opened), len(text))
@@ -162,8 +173,9 @@ def turns(source: str, contents: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    return {"id": "a1b2c3d4e", "type": "function", "function": {"name": name, "arguments": arguments}}
+def _call(number: int, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The id is one that Kimi's template shows as it is."""
+    return {"id": f"functions.{name}:{number}", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _tidy(text: str) -> str:
@@ -174,6 +186,8 @@ def _tidy(text: str) -> str:
         f"<{BAR}end{LOW}of{LOW}sentence{BAR}>",
         "<|end_of_text|>",
         "<SPECIAL_12>",
+        "[e~[",
+        "<seed:eos>",
     ):
         text = text.split(end)[0]
     for begin in ("</think>", "<channel|>"):  # of an empty reasoning that the template shows
@@ -191,12 +205,12 @@ def main() -> None:
         # Gemma's writes a text behind the calls, Nemotron's in a turn of its own.
         contents = ("",) if form in ("gemma4", "nemotron") else ("", "I look.")
         for i, text in enumerate(turns((folder / f"{name}.jinja").read_text(encoding="utf-8"), contents)):
+            if form == "seed_oss" and CALLS[i // len(contents)][0][1].get("place"):
+                continue  # its template writes lists and objects as Python does, which says nothing to vLLM's parser
             case = {"from": name, "format": form, "text": text, "reasons": False, "written": CALLS[i // len(contents)]}
             cases.append({**case, **(read(text, tool_parser, None) if tool_parser else {})})
             if reasoning_parser is not None and tool_parser is not None and i < 2:
-                opening, closing = (
-                    ("<|channel>thought\n", "<channel|>") if form == "gemma4" else ("<think>", "</think>\n\n")
-                )
+                opening, closing = AROUND_REASONING.get(form, ("<think>", "</think>\n\n"))
                 text = f"{opening}Tides, hm.\n{closing}{text.lstrip()}"
                 cases.append({**case, "text": text, "reasons": True, **read(text, tool_parser, reasoning_parser)})
     for (form, tool_parser), texts in LOOSE.items():

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import jax
 from demo_corpus import held_out_texts
+from demo_training.continued import params_of
 from demo_training.export import export
 from demo_training.network import NetworkConfig
 from demo_training.rows import Corpus, make_corpus
@@ -53,6 +54,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of corpus, weights and batches")
     parser.add_argument("--workdir", type=Path, help="tokenizer and training state (default: OUT.work)")
     parser.add_argument("--resume", action="store_true", help="go on from the state in the workdir")
+    parser.add_argument("--start-from", type=Path, metavar="CHECKPOINT", help="train on from its weights and tokenizer")
+    parser.add_argument("--rate", type=float, default=5e-3, help="highest learning rate (default 5e-3)")
     parser.add_argument("--tokenizer", type=Path, help="use this tokenizer.model instead of training one")
     parser.add_argument(
         "--size", choices=sorted(SIZES), default="demo", help="which of the two networks (default demo)"
@@ -69,6 +72,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--seed {arguments.seed}: must not be negative")
     if arguments.corpus_tokens < 1:
         parser.error(f"--corpus-tokens {arguments.corpus_tokens}: must be at least 1")
+    if not 0 < arguments.rate < 1:
+        parser.error(f"--rate {arguments.rate}: must be above 0 and below 1")
+    if arguments.start_from is not None:
+        if not arguments.start_from.is_dir():
+            parser.error(f"--start-from {arguments.start_from}: no such folder")
+        arguments.tokenizer = arguments.tokenizer or arguments.start_from / "tokenizer.model"
     if arguments.tokenizer is not None and not arguments.tokenizer.is_file():
         parser.error(f"--tokenizer {arguments.tokenizer}: no such file")
     if arguments.out.exists() and not arguments.out.is_dir():
@@ -144,12 +153,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=arguments.seed,
             batch_tokens=arguments.batch_tokens,
             loss_chunk=min(512, arguments.batch_tokens),
+            matrix_rate=arguments.rate,
+            other_rate=arguments.rate,
         )
         network_config(arguments, arguments.vocab_size)  # bad sizes are refused before the work begins
         arguments.workdir.mkdir(parents=True, exist_ok=True)
         tokenizer_file, corpus = prepare(arguments, console)
         network = network_config(arguments, load_tokenizer(tokenizer_file).vocab_size())
         trainer = Trainer(network, config)
+        if arguments.start_from is not None:
+            trainer.start_from(params_of(arguments.start_from, network))
         state_file = arguments.workdir / "state.npz"
         if arguments.resume:
             trainer.restore(state_file)

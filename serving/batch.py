@@ -36,11 +36,15 @@ class BatchError(Exception):
     """A batch cannot be run, or not to its end. One sentence."""
 
 
-class _Line(msgspec.Struct, forbid_unknown_fields=True):
+class _Line(msgspec.Struct):
     custom_id: str
     method: str
     url: str
     body: msgspec.Raw
+
+
+class _OnlyLine(_Line, forbid_unknown_fields=True):
+    pass
 
 
 class _Done(msgspec.Struct):
@@ -57,8 +61,18 @@ class BatchEntry(NamedTuple):
     length: int
 
 
-def read_input(path: Path) -> list[BatchEntry]:
-    """Every request's place. Raises BatchError naming the first line that is none: before any work is done."""
+class _Body(NamedTuple):
+    """A line's request. beside: names of what it has besides, which says nothing."""
+
+    custom_id: str
+    url: str
+    body: bytes
+    beside: tuple[str, ...]
+
+
+def read_input(path: Path, *, strict: bool = False) -> list[BatchEntry]:
+    """Every request's place. strict: lines have nothing but what is known. Raises BatchError naming the first line that
+    is none: before any work is done."""
     entries: list[BatchEntry] = []
     lines: dict[str, int] = {}
     try:
@@ -68,7 +82,7 @@ def read_input(path: Path) -> list[BatchEntry]:
             offset = 0
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    custom_id = _check(f"{path} line {number}", line)
+                    custom_id = _check(f"{path} line {number}", line, _OnlyLine if strict else _Line)
                     if custom_id in lines:
                         first = lines[custom_id]
                         raise BatchError(f"{path} line {number}: custom_id is {custom_id!r}, as in line {first}")
@@ -80,9 +94,9 @@ def read_input(path: Path) -> list[BatchEntry]:
     return entries
 
 
-def _check(where: str, line: bytes) -> str:
+def _check(where: str, line: bytes, kind: type[_Line]) -> str:
     try:
-        request = msgspec.json.decode(line, type=_Line)
+        request = msgspec.json.decode(line, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         shape = '{"custom_id": ..., "method": "POST", "url": ..., "body": {...}}'
         raise BatchError(f"{where}: {error}; it must be {shape}") from error
@@ -213,15 +227,19 @@ class BatchRun:
                 raise BatchError(f"cannot read {self._path}: {group.exceptions[0]}") from None
         self._output.sync()
 
-    def _bodies(self, file: Any) -> Iterator[tuple[str, str, bytes]]:
+    def _bodies(self, file: Any) -> Iterator[_Body]:
         for entry in self._todo:
             file.seek(entry.offset)
-            line = msgspec.json.decode(file.read(entry.length), type=_Line)
-            yield line.custom_id, line.url, bytes(line.body)
+            text = file.read(entry.length)
+            line = msgspec.json.decode(text, type=_Line)
+            names = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+            beside = tuple(name for name in names if name not in _Line.__struct_fields__)
+            yield _Body(line.custom_id, line.url, bytes(line.body), beside)
 
-    async def _work(self, api: Api, entries: Iterator[tuple[str, str, bytes]]) -> None:
-        for custom_id, url, body in entries:
+    async def _work(self, api: Api, entries: Iterator[_Body]) -> None:
+        for custom_id, url, body, beside in entries:
             status, request_id, answer, ignored = await self._answer(api, url, body)
+            ignored = beside + ignored
             response = {"status_code": status, "request_id": request_id, "body": answer}
             if ignored:
                 response["ignored"] = ignored

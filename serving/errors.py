@@ -65,6 +65,11 @@ def invalid(error: Exception) -> Refusal:
     return Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
 
+def unfit(message: str) -> Refusal:
+    """A request that cannot be answered as it asks, as far as its answer has shown."""
+    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
 def unavailable(message: str) -> Refusal:
     return Refusal(grpc.StatusCode.UNAVAILABLE, message)
 

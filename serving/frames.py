@@ -25,6 +25,7 @@ from jaxinfer.messages import (
     Shutdown,
     StepOutputs,
     StepTimes,
+    TenantPins,
 )
 
 _HEADER = struct.Struct("!I")
@@ -41,6 +42,7 @@ class _Step(NamedTuple):
     stats: EngineStats
     times: StepTimes
     expert_load: ExpertLoad | None
+    pins: tuple[TenantPins, ...] | None
 
 
 _sequence = partial(tuple.__new__, SequenceOutput)  # of its fields, which were a SequenceOutput's before
@@ -50,7 +52,7 @@ def pack(message: Any) -> bytes:
     """One frame."""
     if isinstance(message, StepOutputs):
         columns = tuple(zip(*message.sequences, strict=True))
-        message = _Step(columns, message.prompts, message.stats, message.times, message.expert_load)
+        message = _Step(columns, message.prompts, message.stats, message.times, message.expert_load, message.pins)
     body = pickle.dumps(message, protocol=5)
     return _HEADER.pack(len(body)) + body
 
@@ -59,7 +61,8 @@ def _unpack(body: bytes) -> Any:
     message = pickle.loads(body)
     if isinstance(message, _Step):
         sequences = [*map(_sequence, zip(*message.columns, strict=True))]
-        return StepOutputs(sequences, message.prompts, message.stats, message.times, message.expert_load)
+        _, prompts, stats, times, load, pins = message
+        return StepOutputs(sequences, prompts, stats, times, load, pins)
     return message
 
 

@@ -8,12 +8,13 @@ write other names translates (see serving/http/convert.py).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
 
+from jaxinfer.constraints.budget import thinking_budget
 from jaxinfer.constraints.calls import ToolRules
 from jaxinfer.constraints.constraint import constrained
 from jaxinfer.errors import Gathering, InvalidRequest, PromptTooLong, TooManyTokens, one_of
@@ -22,16 +23,21 @@ from jaxinfer.outputs import prompt_end_of
 from jaxinfer.sampling_params import FIELDS, SamplingParams, as_token_ids
 from jaxinfer.text import AnswerReading, PromptEnd, Tokenizer, stop_automaton
 from serving.access.caller import Caller
-from serving.bad_words import with_bad_words
+from serving.bad_words import bad_sequences, with_bad_words
+from serving.cache_marks import Messages, Tools, marked_places, without_marks
 from serving.errors import Refusal
-from serving.sizes import check_size, too_many_characters, too_many_tokens
+from serving.prompts import ChatPrompt as ChatPrompt
+from serving.prompts import Pins
+from serving.prompts import Prompt as Prompt
+from serving.prompts import TextPrompt as TextPrompt
+from serving.prompts import TokenPrompt as TokenPrompt
+from serving.sizes import MAX_MESSAGES as MAX_MESSAGES
+from serving.sizes import MAX_TOOLS as MAX_TOOLS
+from serving.sizes import check_chat, fit_context, too_many_characters, too_many_tokens
+from serving.sizes import check_count as check_count
 
 MAX_REQUEST_ID = 128  # characters
 MAX_CACHE_SALT = 256  # characters
-MAX_MESSAGES = 4096  # of one conversation
-MAX_TOOLS = 128
-MAX_TOOL_LENGTH = 1 << 16  # of one function's schema, about as many characters as its JSON has
-MAX_VARIABLES_LENGTH = 1 << 16  # of all template variables
 
 # Variables of a chat template that have a field of their own, or none here.
 _RESERVED_VARIABLES = frozenset({"messages", "tools", "template", "truncate_prompt_tokens", "self"}) | {
@@ -71,36 +77,6 @@ class ModelContext:
 
 
 @dataclass(frozen=True, slots=True)
-class TextPrompt:
-    text: str
-    add_special_tokens: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class TokenPrompt:
-    token_ids: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
-    """A conversation for the model's chat template; see `Tokenizer.render_chat`.
-
-    template: one of the model's, by name, or the template itself where requests are trusted; None: the model's choice.
-    continue_final_message: the prompt ends within the last message, which the model goes on with.
-    """
-
-    messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]] | None = None
-    add_generation_prompt: bool = True
-    template: str | None = None
-    variables: Mapping[str, Any] = field(default_factory=dict)
-    continue_final_message: bool = False
-
-
-Prompt = TextPrompt | TokenPrompt | ChatPrompt
-
-
-@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """What a client asked for. `sampling` holds the fields of SamplingParams that it set, unchecked; `defaults` what
     the server sets where neither client nor model does. request_id "" lets the server draw one, model "" is the served
@@ -110,7 +86,8 @@ class GenerationRequest:
     the prompt's text, which is made of its ids where the client gave those or a limit. user: whom the client serves, as
     OpenAI's field says. calls: what must hold for the calls of its answers. ignored: names of what else the
     client sent, without effect. keeps_beginning: a prompt that truncate_prompt_tokens cuts keeps its first tokens, not
-    its last. bad_words: texts that are never generated. interval: tokens of a stream that are sent at once, but one."""
+    its last. bad_words: texts that are never generated. interval: tokens of a stream that are sent at once, but one.
+    pin_answer: seconds for which prompt and answer are pinned."""
 
     prompt: Prompt
     sampling: Mapping[str, Any]
@@ -130,6 +107,7 @@ class GenerationRequest:
     keeps_beginning: bool = False
     bad_words: tuple[str, ...] = ()
     interval: int = 1
+    pin_answer: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,19 +178,26 @@ def prepare(request: GenerationRequest, context: ModelContext) -> PreparedReques
     if context.filter_prompt is not None:
         prompt = context.filter_prompt(prompt)
     limit = params.prompt_limit(context.info.max_model_len)
-    ids = encode_prompt(prompt, context, limit, must_fit=True, keeps_beginning=request.keeps_beginning)
+    ids, pins = _encode(prompt, context, limit, must_fit=True, keeps_beginning=request.keeps_beginning)
     asked_tokens = params.max_tokens
-    params = _fit_context(params, len(ids), context)
+    params = fit_context(params, len(ids), context.info)
     seed = context.draw_seed() if params.seed is None else params.seed & (2**64 - 1)
     tokenizer, text = context.tokenizer, prompt.text if isinstance(prompt, TextPrompt) else None
     if request.shows_prompt and tokenizer is not None and (text is None or params.truncate_prompt_tokens is not None):
         text = tokenizer.decode(ids, skip_special_tokens=params.skip_special_tokens)
     stop_automaton(params.stop)  # made here, which for a long request is beside the event loop
     reading = None if request.reading is None or tokenizer is None else request.reading(tokenizer, ids)
+    thinking = thinking_budget(params.thinking_token_budget, reading, tokenizer, ids)
     constraint, reading = constrained(params.structured_outputs, request.calls, reading, tokenizer)
-    params = params.with_changes(structured_outputs=None)  # the engine is told by the constraint alone
+    params = params.with_changes(structured_outputs=None, thinking_token_budget=None)  # it is told by the two alone
+    submit = Submit(request_id, ids, params, seed, request.priority, 0.0, request.cache_salt, constraint=constraint)
     return PreparedRequest(
-        Submit(request_id, ids, params, seed, request.priority, 0.0, request.cache_salt, constraint=constraint),
+        submit._replace(
+            thinking=thinking,
+            bad_words=bad_sequences(request.bad_words, tokenizer),
+            pins=tuple(pins),
+            pin_answer=request.pin_answer,
+        ),
         text,
         request.final_only,
         request.kept_tokens,
@@ -232,6 +217,9 @@ def check_fields(request: GenerationRequest, context: ModelContext) -> tuple[str
         request_id = _request_id(request.request_id, request.suffix)
     check_model(request.model, context)
     with gathering:
+        if request.pin_answer and not context.info.max_pinned_pages:
+            raise InvalidRequest("session_id", "given", "this server pins nothing (--max-pinned-ratio)")
+    with gathering:
         if len(request.cache_salt) > MAX_CACHE_SALT:
             raise InvalidRequest("cache_salt", request.cache_salt, f"at most {MAX_CACHE_SALT} characters are allowed")
     with gathering:
@@ -244,12 +232,6 @@ def check_fields(request: GenerationRequest, context: ModelContext) -> tuple[str
             raise InvalidRequest("logprobs", params.logprobs, NO_TOKENS)
     gathering.done()
     return request_id, params
-
-
-def check_count(name: str, values: Sized, limit: int, what: str = "entries") -> None:
-    """Raises InvalidRequest where there are more than `limit`."""
-    if len(values) > limit:
-        raise InvalidRequest(name, f"{len(values)} {what}", f"at most {limit} are allowed")
 
 
 def check_model(name: str, context: ModelContext) -> None:
@@ -301,25 +283,6 @@ def _with_others(error: InvalidRequest, given: Mapping[str, Any], context: Model
     return one_of(gathering.faults or [error])
 
 
-def _fit_context(params: SamplingParams, prompt_len: int, context: ModelContext) -> SamplingParams:
-    """Resolves max_tokens: at most what context and pool leave, as in vLLM's get_max_tokens, for clients send the most
-    that they would take. min_tokens is a promise and does not shrink."""
-    context_len = context.info.max_model_len
-    if not prompt_len:
-        raise InvalidRequest("prompt", "", "it must hold at least one token")
-    room = context_len - prompt_len
-    if room < 1:
-        raise too_many_tokens(prompt_len, context_len)
-    if params.min_tokens > room:
-        allowed = f"with a prompt of {prompt_len} tokens at most {room} fit the context of {context_len}"
-        raise InvalidRequest("min_tokens", params.min_tokens, allowed)
-    # A pool that cannot hold the prompt is the engine's to refuse.
-    fits_pool = context.info.pool_length - prompt_len
-    left = min(room, fits_pool) if fits_pool >= max(1, params.min_tokens) else room
-    wanted = left if params.max_tokens is None else min(params.max_tokens, left)
-    return params.with_changes(max_tokens=wanted)
-
-
 def refuse_too_long(prompt: Prompt, context: ModelContext) -> None:
     """Raises InvalidRequest for a prompt that its length alone shows to be too long. What a template makes of a chat is
     known when it is rendered."""
@@ -331,35 +294,57 @@ def refuse_too_long(prompt: Prompt, context: ModelContext) -> None:
         raise too_many_characters(len(prompt.text), bound.characters(context_len - 1), context_len)
 
 
-def encode_prompt(
+def encode_prompt(prompt: Prompt, context: ModelContext, *, must_fit: bool = False) -> tuple[int, ...]:
+    """Ids of a prompt. must_fit: see `_encode`. Raises as `prepare`."""
+    return _encode(prompt, context, must_fit=must_fit)[0]
+
+
+def _encode(
     prompt: Prompt,
     context: ModelContext,
     limit: int | None = None,
     *,
     must_fit: bool = False,
     keeps_beginning: bool = False,
-) -> tuple[int, ...]:
-    """Ids of a prompt. limit: keep only the last so many, or the first. must_fit: a text that cannot be short enough
-    for the context is refused before it is tokenized, unless there is a limit. Raises as `prepare`."""
+) -> tuple[tuple[int, ...], Pins]:
+    """Ids of a prompt, and what is to be pinned of one that is not cut. limit: keep only the last so many, or the
+    first. must_fit: a text that cannot be short enough for the context is refused before it is tokenized, unless there
+    is a limit."""
     if isinstance(prompt, TokenPrompt):
         ids = as_token_ids("token_ids", prompt.token_ids, context.info.vocab_size)
-        return ids if limit is None else ids[:limit] if keeps_beginning else ids[-limit:]
+        return ids if limit is None else ids[:limit] if keeps_beginning else ids[-limit:], ()
     tokenizer, context_len = context.tokenizer, context.info.max_model_len
     if tokenizer is None:
         raise InvalidRequest("prompt", "text" if isinstance(prompt, TextPrompt) else "chat", _NO_TOKENIZER)
-    text = prompt.text if isinstance(prompt, TextPrompt) else _render_chat(prompt, context, tokenizer)
+    text, marks = _text_of(prompt, context, tokenizer)
+    special = isinstance(prompt, TextPrompt) and prompt.add_special_tokens
+    most, cut = context_len - 1 if must_fit and limit is None else None, None if keeps_beginning else limit
+    pins: Pins = ()
     try:
-        found = tokenizer.encode(
-            text,
-            add_special_tokens=isinstance(prompt, TextPrompt) and prompt.add_special_tokens,
-            truncate_prompt_tokens=None if keeps_beginning else limit,
-            max_tokens=context_len - 1 if must_fit and limit is None else None,
-        )
+        if marks and limit is None:
+            found, ends = tokenizer.encode_with_places(text, [place for place, _ in marks], max_tokens=most)
+            pins = tuple((end, seconds) for end, (_, seconds) in zip(ends, marks, strict=True))
+        else:
+            found = tokenizer.encode(text, add_special_tokens=special, truncate_prompt_tokens=cut, max_tokens=most)
     except TooManyTokens as error:
         raise too_many_tokens(error.count, context_len) from error
     except PromptTooLong as error:
         raise too_many_characters(error.characters, error.allowed, context_len) from error
-    return as_token_ids("prompt", found[:limit] if keeps_beginning else found, context.info.vocab_size)
+    return as_token_ids("prompt", found[:limit] if keeps_beginning else found, context.info.vocab_size), pins
+
+
+def _text_of(prompt: TextPrompt | ChatPrompt, context: ModelContext, tokenizer: Tokenizer) -> tuple[str, Pins]:
+    """The text, and where its marks are, in characters."""
+    if isinstance(prompt, TextPrompt):
+        return prompt.text, ()
+    if not prompt.marked:
+        return _render_chat(prompt, context, tokenizer), ()
+
+    def render(messages: Messages, tools: Tools) -> str:
+        return _render_chat(replace(prompt, messages=messages, tools=tools), context, tokenizer)
+
+    text = render(*without_marks(prompt.messages, prompt.tools))
+    return text, marked_places(prompt.messages, prompt.tools, text, render)
 
 
 def _render_chat(chat: ChatPrompt, context: ModelContext, tokenizer: Tokenizer) -> str:
@@ -367,7 +352,7 @@ def _render_chat(chat: ChatPrompt, context: ModelContext, tokenizer: Tokenizer) 
     for name in chat.variables:
         if name in _RESERVED_VARIABLES:
             raise InvalidRequest("template_variables", name, "this is not a variable that a request may set")
-    _check_sizes(chat)
+    check_chat(chat.messages, chat.tools or (), chat.variables)
     # A template is a program: only the model's own are run, chosen by name, unless the operator trusts requests.
     names = chat_template_names(tokenizer)
     if chat.template and chat.template not in names and not context.trusts_chat_templates:
@@ -382,16 +367,6 @@ def _render_chat(chat: ChatPrompt, context: ModelContext, tokenizer: Tokenizer) 
         continue_final=chat.continue_final_message,
         **chat.variables,
     )
-
-
-def _check_sizes(chat: ChatPrompt) -> None:
-    """Bounds what a template has to go through, beside the texts themselves. Raises InvalidRequest."""
-    check_count("messages", chat.messages, MAX_MESSAGES, "messages")
-    check_count("tools", chat.tools or (), MAX_TOOLS, "tools")
-    for i, tool in enumerate(chat.tools or ()):
-        check_size(f"tools[{i}]", tool, MAX_TOOL_LENGTH)
-    variables = {name: value for name, value in chat.variables.items() if name != "documents"}  # those are text
-    check_size("template_variables", variables, MAX_VARIABLES_LENGTH)
 
 
 def chat_template_names(tokenizer: Tokenizer | None) -> tuple[str, ...]:

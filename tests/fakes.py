@@ -64,6 +64,7 @@ class FakeOptions:
     max_num_seqs: int = 4
     max_model_len: int = 4096
     num_pages: int = 1001
+    max_pinned_pages: int = 500
     page_size: int = 16
     warm_at_step: int | None = None  # serves while warming until then
     eos_after: int | None = None  # tokens until a sequence ends by itself
@@ -116,6 +117,7 @@ class FakeEngine:
             max_num_batched_tokens=64,
             page_size=o.page_size,
             num_pages=o.num_pages,
+            max_pinned_pages=o.max_pinned_pages,
             dtype="float32",
             tensor_parallel_size=1,
             device="1 x fake",

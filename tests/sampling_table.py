@@ -25,6 +25,7 @@ HALVES = {
     "allowed_token_ids": Halves("draw", "bans all others", ""),
     "bad_token_ids": Halves("draw", "bans them", ""),
     "structured_outputs": Halves("draw", "lets through only tokens that the grammar allows", "makes the grammar"),
+    "thinking_token_budget": Halves("draw", "puts in the closing tag", "says which tags, and where the prompt is"),
     "seed": Halves("draw", "draws with it, each sequence apart", "draws one where there is none"),
     "max_tokens": Halves("end", "ends the sequence", "resolves it to what fits the context"),
     "min_tokens": Halves("end", "bans every token that would end the text", "no stop string ends within their text"),

@@ -72,8 +72,7 @@ def test_help_lists_every_runtime_option(command, capsys):
 
 
 def test_runtime_options_are_the_configs_fields():
-    # The seed of `serve` is the server's, that of `generate` the request's.
-    # The seed has an option of its own, warming only `serve` has, and step sizes follow from other things.
+    # The seed has an option of its own (`serve`'s, or the request's), warming only `serve`, and step sizes follow.
     others = {"seed", "serve_while_warming", "step_sizes"}
     assert set(RUNTIME_NAMES) == {field.name for field in dataclasses.fields(RuntimeConfig)} - others
     given = {
@@ -92,6 +91,7 @@ def test_runtime_options_are_the_configs_fields():
         "--expert-parallel-size": "4",
         "--priority-ageing-seconds": "1.5",
         "--attention-backend": "xla",
+        "--self-test": "on",
         "--cpu-kernels": "avx2",
         "--compilation-cache-dir": "none",
         "--bundle": "somewhere",
@@ -100,7 +100,7 @@ def test_runtime_options_are_the_configs_fields():
     config = runtime_config(serve.make_parser("x").parse_args(argv))
     default = RuntimeConfig()
     # One has one value, see below; the other cannot go with a size of its own.
-    others = set(RUNTIME_NAMES) - {"language_model_only", "enable_expert_parallel"}
+    others = {n for n in RUNTIME_NAMES if "pinned" not in n} - {"language_model_only", "enable_expert_parallel"}
     assert all(getattr(config, name) != getattr(default, name) for name in others)
     assert runtime_config(serve.make_parser("x").parse_args(["--enable-expert-parallel"])).enable_expert_parallel
     assert config.compilation_cache_dir is None

@@ -45,7 +45,7 @@ FILE_LINES, FUNCTION_LINES = 400, 60
 
 
 def sources(*rooms: str) -> list[Path]:
-    return [p for room in rooms for p in sorted((ROOT / room).rglob("*.py")) if "demo" not in p.parts]
+    return [p for room in rooms for p in sorted((ROOT / room).rglob("*.py")) if "demo" not in p.relative_to(ROOT).parts]
 
 
 @functools.cache

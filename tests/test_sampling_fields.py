@@ -51,6 +51,7 @@ def test_every_sampling_field_of_http_is_one_of_these() -> None:
     """What a server's request has beyond the common fields is its own, or sets a sampling field by another name."""
     common = {field.name for kind in (Sampling, TextSampling) for field in msgspec.structs.fields(kind)}
     about_the_request = {"model", "stream", "stream_options", "priority", "cache_salt", "request_id", "user"}
+    about_the_request |= {"session_id", "prompt_cache_retention"}
     about_the_answer = {"return_token_ids", "return_tokens_as_token_ids", "stream_interval", "logprob_token_ids"}
     refused = {"use_beam_search", "length_penalty", "spaces_between_special_tokens", "best_of"}
     own = common - about_the_request - about_the_answer - refused - no_effects(TextSampling).keys()
@@ -60,7 +61,8 @@ def test_every_sampling_field_of_http_is_one_of_these() -> None:
     assert not unknown, "a sampling field without a row"
     for kind in (CompletionRequest, ChatRequest, ResponsesRequest):
         names = {field.name for field in msgspec.structs.fields(kind)}
-        assert {HTTP_NAMES.get(name, name) for name in names} >= set(HALVES) - {"n", "prompt_logprobs"}
+        not_all = {"n", "prompt_logprobs", "thinking_token_budget"}
+        assert {HTTP_NAMES.get(name, name) for name in names} >= set(HALVES) - not_all
 
 
 def _is_refused(name: str) -> bool:

@@ -42,7 +42,12 @@ class RuntimeConfig:
     batch_invariant: a request's bytes do not depend on who shares the batch (small steps are padded to 8 tokens).
     expert_parallel_size: devices that experts are dealt to, each of them split over tensor_parallel_size; all else is
     split over the product of the two. enable_expert_parallel: all devices of tensor_parallel_size deal experts instead.
-    attention_backend: a backend by name, which must be able to serve this device. cpu_kernels: what a CPU computes
+    attention_backend: a backend by name, which must be able to serve this device. self_test: whether kernels are tried
+    in a process of their own before they are trusted: "auto" on accelerators, unless it is known how they did, "on"
+    everywhere and anew, or "off".
+    max_pinned_ratio: the share of the KV pages that pins of prefixes hold at most (0: nothing is pinned);
+    max_pinned_ratio_per_tenant: the share of those that one tenant's pins do.
+    cpu_kernels: what a CPU computes
     products and attention with: "xla", C++ kernels for an instruction set by name, or "auto". device: "cpu", "gpu" or
     "tpu"; None takes JAX's default.
     """
@@ -66,7 +71,10 @@ class RuntimeConfig:
     serve_while_warming: bool = False
     batch_invariant: bool = True
     priority_ageing_seconds: float = 30.0
+    max_pinned_ratio: float = 0.5
+    max_pinned_ratio_per_tenant: float = 0.5
     attention_backend: str | None = None
+    self_test: Literal["auto", "on", "off"] = "auto"
     cpu_kernels: str = "auto"
     device: Literal["cpu", "gpu", "tpu"] | None = None
     seed: int | None = 0  # of the seeds that requests without one get; None: drawn
@@ -103,6 +111,9 @@ class RuntimeConfig:
             self.priority_ageing_seconds > 0,  # endless ageing, which times a priority of 0 is no number, is no float
             f"priority_ageing_seconds is {self.priority_ageing_seconds}; it must be positive and finite",
         )
+        for name in ("max_pinned_ratio", "max_pinned_ratio_per_tenant"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name} is {value}; it must be 0 to 1")
         if self.max_num_seqs is not None and self.max_num_batched_tokens is not None:
             require(
                 self.max_num_batched_tokens >= self.max_num_seqs,

@@ -12,12 +12,15 @@ import random
 import sys
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxinfer.constraints.guide import BadWords, Guide, reason_of
 from jaxinfer.constraints.limits import COMPILING_NICENESS, LIMITS
+from jaxinfer.constraints.thinking import Thinking
+from jaxinfer.constraints.turns import Turns
 from jaxinfer.constraints.vocabulary import ComingVocabulary, Vocabulary
 from jaxinfer.messages import Submit
 
@@ -28,6 +31,7 @@ COMPILE_SECONDS = 10.0  # after which nobody waits for a grammar any longer
 MASK_SECONDS = 0.2  # of processor time, for a mask and what follows by force; a fraction of a millisecond is usual
 _TRIED_MASKS, _MOST_FORCED = 16, 64  # of a text by chance; of those, tokens that follow by force
 _COMPILING_THREADS = 4
+_PLACES_EACH = 2  # of them, that one tenant's grammars may have at a time
 _MOST_MASK_THREADS = 16
 # Compiled grammars that are kept. A simple one takes some milliseconds and 100 KB; what takes longer to compile, or to
 # find masks of, takes more memory, too: some 500 MB a second of work.
@@ -35,65 +39,10 @@ _KEPT, _KEPT_SECONDS = 128, 2.0
 # Sequences of one grammar are copies of one matcher, which share what their lexer has learnt, behind one lock. So there
 # are several to copy where many use it, and none serves for ever, nor after an error: its lexer's states are bounded.
 _COPIES_EACH, _MOST_COPIES, _MOST_MASK_SECONDS = 4, 4096, 1.0
-_LONGEST_REASON = 400  # characters
 
 
 class ConstraintError(ValueError):
     """A grammar that this engine cannot follow; the message says why."""
-
-
-class Guide:
-    """A sequence's place in its grammar. Its state is that of the tokens it was given, so it outlives preemption.
-
-    Attributes:
-        error: why it can let nothing through any more; "" while it can.
-        forced: the tokens that come next whatever the model says, as far as they are known.
-    """
-
-    __slots__ = ("_compiled", "_ends", "_matcher", "error", "forced")
-
-    def __init__(self, compiled: _Compiled, ends: frozenset[int]) -> None:
-        self._compiled = compiled
-        self._matcher = compiled.copy()
-        self._ends = ends
-        self.error = ""
-        self.forced: deque[int] = deque()
-
-    def accept(self, token: int) -> None:
-        """The sequence's next token. One that the grammar does not let through is an `error`."""
-        if self.forced and self.forced.popleft() != token:
-            self.forced.clear()
-        if not self._matcher.consume_token(token):
-            self._fail()
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing may follow."""
-        return bool(self._matcher.is_stopped())
-
-    def ends(self, token: int) -> bool:
-        """Whether it is one of the model's end tokens."""
-        return token in self._ends
-
-    def _fail(self) -> None:
-        self._compiled.worn = True
-        self.error = f"the grammar of this request cannot be followed further: {_reason(self._matcher)}"
-
-    def _look(self, only: bool, seconds: float) -> None:
-        """After its mask was made: whether that failed, and which tokens follow by force. only: the mask has one.
-        seconds: that it took."""
-        self._compiled.worked(seconds)
-        if self._matcher.is_error():
-            self._fail()
-        elif only:
-            self.forced.extend(self._matcher.compute_ff_tokens())
-
-
-def _reason(matcher: Any) -> str:
-    text = " ".join(str(matcher.get_error()).replace("<non-verbose/>", "").split()) or "it is too complex"
-    if text == "NoExtensionBias":
-        return "there is no text that it allows, or none that ends"
-    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " ..."
 
 
 def try_out(matcher: Any) -> None:
@@ -113,7 +62,7 @@ def try_out(matcher: Any) -> None:
         if not matcher.is_error() and len(allowed):
             matcher.consume_tokens(forced[:_MOST_FORCED] or [int(allowed[chance.randrange(len(allowed))])])
         if matcher.is_error():
-            raise ConstraintError(f"the grammar cannot be followed: {_reason(matcher)}")
+            raise ConstraintError(f"the grammar cannot be followed: {reason_of(matcher)}")
         if matcher.is_stopped() or not len(allowed) or len(forced) > _MOST_FORCED:
             return  # an engine makes no masks while tokens follow by force
 
@@ -121,9 +70,12 @@ def try_out(matcher: Any) -> None:
 class _Job:
     """A grammar that is being compiled."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
+        self.text = text
         self.began: float | None = None  # time.monotonic()
         self.seconds = 0.0  # of processor time, that it took
+        self.tenants: set[str] = set()  # who wait for it
+        self.taken = False
         self.future: Future[Any] = Future()
 
 
@@ -184,23 +136,28 @@ class Matching:
         self._jobs: dict[str, _Job] = {}
         self._held: dict[str, Held] = {}  # by request id
         self._executor: Any = None
-        self._lock = threading.Lock()  # of compile_seconds, which threads add to
+        self._lock = threading.Lock()  # of compile_seconds and the turns, which threads change
+        self._turns: Turns[_Job] = Turns(_PLACES_EACH)
         self.compile_seconds = 0.0
         self.requests = 0
 
     # -- compiling -----------------------------------------------------------------------------------------------------
 
     def begin(self, submit: Submit) -> list[Guide] | None:
-        """A guide for each of the request's sequences, where its grammar is there; else None, and it is held until
-        `take` gives it back."""
-        self.requests += 1
+        """A guide for each of the sequences of a request that wants such, where its grammar is there or it has none;
+        else None, and it is held until `take` gives it back. Raises ConstraintError where it wants something else that
+        the model's tokenizer does not allow."""
         text = submit.constraint
+        if not text:
+            return self._guides_of(submit, None)
+        self.requests += 1
         compiled = self._cache.get(text)
         if compiled is not None and not compiled.worn:
-            return self._guides(text, compiled, submit.params.n)
+            return self._guides(submit, compiled)
         job = self._jobs.get(text)
         if job is None:
-            job = self._jobs[text] = self._start(text)
+            job = self._jobs[text] = _Job(text)
+        self._start(job, submit.tenant)
         self._held[submit.request_id] = Held(submit, job)
         return None
 
@@ -230,7 +187,7 @@ class Matching:
             for request_id in [name for name, held in self._held.items() if held.job is job]:
                 submit = self._held.pop(request_id).submit
                 if isinstance(result, _Compiled):
-                    found.append((submit, self._guides(text, result, submit.params.n)))
+                    found.append((submit, self._guides(submit, result)))
                 else:
                     found.append((submit, result))
         return found
@@ -257,16 +214,31 @@ class Matching:
             _, dropped = self._cache.popitem(last=False)
             seconds -= dropped.seconds + dropped.mask_seconds
 
-    def _guides(self, text: str, compiled: _Compiled, count: int) -> list[Guide]:
-        ends = frozenset(self._vocabulary.tokenizer.eos_tokens)
-        guides = [Guide(compiled, ends) for _ in range(count)]
+    def _guides_of(self, submit: Submit, compiled: _Compiled | None) -> list[Guide]:
+        ends = frozenset() if compiled is None else frozenset(self._vocabulary.tokenizer.eos_tokens)
+        budget, words, params = submit.thinking, submit.bad_words, submit.params
+        bans = params.allowed_token_ids is not None or params.bad_token_ids
+        return [
+            Guide(
+                compiled,
+                ends,
+                thinking=None if budget is None else Thinking(budget, self._vocabulary.pieces),
+                bad_words=BadWords(words) if words else None,
+                jumps=not bans,
+            )
+            for _ in range(params.n)
+        ]
+
+    def _guides(self, submit: Submit, compiled: _Compiled) -> list[Guide]:
+        text, guides = submit.constraint, self._guides_of(submit, compiled)
         if compiled.job is not None and compiled.job.future.done():
             if compiled.job.future.exception() is None:
                 compiled.originals.append(compiled.job.future.result())
                 compiled.seconds += compiled.job.seconds
             compiled.job = None
         elif compiled.crowded and compiled.job is None and len(compiled.originals) < self._threads:
-            compiled.job = self._start(text)
+            compiled.job = _Job(text)
+            self._start(compiled.job, submit.tenant)
         self._cache.move_to_end(text)
         return guides
 
@@ -281,10 +253,28 @@ class Matching:
             raise ConstraintError("structured output needs a tokenizer, and this model has none")
         return found
 
-    def _start(self, text: str) -> _Job:
-        job = _Job()
-        self._pool.submit(self._compile, text, job)
-        return job
+    def _start(self, job: _Job, tenant: str) -> None:
+        """Has it compiled, in the tenant's turn: the first one's of those who wait for it."""
+        if tenant in job.tenants:
+            return
+        job.tenants.add(tenant)
+        with self._lock:
+            self._turns.put(tenant, job)
+        self._pool.submit(self._work)
+
+    def _work(self) -> None:
+        """In a thread, for as long as somebody has a turn."""
+        while True:
+            with self._lock:
+                turn = self._turns.take()
+                if turn is None:
+                    return
+                tenant, job = turn
+                first, job.taken = not job.taken, True
+            if first:
+                self._compile(job.text, job)
+            with self._lock:
+                self._turns.done(tenant)
 
     def _compile(self, text: str, job: _Job) -> None:
         """In a thread. Makes some masks, too: copies share what the lexer learns of them."""
@@ -296,7 +286,7 @@ class Matching:
             vocabulary = self._vocabulary
             matcher = LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
             if matcher.is_error():
-                raise ConstraintError(f"the grammar does not compile: {_reason(matcher)}")
+                raise ConstraintError(f"the grammar does not compile: {reason_of(matcher)}")
             try_out(matcher.deep_copy())
             result: Any = matcher
         except BaseException as error:  # told to whoever waits for it; a panic of Rust's is no Exception
@@ -319,15 +309,20 @@ class Matching:
         import numpy as np  # a server, which has no engine, does without
 
         masks = np.full((rows, words), 0xFFFFFFFF, np.uint32)
-        asked = []
+        asked, free = [], []
         for row, guide in guides:
             if guide.forced:
                 masks[row] = 0
                 masks[row, guide.forced[0] >> 5] = 1 << (guide.forced[0] & 31)
-            else:
+                continue
+            free.append((row, guide))
+            if guide.matcher is not None:
                 asked.append((row, guide))
         if asked:
             self._fill(asked, masks)
+        for row, guide in free:
+            if not guide.error:
+                guide.bar(masks[row])
         return masks
 
     def _fill(self, asked: Sequence[tuple[int, Guide]], masks: np.ndarray) -> None:
@@ -341,7 +336,7 @@ class Matching:
             self._executor = LLExecutor(self._threads)
         begin = time.perf_counter()
         self._executor.unsafe_compute_mask_ptr(
-            [(guide._matcher, row) for row, guide in asked], filled.ctypes.data, width * 4, len(filled)
+            [(guide.matcher, row) for row, guide in asked], filled.ctypes.data, width * 4, len(filled)
         )
         spent = (time.perf_counter() - begin) / len(asked)
         numbers = [row for row, _ in asked]
@@ -351,7 +346,7 @@ class Matching:
             masks[numbers, :shared] = filled[numbers, :shared]
         counts = np.bitwise_count(filled[numbers]).sum(axis=1)
         for (row, guide), count in zip(asked, counts.tolist(), strict=True):
-            guide._look(only=count == 1, seconds=spent)
+            guide.look(only=count == 1, seconds=spent)
             if guide.error:
                 masks[row] = 0xFFFFFFFF
 

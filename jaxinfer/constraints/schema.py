@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jaxinfer.constraints.dates import with_own_formats
+from jaxinfer.constraints.ecma import as_rust
 from jaxinfer.constraints.params import MAX_TEXT_BYTES
 from jaxinfer.errors import InvalidRequest
 
@@ -115,6 +117,10 @@ class _Walk:
             part = f"{pointer}/{escaped(keyword)}"
             if self._is_kept(keyword, value, part):
                 result[keyword] = self._keyword(keyword, value, part, depth)
+        _check_additional_items(
+            result, lambda value, allowed: self._refuse(f"{pointer}/additionalItems", value, allowed)
+        )
+        result = with_own_formats(result)
         lists = "properties" in result or "patternProperties" in result
         if self._closed and lists and "additionalProperties" not in result:
             result["additionalProperties"] = False
@@ -153,9 +159,12 @@ class _Walk:
             if self._counts.properties > MAX_PROPERTIES:
                 allowed = f"at most {MAX_PROPERTIES} are allowed in a schema"
                 raise self._refuse(pointer, f"the {self._counts.properties}th property", allowed)
-        for name in value if keyword == "patternProperties" else ():
-            self._check_pattern(name, f"{pointer}/{escaped(name)}")
-        return {name: self.schema(each, f"{pointer}/{escaped(name)}", depth + 1) for name, each in value.items()}
+        names = {name: name for name in value}
+        if keyword == "patternProperties":
+            names = {name: self._pattern(name, f"{pointer}/{escaped(name)}") for name in value}
+            if len(set(names.values())) < len(names):
+                raise self._refuse(pointer, list(value), "two of its names are spellings of one expression")
+        return {names[name]: self.schema(each, f"{pointer}/{escaped(name)}", depth + 1) for name, each in value.items()}
 
     def _value(self, keyword: str, value: Any, pointer: str) -> Any:
         if keyword == "enum":
@@ -166,7 +175,7 @@ class _Walk:
                 allowed = f"at most {MAX_ENUM_VALUES} are allowed in a schema"
                 raise self._refuse(pointer, f"the {self._counts.enum_values}th value", allowed)
         elif keyword == "pattern":
-            self._check_pattern(value, pointer)
+            return self._pattern(value, pointer)
         elif keyword in _COUNTS:
             whole = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
             if not whole or not 0 <= value <= MAX_COUNT:
@@ -179,11 +188,21 @@ class _Walk:
             raise self._refuse(pointer, value, 'it must point into this schema, as in "#/$defs/name"')
         return value
 
-    def _check_pattern(self, pattern: Any, pointer: str) -> None:
+    def _pattern(self, pattern: Any, pointer: str) -> str:
         if not isinstance(pattern, str):
             raise self._refuse(pointer, pattern, "it must be a regular expression, as a string")
         if len(pattern) > MAX_PATTERN:
             raise self._refuse(pointer, f"{len(pattern)} characters", f"at most {MAX_PATTERN} are allowed")
+        return as_rust(pattern)
+
+
+def _check_additional_items(schema: Mapping[str, Any], refuse: Callable[[Any, str], InvalidRequest]) -> None:
+    """llguidance lets it say nothing of an item that a list inside of allOf or the like speaks of."""
+    if isinstance(schema.get("items"), list) and "additionalItems" in schema:
+        beside = next((name for name in ("allOf", "anyOf", "oneOf") if name in schema), None)
+        if beside is not None:
+            allowed = f"it is not supported beside {beside}: write prefixItems and items, as of draft 2020-12"
+            raise refuse(schema["additionalItems"], allowed)
 
 
 def at(name: str, pointer: str) -> str:

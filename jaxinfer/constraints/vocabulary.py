@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxinfer.constraints.thinking import Pieces
 from jaxinfer.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Vocabulary:
             grammar.
         special: ids of tokens that are no text: those that decoding skips, and what ends a text. A grammar names them
             as tokens.
+        pieces: the tokens' bytes.
     """
 
     def __init__(self, tokenizer: Tokenizer, width: int, end_ids: Sequence[int]) -> None:
@@ -73,6 +75,7 @@ class Vocabulary:
         if not ends:  # llguidance wants one: an id that no logits have
             ends = [width]
             tokens.append(b"")
+        self.pieces = Pieces(tokens)
         wrapped = _Tokens(tokens, self.special, ends[0], tokenizer.encoder_within())
         self.tokenizer: Any = LLTokenizer(wrapped, eos_token=ends)  # type: ignore[arg-type]  # by its attributes
         wrapped.fallback = self.tokenizer

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Split = Literal["train", "held_out"]
 _HELD_OUT_SHARE = 5  # one key in so many belongs to evaluation
@@ -22,6 +22,9 @@ class Item:
         messages: the prompt as chat messages; the last one is the user's.
         answer: the right answer, in the form that the kind's `extract` gives.
         response: what a good assistant says, with its working; the demo model is trained on it.
+        working: what a model that may think first writes before its answer, where that is not in the response.
+        tools: functions that the model is offered, as clients describe them to its chat template.
+        variables: further variables of the chat template.
         max_tokens: room that a response may take.
         depth: for recall, how many words lie between the fact and the question (at least as many tokens); else 0.
     """
@@ -33,6 +36,17 @@ class Item:
     response: str
     max_tokens: int = 96
     depth: int = 0
+    working: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def thought(self) -> tuple[str, str]:
+        """The working and the answer behind it: the response's last sentence, where it has a working of its own."""
+        if self.working:
+            return self.working, self.response
+        working, stop, said = self.response.rpartition(". ")
+        return working + stop.strip(), said
 
 
 @dataclass(frozen=True)

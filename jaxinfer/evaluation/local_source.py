@@ -10,8 +10,8 @@ import numpy as np
 from jaxinfer.evaluation.source import (
     PLAIN_STOPS,
     AnswerText,
+    Chat,
     Distributions,
-    Message,
     OnDone,
     Scored,
     SourceInfo,
@@ -78,10 +78,12 @@ class LocalSource:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [self._tokenizer.encode(text) for text in texts]
 
-    def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
+    def encode_chats(self, chats: Sequence[Chat]) -> list[list[int]]:
         if not self.info.chat:
-            return self.encode([plain_prompt(chat) for chat in chats])
-        return [self._tokenizer.encode_chat(chat) for chat in chats]
+            return self.encode([plain_prompt(chat.messages) for chat in chats])
+        return [
+            self._tokenizer.encode_chat(chat.messages, tools=chat.tools or None, **chat.variables) for chat in chats
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids)

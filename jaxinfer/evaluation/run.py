@@ -9,7 +9,7 @@ from typing import Any
 from jaxinfer.evaluation.extract import first_json
 from jaxinfer.evaluation.item import Item, Kind
 from jaxinfer.evaluation.items import Task
-from jaxinfer.evaluation.source import Source
+from jaxinfer.evaluation.source import Chat, Source
 from jaxinfer.evaluation.statistics import Interval, Perplexity, majority, perplexity, wilson
 
 OnProgress = Callable[[str, int, int], None]
@@ -32,11 +32,13 @@ class Answered:
 
 @dataclass
 class TaskResult:
-    """All answers of one kind. `skipped` items did not fit the model's context together with their answer."""
+    """All answers of one kind. `skipped` items did not fit the model's context together with their answer; `unheard`
+    ones have tools or variables of which the prompt shows nothing, since the chat template knows none."""
 
     kind: Kind
     answers: list[Answered] = field(default_factory=list)
     skipped: int = 0
+    unheard: int = 0
 
     @property
     def n(self) -> int:
@@ -95,10 +97,12 @@ def run_tasks(source: Source, tasks: Mapping[str, Task], progress: OnProgress) -
     for name, task in tasks.items():
         result = results[name] = TaskResult(task.kind)
         fitting: list[tuple[Item, list[int]]] = []
-        for item, ids in zip(task.items, source.encode_chats([item.messages for item in task.items]), strict=True):
+        items = task.items if _is_heard(source, task.items[:1]) else []
+        result.unheard = len(task.items) - len(items)
+        for item, ids in zip(items, source.encode_chats([_chat(item) for item in items]), strict=True):
             if len(ids) + item.max_tokens <= source.info.max_model_len:
                 fitting.append((item, ids))
-        result.skipped = len(task.items) - len(fitting)
+        result.skipped = len(items) - len(fitting)
         counter = _Counter(name, len(fitting), progress)
         prompts, limits = [ids for _, ids in fitting], [item.max_tokens for item, _ in fitting]
         replies = source.generate(prompts, limits, counter)
@@ -107,6 +111,18 @@ def run_tasks(source: Source, tasks: Mapping[str, Task], progress: OnProgress) -
             right = task.kind.is_right(item, reply.text)
             result.answers.append(Answered(item, reply.text, found, right, reply.finish_reason))
     return results
+
+
+def _chat(item: Item) -> Chat:
+    return Chat(item.messages, item.tools, item.variables)
+
+
+def _is_heard(source: Source, items: Sequence[Item]) -> bool:
+    """Whether the model's prompt says of an item's functions and variables: a chat template may know none of them."""
+    asked = [_chat(item) for item in items if item.tools or item.variables]
+    if not asked:
+        return True
+    return source.encode_chats(asked) != source.encode_chats([Chat(chat.messages) for chat in asked])
 
 
 def run_texts(source: Source, texts: Sequence[str], progress: OnProgress) -> TextResult:
@@ -168,6 +184,7 @@ def task_report(result: TaskResult) -> dict[str, Any]:
         "right": result.right,
         "baseline": result.baseline if result.n else None,
         "skipped": result.skipped,
+        "unheard": result.unheard,
         "unanswered": result.unanswered,
         "cut_off": result.cut_off,
     }

@@ -31,6 +31,14 @@ class SourceInfo:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Chat(NamedTuple):
+    """A conversation that the model is to answer, the functions that it is offered, and variables of its template."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = ()
+    variables: Mapping[str, Any] = {}
+
+
 class AnswerText(NamedTuple):
     """A generated text. `finish_reason` is "stop" or "length"."""
 
@@ -73,8 +81,8 @@ class Source(Protocol):
         """Token ids of plain texts, with the special tokens that the tokenizer puts around them."""
         ...
 
-    def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """Token ids of conversations that the model is to answer: by the chat template, or as `plain_prompt`."""
+    def encode_chats(self, chats: Sequence[Chat]) -> list[list[int]]:
+        """Token ids of conversations: by the chat template, or their messages alone as `plain_prompt`."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -76,8 +76,7 @@ def compile_bundle(
             )
         extra = 0
         if device.platform != "cpu":
-            probe = probe_step(model, mesh, runtime, layout)
-            extra = probe.temporaries + probe.slot_bytes
+            extra = probe_step(model, mesh, runtime, layout).beside
         budget = device_budget(device, runtime, temporaries=extra, weights_to_come=weight_bytes // mesh.size)
     sizes = resolve_sizes(model.config, runtime, layout, budget, DeviceTarget.of(device).platform)
     runner = make_runner(model, mesh, runtime, sizes, layout)

@@ -27,7 +27,7 @@ from jaxinfer.models.shape import ModelShape
 from jaxinfer.runtime.engine_builder import make_layout, resolve_max_logprobs
 from jaxinfer.runtime.kv_cache import Sizes, resolve_sizes
 from jaxinfer.sharding import expert_size, model_size, tensor_size
-from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.dispatch import DeviceTarget, withdrawn
 
 # Fields of RuntimeConfig that shape programs, and those that do not (a test finds a field that is in neither).
 SHAPING_SETTINGS = frozenset(
@@ -41,7 +41,8 @@ OTHER_SETTINGS = frozenset(
     {
         "gpu_memory_utilization",  # decides num_pages, which is among the above
         "enable_prefix_caching", "priority_ageing_seconds", "seed", "compilation_cache_dir", "bundle",
-        "serve_while_warming", "language_model_only",
+        "self_test",  # what it withdraws is a fact of its own
+        "serve_while_warming", "language_model_only", "max_pinned_ratio", "max_pinned_ratio_per_tenant",
         "device",  # the mesh says which it is
         "enable_expert_parallel",  # decides the two sizes above
     }
@@ -95,6 +96,7 @@ def program_facts(
         "cpu": cpu_facts() if target.platform == "cpu" else None,
         "flags": {name: _flags(os.environ.get(name, "")) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")},
         "settings_of_jax": {name: _plain(getattr(jax.config, name)) for name in _JAX_SETTINGS},
+        "withdrawn": sorted(f"{op}: {backend}" for op, backend in withdrawn()),
         "model": _digest(model),
         "stored": _digest(stored),
         "settings": {

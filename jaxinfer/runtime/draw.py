@@ -79,6 +79,7 @@ def draw(
         vocab_size=spec.config.vocab_size,
         max_logprobs=spec.max_logprobs,
         masks=masks,
+        loops=spec.target.platform != "gpu",
     )
     # A row without a token ends at the next update; the step in flight until then still needs an id it can look up.
     last_token = last_token.at[slots].set(jnp.maximum(sampled.tokens, 0))

@@ -21,6 +21,7 @@ from jaxinfer.messages import EngineInfo, Progress
 from jaxinfer.models.model import Model
 from jaxinfer.runtime.compile_cache import compiling_into
 from jaxinfer.runtime.cpu_kernels import choose_form
+from jaxinfer.runtime.device_memory import AUTOTUNING, claim_memory
 from jaxinfer.runtime.executables import ExecutableSource
 from jaxinfer.runtime.kv_cache import Sizes, check_room, device_budget, resolve_sizes
 from jaxinfer.runtime.runner import Runner
@@ -29,7 +30,7 @@ from jaxinfer.runtime.topology import collectives
 from jaxinfer.sampling_params import MAX_LOGPROBS
 from jaxinfer.scheduling.page_pool import PagePool
 from jaxinfer.scheduling.scheduler import Scheduler, SchedulerLimits
-from jaxinfer.sharding import expert_size, model_size, tensor_size
+from jaxinfer.sharding import expert_size, local_bytes, model_size, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention.layout import KVLayout, kv_layout
 
@@ -39,12 +40,13 @@ DRAWING_COPIES = 6  # of the logits, (rows, vocabulary) float32: what XLA:CPU ke
 
 
 def configure_jax(runtime: RuntimeConfig) -> None:
-    """Process-wide JAX settings: virtual CPU devices for parallelism without accelerators, and the persistent
-    compilation cache, which keeps every entry, however quick.
+    """Process-wide JAX settings: the share of a GPU's memory, virtual CPU devices for parallelism without accelerators,
+    and the persistent compilation cache, which keeps every entry, however quick.
 
-    Device counts are fixed once JAX has started; then `make_mesh` says how many there are. Raises ConfigError for a
-    cache that cannot be written.
+    Memory and device counts are fixed once JAX has started; then `make_mesh` says how many there are. Raises
+    ConfigError for a cache that cannot be written.
     """
+    claim_memory(runtime.gpu_memory_utilization)
     devices = runtime.parallel.num_devices
     if devices > max(1, getattr(jax.config, "jax_num_cpu_devices", 1)):
         try:
@@ -120,14 +122,21 @@ def resolve_max_logprobs(runtime: RuntimeConfig, config: ModelConfig) -> int:
 class StepProbe:
     """What the largest step needs on one device beside weights and pool, in bytes, asked of the compiled programs.
 
-    temporaries: of the forward pass, or of what draws after it, whichever needs more. collectives: those of the forward
-    pass, kind -> (how many, bytes of their results).
+    temporaries: of the forward pass, or of what draws after it, whichever needs more. tuning: what XLA takes to try
+    forms of the largest product while it compiles beside the pool, on a GPU. collectives: those of the forward pass,
+    kind -> (how many, bytes of their results).
     """
 
     bucket: str
     temporaries: int
+    tuning: int
     slot_bytes: int
     collectives: Mapping[str, tuple[int, int]]
+
+    @property
+    def beside(self) -> int:
+        """All that is needed beside weights and pool: nothing runs while a program is compiled."""
+        return max(self.temporaries, self.tuning) + self.slot_bytes
 
 
 def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayout) -> StepProbe:
@@ -153,9 +162,11 @@ def probe_step(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLayou
         needs.append(DRAWING_COPIES * rows * model.shape.vocab * 4)
     else:
         needs += [_beside(program.compile(), device) for program in (programs.draw(rows), programs.score())]
+    largest = max(map(local_bytes, jax.tree.leaves(model.params)))
+    tuning = AUTOTUNING + largest if device.platform == "gpu" else 0
     state = programs.abstract_slots(), programs.abstract_hidden(), programs.abstract_expert_tokens()
     kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-    return StepProbe(bucket.name, max(needs), kept, collectives(step.as_text() or "") if mesh.size > 1 else {})
+    return StepProbe(bucket.name, max(needs), tuning, kept, collectives(step.as_text() or "") if mesh.size > 1 else {})
 
 
 def _beside(compiled: jax.stages.Compiled, device: jax.Device) -> int:
@@ -173,8 +184,7 @@ def choose_sizes(model: Model, mesh: Mesh, runtime: RuntimeConfig, layout: KVLay
     if runtime.num_pages is None:
         extra = 0
         if device.platform != "cpu":
-            probe = probe_step(model, mesh, runtime, layout)
-            extra = probe.temporaries + probe.slot_bytes
+            extra = probe_step(model, mesh, runtime, layout).beside
         budget = device_budget(device, runtime, temporaries=extra)
     sizes = resolve_sizes(model.config, runtime, layout, budget, device.platform)
     check_room(device, sizes, model_size(mesh))
@@ -217,13 +227,15 @@ def assemble_engine(
         longrope_border=config.longrope_border,
         priority_ageing_seconds=runtime.priority_ageing_seconds,
         enable_prefix_caching=runtime.enable_prefix_caching,
+        max_pinned_ratio=runtime.max_pinned_ratio,
+        max_pinned_ratio_per_tenant=runtime.max_pinned_ratio_per_tenant,
         cache_groups=config.cache_groups,
     )
     scheduler = Scheduler(limits, PagePool(sizes.num_pages, sizes.page_size))
     return EngineLoop(
         scheduler,
         runner,
-        engine_info(model, mesh, sizes, runner),
+        engine_info(model, mesh, sizes, runner)._replace(max_pinned_pages=scheduler.max_pinned_pages),
         check=check,
         warm_up=None if runner.whole else runner,
         on_warm=compiling.close,

@@ -17,6 +17,7 @@ from jaxinfer.config import (
     RuntimeConfig,
     context_length,
 )
+from jaxinfer.runtime.device_memory import usable_bytes
 from jaxinfer.scheduling.cache_shape import UNBOUNDED, CacheShape
 from jaxinfer.sharding import MODEL_AXES
 from pallas_kernels.paged_attention.layout import KVLayout, Pages
@@ -99,8 +100,8 @@ def device_budget(
 ) -> Budget:
     """What the pool may take on one device.
 
-    temporaries: the largest step's. weights_to_come: not loaded yet. memory: bytes that are free on a device which is
-    not here, and cannot be asked.
+    temporaries: what is needed beside weights and pool. weights_to_come: not loaded yet. memory: bytes of a device
+    which is not here, and cannot be asked.
     """
     if device.platform == "cpu":
         free = (free_host_bytes() if memory is None else memory) - weights_to_come
@@ -110,15 +111,16 @@ def device_budget(
         if share > CPU_LIMIT:
             return Budget(CPU_LIMIT, f"{gib(CPU_LIMIT)}, the most that is taken unasked on a CPU")
         return Budget(share, f"{CPU_SHARE:.0%} of {gib(free)} free host memory = {gib(share)}")
-    stats = {"bytes_limit": memory, "bytes_in_use": 0} if memory is not None else device.memory_stats()
-    if not stats or "bytes_limit" not in stats:
+    utilization = runtime.gpu_memory_utilization
+    usable = usable_bytes(device, utilization) if memory is None else int(memory * utilization)
+    if usable is None:
         raise ConfigError(f"{device.device_kind} does not report its memory; set num_pages to size the KV pool by hand")
-    limit, used = stats["bytes_limit"], stats["bytes_in_use"] + weights_to_come
-    left = int(limit * runtime.gpu_memory_utilization) - used - temporaries
+    used = weights_to_come + (device.memory_stats()["bytes_in_use"] if memory is None else 0)
+    left = usable - used - temporaries
     return Budget(
         left,
-        f"{gib(limit)} x {runtime.gpu_memory_utilization:g} - {gib(used)} in use - {gib(temporaries)} temporaries"
-        f" = {gib(left)}",
+        f"{gib(usable)} usable (gpu_memory_utilization = {utilization:g}) - {gib(used)} in use - "
+        f"{gib(temporaries)} temporaries = {gib(left)}",
     )
 
 

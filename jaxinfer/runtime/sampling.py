@@ -110,6 +110,7 @@ def sample(
     vocab_size: int,
     max_logprobs: int = MAX_LOGPROBS,
     masks: jax.Array | None = None,
+    loops: bool = True,
 ) -> Sampled:
     """Chooses the next token of every row.
 
@@ -124,6 +125,8 @@ def sample(
         vocab_size: entries of V that are real; the rest is never chosen.
         max_logprobs: alternatives that the scores have room for.
         masks: (S, ceil(V / 32)) uint32, which tokens a row may choose, see ``logits.let_through``; None: any.
+        loops: whether the program may have loops. A GPU's should not: its command buffers take branches, but none with
+            a loop inside, and what they do not take waits for the host. The results have the same bits.
 
     A row whose bans leave no token at all yields ``NO_TOKEN``, too: callers refuse such requests. Where min_tokens
     would ban all that is left, it does not.
@@ -140,7 +143,7 @@ def sample(
     random = params.temperature > 0
 
     def draw(adjusted: jax.Array) -> jax.Array:
-        drawn = pick(*kept_tokens(adjusted, best, params), random_bits(params, position))
+        drawn = pick(*kept_tokens(adjusted, best, params, loops), random_bits(params, position, loops))
         return jnp.where(random & (best > -jnp.inf), drawn, greedy)
 
     tokens = lax.cond(jnp.any(random), draw, lambda _: greedy, adjusted)
@@ -192,7 +195,7 @@ def adjusted_logits(
 
 
 def kept_tokens(
-    adjusted: jax.Array, best: jax.Array, params: SamplingParamsRows
+    adjusted: jax.Array, best: jax.Array, params: SamplingParamsRows, loops: bool = True
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Stage 3: (S, V) logits and their maxima (S,) -> what ``integer_weights`` takes: weights (S, V), scale (S,) and
     threshold (S,).
@@ -210,7 +213,7 @@ def kept_tokens(
 
     use_top_k = random & (params.top_k > 0) & (params.top_k < adjusted.shape[1])
     use_top_p = random & (params.top_p < 1.0)
-    top_k_top_p = TopKTopP(weights, jnp.any(use_top_k | use_top_p))
+    top_k_top_p = TopKTopP(weights, jnp.any(use_top_k | use_top_p), loops)
     threshold = keys_of(jnp.clip(params.min_p, 0.0, 1.0))
     threshold = lax.cond(
         jnp.any(use_top_k),
@@ -228,7 +231,7 @@ def kept_tokens(
     return weights, scale, threshold
 
 
-def random_bits(params: SamplingParamsRows, position: jax.Array) -> jax.Array:
+def random_bits(params: SamplingParamsRows, position: jax.Array, loops: bool = True) -> jax.Array:
     """(S,) uint32 from (seed, sequence index, position, purpose) and nothing else.
 
     ``jax.random.key`` would drop the seed's upper half, so both halves are folded into a constant key.
@@ -244,7 +247,11 @@ def random_bits(params: SamplingParamsRows, position: jax.Array) -> jax.Array:
     )  # (5, S)
     keys = jnp.broadcast_to(jax.random.key(0, impl="threefry2x32"), position.shape)
     fold = jax.vmap(jax.random.fold_in)
-    keys, _ = lax.scan(lambda keys, word: (fold(keys, word), None), keys, words)
+    if loops:  # the cipher is compiled once then, instead of five times
+        keys, _ = lax.scan(lambda keys, word: (fold(keys, word), None), keys, words)
+    else:
+        for word in words:
+            keys = fold(keys, word)
     return jax.random.key_data(keys)[:, 0]  # a folded key is the cipher's output, as random as bits drawn from it
 
 

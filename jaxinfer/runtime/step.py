@@ -174,7 +174,9 @@ def locate(inputs: StepInputs, slots: SlotState, page_size: int) -> tuple[Tokens
     query_start_loc = jnp.concatenate([jnp.zeros(1, jnp.int32), ends.astype(jnp.int32)])
     index = jnp.arange(num_tokens, dtype=jnp.int32)
     valid = index < query_start_loc[-1]
-    rows = jnp.minimum(jnp.searchsorted(ends, index, side="right"), num_rows - 1).astype(jnp.int32)
+    # Compared with all ends: looking for them is a loop, which a GPU's command buffer does not take.
+    rows = jnp.searchsorted(ends, index, side="right", method="compare_all")
+    rows = jnp.minimum(rows, num_rows - 1).astype(jnp.int32)
     positions = jnp.where(valid, computed[rows] + index - query_start_loc[rows], 0)
     ids = jnp.where(inputs.token_ids >= 0, inputs.token_ids, slots.last_token[inputs.slots[rows]])
     seq_lens = jnp.where(inputs.query_lens > 0, computed + inputs.query_lens, 0).astype(jnp.int32)

@@ -17,6 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+Measure = Callable[[jax.Array, jax.Array], jax.Array]
+"""(S, V) weights, (S,) keys -> (S, V) int32 or bool: what each entry adds to a row's measure."""
+
 BLOCK = 128
 """The vocabulary is padded to a multiple of this."""
 
@@ -25,6 +28,7 @@ _CANDIDATES = 128  # blocks in the candidate list: any top_k up to this many is 
 _FOLD = 8  # how many slices of a row are added before the rest is reduced; divides BLOCK
 _TOP_KEY = 0x3F800000  # the key of 1.0
 _PROBES = 30  # bisections that any interval of keys up to _TOP_KEY + 1 needs
+_DIGIT = 5  # bits of a key that one pass finds where no loop is wanted; divides _PROBES
 _TOTAL = 2.0**30  # about what a row's fixed-point weights add up to; the sum must stay below 2^31
 
 
@@ -103,9 +107,11 @@ class TopKTopP:
     on those alone.
     """
 
-    def __init__(self, weights: jax.Array, needed: jax.Array) -> None:
-        """``weights`` (S, V); ``needed``: scalar bool, False if no search will follow (the list is then not built)."""
+    def __init__(self, weights: jax.Array, needed: jax.Array, loops: bool = True) -> None:
+        """``weights`` (S, V); ``needed``: scalar bool, False if no search will follow (the list is then not built).
+        ``loops``: whether the search may be a loop; the same thresholds either way."""
         self._weights = weights
+        self._find = _bisect if loops else _by_digits
         rows, vocab = weights.shape
         self._short = vocab > _CANDIDATE_BLOCK * _CANDIDATES * 2
         if self._short:
@@ -125,26 +131,24 @@ class TopKTopP:
         least ``threshold``, and ``threshold`` itself where not ``on``. The best token stays even for p = 0: the search
         ends at its key.
         """
-        total = _mass(self._weights, threshold, scale)
+        total = integer_sum(_mass(self._weights, threshold, scale))
         share = (jnp.clip(p, 0.0, 1.0 - 2.0**-24) * 2.0**32).astype(jnp.uint32)  # exact down to p = 2^-8
         target = multiply_high(share, total.astype(jnp.uint32)).astype(jnp.int32)
         return self._search(lambda weights, key: _mass(weights, key, scale), target, threshold, on)
 
-    def _search(
-        self, measure: Callable[[jax.Array, jax.Array], jax.Array], target: jax.Array, low: jax.Array, on: jax.Array
-    ) -> jax.Array:
+    def _search(self, measure: Measure, target: jax.Array, low: jax.Array, on: jax.Array) -> jax.Array:
         """The largest key whose kept tokens measure at least ``target``, given that those of ``low`` do."""
         above = jnp.full_like(low, _TOP_KEY + 1)  # nothing is kept by this one
         if not self._short:
-            return jnp.where(on, _bisect(measure, self._weights, target, low, above), low)
-        found = _bisect(measure, self._list, target, jnp.maximum(low, self._bound), above)
+            return jnp.where(on, self._find(measure, self._weights, target, low, above), low)
+        found = self._find(measure, self._list, target, jnp.maximum(low, self._bound), above)
         found = jnp.where(on, found, low)
         unresolved = on & (found == self._bound) & (low < self._bound)
 
         def whole(weights: jax.Array) -> jax.Array:
             first = jnp.where(unresolved, low, found)
             last = jnp.where(unresolved, self._bound, found) + 1
-            return _bisect(measure, weights, target, first, last)
+            return self._find(measure, weights, target, first, last)
 
         return lax.cond(jnp.any(unresolved), whole, lambda _: found, self._weights)
 
@@ -158,30 +162,38 @@ def _candidates(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     return chosen.reshape(weights.shape[0], -1), keys_of(jnp.min(best, axis=1))
 
 
-def _bisect(
-    measure: Callable[[jax.Array, jax.Array], jax.Array],
-    weights: jax.Array,
-    target: jax.Array,
-    low: jax.Array,
-    high: jax.Array,
-) -> jax.Array:
-    """Halves [low, high) until one key is left. A fixed number of probes: a GPU then need not ask the host to go on."""
+def _bisect(measure: Measure, weights: jax.Array, target: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """The largest key in [low, high) whose kept entries measure at least ``target``: halves the interval until one key
+    is left."""
 
     def probe(_: jax.Array, interval: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = interval
         middle = low + (high - low) // 2
-        enough = measure(weights, middle) >= target
+        enough = integer_sum(measure(weights, middle)) >= target
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     return lax.fori_loop(0, _PROBES, probe, (low, high))[0]
 
 
+def _by_digits(measure: Measure, weights: jax.Array, target: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """What ``_bisect`` finds, in a few passes that are written out: a loop would keep a GPU's step from being one
+    command buffer. A pass tries 2^_DIGIT - 1 keys at once, so most of its work is in registers."""
+    for shift in reversed(range(0, _PROBES, _DIGIT)):
+        steps = jnp.arange(1, 1 << _DIGIT, dtype=jnp.int32) << shift
+        # Not beyond `high`, and not wrapped around: a key and a step are below 2^30 each.
+        keys = low[:, None] + steps  # (S, tried)
+        entries = jax.vmap(measure, in_axes=(None, 1), out_axes=1)(weights, keys)  # (S, tried, V), never in memory
+        enough = (jnp.sum(entries, axis=2, dtype=jnp.int32) >= target[:, None]) & (keys < high[:, None])
+        low = low + (jnp.sum(enough, axis=1, dtype=jnp.int32) << shift)  # what is enough comes before what is not
+    return low
+
+
 def _count(weights: jax.Array, threshold: jax.Array) -> jax.Array:
-    return integer_sum(keys_of(weights) >= threshold[:, None])
+    return keys_of(weights) >= threshold[:, None]
 
 
 def _mass(weights: jax.Array, threshold: jax.Array, scale: jax.Array) -> jax.Array:
-    return integer_sum(integer_weights(weights, scale, threshold))
+    return integer_weights(weights, scale, threshold)
 
 
 def _slices(values: jax.Array) -> list[jax.Array]:

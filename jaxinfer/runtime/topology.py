@@ -34,18 +34,22 @@ _TPU_MEMORY = {
     )
 }  # fmt: skip
 _HOPPER_MEMORY = 141_000_000_000
-# An H200 as XLA's GPU compiler wants it described; from public specifications, not read off a device.
+# An H200 as XLA's GPU compiler wants it described: public specifications, and versions as XLA's own description of one
+# has them. Without a driver's version the compiler believes in a driver that captures neither kernels of ours nor
+# branches in a command buffer, and what it makes is not what a device runs; without CUB's it sorts in many kernels.
 _HOPPER = f"""
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32
   shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  shared_memory_per_block_optin: 232448
+  shared_memory_per_block_optin: 232448 l2_cache_size: 52428800
   threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 4800000000000 l2_cache_size: 62914560 clock_rate_ghz: 1.98
+  memory_bandwidth: 4800000000000 clock_rate_ghz: 1.98
   device_memory_size: {_HOPPER_MEMORY}
   cuda_compute_capability {{ major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }}
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
+  dnn_version: "9.10.0" cub_version: "3.1.2"
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 8 }}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from jaxinfer.messages import NO_LOGITS, NO_TOKEN_LEFT, EngineStats, SequenceAccount, SequenceOutput, Submit
 from jaxinfer.scheduling.checks import (
@@ -18,6 +19,7 @@ from jaxinfer.scheduling.fairness import Fairness
 from jaxinfer.scheduling.kv_manager import KVManager
 from jaxinfer.scheduling.limits import SchedulerLimits
 from jaxinfer.scheduling.page_pool import PagePool
+from jaxinfer.scheduling.pins import Pins
 from jaxinfer.scheduling.request import Guide, Request, Sequence
 from jaxinfer.scheduling.step_plan import StepPlan
 from jaxinfer.scheduling.tenants import Tenants
@@ -31,15 +33,24 @@ class DuplicateRequest(ValueError):
 class Books:
     """Every live request, in exactly one list for each of its live sequences."""
 
-    def __init__(self, limits: SchedulerLimits, pool: PagePool) -> None:
+    def __init__(self, limits: SchedulerLimits, pool: PagePool, clock: Callable[[], float] = time.monotonic) -> None:
+        """clock: seconds, for what ends after a time."""
         self.limits = limits
         self.pool = pool
+        most = limits.max_pinned_ratio * pool.usable_pages if limits.enable_prefix_caching else 0.0
+        self.pins = Pins(
+            pool,
+            max_pages=int(most),
+            max_pages_per_tenant=int(most * limits.max_pinned_ratio_per_tenant),
+            clock=clock,
+        )
         self.kv = KVManager(
             pool,
             groups=limits.cache_groups,
             max_chunk=limits.max_num_batched_tokens,
             max_tokens=limits.max_model_len,
             enable_prefix_caching=limits.enable_prefix_caching,
+            pins=self.pins,
         )
         self.stats = EngineStats(total_pages=pool.usable_pages)
         self._requests: dict[str, Request] = {}
@@ -83,6 +94,11 @@ class Books:
         self._ended += [
             self._end(sequence, "abort") for sequence in request.live_sequences if index in (None, sequence.index)
         ]
+
+    @property
+    def max_pinned_pages(self) -> int:
+        """Pages that pins hold together, at most."""
+        return self.pins.max_pages_per_tenant and self.pins.max_pages
 
     @property
     def has_unfinished(self) -> bool:
@@ -136,7 +152,10 @@ class Books:
     def _fail(self, sequence: Sequence) -> list[SequenceOutput]:
         """Ends a request of which a sequence has no token to go on with. What it computed may not be a number in any of
         its pages, so nobody gets them as a prefix."""
-        request, message = sequence.request, NO_LOGITS if sequence.guide is None else NO_TOKEN_LEFT
+        request, params = sequence.request, sequence.request.params
+        guide = sequence.guide
+        forbids = guide is not None and (guide.forbids or params.has_bias)
+        message = NO_TOKEN_LEFT if forbids else NO_LOGITS
         for each in request.live_sequences:
             self.kv.withdraw(each)
         return [self._end(each, "error", message) for each in request.live_sequences]
@@ -151,15 +170,21 @@ class Books:
         request_id, cached = sequence.request.request_id, sequence.cached_tokens
         untold = sequence.tell()
         account = self._finish(sequence)
-        return SequenceOutput(request_id, sequence.index, untold, None, reason, None, cached, account, message)
+        pinned = sequence.pinned_tokens
+        return SequenceOutput(request_id, sequence.index, untold, None, reason, None, cached, account, message, pinned)
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Nothing leads it any more."""
+        self._guided -= sequence.guide is not None
+        sequence.guide = None
 
     def _finish(self, sequence: Sequence) -> SequenceAccount:
         """Ends a live sequence wherever it is; what it took."""
         account = sequence.account
-        self._guided -= sequence.guide is not None
-        sequence.guide = None
+        self._let_go(sequence)
         sequence.finished = True
         sequence.run_epoch += 1
+        self.kv.pin_answer(sequence)
         self.kv.release(sequence)
         if sequence.slot >= 0:
             self._leave_slot(sequence)
@@ -187,6 +212,7 @@ class Books:
         stats = self.stats
         stats.running, stats.waiting = len(self._running), self._tenants.num_waiting
         stats.free_pages, stats.cached_pages = self.pool.available, self.pool.num_cached
+        stats.pinned_pages, stats.pins_made, stats.pins_expired, stats.pins_evicted = self.pins.stats
         return stats
 
     def check_idle(self) -> None:
@@ -203,5 +229,6 @@ class Books:
         for row in plan.rows if plan is not None else ():
             writes += pages_written(self.kv, self._requests[row.request_id].sequences[row.index], row)
         self.pool.check_integrity([table for s in live for table in s.tables], writes)
+        self.pins.check_integrity()
         check_tables(self.kv, live)
         check_lists(live, self._running, self._slots, self.limits.max_num_seqs, self._tenants)

@@ -6,6 +6,7 @@ from jaxinfer.cache_groups import UNIFORM, CacheGroups
 from jaxinfer.scheduling.cache_shape import CacheShape
 from jaxinfer.scheduling.group_hit import GroupHit
 from jaxinfer.scheduling.page_pool import PagePool
+from jaxinfer.scheduling.pins import Pins
 from jaxinfer.scheduling.prefix_hit import PrefixHit
 from jaxinfer.scheduling.prefix_table import PrefixNode
 from jaxinfer.scheduling.request import Sequence
@@ -27,13 +28,15 @@ class KVManager:
         max_chunk: int,
         max_tokens: int,
         enable_prefix_caching: bool = True,
+        pins: Pins | None = None,
     ) -> None:
-        """max_chunk: tokens of a row, at most. max_tokens: of a sequence, at most."""
+        """max_chunk: tokens of a row, at most. max_tokens: of a sequence, at most. pins: without it nothing is."""
         self.pool = pool
         self.page_size = pool.page_size
         self.shape = CacheShape(groups, pool.page_size, max_chunk, max_tokens)
         self.windows = self.shape.windows
         self.caching = enable_prefix_caching
+        self.pins = pins
         self._sizes = self.shape.sizes
         self._single = self._sizes == (1,) and not self.windows
         self._leaves_at = self.shape.leaves_at([0] * len(self._sizes))  # of a sequence that has left nothing
@@ -81,6 +84,10 @@ class KVManager:
         sequence.committed = length
         sequence.num_computed = sequence.capacity = length * self.page_size
         sequence.hit = None
+        if self.pins is not None and length:
+            if self.pins:
+                self.pins.hit(sequence.request.tenant.name, sequence.nodes[0])
+            self._pin_reached(sequence)
 
     def needs(self, num_tokens: int) -> int:
         """The most pages that a sequence of so many tokens holds at once."""
@@ -189,6 +196,46 @@ class KVManager:
             for group in range(len(self._sizes)):
                 self._publish(sequence, group, full)
             sequence.committed = full
+            self._pin_reached(sequence)
+
+    def _pin_reached(self, sequence: Sequence) -> None:
+        """Pins the prefixes that its request wants pinned, as far as they are published."""
+        wanted = sequence.request.pins
+        while sequence.next_pin < len(wanted):
+            tokens, ttl = wanted[sequence.next_pin]
+            pages = tokens // self.page_size
+            if pages > sequence.committed:
+                return
+            sequence.next_pin += 1
+            sequence.pinned_tokens = max(sequence.pinned_tokens, self._pin(sequence, pages, ttl))
+
+    def pin_answer(self, sequence: Sequence) -> None:
+        """Pins all that a sequence has published, where its request wants that."""
+        if sequence.request.pin_answer:
+            self._pin(sequence, sequence.committed, sequence.request.pin_answer)
+
+    def _pin(self, sequence: Sequence, length: int, ttl: float) -> int:
+        """Pins what a hit of `length` pages of the sequence's tokens needs; how many tokens of it were. None where a
+        page is gone: with windows it may have been left behind, and was given away since."""
+        leaf: PrefixNode | None = None
+        pages: list[int] = []
+        for group, last in enumerate(sequence.nodes):
+            node, first = last, self.shape.first_page(group, length)
+            while node is not None and node.depth > length:
+                node = node.parent
+            if node is None or node.depth < length:
+                return 0
+            leaf = leaf or node
+            found = []
+            while node is not None and node.depth > first:
+                if not node.page:
+                    return 0
+                found.append(node.page)
+                node = node.parent
+            pages += reversed(found)
+        if self.pins is None or leaf is None or not pages:
+            return 0
+        return self.pins.make(sequence.request.tenant.name, leaf, pages, ttl, whole=not self._single)
 
     def _publish(self, sequence: Sequence, group: int, full: int) -> None:
         """Publishes a group's pages up to the one at `full`, as far as they are not."""

@@ -1,9 +1,10 @@
 """The pool of KV pages: who owns which page, and which full pages can be found again by their content.
 
-A page is in exactly one of four states: the null page (page 0), free (no content), cached (content, no owner, may be
-evicted) or in use (one or more owners). Content is named by a `PrefixNode`: the page's own token ids plus the node of
-the page before it, down to a root that carries the salt. Nodes are interned, so one prefix is one object, and finding
-one compares token ids and never a digest: two different prefixes cannot be taken for each other.
+A page is in exactly one of five states: the null page (page 0), free (no content), cached (content, no owner, may be
+evicted), pinned (the same, but evicted only when its pins gave way) or in use (one or more owners, pinned or not).
+Content is named by a `PrefixNode`: the page's own token ids plus the node of the page before it, down to a root that
+carries the salt. Nodes are interned, so one prefix is one object, and finding one compares token ids and never a
+digest: two different prefixes cannot be taken for each other.
 
 Layers with several page tables need several pages for the same tokens. Such pages form a bundle, which is taken, owned,
 found and given back as one and goes by the number of its first page.
@@ -11,9 +12,11 @@ found and given back as one and goes by the number of its first page.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from operator import not_
+from typing import Protocol
 
+from jaxinfer.scheduling.cached_pages import CachedPages
 from jaxinfer.scheduling.prefix_table import PrefixNode, PrefixTable
 from jaxinfer.scheduling.step_plan import NULL_PAGE
 
@@ -61,46 +64,16 @@ class Changes:
         return self._entries[start:] if start >= 0 and len(self._entries) - start <= most else None
 
 
-class CachedPages:
-    """Pages with content and without owner, the one that was released first at the front: a linked list in two lists,
-    since an OrderedDict of a large pool takes milliseconds when it grows."""
+class Pinning(Protocol):
+    """What knows which pins hold which pages (`pins.py`)."""
 
-    def __init__(self, num_pages: int) -> None:
-        # The null page is both ends.
-        self._after = [NULL_PAGE] * num_pages
-        self._before = [NULL_PAGE] * num_pages
-        self._count = 0
+    def give_way(self) -> bool:
+        """Unpins pages that nobody owns, of the pin that ends first; False where there is none."""
+        ...
 
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[int]:
-        page = self._after[NULL_PAGE]
-        while page != NULL_PAGE:
-            yield page
-            page = self._after[page]
-
-    def append(self, page: int) -> None:
-        last = self._before[NULL_PAGE]
-        self._after[last] = self._before[NULL_PAGE] = page
-        self._before[page], self._after[page] = last, NULL_PAGE
-        self._count += 1
-
-    def remove(self, page: int) -> None:
-        before, after = self._before[page], self._after[page]
-        self._after[before], self._before[after] = after, before
-        self._count -= 1
-
-    def pop_first(self, count: int) -> list[int]:
-        """Takes the first `count` pages out; there must be so many."""
-        pages, after, page = [], self._after, NULL_PAGE
-        for _ in range(count):
-            page = after[page]
-            pages.append(page)
-        first = after[page]
-        after[NULL_PAGE], self._before[first] = first, NULL_PAGE
-        self._count -= count
-        return pages
+    def lose(self, pages: Sequence[int]) -> None:
+        """Ends all pins that hold one of these pages, whose content is about to be taken back."""
+        ...
 
 
 class PagePool:
@@ -125,6 +98,9 @@ class PagePool:
         self._twins: dict[PrefixNode, list[int]] = {}  # more pages of one content, beside its node's
         self._rest: dict[int, tuple[int, ...]] = {}  # of each bundle by its first page: its other pages
         self._cached_rest = 0  # how many of those belong to cached bundles
+        self._pins = [0] * num_pages  # how many hold each page; of a bundle its first page counts
+        self._pinned = 0  # pages that pins hold and nobody owns
+        self.pinning: Pinning | None = None
         self.tells_published = False
 
     @property
@@ -134,11 +110,11 @@ class PagePool:
     @property
     def available(self) -> int:
         """Pages that `allocate` can give out now."""
-        return len(self._free) + len(self._cached) + self._cached_rest
+        return len(self._free) + len(self._cached) + self._cached_rest + self._pinned
 
     @property
     def num_cached(self) -> int:
-        return len(self._cached) + self._cached_rest
+        return len(self._cached) + self._cached_rest + self._pinned
 
     def bundle(self, page: int) -> tuple[int, ...]:
         """All pages of the bundle that goes by `page`; of the null page that one alone."""
@@ -172,6 +148,9 @@ class PagePool:
         return pages[::size]
 
     def _evict(self, count: int) -> list[int]:
+        while len(self._cached) + self._cached_rest < count:
+            if self.pinning is None or not self.pinning.give_way():
+                raise IntegrityError(f"{self._pinned} pages are pinned, but no pin gives way")
         if not self._rest:
             pages = self._cached.pop_first(count)
             self._forget(pages)
@@ -214,9 +193,10 @@ class PagePool:
         changes: list[Change] = []
         for page in pages:
             if self._owners[page] == 0:
-                self._cached.remove(page)
-                if page in self._rest:
-                    self._cached_rest -= len(self._rest[page])
+                if self._pins[page]:
+                    self._pinned -= 1 + len(self._rest.get(page, ()))
+                else:
+                    self._uncache(page)
                 node = self._content[page]
                 assert node is not None, "a page without content is not cached"
                 changes.append((page, node.depth, OWNED))
@@ -238,11 +218,48 @@ class PagePool:
                     if page in self._rest:
                         self._free += self._rest.pop(page)
                 else:
-                    self._cached.append(page)
-                    if page in self._rest:
-                        self._cached_rest += len(self._rest[page])
+                    if self._pins[page]:
+                        self._pinned += 1 + len(self._rest.get(page, ()))
+                    else:
+                        self._cache(page)
                     changes.append((page, node.depth, UNOWNED))
         self.changes.add(changes)
+
+    def _cache(self, page: int) -> None:
+        self._cached.append(page)
+        if page in self._rest:
+            self._cached_rest += len(self._rest[page])
+
+    def _uncache(self, page: int) -> None:
+        self._cached.remove(page)
+        if page in self._rest:
+            self._cached_rest -= len(self._rest[page])
+
+    def pin(self, page: int) -> bool:
+        """Keeps a page, or bundle, that has content from being evicted; whether it was not pinned before."""
+        self._pins[page] += 1
+        if self._pins[page] > 1:
+            return False
+        if not self._owners[page]:
+            self._uncache(page)
+            self._pinned += 1 + len(self._rest.get(page, ()))
+        return True
+
+    def unpin(self, page: int) -> bool:
+        """Takes one pin off. Without any it is as if it was used a moment ago: whether that is so."""
+        self._pins[page] -= 1
+        if self._pins[page]:
+            return False
+        if not self._owners[page]:
+            self._pinned -= 1 + len(self._rest.get(page, ()))
+            self._cache(page)
+        return True
+
+    def is_owned(self, page: int) -> bool:
+        return self._owners[page] > 0
+
+    def content_of(self, page: int) -> PrefixNode | None:
+        return self._content[page]
 
     def publish(self, page: int, node: PrefixNode) -> None:
         """Names the content of a full page so that others can find it. Nobody writes to it from now on."""
@@ -281,12 +298,20 @@ class PagePool:
 
     def withdraw(self, pages: Iterable[int]) -> None:
         """Takes the content of owned pages back: nobody finds it any more, and it is gone with the last owner."""
+        pages = list(pages)
+        self._lose(pages)
         self._forget(pages)
+
+    def _lose(self, pages: Sequence[int]) -> None:
+        pinned = [page for page in pages if self._pins[page]]
+        if pinned and self.pinning is not None:
+            self.pinning.lose(pinned)
 
     def withdraw_content(self, node: PrefixNode) -> None:
         """Takes a content back from all pages that have it, also from those that nobody owns."""
         while node.page != NULL_PAGE:
             page = node.page
+            self._lose([page])
             self._forget([page])
             if not self._owners[page]:
                 self._cached.remove(page)
@@ -295,7 +320,7 @@ class PagePool:
                 self._free += (page, *rest)
 
     def clear_cache(self) -> int:
-        """Forgets all content that nobody owns; returns how many pages became free."""
+        """Forgets all content that nobody owns, and ends the pins of it; returns how many pages became free."""
         count = self.num_cached
         self._free += self._evict(count)
         return count
@@ -324,8 +349,13 @@ class PagePool:
         if NULL_PAGE in free or NULL_PAGE in cached or owners[NULL_PAGE]:
             raise IntegrityError("the null page was given out")
         for page in free | cached:
-            if owners[page] or (self._content[page] is None) != (page in free):
+            if owners[page] or self._pins[page] or (self._content[page] is None) != (page in free):
                 raise IntegrityError(f"page {page} is unowned but has owners, or sits in the wrong list")
+        pinned = [page for page, pins in enumerate(self._pins) if pins]
+        if any(self._content[page] is None for page in pinned):
+            raise IntegrityError("a page without content is pinned")
+        if self._pinned != sum(len(self.bundle(page)) for page in pinned if not owners[page]):
+            raise IntegrityError(f"{self._pinned} pages were counted that pins hold and nobody owns")
         named = {node.page: node for node in self.prefixes if node.page != NULL_PAGE}
         named |= {page: node for node, pages in self._twins.items() for page in pages}
         if named != {p: n for p, n in enumerate(self._content) if n is not None}:
@@ -334,12 +364,18 @@ class PagePool:
             if not self.is_writable(page):
                 raise IntegrityError(f"page {page} would be written but is shared or published, or nobody owns it")
 
+    def check_pins(self, counts: list[int]) -> None:
+        """Raises IntegrityError unless pages have so many pins, in order."""
+        if counts != self._pins:
+            wrong = [(p, counts[p], self._pins[p]) for p in range(self.num_pages) if counts[p] != self._pins[p]]
+            raise IntegrityError(f"pins do not add up; (page, pins, pool): {wrong[:8]}")
+
     def _check_bundles(self, owners: list[int], free: set[int], cached: set[int]) -> None:
         """Each page of a bundle belongs to that one alone, which is owned or cached."""
         rest = [page for pages in self._rest.values() for page in pages]
         if len(set(rest)) < len(rest) or free.union(cached, self._rest) & set(rest) or any(owners[p] for p in rest):
             raise IntegrityError("a page of a bundle is free, or another one's")
-        if any(not owners[page] and page not in cached for page in self._rest):
+        if any(not owners[page] and page not in cached and not self._pins[page] for page in self._rest):
             raise IntegrityError("a bundle that nobody owns is not cached")
         if self._cached_rest != sum(len(self._rest.get(page, ())) for page in cached):
             raise IntegrityError(f"{self._cached_rest} pages of cached bundles were counted")

@@ -20,6 +20,7 @@ class Guide(Protocol):
 
     error: str  # why it lets nothing through any more; "" while it does
     forced: deque[int]  # what comes next whatever the model says, as far as it is known
+    forbids: bool  # whether it can leave no token, without an error of its own
 
     def accept(self, token: int) -> None:
         """The sequence's next token."""
@@ -28,6 +29,11 @@ class Guide(Protocol):
     @property
     def complete(self) -> bool:
         """Whether nothing may follow."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether anything may follow, to the end, so that nobody need ask any more."""
         ...
 
     def ends(self, token: int) -> bool:
@@ -50,6 +56,8 @@ class Request:
         "order",
         "params",
         "parked",
+        "pin_answer",
+        "pins",
         "prompt",
         "prompt_len",
         "request_id",
@@ -80,6 +88,10 @@ class Request:
         self.arrival = submit.arrival
         self.order = order
         self.salt = submit.cache_salt
+        self.pin_answer = submit.pin_answer
+        # The whole prompt of those too: the answer may take long, or its end may be another than the next prompt's.
+        whole = ((self.prompt_len, submit.pin_answer),) if submit.pin_answer else ()
+        self.pins = tuple(sorted((*submit.pins, *whole)))
         # Log-probabilities are read from the step that made them.
         self.interval = 1 if submit.params.logprobs is not None else submit.interval
         self.stop_ids = stop_ids
@@ -132,6 +144,7 @@ class Sequence:
         "max_total",
         "min_total",
         "needs_admission",
+        "next_pin",
         "nodes",
         "num_computed",
         "num_pending",
@@ -139,6 +152,7 @@ class Sequence:
         "order",
         "output_ids",
         "padded_tokens",
+        "pinned_tokens",
         "preemptions",
         "prompt_len",
         "request",
@@ -179,6 +193,8 @@ class Sequence:
         self.nodes: list[PrefixNode | None] = []  # of each group, content of the last published page
         self.committed = 0  # pages whose content is published in all groups, by steps that have returned
         self.hit: PrefixHit | GroupHit | None = None  # while it waits: what is known of its prefix
+        self.next_pin = 0  # of its request's pins, the first that it has not reached
+        self.pinned_tokens = 0  # of its prompt
         self.rope_variant = 0  # 1: RoPE's long factors (longrope)
         self.cached_tokens = 0
         self.charged = 0  # positions whose computing its tenant was charged for

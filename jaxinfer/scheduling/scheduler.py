@@ -49,6 +49,8 @@ class Scheduler(Books):
 
     def schedule(self) -> StepPlan:
         """Plans the next step and takes every page it may write."""
+        if self.pins:
+            self.pins.expire()
         if self._fairness.contended:
             self._make_way()
         step = _Step(self.limits.max_num_batched_tokens)
@@ -274,6 +276,8 @@ class Scheduler(Books):
             if total >= sequence.max_total:
                 reason = "length"
                 break
+        if guide is not None and guide.done:
+            self._let_go(sequence)
         self.stats.generated_tokens += total - known
         return total - known, reason, stop_token
 
@@ -305,6 +309,8 @@ class Scheduler(Books):
             stop_token,
             sequence.cached_tokens,
             account,
+            "",
+            sequence.pinned_tokens,
         )
 
     # -- grammars ------------------------------------------------------------------------------------------------------

@@ -106,6 +106,13 @@ class TemplateUse:
         return shown is not None and first in shown and second not in shown
 
     @cached_property
+    def ids_name_calls(self) -> bool:
+        """Whether the template shows a call by its id alone, which has to name what is called, as Kimi K2's."""
+        call = _CALLS[0]
+        shown = self._shown([_ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}]) or ""
+        return call["id"] in shown and call["function"]["name"] not in shown
+
+    @cached_property
     def text_or_reasoning(self) -> bool:
         """Whether the template takes text beside a call, and reasoning, but not both."""
         called = {"role": "assistant", "content": _FIRST, "tool_calls": _CALLS[:1]}
@@ -247,6 +254,8 @@ def for_template(messages: Sequence[Message], use: TemplateUse) -> list[Message]
         messages = _without_instruction_within(messages)
     if any(len(message.get("tool_calls", ())) > 1 for message in messages) and use.one_call:
         messages = _one_call_each(messages)
+    if any("tool_calls" in message for message in messages) and use.ids_name_calls:
+        messages = _with_naming_ids(messages)
     messages = [_without_text_beside_reasoning(message, use) for message in messages]
     return [{**message, "content": _as_taken(message, use)} for message in messages]
 
@@ -309,6 +318,34 @@ def _one_call_each(messages: Sequence[Message]) -> list[Message]:
             own = _results_of(call, results) if i < len(calls) - 1 else results
             result += own
             results = [found for found in results if not any(found is taken for taken in own)]
+    return result
+
+
+def _with_naming_ids(messages: Sequence[Message]) -> list[Message]:
+    """Every call's id is "functions.NAME:N" as Kimi K2 writes it, N counting the conversation's calls, and so are the
+    ids that results name. A result without one is of the first call that has none yet."""
+    result: list[Message] = []
+    new: dict[Any, str] = {}
+    count = 0
+    open_calls: list[str] = []
+    for message in messages:
+        if message["role"] == "tool":
+            given = message.get("tool_call_id")
+            named = new.get(given) if given is not None else next(iter(open_calls), None)
+            if named in open_calls:
+                open_calls.remove(named)
+            result.append(message if named is None else {**message, "tool_call_id": named})
+            continue
+        calls = []
+        for call in message.get("tool_calls", ()):
+            function = call.get("function")
+            name = function.get("name") if isinstance(function, dict) else None
+            open_calls.append(f"functions.{name}:{count}")
+            count += 1
+            if call.get("id") is not None:
+                new[call["id"]] = open_calls[-1]
+            calls.append({**call, "id": open_calls[-1]})
+        result.append({**message, "tool_calls": calls} if calls else message)
     return result
 
 

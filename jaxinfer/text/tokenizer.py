@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from jaxinfer.errors import PromptTooLong, TextError, TooManyTokens
@@ -19,6 +20,7 @@ from jaxinfer.text.within import encoder_within
 # batch do not. Up to here there is nothing to gain: it takes less than a millisecond or two.
 _SHORT_TEXT = 2048  # characters
 _SHORT_IDS = 2048
+_LOOK_BACK = 64  # characters in front of a place that are asked for a token
 _FEW = 8  # ids that are sooner looked at one by one
 _SLICE = 1 << 16  # ids that one call of the interpreter looks at
 
@@ -171,6 +173,25 @@ class Tokenizer:
             return ids
         return _cut_left(ids, found.special_tokens_mask, truncate_prompt_tokens)
 
+    def encode_with_places(
+        self, text: str, places: Sequence[int], *, max_tokens: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids as `encode` gives them without adding special ones, and for each place in the text, counted in
+        characters, how many of them are wholly in front of it; where characters have no token it may be a few less.
+
+        Raises:
+            PromptTooLong, TooManyTokens, TextError: as `encode`.
+        """
+        check_text("text", text)
+        self._check_length(text, max_tokens)
+        try:  # not the fast kind, which does not say what became of which character
+            found = self._backend.encode_batch([text], add_special_tokens=False)[0]
+        except Exception as error:
+            raise TextError(f"text cannot be encoded by this tokenizer: {error}") from error
+        if max_tokens is not None and len(found) > max_tokens:
+            raise TooManyTokens(len(found), max_tokens)
+        return found.ids, [_tokens_before(found, place, len(text)) for place in places]
+
     def _check_length(self, text: str, max_tokens: int | None) -> None:
         bound = self.length_bound
         if max_tokens is not None and bound is not None and bound.exceeded(text, max_tokens):
@@ -271,6 +292,17 @@ class Tokenizer:
         return self.encode(
             text, add_special_tokens=False, truncate_prompt_tokens=truncate_prompt_tokens, max_tokens=max_tokens
         )
+
+
+def _tokens_before(encoding: Encoding, place: int, length: int) -> int:
+    """The token that has the character at `place`, or, where that has none, the nearest one in front of it."""
+    if place >= length:
+        return len(encoding)
+    for character in range(place, max(-1, place - _LOOK_BACK), -1):
+        token: int | None = encoding.char_to_token(character)
+        if token is not None:
+            return token
+    return 0
 
 
 def check_text(name: str, text: object) -> None:

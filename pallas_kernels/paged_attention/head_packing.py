@@ -28,8 +28,8 @@ def with_packed_heads(run: Callable[..., Any]) -> Callable[..., Any]:
         heads = k.shape[1] // num_rows
         out, *rest = run(
             _queries(q, num_rows, heads, lanes),
-            _keys(k, num_rows, lanes),
-            _keys(v, num_rows, lanes),
+            packed_keys(k, num_rows, lanes),
+            packed_keys(v, num_rows, lanes),
             k_pages,
             v_pages,
             batch,
@@ -41,8 +41,8 @@ def with_packed_heads(run: Callable[..., Any]) -> Callable[..., Any]:
     return attend
 
 
-def _keys(x: jax.Array, num_rows: int, lanes: int) -> jax.Array:
-    """(T, K, H) as (T, K // C, L)."""
+def packed_keys(x: jax.Array, num_rows: int, lanes: int) -> jax.Array:
+    """Keys, or values, (T, K, H) as pages keep them, (T, K // C, L)."""
     joined = x.reshape(x.shape[0], num_rows, -1)
     return jnp.pad(joined, ((0, 0), (0, 0), (0, lanes - joined.shape[-1])))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import anthropic
 from cases import DEMO, KEY, QUESTION, SCRIPTED, TOOL, WEATHER, case, check_weather, finish
 
@@ -40,6 +42,28 @@ def system_blocks_and_limits_beyond_the_context():
     answer = client.messages.create(model="demo", system=system, messages=ASK, max_tokens=100_000, timeout=60,
                                     extra_body={**GREEDY, "context_management": {}})  # fmt: skip
     assert answer.content[0].text
+
+
+@case
+def marks_pin_a_prompt():
+    mark = {"type": "ephemeral", "ttl": "1h"}
+    system = [{"type": "text", "text": f"{time.time()}: " + "Be brief and kind. " * 40, "cache_control": mark}]
+    first, again = (
+        client.messages.create(model="demo", system=system, messages=ASK, max_tokens=1).usage for _ in range(2)
+    )
+    made = first.cache_creation_input_tokens
+    assert made > 0, first
+    assert made == first.cache_creation.ephemeral_1h_input_tokens
+    assert (first.cache_read_input_tokens, again.cache_creation_input_tokens) == (0, 0)
+    assert again.cache_read_input_tokens >= made, again
+    marked = [{"type": "text", "text": "Hi.", "cache_control": {"type": "ephemeral"}}]
+    try:
+        client.messages.create(model="demo", system=system, messages=[{"role": "user", "content": marked * 4}],
+                               max_tokens=1)  # fmt: skip
+    except anthropic.BadRequestError as error:
+        assert "at most 4" in error.message
+    else:
+        raise AssertionError("five marks were taken")
 
 
 @case
@@ -84,6 +108,22 @@ def errors_have_their_classes():
         assert error.body["error"]["type"] == "invalid_request_error", error.body
     else:
         raise AssertionError("max_tokens 0 was taken")
+
+
+@case
+def a_tool_runner():
+    """It would have the server hold the conversation, and must send the whole of it."""
+
+    @anthropic.beta_tool
+    def get_weather(city: str, days: int) -> str:
+        """The weather of a city."""
+        return f"rain in {city} for {days} days"
+
+    run = scripted.beta.messages.tool_runner(model="any", messages=ASK, max_tokens=400, tools=[get_weather])
+    turns = list(run)
+    assert [turn.stop_reason for turn in turns] == ["tool_use", "end_turn"], turns
+    assert turns[1].content[0].text == "done"
+    assert turns[1].usage.input_tokens > turns[0].usage.input_tokens
 
 
 finish()

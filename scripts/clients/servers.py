@@ -43,6 +43,8 @@ RESULT = "<tool>"  # what the fakes' template writes before a tool's result
 # Agents' own tools, and a call of each that does no harm.
 COMMANDS: dict[str, dict[str, Any]] = {
     "exec_command": {"cmd": "echo hello"},  # Codex
+    "bash": {"command": "echo hello", "description": "says hello"},  # opencode
+    "run_shell_command": {"command": "echo hello", "is_background": False},  # Qwen Code
     "Bash": {"command": "echo hello", "description": "says hello"},  # Claude Code
 }
 

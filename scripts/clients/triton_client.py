@@ -26,4 +26,16 @@ def text_in_text_out():
     assert answer.as_numpy("text_output").size == 1
 
 
+@case
+def statistics_count_requests():
+    def found():
+        return client.get_inference_statistics(as_json=True)["model_stats"][0]
+
+    before = found()
+    text_in_text_out()
+    after = found()
+    assert int(after["inference_count"]) == int(before.get("inference_count", 0)) + 1, (before, after)
+    assert int(after["inference_stats"]["success"]["ns"]) > 0, after
+
+
 finish()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import random
 
-from jaxinfer.evaluation.item import draw
-from jaxinfer.evaluation.tasks import KINDS
+from demo_corpus.dialogues import Dialogue, Messages, answered, asks, says, thinking_turn, tool_dialogue, unknown
 from jaxinfer.evaluation.tasks.reading import Fact, draw_fact, recall_conversation
 from jaxinfer.evaluation.tasks.wording import wrapped
 from jaxinfer.evaluation.world import teller
 from jaxinfer.evaluation.world.grammar import with_article
-
-Messages = list[dict[str, str]]
 
 SYSTEMS = [
     "You are a helpful assistant.",
@@ -48,10 +45,11 @@ SMALL_TALK = [
 ]  # fmt: skip
 # How often a kind is drawn. Those that need more practice stand higher, long ones lower.
 _WEIGHTS = {
-    "addition": 1.2, "subtraction": 1.2, "multiplication": 1.2, "counting": 2.0, "sorting": 1.6, "number_sorting": 2.0,
-    "word_reversal": 2.4, "string_reversal": 0.6, "copying": 2.0, "dates": 1.0, "units": 1.0, "table": 3.0, "json": 3.6,
-    "logic": 1.8, "reading": 0.4, "continuation": 0.2, "chinese": 0.5,
+    "addition": 1.2, "subtraction": 1.2, "multiplication": 1.2, "counting": 2.2, "sorting": 2.6, "number_sorting": 2.6,
+    "word_reversal": 2.4, "string_reversal": 0.6, "copying": 2.0, "dates": 1.5, "units": 1.0, "table": 3.0, "json": 3.6,
+    "logic": 1.8, "reading": 0.8, "continuation": 0.2, "chinese": 0.5,
 }  # fmt: skip
+_THINKING_SHARE, _TOOLS_SHARE = 0.12, 0.12  # of the chats
 _NEAR_WORDS = 150  # words of a recall conversation that fits among short chats
 
 
@@ -92,20 +90,23 @@ def _told_story(rng: random.Random) -> tuple[str, str]:
 
 
 class ChatMaker:
-    """Makes chats as lists of {"role", "content"} messages, from the training split alone."""
+    """Makes chats from the training split alone."""
 
-    def __init__(self) -> None:
-        self._kinds = [KINDS[name] for name in _WEIGHTS]
-        self._weights = list(_WEIGHTS.values())
-
-    def chat(self, rng: random.Random) -> Messages:
-        """One chat: now and then a system message, then one to four questions with their answers."""
+    def chat(self, rng: random.Random) -> Dialogue:
+        """One chat: now and then a system message, then one to four questions with their answers. In some the model is
+        told to think, or offered functions."""
+        choice = rng.random()
+        if choice < _THINKING_SHARE:
+            earlier = [turn for _ in range(rng.choice((0, 0, 0, 1, 2))) for turn in self._turn(rng)]
+            return Dialogue([*self._opening(rng), *earlier, *self._thinking(rng)], thinking=True)
+        if choice < _THINKING_SHARE + _TOOLS_SHARE:
+            return tool_dialogue(rng, self._opening(rng))
         if rng.random() < 0.05:
-            return self.recall(rng, rng.randint(0, _NEAR_WORDS), rng.randint(1, 3))
+            return Dialogue(self.recall(rng, rng.randint(0, _NEAR_WORDS), rng.randint(1, 3)))
         messages = self._opening(rng)
         for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
-            self._append(messages, *self._turn(rng))
-        return messages
+            messages += self._turn(rng)
+        return Dialogue(messages)
 
     def far_recall(self, rng: random.Random, most_words: int) -> Messages:
         """A text of up to so many words, at least a quarter of them, with facts to be found again."""
@@ -121,23 +122,29 @@ class ChatMaker:
         text, turns = recall_conversation(rng, words, list(facts.values()))
         messages = self._opening(rng)
         for index, (question, answer) in enumerate(turns):
-            self._append(messages, f"{text}\n{question}" if index == 0 else question, answer)
+            messages += [asks(f"{text}\n{question}" if index == 0 else question), says(answer)]
         return messages
 
     def _opening(self, rng: random.Random) -> Messages:
         return [{"role": "system", "content": rng.choice(SYSTEMS)}] if rng.random() < 0.12 else []
 
-    def _turn(self, rng: random.Random) -> tuple[str, str]:
+    def _turn(self, rng: random.Random) -> Messages:
         choice = rng.random()
-        if choice < 0.05:
-            return _small_talk(rng)
-        if choice < 0.09:
-            return _fact(rng)
+        if choice < 0.005:
+            return unknown(rng, (), thinking=False)
         if choice < 0.12:
-            return _told_story(rng)
-        item = draw(rng.choices(self._kinds, self._weights)[0], rng, "train")
-        return item.messages[-1]["content"], item.response
+            question, answer = (_small_talk if choice < 0.05 else _fact if choice < 0.09 else _told_story)(rng)
+            return [asks(question), says(answer)]
+        return answered(rng, list(_WEIGHTS), list(_WEIGHTS.values()), thinking=False)
 
-    @staticmethod
-    def _append(messages: Messages, question: str, answer: str) -> None:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    def _thinking(self, rng: random.Random) -> Messages:
+        choice = rng.random()
+        if choice >= 0.1:
+            return thinking_turn(rng)
+        make, reasoning = (
+            (_small_talk, "I answer politely."),
+            (_fact, "I know that."),
+            (_told_story, "I tell a story."),
+        )[int(choice * 30)]
+        question, answer = make(rng)
+        return [asks(question), says(answer, reasoning)]

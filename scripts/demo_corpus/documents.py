@@ -6,8 +6,10 @@ import functools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from demo_corpus.chats import ChatMaker, Messages
+from demo_corpus.chats import ChatMaker
+from demo_corpus.dialogues import Dialogue, Messages
 from jaxinfer.evaluation.item import held_out_items
 from jaxinfer.evaluation.tasks import KINDS
 from jaxinfer.evaluation.world import draw_story, held_out_stories
@@ -24,11 +26,18 @@ class Document:
         text: the story.
         messages: the chat.
         learn_all: also what the user says is learned: it holds stories.
+        tools, thinking: as the chat's template gets them, see `Dialogue`.
     """
 
     text: str = ""
     messages: Messages = field(default_factory=list)
     learn_all: bool = False
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    thinking: bool = False
+
+    @classmethod
+    def of(cls, dialogue: Dialogue) -> Document:
+        return cls(messages=dialogue.messages, tools=dialogue.tools, thinking=dialogue.thinking)
 
 
 def short_documents(seed: int) -> Iterator[Document]:
@@ -39,7 +48,7 @@ def short_documents(seed: int) -> Iterator[Document]:
         if rng.random() < STORY_SHARE:
             yield Document(text=draw_story(rng, held_out=False).text)
         else:
-            yield Document(messages=chats.chat(rng))
+            yield Document.of(chats.chat(rng))
 
 
 def long_documents(seed: int, most_words: int) -> Iterator[Document]:

@@ -12,21 +12,12 @@ from pathlib import Path
 import sentencepiece
 from demo_corpus import Document, short_documents
 
+from demo_training.turns import END, ROLES, chat_turns
+
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
-END = "<|end|>"
-ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 CHAT_PIECES = [*ROLES.values(), END]
-# Jinja with the same text as `encode_document`; what follows <|assistant|> is the model's turn.
-CHAT_TEMPLATE = (
-    "{{- bos_token }}"
-    "{%- for message in messages %}"
-    "{%- if message['role'] not in ['system', 'user', 'assistant'] %}"
-    "{{- raise_exception('role ' + message['role'] + ' is unknown: use system, user or assistant') }}"
-    "{%- endif %}"
-    "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
-)
+# Jinja with the same text as `chat_turns`; what follows <|assistant|> is the model's turn.
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
 _TRAINING_DOCUMENTS = 20_000
 # Strings without meaning, such as K7QX2: pieces learned from them would be worth nothing, and a string is reversed or
 # copied character by character more easily when each character is a piece.
@@ -88,15 +79,18 @@ def encode_document(
 ) -> tuple[list[int], list[bool]]:
     """Token ids of one document (bos, the story or the rendered chat, eos), and which of them are learned.
 
-    What users and systems say is not learned, unless the document says so: most of it is drawn at random, and its
-    gradient would be noise.
+    What users, systems and functions say is not learned, unless the document says so: most of it is drawn at random,
+    and its gradient would be noise. Nor is what the template writes, and of a chat with thinking what was said before
+    its last question: its reasoning is not shown any more, and without one the model answers differently.
     """
     if document.text:
         ids = [tokenizer.bos_id(), *tokenizer.encode(document.text), tokenizer.eos_id()]
         return ids, [True] * len(ids)
     ids, learned = [tokenizer.bos_id()], [True]
-    for message in document.messages:
-        turn = tokenizer.encode(f"{ROLES[message['role']]}{message['content']}{END}")
-        ids += turn
-        learned += [False] + [document.learn_all or message["role"] == "assistant"] * (len(turn) - 1)
+    for turn in chat_turns(document):
+        head, body = tokenizer.encode(turn.head), tokenizer.encode(turn.head + turn.body)
+        if body[: len(head)] != head:
+            raise ValueError(f"a prompt that ends with {turn.head!r} would have other tokens than the whole turn")
+        ids += body
+        learned += [False] * len(head) + [document.learn_all or turn.learned] * (len(body) - len(head))
     return [*ids, tokenizer.eos_id()], [*learned, True]

@@ -180,6 +180,13 @@ class Trainer:
                 saved = now
         checkpoint.save(path, state, self.settings)
 
+    def start_from(self, params: Any) -> None:
+        """Begins with these parameters instead of drawn ones. Raises ValueError where their shapes are other ones."""
+        shapes = [jax.tree.map(np.shape, tree) for tree in (params, self.state.params)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"parameters have the shapes {shapes[0]}; the network's are {shapes[1]}")
+        self.state = dataclasses.replace(self.state, params=params)
+
     def restore(self, path: Path) -> None:
         """Goes on from the checkpoint. Raises what `checkpoint.restore` raises."""
         self.state = checkpoint.restore(path, self.state, self.settings)

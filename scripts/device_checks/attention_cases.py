@@ -76,9 +76,14 @@ class AttentionCase:
         return 4 * self.heads.query * self.heads.dim * visible
 
 
-def attention_cases(settings: Settings) -> list[AttentionCase]:
-    """All cases, the ones that have a target first: what time is short for is what comes last."""
-    return _rehearsed() if settings.rehearse else _real()
+def attention_cases(settings: Settings, part: str = "whole") -> list[AttentionCase]:
+    """All cases, the ones that have a target first: what time is short for is what comes last. Of a part: "first", one
+    that decodes and one of a prompt; or "more", all others."""
+    cases = _rehearsed() if settings.rehearse else _real()
+    if part == "whole":
+        return cases
+    first = [next(case for case in cases if case.kind == kind) for kind in ("decode", "prefill")]
+    return first if part == "first" else [case for case in cases if case not in first]
 
 
 def _real() -> list[AttentionCase]:

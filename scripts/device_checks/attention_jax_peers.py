@@ -29,10 +29,10 @@ _BLOCK_KEYS = 128
 _XLA_SCORES = 20_000_000_000  # bytes of float32 scores that the XLA implementation may write
 
 
-def cases(settings: Settings, peer: str) -> Iterator[Case]:
+def cases(settings: Settings, peer: str, part: str = "whole") -> Iterator[Case]:
     measure = {"pallas_gpu": pallas_paged, "jax_cudnn": dense_cudnn, "jax_xla": dense_xla}[peer]
     seen = set()
-    for case in attention_cases(settings):
+    for case in attention_cases(settings, part):
         # Without pages, one page size stands for all.
         known = case.rows if peer != "pallas_gpu" else (case.rows, case.page_size)
         if case.kv_dtype == BFLOAT16 and case.kind != "mixed" and known not in seen:

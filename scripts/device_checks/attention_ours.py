@@ -31,12 +31,12 @@ SLOW_TURNS = 3  # of the XLA backend: it is no kernel, and takes a hundred times
 NO_CHANGE = 1e-30  # times an output, added to inputs: a dependency and nothing else
 
 
-def cases(settings: Settings, backend: str) -> Iterator[Case]:
+def cases(settings: Settings, backend: str, part: str = "whole") -> Iterator[Case]:
     if backend not in {known.name for known in OP.backends}:
         yield Case("all", functools.partial(_refuse, f"this version has no attention backend {backend!r}"))
         return
     bench = AttentionBench(backend)
-    for case in attention_cases(settings):
+    for case in attention_cases(settings, part):
         yield Case(case.name, functools.partial(bench.measure, case))
 
 

@@ -24,10 +24,10 @@ _LAUNCHES = 50  # in a graph
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def cases(settings: Settings, peer: str) -> Iterator[Case]:
+def cases(settings: Settings, peer: str, part: str = "whole") -> Iterator[Case]:
     make = {"torch_sdpa": sdpa, "torch_flex": flex}[peer]
     seen = set()
-    for case in attention_cases(settings):
+    for case in attention_cases(settings, part):
         if case.kv_dtype != BFLOAT16 or case.kind == "mixed" or case.rows in seen:
             continue  # there are no pages here: one page size stands for all
         seen.add(case.rows)

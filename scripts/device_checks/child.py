@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from device_checks.facts import tell
 from device_checks.records import BEGIN, FAILED, OK, UNSUPPORTED, Records, first_line
 from device_checks.sections import Section
 from device_checks.settings import Settings
 
+_PARENT_SECONDS = 0.3
 DEVICE_LOST = 70  # exit status: the device no longer answers, a new process must go on
 
 
@@ -25,7 +30,7 @@ class Case(NamedTuple):
 
 def run_section(section: Section, settings: Settings) -> int:
     """Runs the cases that no earlier process of the section has begun; returns the exit status."""
-    records = Records(settings.out)
+    records = Records(settings.out, settings.stage, tell)
     begun = {record["case"] for record in records.read(section.name)}
     module = importlib.import_module(section.module)
     for case in module.cases(settings, **section.options):
@@ -48,6 +53,22 @@ def run_section(section: Section, settings: Settings) -> int:
         else:
             records.add(section.name, case.name, OK, seconds=time.perf_counter() - begin, **fields)
     return 0
+
+
+def end_with_parent(records: Records) -> None:
+    """Ends this process, and those that it started, soon after the one that started it: a run that was killed must not
+    go on holding the device. Not while a result is being kept and told."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_SECONDS)
+        with records.alone():
+            if os.getpgrp() == os.getpid():  # as the supervisor starts it
+                os.killpg(0, signal.SIGKILL)
+            os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def device_answers(framework: str) -> bool:

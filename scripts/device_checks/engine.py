@@ -13,7 +13,7 @@ import functools
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from device_checks.engine_sizes import EngineSizes, LeastWork, engine_sizes
 from device_checks.product_cases import PLAIN
 from device_checks.random_model import random_model
 from device_checks.settings import Settings
+from device_checks.step_trace import traced_steps
 from device_checks.timing import REPEATS, summarise
 from jaxinfer.config import ParallelConfig, Quantization, RuntimeConfig
 from jaxinfer.engine import EngineLoop
@@ -44,22 +45,27 @@ from jaxinfer.sharding import make_mesh, tensor_size
 from pallas_kernels.dispatch import DeviceTarget
 
 
-def cases(settings: Settings) -> Iterator[Case]:
-    bench = EngineBench(engine_sizes(settings))
+def cases(settings: Settings, part: str = "whole") -> Iterator[Case]:
+    bench = EngineBench(engine_sizes(settings, part))
+    sizes = bench.sizes
     yield Case("start-up", bench.start_up)
-    for rows in bench.sizes.requests:
+    for number, rows in enumerate(sizes.rows):
         yield Case(f"compiled decode step, rows: {rows}", functools.partial(bench.decode_step, rows))
-    yield Case("compiled prompt step", bench.prompt_step)
-    for count in bench.sizes.requests:
+        if part == "steps" and number == 0:
+            yield Case(f"trace, rows: {rows}", functools.partial(traced_steps, bench, rows, settings))
+            yield Case(f"loop, rows: {rows}", functools.partial(bench.loop_step, rows))
+    if sizes.budget:
+        yield Case("compiled prompt step", bench.prompt_step)
+    for count in sizes.requests:
         yield Case(f"requests: {count}", functools.partial(bench.serve, count))
 
 
 class EngineBench:
     """Starts one engine, when it is first needed."""
 
-    def __init__(self, sizes: EngineSizes, scheme: Quantization | None = None, *, decode_only: bool = False) -> None:
+    def __init__(self, sizes: EngineSizes, scheme: Quantization | None = None) -> None:
         self.sizes = sizes
-        self._scheme, self._decode_only = scheme, decode_only
+        self._scheme = scheme
         self._work = LeastWork.of(sizes.shape, scheme or PLAIN)
         self._config = model_config(sizes.shape)
         platform = jax.devices()[0].platform
@@ -74,7 +80,7 @@ class EngineBench:
             num_pages=self._num_pages,
             max_model_len=sizes.length + sizes.page_size,
             max_num_seqs=sizes.most,
-            max_num_batched_tokens=sizes.budget,
+            max_num_batched_tokens=max(sizes.budget, sizes.most),
             tensor_parallel_size=tensor_size(self._mesh),
             enable_prefix_caching=False,
         )
@@ -85,10 +91,11 @@ class EngineBench:
     # -- start-up ---------------------------------------------------------------------------------------------------
 
     def start_up(self) -> dict[str, Any]:
-        self._engine()
+        self.start()
         return self._started
 
-    def _engine(self) -> tuple[EngineLoop, Runner]:
+    def start(self) -> tuple[EngineLoop, Runner]:
+        """The engine and its runner, made when they are first asked for."""
         if self._loop is None or self._runner is None:
             begin = time.perf_counter()
             self._check_memory()
@@ -128,8 +135,8 @@ class EngineBench:
         layout = make_layout(model, target, self._runtime)
         sizes = resolve_sizes(self._config, self._runtime, layout, None, target.platform)
         runner = make_runner(model, self._mesh, self._runtime, sizes, layout)
-        steps = self.sizes.requests if self._decode_only else (*self.sizes.requests, self.sizes.budget)
-        wanted = [pick_bucket(runner.ladder, tokens) for tokens in steps]
+        steps = (*self.sizes.rows, *self.sizes.requests, self.sizes.budget)
+        wanted = [pick_bucket(runner.ladder, tokens) for tokens in steps if tokens]
         runner.ladder = tuple(sorted(set(wanted)))
         runner.warm_up(lambda done, total, detail: print(f"{done}/{total} {detail}", flush=True))
         limits = SchedulerLimits(
@@ -153,8 +160,22 @@ class EngineBench:
         return {"floor_flops": self._work.prompt_flops(rows, self.sizes.prompt), "rows": rows, **fields}
 
     def _time_step(self, rows: list[tuple[int, int]]) -> dict[str, Any]:
-        """Every call computes the same step: its rows are admitted once, and the slots are set back for each call."""
-        _, runner = self._engine()
+        bucket, calls = self.step_calls(rows)
+        jax.block_until_ready(calls())
+        seconds, enqueued = [], []
+        for _ in range(REPEATS):
+            begin = time.perf_counter()
+            output = calls()
+            enqueued.append((time.perf_counter() - begin) / self.sizes.steps)
+            jax.block_until_ready(output)
+            seconds.append((time.perf_counter() - begin) / self.sizes.steps)
+        # How long a call takes on the host: near the step itself, the host waits for the device in the middle of it.
+        return {"bucket": bucket.name, "call_seconds": statistics.median(enqueued), **summarise(seconds).fields()}
+
+    def step_calls(self, rows: list[tuple[int, int]]) -> tuple[Bucket, Callable[[], StepOutput]]:
+        """The bucket of a step of rows of (tokens, tokens of the sequence with them), and what runs it `sizes.steps`
+        times. Every call computes the same: rows are admitted once, and the slots are set back for each call."""
+        _, runner = self.start()
         plan = _plan(rows, runner.sizes.max_pages_per_sequence, self._config.vocab_size)
         bucket, drawing = pick_bucket(runner.ladder, plan.num_tokens), pick_rows(runner.row_counts, len(plan.rows))
         for admissions in runner._packer.pack_admissions(plan):
@@ -162,16 +183,7 @@ class EngineBench:
         inputs = runner._put(runner._packer.pack(plan, bucket))
         assert runner._slots is not None
         computed = np.array(runner._slots.num_computed)
-        jax.block_until_ready(self._calls(runner, bucket, drawing, inputs, computed))
-        seconds, enqueued = [], []
-        for _ in range(REPEATS):
-            begin = time.perf_counter()
-            output = self._calls(runner, bucket, drawing, inputs, computed)
-            enqueued.append((time.perf_counter() - begin) / self.sizes.steps)
-            jax.block_until_ready(output)
-            seconds.append((time.perf_counter() - begin) / self.sizes.steps)
-        # How long a call takes on the host: near the step itself, the host waits for the device in the middle of it.
-        return {"bucket": bucket.name, "call_seconds": statistics.median(enqueued), **summarise(seconds).fields()}
+        return bucket, functools.partial(self._calls, runner, bucket, drawing, inputs, computed)
 
     def _calls(
         self, runner: Runner, bucket: Bucket, drawing: int, inputs: jax.Array, computed: np.ndarray
@@ -182,19 +194,24 @@ class EngineBench:
             output = runner._draw(drawing, runner._run(bucket, inputs))
         return output
 
+    def loop_step(self, rows: int) -> dict[str, Any]:
+        """Steps of the whole engine, scheduling and all, beside the compiled one of the same rows: what it takes longer
+        is the host's. Prompts of one token: whoever has no bucket for prompts has none to compute."""
+        loop, runner = self.start()
+        prompts = [_prompt(seed, 1, self._config.vocab_size) for seed in range(rows)]
+        self._generate(loop, runner, prompts, 3)  # whatever is done once
+        watch, *_ = self._generate(loop, runner, prompts, self.sizes.output)
+        alone = self._time_step([(1, 1 + self.sizes.output // 2)] * rows)
+        return {"loop_seconds": watch.decode_seconds(rows), "rows": rows, "steps": len(watch.plans), **alone}
+
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def serve(self, count: int) -> dict[str, Any]:
         """`count` requests at once, from their arrival to their last token."""
-        loop, runner = self._engine()
+        loop, runner = self.start()
         self._generate(loop, runner, [_prompt(99, 5, self._config.vocab_size)], 3)  # whatever is done once
         prompts = [_prompt(seed, self.sizes.prompt, self._config.vocab_size) for seed in range(count)]
         watch, begin, end = self._generate(loop, runner, prompts, self.sizes.output)
-        decode = [
-            watch.done[i] - watch.done[i - 1]
-            for i in range(1, len(watch.plans))
-            if watch.plans[i - 1] == watch.plans[i] == (count, count)
-        ]
         last_prompt = max(i for i, (tokens, rows) in enumerate(watch.plans) if tokens > rows)
         return {
             "requests": count,
@@ -202,7 +219,7 @@ class EngineBench:
             "wall_seconds": end - begin,
             "prompt_seconds": watch.done[last_prompt] - begin,
             "prompt_flops": self._work.prompt_flops(count, self.sizes.prompt),
-            "decode_step_seconds": statistics.median(decode) if decode else None,
+            "decode_step_seconds": watch.decode_seconds(count),
             "decode_steps": self.sizes.output - 1,
             "floor_bytes": self._work.decode_bytes(count, self.sizes.depth),
             "steps": len(watch.plans),
@@ -240,6 +257,15 @@ class _Watch:
     @property
     def compilations(self) -> int:
         return self._runner.compilations
+
+    def decode_seconds(self, rows: int) -> float | None:
+        """The median time between the results of two steps that decode `rows` rows; None where there were none."""
+        found = [
+            self.done[i] - self.done[i - 1]
+            for i in range(1, len(self.plans))
+            if self.plans[i - 1] == self.plans[i] == (rows, rows)
+        ]
+        return statistics.median(found) if found else None
 
     def dispatch(self, plan: StepPlan) -> _Timed:
         self.plans.append((plan.num_tokens, len(plan.rows)))

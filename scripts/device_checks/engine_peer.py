@@ -21,11 +21,13 @@ from device_checks.settings import Settings
 ATTENTION = "paged|sdpa"
 
 
-def cases(settings: Settings) -> Iterator[Case]:
-    sizes = engine_sizes(settings)
+def cases(settings: Settings, part: str = "whole") -> Iterator[Case]:
+    sizes = engine_sizes(settings, part)
     peer = Peer(sizes)
     yield Case("start-up", peer.start_up)
-    for count in sizes.requests[1:]:
+    for count in sizes.requests:
+        if count == 1:
+            continue  # nothing is batched
         yield Case(f"requests: {count}", functools.partial(peer.serve, count))
 
 
@@ -68,7 +70,9 @@ class Peer:
         # No token ends a text: -1 is none.
         wanted = GenerationConfig(max_new_tokens=sizes.output, do_sample=False, eos_token_id=-1, pad_token_id=0)
         batching = ContinuousBatchingConfig(max_batch_tokens=sizes.budget, allow_block_sharing=False)
-        batching.num_blocks = 1 + count * (-(-sizes.length // batching.block_size) + 1)
+        # transformers 5.17 gave it another name, and left None under the old one.
+        block_tokens = getattr(batching, "page_size", None) or batching.block_size
+        batching.num_blocks = 1 + count * (-(-sizes.length // block_tokens) + 1)
         begin = time.perf_counter()
         results = model.generate_batch(
             prompts, generation_config=wanted, continuous_batching_config=batching, progress_bar=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -12,8 +13,9 @@ from device_checks.settings import Settings
 from jaxinfer.config import Quantization
 
 
-def cases(settings: Settings, scheme: Quantization) -> Iterator[Case]:
-    bench = EngineBench(engine_sizes(settings), scheme, decode_only=True)
+def cases(settings: Settings, scheme: Quantization, part: str = "whole") -> Iterator[Case]:
+    sizes = dataclasses.replace(engine_sizes(settings, part), requests=(), budget=0)
+    bench = EngineBench(sizes, scheme)
     yield Case("start-up", bench.start_up)
-    for rows in bench.sizes.requests:
+    for rows in sizes.rows:
         yield Case(f"compiled decode step, rows: {rows}", functools.partial(bench.decode_step, rows))

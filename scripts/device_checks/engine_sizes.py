@@ -13,26 +13,34 @@ from device_checks.settings import Settings
 
 @dataclasses.dataclass(frozen=True)
 class EngineSizes:
-    """Requests of `prompt` tokens that generate `output` more; `requests`: how many at once, one after the other.
+    """Requests of `prompt` tokens that generate `output` more.
 
-    `buckets`: tokens of the compiled steps: one for each number of requests, and the prompts' one, `budget`.
+    Attributes:
+        rows: of the decode steps that are timed, each compiled.
+        requests: how many at once go through the engine, one number after the other.
+        budget: tokens of the prompts' step; 0 where no prompt is computed.
+        steps: timed together.
+        layers: instead of the model's.
     """
 
     model: str
     prompt: int
     output: int
+    rows: tuple[int, ...]
     requests: tuple[int, ...]
     budget: int
     page_size: int
-    steps: int  # timed together
+    steps: int
+    layers: int | None = None
 
     @property
     def shape(self) -> dict[str, Any]:
-        return SHAPES[self.model]
+        shape = SHAPES[self.model]
+        return shape if self.layers is None else shape | {"num_hidden_layers": self.layers}
 
     @property
     def most(self) -> int:
-        return max(self.requests)
+        return max((*self.rows, *self.requests))
 
     @property
     def length(self) -> int:
@@ -45,10 +53,24 @@ class EngineSizes:
         return self.prompt + self.output // 2
 
 
-def engine_sizes(settings: Settings) -> EngineSizes:
+# (rows, requests, budget) of a part of the engine's check, and of its rehearsal.
+_PARTS: dict[str, tuple[tuple[tuple[int, ...], tuple[int, ...], int], tuple[tuple[int, ...], tuple[int, ...], int]]] = {
+    "whole": (((1, 32, 128), (1, 32, 128), 2048), ((1, 2, 4), (1, 2, 4), 32)),
+    "steps": (((32, 8), (), 0), ((4, 2), (), 0)),
+    "wide": (((128,), (32,), 2048), ((4,), (2,), 32)),
+    "flags": (((32,), (), 0), ((2,), (), 0)),
+}
+_FLAGS_LAYERS = 2  # enough to see what a flag changes, and little to compile many times
+
+
+def engine_sizes(settings: Settings, part: str = "whole") -> EngineSizes:
+    """Of a part: "whole", "steps" (the least to compile), "wide" (many rows, prompts, requests) or "flags"."""
+    real, rehearsed = _PARTS[part]
+    rows, requests, budget = rehearsed if settings.rehearse else real
     if settings.rehearse:
-        return EngineSizes("tiny", 24, 8, (1, 2, 4), 32, 16, 2)
-    return EngineSizes("llama3-8b", 1024, 256, (1, 32, 128), 2048, 64, 20)
+        return EngineSizes("tiny", 24, 8, rows, requests, budget, 16, 2)
+    layers = _FLAGS_LAYERS if part == "flags" else None
+    return EngineSizes("llama3-8b", 1024, 256, rows, requests, budget, 64, 20, layers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,14 @@ device that no longer answers, see `pytest_records`. A TPU belongs to one proces
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from device_checks.child import Case
+from device_checks.facts import FACTS_FD
 from device_checks.records import Records, without_proof
 from device_checks.settings import ROOT, Settings
 
@@ -29,14 +31,16 @@ def cases(settings: Settings) -> Iterator[Case]:
 def _run(settings: Settings) -> dict[str, Any]:
     platform = next((r["platform"] for r in Records(settings.out).read("probe") if "platform" in r), "gpu")
     marker = "tpu" if platform == "tpu" else "gpu"
-    command = [sys.executable, "-m", "pytest", "-m", marker, "tests", "-q", "-p", "device_checks.pytest_records",
+    files = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("tests/**/test_on_device.py"))]
+    command = [sys.executable, "-m", "pytest", "-m", marker, *files, "-q", "-p", "device_checks.pytest_records",
                "-p", "no:cacheprovider", "--timeout", str(_TEST_SECONDS), "--timeout-method", "thread",
-               "--device-records", str(settings.out)]  # fmt: skip
+               "--device-records", str(settings.out), "--device-stage", str(settings.stage)]  # fmt: skip
     if settings.rehearse:
         command += ["--device-rehearsal", "-k", "TestXla and (server or shared) and not prompt"]
     elif marker == "gpu":
         command += ["-n", str(_PROCESSES), "--dist", "worksteal", "--max-worker-restart", "200"]
-    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    told = (int(os.environ[FACTS_FD]),) if FACTS_FD in os.environ else ()
+    status = subprocess.run(command, cwd=ROOT, check=False, pass_fds=told).returncode
     if status == _NOTHING_COLLECTED:
         raise RuntimeError("pytest collected no test")
     if status not in (0, 1):

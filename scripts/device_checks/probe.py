@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -14,43 +15,41 @@ from pathlib import Path
 from typing import Any
 
 from device_checks.child import Case
+from device_checks.probe_packages import OPTIONAL, PACKAGES
 from device_checks.settings import Settings
 
-PACKAGES = (
-    "jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu", "flax", "numpy", "torch", "triton",
-    "transformers", "jax-triton", "tokamax",
-)  # fmt: skip
-OPTIONAL = {
-    "jax_triton": "the backend triton_gpu cannot run; lay its wheel into the folder --wheels",
-    "torch": "no torch peers and no second reading of the ceilings",
-    "triton": "no flex attention, and no backend triton_gpu",
-    "transformers": "no peer for the engine",
-    "pytest": "no kernel tests",
-    "tokamax": "no tokamax beside the grouped products",
-}
 _QUERY = ("name", "driver_version", "memory.total", "clocks.max.sm", "power.limit")
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    yield Case("packages", _packages)
+    yield Case("packages", functools.partial(_packages, settings))
     yield Case("tools", _tools)
     yield Case("device", _device)
 
 
-def _packages() -> dict[str, Any]:
+def _packages(settings: Settings) -> dict[str, Any]:
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    missing = {name: reason for name, reason in OPTIONAL.items() if importlib.util.find_spec(name) is None}
+    missing = {name: reason for name, reason in OPTIONAL.items() if not is_installed(name)}
     return {
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
         "versions": versions,
         "missing": missing,
+        "rehearsal": settings.rehearse,
     }
+
+
+def is_installed(name: str) -> bool:
+    """Of a module's name; the package that it lies in may be missing itself."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _tools() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from device_checks.child import DEVICE_LOST, device_answers
+from device_checks.facts import tell
 from device_checks.records import CRASHED, FAILED, OK, UNSUPPORTED, Records
 
 SECTION = "tests"
@@ -18,13 +19,15 @@ SECTION = "tests"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device-records", help="folder of the results file")
+    parser.addoption("--device-stage", type=int, default=0, help="stage of the device check that runs")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         config.pluginmanager.register(_Worker())
     else:
-        config.pluginmanager.register(_Recorder(Records(Path(str(config.getoption("--device-records"))))))
+        folder = Path(str(config.getoption("--device-records")))
+        config.pluginmanager.register(_Recorder(Records(folder, int(config.getoption("--device-stage")), tell)))
 
 
 class _Recorder:

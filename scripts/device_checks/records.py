@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,37 @@ Record = dict[str, Any]
 
 
 class Records:
-    """Appends to and reads `results.jsonl`. Several processes may append: one at a time, whole lines."""
+    """Appends to and reads `results.jsonl`. Several processes may append: one at a time, whole lines.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where the file is.
+        stage: kept in every record that is added; 0 outside of stages.
+        tell: called with all records before and after one is added, while no other process adds one.
+    """
+
+    def __init__(
+        self, folder: Path, stage: int = 0, tell: Callable[[list[Record], list[Record]], None] | None = None
+    ) -> None:
         self.path = folder / FILE
+        self._fields = {"stage": stage} if stage else {}
+        self._tell = tell
 
     def add(self, section: str, case: str, status: str, **fields: Any) -> None:
-        line = json.dumps({"section": section, "case": case, "status": status, **fields}, default=str) + "\n"
+        record = {"section": section, "case": case, "status": status, **self._fields, **fields}
+        with self.alone() as file:
+            file.cut_tail(lambda found: found.endswith(b"\n"))  # of a process that was killed within a write
+            before = self.read() if self._tell is not None else []
+            file.append((json.dumps(record, default=str) + "\n").encode())
+            if self._tell is not None:
+                self._tell(before, self.read())
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[AppendFile]:
+        """The file, to which nobody else adds meanwhile."""
         file = AppendFile(self.path, 0o644)
         try:
             fcntl.flock(file.descriptor, fcntl.LOCK_EX)  # until it is closed
-            file.cut_tail(lambda found: found.endswith(b"\n"))  # of a process that was killed within a write
-            file.append(line.encode())
+            yield file
         finally:
             file.close()
 

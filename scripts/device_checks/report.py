@@ -7,6 +7,8 @@ from typing import Any
 
 from device_checks.attention_cases import AttentionCase, attention_cases
 from device_checks.expert_cases import ExpertCase, expert_cases
+from device_checks.facts import facts
+from device_checks.markdown import Notes, percent, table
 from device_checks.product_cases import ProductCase, product_cases
 from device_checks.records import (
     BEGIN,
@@ -20,32 +22,21 @@ from device_checks.records import (
     Record,
     last_of_each,
 )
+from device_checks.report_stages import correctness, flags, served, traces
 from device_checks.settings import Settings
 from device_checks.targets import (
     STATED_FOR,
     Ceilings,
+    Target,
     ceiling_share,
     ceilings,
     devices_of,
     step_share,
-    verdicts,
+    targets_of,
 )
 
-_NOTE_LENGTH = 160
+_ENGINES = ("engine", "engine/steps", "engine/wide")
 MeasuredCase = AttentionCase | ProductCase | ExpertCase
-
-
-class Notes:
-    """Footnotes: what went wrong, each reason once."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def mark(self, word: str, reason: str) -> str:
-        reason = " ".join(reason.split())[:_NOTE_LENGTH].replace("|", "/")
-        if reason not in self.lines:
-            self.lines.append(reason)
-        return f"{word} [{self.lines.index(reason) + 1}]"
 
 
 def render(records: list[Record], settings: Settings) -> str:
@@ -56,10 +47,12 @@ def render(records: list[Record], settings: Settings) -> str:
     parts = []
     if settings.rehearse:
         parts.append("**A rehearsal on a CPU with tiny sizes: nothing here is a measurement.**")
-    parts += [_machine(probe, limits), _targets([] if settings.rehearse else records, probe), _tests(records, notes)]
+    parts += [_machine(probe, limits), _targets([] if settings.rehearse else records, probe)]
+    parts += [correctness(records, notes), _tests(records, notes)]
     parts += [_attention(records, settings, limits, notes), _products(records, settings, limits, notes)]
     parts += [_experts(records, settings, limits, notes)]
-    parts += [_engine(records, limits, notes), _quantized(records, limits, notes), _left_out(records)]
+    parts += [_engine(records, limits, notes), traces(records, notes), served(records, notes)]
+    parts += [_quantized(records, limits, notes), flags(records, notes), _left_out(records)]
     if notes.lines:
         parts.append("\n".join(f"[{number}] {line}" for number, line in enumerate(notes.lines, 1)))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -89,12 +82,20 @@ def _machine(probe: dict[str, Any], limits: Ceilings) -> str:
 
 
 def _targets(records: list[Record], probe: dict[str, Any]) -> str:
+    known = {fact.name: fact for fact in facts(records)}
     rows = []
-    for verdict in verdicts(records, probe.get("platform", "gpu")):
-        scale, digits = (100, 0) if verdict.unit == "%" else (1, 2)
-        figure = "-" if verdict.figure is None else f"{verdict.figure * scale:.{digits}f} {verdict.unit}"
-        rows.append([verdict.what, figure, f"{verdict.at_least * scale:.{digits}f} {verdict.unit}", verdict.word])
-    return _table([f"target (stated for {STATED_FOR})", "read", "at least", ""], rows)
+    for name, target in targets_of(probe.get("platform", "gpu")).items():
+        fact = known.get(name)
+        figure = None if fact is None else fact.share if target.unit == "%" else fact.number
+        word = "not read" if figure is None or fact is None else fact.verdict
+        rows.append([target.what, _in_unit(figure, target), _in_unit(target.at_least, target),
+                     target.predicted or "-", word])  # fmt: skip
+    return table([f"target (stated for {STATED_FOR})", "read", "at least", "predicted", ""], rows)
+
+
+def _in_unit(figure: float | None, target: Target) -> str:
+    scale, digits = (100, 0) if target.unit == "%" else (1, 2)
+    return "-" if figure is None else f"{figure * scale:.{digits}f} {target.unit}"
 
 
 def _tests(records: list[Record], notes: Notes) -> str:
@@ -162,7 +163,7 @@ def _backends(
         [case.name, _size(case), *(_cell(_of(read, backend, case.name), limits, notes) for backend in backends)]
         for case in cases
     ]
-    return heading + "\n\n" + _table(["case", "needs", *backends], rows)
+    return heading + "\n\n" + table(["case", "needs", *backends], rows)
 
 
 def _size(case: MeasuredCase) -> str:
@@ -191,12 +192,13 @@ def _cell(record: Record | None, limits: Ceilings, notes: Notes) -> str:
 
 
 def _engine(records: list[Record], limits: Ceilings, notes: Notes) -> str:
-    ours = {r["case"]: r for r in records if r["section"] == "engine"}
+    starts = [r for r in records if r["section"] in _ENGINES and r["case"] in ("start-up", "start")]
+    ours = {r["case"]: r for r in records if r["section"] in _ENGINES}
     peer = {r["case"]: r for r in records if r["section"] == "engine/transformers"}
     if not ours and not peer:
         return ""
     devices = devices_of(records)
-    parts = [_start_up(ours, notes), _compiled_steps(ours, limits, devices, notes)]
+    parts = [*(_start_up({r["case"]: r}, notes) for r in starts), _compiled_steps(ours, limits, devices, notes)]
     parts += [_requests(ours, peer, limits, devices, notes)]
     return "\n\n".join(part for part in parts if part)
 
@@ -234,17 +236,16 @@ def _compiled_steps(ours: dict[str, Record], limits: Ceilings, devices: int, not
         if record["status"] != OK:
             rows.append([case, notes.mark(record["status"], record.get("error", "")), "", "", ""])
             continue
+        share = step_share(record, limits, devices)
         if "floor_flops" in record:
-            rate = None if limits.matrix is None else limits.matrix * devices
-            share = None if rate is None else record["floor_flops"] / rate / record["op_seconds"]
             least = f"{record['floor_flops'] / 1e12:,.1f} TFLOP"
         else:
-            share, least = step_share(record, limits, devices), f"{record['floor_bytes'] / 1e9:,.2f} GB"
+            least = f"{record['floor_bytes'] / 1e9:,.2f} GB"
         times = [f"{record['op_seconds'] * 1e3:.3f}", f"{record['call_seconds'] * 1e3:.3f}"]
-        rows.append([case, *times, least, _percent(share)])
+        rows.append([case, *times, least, percent(share)])
     if not rows:
         return ""
-    return _table(["", "ms", "ms of it in the call on the host", "least work", "share of the floor"], rows)
+    return table(["", "ms", "ms of it in the call on the host", "least work", "share of the floor"], rows)
 
 
 def _requests(ours: dict[str, Record], peer: dict[str, Record], limits: Ceilings, devices: int, notes: Notes) -> str:
@@ -262,7 +263,7 @@ def _requests(ours: dict[str, Record], peer: dict[str, Record], limits: Ceilings
         return ""
     headings = ["", "output tok/s", "of the floor", "prompts' share of the matrix rate", "decode step ms",
                 "compiled step ms", "host gap ms", "compilations after ready"]  # fmt: skip
-    return _table(headings, rows)
+    return table(headings, rows)
 
 
 def _request_cells(record: Record, compiled: Record, limits: Ceilings, devices: int, notes: Notes) -> Iterable[str]:
@@ -280,7 +281,7 @@ def _request_cells(record: Record, compiled: Record, limits: Ceilings, devices: 
     step, alone = record.get("decode_step_seconds"), compiled.get("op_seconds")
     gap = None if step is None or alone is None else step - alone
     times = ["-" if value is None else f"{value * 1e3:.3f}" for value in (step, alone, gap)]
-    return [*cells, _percent(floor), _percent(prompts), *times, str(record["compilations"])]
+    return [*cells, percent(floor), percent(prompts), *times, str(record["compilations"])]
 
 
 def _left_out(records: list[Record]) -> str:
@@ -291,12 +292,3 @@ def _left_out(records: list[Record]) -> str:
         if r["case"] in ("rest", LEFT_OUT) or (r["status"] == TIMEOUT and r["case"] == "start")
     ]
     return "Left out:\n" + "\n".join(lines) if lines else ""
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"
-
-
-def _table(headings: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *rows)]
-    return "\n".join(lines)

@@ -16,18 +16,21 @@ class Settings:
     out: folder of `results.jsonl`, `log.txt` and `table.md`.
     cache: folder of compiled programs, shared by the sections.
     rehearse: tiny sizes on the CPU; nothing that it prints is a measurement.
-    wheels: folder that may hold a jax-triton wheel.
+    wheels: folder that may hold wheels of what is not installed.
+    stage: which one runs; 0 where none does.
     """
 
     out: Path
     cache: Path
     rehearse: bool = False
     wheels: Path = ROOT / ".whl"
+    stage: int = 0
 
     def arguments(self) -> list[str]:
         """The command line that gives a section's process the same settings."""
         paths = ["--out", str(self.out), "--cache", str(self.cache), "--wheels", str(self.wheels)]
-        return paths + (["--rehearse"] if self.rehearse else [])
+        stage = ["--stage", str(self.stage)] if self.stage else []
+        return paths + stage + (["--rehearse"] if self.rehearse else [])
 
     def environment(self) -> dict[str, str]:
         """Of the sections' processes."""
@@ -40,6 +43,7 @@ class Settings:
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
             "JAX_COMPILATION_CACHE_DIR": str(self.cache / "xla"),
+            "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "xla_gpu_per_fusion_autotune_cache_dir",  # beside the programs
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "TORCHINDUCTOR_CACHE_DIR": str(self.cache / "inductor"),
@@ -56,6 +60,12 @@ class Settings:
 def default_out() -> Path:
     """`$OUT`, or ./device_check."""
     return Path(os.environ.get("OUT") or "device_check")
+
+
+def kept_cache(rehearse: bool) -> Path:
+    """A folder of the user's that survives, so that what one stage compiled and chose is there for the next."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "jaxinfer" / ("device_check_rehearsal" if rehearse else "device_check")
 
 
 def fresh_cache() -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from device_checks.child import DEVICE_LOST
+from device_checks.facts import FACTS_FD, tell
 from device_checks.records import CRASHED, SKIPPED, TIMEOUT, Records
 from device_checks.sections import Section
 from device_checks.settings import ROOT, Settings
@@ -23,18 +24,20 @@ _LEAST_SECONDS = 3.0
 
 
 class Supervisor:
-    """Runs sections until `deadline` (of `time.monotonic()`). Everything they print goes to `log.txt`."""
+    """Runs sections until `deadline` (of `time.monotonic()`). Everything they print goes to `log.txt`, but for the
+    facts: a section's process prints those on this one's stdout, at the moment when it knows them."""
 
     def __init__(self, settings: Settings, deadline: float) -> None:
         self.settings = settings
-        self.records = Records(settings.out)
+        self.records = Records(settings.out, settings.stage, tell)
         self.deadline = deadline
         self._log_path = settings.out / LOG
         self._process: subprocess.Popen[bytes] | None = None
 
-    def run(self, section: Section, reserved: float = 0.0) -> None:
-        """Runs all cases of a section, as far as time and crashes allow; `reserved` seconds are for later ones."""
-        end = min(time.monotonic() + section.seconds, self.deadline - reserved)
+    def run(self, section: Section, reserved: float = 0.0, left_over: float = 0.0) -> None:
+        """Runs all cases of a section, as far as time and crashes allow; `reserved` seconds are for later ones,
+        `left_over` what earlier ones did not need."""
+        end = min(time.monotonic() + section.seconds + left_over, self.deadline - reserved)
         while True:
             if end - time.monotonic() < _LEAST_SECONDS:
                 self.records.add(section.name, "rest", SKIPPED, error=self._why(section, reserved))
@@ -59,15 +62,18 @@ class Supervisor:
         """Its exit status; None if it was ended here."""
         print(f"\n==== {section.name}", file=log, flush=True)
         command = [sys.executable, str(ROOT / "scripts" / "device_check.py"), "--section", section.to_json()]
+        told = os.dup(1)
         self._process = process = subprocess.Popen(
             [*command, *self.settings.arguments()],
             cwd=ROOT,
-            env=self.settings.environment(),
+            env=self.settings.environment() | {FACTS_FD: str(told)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            pass_fds=(told,),
             start_new_session=True,  # so that its own processes end with it
         )
+        os.close(told)
         case, since = _START, time.monotonic()
         size = -1
         try:

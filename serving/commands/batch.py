@@ -71,7 +71,7 @@ def main(
     try:
         # The output is made last: what cannot be run leaves none.
         check_model(resolve_model(arguments.model, hub_cache), runtime_config(arguments), weights=build is None)
-        entries = read_input(arguments.input)
+        entries = read_input(arguments.input, strict=arguments.unknown_fields == "refuse")
         output = Output(arguments.output)
     except (BatchError, CheckpointError, ConfigError) as error:
         return fail(parser.prog, str(error), BAD_INPUT_CODE)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bars
 
 from jaxinfer.messages import EngineInfo, Progress
+from serving.commands.patient_stream import PatientStream, patient
 from serving.commands.progress import PlainLines, ProgressView
 from serving.frontend.engine_link import EngineEnd
 
@@ -107,7 +108,8 @@ class ServeConsole:
         self._called = called
         self._secure, self._keys, self._detailed = secure, keys, detailed
         self._scheme = "https" if secure else "http"
-        self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self._stream = patient(stream or sys.stdout)
+        self._console = Console(file=self._stream, highlight=False, soft_wrap=True)
         self._view = StartUpView(self._console)
         self._end: EngineEnd | None = None
 
@@ -176,11 +178,16 @@ class ServeConsole:
     def close(self) -> None:
         """The last word: how the engine failed, if it did, behind everything that is in the log."""
         self._view.close()
+        if isinstance(self._stream, PatientStream):
+            self._stream.close()
         end, self._end = self._end, None
         if end is not None:
+            last = patient(sys.stderr)
             if end.traceback:
-                print(end.traceback.rstrip(), file=sys.stderr)
-            print(f"jaxinfer serve: error: the engine failed: {end.reason}", file=sys.stderr)
+                print(end.traceback.rstrip(), file=last)
+            print(f"jaxinfer serve: error: the engine failed: {end.reason}", file=last)
+            if isinstance(last, PatientStream):
+                last.close()
 
 
 def _summary(info: EngineInfo, *, detailed: bool) -> Iterator[tuple[str, str]]:

@@ -125,7 +125,7 @@ def print_comparison(console: Console, record: Mapping[str, Any]) -> None:
         dropped = {name: task["dropped"] for name, task in record["tasks"].items() if task["dropped"]}
         skipped = {name: task["skipped"] for name, task in record["tasks"].items() if task["skipped"]}
         _list_counts(console, "left out because only one of the two could take them", dropped)
-        _list_counts(console, "skipped because the prompt and its answer do not fit the context of either", skipped)
+        _list_counts(console, "skipped because neither can take the prompt and its answer", skipped)
     found = record["divergence"]
     if found:
         how = (
@@ -169,6 +169,8 @@ def _task_table(tasks: Mapping[str, Any]) -> Table:
 
 def _notes(console: Console, tasks: Mapping[str, Any]) -> None:
     _list_counts(console, "skipped because prompt and answer do not fit the context", _nonzero(tasks, "skipped"))
+    what = "not asked because the prompt shows nothing of tools or thinking"
+    _list_counts(console, what, _nonzero(tasks, "unheard"))
     _list_counts(console, "responses without an answer to be found", _nonzero(tasks, "unanswered"))
     _list_counts(console, "responses cut off at the item's max_tokens", _nonzero(tasks, "cut_off"))
 

@@ -73,6 +73,8 @@ def add_runtime_options(parser: argparse.ArgumentParser, *, bundle: bool = True)
         help="deal experts to the devices of --tensor-parallel-size, instead of splitting each",
     )
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="share KV of equal prefixes")
+    add("--max-pinned-ratio", type=float, metavar="X", help="share of the KV pages that pins hold, at most")
+    add("--max-pinned-ratio-per-tenant", type=float, metavar="X", help="share of those for a tenant; without keys 1")
     add(
         "--language-model-only",
         action=argparse.BooleanOptionalAction,
@@ -81,6 +83,7 @@ def add_runtime_options(parser: argparse.ArgumentParser, *, bundle: bool = True)
     add("--batch-invariant", action=argparse.BooleanOptionalAction, help="bytes do not depend on the batch")
     add("--priority-ageing-seconds", type=float, metavar="S", help="waiting time worth a level of priority")
     add("--attention-backend", metavar="NAME", help="insist on one backend", without="the best that can")
+    add("--self-test", choices=("auto", "on", "off"), help="try kernels apart before they serve; auto: on accelerators")
     add("--cpu-kernels", metavar="NAME", help="auto, xla, or an instruction set: avx2, avx512_bf16, ...")
     add("--compilation-cache-dir", metavar="DIR", help=f"where compiled programs are kept, or {_NONE}")
     if bundle:
@@ -110,10 +113,13 @@ RUNTIME_NAMES = (
     "expert_parallel_size",
     "enable_expert_parallel",
     "enable_prefix_caching",
+    "max_pinned_ratio",
+    "max_pinned_ratio_per_tenant",
     "language_model_only",
     "batch_invariant",
     "priority_ageing_seconds",
     "attention_backend",
+    "self_test",
     "cpu_kernels",
     "compilation_cache_dir",
     "bundle",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from checkpoints.files import CheckpointError
 from jaxinfer import __version__
-from jaxinfer.config import ConfigError
+from jaxinfer.config import ConfigError, RuntimeConfig
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.model_path import resolve_model
 from jaxinfer.text import TokenizerError
@@ -29,6 +29,7 @@ from serving.commands.options import (
     model_name,
     observing_config,
     runtime_config,
+    runtime_given,
     sampling_defaults,
     tokenizer_of,
 )
@@ -157,7 +158,7 @@ def main(
     console = ServeConsole(
         called,
         secure=arguments.tls_cert is not None,
-        keys=arguments.api_keys is not None or bool(arguments.api_key),
+        keys=_has_keys(arguments),
         detailed=arguments.log_level == "debug",
     )
     with logging_to(form=arguments.log_format, level=arguments.log_level, content=arguments.log_content):
@@ -165,6 +166,18 @@ def main(
     # The log is complete: what ended the server is the last that is said.
     console.close()
     return failure if isinstance(failure, int) else _fail(console, parser.prog, failure)
+
+
+def runtime_of(arguments: argparse.Namespace) -> RuntimeConfig:
+    """Raises ConfigError."""
+    runtime = replace(runtime_config(arguments), serve_while_warming=arguments.serve_while_warming)
+    if _has_keys(arguments) or "max_pinned_ratio_per_tenant" in runtime_given(arguments):
+        return runtime
+    return replace(runtime, max_pinned_ratio_per_tenant=1.0)  # everybody is one tenant
+
+
+def _has_keys(arguments: argparse.Namespace) -> bool:
+    return arguments.api_keys is not None or bool(arguments.api_key)
 
 
 def _serve(
@@ -176,7 +189,7 @@ def _serve(
     """The exit code of a server that ran, or why it did not."""
     try:
         folder = resolve_model(arguments.model, hub_cache)
-        runtime = replace(runtime_config(arguments), serve_while_warming=arguments.serve_while_warming)
+        runtime = runtime_of(arguments)
         check_model(folder, runtime, weights=build is None)
         if build is None:
             make_engine: Build = functools.partial(build_model_engine, str(folder), runtime)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -13,8 +14,8 @@ import numpy as np
 from jaxinfer.evaluation.source import (
     PLAIN_STOPS,
     AnswerText,
+    Chat,
     Distributions,
-    Message,
     OnDone,
     Scored,
     SourceInfo,
@@ -96,13 +97,16 @@ class ServerSource:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenize([pb.TokenizeRequest(text=text) for text in texts])
 
-    def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
+    def encode_chats(self, chats: Sequence[Chat]) -> list[list[int]]:
         if not self.info.chat:
-            return self.encode([plain_prompt(chat) for chat in chats])
+            return self.encode([plain_prompt(chat.messages) for chat in chats])
         requests = []
         for chat in chats:
-            messages = [pb.ChatMessage(role=message["role"], content=message["content"]) for message in chat]
-            requests.append(pb.TokenizeRequest(chat=pb.Chat(messages=messages)))
+            messages = [pb.ChatMessage(role=message["role"], content=message["content"]) for message in chat.messages]
+            tools = [json.dumps(tool) for tool in chat.tools]
+            variables = json.dumps(dict(chat.variables)) if chat.variables else ""
+            asked = pb.Chat(messages=messages, tools_json=tools, template_variables_json=variables)
+            requests.append(pb.TokenizeRequest(chat=asked))
         return self._tokenize(requests)
 
     def decode(self, ids: Sequence[int]) -> str:

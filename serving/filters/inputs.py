@@ -10,6 +10,7 @@ from jaxinfer.errors import InvalidRequest
 from jaxinfer.text import Tokenizer
 from jaxinfer.text.conversation import TEXT_PARTS
 from serving.access.caller import CALLER
+from serving.cache_marks import MARK
 from serving.filters.contract import Filter, Subject, judge, replaced
 from serving.request import Prompt, TextPrompt, TokenPrompt
 
@@ -96,7 +97,7 @@ def _part_text(part: Any) -> str | None:
 
 
 def _is_text(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.keys() == {"type", "text"} and isinstance(part["text"], str)
+    return isinstance(part, Mapping) and part.keys() - {MARK} == {"type", "text"} and isinstance(part["text"], str)
 
 
 def _values(value: Any, part: str, judging: Filter, tenant: str) -> Any:

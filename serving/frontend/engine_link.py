@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from jaxinfer.messages import (
+    NO_LOGITS,
     Abort,
     Died,
     Drain,
@@ -32,7 +33,7 @@ from jaxinfer.messages import (
 )
 from serving.access.access import Access
 from serving.engine_process import EXIT_CRASHED, EXIT_OK, describe_exit
-from serving.errors import Refusal, internal, rejected
+from serving.errors import Refusal, internal, rejected, unfit
 from serving.frames import Unpacker, pack
 from serving.frontend.stream import GenerationStream
 from serving.observing.recorder import Recorder
@@ -317,7 +318,7 @@ class EngineLink(asyncio.Protocol):
                 continue  # given up on this side, the Abort is on its way
             if output.finish_reason == "error":
                 stream.record.failed = not stream.finished  # a stop string may have ended it on this side
-                stream.fail(internal(output.message))
+                stream.fail(internal(NO_LOGITS) if output.message == NO_LOGITS else unfit(output.message))
                 continue
             try:
                 delta = stream.push(output)

@@ -146,6 +146,11 @@ class GenerationStream:
         return self._request.result.outputs[index]
 
     @property
+    def pinned_tokens(self) -> int:
+        """How much of the prompt is pinned, from its beginning on."""
+        return self._request.pinned_tokens
+
+    @property
     def usage(self) -> tuple[int, int, int]:
         """Tokens: prompt, completion of all sequences, prompt tokens taken from the prefix cache."""
         result = self._request.result

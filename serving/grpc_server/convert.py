@@ -17,6 +17,7 @@ from jaxinfer.errors import InvalidRequest, renamed
 from jaxinfer.sampling_params import MAX_TOKEN_LIST
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from serving.json_weight import MAX_WEIGHT, is_too_heavy
+from serving.prompts import check_session, session_seconds
 from serving.request import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt, check_count
 
 # The servers' shared names -> this protocol's, for errors.
@@ -35,6 +36,7 @@ def in_names_of_the_client() -> Iterator[None]:
 def to_request(request: pb.GenerateRequest) -> GenerationRequest:
     """The same request as every server makes it. Raises InvalidRequest."""
     refuse_unknown_fields(request)
+    check_session("session_id", request.session_id)
     return GenerationRequest(
         prompt_of(request),
         {field.name: _plain(field.name, value) for field, value in request.sampling.ListFields()},
@@ -43,6 +45,7 @@ def to_request(request: pb.GenerateRequest) -> GenerationRequest:
         priority=request.priority,
         cache_salt=request.cache_salt,
         final_only=request.final_only,
+        pin_answer=session_seconds(request.session_id, request.prompt_cache_retention),
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from jaxinfer.outputs import Delta
-from jaxinfer.text import AnswerReading, Tokenizer
+from jaxinfer.text import Tokenizer
+from jaxinfer.text.answer_reading import end_of_prompt
 from jaxinfer.text.answers import CallArguments, CallName, OutputParser, OutputParserNames, Reasoning
 from serving.http.parts import Part, PartedAnswer, joined
 from serving.http.tokens import ShownTokens, Token
@@ -16,7 +16,6 @@ from serving.http.tokens import ShownTokens, Token
 _LETTERS = string.ascii_letters + string.digits
 _STEPS_AT_A_TIME = 2048  # of `Pace`
 _STEPS_PER_PUSH = 16
-_PROMPT_END = 16  # tokens at the end of a prompt in which an opened reasoning is looked for
 
 
 def new_call_id(form: OutputParserNames, prefix: str = "call_") -> str:
@@ -28,22 +27,8 @@ def new_call_id(form: OutputParserNames, prefix: str = "call_") -> str:
 
 def reasoning_begun(form: OutputParserNames, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> bool:
     """Whether the chat template has opened the reasoning for the model."""
-    end, turn = _end_of_prompt(form, tokenizer, prompt)
+    end, turn = end_of_prompt(form, tokenizer, prompt)
     return form.begun(end, turn=turn)
-
-
-def _end_of_prompt(form: OutputParserNames, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> tuple[str, bool]:
-    """Its text, where reasoning can matter, and whether that is the beginning of the answer's own turn."""
-    if form.reasoning == "none":
-        return "", False
-    end = prompt[-_PROMPT_END:]
-    tags = {tokenizer.token_id(mark) for mark in form.marks(tools=False)}
-    turn = next(
-        (i for i in range(len(end), 0, -1) if tokenizer.is_special(end[i - 1]) and end[i - 1] not in tags), None
-    )
-    if turn is not None:  # behind the last special token only the answer's own turn stands
-        return tokenizer.decode(end[turn:], skip_special_tokens=False), True
-    return tokenizer.decode(end, skip_special_tokens=False), False
 
 
 def kept_tokens(form: OutputParserNames, tokenizer: Tokenizer | None, *, tools: bool) -> frozenset[int]:
@@ -52,14 +37,6 @@ def kept_tokens(form: OutputParserNames, tokenizer: Tokenizer | None, *, tools: 
         return frozenset()
     found = (tokenizer.token_id(mark) for mark in form.marks(tools=tools))
     return frozenset(index for index in found if index is not None)
-
-
-def answer_reading(
-    form: OutputParserNames, tools: Mapping[str, Any] | None, tokenizer: Tokenizer, prompt: tuple[int, ...]
-) -> AnswerReading:
-    """How answers to this prompt are read. tools: name -> the parameters' JSON schema."""
-    end, turn = _end_of_prompt(form, tokenizer, prompt)
-    return AnswerReading(form, tools, form.begun(end, turn=turn), form.over(end))
 
 
 class GrowingAnswer:

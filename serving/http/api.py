@@ -13,6 +13,7 @@ from jaxinfer.config import ConfigError
 from jaxinfer.errors import BAD_INPUT, ChatMessageError, ChatTemplateError, InvalidRequest, StopStringError
 from jaxinfer.sampling_params import check_token_ids
 from jaxinfer.text.answers import OutputParserNames, check_parser_names, output_parser_names
+from serving.access.caller import CALLER
 from serving.errors import Refusal
 from serving.frontend.frontend import Frontend, Prepare
 from serving.http import chat, chat_input, convert, messages_input, responses_input, structured
@@ -37,7 +38,8 @@ from serving.http.reply import Reply
 from serving.http.response_store import ResponseStore, StoreLimits
 from serving.http.response_turn import ResponseTurn
 from serving.http.responses import ResponsesReply
-from serving.http.responses_models import ResponsesRequest
+from serving.http.responses_models import ResponsesRequest, ResponseTokensRequest
+from serving.http.sessions import with_session
 from serving.observing.record import NOWHERE, Origin
 from serving.request import (
     NO_TOKENS,
@@ -59,7 +61,7 @@ _CONSTRAINING = (b"response_format", b"structured_outputs", b'"strict"', b'"tool
 RENDER = "/render"  # behind the path of an endpoint that generates
 _OF_CHATS = ("tools", "add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
 _TOKENIZE_NAMES = {"template": "chat_template", "template_variables": "chat_template_kwargs"}
-COUNT_TOKENS = MESSAGES + "/count_tokens"
+COUNT_TOKENS, INPUT_TOKENS = MESSAGES + "/count_tokens", RESPONSES + "/input_tokens"
 _PROMPTS = {COMPLETIONS: "prompt", CHAT: "messages", RESPONSES: "input", MESSAGES: "messages"}
 
 
@@ -133,9 +135,9 @@ class Api:
         if self.config.tool_call_parser == "auto":
             self.form = structured.with_forced_calls(self.form)
 
-    async def begin(self, path: str, body: Body, origin: Origin = NOWHERE) -> Reply:
+    async def begin(self, path: str, body: Body, origin: Origin = NOWHERE, session: str = "") -> Reply:
         """Checks a request and hands it to the engine. The reply must be closed. Raises ApiError. origin: but for the
-        user, whom the body names."""
+        user, whom the body names. session: named beside the body."""
         endpoint, cost = ENDPOINTS[path], _cost(body)
         if path == RESPONSES:
             turn = ResponseTurn(self.responses, origin.tenant)
@@ -145,7 +147,7 @@ class Api:
 
         def converted(model: ModelContext, prepare: Prepare) -> Any:
             with collecting(self.config.unknown_fields) as ignored:
-                prepared, request = self._convert(endpoint, body, model, prepare, ignored)
+                prepared, request = self._convert(endpoint, body, model, prepare, ignored, session)
             return prepared, (request, model, ignored)
 
         try:
@@ -163,7 +165,13 @@ class Api:
             raise
 
     def _convert(
-        self, endpoint: _Endpoint, body: Body, model: ModelContext, prepare: Prepare, ignored: IgnoredFields
+        self,
+        endpoint: _Endpoint,
+        body: Body,
+        model: ModelContext,
+        prepare: Prepare,
+        ignored: IgnoredFields,
+        session: str = "",
     ) -> tuple[list[PreparedRequest], Sampling]:
         """Raises ApiError with all faults that are found, one of BAD_INPUT, or Refusal."""
         try:
@@ -173,7 +181,7 @@ class Api:
                 raise InvalidRequest("return_token_ids", True, NO_TOKENS)
             convert.check_named_tokens(request, model)
             with convert.in_names_of_the_client(endpoint.names(request)):
-                requests = endpoint.convert(request, model, self.form)
+                requests = with_session(request, endpoint.convert(request, model, self.form), session, model)
                 names, least = ignored.names, self.config.stream_interval
                 if names or least > 1:
                     requests = [replace(r, ignored=names, interval=max(least, r.interval)) for r in requests]
@@ -187,7 +195,7 @@ class Api:
     def _check(self, endpoint: _Endpoint, request: Sampling, model: ModelContext) -> None:
         """All but the prompt's tokens. Raises InvalidRequest, one of BAD_INPUT, or Refusal."""
         with convert.in_names_of_the_client(endpoint.names(request)):
-            requests = endpoint.convert(request, model, self.form)
+            requests = with_session(request, endpoint.convert(request, model, self.form), "", model)
             check_fields(requests[0], model)
             self.frontend.check_room(requests)
 
@@ -216,7 +224,22 @@ class Api:
     async def count_tokens(self, body: Body) -> TextReply:
         return await self._text(body, MessageTokensRequest, lambda given, model: _count_tokens(given, model, self.form))
 
-    async def _text(self, body: Body, kind: type[T], work: Callable[[T, ModelContext], dict[str, Any]]) -> TextReply:
+    async def count_input_tokens(self, body: Body) -> TextReply:
+        turn = ResponseTurn(self.responses, CALLER.get().tenant)
+
+        def counted(given: ResponseTokensRequest, model: ModelContext) -> dict[str, Any]:
+            check_model(given.model or "", model)
+            with convert.in_names_of_the_client(responses_input.NAMES):
+                prompt = responses_input.to_prompt(given, model, self.form, turn)
+                return {"object": "response.input_tokens", "input_tokens": len(encode_prompt(prompt, model))}
+
+        return await self._text(body, ResponseTokensRequest, counted, turn.size_of_named(body))
+
+    async def _text(
+        self, body: Body, kind: type[T], work: Callable[[T, ModelContext], dict[str, Any]], more: int = 0
+    ) -> TextReply:
+        """more: bytes of work besides the body's."""
+
         def done(model: ModelContext) -> TextReply:
             with collecting(self.config.unknown_fields) as ignored:
                 try:
@@ -224,12 +247,14 @@ class Api:
                 except ApiError as error:
                     raise every_fault(body, kind, error, lambda _: None) from error
 
-        return await self._run(body, done)
+        return await self._run(body, done, more=more)
 
-    async def _run(self, body: Body, done: Callable[[ModelContext], TextReply], prompt: str | None = None) -> TextReply:
+    async def _run(
+        self, body: Body, done: Callable[[ModelContext], TextReply], prompt: str | None = None, more: int = 0
+    ) -> TextReply:
         """prompt: the field that the client has its text in."""
         try:
-            reply = await self.frontend.run(_cost(body), done)
+            reply = await self.frontend.run(_cost(body) + more, done)
         except (Refusal, *BAD_INPUT) as error:
             raise as_api_error(error, prompt) from error
         self.frontend.recorder.ignored(reply.ignored.counts)

@@ -20,15 +20,27 @@ from starlette.routing import Route
 
 from serving import garbage, json_text
 from serving.errors import Refusal, RequestError
-from serving.http.api import CHAT, COMPLETIONS, COUNT_TOKENS, ENDPOINTS, RENDER, Api, TextReply, as_api_error
+from serving.http.api import (
+    CHAT,
+    COMPLETIONS,
+    COUNT_TOKENS,
+    ENDPOINTS,
+    INPUT_TOKENS,
+    RENDER,
+    Api,
+    TextReply,
+    as_api_error,
+)
 from serving.http.body import App, BodyReader, ClientGone, Receive, Scope, Send
 from serving.http.decode import Body
 from serving.http.envelope import CorsConfig, enveloped
 from serving.http.errors import ApiError, as_answered, error_response, internal, new_request_id, speaks_anthropic
+from serving.http.event_stream import EventStream
 from serving.http.gate import HttpGate
 from serving.http.information import Information
 from serving.http.page import Page
 from serving.http.reply import Reply
+from serving.http.sessions import HEADER
 from serving.http.stored_responses import responses_routes
 from serving.observing.record import Origin
 from serving.observing.tracing import TRACE_HEADERS
@@ -36,6 +48,7 @@ from serving.observing.tracing import TRACE_HEADERS
 _LOG = logging.getLogger("serving.http")
 
 _NO_CORS = CorsConfig()
+_SESSION = HEADER.encode()
 _JSON = (b"content-type", b"application/json")
 _EVENTS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -55,6 +68,7 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
     routes += [
         Route("/tokenize", Answer(api, reader, "/tokenize", api.tokenize), methods=["POST"]),
         Route("/detokenize", Answer(api, reader, "/detokenize", api.detokenize), methods=["POST"]),
+        Route(INPUT_TOKENS, Answer(api, reader, INPUT_TOKENS, api.count_input_tokens), methods=["POST"]),
         *responses_routes(api),
         Route(COUNT_TOKENS, Answer(api, reader, COUNT_TOKENS, api.count_tokens), methods=["POST"]),
         Route("/v1/models", information.models, methods=["GET"]),
@@ -67,6 +81,7 @@ def make_app(api: Api, max_body_bytes: int, cors: CorsConfig = _NO_CORS, *, clos
         Route("/version", information.version, methods=["GET"]),
         Route("/metrics", information.metrics, methods=["GET"]),
         Route("/debug/experts", information.experts, methods=["GET"]),
+        Route("/debug/pins", information.pins, methods=["GET"]),
         Route("/debug/requests/{name:path}", information.explain, methods=["GET"]),
         Route("/openapi.json", information.openapi, methods=["GET"]),
         *Page().routes(),
@@ -92,7 +107,8 @@ class Generate:
         origin = Origin("http", self._path, trace=_trace(scope))
         try:
             body = await self._reader.read(scope, receive)
-            reply = await self._api.begin(self._path, body, replace(origin, received=time.monotonic()))
+            session = _header(scope, _SESSION)
+            reply = await self._api.begin(self._path, body, replace(origin, received=time.monotonic()), session)
         except ClientGone:
             return
         except ApiError as error:
@@ -113,22 +129,20 @@ class Generate:
             reply.close()
 
     async def _send_events(self, reply: Reply, send: Send) -> None:
-        begun = False
+        stream = EventStream(send, lambda: [*_EVENTS, *reply.headers], reply.sign_of_life)
         try:
             async for data in reply.events():
-                if not begun:
-                    headers = [*_EVENTS, *reply.headers]
-                    await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    begun = True
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                await stream.push(data)
         except ApiError:
             raise
         except Exception as error:
             _LOG.exception("a request failed in a way that nobody foresaw")
-            if not begun:
+            if not stream.begun:
                 raise internal(error) from error
-            await send({"type": "http.response.body", "body": reply.failed(internal(error)), "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await stream.push(reply.failed(internal(error)))
+        finally:
+            stream.close()
+        await stream.end()
 
 
 async def _watch(receive: Receive, reply: Reply) -> None:
@@ -137,6 +151,12 @@ async def _watch(receive: Receive, reply: Reply) -> None:
         pass
     # One of its own: an exception keeps the frames of every place that ever raised it.
     reply.fail(Refusal(grpc.StatusCode.CANCELLED, "the client closed its connection"))
+
+
+def _header(scope: Scope, wanted: bytes) -> str:
+    """The header's value; "" where there is none."""
+    found = (bytes(value).decode("latin-1") for name, value in scope["headers"] if bytes(name).lower() == wanted)
+    return next(found, "")
 
 
 def _trace(scope: Scope) -> tuple[tuple[str, str], ...]:

@@ -10,6 +10,7 @@ from jaxinfer.constraints.calls import ToolRules
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.messages import TokenLogprobs
 from jaxinfer.outputs import PROMPT
+from jaxinfer.text.answer_reading import answer_reading
 from jaxinfer.text.answers import (
     CallArguments,
     CallName,
@@ -21,13 +22,14 @@ from jaxinfer.text.answers import (
     collect,
 )
 from serving.http import chat_input, convert, responses_tools, structured
-from serving.http.answers import GrowingAnswer, answer_reading, kept_tokens, new_call_id
+from serving.http.answers import GrowingAnswer, kept_tokens, new_call_id
+from serving.http.effort import with_effort
 from serving.http.generation import Generation
 from serving.http.logprobs import Spelling, chat_logprobs, named_tokens, prompt_logprobs
 from serving.http.models import ChatRequest, Sampling
 from serving.http.parts import Part
 from serving.http.reply import DONE, Reply, StreamUsage, sse
-from serving.http.responses_models import ResponsesRequest
+from serving.http.responses_models import ResponsesRequest, ResponseTokensRequest
 from serving.http.tokens import ShownTokens, Token
 from serving.pace import Pace
 from serving.request import ChatPrompt, GenerationRequest, ModelContext
@@ -64,11 +66,13 @@ def to_requests(request: ChatRequest, context: ModelContext, form: OutputParserN
         raise InvalidRequest("top_logprobs", request.top_logprobs, "it needs logprobs")
     if request.logprobs:
         given["logprobs"] = -1 if request.logprob_token_ids else request.top_logprobs or 0
+    if request.thinking_token_budget is not None:
+        given["thinking_token_budget"] = request.thinking_token_budget
     choice = structured.tool_choice(request)
     form = structured.writing_calls(form, choice)
     offered = offered_tools(request, form)
     effort = request.reasoning_effort
-    variables = convert.with_effort(request.chat_template_kwargs, "reasoning_effort", effort, context, form)
+    variables = with_effort(request.chat_template_kwargs, "reasoning_effort", effort, context, form)
     if request.documents is not None:
         variables["documents"] = request.documents
     calls = structured.tool_rules(request, choice, offered)
@@ -92,12 +96,14 @@ def of_chat(
     return convert.generation(request, prompt, given, kept_tokens=kept, reading=reading, calls=calls)
 
 
-def offered_tools(request: ChatRequest | ResponsesRequest, form: OutputParserNames) -> list[dict[str, Any]] | None:
+def offered_tools(
+    request: ChatRequest | ResponsesRequest | ResponseTokensRequest, form: OutputParserNames
+) -> list[dict[str, Any]] | None:
     """The tools that the model gets to see: none where it must not call any. Raises InvalidRequest. An empty list of
     tools is one: clients send it with their usual tool_choice."""
-    if request.tools is None and request.tool_choice not in (None, "none"):
+    if request.tools is None and request.tool_choice not in (None, "none", "auto"):
         raise InvalidRequest("tool_choice", request.tool_choice, "it needs tools")
-    flat = isinstance(request, ResponsesRequest)
+    flat = isinstance(request, ResponsesRequest | ResponseTokensRequest)
     tools = responses_tools.functions(request.tools) if flat else chat_input.tools(request.tools)
     if not tools or request.tool_choice == "none":
         return None

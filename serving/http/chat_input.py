@@ -26,6 +26,7 @@ _TOOL_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _FUNCTION_KEYS = {"name": str, "description": str, "parameters": dict, "strict": bool}
 # OpenAI: to leave parameters out is to define a function without any.
 _NO_PARAMETERS = {"type": "object", "properties": {}}
+_ONLY_FUNCTIONS = "only functions are supported"
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
@@ -128,7 +129,9 @@ def _tool_calls(name: str, calls: Any) -> list[dict[str, Any]]:
     for i, call in enumerate(calls):
         at = f"{name}[{i}]"
         function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not (says_nothing(call.get("type")) or call["type"] == "function"):
+        if isinstance(call, dict) and call.get("type") == "custom" and isinstance(call.get("custom"), dict):
+            function = _of_custom(f"{at}.custom", call["custom"])
+        elif not isinstance(function, dict) or not (says_nothing(call.get("type")) or call["type"] == "function"):
             raise InvalidRequest(at, call, 'it must be {"id": ..., "type": "function", "function": {...}}')
         if not isinstance(call.get("id"), str | None):
             raise InvalidRequest(f"{at}.id", call["id"], "it must be a string, or null")
@@ -136,19 +139,31 @@ def _tool_calls(name: str, calls: Any) -> list[dict[str, Any]]:
             raise InvalidRequest(f"{at}.function.name", function.get("name"), "it must be a string")
         kept = {key: value for key, value in function.items() if value is not None}
         kept["arguments"] = as_arguments(function.get("arguments"))
-        own = {key: value for key, value in call.items() if not says_nothing(value)}
+        own = {key: value for key, value in call.items() if not says_nothing(value) and key != "custom"}
         result.append({**own, "type": "function", "function": kept})
     return result
 
 
+def _of_custom(name: str, called: Mapping[str, Any]) -> dict[str, Any]:
+    """The call of a tool that takes a text, which is the argument `input`, as in the Responses API."""
+    if not isinstance(called.get("input"), str):
+        raise InvalidRequest(f"{name}.input", called.get("input"), "it must be a string")
+    return {"name": called.get("name"), "arguments": {"input": called["input"]}}
+
+
 def tools(given: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """The tools as templates read them, in chat completions' shape."""
+    """The functions as templates read them, in chat completions' shape. Tools of other kinds, which a provider runs or
+    whose calls are no JSON, are reported."""
     check_count("tools", given or (), MAX_TOOLS, "tools")
     result = []
     for i, tool in enumerate(given or ()):
         at = f"tools[{i}]"
-        if not (says_nothing(tool.get("type")) or tool["type"] == "function"):
-            raise InvalidRequest(f"{at}.type", tool.get("type"), "only functions are supported")
+        kind = tool.get("type")
+        if not (says_nothing(kind) or isinstance(kind, str)):
+            raise InvalidRequest(f"{at}.type", kind, _ONLY_FUNCTIONS)
+        if kind and kind != "function":
+            ignored.without_effect(f"{at}.type", kind, _ONLY_FUNCTIONS)
+            continue
         result.append({"type": "function", "function": _checked_function(*_function(at, tool))})
     return result
 

@@ -11,11 +11,8 @@ import msgspec
 from jaxinfer.errors import ChatTemplateError, InvalidRequest, renamed
 from jaxinfer.sampling_fields import Kind
 from jaxinfer.sampling_params import FIELDS, MAX_TOKEN_LIST, check_token_ids, clamped_bias
-from jaxinfer.text import Tokenizer
-from jaxinfer.text.answers import OutputParserNames
 from serving.http import chat_input, ignored, structured
 from serving.http.models import (
-    EFFORTS,
     MAX_PROMPTS,
     ChatRequest,
     CompletionRequest,
@@ -27,9 +24,7 @@ from serving.http.models import (
 from serving.request import ChatPrompt, GenerationRequest, ModelContext, Prompt, TextPrompt, TokenPrompt, check_count
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's
-HARMONY_EFFORTS = ("low", "medium", "high")  # that the models were trained with
 MAX_NAMED_TOKENS = 128  # of logprob_token_ids, as in vLLM
-EFFORT, _THINKING = "reasoning_effort", "enable_thinking"  # as templates call them
 
 
 def sampling(request: Sampling) -> dict[str, Any]:
@@ -125,34 +120,6 @@ def chat_prompt(
         variables,
         continued,
     )
-
-
-def with_effort(
-    variables: Mapping[str, Any] | None, name: str, effort: str | None, context: ModelContext, form: OutputParserNames
-) -> dict[str, Any]:
-    """The variables of the chat template, with the effort that the request's field `name` asks for, and whether to
-    reason at all, as far as the template reads them; an effort that it does not read is reported. Raises
-    InvalidRequest."""
-    known = dict(variables or {})
-    if effort is None:
-        return known
-    efforts = HARMONY_EFFORTS if form.is_harmony else EFFORTS
-    if effort not in efforts:
-        raise InvalidRequest(name, effort, f"it must be {', '.join(efforts[:-1])} or {efforts[-1]}")
-    if known.get(EFFORT, effort) != effort:
-        raise InvalidRequest(name, effort, f"chat_template_kwargs has the {EFFORT} {known[EFFORT]!r}; give one of them")
-    meant = {EFFORT: effort, _THINKING: effort != "none"}
-    read = [variable for variable in meant if template_reads(variable, context.tokenizer)]
-    if not read:
-        ignored.without_effect(name, effort, f"the model's chat template reads no {EFFORT} and no {_THINKING}")
-    return {**{variable: meant[variable] for variable in read}, **known}
-
-
-def template_reads(name: str, tokenizer: Tokenizer | None) -> bool:
-    """Whether one of the model's chat templates has the variable."""
-    source = None if tokenizer is None else tokenizer.chat_template
-    sources = source.values() if isinstance(source, dict) else (source or "",)
-    return any(name in template for template in sources)
 
 
 def completion(request: CompletionRequest) -> list[GenerationRequest]:

@@ -15,6 +15,7 @@ from serving.http.declaring import NoEffect
 from serving.http.errors import ApiError, from_invalid, invalid
 from serving.http.known_fields import known_fields_only
 from serving.http.models import MAX_USER, RECORDED, REFUSED
+from serving.http.struct_types import fields_of
 from serving.http.whole_numbers import with_whole_numbers
 from serving.json_weight import MAX_WEIGHT, is_too_heavy, up_to_long_name
 
@@ -155,7 +156,7 @@ def explain(error: msgspec.ValidationError, body: Body, kind: type[msgspec.Struc
     if not path:
         return invalid(None, "the body must be a JSON object")
     value = _value_at(body, path)
-    allowed = _allowed(what)
+    allowed = _one_of(path, kind) if what.startswith("Invalid enum value") else _allowed(what)
     if value is _MISSING:
         return invalid(path, f"{path} cannot be read; {allowed}", reason=allowed)
     return from_invalid(InvalidRequest(path, value, allowed))
@@ -167,6 +168,16 @@ def _allowed(what: str) -> str:
         return what[0].lower() + what[1:]
     kinds = [_WORDS.get(kind, kind) for kind in expected[1].split(" | ") if kind != "null"]
     return f"it must be {' or '.join(kinds)}"
+
+
+def _one_of(path: str, kind: type[msgspec.Struct]) -> str:
+    """The words that may stand where the path leads to."""
+    types: tuple[msgspec.inspect.Type, ...] = (msgspec.inspect.type_info(kind),)
+    for key, _ in _STEP.findall("." + path):
+        structs = [each.cls for each in types if isinstance(each, msgspec.inspect.StructType)]
+        types = next((fields_of(each)[key] for each in structs if key in fields_of(each)), ())
+    words = [str(word) for each in types if isinstance(each, msgspec.inspect.LiteralType) for word in each.values]
+    return "it must be " + " or ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def _value_at(body: Body, path: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -47,7 +47,8 @@ _PARAM = {grpc.StatusCode.NOT_FOUND: "model", grpc.StatusCode.ALREADY_EXISTS: "r
 
 class ApiError(RequestError):
     """An answer that is an error. retry_ms: when it is worth another try; None: it is not. reason: why, in words of the
-    server's own, for its log. faults: each by itself, where the error tells several."""
+    server's own, for its log. details: for programs that read Anthropic's errors. faults: each by itself, where it
+    tells several."""
 
     def __init__(
         self,
@@ -60,11 +61,13 @@ class ApiError(RequestError):
         retry_ms: int | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
         reason: str = "",
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.kind = status, message, kind
         self.param, self.code, self.retry_ms = param, code, retry_ms
         self._headers = headers
+        self.details = details
         self.reason = reason or code or ""
         self.faults: tuple[ApiError, ...] = (self,)
 
@@ -128,7 +131,10 @@ def from_refusal(refusal: Refusal) -> ApiError:
 def anthropic_body(error: ApiError, request_id: str) -> dict[str, Any]:
     """The error as the Messages API writes it."""
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    found: dict[str, Any] = {"type": kind, "message": error.message}
+    if error.details is not None:
+        found["details"] = error.details
+    return {"type": "error", "error": found, "request_id": request_id}
 
 
 def new_request_id() -> str:

@@ -176,7 +176,7 @@ _FUNCTION_BY_NAME = {
 _ALLOWED = {"mode": {"enum": ["auto", "required"]}, "tools": {**array_of(_FUNCTION_BY_NAME), "minItems": 1}}
 TOOL_CHOICE: dict[str, Any] = {
     "anyOf": [
-        {"enum": ["auto", "none", "required"]},
+        {"enum": ["auto", "none", "required", "any"], "description": "any: another word for required"},
         _FUNCTION_BY_NAME,
         schema_of({"type": {"enum": ["allowed_tools"]}, **_ALLOWED}),
         schema_of({"type": {"enum": ["allowed_tools"]}, "allowed_tools": schema_of(_ALLOWED)}),

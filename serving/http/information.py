@@ -137,6 +137,17 @@ class Information:
             raise ApiError(404, f"the model {name!r} has no experts", code="no_experts")
         return _response(found)
 
+    async def pins(self, request: Request) -> Response:
+        """What tenants have pinned, as the engines have told it: of all, or of the `tenant` that the query names."""
+        wanted = request.query_params.get("tenant")
+        found = [
+            {"engine": engine, **of._asdict()}
+            for engine, tenants in self._api.frontend.recorder.pins.items()
+            for of in tenants
+            if wanted in (None, of.tenant)
+        ]
+        return _response({"tenants": found})
+
     async def version(self, _: Request) -> Response:
         return _response({"version": __version__})
 

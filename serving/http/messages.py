@@ -10,6 +10,7 @@ import msgspec
 from jaxinfer.outputs import PROMPT
 from jaxinfer.text.answers import PUT_IN, CallArguments, CallName, Content, Event, OutputParserNames, Reasoning
 from serving.http.answers import new_call_id
+from serving.http.cache_control import created_tokens
 from serving.http.chat import new_answer
 from serving.http.errors import ApiError, anthropic_body
 from serving.http.generation import Generation
@@ -111,6 +112,7 @@ class MessagesReply(Reply):
         super().__init__(generation, context.name, stream=bool(request.stream))
         self._request = request
         self._pace = Pace()
+        self._started = False
         self._answer = new_answer(
             generation,
             context,
@@ -135,12 +137,11 @@ class MessagesReply(Reply):
         return {**self._message(), "content": self._blocks.content, **self._stop(), "usage": self._usage()}
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        begun = False
         async for _ in self._grow():
-            if not begun:  # sent with the first news: an error may come instead, and the usage is known now
-                started = {**self._message(), "usage": {**self._usage(), "output_tokens": 0}}
-                yield _sse({"type": "message_start", "message": started}) + _sse(_PING)
-                begun = True
+            # Sent with the first news: an error may come instead, and the usage is known now. Where that lasts too long
+            # it was a sign of life, and the usage comes at the end.
+            if not self._started:
+                yield self._start()
             events = self._blocks.take()
             if events:
                 yield b"".join(map(_sse, events))
@@ -150,6 +151,15 @@ class MessagesReply(Reply):
             yield b"event: " + event["type"].encode() + b"\n"
             async for part in sse_in_parts(event):
                 yield part
+
+    def _start(self) -> bytes:
+        self._started = True
+        started = {**self._message(), "usage": {**self._usage(), "output_tokens": 0}}
+        return _sse({"type": "message_start", "message": started}) + _sse(_PING)
+
+    def sign_of_life(self) -> bytes:
+        self.begun = True
+        return _sse(_PING) if self._started else self._start()
 
     def failed(self, error: ApiError) -> bytes:
         request_id = self.generation.streams[0].prepared.request_id
@@ -194,12 +204,15 @@ class MessagesReply(Reply):
         return {"stop_reason": reason, "stop_sequence": sequence}
 
     def _usage(self) -> dict[str, Any]:
-        """The prompt's tokens are told in three parts: read from the cache, put there by a mark, and the others."""
-        usage = self.generation.usage
+        """The prompt's tokens are told in three parts: read from the cache, pinned there by this request, and the
+        others."""
+        usage, stream = self.generation.usage, self.generation.streams[0]
+        created = created_tokens(stream.prepared.submit, usage.cached, stream.pinned_tokens)
         found: dict[str, Any] = {
-            "input_tokens": usage.prompt - usage.cached,
-            "cache_creation_input_tokens": 0,
+            "input_tokens": usage.prompt - usage.cached - sum(created.values()),
+            "cache_creation_input_tokens": sum(created.values()),
             "cache_read_input_tokens": usage.cached,
+            "cache_creation": created,
             "output_tokens": usage.completion,
         }
         if self._answer.finish_reason is not None and self._answer.reasoning_tokens:

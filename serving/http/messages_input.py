@@ -8,29 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from jaxinfer.constraints.params import FIELD
-from jaxinfer.errors import ChatTemplateError, InvalidRequest
-from jaxinfer.text import Tokenizer
+from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import OutputParserNames
 from jaxinfer.text.conversation import of_another_modality
+from serving.cache_marks import MARK
 from serving.http import convert, ignored, structured
+from serving.http.cache_control import CacheControl
 from serving.http.chat import of_chat
 from serving.http.chat_input import says_nothing
-from serving.http.messages_models import MessagesRequest, MessageTokensRequest
+from serving.http.effort import EFFORT, known_effort, thinking_switch
+from serving.http.errors import ApiError
+from serving.http.messages_models import MessagesRequest, MessageTokensRequest, Thinking
 from serving.http.messages_tools import offered_tools, tool_choice, tool_rules
 from serving.http.models import MAX_USER
 from serving.http.thinking_signature import thinking_of
 from serving.request import MAX_MESSAGES, ChatPrompt, GenerationRequest, ModelContext, check_count
 
-NAMES = {"prompt": "messages", "template_variables": "chat_template_kwargs"}
+NAMES = {
+    "thinking_token_budget": "thinking.budget_tokens",
+    "prompt": "messages",
+    "template_variables": "chat_template_kwargs",
+}
 _ROLES = ("user", "assistant", "system")
-# Variables of chat templates that turn reasoning on and off: Qwen's and GLM's, and Granite's and DeepSeek's.
-_SWITCHES = ("enable_thinking", "thinking")
-# Where a template does not know an effort, it gets the next one that it may know.
-_NEAREST = {"max": ("max", "xhigh", "high"), "xhigh": ("xhigh", "high"), "none": ("none", "minimal", "low")}
+_THINKING = ("enabled", "adaptive", "between_tools", "disabled")
 _PROVIDERS = "it belongs to a tool that the model's provider ran, of which this model was not told"
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
@@ -42,7 +45,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "tool_use": ("id", "name", "input"),
     "tool_result": ("tool_use_id", "content", "is_error"),
 }
-_MARKS = ("cache_control", "citations", "caller", "toolset_name")  # beside any block, and no part of its text
+_MARKS = (MARK, "citations", "caller", "toolset_name")  # beside any block, and no part of its text
 _OF_ROLES: Mapping[str, tuple[str, ...]] = {
     "user": ("text", "document", "search_result", "tool_result"),
     "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
@@ -50,6 +53,7 @@ _OF_ROLES: Mapping[str, tuple[str, ...]] = {
 }
 _OF_RESULTS = ("text", "document", "search_result", "tool_reference")
 _OF_DOCUMENTS = ("text",)
+_MARKED = ("text", "document", "search_result", "tool_use", "tool_result")  # blocks up to which a prompt is pinned
 
 
 def names(request: MessagesRequest) -> dict[str, str]:
@@ -61,11 +65,13 @@ def names(request: MessagesRequest) -> dict[str, str]:
 
 def to_requests(request: MessagesRequest, context: ModelContext, form: OutputParserNames) -> list[GenerationRequest]:
     """Raises InvalidRequest."""
+    _refuse_thread(request)
     given = convert.sampling(request)
     given["max_tokens"] = request.max_tokens
     if request.stop_sequences:
         given["stop"] = (*given.get("stop", ()), *request.stop_sequences)
     given |= _form_of(request)
+    given |= _budget(request, form)
     user = None if request.metadata is None else request.metadata.user_id
     if user is not None and len(user) > MAX_USER:
         raise InvalidRequest("metadata.user_id", user, f"at most {MAX_USER} characters are allowed")
@@ -76,6 +82,27 @@ def to_requests(request: MessagesRequest, context: ModelContext, form: OutputPar
     form = structured.writing_calls(form, tool_choice(request))
     found = of_chat(request, prompt, given, context, form, tool_rules(request, prompt.tools))
     return [replace(found, user=found.user or user or "")]
+
+
+def _refuse_thread(request: MessagesRequest) -> None:
+    """Raises ApiError for a conversation that the server should hold: what follows would be half a conversation. The
+    details are those on which Anthropic's SDKs send the whole of it, without a thread, from then on."""
+    if request.thread is None:
+        return
+    fault = InvalidRequest("thread", request.thread, "it must be null: send the whole conversation with each request")
+    details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    raise ApiError(400, str(fault), param="thread", reason=fault.allowed, details=details)
+
+
+def _budget(request: MessagesRequest, form: OutputParserNames) -> dict[str, Any]:
+    thinking = request.thinking
+    if thinking is None or thinking.budget_tokens is None:
+        return {}
+    if thinking.type == "enabled" and form.reasoning != "none":
+        return {"thinking_token_budget": thinking.budget_tokens}
+    why = "it belongs to the type enabled, and to models whose reasoning is known"
+    ignored.without_effect("thinking.budget_tokens", thinking.budget_tokens, why)
+    return {}
 
 
 def _form_of(request: MessagesRequest) -> dict[str, Any]:
@@ -98,12 +125,15 @@ def to_prompt(
     if not request.messages:
         raise InvalidRequest("messages", [], "it must hold at least one message")
     check_count("messages", request.messages, MAX_MESSAGES, "messages")
+    marks = CacheControl(honoured=isinstance(request, MessagesRequest) and context.info.max_pinned_pages > 0)
     turns = _Turns()
     if not says_nothing(request.system):
-        turns.add("system", list(_blocks("system", "system", request.system)))
+        turns.add("system", list(_blocks("system", "system", request.system, marks)))
     for i, message in enumerate(request.messages):
-        _add_message(f"messages[{i}]", message, turns)
-    messages, offered = turns.as_chat(), offered_tools(request, form)
+        _add_message(f"messages[{i}]", message, turns, marks)
+    offered = offered_tools(request, form, marks)
+    turns.mark_end(marks.of("", {MARK: request.cache_control}))
+    messages = turns.as_chat()
     last = messages[-1]
     goes_on = last["role"] == "assistant" and bool(last["content"]) and "tool_calls" not in last
     return ChatPrompt(
@@ -112,6 +142,7 @@ def to_prompt(
         add_generation_prompt=not goes_on,
         variables=_variables(request, context, form),
         continue_final_message=goes_on,
+        marked=marks.any,
     )
 
 
@@ -132,11 +163,18 @@ class _Turns:
         else:
             self.messages.append({"role": role, "content": list(parts)})
 
+    def mark_end(self, mark: Mapping[str, float]) -> None:
+        """Puts a mark behind the last block."""
+        last = self.messages[-1]
+        last_of = [last, *(last["content"] if isinstance(last["content"], list) else ()), *last.get("tool_calls", ())]
+        last_of[-1].update(mark)
+
     def as_chat(self) -> list[dict[str, Any]]:
-        """A single text as a string, as chat completions' clients send it: so both find the same cached prefix."""
+        """A single text as a string, as chat completions' clients send it: so both find the same cached prefix. With a
+        mark it becomes one later."""
         for message in self.messages:
             content = message["content"]
-            if not isinstance(content, str) and len(content) < 2:
+            if not isinstance(content, str) and len(content) < 2 and MARK not in (content or ({},))[0]:
                 message["content"] = content[0]["text"] if content else ""
         return self.messages
 
@@ -147,20 +185,21 @@ class _Turns:
         return self.messages[-1]
 
 
-def _add_message(name: str, message: Mapping[str, Any], turns: _Turns) -> None:
+def _add_message(name: str, message: Mapping[str, Any], turns: _Turns, marks: CacheControl) -> None:
     role = message.get("role")
     if role not in _ROLES:
         raise InvalidRequest(f"{name}.role", role, f"it must be {', '.join(_ROLES[:-1])} or {_ROLES[-1]}")
     for key, value in message.items():
         if key not in ("role", "content") and not says_nothing(value):
             ignored.unknown(f"{name}.{key}", value, ("role", "content"), "a message has role and content")
-    blocks = list(_blocks(f"{name}.content", role, message.get("content")))
+    blocks = list(_blocks(f"{name}.content", role, message.get("content"), marks))
     if role == "assistant":
         _add_answer(blocks, turns)
         return
     results = [block for block in blocks if block["type"] == "tool_result"]
     for block in results:  # in front of what else the user says: they belong to the calls before
-        turns.messages.append({"role": "tool", "tool_call_id": block["id"], "content": block["text"]})
+        mark = {MARK: block[MARK]} if MARK in block else {}
+        turns.messages.append({"role": "tool", "tool_call_id": block["id"], "content": block["text"], **mark})
     texts = [block for block in blocks if block["type"] == "text"]
     if texts or not results:
         turns.add(role, texts)
@@ -177,27 +216,33 @@ def _add_answer(blocks: Sequence[dict[str, Any]], turns: _Turns) -> None:
         else:
             function = {"name": block["name"], "arguments": block["input"]}
             call = {"id": block["id"], "type": "function", "function": function}
+            call |= {MARK: block[MARK]} if MARK in block else {}
             answer.setdefault("tool_calls", []).append(call)
 
 
 # -- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def _blocks(name: str, role: str, content: Any) -> Iterator[dict[str, Any]]:
+def _blocks(name: str, role: str, content: Any, marks: CacheControl) -> Iterator[dict[str, Any]]:
     """The blocks of a turn, checked: {"type": "text", "text": ...}, or thinking with its text, a tool_use with id, name
-    and input, a tool_result with id and text. What says nothing to this model is reported and left out."""
+    and input, a tool_result with id and text; with their marks. What says nothing to this model is reported and left
+    out."""
     for at, block in _listed(name, content):
         kind = _kind(at, block, _OF_ROLES[role])
         if kind is None:
             continue
+        mark: dict[str, float] = {}
+        if kind in _MARKED:
+            mark = marks.of(at, block)
+            block = {key: value for key, value in block.items() if key != MARK}
         _report_rest(at, block, kind)
         if kind == "tool_use":
-            yield _tool_use(at, block)
+            yield _tool_use(at, block) | mark
         elif kind == "tool_result":
             text = "\n".join(_texts(f"{at}.content", block.get("content"), _OF_RESULTS))
             if block.get("is_error"):  # templates have no other word for it
                 text = f"Error: {text}" if text else "Error"
-            yield {"type": kind, "id": _string(f"{at}.tool_use_id", block.get("tool_use_id")), "text": text}
+            yield {"type": kind, "id": _string(f"{at}.tool_use_id", block.get("tool_use_id")), "text": text, **mark}
         elif kind == "thinking":
             text = thinking_of(
                 _string(f"{at}.thinking", block.get("thinking")), _string(f"{at}.signature", block.get("signature", ""))
@@ -205,7 +250,7 @@ def _blocks(name: str, role: str, content: Any) -> Iterator[dict[str, Any]]:
             if text:
                 yield {"type": kind, "text": text}
         else:
-            yield {"type": "text", "text": _text(at, block, kind)}
+            yield {"type": "text", "text": _text(at, block, kind), **mark}
 
 
 def _listed(name: str, content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -299,13 +344,25 @@ def _string(name: str, value: Any) -> str:
 # -- the template's variables -----------------------------------------------------------------------------------------
 
 
+def _is_known(thinking: Thinking) -> bool:
+    """Whether its type is one of those that say whether to reason. Clients send words that are newer than this server;
+    they are reported, as new fields are."""
+    if thinking.display not in (None, "summarized", "omitted"):
+        why = "it must be summarized or omitted: thinking comes as it is"
+        ignored.without_effect("thinking.display", thinking.display, why)
+    if thinking.type not in _THINKING:
+        why = f"it must be {', '.join(_THINKING[:-1])} or {_THINKING[-1]}"
+        ignored.without_effect("thinking.type", thinking.type, why)
+    return thinking.type in _THINKING
+
+
 def _variables(
     request: MessagesRequest | MessageTokensRequest, context: ModelContext, form: OutputParserNames
 ) -> dict[str, Any]:
     """What thinking and effort mean to the model's chat template. What it does not read is reported."""
     known = dict(request.chat_template_kwargs or {})
     tokenizer = context.tokenizer
-    if request.thinking is not None:
+    if request.thinking is not None and _is_known(request.thinking):
         wanted = request.thinking.type != "disabled"
         switch = None if tokenizer is None else thinking_switch(tokenizer)
         if switch is not None:
@@ -314,39 +371,11 @@ def _variables(
             why = "the model's chat template has no variable for it"
             ignored.without_effect("thinking.type", request.thinking.type, why)
     effort = None if request.output_config is None else request.output_config.effort
-    if effort is not None and convert.EFFORT not in known:
-        taken = None if tokenizer is None else known_effort(tokenizer, effort)
+    if effort is not None and EFFORT not in known:
+        taken = None if tokenizer is None else known_effort(tokenizer, effort, harmony=form.is_harmony)
         if taken is None:
-            why = f"the model's chat template reads no {convert.EFFORT}, or does not know this one"
+            why = f"the model's chat template reads no {EFFORT}, or does not know this one"
             ignored.without_effect("output_config.effort", effort, why)
         else:
-            known[convert.EFFORT] = taken
+            known[EFFORT] = taken
     return known
-
-
-@lru_cache(maxsize=8)
-def thinking_switch(tokenizer: Tokenizer) -> str | None:
-    """The variable with which the chat template turns reasoning on and off: what it writes says so."""
-    for name in _SWITCHES:
-        on, off = (_beginning(tokenizer, **{name: value}) for value in (True, False))
-        if on is not None and off is not None and on != off:
-            return name
-    return None
-
-
-@lru_cache(maxsize=64)
-def known_effort(tokenizer: Tokenizer, effort: str) -> str | None:
-    """The effort as the chat template takes it: itself, or the nearest that it does not refuse; None where it writes
-    the same for all."""
-    if not convert.template_reads(convert.EFFORT, tokenizer):
-        return None
-    found = (each for each in _NEAREST.get(effort, (effort,)) if _beginning(tokenizer, reasoning_effort=each))
-    return next(found, None)
-
-
-def _beginning(tokenizer: Tokenizer, **variables: Any) -> str | None:
-    """How a conversation begins with these variables; None where the template refuses them."""
-    try:
-        return tokenizer.render_chat([{"role": "user", "content": "?"}], **variables)
-    except ChatTemplateError:
-        return None

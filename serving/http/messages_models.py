@@ -31,13 +31,20 @@ _TOOL = schema_of(
 
 class Thinking(Struct, kw_only=True, forbid_unknown_fields=True):
     type: Annotated[
-        Literal["enabled", "adaptive", "between_tools", "disabled"],
-        doc("disabled turns the chat template's thinking off, the others turn it on, where it has such a variable"),
+        str,
+        doc(
+            "disabled turns the chat template's thinking off, enabled, adaptive and between_tools turn it on, where it "
+            "has such a variable; others are reported"
+        ),
     ]
-    budget_tokens: Annotated[int | None, no_effect("a model reasons as long as it wants, within max_tokens")] = None
+    budget_tokens: Annotated[
+        int | None, doc("With the type enabled: the most tokens that an answer may reason, where the model reasons")
+    ] = None
     display: Annotated[
-        Literal["summarized", "omitted"] | None,
-        doc("omitted: thinking blocks come without their text; summarized: with it, as it is"),
+        str | None,
+        doc(
+            "omitted: thinking blocks come without their text; else with it, as it is; others than summarized: reported"
+        ),
     ] = None
 
 
@@ -84,7 +91,8 @@ Variables = Annotated[
     dict[str, Any] | None, doc('Further variables of the template, such as {"enable_thinking": false}')
 ]
 CacheControl = Annotated[
-    dict[str, Any] | None, no_effect("every prompt finds what it shares with earlier ones, marked or not")
+    dict[str, Any] | None,
+    doc('Pin the prompt up to its last block: {"type": "ephemeral"}, with "ttl" "5m" or "1h"'),
 ]
 Edits = Annotated[dict[str, Any] | None, no_effect("the conversation is taken as it was sent", {}, {"edits": []})]
 Servers = Annotated[list[dict[str, Any]] | None, no_effect("this server calls no other ones", [])]
@@ -110,6 +118,7 @@ class MessagesRequest(Sampling, kw_only=True):
     context_management: Edits = None
     mcp_servers: Servers = None
     speed: Speed = None
+    thread: Annotated[dict[str, Any] | None, doc("Only null: the server holds no conversations", enum=[None])] = None
     container: Annotated[Any, no_effect("no code runs here")] = None
     inference_geo: Annotated[str | None, no_effect("the model runs where this server does")] = None
     service_tier: Annotated[
@@ -128,7 +137,7 @@ class MessageTokensRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     thinking: Thought = None
     output_config: Output = None
     chat_template_kwargs: Variables = None
-    cache_control: CacheControl = None
+    cache_control: Annotated[dict[str, Any] | None, no_effect("what is only counted is not pinned")] = None
     context_management: Edits = None
     mcp_servers: Servers = None
     speed: Speed = None

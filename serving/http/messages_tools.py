@@ -9,7 +9,9 @@ from typing import Any
 from jaxinfer.constraints.calls import Tool, ToolRules
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import OutputParserNames
+from serving.cache_marks import MARK
 from serving.http import ignored, structured
+from serving.http.cache_control import CacheControl
 from serving.http.chat import NO_TOOL_FORMAT
 from serving.http.chat_input import says_nothing
 from serving.http.messages_models import MessagesRequest, MessageTokensRequest
@@ -19,18 +21,19 @@ from serving.request import MAX_TOOLS, check_count
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 _CUSTOM = ("custom", "function")  # types of tools that the client describes
 _KEYS = ("type", "name", "description", "input_schema", "strict")
-_MARKS = ("cache_control", "defer_loading", "eager_input_streaming", "input_examples", "allowed_callers")
+_MARKS = ("defer_loading", "eager_input_streaming", "input_examples", "allowed_callers")
 _NOT_OURS = "only tools that the client describes are offered: this server runs none"
 
 
 def offered_tools(
-    request: MessagesRequest | MessageTokensRequest, form: OutputParserNames
+    request: MessagesRequest | MessageTokensRequest, form: OutputParserNames, marks: CacheControl
 ) -> list[dict[str, Any]] | None:
-    """The tools that the model gets to see, in chat completions' shape: none where it must not call any. Raises
-    InvalidRequest."""
+    """The tools that the model gets to see, in chat completions' shape with their marks: none where it must not call
+    any. Raises InvalidRequest."""
     check_count("tools", request.tools or (), MAX_TOOLS, "tools")
     form = structured.writing_calls(form, tool_choice(request))
-    tools = [found for i, tool in enumerate(request.tools or ()) if (found := _tool(f"tools[{i}]", tool)) is not None]
+    found = [_tool(f"tools[{i}]", tool, marks) for i, tool in enumerate(request.tools or ())]
+    tools = [tool for tool in found if tool is not None]
     _check_choice(request, [tool["function"]["name"] for tool in tools])
     if not tools or (request.tool_choice is not None and request.tool_choice.type == "none"):
         return None
@@ -81,7 +84,7 @@ def _check_choice(request: MessagesRequest | MessageTokensRequest, offered: Sequ
         raise InvalidRequest("tool_choice.type", choice.type, "it needs tools")
 
 
-def _tool(at: str, tool: Mapping[str, Any]) -> dict[str, Any] | None:
+def _tool(at: str, tool: Mapping[str, Any], marks: CacheControl) -> dict[str, Any] | None:
     """None for a tool that the model's provider would run, or that only Anthropic's models know: those have a type and
     no schema."""
     kind = tool.get("type")
@@ -102,7 +105,8 @@ def _tool(at: str, tool: Mapping[str, Any]) -> dict[str, Any] | None:
     for key, value in tool.items():
         if key in _MARKS and not says_nothing(value) and value is not False:
             ignored.passed_over(f"{at}.{key}")
-        elif key not in (*_KEYS, *_MARKS) and not says_nothing(value):
+        elif key not in (*_KEYS, *_MARKS, MARK) and not says_nothing(value):
             ignored.unknown(f"{at}.{key}", value, _KEYS, f"a tool may have {', '.join(_KEYS)}")
     function = {"name": name, **({"description": description} if isinstance(description, str) else {})}
-    return {"type": "function", "function": {**function, "parameters": schema or {"type": "object", "properties": {}}}}
+    parameters = schema or {"type": "object", "properties": {}}
+    return {"type": "function", "function": {**function, "parameters": parameters}, **marks.of(at, tool)}

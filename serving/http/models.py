@@ -20,6 +20,7 @@ from serving.http.declaring import doc as _doc
 from serving.http.declaring import list_of as _list
 from serving.http.declaring import no_effect as _no_effect
 from serving.http.fragments import MESSAGE, RESPONSE_FORMAT, STRUCTURED_OUTPUTS, TOOL, TOOL_CHOICE
+from serving.prompts import MAX_SESSION_ID
 from serving.request import MAX_CACHE_SALT, MAX_MESSAGES, MAX_REQUEST_ID, MAX_TOOLS
 
 MAX_PROMPTS = 1024  # of one completion request
@@ -28,7 +29,7 @@ MAX_USER = 512  # characters
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # OpenAI's, and Anthropic's
 EFFORT = "How much the model reasons, where its chat template asks; gpt-oss knows low, medium and high"
 _TEMPLATE = "Name of one of the model's chat templates; with --trust-request-chat-template also a template (Jinja)"
-_BUDGET = "nothing ends a model's reasoning but the model: max_completion_tokens counts it"
+_BUDGET = "The most tokens that an answer may reason; then its reasoning is closed. 0: none. For models that reason"
 _TEXT = {"type": "string"}  # an empty one is a prompt where the tokenizer adds a token of its own
 _TOKEN_ID = {"type": "integer", "minimum": 0}
 
@@ -101,10 +102,15 @@ class Sampling(_Declared, kw_only=True, forbid_unknown_fields=True):
     user: Annotated[str | None, _doc("Your end user; recorded for the usage ledger", maxLength=MAX_USER)] = None
     safety_identifier: Annotated[str | None, _doc("As user", maxLength=MAX_USER)] = None
     prompt_cache_key: Annotated[
-        str | None, _no_effect("every prompt finds what it shares with earlier ones, whatever its key")
+        str | None,
+        _no_effect("every prompt finds what it shares with earlier ones, whatever its key; session_id pins"),
     ] = None
     prompt_cache_retention: Annotated[
-        str | None, _no_effect("what prompts share stays until its room is needed, the longest unused first to go")
+        str | None, _doc("24h: as session_id, for 24 hours; in_memory: until its room is needed, as always")
+    ] = None
+    session_id: Annotated[
+        str | None,
+        _doc("Your conversation, of which prompt and answer stay cached for the next turn", maxLength=MAX_SESSION_ID),
     ] = None
     service_tier: Annotated[
         str | None, _no_effect("there is one tier; priority orders requests", "auto", "default")
@@ -143,9 +149,7 @@ class TextSampling(Sampling, kw_only=True):
         str | None,
         _doc("With truncate_prompt_tokens: left cuts the beginning off, right the end", enum=["left", "right", None]),
     ] = None
-    bad_words: Annotated[
-        list[str] | None, _as("Words of one token each that are never generated", _list({"type": "string"}))
-    ] = None
+    bad_words: Annotated[list[str] | None, _as("Words that are never generated", _list({"type": "string"}))] = None
     stream_interval: Annotated[
         int | None, _doc("With stream: tokens that an event has at least, behind the first", minimum=1)
     ] = None
@@ -224,7 +228,7 @@ class ChatRequest(TextSampling, kw_only=True):
         dict[str, Any] | None, _no_effect("what the answer may be makes it no faster here; it changes no answer", {})
     ] = None
     reasoning_effort: Annotated[str | None, _doc(EFFORT, enum=[*EFFORTS, None])] = None
-    thinking_token_budget: Annotated[int | None, _no_effect(_BUDGET)] = None
+    thinking_token_budget: Annotated[int | None, _doc(_BUDGET, minimum=0)] = None
     verbosity: Annotated[
         str | None, _no_effect("chat templates have no word for it: ask for short answers in a message")
     ] = None
@@ -271,7 +275,7 @@ REFUSED: Mapping[str, Refused] = {
     "use_beam_search": Refused((False,), "beam search is not supported"),
     "length_penalty": Refused((1,), "it belongs to beam search, which is not supported"),
     "spaces_between_special_tokens": Refused((True,), "only true is supported"),
-    "suffix": Refused((), "filling in before a suffix is not supported"),
+    "suffix": Refused(("",), "filling in before a suffix is not supported"),
     "add_special_tokens": Refused((False,), "only false is supported: chat templates write the special tokens"),
     "echo": Refused((False,), "only completions echo their prompt"),
     "functions": Refused(([],), "it is replaced by tools"),

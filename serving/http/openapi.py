@@ -18,7 +18,7 @@ from serving.http.models import (
     DetokenizeRequest,
     TokenizeRequest,
 )
-from serving.http.responses_models import LISTED, MAX_LISTED, ResponsesRequest
+from serving.http.responses_models import LISTED, MAX_LISTED, ResponsesRequest, ResponseTokensRequest
 
 _POSTS: dict[str, tuple[type[msgspec.Struct], str, bool, str]] = {
     "/v1/completions": (CompletionRequest, "Completion", True, "Text that goes on from a prompt"),
@@ -33,6 +33,7 @@ _POSTS: dict[str, tuple[type[msgspec.Struct], str, bool, str]] = {
         False,
         "The number of a message's prompt tokens",
     ),
+    "/v1/responses/input_tokens": (ResponseTokensRequest, "InputTokens", False, "The number of its prompt tokens"),
     "/tokenize": (TokenizeRequest, "Tokens", False, "The tokens that a prompt or a conversation becomes"),
     "/detokenize": (DetokenizeRequest, "Prompt", False, "The text of tokens"),
 }
@@ -57,6 +58,7 @@ def _object(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
     return schema_of({**required, **optional}, *required)
 
 
+_EVENT = _object({"data": STRING}, event=STRING)
 _USAGE = _object({"prompt_tokens": _INTEGER, "completion_tokens": _INTEGER, "total_tokens": _INTEGER})
 _FINISH = {"enum": ["stop", "length", "tool_calls", "abort", None]}
 _MODEL = _object(
@@ -84,6 +86,17 @@ _RENDERED = _object(
     }
 )
 _RATIO = or_null({"type": "number"})
+_PINS = _object(
+    {
+        "engine": _INTEGER,
+        "tenant": STRING,
+        "pins": _INTEGER,
+        "pages": _INTEGER,
+        "max_pages": _INTEGER,
+        "longest": _INTEGER,
+        "seconds": {"type": "number"},
+    }
+)
 _LOAD = _object(
     {
         "expert_tokens": _INTEGER,
@@ -165,6 +178,7 @@ _ANSWERS: dict[str, dict[str, Any]] = {
         }
     ),
     "MessageTokens": _object({"input_tokens": _INTEGER}),
+    "InputTokens": _object({"object": {"const": "response.input_tokens"}, "input_tokens": _INTEGER}),
     "MessageError": _object(
         {"type": {"const": "error"}, "error": _object({"type": STRING, "message": STRING}), "request_id": STRING}
     ),
@@ -192,6 +206,7 @@ _ANSWERS: dict[str, dict[str, Any]] = {
         }
     ),
     "Experts": _object({"expert_parallel_size": _INTEGER, "since_start": _LOAD, "last_minute": _LOAD}),
+    "Pins": _object({"tenants": array_of(_PINS)}),
     "Version": _object({"version": STRING}),
 }
 
@@ -214,6 +229,7 @@ def document(unknown_fields: UnknownFields = "report") -> dict[str, Any]:
     paths["/metrics"] = _plain("Metrics for Prometheus", "The metrics", "text/plain", STRING)
     about = "How many tokens each expert of the model has computed, and how unevenly"
     paths["/debug/experts"] = _get("Experts", about, 404, 503)
+    paths["/debug/pins"] = _get("Pins", "What each tenant has pinned in the prefix cache")
     about = "Where a request's time went"
     paths["/debug/requests/{request_id}"] = _get("Explanation", about, 404, parameter="request_id")
     paths["/version"] = _get("Version", "The server's version")
@@ -244,8 +260,17 @@ def _stored_responses() -> dict[str, Any]:
             ("after", {"type": "string", "description": "The last item of the page before"}),
         )
     ]
+    found = _get("Response", "A stored response", 400, 404, **one)
+    found["get"]["responses"]["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
+    found["get"]["parameters"] += [
+        {"name": name, "in": "query", "schema": schema}
+        for name, schema in (
+            ("stream", {"type": "boolean", "default": False, "description": "As its events"}),
+            ("starting_after", {"type": "integer", "minimum": 0, "description": "With stream: those behind this one"}),
+        )
+    ]
     return {
-        path: {**_get("Response", "A stored response", 404, **one), "delete": deleted},
+        path: {**found, "delete": deleted},
         path + "/cancel": {"post": cancelled},
         path + "/input_items": items,
     }
@@ -283,7 +308,7 @@ def _post(path: str) -> dict[str, Any]:
     kind, answer, streams, summary = _POSTS[path]
     ok = _content(answer, "The answer")
     if streams:
-        ok["content"]["text/event-stream"] = {"schema": _object({"data": STRING}, event=STRING)}
+        ok["content"]["text/event-stream"] = {"schema": _EVENT}
     statuses = [status for status in _ERRORS if streams or status not in (409, 500)]
     error = "MessageError" if speaks_anthropic(path) else "Error"
     return {

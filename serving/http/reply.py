@@ -15,6 +15,7 @@ from serving.http.ignored import IgnoredFields
 from serving.http.models import StreamOptions
 
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment: the standard says that clients pass it over
 
 
 def sse(data: Any) -> bytes:
@@ -40,6 +41,7 @@ class Reply(ABC):
         self.model = model
         self.created = int(time.time())
         self.ignored = IgnoredFields()
+        self.begun = False  # something was sent
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -60,16 +62,20 @@ class Reply(ABC):
 
         Raises ApiError before that: then it can still be the answer's status.
         """
-        begun = False
         try:
             async for data in self.pieces():
-                begun = True
+                self.begun = True
                 yield data
         except Refusal as refusal:
             error = from_refusal(refusal)
-            if not begun:
+            if not self.begun:
                 raise error from refusal
             yield self.failed(error)
+
+    def sign_of_life(self) -> bytes:
+        """What is sent where there is nothing to send for long: from then on an error is an event."""
+        self.begun = True
+        return KEEP_ALIVE
 
     def failed(self, error: ApiError) -> bytes:
         """The last events of an answer that broke off."""

@@ -7,9 +7,10 @@ from typing import Any
 
 from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import OutputParserNames
-from jaxinfer.text.conversation import as_arguments, joined
+from jaxinfer.text.conversation import TEXT_PARTS, as_arguments, joined, of_another_modality
 from serving.http import chat_input, convert, ignored, structured
 from serving.http.chat import of_chat, offered_tools
+from serving.http.effort import template_reads, with_effort
 from serving.http.response_turn import NO_STORE, ResponseTurn
 from serving.http.responses_models import (
     MAX_METADATA,
@@ -17,11 +18,13 @@ from serving.http.responses_models import (
     MAX_METADATA_VALUE,
     VERBOSITIES,
     ResponsesRequest,
+    ResponseTokensRequest,
 )
 from serving.http.responses_tools import FunctionName
 from serving.http.truncation import shortened
 from serving.request import MAX_MESSAGES, ChatPrompt, GenerationRequest, ModelContext, check_count
 
+_NO_SUCH_OUTPUT = "this server has no such output"
 LOGPROBS = "message.output_text.logprobs"
 # What OpenAI's clients may ask for besides. Reasoning is never encrypted here, so that is null; the rest belongs to
 # tools that this server does not run.
@@ -36,7 +39,7 @@ _NOTHING_TO_INCLUDE: Mapping[str, str] = {
             "web_search_call.action.sources",
             "web_search_call.results",
         ),
-        "this server has no such output",
+        _NO_SUCH_OUTPUT,
     ),
 }
 
@@ -57,15 +60,6 @@ _ITEM_KEYS: Mapping[str, tuple[str, ...]] = {
     "custom_tool_call_output": ("type", "call_id", "output", "id", "status"),
     "reasoning": ("type", "content", "summary", "id", "status", "encrypted_content"),
 }
-# Of tools that this server does not run, and of other servers' ways to keep a conversation: nothing that a template
-# could show. They are passed over, and reported.
-_OTHER_ITEMS = (
-    *("additional_tools", "apply_patch_call", "apply_patch_call_output", "code_interpreter_call", "compaction"),
-    *("compaction_summary", "compaction_trigger", "computer_call", "computer_call_output", "configuration_update"),
-    *("context_compaction", "file_search_call", "image_generation_call", "local_shell_call", "local_shell_call_output"),
-    *("mcp_approval_request", "mcp_approval_response", "mcp_call", "mcp_list_tools", "program", "program_output"),
-    *("shell_call", "shell_call_output", "tool_search_call", "tool_search_output", "web_search_call"),
-)
 
 
 def to_requests(
@@ -77,32 +71,52 @@ def to_requests(
     if request.max_output_tokens is not None:
         given["max_tokens"] = request.max_output_tokens
     _check_include(request, given)
-    if request.truncation not in (None, "auto", "disabled"):
-        raise InvalidRequest("truncation", request.truncation, "it must be auto or disabled")
+    _check_truncation(request)
     if request.store and not turn.can_keep:
         ignored.without_effect("store", True, NO_STORE)
     choice = structured.tool_choice(request)
     form = structured.writing_calls(form, choice)
-    offered = offered_tools(request, form)
-    calls = structured.tool_rules(request, choice, offered)
-    effort = None if request.reasoning is None else request.reasoning.effort
-    variables = convert.with_effort(request.chat_template_kwargs, "reasoning.effort", effort, context, form)
-    if request.text is not None and request.text.verbosity is not None:
-        variables = _with_verbosity(variables, request.text.verbosity, context)
-    prompt = ChatPrompt(_messages(request, turn), offered, variables=variables)
+    prompt = _prompt(request, context, form, turn)
+    calls = structured.tool_rules(request, choice, prompt.tools)
     if request.truncation == "auto" and "truncate_prompt_tokens" not in given:
         prompt = shortened(prompt, context, given.get("max_tokens"))
     return [of_chat(request, prompt, given, context, form, calls)]
 
 
+def to_prompt(
+    request: ResponseTokensRequest, context: ModelContext, form: OutputParserNames, turn: ResponseTurn
+) -> ChatPrompt:
+    """What a request with these fields would ask. Raises InvalidRequest, or ApiError where a response is not kept."""
+    _check_truncation(request)
+    prompt = _prompt(request, context, structured.writing_calls(form, structured.tool_choice(request)), turn)
+    return shortened(prompt, context, None) if request.truncation == "auto" else prompt
+
+
+def _prompt(
+    request: ResponsesRequest | ResponseTokensRequest,
+    context: ModelContext,
+    form: OutputParserNames,
+    turn: ResponseTurn,
+) -> ChatPrompt:
+    offered = offered_tools(request, form)
+    effort = None if request.reasoning is None else request.reasoning.effort
+    variables = with_effort(request.chat_template_kwargs, "reasoning.effort", effort, context, form)
+    if request.text is not None and request.text.verbosity is not None:
+        variables = _with_verbosity(variables, request.text.verbosity, context)
+    return ChatPrompt(_messages(request, turn), offered, variables=variables)
+
+
+def _check_truncation(request: ResponsesRequest | ResponseTokensRequest) -> None:
+    if request.truncation not in (None, "auto", "disabled"):
+        raise InvalidRequest("truncation", request.truncation, "it must be auto or disabled")
+
+
 def _check_include(request: ResponsesRequest, given: dict[str, Any]) -> None:
     wanted = request.include or ()
     for i, name in enumerate(wanted):
-        if name != LOGPROBS and name not in _NOTHING_TO_INCLUDE:
-            known = ", ".join((LOGPROBS, *_NOTHING_TO_INCLUDE))
-            raise InvalidRequest(f"include[{i}]", name, f"it must be one of {known}")
-        if _NOTHING_TO_INCLUDE.get(name):
-            ignored.without_effect(f"include[{i}]", name, _NOTHING_TO_INCLUDE[name])
+        why = "" if name == LOGPROBS else _NOTHING_TO_INCLUDE.get(name, _NO_SUCH_OUTPUT)
+        if why:
+            ignored.without_effect(f"include[{i}]", name, why)
     if LOGPROBS in wanted:
         given["logprobs"] = request.top_logprobs or 0
     elif request.top_logprobs:
@@ -112,7 +126,7 @@ def _check_include(request: ResponsesRequest, given: dict[str, Any]) -> None:
 def _with_verbosity(variables: Mapping[str, Any], verbosity: str, context: ModelContext) -> dict[str, Any]:
     if verbosity not in VERBOSITIES:
         raise InvalidRequest("text.verbosity", verbosity, f"it must be {', '.join(VERBOSITIES[:-1])} or high")
-    if not convert.template_reads("verbosity", context.tokenizer):
+    if not template_reads("verbosity", context.tokenizer):
         ignored.without_effect("text.verbosity", verbosity, "the model's chat template reads no verbosity")
         return dict(variables)
     if variables.get("verbosity", verbosity) != verbosity:
@@ -129,7 +143,7 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
             raise InvalidRequest("metadata", f"a pair of {len(key)} and {len(value)} characters", allowed)
 
 
-def _messages(request: ResponsesRequest, turn: ResponseTurn) -> list[dict[str, Any]]:
+def _messages(request: ResponsesRequest | ResponseTokensRequest, turn: ResponseTurn) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if request.instructions:
         messages.append({"role": "system", "content": request.instructions})
@@ -148,11 +162,13 @@ def _messages(request: ResponsesRequest, turn: ResponseTurn) -> list[dict[str, A
 
 def _add_item(name: str, item: Mapping[str, Any], messages: list[dict[str, Any]]) -> None:
     kind = "message" if chat_input.says_nothing(item.get("type")) else item["type"]
-    if kind in _OTHER_ITEMS:
+    if not isinstance(kind, str):
+        raise InvalidRequest(f"{name}.type", kind, f"it must be a string: one of {', '.join(_ITEM_KEYS)}")
+    if kind in TEXT_PARTS or of_another_modality(kind):
+        raise InvalidRequest(f"{name}.type", kind, "it is a part of a message: only items stand here, as messages do")
+    if kind not in _ITEM_KEYS:  # of tools that run elsewhere, or another server's way to keep a conversation
         ignored.without_effect(f"{name}.type", kind, f"only {', '.join(_ITEM_KEYS)} reach the model")
         return
-    if not isinstance(kind, str) or kind not in _ITEM_KEYS:
-        raise InvalidRequest(f"{name}.type", kind, f"only {', '.join(_ITEM_KEYS)} and item_reference are supported")
     for key, value in item.items():
         if key not in _ITEM_KEYS[kind] and not chat_input.says_nothing(value):
             allowed = f"a {kind} may have {', '.join(_ITEM_KEYS[kind])}"

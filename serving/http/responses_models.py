@@ -33,21 +33,45 @@ class ResponsesStreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     include_obfuscation: Annotated[bool | None, no_effect("nothing is obfuscated", False)] = None
 
 
+# What both requests have.
+Input = Annotated[
+    str | list[dict[str, Any]],
+    as_schema(
+        "A user's message, or a list of messages, function calls and their outputs; only text parts",
+        {"anyOf": [{"type": "string"}, list_of(INPUT_ITEM, minItems=1, maxItems=MAX_MESSAGES)]},
+        null=False,
+    ),
+]
+Instructions = Annotated[str | None, doc("The system's message")]
+Previous = Annotated[
+    str | None, doc("The stored response that the conversation goes on from", maxLength=MAX_RESPONSE_ID)
+]
+Tools = Annotated[
+    list[dict[str, Any]] | None,
+    as_schema(
+        "Functions that the model may call, and namespaces of them; other tools are reported",
+        list_of(RESPONSES_TOOL, maxItems=MAX_TOOLS),
+    ),
+]
+Choice = Annotated[Any, as_schema("Whether functions are called, and which", TOOL_CHOICE)]
+Variables = Annotated[
+    dict[str, Any] | None, doc('Further variables of the template, such as {"enable_thinking": false}')
+]
+Text = Annotated[TextOptions | None, doc("How the model writes")]
+Truncation = Annotated[
+    str | None,
+    doc("auto: leave out the oldest turns of a conversation that is too long", enum=["auto", "disabled", None]),
+]
+Reasoning = Annotated[ReasoningOptions | None, doc("How the model reasons")]
+Conversation = Annotated[Any, doc("Only null: use previous_response_id", enum=[None])]
+
+
 class ResponsesRequest(Sampling, kw_only=True):
     """POST /v1/responses"""
 
-    input: Annotated[
-        str | list[dict[str, Any]],
-        as_schema(
-            "A user's message, or a list of messages, function calls and their outputs; only text parts",
-            {"anyOf": [{"type": "string"}, list_of(INPUT_ITEM, minItems=1, maxItems=MAX_MESSAGES)]},
-            null=False,
-        ),
-    ]
-    instructions: Annotated[str | None, doc("The system's message")] = None
-    previous_response_id: Annotated[
-        str | None, doc("The stored response that the conversation goes on from", maxLength=MAX_RESPONSE_ID)
-    ] = None
+    input: Input
+    instructions: Instructions = None
+    previous_response_id: Previous = None
     store: Annotated[bool | None, doc("Keep the response, to go on from or to fetch (on)")] = None
     max_output_tokens: Annotated[
         int | None, doc("Most tokens of the answer; left out, or more: what the context leaves", minimum=1)
@@ -60,30 +84,36 @@ class ResponsesRequest(Sampling, kw_only=True):
             list_of({"type": "string"}),
         ),
     ] = None
-    tools: Annotated[
-        list[dict[str, Any]] | None,
-        as_schema(
-            "Functions that the model may call, and namespaces of them; other tools are reported",
-            list_of(RESPONSES_TOOL, maxItems=MAX_TOOLS),
-        ),
-    ] = None
+    tools: Tools = None
     include_reasoning: Annotated[bool | None, doc("Give the model's reasoning (on)")] = None
     parallel_tool_calls: Annotated[bool | None, doc("false: at most one call in an answer")] = None
-    tool_choice: Annotated[Any, as_schema("Whether functions are called, and which", TOOL_CHOICE)] = None
-    chat_template_kwargs: Annotated[
-        dict[str, Any] | None, doc('Further variables of the template, such as {"enable_thinking": false}')
-    ] = None
+    tool_choice: Choice = None
+    chat_template_kwargs: Variables = None
     metadata: Annotated[dict[str, str] | None, doc("Comes back with the answer")] = None
-    text: Annotated[TextOptions | None, doc("How the model writes")] = None
-    truncation: Annotated[
-        str | None,
-        doc("auto: leave out the oldest turns of a conversation that is too long", enum=["auto", "disabled", None]),
-    ] = None
-    reasoning: Annotated[ReasoningOptions | None, doc("How the model reasons")] = None
+    text: Text = None
+    truncation: Truncation = None
+    reasoning: Reasoning = None
     stream_options: Annotated[ResponsesStreamOptions | None, doc("Usage always comes")] = None
     max_tool_calls: Annotated[
         int | None, no_effect("it counts calls of tools that the server runs, and this one runs none")
     ] = None
     background: Annotated[Any, doc("Only false", enum=[False, None])] = None
-    conversation: Annotated[Any, doc("Only null: use previous_response_id", enum=[None])] = None
+    conversation: Conversation = None
     prompt: Annotated[Any, doc("Only null", enum=[None])] = None
+
+
+class ResponseTokensRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/responses/input_tokens"""
+
+    input: Input
+    model: Annotated[str | None, doc("Name of the served model; may be left out")] = None
+    instructions: Instructions = None
+    previous_response_id: Previous = None
+    tools: Tools = None
+    tool_choice: Choice = None
+    parallel_tool_calls: Annotated[bool | None, no_effect("it changes no prompt", True, False)] = None
+    chat_template_kwargs: Variables = None
+    text: Text = None
+    truncation: Truncation = None
+    reasoning: Reasoning = None
+    conversation: Conversation = None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from jaxinfer.errors import InvalidRequest
@@ -16,9 +17,17 @@ from serving.http.api import Api
 from serving.http.errors import ApiError, invalid
 from serving.http.response_store import Run, StoredResponse
 from serving.http.response_turn import GONE, NO_STORE, Item
+from serving.http.responses_events import event_lines
 from serving.http.responses_models import LISTED, MAX_LISTED
+from serving.http.responses_replay import events_of
 
 PATH = "/v1/responses/{response_id}"
+# nginx would gather the events.
+_EVENTS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
 
 
 def responses_routes(api: Api) -> list[Route]:
@@ -38,10 +47,17 @@ class StoredResponses:
         self._api, self._store = api, api.responses
 
     async def get(self, request: Request) -> Response:
-        """As it was answered."""
-        if request.query_params.get("stream", "false").lower() != "false":
-            raise _bad("stream", request.query_params["stream"], "only false is supported: what is stored has ended")
-        return Response(self._found(request).json, media_type="application/json")
+        """As it was answered; with `stream` the events behind the one with the number `starting_after`, and in any case
+        the last, which tells the end."""
+        streams = _one_of(request, "stream", "false", "true") == "true"
+        stored, after = self._found(request), _number(request, "starting_after", "of 0 or more", -1)
+        if not streams:
+            if after != -1:
+                raise _bad("starting_after", str(after), "it needs stream")
+            return Response(stored.json, media_type="application/json")
+        data = stored.json
+        events = await self._api.frontend.run(len(data), lambda _: events_of(msgspec.json.decode(data)))
+        return StreamingResponse(event_lines(events[min(after + 1, len(events) - 1) :]), headers=_EVENTS)
 
     async def delete(self, request: Request) -> Response:
         name = request.path_params["response_id"]
@@ -92,15 +108,24 @@ def _page(runs: Sequence[Run], after: str | None, limit: int, *, newest: bool) -
 
 
 def _limit(request: Request) -> int:
-    text = request.query_params.get("limit", str(LISTED))
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MAX_LISTED):
-        raise _bad("limit", text, f"it must be an integer from 1 to {MAX_LISTED}")
+    found = _number(request, "limit", f"from 1 to {MAX_LISTED}", LISTED)
+    if not 1 <= found <= MAX_LISTED:
+        raise _bad("limit", str(found), f"it must be an integer from 1 to {MAX_LISTED}")
+    return found
+
+
+def _number(request: Request, name: str, allowed: str, default: int) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise _bad(name, text, f"it must be an integer {allowed}")
     return int(text)
 
 
 def _one_of(request: Request, name: str, *allowed: str) -> str:
-    """allowed: the first by default."""
-    found = request.query_params.get(name, allowed[0])
+    """allowed: the first by default. Clients write true as their language does."""
+    found = request.query_params.get(name, allowed[0]).lower()
     if found not in allowed:
         raise _bad(name, found, f"it must be {' or '.join(allowed)}")
     return found

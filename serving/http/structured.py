@@ -11,7 +11,7 @@ from jaxinfer.errors import InvalidRequest
 from jaxinfer.text.answers import OutputParserNames
 from serving.http import ignored
 from serving.http.models import ChatRequest, Sampling, TextSampling
-from serving.http.responses_models import ResponsesRequest
+from serving.http.responses_models import ResponsesRequest, ResponseTokensRequest
 from serving.http.responses_tools import FunctionName
 
 _FORMATS = ("text", "json_object", "json_schema", "structural_tag")
@@ -101,11 +101,13 @@ def _check_keys(name: str, value: Mapping[str, Any], known: Sequence[str]) -> No
 # -- calls of tools ---------------------------------------------------------------------------------------------------
 
 
-def tool_choice(request: ChatRequest | ResponsesRequest) -> ToolChoice:
+def tool_choice(request: ChatRequest | ResponsesRequest | ResponseTokensRequest) -> ToolChoice:
     """Raises InvalidRequest."""
     wanted = request.tool_choice
     if wanted is None or wanted in ("auto", "none", "required"):
         return ToolChoice(wanted or "auto")
+    if wanted == "any":  # Mistral's and Anthropic's word
+        return ToolChoice("required")
     if not isinstance(wanted, Mapping):
         raise InvalidRequest("tool_choice", wanted, _NAMED)
     if wanted.get("type") == "function":

@@ -73,6 +73,8 @@ SPECS = (
     _counter("num_preemptions_total", "Sequences that gave up their pages and computed them again", shared=True),
     _counter("prefix_cache_queries_total", "Tokens looked up in the prefix cache", shared=True),
     _counter("prefix_cache_hits_total", "Tokens found there", shared=True),
+    _gauge("pinned_pages", "KV pages that pins hold, whether sequences use them or not"),
+    _counter("pins_total", "Pins of prefixes: made, expired in time, or evicted early", "event"),
     _histogram("time_to_first_token_seconds", "From arrival to the first token", _LATENCY),
     _histogram("inter_token_latency_seconds", "Between tokens of a sequence", _GAPS),
     _histogram("e2e_request_latency_seconds", "From arrival to the end", _LENGTHY),
@@ -267,6 +269,12 @@ class Metrics:
                 ("used",): total - available,
                 ("cached",): stats.cached_pages,
                 ("free",): available - stats.cached_pages,
+            },
+            "pinned_pages": stats.pinned_pages,
+            "pins_total": {
+                ("made",): stats.pins_made,
+                ("expired",): stats.pins_expired,
+                ("evicted",): stats.pins_evicted,
             },
             "engine_steps_total": stats.steps,
             "step_seconds_total": {

@@ -67,6 +67,9 @@ class RequestRecord:
     load_during: dict[str, Any] | None = None  # until a report that has all of its steps; JSON
     ignored: tuple[str, ...] = ()  # names of what of the request had no effect, escaped
     asked_tokens: int | None = None  # the max_tokens that the client gave
+    pins: tuple[tuple[int, float], ...] = ()  # of its prompt: tokens from the beginning on, and seconds
+    pin_answer: float = 0.0  # seconds, of the whole of it
+    pinned_tokens: int = 0  # of its prompt, so many were
     content: dict[str, Any] | None = None  # prompt and outputs, only where the operator wants them in the log
 
     @classmethod
@@ -90,11 +93,14 @@ class RequestRecord:
             running=n,
             ignored=prepared.ignored,
             asked_tokens=prepared.asked_tokens,
+            pins=prepared.submit.pins,
+            pin_answer=prepared.submit.pin_answer,
         )
 
     def engine_says(self, output: SequenceOutput) -> None:
         """Takes what ends a sequence in the engine, whoever still listens."""
         self.cached_tokens = max(self.cached_tokens, output.cached_tokens)
+        self.pinned_tokens = max(self.pinned_tokens, output.pinned_tokens)
         self.running -= 1
         if output.account is not None:
             self.accounts.append(output.account)

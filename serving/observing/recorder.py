@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxinfer.expert_load import ExpertLoad
-from jaxinfer.messages import SequenceOutput, StepOutputs
+from jaxinfer.messages import SequenceOutput, StepOutputs, TenantPins
 from jaxinfer.outputs import Delta
 from serving.observing.expert_load import imbalance
 from serving.observing.metrics import Metrics
@@ -37,6 +37,7 @@ class Recorder:
         self._recent: OrderedDict[str, RequestRecord] = OrderedDict()
         self._unloaded: list[tuple[RequestRecord, int]] = []  # ended, at which step; no report has all of them yet
         self._most_recent = recent
+        self.pins: dict[int, tuple[TenantPins, ...]] = {}  # of each engine, by its number
 
     # -- a request's life -----------------------------------------------------------------------------------------
 
@@ -53,6 +54,8 @@ class Recorder:
         for output in step.sequences:
             if output.finish_reason is not None:
                 self._engine_says(output, step.stats.steps)
+        if step.pins is not None:
+            self.pins[engine] = step.pins
         if step.expert_load is not None:
             self._experts_say(step.expert_load, engine)
 
@@ -188,6 +191,11 @@ def explanation(record: RequestRecord, *, alive: bool) -> dict[str, Any]:
     }
     if record.asked_tokens is not None and record.asked_tokens > record.max_tokens:
         result["max_tokens_asked"] = record.asked_tokens  # more than prompt, context and pool left
+    if record.pins or record.pin_answer:
+        marks = [{"tokens": tokens, "seconds": seconds} for tokens, seconds in record.pins]
+        whole = [{"tokens": None, "seconds": record.pin_answer}] if record.pin_answer else []
+        result["pins"] = marks + whole
+        result["pinned_tokens"] = record.pinned_tokens
     if record.ignored:
         result["ignored"] = list(record.ignored)
     if alive:

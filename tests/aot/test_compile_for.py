@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.aot.compilers import needs_cuda, needs_libtpu
+from tests.aot.compilers import TPUS, needs_cuda, needs_libtpu, shared_among_tpus
 from tests.aot.elsewhere import run_elsewhere
 
 ROOT = Path(__file__).parents[2]
 SIZES = ["--max-num-seqs", "8", "--max-num-batched-tokens", "8", "--kv-tokens", "4096", "--max-model-len", "1024"]
-TPUS = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
-
 
 pytestmark = pytest.mark.timeout(300)  # a minute at most on an idle machine
 
@@ -29,12 +27,14 @@ def compile_for(*arguments: str) -> subprocess.CompletedProcess[str]:
 @needs_libtpu
 @pytest.mark.parametrize("topology", TPUS)
 def test_a_whole_step_compiles(topology: str) -> None:
-    done = compile_for("--topology", topology, "--model", "small-128", *SIZES)
+    """With what draws from it for one of two generations that are alike."""
+    only_step = ["--steps-only"] * (topology in ("v5p:2x2x1", "v6e:2x2"))
+    done = compile_for("--topology", topology, "--model", "small-128", *only_step, *SIZES)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "attention: mosaic_tpu" in done.stdout
     assert "all-reduce" in done.stdout
     assert "paged_attention_decode" in done.stdout
-    assert all(program in done.stdout for program in ("draw[8 rows]", "score"))
+    assert only_step or all(program in done.stdout for program in ("draw[8 rows]", "score"))
 
 
 @needs_libtpu
@@ -46,8 +46,7 @@ def test_a_step_with_small_heads_and_int8_pages_compiles() -> None:
 
 
 @needs_libtpu
-@pytest.mark.parametrize("topology", TPUS)
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize(("topology", "scheme"), shared_among_tpus(["int8", "int4"]))
 def test_a_quantized_step_compiles(topology: str, scheme: str) -> None:
     """What samples from it is the same as without quantization."""
     done = compile_for("--topology", topology, "--model", "small-128", "--quantization", scheme, "--steps-only", *SIZES)
@@ -68,14 +67,6 @@ def test_a_quantized_step_compiles_for_hopper(scheme: str) -> None:
     assert ("Compiling entry function 'quantized_matmul_int4" in done.stdout) == (scheme == "int4")
     assert "all-reduce" in done.stdout
     assert "all-to-all" not in done.stdout
-
-
-@needs_cuda
-def test_a_whole_step_compiles_for_hopper() -> None:
-    done = compile_for("--topology", "hopper:4", "--model", "small-128", *SIZES)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "attention: mosaic_gpu" in done.stdout
-    assert "all-reduce" in done.stdout
 
 
 WAYS_TO_SPLIT_EXPERTS = [

@@ -17,13 +17,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxinfer.runtime.topology import report, topology_mesh
 from pallas_kernels.dispatch import DeviceTarget
+from pallas_kernels.trials import XLA
 from tests.aot.compilers import needs_cuda
 from tests.aot.elsewhere import run_elsewhere
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))  # as `python scripts/device_check.py` has it
 
-from device_checks import attention_ours, expert_products, product_ours  # noqa: E402
+from device_checks import attention_ours, correctness, expert_products, product_ours  # noqa: E402
 from device_checks.attention_cases import attention_cases  # noqa: E402
 from device_checks.expert_cases import expert_cases  # noqa: E402
 from device_checks.product_cases import product_cases  # noqa: E402
@@ -49,10 +50,35 @@ def test_timed_grouped_products_compile() -> None:
     _compiles("experts", "mosaic_gpu", "2")
 
 
+@pytest.mark.slow
+def test_what_is_compared_with_xla_compiles() -> None:
+    _compiles("correctness", "mosaic_gpu", "99")
+
+
 def _compiles(*what: str) -> None:
     done = run_elsewhere(__name__, "hopper:1", *what, timeout=580)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "compiled " in done.stdout
+
+
+def compile_correctness(topology: str, backend: str, count: int) -> None:
+    """By the kernel and by XLA; every op has a form that the kernel serves."""
+    mesh = topology_mesh(topology).mesh
+    target = DeviceTarget.of(mesh.devices.flat[0])
+    whole = NamedSharding(mesh, PartitionSpec())
+    served = set()
+    for what, trial in correctness.trials()[:count]:
+        prepared = correctness.prepare(trial, target)
+        for known in prepared.op.backends:
+            if known.name not in (backend, XLA) or known.supports(target, prepared.case) is not None:
+                continue
+            function, arguments = prepared.program(known.name)
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), arguments)
+            with jax.set_mesh(mesh):
+                jax.jit(function).lower(*shapes).compile()
+            served.add((prepared.op.name, known.name))
+            print(f"compiled {what}")
+    assert served == {(op.name, name) for op in correctness.OPS.values() for name in (backend, XLA)}
 
 
 def compile_products(topology: str, backend: str, count: int) -> None:
@@ -104,5 +130,10 @@ def compile_cases(topology: str, backend: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    compile_them = {"attention": compile_cases, "products": compile_products, "experts": compile_experts}[sys.argv[2]]
-    compile_them(sys.argv[1], sys.argv[3], int(sys.argv[4]))
+    compile_them = {
+        "attention": compile_cases,
+        "correctness": compile_correctness,
+        "products": compile_products,
+        "experts": compile_experts,
+    }
+    compile_them[sys.argv[2]](sys.argv[1], sys.argv[3], int(sys.argv[4]))

@@ -17,8 +17,7 @@ from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.grouped_matmul.mosaic_tpu_plan import most_vmem
 from pallas_kernels.qtensor import quantize
 from pallas_kernels.quantized_matmul.layout import for_target
-from tests.aot.compilers import needs_libtpu
-from tests.aot.test_mosaic_tpu_quantized import TPUS
+from tests.aot.compilers import TPUS, needs_libtpu
 
 Shape = tuple[int, tuple[int, ...], int]
 QWEN3 = ((128, (2, 768), 2048), (128, (2048,), 768))  # Qwen3-30B-A3B

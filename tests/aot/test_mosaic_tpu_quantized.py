@@ -17,9 +17,8 @@ from jaxinfer.runtime.topology import ProgramReport, report, topology_mesh
 from jaxinfer.sharding import TENSOR_AXIS, LogicalAxes, split_of, tensor_mesh, tensor_size
 from pallas_kernels.qtensor import QTensor
 from pallas_kernels.quantized_matmul import quantized_matmul
-from tests.aot.compilers import needs_libtpu
+from tests.aot.compilers import TPUS, needs_libtpu
 
-TPUS = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 # Kernels may ask for 16 MiB unless told otherwise; some of it is for what XLA keeps on the chip beside them.
 MOST_VMEM = 12 << 20
 

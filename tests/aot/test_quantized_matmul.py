@@ -9,7 +9,7 @@ import pytest
 
 from jaxinfer.quantization import SCHEMES
 from jaxinfer.runtime.topology import ProgramReport, topology_mesh
-from tests.aot.compilers import needs_cuda, needs_libtpu
+from tests.aot.compilers import needs_cuda, needs_libtpu, shared_among_tpus
 from tests.aot.elsewhere import run_elsewhere
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
@@ -27,13 +27,12 @@ def compiled(topology: str, name: str, tokens: int) -> ProgramReport:
 
 
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
-def test_a_tpu_writes_no_wide_weight(topology: str) -> None:
+@pytest.mark.parametrize(("topology", "name"), shared_among_tpus(SCHEMES))
+def test_a_tpu_writes_no_wide_weight(topology: str, name: str) -> None:
     """int4 has a kernel (`test_mosaic_tpu_quantized.py`), the rest is XLA's."""
-    for name in SCHEMES:
-        for tokens in (8, 256):
-            program = compiled(topology, name, tokens)
-            assert program.temporaries < WIDE // 3, (name, tokens, program)
+    for tokens in (8, 256):
+        program = compiled(topology, name, tokens)
+        assert program.temporaries < WIDE // 3, (tokens, program)
 
 
 @needs_cuda

@@ -68,12 +68,15 @@ class Harness:
         salt: str = "",
         request_id: str | None = None,
         constraint: str = "",
+        **more: Any,
     ) -> str:
-        """With a constraint it returns when its grammar is compiled. What the engine refuses is in `refused`."""
+        """With a constraint it returns when its grammar is compiled. What the engine refuses is in `refused`. more:
+        further fields of `Submit`."""
         self._count += 1
         name = request_id or f"r{self._count}"
         submit = Submit(name, tuple(prompt), params, seed, priority, float(self._count), salt, constraint=constraint)
-        if not constraint:
+        submit = submit._replace(**more)
+        if not submit.guided:
             self.loop.scheduler.add(submit)
             return name
         self.loop._handle(submit, self.refused.append)

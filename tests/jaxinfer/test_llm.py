@@ -163,6 +163,7 @@ def test_text_stop_strings_and_forms(tmp_path: Path) -> None:
     """A random model speaks gibberish, so the stop string is cut from what it says without one."""
     folder = write_checkpoint(CASE, tmp_path / "model")
     shutil.copy(TOKENIZER, folder / "tokenizer.model")
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}{# <think> ... </think> #}")
     with LLM(folder, **SIZES) as model:
         params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
         prompt = list(CASE.prompts[1])
@@ -176,6 +177,7 @@ def test_text_stop_strings_and_forms(tmp_path: Path) -> None:
         kept = model.generate(prompt, params.with_changes(stop=(stop,), include_stop_str_in_output=True))[0].outputs[0]
         assert kept.text == cut.text + stop
         _check_forms(model)
+        _check_budgets(model, params)
 
 
 def _check_forms(model: LLM) -> None:
@@ -185,8 +187,24 @@ def _check_forms(model: LLM) -> None:
     for result in model.generate(["x", "y"], params):
         assert re.fullmatch("[ab]{3}-7", result.outputs[0].text)
         assert result.outputs[0].finish_reason == "stop"
+    other = next(i for i in range(9, 130) if model.get_tokenizer().decode([i]) not in ("a", "b"))
+    letters = params.with_changes(allowed_token_ids=(other,))
+    with pytest.raises(InvalidRequest, match=r"^prompts\[1\] is 'y'; no token can be chosen: .*allowed_token_ids"):
+        model.generate(["x", "y"], [params, letters])
     with pytest.raises(InvalidRequest, match=r"^structured_outputs\.json#/uniqueItems is True"):
         model.generate("x", SamplingParams(structured_outputs=StructuredOutputsParams(json={"uniqueItems": True})))
+
+
+def _check_budgets(model: LLM, params: SamplingParams) -> None:
+    """In the format that the chat template shows; by tokens, since this model's are no whole characters."""
+    decoded = model.get_tokenizer().decode
+    free = model.generate("x<think>", params)[0].outputs[0].token_ids
+    for tokens in (0, 3):
+        led = model.generate("x<think>", params.with_changes(thinking_token_budget=tokens))[0].outputs[0].token_ids
+        assert led[:tokens] == free[:tokens]
+        assert decoded([*model.get_tokenizer().encode("a"), *led[tokens:]]).startswith("a</think>")
+    plain, led_too = (model.generate("x", each)[0] for each in (params, params.with_changes(thinking_token_budget=3)))
+    assert led_too.outputs[0].token_ids == plain.outputs[0].token_ids, "it does not reason"
 
 
 def test_unknown_models_and_settings() -> None:

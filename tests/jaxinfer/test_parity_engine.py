@@ -119,13 +119,18 @@ def test_tokens_and_logprobs_equal_transformers(name: str) -> None:
     check_case(name, build(load_case(name)))
 
 
-@pytest.mark.parametrize("tp", [*(pytest.param(tp, marks=pytest.mark.longer) for tp in (2, 4)), 8])
+@pytest.mark.parametrize(  # two devices: below
+    "tp", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.longer), 8]
+)
 def test_tensor_parallel_gives_the_same_tokens(tp: int) -> None:
     check_case("llama_tp8", build(load_case("llama_tp8"), tensor_parallel_size=tp))
 
 
 @pytest.mark.longer
-@pytest.mark.parametrize(("tensor", "expert"), [(1, 2), (1, 4), (2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("tensor", "expert"),
+    [*(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(1, 2), (2, 1)]), (1, 4), (2, 2), (4, 1)],
+)
 def test_expert_parallel_gives_the_same_tokens(tensor: int, expert: int) -> None:
     sizes = {"tensor_parallel_size": tensor, "expert_parallel_size": expert}
     check_case("glm4_moe", build(load_case("glm4_moe"), **sizes))
@@ -145,7 +150,7 @@ def tokens_of_eight_experts(**sizes: int) -> list[list[int]]:
 EIGHT_DEVICES = [
     {"tensor_parallel_size": 8},
     {"tensor_parallel_size": 8, "enable_expert_parallel": True},
-    {"tensor_parallel_size": 4, "expert_parallel_size": 2},
+    pytest.param({"tensor_parallel_size": 4, "expert_parallel_size": 2}, marks=pytest.mark.slow),  # as 2 by 4
     {"tensor_parallel_size": 2, "expert_parallel_size": 4},
 ]
 

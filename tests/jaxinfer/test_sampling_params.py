@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "skip_special_tokens": True,
     "truncate_prompt_tokens": None,
     "structured_outputs": None,
+    "thinking_token_budget": None,
 }
 # Field -> values at the borders that are taken, values that are not, and what is said of those.
 BORDERS: dict[str, tuple[list[Any], list[Any], str]] = {
@@ -57,6 +58,7 @@ BORDERS: dict[str, tuple[list[Any], list[Any], str]] = {
         [0, -2, 1.0],
         "it must be a positive integer, or -1 for as many as fit the context",
     ),
+    "thinking_token_budget": ([0, 10**30, None], [-1, 0.5], "it must be an integer of 0 or more"),
 }
 COLUMNS = {  # attribute of SamplingParamsRows -> (dtype, neutral value)
     "temperature": (np.float32, 0),

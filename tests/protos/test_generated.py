@@ -72,6 +72,8 @@ def test_field_numbers_of_requests_stay():
         "cache_salt": 8,
         "final_only": 9,
         "model": 10,
+        "session_id": 11,
+        "prompt_cache_retention": 12,
     }
     sampling = inference_pb2.SamplingParams.DESCRIPTOR.fields
     assert [f.name for f in sorted(sampling, key=lambda f: f.number)] == [
@@ -98,5 +100,6 @@ def test_field_numbers_of_requests_stay():
         "skip_special_tokens",
         "truncate_prompt_tokens",
         "structured_outputs",
+        "thinking_token_budget",
     ]
-    assert [f.number for f in sorted(sampling, key=lambda f: f.number)] == list(range(1, 24))
+    assert [f.number for f in sorted(sampling, key=lambda f: f.number)] == list(range(1, 25))

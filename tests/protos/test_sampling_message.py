@@ -33,6 +33,7 @@ WIRE = {
     "skip_special_tokens": (21, "optional bool"),
     "truncate_prompt_tokens": (22, "optional int32"),
     "structured_outputs": (23, "StructuredOutputs"),
+    "thinking_token_budget": (24, "optional int32"),
 }
 # Kind of a parameter -> the types that can carry it.
 CARRIES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import re
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+
+from jaxinfer.text.chat import ChatTemplates
 
 pytestmark = pytest.mark.longer
 
@@ -24,11 +27,13 @@ from demo_corpus import (  # noqa: E402
     long_documents,
     short_documents,
 )
+from demo_corpus.dialogues import asks, says  # noqa: E402
 from demo_training import hf_tokenizer  # noqa: E402
 from demo_training import tokenizer as demo_tokenizer  # noqa: E402
 from demo_training.rows import make_rows  # noqa: E402
 
 VOCAB = 1024
+TEMPLATES = ChatTemplates(demo_tokenizer.CHAT_TEMPLATE, "the demo's")
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +60,9 @@ def test_the_seed_decides_the_corpus() -> None:
 def test_chats_alternate_and_their_sums_are_right() -> None:
     sums = 0
     for document in _first(short_documents(0), 1500):
-        roles = [message["role"] for message in document.messages if message["role"] != "system"]
-        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        kinds = ["call" if "tool_calls" in message else message["role"] for message in document.messages]
+        said = " ".join(kind for kind in kinds if kind != "system")
+        assert re.fullmatch(r"(user (call (tool ?)+)?assistant ?)*", said), said
         for message in document.messages:
             if message["role"] == "assistant" and (
                 match := re.search(r"(\d+) \+ (\d+) = (\d+)\.$", message["content"])
@@ -100,7 +106,8 @@ def test_tokenizer_gives_back_every_text(tokenizer_file: Path) -> None:
 
 def test_chat_is_encoded_with_its_markers(tokenizer_file: Path) -> None:
     tokenizer = demo_tokenizer.load_tokenizer(tokenizer_file)
-    document = next(document for document in short_documents(0) if document.messages)
+    documents = (document for document in short_documents(0) if document.messages)
+    document = next(document for document in documents if not (document.tools or document.thinking))
     ids, learned = demo_tokenizer.encode_document(tokenizer, document)
     assert ids[0] == tokenizer.bos_id()
     assert ids[-2:] == [tokenizer.piece_to_id("<|end|>"), tokenizer.eos_id()]
@@ -112,6 +119,56 @@ def test_chat_is_encoded_with_its_markers(tokenizer_file: Path) -> None:
     assert text == "".join(f"{answer}<|end|>" for answer in answers)
     assert learned[0]
     assert learned[-1]
+
+
+def _shown(document: Document) -> str:
+    """By the template, with the settings that the document has."""
+    return TEMPLATES.render(
+        document.messages,
+        add_generation_prompt=False,
+        tools=document.tools or None,
+        template=None,
+        variables={"enable_thinking": document.thinking},
+        special_tokens={"bos_token": "<s>"},
+    )
+
+
+def test_chats_are_encoded_as_the_template_shows_them(tokenizer_file: Path) -> None:
+    tokenizer = demo_tokenizer.load_tokenizer(tokenizer_file)
+    seen = collections.Counter[tuple[bool, bool]]()
+    for document in _first(short_documents(2), 400):
+        if document.messages:
+            ids, _ = demo_tokenizer.encode_document(tokenizer, document)
+            assert ids == [
+                tokenizer.bos_id(),
+                *tokenizer.encode(_shown(document).removeprefix("<s>")),
+                tokenizer.eos_id(),
+            ]
+            seen[bool(document.tools), document.thinking] += 1
+    assert min(seen[kind] for kind in itertools.product((False, True), repeat=2)) > 10
+
+
+def test_of_a_chat_with_thinking_the_last_answer_is_learned(tokenizer_file: Path) -> None:
+    tokenizer = demo_tokenizer.load_tokenizer(tokenizer_file)
+    call = {"function": {"name": "f", "arguments": {"n": 1}}}
+    messages = [
+        asks("One?"),
+        says("Two."),
+        asks("Three?"),
+        says("", "I call.", [call]),
+        {"role": "tool", "content": "5"},
+    ]
+    tool = {"function": {"name": "f", "description": "F", "parameters": {"properties": {}, "required": []}}}
+    for thinking, learned in (
+        (True, 'I call.\n</think>\n<tool_call>\n{"name": "f", "arguments": {"n": 1}}\n</tool_call><|end|>'),
+        (False, 'Two.<|end|><tool_call>\n{"name": "f", "arguments": {"n": 1}}\n</tool_call><|end|>Six.<|end|>'),
+    ):
+        chat = [*messages, says("Six.")]
+        if not thinking:
+            chat = [{key: value for key, value in m.items() if key != "reasoning_content"} for m in chat]
+        ids, marks = demo_tokenizer.encode_document(tokenizer, Document(messages=chat, tools=[tool], thinking=thinking))
+        shown = [token for token, learn in zip(ids[1:-1], marks[1:-1], strict=True) if learn]
+        assert tokenizer.decode(shown) == learned
 
 
 def test_rows_start_with_a_document_and_hold_what_follows(tokenizer_file: Path) -> None:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(SCRIPTS))  # as `python scripts/train_demo.py` has it
 import train_demo  # noqa: E402
 from demo_training import checkpoint  # noqa: E402
 from demo_training import tokenizer as demo_tokenizer  # noqa: E402
+from demo_training.continued import params_of  # noqa: E402
 from demo_training.network import Network, NetworkConfig, mean_loss, rotary_tables, rotate  # noqa: E402
 from demo_training.rows import Corpus, Rows, make_corpus  # noqa: E402
 from demo_training.training import Report, TrainConfig, Trainer  # noqa: E402
@@ -303,6 +304,8 @@ def test_the_command_trains_resumes_and_writes_a_folder(tmp_path: Path, capsys: 
         for piece in ("<unk>", "<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
     }
 
+    stored = tmp_path / "stored"
+    assert train_demo.main([*command, "--steps", "2", "--resume", "--checkpoint", str(stored)]) == 0
     network = NetworkConfig(
         vocab_size=1024, hidden=32, layers=1, heads=2, kv_heads=1, mlp=48, context=256, product_dtype="bfloat16"
     )
@@ -312,6 +315,13 @@ def test_the_command_trains_resumes_and_writes_a_folder(tmp_path: Path, capsys: 
     # The trained float32 parameters, rounded as the file is, through the training network.
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), trainer.state.params)
     ids = [1, *tokenizer.encode("Once upon a time, there was a fox.")]
+    again = params_of(stored, network)
+    jax.tree.map(np.testing.assert_array_equal, again, rounded)
+    trainer.start_from(again)
+    with pytest.raises(ValueError, match="has other sizes than the network"):
+        params_of(stored, dataclasses.replace(network, mlp=64))
+    with pytest.raises(ValueError, match="parameters have the shapes"):
+        trainer.start_from({**again, "embedding": again["embedding"][:8]})
     exact = dataclasses.replace(network, product_dtype="float32")
     graph = nnx.graphdef(nnx.eval_shape(lambda: Network(exact, rngs=nnx.Rngs(0))))
     forward = jax.jit(lambda params, ids: nnx.merge(graph, params)(ids)[0] @ params["embedding"].T)
@@ -325,6 +335,8 @@ def test_the_command_trains_resumes_and_writes_a_folder(tmp_path: Path, capsys: 
     ("arguments", "text"),
     [
         (["--seed", "-1"], "--seed -1: must not be negative"),
+        (["--rate", "0"], "--rate 0.0: must be above 0 and below 1"),
+        (["--start-from", "no"], "--start-from no: no such folder"),
         (["--corpus-tokens", "0"], "--corpus-tokens 0: must be at least 1"),
         (["--tokenizer", "no.model"], "--tokenizer no.model: no such file"),
     ],

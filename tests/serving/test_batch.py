@@ -37,8 +37,7 @@ def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess:
 
 def refused(capsys, *arguments: Any) -> str:
     """What the command says when it refuses, without starting anything."""
-    source, output = map(str, arguments)
-    assert main([source, output], hub_cache=Path("/nonexistent")) == 2
+    assert main(list(map(str, arguments)), hub_cache=Path("/nonexistent")) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
     return said
@@ -66,7 +65,7 @@ def test_every_kind_of_request_is_answered_or_refused(model, tmp_path):
         tmp_path / "in.jsonl",
         request("text", prompt="x", temperature=0, max_tokens=5, model="tiny", unheard_of=1, store=True),
         "",
-        request("chat", "/v1/chat/completions", **chat),
+        {**request("chat", "/v1/chat/completions", **chat), "note": "mine"},
         request("response", "/v1/responses", input="x", temperature=0, max_output_tokens=4),
         request("bad", prompt="x", temperature=-1),
         request("no such model", prompt="x", model="gpt-4"),
@@ -82,7 +81,8 @@ def test_every_kind_of_request_is_answered_or_refused(model, tmp_path):
     }  # fmt: skip
     assert answers["text"]["response"]["body"]["choices"][0]["text"] == "abcde"
     assert answers["text"]["response"]["ignored"] == ["unheard_of", "store"]
-    assert "ignored" not in answers["chat"]["response"]
+    assert answers["chat"]["response"]["ignored"] == ["note"]
+    assert "ignored" not in answers["response"]["response"]
     assert answers["chat"]["response"]["body"]["choices"][0]["message"]["content"] == "abc"
     assert answers["response"]["response"]["body"]["output"][0]["content"][0]["text"] == "abcd"
     assert answers["bad"]["response"]["body"]["error"]["param"] == "temperature"
@@ -159,7 +159,6 @@ GOOD = request("a", prompt="x")
             "line 1: 3 faults: (1) custom_id has 0 characters; 1 to 512 are allowed; (2) method is 'post'; it must be "
             "POST; (3) url is '/v1/x'; it must be one of",
         ),
-        ([{**GOOD, "x": 1}], "line 1: Object contains unknown field `x`"),
         ([GOOD, "", GOOD], "line 3: custom_id is 'a', as in line 1"),
     ],
 )
@@ -167,6 +166,12 @@ def test_a_bad_input_is_found_before_any_work(capsys, tmp_path, lines, words):
     source = write(tmp_path / "in.jsonl", *lines)
     assert words in refused(capsys, source, tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_what_a_line_has_beside_its_request_is_refused_where_unknown_fields_are(capsys, tmp_path):
+    source = write(tmp_path / "in.jsonl", GOOD, {**GOOD, "custom_id": "b", "x": 1})
+    said = refused(capsys, source, tmp_path / "out.jsonl", "--unknown-fields", "refuse")
+    assert "line 2: Object contains unknown field `x`" in said
 
 
 def test_an_input_that_cannot_be_read_twice_is_refused_before_any_work(capsys, tmp_path):

@@ -10,14 +10,14 @@ import time
 
 import pytest
 
-from jaxinfer.messages import Abort, Rejected, SequenceOutput, Shutdown, StepOutputs, Submit, TokenLogprobs
+from jaxinfer.messages import Abort, Rejected, SequenceOutput, Shutdown, StepOutputs, Submit, TenantPins, TokenLogprobs
 from jaxinfer.sampling_params import SamplingParams
 from serving.frames import SocketInbox, SocketPost, Unpacker, pack
 
 MESSAGES = [
     Abort("a"),
     Submit("b", tuple(range(200_000)), SamplingParams(stop=("x",), logit_bias={3: 1.0}), 2**64 - 1, -1, 1.5, "salt"),
-    StepOutputs(),
+    StepOutputs(pins=(TenantPins("t", 1, 2, 3, 64, 300.0),)),
     Shutdown(),
 ]
 

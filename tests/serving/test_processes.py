@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -258,6 +259,33 @@ def test_the_engine_exits_when_the_server_is_killed(model, options):
         engine = s.engine_pid()
         s.process.kill()
         wait(lambda: not alive(engine), "the engine exits")
+
+
+@pytest.mark.longer
+def test_output_that_nobody_reads_stops_nothing(model):
+    """Its pipe is full before the first word: it serves all the same, and ends when it is told to."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x")
+    os.set_blocking(writing, True)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [sys.executable, "-c", CODE, "{}", "serve", str(model), "--port", str(port), "--http-port", "none"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=writing, stderr=writing)
+    os.close(writing)
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            ask = pb_grpc.InferenceStub(channel).Generate
+            for _ in range(3):
+                assert list(ask(greedy(max_tokens=4), wait_for_ready=True, timeout=SECONDS))
+        process.terminate()
+        assert process.wait(SECONDS) == 0
+    finally:
+        process.kill()
+        os.close(reading)
 
 
 def test_the_server_process_imports_no_jax(model):

@@ -125,7 +125,7 @@ SERVERS: dict[str, Server] = {
     "completions": Server(
         _http("completions", lambda ask: {"prompt": ask.text if ask.ids is None else ask.ids}, {}),
         {"token_ids": "prompt"},
-        _lacks("clamped", "no ids"),
+        _lacks("clamped", "no ids", "thinking_token_budget"),
     ),
     "chat": Server(
         _http("chat/completions", lambda ask: {"messages": [{"role": "user", "content": ask.text}]}, _CHAT),
@@ -135,12 +135,15 @@ SERVERS: dict[str, Server] = {
     "responses": Server(
         _http("responses", lambda ask: {"input": ask.text}, _RESPONSES),
         _RESPONSES,
-        _lacks("ids", "clamped", "n", "prompt_logprobs"),
+        _lacks("ids", "clamped", "n", "prompt_logprobs", "thinking_token_budget"),
     ),
     "vllm": Server(
         _vllm,
         {"token_ids": "tokenized.input_ids", "prompt": "input", REGEX: "regex"},
-        _lacks("zero", "negative", "clamped", "allowed_token_ids", "bad_token_ids", "model", "cache_salt", "priority"),
+        _lacks(
+            *("zero", "negative", "clamped", "allowed_token_ids", "bad_token_ids", "model", "cache_salt", "priority"),
+            "thinking_token_budget",
+        ),
     ),
     "kserve": Server(
         _kserve,
@@ -200,6 +203,7 @@ RULES: dict[str, Rule] = {
         ("is 1200", "at most 1024"),
     ),
     "truncate": _sampling(("is 0", "a positive integer"), truncate_prompt_tokens=0),
+    "budget": _sampling(("is -1", "0 or more"), thinking_token_budget=-1),
     "grammar": Rule(
         REGEX, Ask(sampling={"structured_outputs": {"regex": "a("}}), ("is 'a('", "no grammar can be made")
     ),

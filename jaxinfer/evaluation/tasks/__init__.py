@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from jaxinfer.evaluation.item import Kind
-from jaxinfer.evaluation.tasks import arithmetic, chinese, lists, measures, reading, records
+from jaxinfer.evaluation.tasks import arithmetic, calling, chinese, lists, measures, reading, records
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind for module in (arithmetic, lists, measures, records, reading, chinese) for kind in module.KINDS
+    kind.name: kind
+    for module in (arithmetic, lists, measures, records, reading, chinese, calling)
+    for kind in module.KINDS
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from jaxinfer.evaluation.extract import last_line, last_line_words, last_number
 from jaxinfer.evaluation.item import Item, Kind, Split
@@ -10,6 +11,19 @@ from jaxinfer.evaluation.tasks.wording import introduced, user
 from jaxinfer.evaluation.world.pools import LIST_WORDS, code, pick_some, split_pool
 
 _SEPARATORS = (", ", ", ", " ")
+
+
+def _numbered(words: Sequence[str]) -> list[str]:
+    return [f"{number} {word}" for number, word in enumerate(words, 1)]
+
+
+def _picked(words: Sequence[str], ordered: Sequence[str]) -> str:
+    """The working of a sorting: what is left, and which of it comes next."""
+    left, steps = list(words), []
+    for word in ordered[:-1]:
+        steps.append(f"{', '.join(left)}: {word}")
+        left.remove(word)
+    return ". ".join([*steps, *left]) + "."
 
 
 def _counting(rng: random.Random, split: Split) -> Item:
@@ -27,8 +41,7 @@ def _counting(rng: random.Random, split: Split) -> Item:
         ),
         rng.choice(_SEPARATORS).join(words),
     )
-    steps = ", ".join(f"{number} {word}" for number, word in enumerate(words, 1))
-    response = f"{steps}. The list has {len(words)} words."
+    response = f"{', '.join(_numbered(words))}. The list has {len(words)} words."
     return Item("counting", " ".join(words), user(text), str(len(words)), response)
 
 
@@ -48,7 +61,9 @@ def _sorting(rng: random.Random, split: Split) -> Item:
         ),
         rng.choice(_SEPARATORS).join(words),
     )
-    return Item("sorting", " ".join(words), user(text), " ".join(sorted(words)), ", ".join(sorted(words)))
+    ordered = sorted(words)
+    working = _picked(words, ordered)
+    return Item("sorting", " ".join(words), user(text), " ".join(ordered), ", ".join(ordered), working=working)
 
 
 def _number_sorting(rng: random.Random, split: Split) -> Item:
@@ -70,7 +85,8 @@ def _number_sorting(rng: random.Random, split: Split) -> Item:
     text = introduced(rng, questions, ", ".join(map(str, numbers)))
     ordered = [str(number) for number in sorted(numbers, reverse=down)]
     key = f"{'down' if down else 'up'} {numbers}"
-    return Item("number_sorting", key, user(text), " ".join(ordered), ", ".join(ordered))
+    working = _picked([str(number) for number in numbers], ordered)
+    return Item("number_sorting", key, user(text), " ".join(ordered), ", ".join(ordered), working=working)
 
 
 def _word_reversal(rng: random.Random, split: Split) -> Item:
@@ -87,8 +103,9 @@ def _word_reversal(rng: random.Random, split: Split) -> Item:
         ),
         rng.choice(_SEPARATORS).join(words),
     )
-    answer = words[::-1]
-    return Item("word_reversal", " ".join(words), user(text), " ".join(answer), ", ".join(answer))
+    answer, numbered = words[::-1], _numbered(words)
+    working = f"{', '.join(numbered)}. {', '.join(numbered[::-1])}."
+    return Item("word_reversal", " ".join(words), user(text), " ".join(answer), ", ".join(answer), working=working)
 
 
 def _string_reversal(rng: random.Random, split: Split) -> Item:

@@ -18,6 +18,8 @@ from jaxinfer.text.answers.events import (
     collect,
 )
 from jaxinfer.text.answers.formats import (
+    CALL_FORMATS,
+    REASONING_FORMATS,
     REASONING_PARSERS,
     TOOL_CALL_PARSERS,
     AnswerSplitter,
@@ -28,7 +30,9 @@ from jaxinfer.text.answers.reasoning import ReasoningSplitter, ReasoningTags
 from jaxinfer.text.answers.spelling import CallSpelling, GemmaArguments, JsonArguments, ParameterArguments
 
 __all__ = [
+    "CALL_FORMATS",
     "PUT_IN",
+    "REASONING_FORMATS",
     "REASONING_PARSERS",
     "TOOL_CALL_PARSERS",
     "AnswerSplitter",

@@ -20,12 +20,13 @@ from jaxinfer.text.answers.harmony import HarmonyParser, HarmonySplitter
 from jaxinfer.text.answers.harmony_header import TAGS, answering
 from jaxinfer.text.answers.harmony_header import begun as harmony_begun
 from jaxinfer.text.answers.hermes import GraniteParser, HermesParser, NemotronParser, Phi4MiniParser
+from jaxinfer.text.answers.kimi import KimiK2Parser
 from jaxinfer.text.answers.llama3 import Llama3Parser
 from jaxinfer.text.answers.mistral import MistralParser
 from jaxinfer.text.answers.reasoning import ReasoningSplitter, ReasoningTags
 from jaxinfer.text.answers.spelling import CallSpelling
 from jaxinfer.text.answers.tagged import TaggedParser
-from jaxinfer.text.answers.xml_calls import GlmParser, Qwen3XmlParser
+from jaxinfer.text.answers.xml_calls import GlmParser, MiniMaxM2Parser, Qwen3XmlParser, SeedOssParser
 
 CALL_FORMATS: dict[str, type[CallParser]] = {
     "hermes": HermesParser,
@@ -42,11 +43,15 @@ CALL_FORMATS: dict[str, type[CallParser]] = {
     "deepseek_v32": DeepSeekV32Parser,
     "deepseek_v4": DeepSeekV4Parser,
     "deepseek_v41": DeepSeekV41Parser,
+    "kimi_k2": KimiK2Parser,
+    "minimax_m2": MiniMaxM2Parser,
+    "seed_oss": SeedOssParser,
 }
 REASONING_FORMATS = {
     "think": ReasoningTags("<think>", "</think>"),
     "mistral": ReasoningTags("[THINK]", "[/THINK]"),
     "gemma4": ReasoningTags("<|channel>thought", "<channel|>", tokens=("<|channel>",)),
+    "seed_oss": ReasoningTags("<seed:think>", "</seed:think>"),
     # Granite 3.3's tags, and the sentences of 3.2, also as quantized models shorten them.
     "granite": ReasoningTags(
         "<think>",
@@ -83,7 +88,7 @@ REASONING_ALIASES = {
     **dict.fromkeys(
         (
             *("qwen3", "deepseek_r1", "deepseek_v3", "deepseek_v4", "deepseek_v41", "glm45", "glm47", "holo2"),
-            *("nemotron_v3", "granite_thinking_parser"),
+            *("nemotron_v3", "granite_thinking_parser", "kimi_k2", "minimax_m2"),
         ),
         "think",
     ),

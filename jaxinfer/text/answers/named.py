@@ -15,6 +15,7 @@ from jaxinfer.text.answers.scanning import SPACE, Status, could_start, find_tag,
 from jaxinfer.text.answers.typing_of_text import ValueSchema
 
 _NAME = re.compile(r"[^\s<>{}()\[\]\"'`,\uff5c]{1,256}")
+_NUMBER = re.compile(r":\d*\Z")
 _SPACES = re.compile(rf"[{SPACE}]*")
 
 
@@ -23,6 +24,7 @@ class Part(Enum):
 
     SPACES = auto()  # any number, none too
     NAME = auto()
+    NUMBERED_NAME = auto()  # a name, perhaps with a colon and a number behind it
     WORD = auto()  # as a name, and none
 
 
@@ -61,7 +63,11 @@ def read_head(text: str, position: int, head: Head) -> _Found | bool | None:
                 return None
             if word.end() == len(text):
                 return True
-            name, position = (word[0] if part is Part.NAME else name), word.end()
+            if part is Part.NAME:
+                name = word[0]
+            elif part is Part.NUMBERED_NAME:
+                name = _NUMBER.sub("", word[0])
+            position = word.end()
             continue
         if isinstance(part, Maybe):
             if could_start(text[position:], part.text):

@@ -1,8 +1,9 @@
-"""Tool calls whose parameters stand between tags of their own: Qwen3-Coder's and GLM's."""
+"""Tool calls whose parameters stand between tags of their own: Qwen3-Coder's, Seed-OSS's, GLM's and MiniMax's."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from jaxinfer.text.answers.named import Ahead, NamedCallParser, Part
 from jaxinfer.text.answers.readers import ArgumentsReader, ParameterReader, ParameterTags
@@ -24,6 +25,18 @@ _GLM = ParameterTags(
     close="</arg_value>",
     ends=("</tool_call>",),
     late=("<arg_key>", "</tool_call>"),
+)
+
+
+# As Qwen's, but a value stands on the line of its tags: every line break in it is its own.
+_SEED = replace(_QWEN, ends=("</function>", "</seed:tool_call>"), trims=False)
+_MINIMAX = ParameterTags(
+    open="<parameter",
+    head_end=">",
+    head=re.compile(r'\s+name="([^"]+)"\s*'),
+    close="</parameter>",
+    ends=("</invoke>", "</minimax:tool_call>"),
+    late=("<parameter name=", "</invoke>"),
 )
 
 
@@ -62,6 +75,63 @@ class Qwen3XmlParser(NamedCallParser):
 
     def new_reader(self, name: str) -> ArgumentsReader:
         return ParameterReader(_QWEN, self.schema(name))
+
+
+class SeedOssParser(Qwen3XmlParser):
+    """Seed-OSS: as Qwen3-Coder's, in a tag of its own."""
+
+    tags = ("<seed:tool_call>", "<function=")
+    more_tags = ("</seed:tool_call>",)
+    heads = (
+        ("<seed:tool_call>", (Part.SPACES, "<function=", Part.SPACES, Part.NAME, Part.SPACES, ">")),
+        ("<function=", (Part.SPACES, Part.NAME, Part.SPACES, ">")),
+    )
+    closes = ("</seed:tool_call>",)
+    spellings = (
+        CallSpelling(
+            "<seed:tool_call>\n<function=",
+            ">\n",
+            "</function>\n</seed:tool_call>",
+            between="\n",
+            arguments=ParameterArguments("<parameter=", ">", ">", "</parameter>\n", _SEED.value_ends),
+        ),
+    )
+
+    def new_reader(self, name: str) -> ArgumentsReader:
+        return ParameterReader(_SEED, self.schema(name))
+
+
+class MiniMaxM2Parser(NamedCallParser):
+    """MiniMax M2:
+
+        <minimax:tool_call>
+        <invoke name="NAME">
+        <parameter name="KEY">value</parameter>
+        </invoke>
+        </minimax:tool_call>
+
+    A value is a text, or JSON where the tool's schema allows no text.
+    """
+
+    sections = (("<minimax:tool_call>", "</minimax:tool_call>"),)
+    tags = ("<minimax:tool_call>", '<invoke name="')
+    more_tags = ("</minimax:tool_call>",)
+    heads = (('<invoke name="', (Part.NAME, '"', Part.SPACES, ">")),)
+    offered = ('<invoke name="',)
+    spellings = (
+        CallSpelling(
+            '<invoke name="',
+            '">\n',
+            "</invoke>\n",
+            "<minimax:tool_call>\n",
+            "",
+            "</minimax:tool_call>",
+            ParameterArguments('<parameter name="', '">', '">', "</parameter>\n", _MINIMAX.value_ends),
+        ),
+    )
+
+    def new_reader(self, name: str) -> ArgumentsReader:
+        return ParameterReader(_MINIMAX, self.schema(name))
 
 
 class GlmParser(NamedCallParser):

@@ -76,7 +76,7 @@ class StructuredOutputs(_message.Message):
     def __init__(self, json: _Optional[str] = ..., regex: _Optional[str] = ..., choice: _Optional[_Union[StructuredOutputs.Choices, _Mapping]] = ..., grammar: _Optional[str] = ..., json_object: _Optional[bool] = ..., structural_tag: _Optional[str] = ..., disable_any_whitespace: _Optional[bool] = ..., disable_additional_properties: _Optional[bool] = ..., whitespace_pattern: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
-    __slots__ = ("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "max_tokens", "min_tokens", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "logprobs", "prompt_logprobs", "logit_bias", "allowed_token_ids", "bad_token_ids", "skip_special_tokens", "truncate_prompt_tokens", "structured_outputs")
+    __slots__ = ("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "max_tokens", "min_tokens", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "logprobs", "prompt_logprobs", "logit_bias", "allowed_token_ids", "bad_token_ids", "skip_special_tokens", "truncate_prompt_tokens", "structured_outputs", "thinking_token_budget")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +107,7 @@ class SamplingParams(_message.Message):
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STRUCTURED_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    THINKING_TOKEN_BUDGET_FIELD_NUMBER: _ClassVar[int]
     n: int
     temperature: float
     top_p: float
@@ -130,10 +131,11 @@ class SamplingParams(_message.Message):
     skip_special_tokens: bool
     truncate_prompt_tokens: int
     structured_outputs: StructuredOutputs
-    def __init__(self, n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., include_stop_str_in_output: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., allowed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., bad_token_ids: _Optional[_Iterable[int]] = ..., skip_special_tokens: _Optional[bool] = ..., truncate_prompt_tokens: _Optional[int] = ..., structured_outputs: _Optional[_Union[StructuredOutputs, _Mapping]] = ...) -> None: ...
+    thinking_token_budget: int
+    def __init__(self, n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., include_stop_str_in_output: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., allowed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., bad_token_ids: _Optional[_Iterable[int]] = ..., skip_special_tokens: _Optional[bool] = ..., truncate_prompt_tokens: _Optional[int] = ..., structured_outputs: _Optional[_Union[StructuredOutputs, _Mapping]] = ..., thinking_token_budget: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "text", "token_ids", "chat", "add_special_tokens", "sampling", "priority", "cache_salt", "final_only", "model")
+    __slots__ = ("request_id", "text", "token_ids", "chat", "add_special_tokens", "sampling", "priority", "cache_salt", "final_only", "model", "session_id", "prompt_cache_retention")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +146,8 @@ class GenerateRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     FINAL_ONLY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_CACHE_RETENTION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     token_ids: TokenIds
@@ -154,7 +158,9 @@ class GenerateRequest(_message.Message):
     cache_salt: str
     final_only: bool
     model: str
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., add_special_tokens: _Optional[bool] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., final_only: _Optional[bool] = ..., model: _Optional[str] = ...) -> None: ...
+    session_id: str
+    prompt_cache_retention: str
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., add_special_tokens: _Optional[bool] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., final_only: _Optional[bool] = ..., model: _Optional[str] = ..., session_id: _Optional[str] = ..., prompt_cache_retention: _Optional[str] = ...) -> None: ...
 
 class TokenLogprobs(_message.Message):
     __slots__ = ("token_id", "logprob", "rank", "top")
@@ -367,7 +373,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("running", "waiting", "total_pages", "free_pages", "cached_pages", "steps", "scheduled_tokens", "padded_tokens", "prompt_tokens", "generated_tokens", "preemptions", "prefix_queries", "prefix_hits", "compilations_after_ready", "open_requests", "accepted_requests", "refused_requests", "uptime_seconds", "draining", "warming", "forced_tokens", "constrained_requests", "constraint_seconds")
+    __slots__ = ("running", "waiting", "total_pages", "free_pages", "cached_pages", "steps", "scheduled_tokens", "padded_tokens", "prompt_tokens", "generated_tokens", "preemptions", "prefix_queries", "prefix_hits", "compilations_after_ready", "open_requests", "accepted_requests", "refused_requests", "uptime_seconds", "draining", "warming", "forced_tokens", "constrained_requests", "constraint_seconds", "pinned_pages", "pins_made", "pins_expired", "pins_evicted")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     TOTAL_PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -391,6 +397,10 @@ class GetStatsResponse(_message.Message):
     FORCED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CONSTRAINED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     CONSTRAINT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    PINS_MADE_FIELD_NUMBER: _ClassVar[int]
+    PINS_EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    PINS_EVICTED_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     total_pages: int
@@ -414,4 +424,8 @@ class GetStatsResponse(_message.Message):
     forced_tokens: int
     constrained_requests: int
     constraint_seconds: float
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., total_pages: _Optional[int] = ..., free_pages: _Optional[int] = ..., cached_pages: _Optional[int] = ..., steps: _Optional[int] = ..., scheduled_tokens: _Optional[int] = ..., padded_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., compilations_after_ready: _Optional[int] = ..., open_requests: _Optional[int] = ..., accepted_requests: _Optional[int] = ..., refused_requests: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., draining: _Optional[bool] = ..., warming: _Optional[bool] = ..., forced_tokens: _Optional[int] = ..., constrained_requests: _Optional[int] = ..., constraint_seconds: _Optional[float] = ...) -> None: ...
+    pinned_pages: int
+    pins_made: int
+    pins_expired: int
+    pins_evicted: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., total_pages: _Optional[int] = ..., free_pages: _Optional[int] = ..., cached_pages: _Optional[int] = ..., steps: _Optional[int] = ..., scheduled_tokens: _Optional[int] = ..., padded_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_queries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., compilations_after_ready: _Optional[int] = ..., open_requests: _Optional[int] = ..., accepted_requests: _Optional[int] = ..., refused_requests: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., draining: _Optional[bool] = ..., warming: _Optional[bool] = ..., forced_tokens: _Optional[int] = ..., constrained_requests: _Optional[int] = ..., constraint_seconds: _Optional[float] = ..., pinned_pages: _Optional[int] = ..., pins_made: _Optional[int] = ..., pins_expired: _Optional[int] = ..., pins_evicted: _Optional[int] = ...) -> None: ...

@@ -1,5 +1,5 @@
 // Something to begin with: one example of each kind of answer. `values`, where there are any, are put into
-// the settings' controls.
+// the settings' controls; `needs` is what the model must be capable of, as `/v1/models` names it.
 
 const text = (value) => JSON.stringify(value, null, 2);
 
@@ -16,8 +16,8 @@ const WEATHER = {
     description: "The weather in a city.",
     parameters: {
       type: "object",
-      properties: { city: { type: "string" }, unit: { enum: ["celsius", "fahrenheit"] } },
-      required: ["city", "unit"],
+      properties: { city: { enum: ["Paris", "Rome", "Oslo"] } },
+      required: ["city"],
     },
   },
 };
@@ -34,5 +34,12 @@ export const EXAMPLES = [
     shown: "A tool: the weather in Paris",
     asks: "How is the weather in Paris?",
     values: { tools: text([WEATHER]), tool_choice: "required" },
+    needs: "tools",
+  },
+  {
+    shown: "Reasoning: words from last to first",
+    asks: "Reverse the order of these words.\nriver, apple, moon, castle, garden",
+    values: { reasoning_effort: "medium" },
+    needs: "reasoning",
   },
 ];

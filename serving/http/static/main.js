@@ -152,6 +152,9 @@ async function nameModel() {
     model = served.id;
     shown.textContent = `${model} · ${served.max_model_len} tokens`;
     document.title = `${model} – jaxinfer`;
+    for (const example of document.querySelectorAll("#examples [data-needs]")) {
+      example.hidden = served.capabilities?.[example.dataset.needs] === false;
+    }
   } catch {
     shown.textContent = ""; // the state beside it says what is wrong
   }
@@ -202,9 +205,10 @@ function tellForms() {
   document.getElementById("forms").hidden = !words;
 }
 
-for (const { shown, asks, values } of EXAMPLES) {
+for (const { shown, asks, values, needs } of EXAMPLES) {
   const button = make("button", "quiet", shown);
   button.type = "button";
+  if (needs) button.dataset.needs = needs;
   button.addEventListener("click", () => {
     if (values) {
       resetForms();

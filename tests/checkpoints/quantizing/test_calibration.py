@@ -50,7 +50,8 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     ("family", "scheme"),
     [
         ("llama", "w8a8"),
-        *(pytest.param(*one, marks=pytest.mark.longer) for one in [("llama", "int4"), ("gemma2", "int4")]),
+        pytest.param("llama", "int4", marks=pytest.mark.slow),
+        ("gemma2", "int4"),
     ],
 )
 def test_a_model_with_outliers_gains(tmp_path: Path, family: str, scheme: str) -> None:

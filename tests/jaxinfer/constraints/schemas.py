@@ -1,4 +1,8 @@
-"""JSON schemas by chance, of every class of keywords that are supported."""
+"""JSON schemas by chance, of every class of keywords that are supported.
+
+Many texts of such a schema may have any length, as most clients' schemas allow. In a bounded one texts, names, lists
+and integers have an end, so that a model that writes by chance gets there; a decimal fraction has none in JSON Schema.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +12,40 @@ from typing import Any
 
 Schema = Any
 _PATTERNS = ("^[a-z]{2,5}$", "^x-", "[0-9]+$", "^(ab|cd)+$", "^\\d{3}-\\d{2}$", "^[A-Z][a-z]*( [A-Z][a-z]*)?$", "é|ü")
+_BOUNDED_PATTERNS = (
+    "^[a-z]{2,5}$",
+    "^(ab|cd){1,6}$",
+    "^\\d{3}-\\d{2}$",
+    "^[A-Z][a-z]{0,9}( [A-Z][a-z]{0,9})?$",
+    "^(é|ü)$",
+)
 _FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+_LONGEST = 64  # characters of a bounded text in a format that sets it no end
 _VALUES = ("a", "b c", 'q"\\', "ß", 1, -2.5, True, None, [1, "x"], {"k": [None]}, "")
 _WORDS = ("name", "n", "size", "a b", "ünit", "x/y", "kind", "next", "list", 'q"')
 
 
-def schema(draw: random.Random, kind: str) -> Schema:
+def schema(draw: random.Random, kind: str, *, bounded: bool = False) -> Schema:
     """One whose root is of the class `kind`, one of `KINDS`."""
-    return _Maker(draw).root(kind)
+    return _Maker(draw, bounded).root(kind)
 
 
 class _Maker:
-    def __init__(self, draw: random.Random) -> None:
-        self._draw = draw
+    def __init__(self, draw: random.Random, bounded: bool) -> None:
+        self._draw, self._bounded = draw, bounded
         self._recursive = False
 
     def root(self, kind: str) -> Schema:
         made = KINDS[kind](self, 0)
         if self._recursive and isinstance(made, dict):
+            self._recursive = False
+            value = self.any(2)
+            while self._recursive:  # a node whose value must hold a node has no end
+                self._recursive = False
+                value = self.any(2)
             tree = {
                 "type": "object",
-                "properties": {"value": self.any(2), "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+                "properties": {"value": value, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
                 "required": ["value", "next"],
                 "additionalProperties": False,
             }
@@ -46,15 +63,16 @@ class _Maker:
         made: dict[str, Any] = {"type": "string", "description": "some text"}
         if self._draw.random() < 0.5:
             made["minLength"] = low
-        if self._draw.random() < 0.7:
+        if self._draw.random() < 0.7 or self._bounded:
             made["maxLength"] = low + self._draw.randrange(6)
         return made
 
     def pattern(self, depth: int) -> Schema:
-        return {"type": "string", "pattern": self._draw.choice(_PATTERNS)}
+        return {"type": "string", "pattern": self._draw.choice(_BOUNDED_PATTERNS if self._bounded else _PATTERNS)}
 
     def format(self, depth: int) -> Schema:
-        return {"type": "string", "format": self._draw.choice(_FORMATS)}
+        made = {"type": "string", "format": self._draw.choice(_FORMATS)}
+        return {**made, "maxLength": _LONGEST} if self._bounded else made
 
     def number(self, depth: int) -> Schema:
         low, width = self._draw.randrange(-50, 50), self._draw.randrange(1, 40)
@@ -63,16 +81,16 @@ class _Maker:
             self._draw.choice(("minimum", "exclusiveMinimum")): low - self._draw.choice((0, 0.5)),
             self._draw.choice(("maximum", "exclusiveMaximum")): low + width + self._draw.choice((0, 0.25)),
         }
-        return {**made, **{name: bound for name, bound in bounds.items() if self._draw.random() < 0.8}}
+        share = 1.0 if self._bounded else 0.8
+        return {**made, **{name: bound for name, bound in bounds.items() if self._draw.random() < share}}
 
     def integer(self, depth: int) -> Schema:
         return {**self.number(depth), "type": "integer"}
 
     def multiple(self, depth: int) -> Schema:
-        return {
-            "type": self._draw.choice(("integer", "number")),
-            "multipleOf": self._draw.choice((2, 5, 10, 0.5, 0.25)),
-        }
+        kind, step = self._draw.choice(("integer", "number")), self._draw.choice((2, 5, 10, 0.5, 0.25))
+        bounds = {"minimum": -999, "maximum": 9999} if self._bounded else {}
+        return {"type": kind, "multipleOf": step, **bounds}
 
     def enum(self, depth: int) -> Schema:
         return {"enum": self._draw.sample(_VALUES, self._draw.randrange(1, 5))}
@@ -82,7 +100,8 @@ class _Maker:
 
     def types(self, depth: int) -> Schema:
         made = {"type": self._draw.sample(("string", "integer", "boolean", "null"), 2)}
-        return {**made, "maxLength": 5, "minimum": 3, "title": "either"}
+        bounds = {"maximum": 9999} if self._bounded else {}
+        return {**made, "maxLength": 5, "minimum": 3, **bounds, "title": "either"}
 
     def plain(self, depth: int) -> Schema:
         return self._draw.choice(({"type": "boolean"}, {"type": "null"}, {"type": "string", "maxLength": 9}))
@@ -91,15 +110,16 @@ class _Maker:
         names = self._draw.sample(_WORDS, self._draw.randrange(1, 5))
         made: dict[str, Any] = {"type": "object", "properties": {name: self.any(depth) for name in names}}
         made["required"] = [name for name in names if self._draw.random() < 0.6]
-        if self._draw.random() < 0.8:
+        if self._draw.random() < 0.8 or self._bounded:
             made["additionalProperties"] = False
         return made
 
     def map(self, depth: int) -> Schema:
         low = self._draw.randrange(3)
         made: dict[str, Any] = {"type": "object", "maxProperties": low + 2}
-        if self._draw.random() < 0.5:
-            made["patternProperties"] = {"^[a-c]_": self.any(depth), "^[x-z][0-9]$": self.any(depth)}
+        if self._draw.random() < 0.5 or self._bounded:
+            first = "^[a-c]_[a-z0-9]{0,8}$" if self._bounded else "^[a-c]_"
+            made["patternProperties"] = {first: self.any(depth), "^[x-z][0-9]$": self.any(depth)}
             made["additionalProperties"] = False
         else:
             made["additionalProperties"] = self.any(depth)
@@ -137,11 +157,14 @@ class _Maker:
     def all_of(self, depth: int) -> Schema:
         first = {"type": "object", "properties": {"a": self.any(depth)}, "required": ["a"]}
         second = {"properties": {"b": self.any(depth)}, "required": ["b"]}
+        if self._bounded:
+            return {"allOf": [first, second], "properties": {"a": {}, "b": True}, "additionalProperties": False}
         return {"allOf": [first, second], "additionalProperties": True}
 
     def reference(self, depth: int) -> Schema:
         self._recursive = True
-        return {"type": "object", "properties": {"tree": {"$ref": "#/$defs/node"}}, "required": ["tree"]}
+        made = {"type": "object", "properties": {"tree": {"$ref": "#/$defs/node"}}, "required": ["tree"]}
+        return {**made, "additionalProperties": False} if self._bounded else made
 
 
 KINDS: dict[str, Callable[[_Maker, int], Schema]] = {

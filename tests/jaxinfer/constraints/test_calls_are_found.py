@@ -67,6 +67,9 @@ DEEPSEEK = tuple(
 GLM = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 GEMMA = ("<|tool_call>", "<tool_call|>", '<|"|>', "<|channel>", "<channel|>")
 # form, tags that are tokens
+KIMI = tuple(
+    f"<|tool_call{word}|>" for word in ("s_section_begin", "s_section_end", "_begin", "_end", "_argument_begin")
+)
 FORMS = {
     "hermes": (OutputParserNames("hermes"), ()),
     "hermes, tokens": (OutputParserNames("hermes", "think"), ("<think>", "</think>", "<tool_call>", "</tool_call>")),
@@ -88,6 +91,9 @@ FORMS = {
     "glm45, tokens": (OutputParserNames("glm45", "think", variant=1), GLM),
     "gemma4": (OutputParserNames("gemma4"), ()),
     "gemma4, tokens": (OutputParserNames("gemma4", "gemma4"), GEMMA),
+    "kimi_k2": (OutputParserNames("kimi_k2", "think"), KIMI),
+    "minimax_m2": (OutputParserNames("minimax_m2", "think"), ()),
+    "seed_oss": (OutputParserNames("seed_oss", "seed_oss"), ("<seed:tool_call>", "</seed:tool_call>")),
     "harmony": (OutputParserNames("harmony", "harmony"), HARMONY_TAGS),
 }
 BEGUN: tuple[Begun, ...] = ("not", "inside", "over")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 from jaxinfer.constraints import matching as module
-from jaxinfer.constraints.matching import ConstraintError, Guide, Matching
+from jaxinfer.constraints.guide import Guide
+from jaxinfer.constraints.matching import ConstraintError, Matching
 from jaxinfer.constraints.vocabulary import ComingVocabulary, Vocabulary
 from jaxinfer.messages import Submit
 from jaxinfer.model_path import demo_path
@@ -276,3 +278,28 @@ def test_a_model_without_a_tokenizer() -> None:
     matching.begin(submit(CODE))
     ((_, error),) = settle(matching)
     assert "needs a tokenizer" in str(error)
+
+
+def test_a_grammar_comes_in_the_first_turn_of_those_who_wait_for_it(
+    vocabulary: ComingVocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One tenant has sent many, and at last what another one wants too."""
+    gate, done = threading.Event(), list[str]()
+    compile_it = Matching._compile
+
+    def held(self: Matching, text: str, job: Any) -> None:
+        gate.wait(30)
+        done.append(text)
+        compile_it(self, text, job)
+
+    monkeypatch.setattr(Matching, "_compile", held)
+    matching = Matching(vocabulary)
+    texts = [lark(f"start: /[A-Z]{{2,4}}-{i}/") for i in range(12)]
+    for text in (*texts, CODE):
+        assert matching.begin(submit(text, text)._replace(tenant="greedy")) is None
+    assert matching.begin(submit(CODE, "other")._replace(tenant="other")) is None
+    gate.set()
+    assert {found[0].request_id for found in settle(matching, 14)} == {*texts, CODE, "other"}
+    assert sorted(done) == sorted([*texts, CODE]), "each of them once"
+    assert done.index(CODE) < 6
+    matching.close()

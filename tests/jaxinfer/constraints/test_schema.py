@@ -8,6 +8,7 @@ import pytest
 
 from jaxinfer.constraints.checking import fault_of
 from jaxinfer.constraints.constraint import AnswerShape, constraint_of
+from jaxinfer.constraints.ecma import as_rust
 from jaxinfer.constraints.params import MAX_TEXT_BYTES, StructuredOutputsParams
 from jaxinfer.constraints.schema import (
     ANNOTATIONS,
@@ -75,6 +76,33 @@ def test_annotations_say_nothing() -> None:
     assert accepts(made(schema), "12")
 
 
+# By the JSON Schema Test Suite, which scripts/bench/schema_suite.py reads whole, and by calendars.
+TEXTS_OF: list[tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = [
+    ({"format": "date"}, ("2020-02-29", "2000-02-29", "2021-12-31", "0001-01-01", "0004-02-29"),
+     ("2021-02-29", "1900-02-29", "2020-02-30", "2021-04-31", "0000-01-01", "2021-13-01", "0000-02-29")),
+    ({"format": "time"}, ("23:59:59Z", "08:30:06.283185z", "00:00:00-23:59"),
+     ("22:59:60Z", "23:59:60Z", "23:59:60+01:00", "24:00:00Z", "12:00:00", "12:00:00+24:00")),
+    ({"format": "date-time"}, ("1963-06-19T08:30:06.283185Z", "2020-02-29t00:00:00+05:30"),
+     ("1998-12-31T23:58:60Z", "2021-02-29T00:00:00Z", "2020-01-01 00:00:00Z")),
+    ({"format": "date", "pattern": "^2020", "allOf": [{"pattern": "1$"}]}, ("2020-01-01",), ("2020-01-02", "1")),
+    ({"pattern": r"^\S$"}, ("a", "\x85"), ("\ufeff", " ", "\u2028")),
+    ({"pattern": r"^[a\s]$"}, ("a", "\ufeff", "\u3000"), ("b", "\x85")),
+    ({"pattern": r"^[^a\S]$"}, (" ",), ("b", "a")),
+    ({"pattern": "^.$"}, ("a", "\x85"), ("\n", "\r", "\u2029")),
+    ({"pattern": r"^[.]\.$"}, ("..",), ("a.", ".a")),
+    ({"pattern": "^(?s:.)$"}, ("a", "\n"), ("",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "valid", "invalid"), TEXTS_OF)
+def test_texts_of_formats_and_expressions(
+    schema: dict[str, Any], valid: tuple[str, ...], invalid: tuple[str, ...]
+) -> None:
+    constraint = made({"type": "string", **schema})
+    assert [text for text in valid if not accepts(constraint, compact(text))] == []
+    assert [text for text in invalid if accepts(constraint, compact(text))] == []
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_formats(name: str) -> None:
     assert made({"type": "string", "format": name})
@@ -113,6 +141,12 @@ def test_formats(name: str) -> None:
         (deep(MAX_DEPTH + 1), "#" + "/items" * (MAX_DEPTH + 1), f"at most {MAX_DEPTH} schemas"),
         ("{", "", "it must be JSON"),
         (False, "", "Unsatisfiable"),
+        (
+            {"allOf": [{"items": [{}]}], "items": [{}], "additionalItems": False},
+            "#/additionalItems",
+            "write prefixItems",
+        ),
+        ({"patternProperties": {r"^\s$": True, f"^{as_rust(chr(92) + 's')}$": {}}}, "#/patternProperties", "spellings"),
     ],
 )
 def test_what_is_refused(schema: Any, where: str, said: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxinfer.evaluation.extract import first_json, last_number
 from jaxinfer.evaluation.item import Item, Kind, Split
-from jaxinfer.evaluation.source import AnswerText, Distributions, Message, OnDone, Scored, SourceInfo, plain_prompt
+from jaxinfer.evaluation.source import AnswerText, Chat, Distributions, OnDone, Scored, SourceInfo, plain_prompt
 
 VOCABULARY = 300
 
@@ -60,8 +60,9 @@ class FakeSource:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [[256, *text.encode()] for text in texts]
 
-    def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
-        return self.encode([chat[-1]["content"] if self.info.chat else plain_prompt(chat) for chat in chats])
+    def encode_chats(self, chats: Sequence[Chat]) -> list[list[int]]:
+        asked = [chat.messages for chat in chats]
+        return self.encode([each[-1]["content"] if self.info.chat else plain_prompt(each) for each in asked])
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from jaxinfer.evaluation.item import held_out_items
 from jaxinfer.evaluation.items import Task
 from jaxinfer.evaluation.run import json_validity, recall_by_depth, report, run_tasks, run_texts
+from jaxinfer.evaluation.source import Chat
 from tests.jaxinfer.evaluation.fake_source import KINDS, FakeSource
 
 
@@ -52,6 +55,25 @@ def test_accuracy_and_what_is_found() -> None:
     assert valid is not None
     assert (count, valid.share) == (40, results["json"].right / 40)
     assert 0.5 < valid.share < 1
+
+
+class Listening(FakeSource):
+    """Its prompts name the tools."""
+
+    def encode_chats(self, chats: Sequence[Chat]) -> list[list[int]]:
+        named = [" ".join(tool["name"] for tool in chat.tools) for chat in chats]
+        return [[*ids, *names.encode()] for ids, names in zip(super().encode_chats(chats), named, strict=True)]
+
+
+def test_items_with_tools_are_asked_where_the_prompt_shows_them() -> None:
+    plain = held_out_items(KINDS["double"], 5)
+    asked = {"double": Task(KINDS["double"], [replace(item, tools=({"name": "f"},)) for item in plain])}
+    deaf = run_tasks(FakeSource(clever), asked, silent)["double"]
+    assert (deaf.n, deaf.skipped, deaf.unheard) == (0, 0, 5)
+    prompts: list[str] = []
+    heard = run_tasks(Listening(lambda prompt: prompts.append(prompt) or clever(prompt)), asked, silent)["double"]
+    assert (heard.n, heard.skipped, heard.unheard) == (5, 0, 0)
+    assert all(prompt.endswith("?f") for prompt in prompts)
 
 
 def test_recall_by_depth() -> None:

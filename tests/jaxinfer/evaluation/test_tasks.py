@@ -7,21 +7,32 @@ import itertools
 import json
 import random
 
+import jsonschema
 import pytest
 
+from jaxinfer.evaluation.extract import canonical_json
 from jaxinfer.evaluation.item import Item, Kind, draw, held_out_items, is_held_out
 from jaxinfer.evaluation.tasks import KINDS
 from jaxinfer.evaluation.tasks.answers import last_date, last_word
 from jaxinfer.evaluation.tasks.arithmetic import added, multiplied, subtracted
+from jaxinfer.evaluation.tasks.calling import found_calls
 from jaxinfer.evaluation.tasks.wording import user
 
 NAMES = sorted(KINDS)
 ITEMS = 1000  # what the judge asks of each kind
 
 
+class Items(dict[str, list[Item]]):
+    """Of each kind, made when they are asked for."""
+
+    def __missing__(self, name: str) -> list[Item]:
+        self[name] = held_out_items(KINDS[name], ITEMS)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def items() -> dict[str, list[Item]]:
-    return {name: held_out_items(kind, ITEMS) for name, kind in KINDS.items()}
+def items() -> Items:
+    return Items()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,3 +113,47 @@ def test_a_continuation_may_not_bring_in_somebody_new() -> None:
     item = held_out_items(kind, 1)[0]
     assert not kind.is_right(item, item.response + " Then Walter came.")
     assert not kind.is_right(item, "They all slept.")
+
+
+def test_calls_are_found_in_every_format() -> None:
+    right = canonical_json([{"name": "get_time", "arguments": {"city": "Oslo"}}])
+    for response in (
+        '<tool_call>\n{"name": "get_time", "arguments": {"city": "Oslo"}}\n</tool_call>',
+        '[TOOL_CALLS][{"name": "get_time", "arguments": {"city": "Oslo"}}]',
+        "Well. <tool_call>\n<function=get_time>\n<parameter=city>\nOslo\n</parameter>\n</function>\n</tool_call>",
+    ):
+        assert found_calls(response) == right
+    assert found_calls("It is 8:41 in Oslo.") == "none"
+    assert found_calls(" \n") is None
+
+
+def test_items_with_tools_ask_for_one_of_them_or_for_none(items: dict[str, list[Item]]) -> None:
+    calls = 0
+    for item in items["tools"]:
+        names = [tool["function"]["name"] for tool in item.tools]
+        assert 1 <= len(names) <= 4
+        for call in [] if item.answer == "none" else json.loads(item.answer):
+            calls += 1
+            (tool,) = [tool for tool in item.tools if tool["function"]["name"] == call["name"]]
+            jsonschema.validate(call["arguments"], tool["function"]["parameters"])
+    assert 600 <= calls <= 850
+
+
+def test_thinking_must_end_and_what_is_behind_it_counts(items: dict[str, list[Item]]) -> None:
+    kind = KINDS["thinking"]
+    for item in items["thinking"][:200]:
+        working, said = item.response.split("\n</think>\n")
+        assert item.variables == {"enable_thinking": True}
+        assert not kind.is_right(item, said)
+        assert not kind.is_right(item, f"{item.response}\n</think>\nnothing")
+        assert not kind.is_right(item, f"{said}\n</think>\n")
+        assert working
+
+
+def test_a_working_of_a_list_takes_one_after_the_other() -> None:
+    rng = random.Random(3)
+    for name in ("sorting", "number_sorting", "word_reversal"):
+        working, said = draw(KINDS[name], rng, "train").thought
+        assert [step.split()[-1].strip(".,") for step in working.rstrip(".").split(". ")][-1] == said.split(", ")[-1]
+    assert Item("k", "k", (), "5", "2+3=5. That is 5.").thought == ("2+3=5.", "That is 5.")
+    assert Item("k", "k", (), "5", "5.").thought == ("", "5.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from types import SimpleNamespace
 
 import jax
@@ -128,21 +129,18 @@ def test_what_the_kernels_do_not_serve_goes_to_xla():
     np.testing.assert_array_equal(jax.jit(lambda x: native_multiply("avx2")(x, groups))(x), want)
 
 
+@cache
+def tokens_computed_by(kernels, quantization):
+    engine = build(load_case("llama"), cpu_kernels=kernels, quantization=quantization, max_num_batched_tokens=16)
+    assert engine.loop.info.backends["products"] == ("xla" if kernels == "xla" else f"native_cpu ({kernels})")
+    return engine.generate(range(20, 40)).tokens
+
+
 @pytest.mark.longer
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_tokens_do_not_depend_on_what_computes_them(name, quantization):
     target_for(name)
-    heard = {}
-    for kernels in ("xla", name):
-        engine = build(
-            load_case("llama"),
-            cpu_kernels=kernels,
-            quantization=quantization,
-            max_num_batched_tokens=16,
-        )
-        assert engine.loop.info.backends["products"] == ("xla" if kernels == "xla" else f"native_cpu ({name})")
-        heard[kernels] = engine.generate(range(20, 40)).tokens
     # Where activations are rounded to int8, a last bit becomes a step, and after many tokens one of them another.
     count = None if quantization is None else 16
-    assert heard["xla"][:count] == heard[name][:count]
+    assert tokens_computed_by("xla", quantization)[:count] == tokens_computed_by(name, quantization)[:count]

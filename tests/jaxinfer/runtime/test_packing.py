@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxinfer.runtime.buckets import Bucket
-from jaxinfer.runtime.inputs import ADMISSIONS, SETTINGS, SlotSettings, SlotSizes, StepInputs
+from jaxinfer.runtime.inputs import ADMISSIONS, SETTINGS, SlotSettings, SlotSizes, StepInputs, StepLayout
 from jaxinfer.runtime.packing import Packer, bias_table
 from jaxinfer.runtime.sampling import MAX_BIAS
 from jaxinfer.sampling_params import SamplingParams
@@ -198,3 +198,12 @@ def test_bias_table() -> None:
     assert (ids[3:] == VOCAB).all()
     ids, values = bias_table(SamplingParams(allowed_token_ids=(1, 3), logit_bias={3: 2.0, 9: 5.0}), VOCAB)
     assert dict(zip(ids[:2].tolist(), values[:2].tolist(), strict=True)) == {1: 0.0, 3: 2.0}
+
+
+def test_a_small_step_sends_one_small_array() -> None:
+    """Page tables of any width stay on the device; what they change by is sent."""
+    sizes = SlotSizes(num_slots=256, max_pages=2048, page_size=64)
+    bucket = Bucket(8, 8)
+    packed = Packer(sizes, VOCAB, admit_tokens=4).nothing(bucket)
+    assert packed.nbytes <= 4096
+    assert packed.nbytes == 4 * StepLayout.of(bucket, sizes).size

@@ -258,6 +258,18 @@ def test_frequency_follows_the_counted_inputs() -> None:
     assert len(set(texts)) == 3
 
 
+def test_no_loop_is_left_where_none_is_wanted() -> None:
+    """A loop would not fit a GPU's command buffer. The results are the same: tests of the parts that differ."""
+    arguments = jnp.zeros((2, 32_768)), oracle.params(2), TokenTables.zeros(2, 32_768), *[jnp.zeros(2, jnp.int32)] * 3
+
+    def loops(**how: bool) -> int:
+        text = str(jax.make_jaxpr(lambda *args: sample(*args, vocab_size=32_768, **how))(*arguments))
+        return sum(f"= {loop}[" in text for loop in ("while", "scan"))
+
+    assert loops(loops=False) == 0
+    assert loops() > 0
+
+
 def test_bad_input() -> None:
     with pytest.raises(TypeError, match=r"logits: got bfloat16\(8, 131\), allowed is float32 of two dimensions"):
         oracle.sample_rows(jnp.zeros((8, VOCAB), jnp.bfloat16), oracle.params(8))

@@ -31,6 +31,7 @@ def test_random_bits_are_the_folded_key() -> None:
             key = jax.random.fold_in(key, np.uint32(word))
         expected.append(int(jax.random.key_data(key)[0]))
     np.testing.assert_array_equal(bits(rows, position), expected)
+    np.testing.assert_array_equal(random_bits(rows, jnp.asarray(position), loops=False), expected)
 
 
 @pytest.mark.parametrize("name", ["seed_low", "seed_high", "sequence_index", "position"])

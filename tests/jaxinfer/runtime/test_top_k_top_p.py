@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +86,24 @@ def test_top_p_is_the_sorted_one_to_the_last_bit(vocab: int, p: float, k: int) -
     expected = [sorted_top_p(o, w, p) for o, w in zip(weights, weight, strict=True)]
     found = use_top_p(weights, np.full(rows, p, np.float32), low, np.ones(rows, bool))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("vocab", WIDTHS)
+def test_a_search_without_loops_finds_the_same(vocab: int) -> None:
+    weights = some_weights(vocab)
+    rows = len(weights)
+    k = np.array([1, 2, 50, vocab // 2, vocab - 1, 128, 300, vocab], np.int32)
+    p = np.array([0.0, 1e-6, 0.1, 0.5, 0.9, 0.99, 0.9999999, 0.7], np.float32)
+
+    @partial(jax.jit, static_argnums=1)
+    def both(on: jax.Array, loops: bool) -> tuple[jax.Array, jax.Array]:
+        search = TopKTopP(weights, jnp.any(on), loops)
+        low = search.top_k(k, on)
+        return low, search.top_p(p, fixed_point_scale(weights, low), low, on)
+
+    for on in (np.ones(rows, bool), np.arange(rows) % 3 > 0):
+        with_loops, without = (both(on, loops) for loops in (True, False))
+        np.testing.assert_array_equal(without, with_loops)
 
 
 @pytest.mark.parametrize("vocab", WIDTHS)

@@ -42,10 +42,11 @@ def run_episode(
     draws: int = 1,
     layers: str = "uniform",
     guided: float = 0.0,
+    pinning: float = 0.0,
 ) -> World:
     """Plays one random episode to its end; raises AssertionError when a book or a token is wrong. tenants: whose
     requests come; one is drawn for each. fail_every: see SimulatedDevice. draws: as in SchedulerLimits. layers: one of
-    LAYERS. guided: the share of requests that follow a grammar."""
+    LAYERS. guided: the share of requests that follow a grammar. pinning: the share that pins something."""
     rng = random.Random(seed)
     limits = SchedulerLimits(
         max_num_seqs=rng.randint(1, 4),
@@ -57,13 +58,14 @@ def run_episode(
         enable_prefix_caching=rng.random() < 0.8,
         draws=draws,
         cache_groups=groups_of(layers),
+        max_pinned_ratio=rng.choice([0.4, 0.7, 1.0]) if pinning else 0.5,
     )
     world = kind(
         limits, page_size=rng.choice([1, 2, 4]), num_pages=1 + rng.randint(3, 19) * limits.cache_groups.num_tables
     )
     world.device.fail_every = fail_every
     for _ in range(actions):
-        _act(world, rng, tenants, guided)
+        _act(world, rng, tenants, guided, pinning)
     world.finish()
     return world
 
@@ -76,10 +78,14 @@ def check_same_plans(seed: int, kind: type[World], **options: Any) -> World:
     return world
 
 
-def _act(world: World, rng: random.Random, tenants: tuple[str, ...], guided: float) -> None:
+def _act(world: World, rng: random.Random, tenants: tuple[str, ...], guided: float, pinning: float) -> None:
     roll = rng.random()
     if roll < 0.35:
         max_tokens = rng.randint(1, 12)
+        pins: dict[str, Any] = {}
+        if pinning and rng.random() < pinning:
+            pins["pins"] = tuple((rng.randint(1, 20), rng.choice([3.0, 30.0])) for _ in range(rng.randint(0, 2)))
+            pins["pin_answer"] = rng.choice([0.0, 5.0])
         try:
             world.submit(
                 rng.choice(STREAMS)[: rng.randint(1, 20)],
@@ -93,6 +99,7 @@ def _act(world: World, rng: random.Random, tenants: tuple[str, ...], guided: flo
                 tenant=tenants[0] if len(tenants) == 1 else rng.choice(tenants),
                 guided=bool(guided) and rng.random() < guided,
                 logprobs=0 if guided and rng.random() < 0.2 else None,
+                **pins,
             )
         except InvalidRequest as error:
             assert error.field in ("max_tokens", "prompt")

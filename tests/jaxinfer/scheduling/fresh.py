@@ -79,6 +79,7 @@ class FreshWorld(World):
             max_chunk=limits.max_num_batched_tokens,
             max_tokens=limits.max_model_len,
             enable_prefix_caching=limits.enable_prefix_caching,
+            pins=self.scheduler.kv.pins,
         )
         self.scheduler.kv.groups = limits.cache_groups
         self.scheduler._tenants = FreshTenants(burst=limits.max_model_len)

@@ -32,6 +32,7 @@ class ArithmeticGuide:
 
     def __init__(self, vocab: int) -> None:
         self.error = ""
+        self.forbids = False
         self.forced: deque[int] = deque()
         self._outputs: tuple[int, ...] = ()
         self._vocab = vocab
@@ -51,6 +52,10 @@ class ArithmeticGuide:
     @property
     def complete(self) -> bool:
         return complete_after(self._outputs, self._vocab)
+
+    @property
+    def done(self) -> bool:
+        return False
 
     def ends(self, token: int) -> bool:
         return token == 7

@@ -198,7 +198,7 @@ class World:
 
     def __init__(self, limits: SchedulerLimits, *, page_size: int = 4, num_pages: int = 12) -> None:
         self.limits = limits
-        self.scheduler = Scheduler(limits, PagePool(num_pages, page_size))
+        self.scheduler = Scheduler(limits, PagePool(num_pages, page_size), clock=lambda: self.clock)
         self.device = SimulatedDevice(limits, page_size, num_pages)
         self.submitted: dict[str, Submit] = {}
         self.tokens: dict[tuple[str, int], list[int]] = {}
@@ -217,11 +217,14 @@ class World:
         tenant: str = "",
         weight: float = 1.0,
         guided: bool = False,
+        pins: tuple[tuple[int, float], ...] = (),
+        pin_answer: float = 0.0,
         **params: Any,
     ) -> str:
         request_id = f"r{len(self.submitted)}"
         self.clock += 1.0
         submit = Submit(request_id, prompt, SamplingParams(**params), seed, priority, self.clock, salt, tenant, weight)
+        submit = submit._replace(pins=pins, pin_answer=pin_answer)
         self.device.salts[request_id] = salt
         guides = [ArithmeticGuide(VOCAB) for _ in range(submit.params.n)] if guided else []
         self.scheduler.add(submit, guides)
@@ -238,6 +241,8 @@ class World:
     def step(self) -> StepPlan:
         plan = self.scheduler.schedule()
         self.plans.append(plan)
+        for of in self.scheduler.pins._tenants.values():
+            assert all(pin.expires > self.clock for pin in of.pins.values()), "a pin outlives its time"
         self.scheduler.check_integrity(plan)
         result = self.device.run(plan) if plan else None
         for row in plan.rows:
@@ -284,16 +289,24 @@ class World:
     def idle(self) -> bool:
         return self.in_flight is None and not self.scheduler.has_unfinished
 
-    def finish(self, max_steps: int = 5000) -> None:
-        """Runs until nothing is left; a scheduler that stops making progress fails here."""
+    def finish_requests(self, max_steps: int = 5000) -> None:
+        """Runs until no request is left; a scheduler that stops making progress fails here."""
         for _ in range(max_steps):
             if self.idle:
                 break
             self.step()
         assert self.idle, "requests were left behind"
+
+    def finish(self) -> None:
+        """The same, and everything must have come back."""
+        self.finish_requests()
         self.check_outputs()
         pool = self.scheduler.pool
         assert pool.available == pool.usable_pages, "pages leaked"
+        self.clock += 1000.0
+        self.scheduler.pins.expire()
+        self.scheduler.check_integrity()
+        assert (self.scheduler.pins.stats.pages, pool._pinned, any(pool._pins)) == (0, 0, False), "pins leaked"
 
     def check_outputs(self) -> None:
         """Every sequence that ended by itself has exactly the oracle's tokens; aborted ones a prefix of them."""

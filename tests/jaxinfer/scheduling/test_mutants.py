@@ -9,7 +9,8 @@ from tests.jaxinfer.scheduling.episodes import LAYERS, WINDOWED, check_same_plan
 from tests.jaxinfer.scheduling.fresh import FreshWorld
 from tests.mutants import MUTANTS, OF_GROUPS, OF_GUIDES, OF_MEMORY, OF_TENANTS
 
-EPISODES = 300
+EPISODES = 300  # in which a fault must show
+QUIET = 120  # of each kind without a fault
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -73,11 +74,11 @@ def test_rows_may_draw_no_token_or_several() -> None:
 )
 def test_no_fault_no_alarm(tenants: tuple[str, ...], layers: str) -> None:
     preemptions = hits = left = 0
-    for seed in range(EPISODES):
+    for seed in range(QUIET):
         world = run_episode(seed, tenants=tenants, layers=layers)
         preemptions += world.scheduler.stats.preemptions
         hits += world.scheduler.stats.prefix_hits
         left += sum(write.page == NULL_PAGE for plan in world.plans for row in plan.rows for write in row.writes)
-    assert preemptions > 100, "the episodes hardly ever preempt, so they prove little"
-    assert hits > 1000, "the episodes hardly ever hit the prefix cache, so they prove little"
-    assert (left > 1000) == (layers != "uniform"), "pages are hardly ever left behind, so windows prove little"
+    assert preemptions > 40, "the episodes hardly ever preempt, so they prove little"
+    assert hits > 400, "the episodes hardly ever hit the prefix cache, so they prove little"
+    assert (left > 400) == (layers != "uniform"), "pages are hardly ever left behind, so windows prove little"

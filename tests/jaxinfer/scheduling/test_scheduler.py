@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import queue
+import threading
 from typing import Any
 
 import pytest
@@ -167,6 +168,30 @@ def test_an_idle_engine_looks_at_totals_alone(monkeypatch: pytest.MonkeyPatch) -
     ):
         serve()
     assert len(lost) == 2
+
+
+def test_pins_end_and_are_told_while_nothing_runs() -> None:
+    """The engine wakes for the end of a pin, says so, and waits for nothing else."""
+    loop = EngineLoop(Scheduler(SchedulerLimits(2, 8, 64), PagePool(30, 4)), Runner(), None)  # type: ignore[arg-type]
+    inbox: queue.Queue[Any] = queue.Queue()
+    posted: queue.Queue[Any] = queue.Queue()
+    inbox.put(Submit("r", (1, 2, 3, 4, 5), SamplingParams(max_tokens=1), 0, 0, 0.0, pins=((5, 0.05),)))
+    thread = threading.Thread(target=loop.run, args=(inbox, posted.put))
+    thread.start()
+    try:
+        reports = [posted.get(timeout=10)]
+        while reports[-1].pins != ():
+            reports.append(posted.get(timeout=10))
+        first, *_, last = (report for report in reports if report.pins is not None)
+        assert [(of.pins, of.pages, of.longest) for of in first.pins] == [(1, 1, 4)]
+        assert (first.stats.pinned_pages, first.stats.pins_made, first.stats.pins_expired) == (1, 1, 0)
+        assert (last.stats.pinned_pages, last.stats.pins_made, last.stats.pins_expired) == (0, 1, 1)
+        with pytest.raises(queue.Empty):
+            posted.get(timeout=0.1)
+    finally:
+        inbox.put(Drain())
+        thread.join(10)
+    assert not thread.is_alive()
 
 
 class Runner:

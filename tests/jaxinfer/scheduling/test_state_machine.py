@@ -27,6 +27,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         draws=st.sampled_from([1, 1, 1, 2, 3]),
         layers=st.sampled_from(["uniform", *LAYERS]),
+        pinned=st.sampled_from([0.0, 0.5, 1.0]),
     )
     def start(
         self,
@@ -38,6 +39,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching: bool,
         draws: int,
         layers: str,
+        pinned: float,
     ) -> None:
         limits = SchedulerLimits(
             max_num_seqs=rows,
@@ -49,6 +51,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             enable_prefix_caching=caching,
             draws=draws,
             cache_groups=groups_of(layers),
+            max_pinned_ratio=pinned,
         )
         self.world = World(limits, page_size=page_size, num_pages=1 + sequences * limits.cache_groups.num_tables)
 
@@ -67,6 +70,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         weight=st.sampled_from([1.0, 1.0, 0.5, 3.0]),
         guided=st.sampled_from([False, False, True]),
         logprobs=st.sampled_from([None, None, None, 0]),
+        pins=st.lists(st.tuples(st.integers(1, 20), st.sampled_from([2.0, 30.0])), max_size=2).map(tuple),
+        pin_answer=st.sampled_from([0.0, 0.0, 5.0]),
     )
     def submit(
         self, stream: tuple[int, ...], length: int, max_tokens: int, min_tokens: int, guided: bool, **params: object
@@ -90,6 +95,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             for sequence in request.sequences:
                 sequence.sync = True
 
+    @rule()
+    def forget(self) -> None:
+        self.world.scheduler.pool.clear_cache()
+
     @rule(steps=st.integers(1, 6))
     def step(self, steps: int) -> None:
         for _ in range(steps):
@@ -107,7 +116,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(
-    max_examples=300,
+    max_examples=150,
     stateful_step_count=60,
     deadline=None,
     derandomize=True,

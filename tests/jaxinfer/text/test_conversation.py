@@ -31,6 +31,11 @@ WIDE = """
 {%- for m in messages %}{{ m.role }}:{{ m.thinking }}|{{ m.content }}
 {%- for c in m.tool_calls or [] %}+{{ c.function.name }}{% endfor %};{% endfor %}"""
 DEVELOPER = WIDE + "{# a role: 'developer' #}"
+# As Kimi K2's: a call is its id.
+BY_IDS = """
+{%- for m in messages %}{% if m.role == "user" %}user{% endif %}
+{%- for c in m.tool_calls or [] %}+{{ c.id }}{% endfor %}{% if m.role == "tool" %}={{ m.tool_call_id }}{% endif %};
+{%- endfor %}"""
 # As Mistral's and Gemma's: one system message, at the beginning, and then the two others by turns.
 BY_TURNS = """
 {%- if messages[0].role == "system" %}[{{ messages[0].content }}]{% set messages = messages[1:] %}{% endif %}
@@ -108,6 +113,19 @@ def test_calls_get_messages_of_their_own_where_one_is_shown() -> None:
         '(Hm.)f{"x": 1};()g{};g=2;()h{};user:Tides?;(Hm.)f{"x": 1};()g{};()h{};h=?;'
     )
     assert render(WIDE, USER, called, result("1", "a")) == "user:|Tides?;assistant:Hm.|+f+g+h;tool:|1;"
+
+
+def test_ids_name_the_functions_where_they_alone_are_shown() -> None:
+    first = {"role": "assistant", "tool_calls": [call("f", "a"), call("g", "b")]}
+    second = {"role": "assistant", "tool_calls": [call("f", "a")]}  # clients may use an id again
+    shown = render(BY_IDS, USER, first, result("2", "b"), result("1", "a"), second, result("3", "a"), second)
+    assert shown == (
+        "user;+functions.f:0+functions.g:1;=functions.g:1;=functions.f:0;+functions.f:2;=functions.f:2;+functions.f:3;"
+    )
+    unnamed = {"role": "assistant", "tool_calls": [call("f"), call("g")]}
+    assert render(BY_IDS, unnamed, result("1"), result("2"), result("?", "z")) == (
+        "+functions.f:0+functions.g:1;=functions.f:0;=functions.g:1;=z;"
+    )
 
 
 def test_text_beside_a_call_joins_the_reasoning_where_one_is_taken() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from jaxinfer.messages import NO_LOGITS, SequenceOutput, Submit
+from jaxinfer.messages import NO_LOGITS, NO_TOKEN_LEFT, SequenceOutput, Submit
 from jaxinfer.model_path import demo_path
 from serving.observing.setup import ObservingConfig
 from tests.fakes import FakeEngine, FakeOptions
@@ -29,6 +29,10 @@ AFTER = 5  # tokens
 @pytest.fixture
 def sick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake engine ends requests with BAD in the prompt as the real one does when their logits are NaN."""
+    end_with(monkeypatch, NO_LOGITS)
+
+
+def end_with(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
     healthy = FakeEngine._next
 
     def next_output(self: FakeEngine, sequence: Any) -> SequenceOutput:
@@ -37,9 +41,23 @@ def sick(monkeypatch: pytest.MonkeyPatch) -> None:
             return healthy(self, sequence)
         sequence.tokens += 1
         account = self._account(sequence)
-        return SequenceOutput(submit.request_id, sequence.index, (), None, "error", None, 0, account, NO_LOGITS)
+        return SequenceOutput(submit.request_id, sequence.index, (), None, "error", None, 0, account, message)
 
     monkeypatch.setattr(FakeEngine, "_next", next_output)
+
+
+def test_what_a_request_forbids_itself_is_no_fault_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    end_with(monkeypatch, NO_TOKEN_LEFT)
+
+    async def test() -> None:
+        async with http_serving() as s:
+            error = await status(s.grpc.stub.Generate(greedy("N", max_tokens=60)))
+            assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, NO_TOKEN_LEFT)
+            answer = await s.post("/v1/completions", prompt="N", temperature=0, max_tokens=60)
+            assert (answer.status_code, answer.json()["error"]["message"]) == (400, NO_TOKEN_LEFT)
+            assert answer.json()["error"]["type"] == "invalid_request_error"
+
+    run(test())
 
 
 def test_logits_that_are_not_numbers_are_one_requests_error(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import shlex
 import time
+from collections.abc import Iterator
+from typing import TextIO
 
+import pytest
 from rich.console import Console
 
 from jaxinfer.messages import EngineInfo, Progress
+from serving.commands import patient_stream
 from serving.commands.console import ServeConsole, StartUpView
 from serving.commands.progress import PlainLines
 from tests.fakes import write_model
@@ -32,6 +38,40 @@ INFO = EngineInfo(
     executables=(("step[8 tokens, 8 rows]", 12.19), ("admit", 1.36)),
     extra={},
 )
+
+
+@pytest.fixture
+def full() -> Iterator[tuple[int, TextIO]]:
+    """The reading end of a pipe that is full, and its writing end."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x")
+    os.set_blocking(writing, True)
+    with open(writing, "w") as stream:
+        yield reading, stream
+    os.close(reading)
+
+
+def test_nobody_waits_for_a_reader(full, monkeypatch):
+    monkeypatch.setattr(patient_stream, "_SECONDS", 0.05)
+    monkeypatch.setattr(patient_stream, "_MAX_QUEUED", 4)
+    reading, stream = full
+    before = time.monotonic()
+    never_read, told = patient_stream.patient(stream), patient_stream.patient(stream)
+    for i in range(9):
+        never_read.write("y" * 100)
+        told.write(f"ünïcode {i}\n")
+    never_read.close()
+    assert time.monotonic() - before < 2
+    never_read.write("behind its end")
+    text = b""
+    while b"3" not in text:
+        text += os.read(reading, 1 << 16)
+    told.close()
+    assert "ünïcode 0\nünïcode 1\nünïcode 2\nünïcode 3\n" in text.decode().replace("y", "")
+    assert io.StringIO is type(patient_stream.patient(io.StringIO()))
 
 
 def started(tmp_path, http: str | None = "127.0.0.1:8000", **settings: bool) -> str:

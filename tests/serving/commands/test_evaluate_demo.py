@@ -28,7 +28,7 @@ NO_CACHE = Path("/nonexistent")
 # Small, so that it compiles quickly: two buckets.
 SMALL = {"max_num_seqs": 8, "max_num_batched_tokens": 16, "max_model_len": 512, "num_pages": 128}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()] + ["--compilation-cache-dir=none"]
-SHORT_EVAL = ["--tasks", "addition,sorting,json", "--limit", "20", "--texts", "4", "--positions", "300"]
+SHORT_EVAL = ["--tasks", "addition,sorting,json", "--limit", "10", "--texts", "2", "--positions", "150"]
 
 
 class Engines:
@@ -64,13 +64,13 @@ def test_bfloat16_is_no_worse_than_float32_beyond_noise(engines, tmp_path, capsy
     record = evaluated(engines, tmp_path / "a.json", "--compare", *sides, *SHORT_EVAL)
     assert [record[side]["settings"]["dtype"] for side in "ab"] == ["float32", "bfloat16"]
     for name, task in record["tasks"].items():
-        assert task["n"] + task["skipped"] == 20, name
+        assert task["n"] + task["skipped"] == 10, name
         assert task["n"] > 0, name
         assert task["high"] >= 0, f"{name}: bfloat16 is worse beyond noise: {task}"
     assert record["overall"]["high"] >= 0
     divergence = record["divergence"]
     assert divergence["exact"]
-    assert divergence["positions"] == 300
+    assert divergence["positions"] == 150
     assert 0 < divergence["mean_kl"] < 0.02  # rounding to 8 bits leaves a logit of 10 uncertain by some 0.04
     assert divergence["top1_agreement"]["share"] > 0.9
     a, b = (record[side]["perplexity"] for side in "ab")
@@ -88,7 +88,7 @@ def test_two_devices_answer_as_one(engines, tmp_path):
     record = evaluated(engines, tmp_path / "a.json", "--compare", *sides, *SHORT_EVAL)
     assert [record[side]["settings"]["tensor_parallel_size"] for side in "ab"] == [1, 2]
     for name, task in record["tasks"].items():
-        assert abs(task["difference"]) <= 1 / 20, name  # sums in another order may turn one answer that hung by 1e-6
+        assert abs(task["difference"]) <= 1 / 10, name  # sums in another order may turn one answer that hung by 1e-6
     divergence = record["divergence"]
     assert abs(divergence["mean_kl"]) < 1e-6  # float32 log-probabilities are good to about 1e-6
     assert divergence["top1_agreement"]["share"] >= 0.995
@@ -123,7 +123,7 @@ def test_a_server_gives_the_same_record_as_offline(engines, tmp_path):
 
     background = Background(running)
     path = tmp_path / "online.json"
-    asked = ["--tasks", "addition,json", "--limit", "10", "--texts", "3"]
+    asked = ["--tasks", "addition,json,tools,thinking", "--limit", "10", "--texts", "3"]
     try:
         argv = ["--server", background.running.address, *asked, "--json", str(path)]
         assert evaluate.main(argv, hub_cache=NO_CACHE) == 0

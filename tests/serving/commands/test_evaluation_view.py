@@ -14,7 +14,7 @@ WIDE = {"dtype": "float32", "device": "1 x cpu"}
 
 def task(accuracy: float | None, **more: Any) -> dict[str, Any]:
     base = {"low": 0.1, "high": 0.9, "n": 0 if accuracy is None else 1000, "baseline": accuracy and 0.25}
-    return {"accuracy": accuracy, **base, "skipped": 0, "unanswered": 0, "cut_off": 0, **more}
+    return {"accuracy": accuracy, **base, "skipped": 0, "unheard": 0, "unanswered": 0, "cut_off": 0, **more}
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "where": "offline",
         "prompts": "chat template",
         "settings": WIDE,
-        "tasks": {"sums": task(0.955), "none": task(None, skipped=7)},
+        "tasks": {"sums": task(0.955), "none": task(None, skipped=7, unheard=5)},
         "perplexity": None,
         "recall_by_depth": [],
         "json_validity": None,
@@ -45,6 +45,7 @@ def test_a_report() -> None:
     (none,) = [line for line in lines if line.startswith("none")]
     assert none.split() == ["none", "-", "-", "0", "-"]
     assert "· skipped because prompt and answer do not fit the context: none 7" in lines
+    assert "· not asked because the prompt shows nothing of tools or thinking: none 5" in lines
     assert not any("cut off" in line for line in lines)
 
 
@@ -86,7 +87,7 @@ def test_a_comparison_says_which_differences_count() -> None:
     assert verdicts["even"].endswith("within noise")
     assert verdicts["all"].endswith("within noise")
     assert any("only one of the two could take them: none 2" in line for line in lines)
-    assert any("fit the context of either: none 1" in line for line in lines)
+    assert any("neither can take the prompt and its answer: none 1" in line for line in lines)
     assert any("mean KL(A||B) 1.50e-04 nats (a lower bound, from the 1,000 likeliest" in line for line in lines)
     assert "top-1 agreement 99.55 % (99.00 to 99.80)" in " ".join(lines)  # wherever the line was broken
 

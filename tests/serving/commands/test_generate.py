@@ -88,13 +88,18 @@ OPTIONS: dict[str, tuple[list[str], object]] = {
     "skip_special_tokens": (["--no-skip-special-tokens"], False),
     "truncate_prompt_tokens": (["--truncate-prompt-tokens", "1"], 1),
     "structured_outputs": (["--structured-outputs", '{"regex": "[a-z]+"}'], None),  # see below
+    "thinking_token_budget": (["--thinking-token-budget", "5"], None),  # see below
 }
 
 
-def test_every_sampling_field_has_an_option_that_arrives(server):
+def test_every_sampling_field_has_an_option_that_arrives(server, capsys):
     assert set(OPTIONS) == set(FIELD_NAMES)
     default = SamplingParams(temperature=0.0, max_tokens=6)
     for name, (argv, value) in OPTIONS.items():
+        if name == "thinking_token_budget":
+            assert ask(server, *argv, "ab") != 0
+            assert "thinking_token_budget is 5; this model's answers" in capsys.readouterr().err
+            continue
         assert ask(server, "--max-tokens", "6", *argv, "ab") == 0
         if name == "structured_outputs":
             assert "[a-z]+" in server.submitted.constraint

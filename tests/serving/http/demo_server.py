@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import jax
 
 from jaxinfer.model_path import demo_path
 
@@ -48,10 +49,11 @@ def demo_server(folder: Path, *arguments: str) -> Iterator[httpx.Client]:
     """A client of the HTTP server."""
     model = write_model(folder / "demo")
     command = [sys.executable, "-m", "jaxinfer", "serve", str(model), "--port", "0", *FLAGS, *arguments]
+    programs = str(jax.config.jax_compilation_cache_dir or "none")
     log = folder / "server.log"  # nobody reads along, and a full pipe would stop the server
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, "--compilation-cache-dir", "none"], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+            [*command, "--compilation-cache-dir", programs], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
         )
     try:
         while (found := re.search(r"\nready.* http://(\S+)/v1", log.read_text())) is None:

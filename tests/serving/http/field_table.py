@@ -116,7 +116,13 @@ FAKED = {
     "chat": {"include_reasoning": False, "parallel_tool_calls": False},
     "responses": {"include_reasoning": False, "parallel_tool_calls": False},
 }
-ENGINE = {"priority": -3}
+REASONS = {"chat": {"thinking_token_budget": 5}}  # the engine is told of these, by servers of models that reason
+# Field -> its value, and what the engine is told.
+ENGINE: dict[str, tuple[Any, dict[str, Any]]] = {
+    "priority": (-3, {"priority": -3}),
+    "session_id": ("talk", {"pin_answer": 300.0}),
+    "prompt_cache_retention": ("24h", {"pin_answer": 86400.0}),
+}
 # These make a grammar of the answer, which the engine is told.
 FORM = {
     "structured_outputs": {"regex": "[a-z]+"},

@@ -54,6 +54,9 @@ SHAPES = {
     "deepseek_v3": [templates.DEEPSEEK],
     "deepseek_v31": [templates.DEEPSEEK_V31],
     "deepseek_v32": [templates.DEEPSEEK_V32],
+    "kimi_k2": [templates.KIMI],
+    "minimax_m2": [templates.MINIMAX],
+    "seed_oss": [templates.SEED],
     "harmony": [templates.HARMONY, templates.HARMONY_NARROW],
 }
 ARGUMENTS = [
@@ -237,6 +240,9 @@ def test_the_shapes_are_those_that_the_parsers_are_for() -> None:
         "deepseek_v3": ["deepseek_v3"],
         "deepseek_v31": ["deepseek_v31"],
         "deepseek_v32": ["deepseek_v32"],
+        "kimi_k2": ["kimi_k2"],
+        "minimax_m2": ["minimax_m2"],
+        "seed_oss": ["seed_oss"],
         "harmony": ["harmony", "harmony"],
     }
 

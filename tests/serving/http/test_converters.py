@@ -109,7 +109,7 @@ def test_every_sampling_field_is_converted():
     elsewhere = {"max_tokens": 9, "logprobs": 2}
     (asked,) = completion(CompletionRequest(prompt="x", **values, **elsewhere))
     assert asked.sampling == {**values, **elsewhere}
-    assert {*values, *elsewhere, "stop", "logit_bias"} == set(FIELD_NAMES)
+    assert {*values, *elsewhere, "stop", "logit_bias", "thinking_token_budget"} == set(FIELD_NAMES)  # a chat's
 
 
 def test_ids_of_calls():

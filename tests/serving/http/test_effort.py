@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jaxinfer.messages import Submit
+from jaxinfer.messages import Submit, ThinkingBudget
 from jaxinfer.text import load_tokenizer
 from serving.http.models import EFFORTS
 from tests.fakes import write_tokenizer
@@ -69,10 +69,34 @@ def test_an_effort_reaches_what_the_template_reads(path, tmp_path):
     run(test())
 
 
-def test_a_budget_is_reported():
+def test_a_budget_in_the_models_format(tmp_path):
+    folder = write_tokenizer(tmp_path)
+
+    async def budget(s: HttpServer, tokens: int, **more: Any) -> ThinkingBudget | None:
+        assert (await s.post("/v1/chat/completions", **CHAT, thinking_token_budget=tokens, **more)).status_code == 200
+        return s.grpc.received(Submit)[-1].thinking
+
     async def test():
+        async with http_serving(reasoning_parser="think") as s:
+            spelled = tuple(b"</think>")
+            assert await budget(s, 5) == ThinkingBudget(5, False, (b"<think>",), (b"</think>",), spelled)
+            await s.post("/v1/chat/completions", **CHAT)
+            assert s.grpc.received(Submit)[-1].thinking is None
+            error = await s.refused("/v1/chat/completions", **CHAT, thinking_token_budget=-1)
+            assert (error["param"], "an integer of 0 or more" in error["message"]) == ("thinking_token_budget", True)
+            with_template(s, folder, SHOWN + "<think>")
+            found = await budget(s, 0)
+            assert found is not None
+            assert found.begun
+            with_template(s, folder, SHOWN + "<think></think>")
+            assert await budget(s, 9) is None
+        async with http_serving(reasoning_parser="harmony") as s:
+            found = await budget(s, 7)
+            assert found is not None
+            assert (found.opens, found.channel) == ((b"<|channel|>analysis",), b"<|channel|>")
+            assert bytes(found.closing) == b"<|end|><|start|>assistant<|channel|>"
         async with http_serving() as s:
-            response = await s.post("/v1/chat/completions", **CHAT, thinking_token_budget=5)
-            assert response.headers["x-jaxinfer-ignored"] == "thinking_token_budget"
+            error = await s.refused("/v1/chat/completions", **CHAT, thinking_token_budget=5)
+            assert (error["param"], "reasoning" in error["message"]) == ("thinking_token_budget", True)
 
     run(test())

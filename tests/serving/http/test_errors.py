@@ -55,7 +55,7 @@ CASES = [
     ("chat/completions", {**CHAT, "reasoning_effort": "low"}, "reasoning_effort", "template reads no"),
     ("chat/completions", {**CHAT, "reasoning_effort": "most"}, "reasoning_effort", "it must be none, minimal, low"),
     ("chat/completions", {**CHAT, "tools": [TOOL]}, "tools", "--tool-call-parser was not given"),
-    ("chat/completions", {**CHAT, "tool_choice": "auto"}, "tool_choice", "it needs tools"),
+    ("chat/completions", {**CHAT, "tool_choice": "required"}, "tool_choice", "it needs tools"),
     ("chat/completions", {"messages": []}, "messages", "at least one message"),
     ("chat/completions", {"messages": "hi"}, "messages", "messages is 'hi'; it must be a list"),
     ("chat/completions", {"messages": ["hi"]}, "messages[0]", "messages[0] is 'hi'; it must be an object"),

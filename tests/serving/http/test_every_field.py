@@ -33,6 +33,7 @@ from tests.serving.http.field_table import (
     MESSAGES,
     NOT_NEUTRAL,
     PATHS,
+    REASONS,
     SCHEMAS,
     SCRIPT,
     STORY,
@@ -71,7 +72,14 @@ def forms(kind: str) -> set[str]:
 @pytest.mark.parametrize("kind", list(PATHS))
 def test_every_field_is_accounted_for(kind):
     refused = {name for name in fields(kind) if name in (*REFUSED, "best_of")}  # some have an effect elsewhere
-    effects = {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *forms(kind), *(STREAMS if kind != "responses" else ())}
+    effects = {
+        *EFFECTS[kind],
+        *FAKED.get(kind, ()),
+        *REASONS.get(kind, ()),
+        *ENGINE,
+        *forms(kind),
+        *(STREAMS if kind != "responses" else ()),
+    }
     assert fields(kind) - effects - set(RECORDED) - without_effect(kind) - holds_no_effect(kind) == refused - effects
     assert effects <= fields(kind)
     assert {"user"} <= fields(kind)
@@ -157,7 +165,7 @@ def test_every_effect_changes_the_output(client, kind):
 def test_every_other_field_is_refused_by_name(client, kind):
     refused = (
         fields(kind)
-        - {*EFFECTS[kind], *FAKED.get(kind, ()), *ENGINE, *RECORDED, *forms(kind)}
+        - {*EFFECTS[kind], *FAKED.get(kind, ()), *REASONS.get(kind, ()), *ENGINE, *RECORDED, *forms(kind)}
         - without_effect(kind)
         - holds_no_effect(kind)
     )
@@ -208,7 +216,6 @@ def test_named_tokens_have_the_log_probabilities_that_all_tokens_have(client, ki
 
 
 VALUES = {"store": True, "metadata": {"a": "b"}, "client_metadata": {"a": 1}, "max_tool_calls": 3}
-VALUES |= {"thinking_token_budget": 5}
 VALUES |= {name: {"type": "content"} for name in ("prediction", "web_search_options")}
 
 
@@ -291,6 +298,11 @@ def test_what_shows_on_a_model_that_reasons_and_calls():
                     changed = _without_ids((await s.post(PATHS[kind], **base, **{name: value})).json())
                     part = "output" if kind == "responses" else "choices"
                     assert changed[part] != plain[part], name
+                for name, value in REASONS.get(kind, {}).items():
+                    await s.post(PATHS[kind], **base, **{name: value})
+                    budget = s.grpc.received(Submit)[-1].thinking
+                    assert budget is not None
+                    assert budget.tokens == value
 
     run(test())
 
@@ -299,9 +311,9 @@ def test_what_the_engine_is_told():
     async def test():
         async with http_serving() as s:
             for kind, path in PATHS.items():
-                for name, value in ENGINE.items():
+                for name, (value, told) in ENGINE.items():
                     await s.post(path, **BASES[kind], **{name: value})
-                    assert getattr(s.grpc.received(Submit)[-1], name) == value
+                    assert told.items() <= s.grpc.received(Submit)[-1]._asdict().items()
                 for name in sorted(forms(kind)):
                     assert s.grpc.received(Submit)[-1].constraint == ""
                     await s.post(path, **BASES[kind], **{name: FORM[name]})
@@ -309,7 +321,7 @@ def test_what_the_engine_is_told():
                     assert ("[a-z]+" if name == "structured_outputs" else "json_schema") in submit.constraint
                     assert submit.params.structured_outputs is None
                     await s.post(path, **BASES[kind])
-            assert len(s.grpc.received(Submit)) == 3 + 2 * 2 * 3
+            assert len(s.grpc.received(Submit)) == 3 * len(ENGINE) + 2 * 2 * 3
             await asyncio.sleep(0)
 
     run(test())

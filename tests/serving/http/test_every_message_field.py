@@ -52,6 +52,9 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "truncate_prompt_tokens": (1, {}),
     "priority": (-3, {}),
     "cache_salt": ("tenant", {}),
+    "session_id": ("talk", {}),
+    "prompt_cache_retention": ("24h", {}),
+    "cache_control": ({"type": "ephemeral"}, {}),
     "request_id": ("mine", {}),
     "max_tokens": (5, {}),
     "messages": ([{"role": "user", "content": "there"}], {}),
@@ -65,6 +68,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "chat_template_kwargs": ({"style": "terse"}, {}),
     "output_format": ({"type": "json_schema", "schema": {"type": "object"}}, {}),
     "structured_outputs": ({"json_object": True}, {}),
+    "thread": ({"type": "create"}, {}),  # refused
 }
 NO_EFFECT: dict[str, Any] = {
     "cache_control": {"type": "ephemeral"},
@@ -97,7 +101,7 @@ def test_every_field_has_a_place() -> None:
     assert fields == {*EFFECTS, *RECORDED, "metadata", *no_effects(MessagesRequest)}
     counted = set(MessageTokensRequest.__struct_fields__)
     assert counted <= fields
-    assert no_effects(MessageTokensRequest).keys() == counted & no_effects(MessagesRequest).keys()
+    assert no_effects(MessageTokensRequest).keys() == counted & {*no_effects(MessagesRequest), "cache_control"}
 
 
 def test_every_field_takes_effect() -> None:
@@ -109,7 +113,7 @@ def test_every_field_takes_effect() -> None:
                 changed, ignored = await outcome(s, **{**BASE, **around, name: value})
                 assert plain == again, f"{name}: the comparison would be unequal anyway"
                 assert plain[0] == 200, name
-                assert changed[0] == (404 if name == "model" else 200), name
+                assert changed[0] == {"model": 404, "thread": 400}.get(name, 200), name
                 assert changed != plain, name
                 assert not ignored, name
 

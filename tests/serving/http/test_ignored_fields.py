@@ -12,7 +12,7 @@ import pytest
 
 from jaxinfer.messages import Submit
 from jaxinfer.sampling_params import FIELDS
-from serving.http import ignored
+from serving.http import chat_input, ignored
 from serving.http.decode import decode, no_effects
 from serving.http.ignored import IgnoredFields, collecting, escaped
 from serving.http.messages_models import MessagesRequest
@@ -43,7 +43,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/completions", {"n": 2.0, "x": 1}, "x"),  # both are mended at once
     ("/v1/chat/completions", {"prompt_cache_key": "k", "store": True, "verbosity": "low", "metadata": {"a": "b"},
       "prompt_cache_retention": "24h", "service_tier": "flex", "user": "u", "safety_identifier": "s"},
-     "prompt_cache_key, prompt_cache_retention, service_tier, store, metadata, verbosity"),
+     "prompt_cache_key, service_tier, store, metadata, verbosity"),
     ("/v1/chat/completions", {"messages": [{**USER, "cache_control": {"a": "b"}, "nme": "a"}, {**USER, "nme": 1}]},
      "messages[0].cache_control, messages[0].nme;nearest=name"),
     ("/v1/chat/completions", {"messages": [{**USER, "nothing": [], "name": "a"}]}, ""),
@@ -231,3 +231,40 @@ def test_the_page_says_why_a_field_has_no_effect():
             assert f" | {rule.why} |" in page
     for name, rule in no_effects(MessagesRequest).items():
         assert name in reasons or f"| `{name}` | messages | {rule.why} |" in page, name
+
+
+def test_tools_that_are_no_functions_are_passed_over_in_chats() -> None:
+    others = [
+        {"type": "custom", "custom": {"name": "run", "description": "d"}},
+        {"type": "web_search"},
+        {"type": "builtin_function", "function": {"name": "$search"}},
+    ]
+    called = {"id": "c1", "type": "custom", "custom": {"name": "run", "input": "ls"}}
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "c1", "content": "a.txt"},
+    ]
+
+    async def test() -> None:
+        async with http_serving(tool_call_parser="hermes") as s:
+            function = {"type": "function", "function": {"name": "f"}}
+            for tools, offered in (([*others, function], True), (others, False)):
+                response = await s.post(
+                    "/v1/chat/completions", messages=turns, tools=tools, tool_choice="auto", max_tokens=2
+                )
+                assert response.status_code == 200, response.text
+                assert response.headers["x-jaxinfer-ignored"] == "tools[0].type"
+                shown = bytes(s.grpc.received(Submit)[-1].prompt_token_ids).decode()
+                assert ('"name": "f"' in shown, "$search" in shown) == (offered, False)
+            (call,) = chat_input.messages(turns)[1]["tool_calls"]
+            assert call == {"id": "c1", "type": "function", "function": {"name": "run", "arguments": {"input": "ls"}}}
+            for broken in ({"name": "run"}, {"input": "x"}):
+                turns[1] = {"role": "assistant", "tool_calls": [{"id": "c1", "type": "custom", "custom": broken}]}
+                error = await s.refused("/v1/chat/completions", messages=turns)
+                assert error["param"].startswith("messages[1].tool_calls[0].")
+            assert (await s.refused("/v1/chat/completions", messages=turns[:1], tools=others, tool_choice="required"))[
+                "param"
+            ] == ("tool_choice")
+
+    run(test())

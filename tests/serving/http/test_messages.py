@@ -89,6 +89,7 @@ def test_a_text() -> None:
                     "input_tokens": len("<user>hi;<assistant>") - 3,
                     "cache_creation_input_tokens": 0,
                     "cache_read_input_tokens": 3,  # as the fake says
+                    "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
                     "output_tokens": len("Hello ünïcode 😀.".encode()) + 1,
                 },
             }
@@ -234,11 +235,13 @@ def test_counts_are_those_of_the_answer() -> None:
 def test_what_has_no_effect_is_named_in_a_header() -> None:
     async def test() -> None:
         async with http_serving(says("x"), **HERMES) as s:
-            body = {"system": [{"type": "text", "text": "S", "cache_control": {"type": "ephemeral"}}], "novel": 1}
+            system = {"type": "text", "text": "S", "citations": [1], "cache_control": {"type": "ephemeral"}}
+            body = {"system": [system], "novel": 1}
             for path in (PATH, COUNT):
                 given = BODY if path == PATH else {"messages": BODY["messages"]}
                 response = await s.post(path, **given, **body)
-                assert set(response.headers["x-jaxinfer-ignored"].split(", ")) == {"system[0].cache_control", "novel"}
+                named = {"system[0].citations", "novel"} | ({"system[0].cache_control"} if path == COUNT else set())
+                assert set(response.headers["x-jaxinfer-ignored"].split(", ")) == named
 
     run(test())
 
@@ -342,5 +345,32 @@ def test_what_an_agent_sends() -> None:
                 "<system>x-anthropic-billing-header: cc_version=2.1.197.1c0; cc_entrypoint=sdk-cli;"
             )
             assert all(f'"Tool{i}"' in shown for i in range(24))
+
+    run(test())
+
+
+def test_a_thread_is_refused_so_that_clients_send_the_whole_conversation() -> None:
+    async def test() -> None:
+        async with http_serving(says("hi")) as s:
+            for thread in ({"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}):
+                response = await s.post(PATH, **BODY, thread=thread, unheard_of=1)
+                error = response.json()["error"]
+                assert (response.status_code, error["type"]) == (400, "invalid_request_error")
+                assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+                assert "thread is" in error["message"]
+            assert not s.grpc.received(Submit)
+            assert (await s.post(PATH, **BODY, thread=None)).status_code == 200
+
+    run(test())
+
+
+def test_a_word_that_is_none_of_a_few_is_answered_with_those() -> None:
+    async def test() -> None:
+        async with http_serving() as s:
+            response = await s.post(PATH, **BODY, output_config={"effort": "most"})
+            message = response.json()["error"]["message"]
+            assert message == (
+                "output_config.effort is 'most'; it must be high, low, max, medium, minimal, none or xhigh"
+            )
 
     run(test())

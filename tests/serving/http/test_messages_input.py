@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -26,16 +27,39 @@ CALLED = {"id": "toolu_1", "type": "function", "function": {"name": "f", "argume
 
 
 def converted(
-    form: OutputParserNames = HERMES, template: Tokenizer | None = None, **body: Any
+    form: OutputParserNames = HERMES, template: Tokenizer | None = None, pinned_pages: int = 0, **body: Any
 ) -> tuple[ChatPrompt, tuple[str, ...]]:
-    """The prompt, and what was reported. template: of the tests' own tokenizer, unless one with another is given."""
-    spoken: Any = {"info": None, "name": "m", "tokenizer": template or tokenizer(), "defaults": {}}
+    """The prompt, and what was reported. template: of the tests' own tokenizer, unless one with another is given.
+    pinned_pages: that the engine can pin."""
+    spoken: Any = {
+        "info": SimpleNamespace(max_pinned_pages=pinned_pages),
+        "name": "m",
+        "tokenizer": template or tokenizer(),
+        "defaults": {},
+    }
     context = ModelContext(**spoken, draw_seed=lambda: 0)
     with ignored.collecting("report") as found:
         request = decode(msgspec.json.encode({"max_tokens": 8, "messages": [USER], **body}), MessagesRequest)
         (generation,) = messages_input.to_requests(request, context, form)
     assert isinstance(generation.prompt, ChatPrompt)
     return generation.prompt, found.names
+
+
+def test_a_budget_is_that_of_models_that_reason():
+    for form, kind, told in (
+        (OutputParserNames("hermes", "think"), "enabled", True),
+        (OutputParserNames("harmony", "harmony"), "enabled", True),
+        (OutputParserNames("hermes", "think"), "disabled", False),
+        (HERMES._replace(reasoning="none"), "enabled", False),
+    ):
+        info = SimpleNamespace(max_pinned_pages=0)
+        spoken: Any = {"info": info, "name": "m", "tokenizer": tokenizer(), "defaults": {}}
+        body = {"max_tokens": 8, "messages": [USER], "thinking": {"type": kind, "budget_tokens": 1024}}
+        with ignored.collecting("report") as found:
+            request = decode(msgspec.json.encode(body), MessagesRequest)
+            (generation,) = messages_input.to_requests(request, ModelContext(**spoken, draw_seed=lambda: 0), form)
+        assert generation.sampling.get("thinking_token_budget") == (1024 if told else None)
+        assert ("thinking.budget_tokens" in found.names) != told
 
 
 def messages(*turns: dict[str, Any], **body: Any) -> list[Any]:
@@ -196,7 +220,7 @@ def test_what_has_no_effect_is_reported():
         messages=[{"role": "user", "content": [text("hi", **marked, citations=None, novel=1)], "novel": 2}],
         system=[text("S", **marked)],
         tools=[{**TOOL, "defer_loading": True, "novel": 3}],
-        thinking={"type": "adaptive", "budget_tokens": 2048},
+        thinking={"type": "adaptive", "budget_tokens": 2048, "display": "updates"},
         output_config={"effort": "high"},
         context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
         service_tier="auto",
@@ -206,7 +230,15 @@ def test_what_has_no_effect_is_reported():
     assert set(reported) == {
         *("messages[0].content[0].cache_control", "messages[0].content[0].novel", "messages[0].novel"),
         *("system[0].cache_control", "tools[0].defer_loading", "tools[0].novel"),
-        *("thinking.type", "thinking.budget_tokens", "output_config.effort", "context_management", "speed", "novel"),
+        *(
+            "thinking.type",
+            "thinking.display",
+            "thinking.budget_tokens",
+            "output_config.effort",
+            "context_management",
+            "speed",
+            "novel",
+        ),
     }
     assert prompt.variables == {}
 
@@ -223,6 +255,8 @@ def test_thinking_and_effort_reach_a_template_that_reads_them(monkeypatch):
         for kind, expected in (("enabled", True), ("adaptive", True), ("between_tools", True), ("disabled", False)):
             prompt, reported = converted(template=given, thinking={"type": kind})
             assert (prompt.variables, reported) == ({switch: expected}, ())
+        prompt, reported = converted(template=given, thinking={"type": "of_next_year"})
+        assert (prompt.variables, reported) == ({}, ("thinking.type",))
         own = converted(template=given, thinking={"type": "enabled"}, chat_template_kwargs={switch: False})[0]
         assert own.variables == {switch: False}
         for effort, expected in (("low", "low"), ("high", "high"), ("xhigh", "high"), ("max", "high")):

@@ -111,7 +111,7 @@ def test_a_call_that_is_cut_is_no_part_of_the_conversation(visit):
         assert "tool_choice" not in body
 
 
-def test_examples_show_json_and_a_tool(visit):
+def test_examples_show_json_a_tool_and_reasoning(visit):
     with running(says("x"), **NAMES) as s:
         page = visit(s.url)
         setting(page, temperature=0)
@@ -123,8 +123,20 @@ def test_examples_show_json_and_a_tool(visit):
         assert body["tool_choice"] == "required"
         assert page.locator("[name=tool_choice]").is_visible()
         page.locator("#clear").click()
+        body = sent(page, page.locator("#examples button", has_text="Reasoning").click)
+        assert body["reasoning_effort"] == "medium"
+        assert "tools" not in body
+        page.locator("#clear").click()
         body = sent(page, page.locator("#examples button").first.click)
         assert body["messages"] == [{"role": "user", "content": "What is 347 + 586?"}]
+
+
+def test_examples_that_the_model_cannot_follow_are_not_shown(visit):
+    with running(says("x"), tool_call_parser="hermes", reasoning_parser="none") as s:
+        page = visit(s.url)
+        page.locator("#model:not(:empty)").wait_for()
+        assert page.locator("#examples button", has_text="tool").is_visible()
+        assert page.locator("#examples button", has_text="Reasoning").is_hidden()
 
 
 def test_what_was_asked_is_a_program_in_python_that_asks_the_same(visit, monkeypatch, capsys):

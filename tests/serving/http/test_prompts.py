@@ -121,8 +121,10 @@ def test_words_that_are_never_generated():
             plain = (await s.complete())["choices"][0]["text"]
             await s.complete(bad_words=["c"], bad_token_ids=[ord("x")])
             assert s.grpc.received(Submit)[-1].params.bad_token_ids == (ord("x"), ord("c"))
+            await s.complete(bad_words=["cd", " ef", "x"])
+            sent = s.grpc.received(Submit)[-1]
+            assert (sent.bad_words, sent.params.bad_token_ids) == ((tuple(b"cd"), tuple(b"ef")), (ord("x"),))
             for words, said in (
-                (["cd"], "it is 2 tokens"),
                 ([""], "1 to 128"),
                 ([" "], "1 to 128"),
                 (["x" * 129], "1 to 128"),

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from jaxinfer.messages import Submit
 from serving.http.response_store import StoreLimits
 from serving.http.response_turn import ResponseTurn
-from serving.http.responses_input import _OTHER_ITEMS, _messages
+from serving.http.responses_input import _messages
 from serving.http.responses_models import ResponsesRequest
 from serving.http.responses_tools import functions
 from tests.fakes import FakeOptions
@@ -148,15 +148,16 @@ def test_what_codex_sends_back():
 def test_items_of_tools_that_run_elsewhere_are_passed_over():
     async def test() -> None:
         async with http_serving(says("ok")) as s:
-            for kind in _OTHER_ITEMS:
+            for kind in ("web_search_call", "mcp_list_tools", "compaction", "of_a_tool_of_next_year"):
                 response = await s.post(PATH, input=[USER, {"type": kind, "id": "x_1", "status": "completed"}])
                 assert response.status_code == 200, response.text
                 assert response.headers["x-jaxinfer-ignored"] == "input[1].type"
                 assert prompt(s).startswith("<user>hi;<assistant>")
             error = await s.refused(PATH, input=[{"type": "web_search_call", "id": "ws_1"}])
             assert error["param"] == "input"
-            error = await s.refused(PATH, input=[USER, {"type": "input_text", "text": "hi"}])
-            assert error["param"] == "input[1].type"
+            for part in ({"type": "input_text", "text": "hi"}, {"type": "input_image", "image_url": "x"}):
+                error = await s.refused(PATH, input=[USER, part])
+                assert (error["param"], "part of a message" in error["message"]) == ("input[1].type", True)
             response = await s.post(PATH, input=[USER, {"type": "reasoning", "summary": [], "encrypted_content": "gA"}])
             assert response.headers["x-jaxinfer-ignored"] == "input[1].encrypted_content"
         async with http_serving(says("ok"), unknown_fields="refuse") as s:
@@ -173,6 +174,7 @@ def test_items_of_tools_that_run_elsewhere_are_passed_over():
 TAKEN: list[tuple[str, Any, str | None]] = [
     ("include", ["reasoning.encrypted_content"], None),
     ("include", ["reasoning.encrypted_content", "web_search_call.results"], "include[1]"),
+    ("include", ["everything"], "include[0]"),
     ("reasoning", {"summary": "auto"}, "reasoning.summary"),
     ("reasoning", {"summary": "none", "effort": None}, None),
     ("truncation", "auto", None),
@@ -207,7 +209,7 @@ def test_fields_are_taken_or_reported():
 
 
 BAD_FIELDS: list[tuple[str, Any, str]] = [
-    ("include", ["everything"], "include[0]"),
+    ("include", [5], "include[0]"),
     ("truncation", "yes", "truncation"),
     ("text", {"verbosity": "loud"}, "text.verbosity"),
     ("max_tool_calls", "many", "max_tool_calls"),

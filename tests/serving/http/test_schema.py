@@ -83,7 +83,7 @@ CASES = [
 
 @pytest.mark.parametrize(("operation", "mode"), CASES)
 def test_the_document_holds(operation, mode, url):
-    probe(operation, mode, url, 25, always_the_same=True)
+    probe(operation, mode, url, 12, always_the_same=True)
 
 
 @pytest.mark.slow

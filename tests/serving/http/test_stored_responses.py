@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -108,6 +109,71 @@ def test_items_of_a_response_are_referred_to():
     run(test())
 
 
+def test_the_events_of_a_response_come_again():
+    """All that the stream told, in its order, deltas of one text put together."""
+
+    def merged(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for event in events:
+            last = found[-1] if found else {"type": ""}
+            if event["type"].endswith(".delta") and event["type"] == last["type"]:
+                last["delta"] += event["delta"]
+                if "logprobs" in last:
+                    last["logprobs"] = [*last["logprobs"], *event["logprobs"]]
+            else:
+                found.append(event)
+        return [{**event, "sequence_number": i} for i, event in enumerate(found)]
+
+    async def test() -> None:
+        async with http_serving(says(CALLS), response_store=STORE, **FORM) as s:
+            for more in ({}, {"include": ["message.output_text.logprobs"]}, {"max_output_tokens": 24}):
+                told = await s.events(PATH, input="hi", temperature=0, tools=TOOLS, **more)
+                url = f"{PATH}/{told[-1]['response']['id']}"
+                again = [event async for event in _events(s, url + "?stream=true")]
+                assert again == merged(told)
+                assert [event async for event in _events(s, url + "?stream=True&starting_after=4")] == again[5:]
+                assert [event async for event in _events(s, url + "?stream=true&starting_after=999")] == again[-1:]
+                client = openai.AsyncOpenAI(base_url=s.url + "/v1", api_key="none", http_client=s.http)
+                stream = await client.responses.retrieve(again[-1]["response"]["id"], stream=True)
+                assert [event.type async for event in stream] == [event["type"] for event in again]
+
+    run(test())
+
+
+async def _events(s: HttpServer, url: str) -> AsyncIterator[dict[str, Any]]:
+    async with s.http.stream("GET", url) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        async for line in response.aiter_lines():
+            if line.startswith("data: "):
+                yield json.loads(line.removeprefix("data: "))
+
+
+def test_a_prompt_is_counted_as_it_would_be_answered():
+    async def test() -> None:
+        async with http_serving(says(CALLS), response_store=STORE, **FORM) as s:
+            first = await answered(s, input="hi", tools=TOOLS)
+            client = openai.AsyncOpenAI(base_url=s.url + "/v1", api_key="none", http_client=s.http)
+            for body in (
+                {"input": "hi"},
+                {"input": [{"role": "user", "content": "hi"}], "instructions": "be brief", "tools": TOOLS},
+                {"input": "on", "previous_response_id": first["id"], "reasoning": {"effort": "low"}},
+            ):
+                answer = await answered(s, **body)
+                counted = await client.responses.input_tokens.count(model="fake", **body)
+                assert (counted.object, counted.input_tokens) == (
+                    "response.input_tokens",
+                    answer["usage"]["input_tokens"],
+                )
+            count = PATH + "/input_tokens"
+            response = await s.post(count, input="hi", parallel_tool_calls=False, unheard_of=1)
+            assert (response.status_code, response.headers["x-jaxinfer-ignored"]) == (200, "unheard_of")
+            for field, value in (("previous_response_id", "resp_1"), ("truncation", "x"), ("conversation", "conv_1")):
+                assert (await s.refused(count, input="hi", **{field: value}))["param"] == field
+            assert (await s.refused(count))["param"] == "input"
+
+    run(test())
+
+
 def test_a_server_that_keeps_none_says_so():
     async def test() -> None:
         async with http_serving(says("ok")) as s:
@@ -158,7 +224,9 @@ def test_a_response_is_fetched_listed_and_deleted():
 
 CANNOT: list[tuple[str, str, str, str]] = [
     ("POST", "/cancel", "response_id", "background true"),
-    ("GET", "?stream=true", "stream", "only false"),
+    ("GET", "?stream=yes", "stream", "false or true"),
+    ("GET", "?starting_after=1", "starting_after", "it needs stream"),
+    ("GET", "?stream=true&starting_after=-1", "starting_after", "0 or more"),
     ("GET", "/input_items?limit=0", "limit", "from 1 to 100"),
     ("GET", "/input_items?limit=x", "limit", "from 1 to 100"),
     ("GET", "/input_items?order=up", "order", "desc or asc"),

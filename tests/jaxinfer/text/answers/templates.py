@@ -47,8 +47,8 @@ LISTED = _chatml("""<tool_call>[{"name": "{{ f.name }}", "arguments": {{ f.argum
 PHI4 = _chatml("""<|tool_call|>[{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}]<|/tool_call|>""")
 PYTHONIC = _chatml("[{{ f.name }}({% for k, v in f.arguments | items %}{{ k }}={{ v | tojson }}{% endfor %})]")
 KIMI = _chatml(
-    "<|tool_calls_section_begin|><|tool_call_begin|>functions.{{ f.name }}:0<|tool_call_argument_begin|>"
-    "{{ f.arguments | tojson }}<|tool_call_end|><|tool_calls_section_end|>"
+    "{{ '<|tool_calls_section_begin|>' if loop.first }}<|tool_call_begin|>{{ call.id }}<|tool_call_argument_begin|>"
+    "{{ f.arguments | tojson }}<|tool_call_end|>{{ '<|tool_calls_section_end|>' if loop.last }}"
 )
 DEEPSEEK = _chatml(
     "<\uff5ctool\u2581calls\u2581begin\uff5c><\uff5ctool\u2581call\u2581begin\uff5c>function<\uff5ctool\u2581sep\uff5c>"
@@ -98,11 +98,17 @@ GEMMA4 = (
     "{%- if add_generation_prompt %}{{ '<|turn>model\n' }}{{ '<|channel>thought\n<channel|>' if not enable_thinking }}{%- endif %}"
 )
 # Seed-OSS: Qwen3's functions with other tags around.
-SEED = XML.replace("tool_call>", "seed:tool_call>")
+SEED = (
+    XML.replace("tool_call>", "seed:tool_call>")
+    .replace("k + '>\\n' }}", "k + '>' }}")
+    .replace("'\\n</parameter>", "'</parameter>")
+)
 FUNCTIONARY = _chatml("<function={{ f.name }}>{{ f.arguments | tojson }}</function>")
 MINIMAX = _chatml(
-    """<minimax:tool_call>\n<invoke name="{{ f.name }}">{% for k, v in f.arguments | items %}"""
-    """<parameter name="{{ k }}">{{ v }}</parameter>{% endfor %}</invoke>\n</minimax:tool_call>"""
+    "{{ '\\n<minimax:tool_call>\\n' if loop.first }}"
+    """{{ '<invoke name="' + f.name + '">\\n' }}{% for k, v in f.arguments | items %}"""
+    """{{ '<parameter name="' + k + '">' }}{{ v if v is string else v | tojson }}{{ '</parameter>\\n' }}{% endfor %}"""
+    "{{ '</invoke>\\n' }}{{ '</minimax:tool_call>' if loop.last }}"
 )
 COMMAND_R = _chatml(
     """Action: ```json\n[{"tool_name": "{{ f.name }}", "parameters": {{ f.arguments | tojson }}}]\n```"""

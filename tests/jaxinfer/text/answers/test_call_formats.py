@@ -62,6 +62,7 @@ ALL = pytest.mark.parametrize("several", SEVERAL, ids=NAMES)
 REASONING = {
     "harmony": ("harmony", "<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
     "gemma4": ("gemma4", "<|channel>thought\n", "\n<channel|>"),
+    "seed_oss": ("seed_oss", "<seed:think>", "</seed:think>"),
     "mistral": ("mistral", "[THINK]", "[/THINK]"),
 }
 THINK = ("think", "<think>\n", "\n</think>\n\n")

@@ -29,11 +29,14 @@ KNOWN = {
     "NEMOTRON": "nemotron",
     "FUNCTOOLS": "phi4_mini",
     "GEMMA4": "gemma4",
+    "KIMI": "kimi_k2",
+    "MINIMAX": "minimax_m2",
+    "SEED": "seed_oss",
     "HARMONY": "harmony",
     "HARMONY_NARROW": "harmony",
 }
 UNKNOWN = [
-    *("YAML", "OTHER_KEYS", "PYTHONIC", "KIMI", "FUNCTIONARY", "MINIMAX", "COMMAND_R", "LLAMA4", "NO_TOOLS", "SEED"),
+    *("YAML", "OTHER_KEYS", "PYTHONIC", "FUNCTIONARY", "COMMAND_R", "LLAMA4", "NO_TOOLS"),
 ]
 
 

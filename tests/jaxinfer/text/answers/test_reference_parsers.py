@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -20,8 +21,11 @@ for each in CASES:
 WITHOUT_TEMPLATE = {"deepseek_v41", "granite", "phi4_mini"}
 
 
+OWN_REASONING = {"gemma4": "gemma4", "seed_oss": "seed_oss"}
+
+
 def answer_of(case: dict[str, Any], *, whole: bool) -> tuple[str, str, list[list[Any]]]:
-    reasoning = "none" if not case["reasons"] else "gemma4" if case["format"] == "gemma4" else "think"
+    reasoning = "none" if not case["reasons"] else OWN_REASONING.get(case["format"], "think")
     parser = OutputParser(OutputParserNames(case["format"], reasoning), tools=TOOLS, whole=whole)
     events = [event for piece in ([case["text"]] if whole else case["text"]) for event in parser.push(piece)]
     answer = collect([*events, *parser.finish()])
@@ -52,6 +56,8 @@ def test_templates_write_what_is_spelled(source: str) -> None:
         spelled = ["".join(each.spell_all(calls).split()) for each in CALL_SPELLINGS[case["format"]]]
         written = "".join(case["text"].replace("True", "true").replace("False", "false").split())
         written = "".join(_unescaped(written))
+        if case["format"] == "kimi_k2":  # which counts calls
+            written = re.sub(r":\d+<", ":0<", written)
         assert any("".join(_unescaped(each)) in written for each in spelled), (written, spelled)
 
 
@@ -62,5 +68,6 @@ def _unescaped(text: str) -> str:
 
 def test_every_format_but_those_without_one_has_a_template() -> None:
     new = {"qwen3_xml", "glm45", "gemma4", "nemotron", "deepseek_v3", "deepseek_v31", "deepseek_v32", "deepseek_v4"}
+    new |= {"kimi_k2", "minimax_m2", "seed_oss"}
     assert {case["format"] for case in CASES if case["from"]} == {*new, "hermes"}
     assert {case["format"] for case in CASES} == {*new, "hermes", *WITHOUT_TEMPLATE}
