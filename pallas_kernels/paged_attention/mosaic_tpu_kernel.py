@@ -73,15 +73,7 @@ def launch(
     count, row, *others = pieces
     num_kv_heads, head_dim = pages[0].shape[1], q.shape[-1]
     decodes = plan.tile == 1
-    if decodes:
-        block = pl.BlockSpec(
-            (plan.turn, num_kv_heads, plan.rows, head_dim), lambda w, count, *_: (_inside(w, count, plan.turn), 0, 0, 0)
-        )
-    else:
-        block = pl.BlockSpec(
-            (num_kv_heads, plan.group, plan.tile, head_dim),
-            lambda w, count, row, tile, *_: (0, 0, tile[_inside(w, count, 1)], 0),
-        )
+    block = _query_block(plan, num_kv_heads, head_dim)
     sources = [array for page in pages for array in jax.tree.leaves(page)]
     hbm = pl.BlockSpec(memory_space=pltpu.HBM)
     state = (num_kv_heads, plan.rows, _LANES)
@@ -114,6 +106,18 @@ def launch(
         *[in_hbm(array) for array in (tables, *sources)],
     )
     return out, copies[0] // (2 if plan.quantized else 1)  # a page and its scales are one
+
+
+def _query_block(plan: TpuPlan, num_kv_heads: int, head_dim: int) -> pl.BlockSpec:
+    """What a turn of the grid has of the queries, and of the outputs."""
+    if plan.tile == 1:
+        return pl.BlockSpec(
+            (plan.turn, num_kv_heads, plan.rows, head_dim), lambda w, count, *_: (_inside(w, count, plan.turn), 0, 0, 0)
+        )
+    return pl.BlockSpec(
+        (num_kv_heads, plan.group, plan.tile, head_dim),
+        lambda w, count, row, tile, *_: (0, 0, tile[_inside(w, count, 1)], 0),
+    )
 
 
 def in_hbm(array: jax.Array) -> jax.Array:
