@@ -275,8 +275,9 @@ def write(pages: Pages, new: jax.Array, slots: jax.Array, target: DeviceTarget) 
 def _put_rows(stored: jax.Array, values: jax.Array, slots: jax.Array) -> jax.Array:
     """`values` (T, K, L) at the kv slots of (P, K, page_size, L), which is an array of P * K * page_size rows.
 
-    For TPUs: a scatter of all heads of a token at once moves the head axis inside the page there, which copies the
-    pool to and fro: always for types of 8 bits, and from about a thousand tokens on for bfloat16.
+    For XLA's attention on TPUs, as `mosaic_tpu` writes by copies. A scatter of all heads of a token at once moves the
+    head axis inside the page there, which copies the pool to and fro: always for types of 8 bits, and from about a
+    thousand tokens on for bfloat16.
     """
     num_pages, num_heads, page_size, lanes = stored.shape
     head = (slots // page_size)[:, None] * num_heads + jnp.arange(num_heads, dtype=slots.dtype)

@@ -7,23 +7,25 @@ Two launches share one kernel. Rows that decode bring one token each: their G qu
 sublanes. The tokens of the other rows are cut at fixed tiles of the token axis, so that every slice of queries and
 outputs is aligned; a tile that holds several rows is visited once for each and stays on the chip meanwhile.
 
-A piece of work walks the blocks of pages that it sees. Their copies from HBM are double-buffered, and the last block of
-a piece starts the first one of the next, so the memory never waits for the arithmetic between two rows. A page is
+A piece of work walks the blocks of pages that it sees. Their copies from HBM run one or two blocks ahead, over the
+borders of pieces (`mosaic_tpu_stream.py`), so the memory never waits for the arithmetic between two rows. A page is
 copied once for all its kv heads, which lie together in it. Pages that a row does not see are not copied: what the
-buffers still hold in their place is masked (scores) or zeroed (values).
+buffers still hold in their place is masked (scores) or zeroed (values). Up to eight rows that decode share a turn of
+the grid, whose fixed cost would otherwise be a short row's largest.
 
 The softmax is the online one (Milakov and Gimelshein, 2018), in float32. Products take their factors in the queries'
 type or bfloat16, whichever is narrower, and sum in float32. Quantized pages are widened to that type exactly; their
 scales multiply scores and weights, one row vector a page.
 
-New keys and values are scattered into the pages by XLA before the launches, in place, as rows of pages fill the 128
-lanes (`layout.py`, `head_packing.py`): H is theirs here.
+New keys and values are copied into the pages by a kernel of their own before the launches (`mosaic_tpu_write.py`).
+Rows of pages fill the 128 lanes (`layout.py`, `head_packing.py`): H is theirs here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -34,11 +36,18 @@ from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention import layout, work
 from pallas_kernels.paged_attention.api import RaggedBatch
 from pallas_kernels.paged_attention.mosaic_tpu_kernel import TpuPlan, launch
+from pallas_kernels.paged_attention.mosaic_tpu_stream import TABLE_ENTRIES, TABLE_ROWS, StreamPlan
+from pallas_kernels.paged_attention.mosaic_tpu_write import write_pages
 from pallas_kernels.paged_attention.options import AttentionOptions
 from pallas_kernels.rounding import round_up
 
 _BLOCK_KEYS = 256  # keys of a block: two buffers each of K and V stay within a few MiB
 _TILE_ROWS = 256  # query vectors of a tile per kv head, about
+_TURN_ROWS = (
+    8  # rows that decode in a turn of the grid, at most, and the bytes of their queries and outputs, twice each
+)
+_TURN_BYTES = 2 << 20
+_BUFFER_BYTES = 4 << 20  # where three buffers take no more, decoding has three
 
 
 @functools.partial(jax.jit, static_argnames=("options", "target", "interpret", "count_copies"))
@@ -63,25 +72,25 @@ def paged_attention(
         count_copies: for debugging: a fourth result, () int32, says how many pages (of K or of V, with its scales) both
             launches copied.
     """
-    k_pages = layout.write(k_pages, k, batch.slot_mapping, target)
-    v_pages = layout.write(v_pages, v, batch.slot_mapping, target)
+    k_pages, v_pages = write_pages(k_pages, v_pages, k, v, batch, interpret)
     num_tokens, num_heads, head_dim = q.shape
     _, num_kv_heads, page_size, _ = k_pages.shape
     group = num_heads // num_kv_heads
-    pages_per_block = max(1, _BLOCK_KEYS // page_size)
-    tables = jnp.pad(batch.page_tables, ((0, 0), (0, -batch.page_tables.shape[1] % pages_per_block)))
+    # A block is a power of two of pages, so that tables of whole tiles are whole blocks too.
+    pages_per_block = 1 << (max(1, _BLOCK_KEYS // page_size).bit_length() - 1)
+    tables = _pad_axis(batch.page_tables, 0, round_up(batch.page_tables.shape[0], TABLE_ROWS))
+    tables = _pad_axis(tables, 1, round_up(tables.shape[1], TABLE_ENTRIES))
     factor = np.dtype(jnp.bfloat16) if jnp.bfloat16 in (q.dtype, k_pages.dtype) else np.dtype(jnp.float32)
     plan = TpuPlan(
         tile=1,
         rows=group,
         group=group,
-        pages_per_block=pages_per_block,
-        page_size=page_size,
+        turn=1,
+        stream=StreamPlan(page_size, pages_per_block, 2, options.sliding_window, count_copies),
         quantized=isinstance(k_pages, layout.QuantizedPages),
         options=options,
         sinks=sinks is not None,
         factor=factor,
-        count_copies=count_copies,
     )
     heads = q.reshape(num_tokens, num_kv_heads, group, head_dim).astype(factor)
     head_sinks = jnp.full((num_kv_heads, group), -jnp.inf) if sinks is None else sinks.reshape(num_kv_heads, group)
@@ -104,8 +113,16 @@ def _decode(
     interpret: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rows with one token, of heads (T, K, G, H): outputs (S, K, G, H), each row's place among them, pages copied."""
-    group = heads.shape[2]
-    plan = dataclasses.replace(plan, tile=1, rows=round_up(group, plan.sublanes), group=round_up(group, plan.sublanes))
+    _, num_kv_heads, group, head_dim = heads.shape
+    padded = round_up(group, plan.sublanes)
+    row_bytes = 2 * num_kv_heads * padded * round_up(head_dim, 128) * (plan.factor.itemsize + 4)
+    plan = dataclasses.replace(
+        plan,
+        rows=padded,
+        group=padded,
+        turn=max(1, min(_TURN_ROWS, _TURN_BYTES // row_bytes, batch.seq_lens.shape[0])),
+        stream=dataclasses.replace(plan.stream, slots=3 if _block_bytes(plan, pages) * 3 <= _BUFFER_BYTES else 2),
+    )
     singles = work.single_rows(batch)
     token = batch.query_start_loc[singles.row]
     out, copies = launch(
@@ -145,6 +162,12 @@ def _prefill(
         interpret,
     )
     return out.transpose(2, 0, 1, 3)[:num_tokens], copies
+
+
+def _block_bytes(plan: TpuPlan, pages: tuple[layout.Pages, layout.Pages]) -> int:
+    """VMEM of one buffer of K and V, with their scales."""
+    parts = [array for page in pages for array in jax.tree.leaves(page)]
+    return sum(plan.stream.pages_per_block * math.prod(part.shape[1:]) * part.dtype.itemsize for part in parts)
 
 
 def _pad_axis(x: jax.Array, axis: int, size: int) -> jax.Array:

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.paged_attention import layout
+from pallas_kernels.paged_attention.mosaic_tpu_stream import PageStream, StreamPlan
 from pallas_kernels.paged_attention.options import AttentionOptions
 
 SUBLANES = 8
@@ -33,17 +34,16 @@ class TpuPlan:
     tile: int  # tokens a tile; 1 where rows decode
     rows: int  # M
     group: int  # query heads of a kv head that M holds, padding included
-    pages_per_block: int
-    page_size: int
+    turn: int  # pieces of a turn of the grid; 1 for tiles
+    stream: StreamPlan
     quantized: bool
     options: AttentionOptions
     sinks: bool
     factor: Any  # dtype of the products' factors
-    count_copies: bool
 
     @property
     def keys(self) -> int:
-        return self.pages_per_block * self.page_size
+        return self.stream.keys
 
     @property
     def sublanes(self) -> int:
@@ -66,43 +66,31 @@ def launch(
     Args:
         pieces: count (), then row, tile, begin, end (W,) as `work.Tiles` has them.
         base: (W,).
+        tables: (S, MP) int32, whole tiles.
         q: (S, K, M, H) for rows that decode, work w at place w; (K, G, T, H) for tiles.
         sinks: (K, M) float32, or -inf.
     """
     count, row, *others = pieces
     num_kv_heads, head_dim = pages[0].shape[1], q.shape[-1]
     decodes = plan.tile == 1
-    if decodes:
-        block = pl.BlockSpec((1, num_kv_heads, plan.rows, head_dim), lambda w, count, *_: (_inside(w, count), 0, 0, 0))
-    else:
-        block = pl.BlockSpec(
-            (num_kv_heads, plan.group, plan.tile, head_dim),
-            lambda w, count, row, tile, *_: (0, 0, tile[_inside(w, count)], 0),
-        )
-    hbm = pl.BlockSpec(memory_space=pl.ANY)
-    sources: list[jax.Array] = []
-    buffers: list[Any] = []
-    for page in pages:
-        for array in (page.values, page.scales) if isinstance(page, layout.QuantizedPages) else (page,):
-            sources.append(array)
-            buffers.append(pltpu.VMEM((2, plan.pages_per_block, *array.shape[1:]), array.dtype))
+    block = _query_block(plan, num_kv_heads, head_dim)
+    sources = [array for page in pages for array in jax.tree.leaves(page)]
+    hbm = pl.BlockSpec(memory_space=pltpu.HBM)
     state = (num_kv_heads, plan.rows, _LANES)
     out, copies = pl.pallas_call(
         functools.partial(_kernel, plan=plan, num_sources=len(sources)),
         out_shape=(jax.ShapeDtypeStruct(q.shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=7,
-            grid=(row.shape[0],),
-            in_specs=[block, pl.BlockSpec(memory_space=pltpu.VMEM), *[hbm] * len(sources)],
+            num_scalar_prefetch=6,
+            grid=(pl.cdiv(row.shape[0], plan.turn),),
+            in_specs=[block, pl.BlockSpec(memory_space=pltpu.VMEM), *[hbm] * (1 + len(sources))],
             out_specs=(block, pl.BlockSpec(memory_space=pltpu.SMEM)),
             scratch_shapes=[
-                pltpu.SMEM((1,), jnp.int32),
                 pltpu.VMEM(state, jnp.float32),
                 pltpu.VMEM(state, jnp.float32),
                 pltpu.VMEM((num_kv_heads, plan.rows, head_dim), jnp.float32),
                 pltpu.VMEM((plan.rows, plan.keys), jnp.float32),
-                *buffers,
-                pltpu.SemaphoreType.DMA((2, len(sources))),
+                *plan.stream.scratch(sources),
             ],
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
@@ -113,17 +101,33 @@ def launch(
         row,
         *others,
         base,
-        tables,
         q,
         jnp.broadcast_to(sinks.astype(jnp.float32)[..., None], state),
-        *sources,
+        *[in_hbm(array) for array in (tables, *sources)],
     )
     return out, copies[0] // (2 if plan.quantized else 1)  # a page and its scales are one
 
 
-def _inside(index: jax.Array, count: Any) -> jax.Array:
-    """Work behind the last piece looks at its blocks again, which costs no copy."""
-    return jnp.maximum(jnp.minimum(index, count[0] - 1), 0)
+def _query_block(plan: TpuPlan, num_kv_heads: int, head_dim: int) -> pl.BlockSpec:
+    """What a turn of the grid has of the queries, and of the outputs."""
+    if plan.tile == 1:
+        return pl.BlockSpec(
+            (plan.turn, num_kv_heads, plan.rows, head_dim), lambda w, count, *_: (_inside(w, count, plan.turn), 0, 0, 0)
+        )
+    return pl.BlockSpec(
+        (num_kv_heads, plan.group, plan.tile, head_dim),
+        lambda w, count, row, tile, *_: (0, 0, tile[_inside(w, count, 1)], 0),
+    )
+
+
+def in_hbm(array: jax.Array) -> jax.Array:
+    """Keeps what a kernel reads from HBM there: otherwise the compiler copies whole pools into VMEM if they fit."""
+    return pltpu.with_memory_space_constraint(array, pltpu.HBM)
+
+
+def _inside(index: jax.Array, count: Any, turn: int) -> jax.Array:
+    """Turns behind the last piece look at its blocks again, which costs no copy."""
+    return jnp.minimum(index, jnp.maximum(count[0] - 1, 0) // turn)
 
 
 def _kernel(
@@ -133,100 +137,45 @@ def _kernel(
     begin: Any,
     end: Any,
     base: Any,
-    tables: Any,
     q_ref: Any,
     sinks_ref: Any,
+    tables: Any,
     *refs: Any,
     plan: TpuPlan,
     num_sources: int,
 ) -> None:
-    """One piece of work: a program of the grid."""
+    """Some pieces of work: a program of the grid."""
     sources, refs = refs[:num_sources], refs[num_sources:]
-    out_ref, copies_ref, slot_ref, highest_ref, total_ref, acc_ref, scores_ref, *rest = refs
-    copies = _Copies(plan, (row, begin, end, base, tables), sources, rest[:-1], rest[-1], copies_ref)
-    index = pl.program_id(0)
+    out_ref, copies_ref, highest_ref, total_ref, acc_ref, scores_ref, *scratch = refs
+    stream = PageStream(plan.stream, (count, row, begin, end, base), tables, sources, scratch, copies_ref)
+    turn = pl.program_id(0)
 
-    @pl.when(index == 0)
+    @pl.when(turn == 0)
     def _() -> None:
         copies_ref[0] = 0
 
-    @pl.when(index < count[0])
+    @pl.when((turn == 0) & (count[0] > 0))
     def _() -> None:
-        first, last = copies.keys_of(index)
-        first_block, end_block = first // plan.keys, last // plan.keys + 1
+        stream.open()
 
-        @pl.when(index == 0)
-        def _() -> None:
-            slot_ref[0] = 0
-            copies.start(index, first_block, jnp.int32(0))
-
+    def one_piece(place: Any, carry: None) -> None:
+        index = turn * plan.turn + place
+        first, last = stream.keys_of(index)
         highest_ref[...] = jnp.maximum(sinks_ref[...], _LOWEST)
         total_ref[...] = (sinks_ref[...] > -jnp.inf).astype(jnp.float32)
         acc_ref[...] = jnp.zeros_like(acc_ref)
-        begin_slot = slot_ref[0]
 
-        def block_step(block: jax.Array, carry: None) -> None:
-            slot = (begin_slot + block - first_block) % 2
+        def one_block(block: jax.Array, carry: None) -> None:
+            stream.start_next()
+            slot = stream.take(first, last, block)
+            piece = _Piece(base[index], begin[index], end[index], first, last, block, slot, place)
+            _fold_heads(plan, piece, q_ref, stream.buffers, (highest_ref, total_ref, acc_ref, scores_ref))
 
-            @pl.when(block + 1 < end_block)
-            def _() -> None:
-                copies.start(index, block + 1, 1 - slot)
-
-            @pl.when((block + 1 == end_block) & (index + 1 < count[0]))
-            def _() -> None:
-                copies.start(index + 1, copies.keys_of(index + 1)[0] // plan.keys, 1 - slot)
-
-            copies.wait(index, block, slot)
-            piece = _Piece(base[index], begin[index], end[index], first, last, block, slot)
-            _fold_heads(plan, piece, q_ref, copies.buffers, (highest_ref, total_ref, acc_ref, scores_ref))
-
-        lax.fori_loop(first_block, end_block, block_step, None)
-        slot_ref[0] = (begin_slot + end_block - first_block) % 2
+        lax.fori_loop(first // plan.keys, last // plan.keys + 1, one_block, None)
         is_first = (index == 0) | (tile[index] != tile[jnp.maximum(index - 1, 0)])
-        _store(plan, is_first, begin[index], end[index], out_ref, total_ref, acc_ref)
+        _store(plan, is_first, place, begin[index], end[index], out_ref, total_ref, acc_ref)
 
-
-class _Copies:
-    """The copies of pages from HBM into the two buffers. Made while the kernel is traced; holds its references."""
-
-    def __init__(
-        self, plan: TpuPlan, work: tuple[Any, ...], sources: Any, buffers: list[Any], semaphores: Any, counter: Any
-    ) -> None:
-        self._plan, self._sources, self.buffers, self._semaphores = plan, sources, buffers, semaphores
-        self._row, self._begin, self._end, self._base, self._tables = work
-        self._counter = counter
-
-    def keys_of(self, piece: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The first and the last key that some query of a piece sees."""
-        low, high = self._base[piece] + self._begin[piece], self._base[piece] + self._end[piece] - 1
-        window = self._plan.options.sliding_window
-        return (jnp.maximum(low - window + 1, 0) if window else jnp.int32(0)), high
-
-    def start(self, piece: jax.Array, block: jax.Array, slot: jax.Array) -> None:
-        """Starts the copies of a block's pages that the piece sees."""
-        self._each(piece, block, slot, self._start_one)
-
-    def wait(self, piece: jax.Array, block: jax.Array, slot: jax.Array) -> None:
-        """Waits for the same."""
-        self._each(piece, block, slot, lambda copy: copy.wait())
-
-    def _start_one(self, copy: Any) -> None:
-        copy.start()
-        if self._plan.count_copies:
-            self._counter[0] += 1
-
-    def _each(self, piece: jax.Array, block: jax.Array, slot: jax.Array, act: Any) -> None:
-        plan = self._plan
-        first, last = self.keys_of(piece)
-        lowest = jnp.maximum(first // plan.page_size - block * plan.pages_per_block, 0)
-        highest = jnp.minimum(last // plan.page_size - block * plan.pages_per_block + 1, plan.pages_per_block)
-
-        def one(place: jax.Array, carry: None) -> None:
-            page = self._tables[self._row[piece], block * plan.pages_per_block + place]
-            for number, (source, buffer) in enumerate(zip(self._sources, self.buffers, strict=True)):
-                act(pltpu.make_async_copy(source.at[page], buffer.at[slot, place], self._semaphores.at[slot, number]))
-
-        lax.fori_loop(lowest, highest, one, None)
+    lax.fori_loop(0, jnp.minimum(count[0] - turn * plan.turn, plan.turn), one_piece, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +189,7 @@ class _Piece:
     last: jax.Array
     block: jax.Array
     slot: jax.Array
+    place: jax.Array  # in the turn
 
 
 def _fold_heads(plan: TpuPlan, piece: _Piece, q_ref: Any, buffers: list[Any], state: tuple[Any, ...]) -> None:
@@ -258,7 +208,7 @@ def _fold_heads(plan: TpuPlan, piece: _Piece, q_ref: Any, buffers: list[Any], st
     highest_ref, total_ref, acc_ref, scores_ref = state
 
     def one_head(head: Any, carry: None) -> None:
-        queries = q_ref[0, head] if plan.tile == 1 else q_ref[head].reshape(plan.rows, -1)
+        queries = q_ref[piece.place, head] if plan.tile == 1 else q_ref[head].reshape(plan.rows, -1)
         scores = _dot(queries, _keys_of_head(plan, k_buffer, piece.slot, head), contract=1) * plan.options.scale
         scores = _scaled(plan, scores, k_scales, piece.slot, head, scores_ref)
         if plan.options.soft_cap is not None:
@@ -292,20 +242,21 @@ def _scaled(plan: TpuPlan, scores: jax.Array, scales: Any, slot: jax.Array, head
     """Scores (M, L) times the scales of their keys, page by page: a page's scales are a row vector."""
     if scales is None:
         return scores
-    for place in range(plan.pages_per_block):
-        keys = slice(place * plan.page_size, (place + 1) * plan.page_size)
-        scratch[:, keys] = scores[:, keys] * scales[slot, place, pl.ds(head, 1), : plan.page_size]
+    page_size = plan.stream.page_size
+    for place in range(plan.stream.pages_per_block):
+        keys = slice(place * page_size, (place + 1) * page_size)
+        scratch[:, keys] = scores[:, keys] * scales[slot, place, pl.ds(head, 1), :page_size]
     return scratch[...]
 
 
 def _store(
-    plan: TpuPlan, is_first: jax.Array, begin: Any, end: Any, out_ref: Any, total_ref: Any, acc_ref: Any
+    plan: TpuPlan, is_first: jax.Array, place: Any, begin: Any, end: Any, out_ref: Any, total_ref: Any, acc_ref: Any
 ) -> None:
     """Writes a piece's outputs; tokens of other rows in the same tile keep what they have."""
     total = total_ref[...][..., :1]
     done = acc_ref[...] / jnp.where(total > 0, total, 1.0)  # (K, M, H)
     if plan.tile == 1:
-        out_ref[0] = done
+        out_ref[place] = done
         return
     done = done.reshape(out_ref.shape)
     token = lax.broadcasted_iota(jnp.int32, out_ref.shape, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ from tests.pallas_kernels.paged_attention.cases import Shape
 MOST_VMEM = 8 << 20
 BASE: dict[str, Any] = {"tokens": 256, "rows": 32, "pages_per_row": 128, "kv_heads": 8, "group": 4, "head_dim": 128}
 SHAPES = (
-    Shape(dtype=jnp.bfloat16, page_size=16, **BASE),
+    # The rows and pages that the engine's defaults make of Llama-3.1-8B: page tables of 2 MiB.
+    Shape(dtype=jnp.bfloat16, page_size=16, **{**BASE, "rows": 256, "pages_per_row": 2048}),
     Shape(dtype=jnp.bfloat16, page_size=64, sinks=True, sliding_window=1000, soft_cap=30.0, **BASE),
     Shape(dtype=jnp.bfloat16, page_size=32, **{**BASE, "head_dim": 64, "kv_heads": 16}),
     Shape(dtype=jnp.bfloat16, page_size=32, **{**BASE, "head_dim": 64}),
@@ -35,14 +37,22 @@ SHAPES = (
 )
 
 
-def compiled(topology: str, shape: Shape, backend: str = "mosaic_tpu") -> jax.stages.Compiled:
-    """The op for all devices of a topology, heads shared among them, pages donated."""
+# A pool of so few pages would fit the VMEM of some generations as a whole. No other axis has this size.
+POOL_PAGES = 2053
+# An array in VMEM, by its axes.
+IN_VMEM = re.compile(r"\w+\[([\d,]+)\]\{[^}]*S\(1\)")
+
+
+def compiled(
+    topology: str, shape: Shape, backend: str = "mosaic_tpu", num_pages: int | None = None
+) -> jax.stages.Compiled:
+    """The op for all devices of a topology, heads shared among them, pages donated. num_pages: None for the shape's."""
     mesh = topology_mesh(topology).mesh
     target = DeviceTarget.of(mesh.devices.flat[0])
     kv = kv_layout(
         target, shape.kv_dtype or shape.dtype, shape.kv_heads, shape.head_dim, shape.page_size, tensor_size(mesh)
     )
-    pages = kv.struct(shape.num_pages, kv.shardings(mesh, TENSOR_AXIS))
+    pages = kv.struct(num_pages or shape.num_pages, kv.shardings(mesh, TENSOR_AXIS))
 
     def struct(size: tuple[int, ...], dtype: Any, *spec: str | None) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(size, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
@@ -79,14 +89,19 @@ def test_long_steps_copy_no_pool(topology: str, dtype: Any) -> None:
 @needs_libtpu
 @pytest.mark.parametrize(("topology", "shape"), shared_among_tpus(SHAPES), ids=str)
 def test_compiles_for_every_tpu(topology: str, shape: Shape) -> None:
-    program = report(compiled(topology, shape))
+    executable = compiled(topology, shape, num_pages=POOL_PAGES)
+    program, text = report(executable), executable.as_text() or ""
     # the pages are updated in place, and no copy of them is made
     devices = tensor_size(topology_mesh(topology).mesh)
     sizes = shape.kv_heads, shape.head_dim, shape.page_size
     kv = kv_layout(DeviceTarget("tpu", ""), shape.kv_dtype or shape.dtype, *sizes, devices)
-    pool = math.prod(kv.shape(shape.num_pages)) * kv.dtype.itemsize
+    pool = math.prod(kv.shape(POOL_PAGES)) * kv.dtype.itemsize
     assert program.donated >= 2 * pool // devices
     assert program.temporaries < pool // devices, (program.temporaries, pool // devices)
     assert program.collectives == {}
-    assert set(program.kernels) == {"paged_attention_decode", "paged_attention_tiles"}
+    assert set(program.kernels) == {"write_pages", "paged_attention_decode", "paged_attention_tiles"}
     assert max(program.kernels.values()) <= MOST_VMEM, program.kernels
+    assert " scatter(" not in text
+    # kernels read some pages of a pool, once: it stays where it is
+    assert f"[{POOL_PAGES}," in text
+    assert not [axes for axes in IN_VMEM.findall(text) if str(POOL_PAGES) in axes.split(",")]

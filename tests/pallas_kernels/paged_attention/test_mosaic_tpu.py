@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
@@ -128,3 +130,24 @@ def test_windows_and_chunks_copy_what_they_see() -> None:
     decoding = 999 // 16 - 900 // 16 + 1
     chunk = 1023 // 16 - (1024 - 40 - 99) // 16 + 1
     assert int(copies) == 2 * (decoding + chunk)
+
+
+def test_rows_that_decode_share_a_turn_and_have_three_buffers() -> None:
+    """What a turn costs whatever it does is paid once for eight rows."""
+    shape = Shape(dtype=jnp.bfloat16, tokens=32, rows=32, pages_per_row=2, page_size=64, kv_heads=2, head_dim=128)
+    inputs = cases.build(shape, TpuContract.target, [(1, 70)] * 32, np.random.default_rng(0))
+    run = functools.partial(mosaic_tpu.paged_attention, options=AttentionOptions(0.1), target=TpuContract.target)
+    launches = list(_launches(jax.make_jaxpr(run)(*inputs.args, None).jaxpr))
+    assert [launch.params["grid_mapping"].grid for launch in launches] == [(1,), (32 // 8,), (1 + 16,)]
+    buffers = [f"bf16[{slots},4,2,64,128]" for slots in (3, 2)]  # decoding has three, tiles two
+    for launch, buffer in zip(launches[1:], buffers, strict=True):
+        assert buffer in str(launch.params["jaxpr"])
+
+
+def _launches(jaxpr: Any) -> Iterator[Any]:
+    """The kernels that a program launches, in order."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            yield equation
+        elif "jaxpr" in equation.params:
+            yield from _launches(equation.params["jaxpr"].jaxpr)
