@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from jaxinfer.config import AttentionConfig, ConfigError, LayerConfig, MlpConfig, ModelConfig, RopeConfig, RuntimeConfig
+from jaxinfer.runtime.device_memory import FRACTIONS
 from jaxinfer.runtime.kv_cache import GIB, Budget, check_room, device_budget, free_host_bytes, gib, resolve_sizes
 from pallas_kernels.dispatch import DeviceTarget
 from pallas_kernels.paged_attention.layout import kv_layout
@@ -80,8 +81,10 @@ class FakeGpu:
         return self._stats
 
 
-def test_accelerator_budget_subtracts_use_and_temporaries() -> None:
+def test_accelerator_budget_subtracts_use_and_temporaries(monkeypatch: pytest.MonkeyPatch) -> None:
     # Three quarters of 100 GiB are what XLA sets aside by itself.
+    for name in FRACTIONS:
+        monkeypatch.delenv(name, raising=False)
     gpu = FakeGpu({"bytes_limit": 75 * GIB, "bytes_in_use": 20 * GIB})
     budget = device_budget(gpu, RuntimeConfig(gpu_memory_utilization=0.5), temporaries=5 * GIB, weights_to_come=GIB)
     assert budget.num_bytes == 50 * GIB - 20 * GIB - GIB - 5 * GIB
