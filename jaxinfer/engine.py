@@ -122,7 +122,7 @@ class EngineLoop:
         padded = self.runner.padded_tokens
         self._planned = plan, time.monotonic()
         late = None
-        if self._late_runner is not None and self.scheduler.guided(plan):
+        if self._late_runner is not None and next(self.scheduler.guided(plan), None) is not None:
             pending: PendingStep = (late := self._late_runner.dispatch_late(plan))
         else:
             pending = self.runner.dispatch(plan)
@@ -149,8 +149,8 @@ class EngineLoop:
         late.draw(masks)
         self._clock.lap(DISPATCH)
         for _, sequence, guide in guided:
-            if sequence.finished:
-                continue  # with another one of its request
+            if sequence.finished or (len(guide.forced) < 2 and not guide.error):
+                continue  # finished: with another one of its request
             if not guide.error and (jumped := self.scheduler.jump(sequence)) is not None:
                 outputs.sequences.append(jumped)
             if guide.error:

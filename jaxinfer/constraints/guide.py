@@ -59,9 +59,21 @@ class Guide:
         forced: the tokens that come next whatever the model says, as far as they are known.
         forbids: it can leave no token, without an error.
         matcher: the place in the grammar; None where there is none.
+        bars: `bar` may take tokens out.
     """
 
-    __slots__ = ("_bad_words", "_ends", "_grammar", "_jumps", "_thinking", "error", "forbids", "forced", "matcher")
+    __slots__ = (
+        "_bad_words",
+        "_ends",
+        "_grammar",
+        "_jumps",
+        "_thinking",
+        "bars",
+        "error",
+        "forbids",
+        "forced",
+        "matcher",
+    )
 
     def __init__(
         self,
@@ -78,6 +90,7 @@ class Guide:
         self.matcher = None if grammar is None else grammar.copy()
         self._ends = ends
         self._thinking, self._bad_words = thinking, bad_words
+        self.bars = thinking is not None or bad_words is not None
         self.error = ""
         self.forbids = bad_words is not None
         self._jumps = jumps and bad_words is None

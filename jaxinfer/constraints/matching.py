@@ -33,6 +33,9 @@ _TRIED_MASKS, _MOST_FORCED = 16, 64  # of a text by chance; of those, tokens tha
 _COMPILING_THREADS = 4
 _PLACES_EACH = 2  # of them, that one tenant's grammars may have at a time
 _MOST_MASK_THREADS = 16
+# Masks that take no longer than this are made by the engine's own thread: those of llguidance look for work for a while
+# after each step's, which costs as much again while a CPU is the device.
+_ALONE_SECONDS = 1e-3
 # Compiled grammars that are kept. A simple one takes some milliseconds and 100 KB; what takes longer to compile, or to
 # find masks of, takes more memory, too: some 500 MB a second of work.
 _KEPT, _KEPT_SECONDS = 128, 2.0
@@ -136,6 +139,7 @@ class Matching:
         self._jobs: dict[str, _Job] = {}
         self._held: dict[str, Held] = {}  # by request id
         self._executor: Any = None
+        self._usual = 0.0  # seconds of a mask, lately
         self._lock = threading.Lock()  # of compile_seconds and the turns, which threads change
         self._turns: Turns[_Job] = Turns(_PLACES_EACH)
         self.compile_seconds = 0.0
@@ -309,18 +313,19 @@ class Matching:
         import numpy as np  # a server, which has no engine, does without
 
         masks = np.full((rows, words), 0xFFFFFFFF, np.uint32)
-        asked, free = [], []
+        asked, barring = [], []
         for row, guide in guides:
             if guide.forced:
                 masks[row] = 0
                 masks[row, guide.forced[0] >> 5] = 1 << (guide.forced[0] & 31)
                 continue
-            free.append((row, guide))
             if guide.matcher is not None:
                 asked.append((row, guide))
+            if guide.bars:
+                barring.append((row, guide))
         if asked:
             self._fill(asked, masks)
-        for row, guide in free:
+        for row, guide in barring:
             if not guide.error:
                 guide.bar(masks[row])
         return masks
@@ -330,15 +335,19 @@ class Matching:
 
         width = self._vocabulary.words
         filled = masks if width == masks.shape[1] else np.zeros((len(masks), width), np.uint32)
-        if self._executor is None:
-            from llguidance import LLExecutor
-
-            self._executor = LLExecutor(self._threads)
+        address, size = filled.ctypes.data, width * 4
+        together = min(self._threads, len(asked)) if self._usual * len(asked) > _ALONE_SECONDS else 1
         begin = time.perf_counter()
-        self._executor.unsafe_compute_mask_ptr(
-            [(guide.matcher, row) for row, guide in asked], filled.ctypes.data, width * 4, len(filled)
-        )
-        spent = (time.perf_counter() - begin) / len(asked)
+        if together > 1:
+            self._threaded.unsafe_compute_mask_ptr(
+                [(guide.matcher, row) for row, guide in asked], address, size, len(filled)
+            )
+        else:
+            for row, guide in asked:
+                assert guide.matcher is not None
+                guide.matcher.unsafe_compute_mask_ptr(address + row * size, size)
+        spent = (time.perf_counter() - begin) * together / len(asked)
+        self._usual += (spent - self._usual) / 8
         numbers = [row for row, _ in asked]
         if filled is not masks:
             shared = min(width, masks.shape[1])
@@ -349,6 +358,15 @@ class Matching:
             guide.look(only=count == 1, seconds=spent)
             if guide.error:
                 masks[row] = 0xFFFFFFFF
+
+    @property
+    def _threaded(self) -> Any:
+        """Makes masks in threads."""
+        if self._executor is None:
+            from llguidance import LLExecutor
+
+            self._executor = LLExecutor(self._threads)
+        return self._executor
 
     def close(self) -> None:
         """Compiles nothing more; waits for what is being compiled."""

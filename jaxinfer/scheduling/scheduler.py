@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from jaxinfer.messages import SequenceOutput, StepOutputs, TokenLogprobs
@@ -315,12 +315,11 @@ class Scheduler(Books):
 
     # -- grammars ------------------------------------------------------------------------------------------------------
 
-    def guided(self, plan: StepPlan) -> list[tuple[int, Sequence]]:
+    def guided(self, plan: StepPlan) -> Iterator[tuple[int, Sequence]]:
         """Those of the plan's rows that draw for a live sequence with a guide: their numbers among all that draw, and
         the sequences."""
-        found: list[tuple[int, Sequence]] = []
         if not self._guided:
-            return found
+            return
         place = 0
         for row in plan.rows:
             if not row.draws:
@@ -329,9 +328,8 @@ class Scheduler(Books):
             if request is not None:
                 sequence = request.sequences[row.index]
                 if sequence.guide is not None and sequence.run_epoch == row.run_epoch:
-                    found.append((place, sequence))
+                    yield place, sequence
             place += 1
-        return found
 
     def jump(self, sequence: Sequence) -> SequenceOutput | None:
         """Appends what a sequence's guide forces, where that is more than the token that the step in flight draws for
