@@ -40,12 +40,12 @@ class TpuContract(PagedAttentionContract):
         return out
 
 
-@pytest.mark.slow  # CI runs it in a step of its own, and one batch of a few shapes everywhere
+@pytest.mark.slow  # CI runs it in a step of its own, and one batch of one shape everywhere
 class TestEagerCopies(TpuContract):
     mode = "eager"
 
 
-@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[8], SHAPES[10]], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[8]], ids=str)
 def test_in_short(shape: Shape) -> None:
     contract, rng = TestEagerCopies(), np.random.default_rng(4)
     contract.check(cases.build(shape, contract.target, cases.ragged_mix(shape, rng), rng), shape)
