@@ -45,7 +45,7 @@ class TestEagerCopies(TpuContract):
     mode = "eager"
 
 
-@pytest.mark.parametrize("shape", [SHAPES[8]], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[10]], ids=str)
 def test_in_short(shape: Shape) -> None:
     contract, rng = TestEagerCopies(), np.random.default_rng(4)
     contract.check(cases.build(shape, contract.target, cases.ragged_mix(shape, rng), rng), shape)
