@@ -44,7 +44,8 @@ class PlanReport:
     pool_bytes: int
     kv_bytes_per_token: int
     sizes: Sizes
-    bucket: str  # what needs the temporaries
+    bucket: str
+    tuning_bytes: int = 0  # of the temporaries, what XLA takes while it compiles
     form: str = ""  # what products are computed with on a CPU, and why
     collectives: str = ""  # what the devices exchange in the largest step
     memory_bytes: int | None = None  # that are free; None where the device does not say
@@ -61,6 +62,11 @@ class PlanReport:
         pages = max(1, -(-(sizes.max_model_len - 1) // sizes.page_size))
         return min(sizes.max_num_seqs, sizes.shape.fitting(sizes.num_pages - 1, pages))
 
+    @property
+    def _most(self) -> str:
+        """What takes most temporaries."""
+        return f"the largest step, {self.bucket}" if self.temporary_bytes > self.tuning_bytes else TUNING
+
     def rows(self) -> list[tuple[str, str]]:
         """The report as (label, value), in reading order."""
         sizes = self.sizes
@@ -76,7 +82,7 @@ class PlanReport:
             ("device", self.device),
             ("weights", gib(self.weight_bytes)),
             ("slot state", f"{gib(self.slot_bytes)} for {sizes.max_num_seqs} sequences"),
-            ("temporaries", f"{gib(self.temporary_bytes)} in {self.bucket}"),
+            ("temporaries", f"{gib(self.temporary_bytes)} in {self._most}"),
             ("KV per token", per_token),
             (
                 "KV pool",
@@ -191,7 +197,8 @@ def make_plan(
         pool_bytes=sizes.pool_bytes // model_size(mesh),
         kv_bytes_per_token=sizes.kv_bytes_per_token // model_size(mesh),
         sizes=sizes,
-        bucket=f"the largest step, {probe.bucket}" if probe.temporaries >= probe.tuning else TUNING,
+        bucket=probe.bucket,
+        tuning_bytes=probe.tuning,
         form=choose_form(model, mesh, runtime).why if device.platform == "cpu" else "",
         collectives=_exchanged(probe.collectives, mesh.size),
         memory_bytes=_free(device, mesh) if memory is None else memory,

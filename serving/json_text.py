@@ -60,7 +60,7 @@ def _parts(value: Any) -> Iterator[bytes]:
     if isinstance(value, Mapping):
         mark = b"{"
         for name, item in value.items():
-            yield mark + _encode(name) + b":"
+            yield mark + _encode(str(name)) + b":"  # numbers, too, are strings as names
             yield from _parts(item)
             mark = b","
         yield b"{}" if mark == b"{" else b"}"

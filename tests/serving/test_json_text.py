@@ -23,6 +23,11 @@ async def in_parts(value: Any) -> list[bytes]:
     return [part async for part in json_text.encode_in_parts(value)]
 
 
+def test_numbers_as_names_are_strings_in_parts_too():
+    value = {"logit_bias": {0: 0.5, 17: [1, {2: 3}]}}
+    assert b"".join(run(in_parts(value))) == json_text.encode(value) == b'{"logit_bias":{"0":0.5,"17":[1,{"2":3}]}}'
+
+
 def test_line_ends_of_unicode_are_escaped():
     data = json_text.encode({"x": ENDS, ENDS: [ENDS]})
     assert len(data.decode().splitlines()) == 1

@@ -100,8 +100,9 @@ def test_the_document_names_every_endpoint(url):
         *("/v1/completions/render", "/v1/chat/completions/render", "/ping", "/load", "/server_info"),
         *("/v1/messages", "/v1/messages/count_tokens"),
         *("/tokenize", "/detokenize", "/health", "/ready", "/version", "/openapi.json"),
-        *("/metrics", "/debug/requests/{request_id}", "/debug/experts", "/v1/responses/{response_id}"),
+        *("/metrics", "/debug/requests/{request_id}", "/debug/experts", "/debug/pins", "/v1/responses/{response_id}"),
         *("/v1/responses/{response_id}/cancel", "/v1/responses/{response_id}/input_items"),
+        "/v1/responses/input_tokens",
     }
 
 
