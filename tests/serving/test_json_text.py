@@ -24,8 +24,12 @@ async def in_parts(value: Any) -> list[bytes]:
 
 
 def test_numbers_as_names_are_strings_in_parts_too():
-    value = {"logit_bias": {0: 0.5, 17: [1, {2: 3}]}}
-    assert b"".join(run(in_parts(value))) == json_text.encode(value) == b'{"logit_bias":{"0":0.5,"17":[1,{"2":3}]}}'
+    async def test():
+        value = {"logit_bias": {0: 0.5, 17: [1, {2: 3}]}}
+        whole = b'{"logit_bias":{"0":0.5,"17":[1,{"2":3}]}}'
+        assert b"".join(await in_parts(value)) == json_text.encode(value) == whole
+
+    run(test())
 
 
 def test_line_ends_of_unicode_are_escaped():
