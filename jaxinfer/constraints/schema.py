@@ -124,7 +124,16 @@ class _Walk:
         lists = "properties" in result or "patternProperties" in result
         if self._closed and lists and "additionalProperties" not in result:
             result["additionalProperties"] = False
+        self._check_names(result, pointer)
         return result
+
+    def _check_names(self, schema: Mapping[str, Any], pointer: str) -> None:
+        """A grammar counts names that it does not list each time they are written, and a reader of JSON once."""
+        least, most = schema.get("minProperties", 0), len(set(schema.get("required", ()))) + 1
+        free = schema.get("additionalProperties", True) is not False or "patternProperties" in schema
+        if free and least > most:
+            allowed = f"it must be at most {most}: of the names that are not listed two may be the same"
+            raise self._refuse(f"{pointer}/minProperties", least, allowed)
 
     def _is_kept(self, keyword: str, value: Any, pointer: str) -> bool:
         if keyword in UNSUPPORTED:

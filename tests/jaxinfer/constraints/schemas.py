@@ -123,7 +123,7 @@ class _Maker:
             made["additionalProperties"] = False
         else:
             made["additionalProperties"] = self.any(depth)
-            made["minProperties"] = low
+            made["minProperties"] = min(low, 1)
         return made
 
     def array(self, depth: int) -> Schema:
