@@ -149,8 +149,8 @@ class EngineLoop:
         late.draw(masks)
         self._clock.lap(DISPATCH)
         for _, sequence, guide in guided:
-            if sequence.finished or (len(guide.forced) < 2 and not guide.error):
-                continue  # finished: with another one of its request
+            if sequence.finished:
+                continue  # with another one of its request
             if not guide.error and (jumped := self.scheduler.jump(sequence)) is not None:
                 outputs.sequences.append(jumped)
             if guide.error:

@@ -173,7 +173,7 @@ def make_plan(
     Raises ConfigError, with the arithmetic, for what cannot fit.
     """
     device = mesh.devices.flat[0]
-    dtype = config.dtype if runtime.dtype == "auto" else runtime.dtype
+    dtype = runtime.weights_dtype(config.dtype)
     model = abstract_model(name, config, dtype, mesh, runtime.quantization, stored)
     layout = make_layout(model, DeviceTarget.of(device), runtime)
     weights = sum(map(local_bytes, jax.tree.leaves(model.params)))

@@ -47,9 +47,8 @@ class RuntimeConfig:
     everywhere and anew, or "off".
     max_pinned_ratio: the share of the KV pages that pins of prefixes hold at most (0: nothing is pinned);
     max_pinned_ratio_per_tenant: the share of those that one tenant's pins do.
-    cpu_kernels: what a CPU computes
-    products and attention with: "xla", C++ kernels for an instruction set by name, or "auto". device: "cpu", "gpu" or
-    "tpu"; None takes JAX's default.
+    cpu_kernels: what a CPU computes products and attention with: "xla", C++ kernels for an instruction set by name, or
+    "auto". device: "cpu", "gpu" or "tpu"; None takes JAX's default.
     """
 
     dtype: Dtype = "auto"
@@ -131,6 +130,14 @@ class RuntimeConfig:
             "supported, the language model of a checkpoint is served alone",
         )
         self._check_step_sizes()
+
+    def weights_dtype(self, stored: str) -> str:
+        """The type that weights get; stored: the checkpoint's."""
+        return stored if self.dtype == "auto" else self.dtype
+
+    def pages_dtype(self, weights: str) -> str:
+        """The type that keys and values are kept in, by NumPy's name; weights: theirs."""
+        return {"auto": weights, "fp8": "float8_e4m3fn"}.get(self.kv_cache_dtype, self.kv_cache_dtype)
 
     def _check_step_sizes(self) -> None:
         """Steps of the most tokens must be among them."""

@@ -88,7 +88,7 @@ def program_facts(
     for name in _UNSHAPING_MODEL_FIELDS:
         model.pop(name, None)
     return {
-        "jaxinfer": _version("jaxinfer"),
+        "jaxinfer": installed_version("jaxinfer"),
         "sources": sources_digest(),
         "packages": _versions(target.platform),
         "device": {
@@ -129,7 +129,7 @@ def expected_sizes(config: ModelConfig, runtime: RuntimeConfig, mesh: Mesh) -> t
 
     Raises ConfigError for what cannot be.
     """
-    dtype = config.dtype if runtime.dtype == "auto" else runtime.dtype
+    dtype = runtime.weights_dtype(config.dtype)
     target = DeviceTarget.of(mesh.devices.flat[0])
     shape = ModelShape.of(config, model_size(mesh), expert_size(mesh))
     described = Model("", config, shape, dtype, None, {})  # type: ignore[arg-type]
@@ -180,10 +180,10 @@ def _newest_ptx() -> int | None:
 
 
 def _versions(platform_name: str) -> dict[str, str | None]:
-    return {name: _version(name) for name in _PACKAGES.get(platform_name, _PACKAGES["cpu"])}
+    return {name: installed_version(name) for name in _PACKAGES.get(platform_name, _PACKAGES["cpu"])}
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     """None where it is not installed, or runs from its sources."""
     try:
         return importlib.metadata.version(package)

@@ -72,7 +72,7 @@ def configure_jax(runtime: RuntimeConfig) -> None:
 
 def make_layout(model: Model, target: DeviceTarget, runtime: RuntimeConfig) -> KVLayout:
     """How this model's keys and values lie in the device's memory."""
-    dtype = {"auto": model.dtype, "fp8": "float8_e4m3fn"}.get(runtime.kv_cache_dtype, runtime.kv_cache_dtype)
+    dtype = runtime.pages_dtype(model.dtype)
     shards, head_dim = runtime.parallel.num_devices, model.config.attentions[0].head_dim  # the same in all layers
     return kv_layout(target, dtype, model.shape.kv_heads, head_dim, runtime.page_size, shards)
 

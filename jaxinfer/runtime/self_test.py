@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -27,8 +26,9 @@ from typing import Any, NamedTuple
 from jaxinfer.config import ModelConfig, RuntimeConfig
 from jaxinfer.models.stored_matrix import StoredMatrix
 from jaxinfer.quantization import SCHEMES
-from jaxinfer.runtime.bundle_facts import sources_digest
+from jaxinfer.runtime.bundle_facts import installed_version, sources_digest
 from jaxinfer.runtime.device_memory import devices_are_open
+from jaxinfer.runtime.self_test_child import MARK
 from pallas_kernels import ptxas
 from pallas_kernels.dispatch import withdraw
 from pallas_kernels.qtensor import Activations, Kind
@@ -89,8 +89,8 @@ def self_test(config: ModelConfig, runtime: RuntimeConfig, stored: Mapping[str, 
 
 def trials(config: ModelConfig, runtime: RuntimeConfig, stored: Mapping[str, StoredMatrix]) -> list[Trial]:
     """One for each form of attention and of product that the model's layers have, with one device's share of heads."""
-    dtype = config.dtype if runtime.dtype == "auto" else runtime.dtype
-    kv_dtype = {"auto": dtype, "fp8": "float8_e4m3fn"}.get(runtime.kv_cache_dtype, runtime.kv_cache_dtype)
+    dtype = runtime.weights_dtype(config.dtype)
+    kv_dtype = runtime.pages_dtype(dtype)
     devices = runtime.parallel.num_devices
     kv_heads = max(1, config.kept_kv_heads // devices)
     found: dict[Trial, None] = {
@@ -172,8 +172,8 @@ def _one_process(orders: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
     lines, answers = _lines(process), []
     try:
         while (line := lines.get(timeout=SECONDS)) is not None:
-            if line.startswith("{"):  # libraries print there, too
-                answers.append(json.loads(line))
+            if line.startswith(MARK):
+                answers.append(json.loads(line.removeprefix(MARK)))
         code = process.wait(timeout=SECONDS)
     except (queue.Empty, subprocess.TimeoutExpired):
         return answers, f"it did not end within {SECONDS:g} s"
@@ -219,7 +219,7 @@ def _path(runtime: RuntimeConfig, wanted: Sequence[Trial]) -> Path | None:
     facts = {
         "trials": [to_plain(trial) for trial in wanted],
         "sources": sources_digest(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "packages": {name: version for name in _PACKAGES if (version := installed_version(name)) is not None},
         "ptxas": str(ptxas.find()),
         "devices": [path.read_text() for text in _DEVICE_FACTS for path in sorted(Path("/").glob(text[1:]))],
         "tpu": [os.environ.get(name, "") for name in _TPU_FACTS],
@@ -228,13 +228,6 @@ def _path(runtime: RuntimeConfig, wanted: Sequence[Trial]) -> Path | None:
     }
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     return Path(runtime.compilation_cache_dir).expanduser() / f"self-test-{name}.json"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _read(path: Path | None) -> Verdict | None:

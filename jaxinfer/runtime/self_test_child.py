@@ -1,7 +1,7 @@
 """The process in which kernels are tried: `python -m jaxinfer.runtime.self_test_child`, its orders on stdin as JSON.
 
 Orders: trials (`pallas_kernels.trials.to_plain`); withdrawn, [op, backend, reason] of what has failed before; platform,
-or null for JAX's choice; attention_backend, or null for the first that can. Answers are lines of JSON on stdout:
+or null for JAX's choice; attention_backend, or null for the first that can. Answers are lines of `MARK` and JSON:
 {"trial", "op", "backend"} when a backend is about to be tried, and then the same with "deviation", or with "failed" and
 why. A trial whose backend failed goes on with the next in order, until one passes or XLA's own is left, which is not
 tried.
@@ -19,6 +19,8 @@ import jax
 from pallas_kernels import trials
 from pallas_kernels.dispatch import DeviceTarget, Unsupported, select, withdraw
 from pallas_kernels.native_cpu.library import KernelsUnavailable, load
+
+MARK = "self-test: "  # before an answer: libraries write to stdout, too
 
 
 def main() -> None:
@@ -70,7 +72,7 @@ def _target(platform: str | None) -> DeviceTarget:
 
 
 def _say(**what: Any) -> None:
-    print(json.dumps(what), flush=True)
+    print(f"{MARK}{json.dumps(what)}", flush=True)
 
 
 if __name__ == "__main__":

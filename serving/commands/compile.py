@@ -109,7 +109,7 @@ def _compile(
     from jaxinfer.runtime.bundle import compile_bundle
 
     stored = read_storage(folder, config)
-    dtype = config.dtype if runtime.dtype == "auto" else runtime.dtype
+    dtype = runtime.weights_dtype(config.dtype)
     model = abstract_model(folder.resolve().name, config, dtype, mesh, runtime.quantization, stored.matrices)
     return compile_bundle(
         arguments.out,

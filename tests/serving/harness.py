@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import tempfile
 import threading
@@ -214,3 +215,14 @@ async def until(condition: Callable[[], bool], what: str, seconds: float = 10.0)
     while not condition():
         assert loop.time() < deadline, f"not within {seconds} s: {what}"
         await asyncio.sleep(0.005)
+
+
+def full_pipe() -> tuple[int, int]:
+    """The reading end of a pipe that is full, and its writing end, whose writers wait."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x")
+    os.set_blocking(writing, True)
+    return reading, writing

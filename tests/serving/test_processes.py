@@ -22,7 +22,7 @@ import pytest
 from protos.jaxinfer.v1 import inference_pb2 as pb
 from protos.jaxinfer.v1 import inference_pb2_grpc as pb_grpc
 from tests.fakes import write_model
-from tests.serving.harness import greedy
+from tests.serving.harness import full_pipe, greedy
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = "import sys; from tests.fakes import main; sys.exit(main(sys.argv[1:]))"
@@ -264,12 +264,7 @@ def test_the_engine_exits_when_the_server_is_killed(model, options):
 @pytest.mark.longer
 def test_output_that_nobody_reads_stops_nothing(model):
     """Its pipe is full before the first word: it serves all the same, and ends when it is told to."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writing, b"x")
-    os.set_blocking(writing, True)
+    reading, writing = full_pipe()
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]

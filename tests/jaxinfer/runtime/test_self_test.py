@@ -25,7 +25,7 @@ from tests.golden_recipe import build_config, load_case
 
 ROOT = Path(__file__).parents[3]
 ATTENTION = kinds.AttentionTrial(8, 2, 64, 16, "bfloat16", "bfloat16", 0.125, sliding_window=7, sinks=True)
-FIRST = '{"trial": 0, "op": "paged_attention", "backend": "one"'
+FIRST = 'self-test: {"trial": 0, "op": "paged_attention", "backend": "one"'
 TARGET = DeviceTarget("cpu", "cpu")
 
 

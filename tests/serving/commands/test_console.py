@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -19,6 +18,7 @@ from serving.commands import patient_stream
 from serving.commands.console import ServeConsole, StartUpView
 from serving.commands.progress import PlainLines
 from tests.fakes import write_model
+from tests.serving.harness import full_pipe
 
 INFO = EngineInfo(
     model="tiny",
@@ -43,12 +43,7 @@ INFO = EngineInfo(
 @pytest.fixture
 def full() -> Iterator[tuple[int, TextIO]]:
     """The reading end of a pipe that is full, and its writing end."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writing, b"x")
-    os.set_blocking(writing, True)
+    reading, writing = full_pipe()
     with open(writing, "w") as stream:
         yield reading, stream
     os.close(reading)
